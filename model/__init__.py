@@ -1,0 +1,1 @@
+"""Tensors only: specs, the backbone, patches, heads, the mixed-task forward, data and training."""

@@ -1,0 +1,177 @@
+"""Frozen descriptions of a backbone, a patch and a head. No torch here: HTTP workers read them too."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
+
+from model.errors import InvalidSpec
+
+PAD, UNK, CLS, MASK = 0, 1, 2, 3
+"""Token ids of the embedding's first rows: four different ids (the published code shares one)."""
+
+FIRST_ITEM = 4
+"""Token id of the vocabulary's first item."""
+
+Padding = Literal["exact", "embedded"]
+Insertion = Literal["serial2", "serial1", "parallel2"]
+HeadKind = Literal["classification", "tags", "ranking", "value"]
+
+CONVS_PER_BLOCK: dict[Insertion, int] = {"serial2": 2, "serial1": 1, "parallel2": 2}
+"""How many of a block's two convolutions carry a bottleneck (serial1 patches the second)."""
+
+
+def _require(is_valid: bool, message: str, hint: str = "") -> None:
+    if not is_valid:
+        raise InvalidSpec(message, hint=hint)
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneSpec:
+    """Architecture of a NextItNet backbone (WSDM 2019): all that shapes its forward but the weights.
+
+    ``padding`` is ``exact`` (the answer is that of the unpadded history) or ``embedded`` (the
+    history is left-padded to ``max_len`` with PAD tokens that pass through the network, as the
+    published code does). ``max_len`` counts items; ``[CLS]`` comes on top.
+    """
+
+    item_count: int
+    channels: int = 64
+    dilations: tuple[int, ...] = (1, 4, 1, 4, 1, 4, 1, 4)
+    kernel_size: int = 3
+    is_causal: bool = True
+    padding: Padding = "exact"
+    max_len: int = 50
+    layer_norm_eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        _require(self.item_count >= 1, f"item_count is {self.item_count}, at least 1 is needed.")
+        _require(self.channels >= 1, f"channels is {self.channels}, at least 1 is needed.")
+        _require(len(self.dilations) >= 1, "dilations is empty.", "Give one dilation per block.")
+        _require(all(d >= 1 for d in self.dilations), f"dilations {self.dilations} must be >= 1.")
+        _require(
+            self.kernel_size >= 2 and (self.is_causal or self.kernel_size % 2 == 1),
+            f"kernel_size {self.kernel_size} must be >= 2, and odd if the backbone is non-causal.",
+        )
+        _require(self.padding in ("exact", "embedded"), f"padding {self.padding!r} is unknown.")
+        _require(self.max_len >= 1, f"max_len is {self.max_len}, at least 1 is needed.")
+        _require(self.layer_norm_eps > 0, f"layer_norm_eps {self.layer_norm_eps} must be > 0.")
+
+    @property
+    def token_count(self) -> int:
+        """Rows of the embedding: the special tokens and the items."""
+        return FIRST_ITEM + self.item_count
+
+    @property
+    def conv_dilations(self) -> tuple[int, ...]:
+        """Dilation of every convolution, bottom to top: d and 2d for each block."""
+        return tuple(d * factor for d in self.dilations for factor in (1, 2))
+
+    @property
+    def frame_len(self) -> int:
+        """Tokens of a full history: a causal one ends in [CLS], a non-causal one also begins so."""
+        return self.max_len + (1 if self.is_causal else 2)
+
+    def to_json(self) -> dict[str, Any]:  # Any: a JSON document
+        return {**asdict(self), "dilations": list(self.dilations)}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Self:  # Any: a JSON document
+        known = set(cls.__dataclass_fields__)
+        unknown = sorted(set(fields) - known)
+        _require(not unknown, f"unknown backbone fields: {', '.join(unknown)}.")
+        try:
+            return cls(**{**fields, "dilations": tuple(fields.get("dilations", ()))})
+        except TypeError as error:
+            raise InvalidSpec(f"backbone spec: {error}.") from error
+
+
+@dataclass(frozen=True, slots=True)
+class PatchGeometry:
+    """Where a task's patch sits and how wide it is (PeterRec section 3.3, figure 3).
+
+    ``bottleneck`` is the folded width: the sum over the ``cardinality`` branches it was trained
+    with. ``blocks`` are the patched residual blocks, ascending. ``has_inner_skip`` adds the source
+    itself in the parallel insertion (``y = conv(x) + x + f(x)``), as the published code does.
+    """
+
+    insertion: Insertion
+    bottleneck: int
+    blocks: tuple[int, ...]
+    cardinality: int = 1
+    has_inner_skip: bool = False
+    has_norms: bool = False
+    has_cls: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.insertion in CONVS_PER_BLOCK, f"insertion {self.insertion!r} is unknown.")
+        _require(self.bottleneck >= 1, f"bottleneck is {self.bottleneck}, at least 1 is needed.")
+        _require(
+            self.cardinality >= 1 and self.bottleneck % self.cardinality == 0,
+            f"bottleneck {self.bottleneck} is no multiple of cardinality {self.cardinality}.",
+        )
+        ascending = all(a < b for a, b in zip(self.blocks, self.blocks[1:], strict=False))
+        _require(ascending, f"blocks {self.blocks} are not ascending.")
+        _require(all(b >= 0 for b in self.blocks), f"blocks {self.blocks} must be >= 0.")
+        _require(
+            not self.has_inner_skip or self.insertion == "parallel2",
+            "has_inner_skip belongs to the parallel insertion only.",
+        )
+
+    @property
+    def patched_convs(self) -> int:
+        """Number of bottlenecks, P in the tensors' shapes."""
+        return CONVS_PER_BLOCK[self.insertion] * len(self.blocks)
+
+    def conv_index(self, block: int, conv: int) -> int | None:
+        """Position in the stacked tensors of the bottleneck at ``conv`` (0 or 1) of ``block``."""
+        if block not in self.blocks:
+            return None
+        per_block = CONVS_PER_BLOCK[self.insertion]
+        at = conv - (2 - per_block)
+        return None if at < 0 else self.blocks.index(block) * per_block + at
+
+    def shapes(self, channels: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of the stacked tensors by name (``patch.`` names of a bundle)."""
+        p, c, h = self.patched_convs, channels, self.bottleneck
+        shapes: dict[str, tuple[int, ...]] = {
+            "patch.down": (p, c, h),
+            "patch.down_bias": (p, h),
+            "patch.up": (p, h, c),
+            "patch.up_bias": (p, c),
+        }
+        if self.has_norms:
+            shapes |= {"patch.norm_weight": (len(self.blocks), c)}
+            shapes |= {"patch.norm_bias": (len(self.blocks), c)}
+        if self.has_cls:
+            shapes["patch.cls"] = (c,)
+        return shapes
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSpec:
+    """A task's output layer: ``logits = u W^T + b`` with ``outputs`` rows, decoded by its kind."""
+
+    kind: HeadKind
+    outputs: int
+    has_bias: bool = True
+
+    def __post_init__(self) -> None:
+        _require(
+            self.kind in ("classification", "tags", "ranking", "value"),
+            f"head kind {self.kind!r} is unknown.",
+        )
+        _require(self.outputs >= 1, f"a head needs at least 1 output, not {self.outputs}.")
+        _require(self.kind != "value" or self.outputs == 1, "a value head has exactly one output.")
+
+    def shapes(self, channels: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of the head's tensors by name."""
+        shapes: dict[str, tuple[int, ...]] = {"head.weight": (self.outputs, channels)}
+        if self.has_bias:
+            shapes["head.bias"] = (self.outputs,)
+        return shapes
+
+
+def vocabulary_digest(items: list[str]) -> str:
+    """sha256 of the ordered item vocabulary; the same items in another order give another one."""
+    return hashlib.sha256(json.dumps(items, ensure_ascii=False).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""The bundle (format, verification) and the registry that holds bundles in Redis."""

@@ -1,0 +1,1 @@
+"""HTTP, the device process, batching, slots, metrics and the command line."""
