@@ -1,0 +1,41 @@
+"""The ``peterrec`` command: a composition root, one line per group of commands."""
+
+import sys
+from importlib import import_module
+
+import typer
+from rich.console import Console
+
+from model.errors import PeterRecError
+
+COMMAND_GROUPS = ("training", "reference", "bundles", "serving")
+
+
+def build_app() -> typer.Typer:
+    """All commands; heavy imports happen inside the command that needs them."""
+    app = typer.Typer(
+        name="peterrec",
+        help="One shared user model, a small patch per task: train, register and serve.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+    )
+    for group in COMMAND_GROUPS:
+        import_module(f"service.commands.{group}").register(app)
+    return app
+
+
+def main() -> None:
+    """Run the command line; our own errors become one line on stderr and exit status 1."""
+    try:
+        build_app()()
+    except PeterRecError as error:
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(f"[red]{error.code}[/red]: ", end="")
+        console.print(error.message, markup=False)
+        if error.hint:
+            console.print(f"  {error.hint}", markup=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
