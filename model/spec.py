@@ -1,4 +1,4 @@
-"""Frozen descriptions of a backbone, a patch and a head. No torch here: HTTP workers read them too."""
+"""Frozen descriptions of a backbone, a patch and a head; HTTP workers read them without torch."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ def _require(is_valid: bool, message: str, hint: str = "") -> None:
 
 @dataclass(frozen=True, slots=True)
 class BackboneSpec:
-    """Architecture of a NextItNet backbone (WSDM 2019): all that shapes its forward but the weights.
+    """Architecture of a NextItNet backbone (WSDM 2019): all but the weights.
 
     ``padding`` is ``exact`` (the answer is that of the unpadded history) or ``embedded`` (the
     history is left-padded to ``max_len`` with PAD tokens that pass through the network, as the
