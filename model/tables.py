@@ -107,16 +107,19 @@ def list_files(path: Path) -> list[Path]:
     return files
 
 
-def text_column(parts: Sequence[TablePart], column: str) -> pa.ChunkedArray:
-    """A column without gaps, as strings; whole floats lose their ``.0``."""
+def text_column(
+    parts: Sequence[TablePart], column: str, allows_nulls: bool = False
+) -> pa.ChunkedArray:
+    """A column as strings, without gaps unless they are allowed; whole floats lose their ``.0``."""
     for part in parts:
-        refuse_nulls(part, column)
+        if not allows_nulls:
+            _refuse_nulls(part, column)
     return pa.chunked_array(
         [chunk for part in parts for chunk in _as_text(part.table[column]).chunks], pa.string()
     )
 
 
-def refuse_nulls(part: TablePart, column: str) -> None:
+def _refuse_nulls(part: TablePart, column: str) -> None:
     """Refuse a column with a missing value, naming the first one's place."""
     missing = part.table[column].is_null()
     if pc.any(missing).as_py():
@@ -171,8 +174,9 @@ def _read_csv(path: Path, delimiter: str, columns: list[str]) -> pa.Table:
 
 
 def _csv_header(path: Path, parse: pv.ParseOptions) -> list[str]:
-    if path.stat().st_size == 0:
-        raise DataFileEmpty(f"{path} is empty.", hint="Check the export.")
+    with pa.input_stream(path) as stream:  # decompresses by the file's suffix
+        if not stream.read(1):
+            raise DataFileEmpty(f"{path} is empty.", hint="Check the export.")
     header = pv.ReadOptions(use_threads=False, block_size=1 << 20)
     with pv.open_csv(path, read_options=header, parse_options=parse) as reader:
         names: list[str] = reader.schema.names

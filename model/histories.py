@@ -1,0 +1,54 @@
+"""Users' histories and a task's answers in memory. No torch and no file formats here."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class Histories:
+    """Every user's items, oldest first, in one flat array.
+
+    User ``i`` owns ``codes[offsets[i]:offsets[i + 1]]``; a code is an index into ``items``. Users
+    and items stand in the order of their first appearance.
+    """
+
+    users: tuple[str, ...]
+    items: tuple[str, ...]
+    codes: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int64]
+
+    def select(self, users: npt.NDArray[np.int64]) -> "Histories":
+        """The histories of some users, by index."""
+        parts = [self.codes[self.offsets[i] : self.offsets[i + 1]] for i in users.tolist()]
+        offsets = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)
+        codes = np.concatenate([np.empty(0, dtype=np.int64), *parts])
+        return Histories(tuple(self.users[i] for i in users.tolist()), self.items, codes, offsets)
+
+    def items_of(self, user: int) -> tuple[str, ...]:
+        """One user's items, oldest first."""
+        codes = self.codes[self.offsets[user] : self.offsets[user + 1]]
+        return tuple(self.items[code] for code in codes.tolist())
+
+    def digest(self) -> str:
+        """sha256 over users, items and their order: the training data's identity."""
+        sha = hashlib.sha256(json.dumps([self.users, self.items]).encode())
+        sha.update(self.codes.tobytes())
+        sha.update(self.offsets.tobytes())
+        return sha.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class UserLabels:
+    """The answers a task is trained on: one or several texts per user, and the file's name."""
+
+    by_user: Mapping[str, tuple[str, ...]]
+    source: str
+
+    def digest(self) -> str:
+        """sha256 of all answers: the labels' identity."""
+        return hashlib.sha256(json.dumps(sorted(self.by_user.items())).encode()).hexdigest()
