@@ -1,0 +1,268 @@
+"""The mixed-task forward: rows of any tasks, lengths and patch geometries in one pass.
+
+The shared convolutions run over all rows of a chunk; each row's own patch is gathered by slot.
+Rows are sorted by length and cut into chunks that fit the processor's cache, so a row costs about
+what its history costs. Convolutions are GEMMs over gathered taps, computed at the positions of the
+cone (``model/cone.py``) only. Checked against ``Backbone.user_vectors`` row by row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from model.backbone import Backbone, DilatedConv, ResidualBlock
+from model.cone import BlockPlan, ConvPlan, Plan, plan
+from model.framing import Tokens, frame_histories
+from model.slab import Slab
+from model.spec import CLS, PAD, PatchGeometry
+
+CHUNK_POSITIONS = 1_600
+"""Tokens per chunk on a CPU: the activations of one convolution then stay in the second cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotRef:
+    """Where a row's patch lies; slabs hold the tensors of ``PatchGeometry.shapes`` by name."""
+
+    geometry: PatchGeometry
+    slab: Slab
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class PackedConv:
+    """A convolution as a GEMM: weight [k·C, C] over concatenated taps, and its LayerNorm."""
+
+    weight: Tensor
+    bias: Tensor
+    norm_weight: Tensor
+    norm_bias: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePlan:
+    """A cone plan with its indices on the device."""
+
+    plan: Plan
+    taps: tuple[tuple[Tensor, Tensor], ...]
+    residuals: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Neighbouring rows [start, stop) of a chunk whose patches lie in one slab."""
+
+    start: int
+    stop: int
+    geometry: PatchGeometry
+    tensors: dict[str, Tensor]
+    slots: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One convolution of one chunk, as the patches see it."""
+
+    block: int
+    conv: int
+    groups: list[Group]
+
+
+class MixedForward:
+    """User vectors for rows of different tasks. Used by one thread, the device's owner."""
+
+    def __init__(self, backbone: Backbone, chunk_positions: int = CHUNK_POSITIONS) -> None:
+        self.spec = backbone.spec
+        self._device = backbone.embedding.weight.device
+        self._embedding = backbone.embedding.weight.detach()
+        self._blocks = [_pack_block(block) for block in backbone.blocks]
+        self._chunk_positions = chunk_positions
+        self._plans: dict[int, DevicePlan] = {}
+
+    @torch.inference_mode()
+    def user_vectors(self, histories: Sequence[Tokens], refs: Sequence[SlotRef]) -> Tensor:
+        """User vectors [B, C]: row i is history i through the backbone patched by slot i."""
+        out = torch.empty(len(histories), self.spec.channels, device=self._device)
+        for rows in self._chunks(histories, refs):
+            tokens = frame_histories([histories[row] for row in rows], self.spec)
+            vectors = self._run_chunk(tokens.to(self._device), _groups(rows, refs, self._device))
+            out[torch.as_tensor(rows, device=self._device)] = vectors
+        return out
+
+    def _chunks(self, histories: Sequence[Tokens], refs: Sequence[SlotRef]) -> list[list[int]]:
+        """Row numbers per chunk: sorted by length, and by slab within a chunk."""
+        lengths = np.minimum([len(h) for h in histories], self.spec.max_len) + 1
+        chunks: list[list[int]] = []
+        room = 0
+        for row in np.argsort(-lengths, kind="stable"):
+            if not chunks or room < lengths[row]:
+                chunks.append([])
+                room = max(self._chunk_positions, int(lengths[row]))
+            chunks[-1].append(int(row))
+            room -= int(lengths[chunks[-1][0]])
+        return [sorted(chunk, key=lambda row: id(refs[row].slab)) for chunk in chunks]
+
+    def _plan(self, length: int) -> DevicePlan:
+        if length not in self._plans:
+            self._plans[length] = _on_device(plan(self.spec, length), self._device)
+        return self._plans[length]
+
+    def _run_chunk(self, tokens: Tensor, groups: list[Group]) -> Tensor:
+        """tokens int64 [B, T] -> user vectors [B, C]."""
+        length = tokens.shape[1]
+        device_plan = self._plan(length)
+        x = self._embed(tokens, groups)  # [B, T, C]
+        is_ragged = self.spec.padding == "exact" and bool((tokens == PAD).any())
+        valid = (tokens != PAD).unsqueeze(2).to(x.dtype) if is_ragged else None  # [B, T, 1]
+        inputs = device_plan.plan.inputs
+        x = _with_zero_row(x[:, length - 1 - inputs[0] :])  # [B, 1 + N, C]; inputs are contiguous
+        if valid is not None:
+            x[:, 1:] *= valid[:, length - 1 - inputs[0] :]
+        for number, block in enumerate(device_plan.plan.blocks):
+            x = self._run_block(x, valid, number, block, device_plan, groups)
+        return self._pool(x, tokens)
+
+    def _embed(self, tokens: Tensor, groups: list[Group]) -> Tensor:
+        x = self._embedding[tokens]  # [B, T] -> [B, T, C]
+        for group in groups:
+            if group.geometry.has_cls:
+                rows = slice(group.start, group.stop)
+                own = group.tensors["patch.cls"][group.slots].unsqueeze(1)  # [b, C] -> [b, 1, C]
+                x[rows] = torch.where((tokens[rows] == CLS).unsqueeze(2), own, x[rows])
+        return x
+
+    def _run_block(
+        self,
+        x: Tensor,
+        valid: Tensor | None,
+        number: int,
+        block: BlockPlan,
+        device_plan: DevicePlan,
+        groups: list[Group],
+    ) -> Tensor:
+        """x [B, 1 + N_in, C] -> [B, 1 + N_out, C]; entry 0 stays zero."""
+        first_taps, second_taps = device_plan.taps[number]
+        first, second = self._blocks[number]
+        middle = self._conv(x, first_taps, block.first, first, Step(number, 0, groups))
+        middle = _masked(middle, valid, block.first)
+        out = self._conv(middle, second_taps, block.second, second, Step(number, 1, groups))
+        out = _masked(out, valid, block.second)
+        out[:, 1:] += x.index_select(1, device_plan.residuals[number])
+        return out
+
+    def _conv(
+        self, x: Tensor, taps: Tensor, conv_plan: ConvPlan, conv: PackedConv, step: Step
+    ) -> Tensor:
+        """relu(LN(patched convolution)) of x [B, 1 + N_in, C] -> [B, 1 + N_out, C]."""
+        rows, count, channels = len(x), len(conv_plan.outputs), self.spec.channels
+        gathered = x.index_select(1, taps)  # [B, N_out·k, C]
+        columns = gathered.view(rows * count, -1)  # [B·N_out, k·C]
+        y = torch.addmm(conv.bias, columns, conv.weight).view(rows, count, channels)
+        source = gathered.view(rows, count, -1, channels)[:, :, conv_plan.centre]
+        for group in step.groups:
+            _graft(y, source, group, step)
+        out = x.new_empty(rows, 1 + count, channels)
+        out[:, 0] = 0
+        for start, stop, weight, bias in _norms(conv, step, rows):
+            normed = functional.layer_norm(y[start:stop], (channels,), eps=self.spec.layer_norm_eps)
+            torch.addcmul(bias, normed, weight, out=out[start:stop, 1:]).relu_()
+        return out
+
+    def _pool(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """User vectors [B, C] of the top states x [B, 1 + N, C]."""
+        last = x[:, -1]
+        if self.spec.is_causal:
+            return last
+        if self.spec.padding == "embedded":
+            return last + x[:, 1]
+        first = (tokens != PAD).int().argmax(1)  # [B, T] -> [B]
+        return last + x[torch.arange(len(x), device=x.device), 1 + first]
+
+
+def _pack_block(block: torch.nn.Module) -> tuple[PackedConv, PackedConv]:
+    assert isinstance(block, ResidualBlock)
+    return _pack(block.conv1, block.norm1), _pack(block.conv2, block.norm2)
+
+
+def _pack(conv: DilatedConv, norm: torch.nn.LayerNorm) -> PackedConv:
+    weight = conv.weight.detach().permute(2, 1, 0).flatten(0, 1)  # [C, C, k] -> [k·C, C]
+    return PackedConv(
+        weight.contiguous(), conv.bias.detach(), norm.weight.detach(), norm.bias.detach()
+    )
+
+
+def _on_device(cone: Plan, device: torch.device) -> DevicePlan:
+    def indices(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array).reshape(-1)).to(device)
+
+    return DevicePlan(
+        cone,
+        taps=tuple((indices(b.first.taps), indices(b.second.taps)) for b in cone.blocks),
+        residuals=tuple(indices(b.residual + 1) for b in cone.blocks),
+    )
+
+
+def _groups(rows: list[int], refs: Sequence[SlotRef], device: torch.device) -> list[Group]:
+    groups: list[Group] = []
+    for _, members in groupby(rows, key=lambda row: id(refs[row].slab)):
+        own = [refs[row] for row in members]
+        start = groups[-1].stop if groups else 0
+        slots = torch.tensor([ref.slot for ref in own], device=device)
+        groups.append(Group(start, start + len(own), own[0].geometry, own[0].slab.tensors, slots))
+    return groups
+
+
+def _with_zero_row(x: Tensor) -> Tensor:
+    """[B, N, C] -> [B, 1 + N, C] with a zero row in front, for taps that reach outside."""
+    return functional.pad(x, (0, 0, 1, 0))
+
+
+def _masked(x: Tensor, valid: Tensor | None, conv_plan: ConvPlan) -> Tensor:
+    """Zero the padded positions of x [B, 1 + N, C] in place."""
+    if valid is not None:
+        positions = valid.shape[1] - 1 - conv_plan.outputs  # offsets from the end -> columns
+        x[:, 1:] *= valid[:, torch.from_numpy(positions).to(valid.device)]
+    return x
+
+
+def _graft(y: Tensor, source: Tensor, group: Group, step: Step) -> None:
+    """Add each row's patch to y [B, N, C] in place, for the rows of one slab."""
+    geometry = group.geometry
+    index = geometry.conv_index(step.block, step.conv)
+    if index is None:
+        return
+    weights = group.tensors
+    rows = slice(group.start, group.stop)
+    read = source[rows] if geometry.insertion == "parallel2" else y[rows]
+    down_bias = weights["patch.down_bias"][group.slots, index].unsqueeze(1)  # [b, H] -> [b, 1, H]
+    hidden = torch.baddbmm(down_bias, read, weights["patch.down"][group.slots, index])  # [b, N, H]
+    hidden = functional.gelu(hidden, approximate="tanh")
+    y[rows].baddbmm_(hidden, weights["patch.up"][group.slots, index])  # [b, N, H] @ [b, H, C]
+    y[rows] += weights["patch.up_bias"][group.slots, index].unsqueeze(1)
+    if geometry.has_inner_skip:
+        y[rows] += read
+
+
+def _norms(conv: PackedConv, step: Step, rows: int) -> list[tuple[int, int, Tensor, Tensor]]:
+    """LayerNorm weight and bias by range of rows: shared, or a slab's own [b, 1, C]."""
+    own = [group for group in step.groups if _trains_norm(group.geometry, step)]
+    if not own:
+        return [(0, rows, conv.norm_weight, conv.norm_bias)]
+    ranges = []
+    for group in step.groups:
+        weight, bias = conv.norm_weight, conv.norm_bias
+        if group in own:
+            at = group.geometry.blocks.index(step.block)
+            weight = group.tensors["patch.norm_weight"][group.slots, at].unsqueeze(1)
+            bias = group.tensors["patch.norm_bias"][group.slots, at].unsqueeze(1)
+        ranges.append((group.start, group.stop, weight, bias))
+    return ranges
+
+
+def _trains_norm(geometry: PatchGeometry, step: Step) -> bool:
+    return geometry.has_norms and step.conv == 1 and step.block in geometry.blocks

@@ -1,0 +1,56 @@
+"""Device storage for many small tensors of equal shapes: every tensor stacked over slots."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+RESERVED_BYTES = 1 << 30
+"""Address space taken at once on a CPU: a page costs memory only when a slot on it is written."""
+
+FEWEST_SLOTS, MOST_SLOTS = 16, 65_536
+
+
+class Slab:
+    """Slots for tensors ``[S, *shape]`` by name. Written by the device thread between batches."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> None:
+        numel = sum(torch.Size(shape).numel() for shape in shapes.values())
+        self.slot_bytes = 4 * numel
+        wanted = RESERVED_BYTES // max(1, self.slot_bytes) if device.type == "cpu" else FEWEST_SLOTS
+        capacity = max(FEWEST_SLOTS, min(wanted, MOST_SLOTS))
+        self.tensors = {
+            name: torch.empty(capacity, *shape, device=device) for name, shape in shapes.items()
+        }
+        self._capacity = capacity
+        self._free: list[int] = []
+        self._used = 0
+
+    @property
+    def resident_slots(self) -> int:
+        """Slots that hold weights now."""
+        return self._used - len(self._free)
+
+    def write(self, weights: Mapping[str, Tensor]) -> int:
+        """Copy one tensor per name into a free slot and return the slot's number."""
+        slot = self._free.pop() if self._free else self._next()
+        for name, tensor in self.tensors.items():
+            tensor[slot].copy_(weights[name])
+        return slot
+
+    def release(self, slot: int) -> None:
+        """Give a slot back; no row may be waiting for it."""
+        self._free.append(slot)
+
+    def _next(self) -> int:
+        if self._used == self._capacity:
+            self._grow()
+        self._used += 1
+        return self._used - 1
+
+    def _grow(self) -> None:
+        for name, old in self.tensors.items():
+            new = torch.empty(2 * len(old), *old.shape[1:], device=old.device)
+            new[: len(old)] = old
+            self.tensors[name] = new
+        self._capacity *= 2
