@@ -1,0 +1,110 @@
+"""Who calls and what they may do: keys from the table, never from Redis."""
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from fnmatch import fnmatchcase
+
+from patches.identity import DEFAULT_TENANT, TenantId
+from service.errors import Forbidden, Unauthenticated
+from service.messages import KeyEntry
+
+KEY_PREFIX = "prk_"
+
+_HINT = "Send `Authorization: Bearer prk_…` or `X-API-Key: prk_…`."
+
+
+class Action(StrEnum):
+    """What a scope allows."""
+
+    PREDICT = "predict"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """One scope of a key: an action on the tasks that match a glob."""
+
+    action: str
+    glob: str = "*"
+
+    @classmethod
+    def parse(cls, text: str) -> "Scope":
+        """``predict``, ``admin``, or either with a glob: ``predict:coldrec-*``."""
+        action, _, glob = text.partition(":")
+        return cls(action, glob or "*")
+
+    def allows(self, action: Action, task: str) -> bool:
+        """True if this scope lets its owner do ``action`` to ``task``."""
+        return self.action == action and (self.glob == "*" or fnmatchcase(task, self.glob))
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """An authenticated caller: the tenant comes from here, never from a body."""
+
+    key_id: str
+    tenant: TenantId
+    scopes: tuple[Scope, ...]
+
+    def may(self, action: Action, task: str) -> bool:
+        """True if any scope allows ``action`` on ``task``."""
+        return any(scope.allows(action, task) for scope in self.scopes)
+
+    def require(self, action: Action, task: str) -> None:
+        """Forbidden unless the caller may do ``action`` to ``task``."""
+        if not self.may(action, task):
+            raise Forbidden(
+                f"this key may not {action} task {task!r}.",
+                hint=f"Use a key with the scope {action}, or {action}:<glob> matching the task.",
+            )
+
+    def require_everywhere(self, action: Action) -> None:
+        """Forbidden unless a scope without a glob allows ``action``."""
+        if not any(scope.action == action and scope.glob == "*" for scope in self.scopes):
+            raise Forbidden(
+                f"this key has no {action} scope for all tasks.",
+                hint=f"Use a key with the scope {action}.",
+            )
+
+
+ANYONE = Principal("none", DEFAULT_TENANT, (Scope(Action.PREDICT), Scope(Action.ADMIN)))
+"""Every caller of a server whose authentication is off."""
+
+
+class Authenticator:
+    """Finds the caller behind a request's credential."""
+
+    def __init__(self, is_required: bool) -> None:
+        self._is_required = is_required
+        self._by_hash: dict[str, tuple[str, Principal]] = {}
+
+    def replace_keys(self, keys: Iterable[KeyEntry]) -> None:
+        """From now on exactly these keys are valid."""
+        self._by_hash = {
+            key.sha256: (
+                key.sha256,
+                Principal(
+                    key.key_id,
+                    TenantId(key.tenant),
+                    tuple(Scope.parse(scope) for scope in key.scopes),
+                ),
+            )
+            for key in keys
+        }
+
+    def authenticate(self, authorization: bytes, api_key: bytes) -> Principal:
+        """The caller, by the raw values of the two headers (empty: absent)."""
+        if not self._is_required:
+            return ANYONE
+        scheme, _, token = authorization.partition(b" ")
+        secret = token.strip() if scheme.lower() == b"bearer" else api_key.strip()
+        if not secret:
+            raise Unauthenticated("the request carries no API key.", hint=_HINT)
+        found = hashlib.sha256(secret).hexdigest()
+        stored, principal = self._by_hash.get(found, ("", ANYONE))
+        if not hmac.compare_digest(found, stored):
+            raise Unauthenticated("the API key is not valid (any more).", hint=_HINT)
+        return principal
