@@ -128,12 +128,6 @@ class DeviceUnavailable(PeterRecError):
     code = "device_unavailable"
     category = Category.UNAVAILABLE
 
-    def __init__(self) -> None:
-        super().__init__(
-            "the device process is not there; it is being started again.",
-            hint="Try again in a moment.",
-        )
-
 
 class QueueFull(PeterRecError):
     code = "queue_full"
@@ -162,13 +156,17 @@ class InternalError(PeterRecError):
 
 
 _ROW_ERRORS: Mapping[str, tuple[type[PeterRecError], str]] = {
+    "device_unavailable": (
+        DeviceUnavailable,
+        "the device process is not there; it is being started again.",
+    ),
     "bundle_gone": (BundleGone, "the bundle was removed while the request waited."),
     "deadline_exceeded": (DeadlineExceeded, "the request's time ran out while it waited."),
     "queue_full": (QueueFull, "too many rows wait for the device."),
 }
 
 
-def row_error(code: str, detail: str) -> PeterRecError:
+def row_error(code: str, detail: str = "") -> PeterRecError:
     """The error behind the code of a row that the device link or process did not answer."""
     error, message = _ROW_ERRORS.get(code, (RowFailed, f"{code}."))
     return error(detail or message, hint="Try again." if error.category in RETRYABLE else "")

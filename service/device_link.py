@@ -1,0 +1,293 @@
+"""A worker's end of the line to the device process: rows out, results in, on the event loop."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import zmq
+
+from service.errors import DeadlineExceeded, QueueFull, row_error
+from service.messages import (
+    BatchResults,
+    Cancel,
+    FromDevice,
+    Goodbye,
+    Hello,
+    Predict,
+    Prove,
+    Proved,
+    Row,
+    RowResult,
+    Status,
+    Sync,
+    Synced,
+    TableAck,
+    TableUpdate,
+    ToDevice,
+    Welcome,
+    encode,
+    from_device,
+)
+from service.task_table import TaskTable
+
+HELLO_INTERVAL_S = 1.0
+SEEKING_INTERVAL_S = 0.1
+"""Between two ``Hello`` while the device process is not there."""
+
+SILENCE_LIMIT_S = 3.0
+"""Without a message for so long the device process counts as gone: it sends one each second."""
+
+LINGER_MS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class AdmittedRow:
+    """A row and the digest it is bound to; its handle is only this epoch's name for it."""
+
+    row: Row
+    digest: str
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    """A request under way. ``sent``: which of its rows the last message carried, in order."""
+
+    rows: Sequence[AdmittedRow]
+    deadline: float
+    future: asyncio.Future[list[RowResult]]
+    results: list[RowResult | None]
+    sent: list[int]
+    missing: int
+
+    def take(self, result: RowResult, at: int) -> None:
+        if self.results[at] is None and not self.future.done():
+            self.results[at] = result
+            self.missing -= 1
+            if not self.missing:
+                self.finish("")
+
+    def finish(self, error: str) -> None:
+        """Answer the caller; rows still missing get ``error``."""
+        if not self.future.done():
+            self.future.set_result(
+                [r or RowResult(0, at, b"", error=error) for at, r in enumerate(self.results)]
+            )
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    message: Prove | Sync
+    future: asyncio.Future[Proved | Synced]
+
+
+@dataclass(slots=True)
+class LinkState:
+    """What the worker knows about the device process, for ``/readyz``."""
+
+    heard_at: float = float("-inf")
+    is_ready: bool = False
+    status: Status | None = None
+    waiting_rows: int = 0
+
+
+class DeviceLink:
+    """One zmq DEALER on the running loop; every method belongs to the loop's thread.
+
+    ``on_update`` is called after the table took over a change and before it is acknowledged.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        worker: str,
+        table: TaskTable,
+        *,
+        max_rows: int,
+        on_update: Callable[[TableUpdate], None],
+    ) -> None:
+        self._endpoint = endpoint
+        self._worker = worker
+        self._table = table
+        self._max_rows = max_rows
+        self._on_update = on_update
+        self._ids = itertools.count(1)
+        self._pending: dict[int, _Pending] = {}
+        self._calls: dict[int, _Call] = {}
+        self.state = LinkState()
+
+    async def start(self) -> None:
+        """Connect; requests are refused until the device process has welcomed this worker."""
+        self._loop = asyncio.get_running_loop()
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, LINGER_MS)
+        self._socket.setsockopt(zmq.SNDHWM, 0)  # rows are bounded by max_rows
+        self._socket.setsockopt(zmq.RCVHWM, 0)
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing queues while nobody listens
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 50)
+        self._socket.connect(self._endpoint)
+        self._loop.add_reader(self._socket.FD, self._drain)
+        self._greeter = self._loop.create_task(self._greet())
+
+    async def close(self) -> None:
+        """Say goodbye; whoever still waits is told that the device process is gone."""
+        self._greeter.cancel()
+        await asyncio.gather(self._greeter, return_exceptions=True)
+        for pending in self._pending.values():
+            pending.finish("device_unavailable")
+        for call in self._calls.values():
+            call.future.cancel()
+        self._send(Goodbye(self._worker))
+        self._loop.remove_reader(self._socket.FD)
+        self._socket.close()
+        await asyncio.to_thread(self._context.term)
+
+    @property
+    def is_connected(self) -> bool:
+        """True if the device process has welcomed this worker and was heard of lately."""
+        return self._table.epoch > 0 and time.monotonic() - self.state.heard_at < SILENCE_LIMIT_S
+
+    async def predict(self, rows: Sequence[AdmittedRow], deadline: float) -> list[RowResult]:
+        """One result per row, in order; a row without an answer carries its error's code.
+
+        ``deadline`` is on ``time.monotonic``. DeviceUnavailable and QueueFull refuse at once;
+        cancelling the call drops the rows that still wait.
+        """
+        if not self.is_connected:
+            raise row_error("device_unavailable")
+        if self.state.waiting_rows + len(rows) > self._max_rows:
+            raise QueueFull(f"{self.state.waiting_rows} rows wait already.", hint="Try again.")
+        request_id = next(self._ids)
+        count = len(rows)
+        pending = _Pending(
+            rows, deadline, self._loop.create_future(), [None] * count, list(range(count)), count
+        )
+        self._pending[request_id] = pending
+        self.state.waiting_rows += count
+        self._send(Predict(request_id, self._table.epoch, deadline, [r.row for r in rows]))
+        timer = self._loop.call_later(
+            max(0.0, deadline - time.monotonic()), pending.finish, "deadline_exceeded"
+        )
+        try:
+            return await pending.future
+        finally:
+            timer.cancel()
+            del self._pending[request_id]
+            self.state.waiting_rows -= count
+            if pending.missing:
+                self._send(Cancel(request_id))
+
+    async def prove(self, path: str, timeout_s: float) -> Proved:
+        """Have a spooled bundle verified and its probes run on the device."""
+        answer = await self._call(Prove(next(self._ids), path), timeout_s)
+        assert isinstance(answer, Proved)
+        return answer
+
+    async def sync(self, revision: int, timeout_s: float) -> Synced:
+        """Wait until every worker of this replica serves a registry revision."""
+        answer = await self._call(Sync(next(self._ids), revision), timeout_s)
+        assert isinstance(answer, Synced)
+        return answer
+
+    async def _call(self, message: Prove | Sync, timeout_s: float) -> Proved | Synced:
+        if not self.is_connected:
+            raise row_error("device_unavailable")
+        call = _Call(message, self._loop.create_future())
+        self._calls[message.request_id] = call
+        self._send(message)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await call.future
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"the device process did not answer within {timeout_s:g} s.",
+                hint="The change may still take effect; read the task again.",
+            ) from error
+        finally:
+            del self._calls[message.request_id]
+
+    async def _greet(self) -> None:
+        while True:
+            self._send(Hello(self._worker, self._table.epoch))
+            await asyncio.sleep(HELLO_INTERVAL_S if self.is_connected else SEEKING_INTERVAL_S)
+
+    def _send(self, message: ToDevice) -> None:
+        """Send unless nobody listens: what is pending is sent again after the next Welcome."""
+        try:
+            self._socket.send(encode(message), zmq.DONTWAIT)
+        except zmq.Again:
+            return
+        # zmq's descriptor is edge-triggered: sending may consume the edge of what has arrived
+        if self._socket.EVENTS & zmq.POLLIN:
+            self._loop.call_soon(self._drain)
+
+    def _drain(self) -> None:
+        while not self._socket.closed:
+            try:
+                data = self._socket.recv(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            self.state.heard_at = time.monotonic()
+            self._receive(from_device.decode(data))
+
+    def _receive(self, message: FromDevice) -> None:
+        match message:
+            case BatchResults():
+                self._take_results(message)
+            case Status():
+                self.state.status = message
+                self.state.is_ready = message.is_ready
+            case TableUpdate():
+                if message.epoch == self._table.epoch:
+                    self._apply(message)
+            case Welcome():
+                self._begin_epoch(message)
+            case Proved() | Synced():
+                self._finish_call(message)
+
+    def _take_results(self, batch: BatchResults) -> None:
+        if batch.epoch != self._table.epoch:
+            return
+        for result in batch.rows:
+            pending = self._pending.get(result.request_id)
+            if pending is not None:
+                pending.take(result, pending.sent[result.row])
+
+    def _finish_call(self, answer: Proved | Synced) -> None:
+        call = self._calls.get(answer.request_id)
+        if call is not None and not call.future.done():
+            call.future.set_result(answer)
+
+    def _apply(self, update: TableUpdate) -> None:
+        self._table.apply(update)
+        self._on_update(update)
+        self._send(TableAck(update.epoch, update.version))
+
+    def _begin_epoch(self, welcome: Welcome) -> None:
+        is_new = welcome.epoch != self._table.epoch
+        self._apply(welcome.table)
+        self.state.is_ready = welcome.is_ready
+        if is_new:
+            for request_id, pending in list(self._pending.items()):
+                self._send_again(request_id, pending)
+            for call in self._calls.values():
+                self._send(call.message)
+
+    def _send_again(self, request_id: int, pending: _Pending) -> None:
+        """Rows without an answer, under the handles their digests have in the new epoch."""
+        rows: list[Row] = []
+        pending.sent = []
+        for at, admitted in enumerate(pending.rows):
+            if pending.results[at] is not None:
+                continue
+            bundle = self._table.resident(admitted.digest)
+            if bundle is None:
+                pending.take(RowResult(request_id, at, b"", error="bundle_gone"), at)
+            else:
+                rows.append(msgspec.structs.replace(admitted.row, handle=bundle.handle))
+                pending.sent.append(at)
+        if rows:
+            self._send(Predict(request_id, self._table.epoch, pending.deadline, rows))
