@@ -221,7 +221,7 @@ class DeviceLink:
         except zmq.Again:
             return
         # zmq's descriptor is edge-triggered: sending may consume the edge of what has arrived
-        if self._socket.EVENTS & zmq.POLLIN:
+        if int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             self._loop.call_soon(self._drain)
 
     def _drain(self) -> None:
