@@ -98,7 +98,7 @@ class BundleEntry(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TaskEntry(msgspec.Struct, frozen=True, array_like=True):
-    """A task as the registry has it: aliases name versions, versions name digests."""
+    """A task: aliases name versions; ``versions`` has the digests of those that one names."""
 
     tenant: str
     task: str

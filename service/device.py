@@ -1,0 +1,353 @@
+"""The device process's one thread: it alone runs forwards and writes slots.
+
+A turn: read what workers sent, do what the follower asks, run one batch. The device never idles
+while rows wait, and tables are flipped only between batches.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Protocol, TypeVar
+
+import msgspec
+import numpy as np
+import structlog
+import zmq
+
+from model.mixed_heads import RowScores, Selection
+from patches.verify import VerifiedBundle
+from service.events import BatchFinished, BundleSwapped, DeviceMeasured, Emit, RowsRefused
+from service.messages import (
+    BatchResults,
+    Cancel,
+    FromDevice,
+    Goodbye,
+    Hello,
+    Predict,
+    Prove,
+    RowResult,
+    Status,
+    Sync,
+    Synced,
+    TableAck,
+    ToDevice,
+    Welcome,
+    encode,
+    to_device,
+)
+from service.scheduler import QueuedRow, RowQueue, Worker
+from service.serving_table import IDLE_RESIDENCIES, Desired, ServingTable
+from service.slots import EngineRow, HeadBudgetExceeded, Residency, SlotStore
+
+log = structlog.get_logger()
+
+Result = TypeVar("Result")
+
+STATUS_INTERVAL_S = 1.0
+MESSAGES_PER_TURN = 1024
+
+
+class Follower(Protocol):
+    """What the device thread asks of the registry's follower."""
+
+    def look_now(self) -> None:
+        """Read the registry's revision at once instead of at the next tick."""
+
+    def prove(self, worker: Worker, request: Prove) -> None:
+        """Verify a spooled bundle, have it loaded, and send ``Proved`` to the worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLimits:
+    """Bounds of the queue and of one batch."""
+
+    max_queue_rows: int
+    max_batch_rows: int
+
+
+@dataclass(slots=True)
+class PendingSync:
+    """A worker that waits until all workers serve a revision; ``version`` once it is applied."""
+
+    worker: Worker
+    request: Sync
+    version: int | None = None
+
+
+class DeviceLoop:
+    """Everything the device thread owns. ``submit`` is the only method for other threads."""
+
+    def __init__(
+        self,
+        socket: "zmq.Socket[bytes]",
+        wake: "zmq.Socket[bytes]",
+        store: SlotStore,
+        limits: DeviceLimits,
+        emit: Emit,
+    ) -> None:
+        self._socket = socket
+        self._wake = wake
+        self._emit = emit
+        self._limits = limits
+        self.store = store
+        self.table = ServingTable(epoch=time.time_ns())
+        self.queue = RowQueue(limits.max_queue_rows)
+        self.is_ready = False
+        self.registry_synced_at = 0.0
+        self._syncs: list[PendingSync] = []
+        self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._next_status_at = 0.0
+        self._handlers: dict[type, Callable[[Worker, ToDevice], None]] = {
+            Predict: self._on_predict,
+            Cancel: self._on_cancel,
+            Hello: self._on_hello,
+            TableAck: self._on_ack,
+            Prove: self._on_prove,
+            Sync: self._on_sync,
+            Goodbye: self._on_goodbye,
+        }
+
+    def submit(self, job: Callable[[], Result]) -> Future[Result]:
+        """Run ``job`` on the device thread between batches. Any thread; wake the socket after."""
+        future: Future[Result] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(job())
+            except Exception as error:
+                future.set_exception(error)
+
+        self._jobs.put(run)
+        return future
+
+    def run(self, follower: Follower, is_stopping: Callable[[], bool]) -> None:
+        """Serve until told to stop, and then until no row waits."""
+        self._follower = follower
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._wake, zmq.POLLIN)
+        while not (is_stopping() and not len(self.queue)):
+            poller.poll(0 if len(self.queue) else 100)
+            self._read_messages()
+            self._do_jobs()
+            self._run_batch()
+            self._tick()
+
+    def apply(self, desired: Desired) -> list[str]:
+        """Flip the table towards what the registry wants; the digests still to be loaded."""
+        started = time.perf_counter()
+        update = self.table.apply(desired)
+        self._broadcast(update)
+        freed = self._free_idle(IDLE_RESIDENCIES)
+        if update.bundles or update.removed_handles:
+            self._emit(BundleSwapped(time.perf_counter() - started, len(update.bundles), freed))
+        self._answer_syncs()
+        return self.table.missing(desired.digests())
+
+    def load(self, bundle: VerifiedBundle, catalog_path: str) -> Residency:
+        """Load and prove a bundle, making room for its head if idle ones hold it."""
+        try:
+            residency = self.store.load(bundle, catalog_path)
+        except HeadBudgetExceeded:
+            self._free_idle(keep=0)
+            residency = self.store.load(bundle, catalog_path)
+        self.table.admit(residency)
+        return residency
+
+    def send(self, worker: Worker, message: FromDevice) -> None:
+        """Send to one worker; silently nothing if it has gone."""
+        self._socket.send_multipart([worker, encode(message)])
+
+    def _read_messages(self) -> None:
+        for _ in range(MESSAGES_PER_TURN):
+            try:
+                worker, frame = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                message = to_device.decode(frame)
+            except msgspec.MsgspecError as error:
+                log.error("message_refused", reason=str(error))
+                continue
+            self._handlers[type(message)](worker, message)
+
+    def _do_jobs(self) -> None:
+        while True:
+            try:
+                job = self._jobs.get_nowait()
+            except Empty:
+                return
+            job()
+
+    def _on_hello(self, worker: Worker, message: ToDevice) -> None:
+        assert isinstance(message, Hello)
+        self.table.hear(worker, time.monotonic())
+        if message.epoch != self.table.epoch:
+            self.send(worker, Welcome(self.table.epoch, self.is_ready, self.table.full()))
+
+    def _on_goodbye(self, worker: Worker, message: ToDevice) -> None:
+        self.table.workers.pop(worker, None)
+        self._answer_syncs()
+
+    def _on_ack(self, worker: Worker, message: ToDevice) -> None:
+        assert isinstance(message, TableAck)
+        if message.epoch == self.table.epoch:
+            self.table.hear(worker, time.monotonic()).acked_version = message.version
+            self._answer_syncs()
+
+    def _on_prove(self, worker: Worker, message: ToDevice) -> None:
+        assert isinstance(message, Prove)
+        self._follower.prove(worker, message)
+
+    def _on_sync(self, worker: Worker, message: ToDevice) -> None:
+        assert isinstance(message, Sync)
+        self._syncs.append(PendingSync(worker, message))
+        self._answer_syncs()
+        self._follower.look_now()
+
+    def _on_cancel(self, worker: Worker, message: ToDevice) -> None:
+        assert isinstance(message, Cancel)
+        dropped = self.queue.cancel(worker, message.request_id)
+        if dropped:
+            self._emit(RowsRefused("client_left", dropped))
+
+    def _on_predict(self, worker: Worker, message: ToDevice) -> None:
+        assert isinstance(message, Predict)
+        if message.epoch != self.table.epoch:
+            return
+        now = time.monotonic()
+        rows = [
+            QueuedRow(worker, message.request_id, number, row, message.deadline, now)
+            for number, row in enumerate(message.rows)
+        ]
+        if not self.queue.push(rows):
+            self._refuse(rows, "queue_full", f"{self._limits.max_queue_rows} rows wait already")
+
+    def _run_batch(self) -> None:
+        taken = self.queue.take(self._limits.max_batch_rows, time.monotonic())
+        self._refuse(taken.expired, "deadline_exceeded", "the deadline passed in the queue")
+        gone = [row for row in taken.rows if row.row.handle not in self.store.resident]
+        self._refuse(gone, "bundle_gone", "the bundle has left the device")
+        rows = [row for row in taken.rows if row.row.handle in self.store.resident]
+        if not rows:
+            return
+        started = time.monotonic()
+        results = self._score(rows)
+        duration = time.monotonic() - started
+        self._answer(rows, results, duration)
+        self._emit(
+            BatchFinished(
+                rows=len(rows),
+                distinct_bundles=len({row.row.handle for row in rows}),
+                positions=sum(len(row.row.tokens) // 4 + 1 for row in rows),
+                duration_s=duration,
+                queue_waits_s=[started - row.enqueued_at for row in rows],
+            )
+        )
+
+    def _score(self, rows: Sequence[QueuedRow]) -> list[RowScores | str]:
+        """Scores of each row, or what failed. A failing batch is retried row by row."""
+        try:
+            return list(self.store.score([self._engine_row(row) for row in rows]))
+        except Exception as error:
+            # One bad row must not fail its neighbours, and the loop must go on.
+            log.error("batch_failed", rows=len(rows), reason=repr(error))
+            if len(rows) == 1:
+                return [repr(error)]
+        return [self._score([row])[0] for row in rows]
+
+    def _engine_row(self, queued: QueuedRow) -> EngineRow:
+        row = queued.row
+        selection = Selection(
+            top_k=row.top_k,
+            excluded=np.frombuffer(row.excluded, np.int64) if row.excluded else None,
+            candidates=None if row.candidates is None else np.frombuffer(row.candidates, np.int64),
+        )
+        tokens = np.frombuffer(row.tokens, np.int32)
+        return EngineRow(self.store.resident[row.handle], tokens, selection)
+
+    def _answer(
+        self, rows: Sequence[QueuedRow], results: Sequence[RowScores | str], duration: float
+    ) -> None:
+        by_worker: defaultdict[Worker, list[RowResult]] = defaultdict(list)
+        for queued, result in zip(rows, results, strict=True):
+            by_worker[queued.worker].append(_row_result(queued, result))
+        for worker, answers in by_worker.items():
+            self.send(worker, BatchResults(self.table.epoch, duration, answers))
+
+    def _refuse(self, rows: Sequence[QueuedRow], code: str, detail: str) -> None:
+        if not rows:
+            return
+        by_worker: defaultdict[Worker, list[RowResult]] = defaultdict(list)
+        for row in rows:
+            refusal = RowResult(row.request_id, row.number, b"", error=code, detail=detail)
+            by_worker[row.worker].append(refusal)
+        for worker, answers in by_worker.items():
+            self.send(worker, BatchResults(self.table.epoch, 0.0, answers))
+        self._emit(RowsRefused(code, len(rows)))
+
+    def _answer_syncs(self) -> None:
+        waiting: list[PendingSync] = []
+        for sync in self._syncs:
+            if sync.version is None and self.table.revision >= sync.request.revision:
+                sync.version = self.table.version
+            if sync.version is not None and self.table.is_acknowledged(sync.version):
+                self.send(sync.worker, Synced(sync.request.request_id, self.table.revision))
+            else:
+                waiting.append(sync)
+        self._syncs = waiting
+
+    def _broadcast(self, message: FromDevice) -> None:
+        frame = encode(message)
+        for worker in self.table.workers:
+            self._socket.send_multipart([worker, frame])
+
+    def _free_idle(self, keep: int) -> int:
+        freed = self.table.take_idle(self.queue.is_waiting_for, keep)
+        for residency in freed:
+            self.store.free(residency)
+        return len(freed)
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now < self._next_status_at:
+            return
+        self._next_status_at = now + STATUS_INTERVAL_S
+        self.table.forget_silent(now)
+        self._answer_syncs()
+        self._free_idle(IDLE_RESIDENCIES)
+        waiting = len(self.queue)
+        self._broadcast(
+            Status(
+                epoch=self.table.epoch,
+                is_ready=self.is_ready,
+                registry_revision=self.table.revision,
+                registry_synced_at=self.registry_synced_at,
+                queued_rows=waiting,
+            )
+        )
+        self._emit(
+            DeviceMeasured(
+                queued_rows=waiting,
+                resident_bundles=len(self.store.resident),
+                patch_bytes=self.store.patch_bytes,
+                head_bytes=self.store.head_bytes,
+                backbone_bytes=self.store.backbone_bytes,
+            )
+        )
+
+
+def _row_result(queued: QueuedRow, result: RowScores | str) -> RowResult:
+    if isinstance(result, str):
+        return RowResult(queued.request_id, queued.number, b"", error="row_failed", detail=result)
+    if not np.isfinite(result.values).all():
+        detail = "the bundle gives numbers that are not finite for this history"
+        return RowResult(
+            queued.request_id, queued.number, b"", error="result_not_finite", detail=detail
+        )
+    return RowResult(
+        queued.request_id, queued.number, result.values.tobytes(), result.indices.tobytes()
+    )
