@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,8 +14,6 @@ from model.spec import HeadSpec
 
 LOGITS_AT_ONCE = 1 << 24
 """Ranking logits held at a time (64 MiB), whatever the catalog and the batch."""
-
-NO_ITEMS = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,7 @@ class RowScores:
     """One row's scores float32: one per output, or the top-k's with their catalog indices."""
 
     values: np.ndarray
-    indices: np.ndarray = NO_ITEMS
+    indices: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
 
 class MixedHeads:

@@ -12,13 +12,21 @@ FEWEST_SLOTS, MOST_SLOTS = 16, 65_536
 
 
 class Slab:
-    """Slots for tensors ``[S, *shape]`` by name. Written by the device thread between batches."""
+    """Slots for tensors ``[S, *shape]`` by name. Written by the device thread between batches.
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> None:
+    ``capacity`` is the number of slots at first; by default as many as the reserve holds.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        device: torch.device,
+        capacity: int | None = None,
+    ) -> None:
         numel = sum(torch.Size(shape).numel() for shape in shapes.values())
         self.slot_bytes = 4 * numel
         wanted = RESERVED_BYTES // max(1, self.slot_bytes) if device.type == "cpu" else FEWEST_SLOTS
-        capacity = max(FEWEST_SLOTS, min(wanted, MOST_SLOTS))
+        capacity = capacity or max(FEWEST_SLOTS, min(wanted, MOST_SLOTS))
         self.tensors = {
             name: torch.empty(capacity, *shape, device=device) for name, shape in shapes.items()
         }

@@ -1,0 +1,64 @@
+"""Random backbones, patches and heads for tests: large enough weights that mistakes show."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.backbone import Backbone, new_patch
+from model.framing import frame_histories
+from model.heads import Head
+from model.patch import PatchWeights
+from model.spec import FIRST_ITEM, BackboneSpec, HeadSpec, PatchGeometry
+
+WEIGHT_STD = 0.3
+
+
+@dataclass(frozen=True)
+class RandomTask:
+    """A task's weights and the plain way to answer one history with them."""
+
+    backbone: Backbone
+    patch: PatchWeights
+    head: Head
+
+    def user_vector(self, history: Sequence[int]) -> Tensor:
+        """User vector [C] of this history alone, by the reference."""
+        tokens = frame_histories([history], self.backbone.spec)
+        with torch.inference_mode():
+            return self.backbone.user_vectors(tokens, self.patch)[0]
+
+    def logits(self, history: Sequence[int]) -> Tensor:
+        """Logits [K] of this history alone, by the reference."""
+        with torch.inference_mode():
+            return self.head.logits(self.user_vector(history).unsqueeze(0))[0]
+
+
+def random_backbone(spec: BackboneSpec, seed: int = 0) -> Backbone:
+    """A backbone in evaluation mode with random weights and biases."""
+    torch.manual_seed(seed)
+    backbone = Backbone(spec).eval().requires_grad_(False)
+    for parameter in backbone.parameters():
+        parameter.normal_(std=WEIGHT_STD)
+    return backbone
+
+
+def random_task(
+    backbone: Backbone, geometry: PatchGeometry, head: HeadSpec, seed: int
+) -> RandomTask:
+    """A task with random patch and head weights."""
+    torch.manual_seed(seed)
+    patch = new_patch(backbone, geometry).requires_grad_(False)
+    for parameter in patch.parameters():
+        parameter.normal_(std=WEIGHT_STD)
+    output = Head(head, backbone.spec.channels).requires_grad_(False)
+    for parameter in output.parameters():
+        parameter.normal_(std=WEIGHT_STD)
+    return RandomTask(backbone, patch.weights(), output)
+
+
+def random_history(spec: BackboneSpec, length: int, seed: int) -> list[int]:
+    """Token ids of ``length`` random items."""
+    return np.random.default_rng(seed).integers(FIRST_ITEM, spec.token_count, length).tolist()

@@ -1,0 +1,109 @@
+"""The mixed-task forward answers every row as the plain reference answers it alone."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from model.mixed import MixedForward, SlotRef
+from model.slab import Slab
+from model.spec import BackboneSpec, HeadSpec, PatchGeometry
+from tests.model.random_tasks import RandomTask, random_backbone, random_history, random_task
+
+TOLERANCE = 1e-5
+
+GEOMETRIES = [
+    PatchGeometry("serial2", 4, (0, 1, 2)),
+    PatchGeometry("serial2", 8, (2,), has_norms=True, has_cls=True),
+    PatchGeometry("serial1", 6, (1, 2), has_norms=True),
+    PatchGeometry("parallel2", 4, (0, 1, 2), has_inner_skip=True),
+    PatchGeometry("parallel2", 4, (0, 2), has_cls=True),
+    PatchGeometry("serial2", 1, ()),
+]
+
+SPECS = [
+    BackboneSpec(60, 16, (1, 4, 2), kernel, is_causal, padding, max_len=20)
+    for kernel in (3, 5)
+    for is_causal in (True, False)
+    for padding in ("exact", "embedded")
+]
+
+
+class Fleet:
+    """Tasks of every geometry resident beside one backbone."""
+
+    def __init__(self, spec: BackboneSpec, tasks_per_geometry: int, chunk_positions: int) -> None:
+        backbone = random_backbone(spec)
+        self.forward = MixedForward(backbone, chunk_positions)
+        self.tasks: list[RandomTask] = []
+        self.refs: list[SlotRef] = []
+        for number, geometry in enumerate(GEOMETRIES):
+            slab = Slab(geometry.shapes(spec.channels), torch.device("cpu"))
+            for seed in range(tasks_per_geometry):
+                seed += number * tasks_per_geometry
+                task = random_task(backbone, geometry, HeadSpec("classification", 3), seed)
+                self.tasks.append(task)
+                self.refs.append(SlotRef(geometry, slab, slab.write(task.patch.named())))
+
+    def worst_error(self, rows: list[tuple[int, list[int]]]) -> float:
+        """Largest error over the batch, relative to the size of each row's user vector."""
+        found = self.run(rows)
+        expected = torch.stack([self.tasks[task].user_vector(history) for task, history in rows])
+        scale = expected.abs().amax(1, keepdim=True).clamp(min=1)
+        return ((found - expected).abs() / scale).max().item()
+
+    def run(self, rows: list[tuple[int, list[int]]]) -> Tensor:
+        """User vectors of (task, history) rows in one forward."""
+        histories = [np.array(history, dtype=np.int32) for _, history in rows]
+        return self.forward.user_vectors(histories, [self.refs[task] for task, _ in rows])
+
+
+FLEETS = {spec: Fleet(spec, tasks_per_geometry=2, chunk_positions=64) for spec in SPECS}
+TASKS = 2 * len(GEOMETRIES)
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_every_row_of_a_random_mix_equals_the_reference_alone(data: st.DataObject) -> None:
+    spec = data.draw(st.sampled_from(SPECS))
+    item = st.integers(4, spec.token_count - 1)
+    row = st.tuples(st.integers(0, TASKS - 1), st.lists(item, max_size=30))
+    rows = data.draw(st.lists(row, min_size=1, max_size=24))
+    assert FLEETS[spec].worst_error(rows) <= TOLERANCE
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_all_tasks_in_one_batch_equal_the_reference(spec: BackboneSpec) -> None:
+    rows = [(task, random_history(spec, 3 * task, task)) for task in range(TASKS)]
+    assert FLEETS[spec].worst_error(rows) <= TOLERANCE
+
+
+@pytest.mark.parametrize("task", range(TASKS))
+def test_many_rows_of_one_task_equal_the_reference(task: int) -> None:
+    spec = SPECS[0]
+    rows = [(task, random_history(spec, length, length)) for length in range(25)]
+    assert FLEETS[spec].worst_error(rows) <= TOLERANCE
+
+
+def test_the_order_of_rows_is_irrelevant() -> None:
+    spec = SPECS[0]
+    rows = [(task, random_history(spec, 2 * task, task)) for task in range(TASKS)]
+    forwards = FLEETS[spec].run(rows)
+    backwards = FLEETS[spec].run(rows[::-1])
+    torch.testing.assert_close(forwards, backwards.flip(0), rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_a_released_slot_serves_the_next_bundle_written_into_it() -> None:
+    spec, geometry = SPECS[0], GEOMETRIES[0]
+    backbone = random_backbone(spec)
+    slab = Slab(geometry.shapes(spec.channels), torch.device("cpu"))
+    old, new = (random_task(backbone, geometry, HeadSpec("value", 1), seed) for seed in (1, 2))
+    slot = slab.write(old.patch.named())
+    slab.release(slot)
+    ref = SlotRef(geometry, slab, slab.write(new.patch.named()))
+    assert ref.slot == slot
+    history = random_history(spec, 9, 0)
+    found = MixedForward(backbone).user_vectors([history], [ref])[0]
+    torch.testing.assert_close(found, new.user_vector(history), rtol=TOLERANCE, atol=TOLERANCE)

@@ -1,0 +1,30 @@
+"""Slots keep their weights while a slab fills, empties and grows."""
+
+import torch
+
+from model.slab import Slab
+
+
+def filled(value: float) -> dict[str, torch.Tensor]:
+    return {"weight": torch.full((3,), value), "bias": torch.tensor(value)}
+
+
+def test_a_slab_that_grows_keeps_what_its_slots_hold() -> None:
+    slab = Slab({"weight": (3,), "bias": ()}, torch.device("cpu"), capacity=2)
+    slots = [slab.write(filled(float(number))) for number in range(5)]
+    assert slots == [0, 1, 2, 3, 4]
+    assert slab.tensors["bias"][slots].tolist() == [0, 1, 2, 3, 4]
+    assert slab.tensors["weight"][slots, 2].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_released_slot_is_used_again_before_a_new_one() -> None:
+    slab = Slab({"weight": (3,), "bias": ()}, torch.device("cpu"))
+    slab.write(filled(1))
+    second = slab.write(filled(2))
+    slab.release(second)
+    assert slab.write(filled(3)) == second
+    assert slab.resident_slots == 2
+
+
+def test_a_slot_costs_its_weights_and_no_more() -> None:
+    assert Slab({"weight": (3,), "bias": ()}, torch.device("cpu")).slot_bytes == 16
