@@ -1,0 +1,139 @@
+"""The registry's records as Redis holds them: JSON in hashes, fields in the stream."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import msgspec
+
+from patches.api_keys import KeyRecord, Scope
+from patches.errors import RegistryFailed
+from patches.identity import Digest, TaskId, TenantId
+from patches.records import (
+    AliasTarget,
+    RegistryEvent,
+    TaskOptions,
+    TaskRecord,
+    VersionRecord,
+    VersionSummary,
+)
+
+Raw = bytes | str | None
+"""What the Redis client is typed to answer; ours always answers bytes."""
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What a script answers; each script fills the fields that concern it."""
+
+    error: str | None = None
+    found: int = 0
+    aliases: tuple[str, ...] = ()
+    revision: int = 0
+    version: int = 0
+    was_created: bool = False
+    digest: Digest | None = None
+    previous: Digest | None = None
+    created_ms: int = 0
+    is_present: bool = False
+
+
+class _StoredTask(msgspec.Struct, frozen=True):
+    revision: int
+    created_ms: int
+    updated_ms: int
+    next_version: int
+    description: str
+    is_sensitive: bool
+    aliases: dict[str, AliasTarget]
+
+
+class _StoredVersion(msgspec.Struct, frozen=True):
+    version: int
+    created_ms: int
+    actor: str
+    summary: str
+
+
+class _StoredKey(msgspec.Struct, frozen=True):
+    tenant: TenantId
+    name: str
+    scopes: tuple[Scope, ...]
+    secret_digest: str
+    created_ms: int
+
+
+T = TypeVar("T")
+
+
+def _decode(text: bytes | str, form: type[T], what: str) -> T:
+    try:
+        return msgspec.json.decode(text, type=form)
+    except msgspec.MsgspecError as error:
+        raise RegistryFailed(
+            f"the registry's record of {what} is unreadable: {error}.",
+            hint="Something else wrote to our keys; give the registry a key prefix of its own.",
+        ) from error
+
+
+def text_of(found: Raw) -> str:
+    """A name or text from Redis."""
+    assert isinstance(found, bytes), "the client must not decode answers"
+    return found.decode()
+
+
+def time_of(milliseconds: int) -> datetime:
+    """A moment as Redis' clock gave it."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def task_record(field: str, text: bytes | str) -> TaskRecord:
+    """A task from its field ``tenant/task`` in the hash of tasks."""
+    stored = _decode(text, _StoredTask, f"task {field}")
+    tenant, _, task = field.partition("/")
+    return TaskRecord(
+        tenant=TenantId(tenant),
+        task=TaskId(task),
+        revision=stored.revision,
+        options=TaskOptions(stored.description, stored.is_sensitive),
+        aliases=stored.aliases,
+        created_at=time_of(stored.created_ms),
+        updated_at=time_of(stored.updated_ms),
+    )
+
+
+def version_record(digest: str, text: bytes | str) -> VersionRecord:
+    """A version from its field in the task's hash of versions."""
+    stored = _decode(text, _StoredVersion, f"version {digest}")
+    return VersionRecord(
+        digest=Digest(digest),
+        version=stored.version,
+        created_at=time_of(stored.created_ms),
+        actor=stored.actor,
+        summary=_decode(stored.summary, VersionSummary, f"version {digest}"),
+    )
+
+
+def key_record(key_id: str, text: bytes | str) -> KeyRecord:
+    """An API key from its field in the hash of keys."""
+    stored = _decode(text, _StoredKey, f"key {key_id}")
+    return KeyRecord(
+        key_id,
+        stored.tenant,
+        stored.name,
+        stored.scopes,
+        stored.secret_digest,
+        time_of(stored.created_ms),
+    )
+
+
+def event_of(entry_id: Raw, fields: Mapping[bytes | str, bytes | str]) -> RegistryEvent:
+    """A change from its entry in the stream, whose id is the revision."""
+    found: dict[str, object] = {text_of(name): text_of(text) for name, text in fields.items()}
+    found["revision"] = text_of(entry_id).partition("-")[0]
+    found["at"] = time_of(int(str(found.pop("at_ms"))))
+    return msgspec.convert(found, type=RegistryEvent, strict=False)
+
+
+def outcome_of(answer: bytes | str) -> Outcome:
+    """A script's answer."""
+    return _decode(answer, Outcome, "a change")

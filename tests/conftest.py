@@ -1,0 +1,38 @@
+"""A private real Redis for the whole run, and a registry with keys of its own for each test."""
+
+from collections.abc import AsyncIterator, Iterator
+from uuid import uuid4
+
+import pytest
+
+from patches.embedded import EmbeddedRedis
+from patches.registry import Registry, open_redis
+
+
+@pytest.fixture(scope="session")
+def embedded_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
+    """Shared by all tests: never stop it, never FLUSHALL."""
+    server = EmbeddedRedis(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_url(embedded_redis: EmbeddedRedis) -> str:
+    """Where the private Redis listens."""
+    return embedded_redis.url
+
+
+@pytest.fixture
+def redis_prefix() -> str:
+    """A key prefix that no other test uses."""
+    return f"test-{uuid4().hex}"
+
+
+@pytest.fixture
+async def registry(redis_url: str, redis_prefix: str) -> AsyncIterator[Registry]:
+    """An empty registry."""
+    redis = open_redis(redis_url)
+    yield Registry(redis, redis_prefix)
+    await redis.aclose()
