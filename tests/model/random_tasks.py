@@ -61,4 +61,5 @@ def random_task(
 
 def random_history(spec: BackboneSpec, length: int, seed: int) -> list[int]:
     """Token ids of ``length`` random items."""
-    return np.random.default_rng(seed).integers(FIRST_ITEM, spec.token_count, length).tolist()
+    items = np.random.default_rng(seed).integers(FIRST_ITEM, spec.token_count, length)
+    return [int(item) for item in items]

@@ -1,0 +1,64 @@
+"""Bundles of random weights whose probes are true, for servers under test."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from model.backbone_folder import load_backbone, save_backbone
+from model.probes import probe_tensors
+from model.spec import BackboneSpec, HeadKind, HeadSpec, PatchGeometry
+from patches.bundle import build_bundle
+from patches.verify import BackboneIdentity
+from tests.model.random_tasks import RandomTask, random_backbone, random_history, random_task
+from tests.patches.bundles import BundleRecipe, make_parts
+
+SPEC = BackboneSpec(item_count=200, channels=16, dilations=(1, 4), max_len=20)
+ITEMS = [f"item-{number}" for number in range(100)] + [str(number) for number in range(100)]
+GEOMETRY = PatchGeometry("serial2", 4, (0, 1))
+
+
+class Workshop:
+    """One random backbone, saved in a folder, and bundles for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        save_backbone(folder, random_backbone(SPEC), ITEMS, record={})
+        self.loaded = load_backbone(folder)
+        self.identity = BackboneIdentity(self.loaded.fingerprint, SPEC)
+
+    def task(
+        self, kind: HeadKind, seed: int, outputs: int = 3, geometry: PatchGeometry = GEOMETRY
+    ) -> RandomTask:
+        """The weights behind ``bundle``, with the plain reference to answer by."""
+        spec = HeadSpec(kind, 1 if kind == "value" else outputs)
+        return random_task(self.loaded.backbone, geometry, spec, seed)
+
+    def bundle(
+        self, kind: HeadKind, seed: int, outputs: int = 3, geometry: PatchGeometry = GEOMETRY
+    ) -> bytes:
+        """A bundle that proves itself on this backbone; seeds differ in weights only."""
+        task = self.task(kind, seed, outputs, geometry)
+        histories = [[], *(random_history(SPEC, length, length) for length in (1, 7, 30))]
+        probes = probe_tensors(self.loaded.backbone, task.patch, task.head, histories)
+        recipe = BundleRecipe(
+            kind=kind,
+            outputs=outputs,
+            seed=seed,
+            name=kind,
+            backbone=self.identity,
+            geometry=geometry,
+            probe_count=len(histories),
+        )
+        parts = make_parts(recipe)
+        manifest = parts.manifest.model_copy(
+            update={
+                "probes": parts.manifest.probes.model_copy(
+                    update={"columns": len(probes["probe.columns"])}
+                )
+            }
+        )
+        weights = {**task.patch.named(), **task.head.named()}
+        tensors = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in weights.items()}
+        parts = replace(parts, manifest=manifest, tensors=parts.tensors | tensors | probes)
+        return build_bundle(parts.manifest, parts.tensors)

@@ -1,0 +1,119 @@
+"""The table names only what is resident, and frees only what nobody can ask for."""
+
+import pytest
+
+from patches.verify import BundleLimits, verify_bundle
+from service.messages import TaskEntry
+from service.serving_table import SILENT_AFTER_S, Desired, ServingTable
+from service.slots import Residency, SlotStore
+from tests.service.random_bundles import Workshop
+
+
+@pytest.fixture(scope="module")
+def residencies(tmp_path_factory: pytest.TempPathFactory) -> list[Residency]:
+    workshop = Workshop(tmp_path_factory.mktemp("backbone"))
+    store = SlotStore(workshop.loaded.backbone, head_limit_bytes=1 << 20)
+    bundles = [workshop.bundle("classification", seed) for seed in range(4)]
+    return [
+        store.load(verify_bundle(data, backbone=workshop.identity, limits=BundleLimits()))
+        for data in bundles
+    ]
+
+
+def desired(revision: int, **tasks: Residency) -> Desired:
+    entries = [
+        TaskEntry("acme", name, revision, {"prod": revision}, {revision: residency.digest})
+        for name, residency in tasks.items()
+    ]
+    return Desired(revision, entries)
+
+
+@pytest.fixture
+def table(residencies: list[Residency]) -> ServingTable:
+    table = ServingTable(epoch=1)
+    for residency in residencies[:3]:
+        table.admit(residency)
+    return table
+
+
+def nobody_waits(handle: int) -> bool:
+    return False
+
+
+def test_an_update_announces_a_residency_with_the_first_task_that_names_it(
+    table: ServingTable, residencies: list[Residency]
+) -> None:
+    update = table.apply(desired(1, gender=residencies[0]))
+    assert [entry.handle for entry in update.bundles] == [residencies[0].handle]
+    again = table.apply(desired(2, gender=residencies[0], age=residencies[0]))
+    assert again.bundles == []
+    assert [entry.task for entry in again.tasks] == ["gender", "age"]
+
+
+def test_a_version_that_is_not_resident_leaves_the_old_one_serving(
+    table: ServingTable, residencies: list[Residency]
+) -> None:
+    table.apply(desired(1, gender=residencies[0]))
+    wanted = desired(2, gender=residencies[3])
+    update = table.apply(wanted)
+    assert update.tasks[0].aliases == {"prod": 1}
+    assert update.tasks[0].versions[1] == residencies[0].digest
+    assert table.missing(wanted.digests()) == [residencies[3].digest]
+
+
+def test_a_task_without_any_resident_version_is_known_but_not_active(
+    table: ServingTable, residencies: list[Residency]
+) -> None:
+    update = table.apply(desired(1, gender=residencies[3]))
+    assert update.tasks[0].aliases == {}
+
+
+def test_a_removed_task_is_named_and_its_residency_retired(
+    table: ServingTable, residencies: list[Residency]
+) -> None:
+    table.apply(desired(1, gender=residencies[0], age=residencies[1]))
+    update = table.apply(desired(2, age=residencies[1]))
+    assert update.removed_tasks == [("acme", "gender")]
+    assert update.removed_handles == [residencies[0].handle]
+
+
+def test_nothing_is_freed_before_every_worker_has_the_table_that_dropped_it(
+    table: ServingTable, residencies: list[Residency]
+) -> None:
+    first, second = table.hear(b"one", 0.0), table.hear(b"two", 0.0)
+    table.apply(desired(1, gender=residencies[0]))
+    table.apply(desired(2, gender=residencies[1]))
+    first.acked_version = 2
+    assert residencies[0] not in table.take_idle(nobody_waits, keep=0)
+    second.acked_version = 2
+    assert residencies[0] in table.take_idle(nobody_waits, keep=0)
+
+
+def test_nothing_is_freed_while_a_row_waits_for_it(
+    table: ServingTable, residencies: list[Residency]
+) -> None:
+    table.apply(desired(1, gender=residencies[0]))
+    table.apply(desired(2, gender=residencies[1]))
+    waiting = {residencies[0].handle}
+    assert residencies[0] not in table.take_idle(waiting.__contains__, keep=0)
+    waiting.clear()
+    assert residencies[0] in table.take_idle(waiting.__contains__, keep=0)
+
+
+def test_a_residency_named_again_is_not_idle_any_more(
+    table: ServingTable, residencies: list[Residency]
+) -> None:
+    table.apply(desired(1, gender=residencies[0]))
+    table.apply(desired(2, gender=residencies[1]))
+    update = table.apply(desired(3, gender=residencies[0]))
+    assert [entry.handle for entry in update.bundles] == [residencies[0].handle]
+    assert residencies[0] not in table.take_idle(nobody_waits, keep=0)
+
+
+def test_a_silent_worker_is_no_longer_waited_for(table: ServingTable) -> None:
+    table.hear(b"dead", 0.0)
+    alive = table.hear(b"alive", SILENT_AFTER_S + 1)
+    alive.acked_version = 5
+    assert not table.is_acknowledged(5)
+    table.forget_silent(SILENT_AFTER_S + 1)
+    assert table.is_acknowledged(5)
