@@ -4,41 +4,14 @@ import hashlib
 import hmac
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 from fnmatch import fnmatchcase
 
+from patches.api_keys import ALL_TASKS, Action, Scope, parse_scope
 from patches.identity import DEFAULT_TENANT, TenantId
 from service.errors import Forbidden, Unauthenticated
 from service.messages import KeyEntry
 
-KEY_PREFIX = "prk_"
-
 _HINT = "Send `Authorization: Bearer prk_…` or `X-API-Key: prk_…`."
-
-
-class Action(StrEnum):
-    """What a scope allows."""
-
-    PREDICT = "predict"
-    ADMIN = "admin"
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """One scope of a key: an action on the tasks that match a glob."""
-
-    action: str
-    glob: str = "*"
-
-    @classmethod
-    def parse(cls, text: str) -> "Scope":
-        """``predict``, ``admin``, or either with a glob: ``predict:coldrec-*``."""
-        action, _, glob = text.partition(":")
-        return cls(action, glob or "*")
-
-    def allows(self, action: Action, task: str) -> bool:
-        """True if this scope lets its owner do ``action`` to ``task``."""
-        return self.action == action and (self.glob == "*" or fnmatchcase(task, self.glob))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,26 +24,36 @@ class Principal:
 
     def may(self, action: Action, task: str) -> bool:
         """True if any scope allows ``action`` on ``task``."""
-        return any(scope.allows(action, task) for scope in self.scopes)
+        return any(
+            scope.action == action and (scope.tasks == ALL_TASKS or fnmatchcase(task, scope.tasks))
+            for scope in self.scopes
+        )
+
+    def refusal(self, action: Action, task: str) -> Forbidden | None:
+        """Why the caller may not do ``action`` to ``task``; None if it may."""
+        if self.may(action, task):
+            return None
+        return Forbidden(
+            f"this key may not {action} task {task!r}.",
+            hint=f"Use a key with the scope {action}, or {action}:<glob> matching the task.",
+        )
 
     def require(self, action: Action, task: str) -> None:
         """Forbidden unless the caller may do ``action`` to ``task``."""
-        if not self.may(action, task):
-            raise Forbidden(
-                f"this key may not {action} task {task!r}.",
-                hint=f"Use a key with the scope {action}, or {action}:<glob> matching the task.",
-            )
+        refusal = self.refusal(action, task)
+        if refusal is not None:
+            raise refusal
 
     def require_everywhere(self, action: Action) -> None:
         """Forbidden unless a scope without a glob allows ``action``."""
-        if not any(scope.action == action and scope.glob == "*" for scope in self.scopes):
+        if not any(scope.action == action and scope.tasks == ALL_TASKS for scope in self.scopes):
             raise Forbidden(
                 f"this key has no {action} scope for all tasks.",
                 hint=f"Use a key with the scope {action}.",
             )
 
 
-ANYONE = Principal("none", DEFAULT_TENANT, (Scope(Action.PREDICT), Scope(Action.ADMIN)))
+ANYONE = Principal("none", DEFAULT_TENANT, (Scope("predict"), Scope("admin")))
 """Every caller of a server whose authentication is off."""
 
 
@@ -89,7 +72,7 @@ class Authenticator:
                 Principal(
                     key.key_id,
                     TenantId(key.tenant),
-                    tuple(Scope.parse(scope) for scope in key.scopes),
+                    tuple(parse_scope(scope) for scope in key.scopes),
                 ),
             )
             for key in keys

@@ -1,12 +1,11 @@
 """Every refusal as HTTP: categories → statuses, our own leaves, and the problem+json body."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
 import msgspec
 
 from model.errors import RETRYABLE, Category, PeterRecError
-from patches.errors import BundleRejected
 
 HTTP_STATUS: Mapping[Category, int] = {
     Category.MALFORMED: 400,
@@ -35,6 +34,14 @@ OUTCOMES: Mapping[Category, str] = {
     Category.INTERNAL: "error",
 }
 """Label ``outcome`` of the request metrics; other categories are the client's own mistakes."""
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """What went wrong in one slot of an answer whose other slots are fine."""
+
+    code: str
+    message: str
+    hint: str
 
 
 class MalformedRequest(PeterRecError):
@@ -110,9 +117,9 @@ class BundleNotReady(PeterRecError):
     code = "bundle_not_ready"
     category = Category.UNAVAILABLE
 
-    def __init__(self, task: str) -> None:
+    def __init__(self, what: str) -> None:
         super().__init__(
-            f"this server has not loaded the bundle of task {task!r}.",
+            f"this server has not loaded the bundle {what}.",
             hint="Try again shortly; if it persists the server's log says why it was refused.",
         )
 
@@ -146,6 +153,52 @@ class RowFailed(PeterRecError):
     category = Category.INTERNAL
 
 
+class PushRefused(PeterRecError):
+    """A pushed bundle that this server must not serve, with every reason found."""
+
+    code = "bundle_rejected"
+    category = Category.INCOMPATIBLE
+
+    def __init__(self, reasons: Sequence[ErrorBody]) -> None:
+        listed = "; ".join(f"[{reason.code}] {reason.message}" for reason in reasons)
+        hints = dict.fromkeys(reason.hint for reason in reasons if reason.hint)
+        super().__init__(f"the bundle is refused: {listed}", hint=" ".join(hints))
+        self.reasons = list(reasons)
+
+
+class PushTooLarge(PushRefused):
+    code = "bundle_too_large"
+    category = Category.TOO_LARGE
+
+
+class PushUnsafe(PushRefused):
+    code = "bundle_unsafe"
+    category = Category.UNSAFE_FORMAT
+
+
+class PushNoRoom(PushRefused):
+    code = "head_budget_exceeded"
+    category = Category.NO_ROOM
+
+
+class PushFailed(PushRefused):
+    """The server could not even judge the bundle."""
+
+    code = "bundle_not_judged"
+    category = Category.INTERNAL
+
+
+_PUSH_ERRORS: Mapping[str, type[PushRefused]] = {
+    error.category: error
+    for error in (PushRefused, PushTooLarge, PushUnsafe, PushNoRoom, PushFailed)
+}
+
+
+def push_error(category: str, reasons: Sequence[ErrorBody]) -> PushRefused:
+    """The refusal of a push for these reasons, by the category the device process found."""
+    return _PUSH_ERRORS.get(category, PushRefused)(reasons)
+
+
 class InternalError(PeterRecError):
     code = "internal"
 
@@ -170,14 +223,6 @@ def row_error(code: str, detail: str = "") -> PeterRecError:
     """The error behind the code of a row that the device link or process did not answer."""
     error, message = _ROW_ERRORS.get(code, (RowFailed, f"{code}."))
     return error(detail or message, hint="Try again." if error.category in RETRYABLE else "")
-
-
-class ErrorBody(msgspec.Struct, frozen=True):
-    """What went wrong in one slot of an answer whose other slots are fine."""
-
-    code: str
-    message: str
-    hint: str
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -225,8 +270,8 @@ def problem_of(error: PeterRecError, request_id: str) -> Problem:
     if isinstance(error, NothingAnswered):
         errors = {task: error_body(each) for task, each in error.errors.items()}
         error = error.first
-    if isinstance(error, BundleRejected):
-        reasons = [ErrorBody(str(r.code), r.message, r.hint) for r in error.reasons]
+    if isinstance(error, PushRefused):
+        reasons = error.reasons
     status = HTTP_STATUS[error.category]
     return Problem(
         type=f"urn:peterrec:error:{error.code}",

@@ -71,6 +71,9 @@ class Settings(BaseSettings):
     bundle_size_limit_bytes: Positive = Field(
         1 << 30, description="Largest bundle that may be pushed, in bytes."
     )
+    head_limit_bytes: Positive = Field(
+        4 << 30, description="Bytes of heads on the device; patches always stay."
+    )
     drain_delay_s: Annotated[float, Field(ge=0, le=600)] = Field(
         1.0, description="Seconds between going unready and closing the port, after SIGTERM."
     )

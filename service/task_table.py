@@ -83,7 +83,7 @@ class TaskTable:
             raise TaskNotActive(task)
         bundle = self._by_digest.get(entry.versions.get(version, ""))
         if bundle is None:
-            raise BundleNotReady(task)
+            raise BundleNotReady(f"of task {task!r}")
         return ServedTask(tenant, task, version, alias, bundle)
 
     def resident(self, digest: str) -> BundleEntry | None:

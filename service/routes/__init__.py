@@ -1,0 +1,1 @@
+"""HTTP routes: predictions as plain ASGI, everything else as FastAPI routers."""

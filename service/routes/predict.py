@@ -1,0 +1,276 @@
+"""``POST /tasks/{task}/predict`` and ``POST /users/predict``: plain ASGI, decoded by msgspec."""
+
+import time
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import structlog
+from msgspec import UNSET, structs
+from starlette.types import Receive, Scope, Send
+
+from model.errors import PeterRecError
+from patches.errors import TaskNotFound
+from service.asgi import (
+    ClientLeft,
+    Headers,
+    RequestHead,
+    encode_json,
+    read_body,
+    send_error,
+    send_json,
+)
+from service.auth import Authenticator, Principal
+from service.client_watch import unless_client_leaves
+from service.errors import (
+    OUTCOMES,
+    InternalError,
+    MalformedRequest,
+    NothingAnswered,
+    TooManyRows,
+    category_of,
+    error_body,
+)
+from service.events import Emit, RequestFinished
+from service.item_mapping import MappedHistory
+from service.parsing import parse_predict, parse_users_predict
+from service.predicting import Admission, Answer, Asked, Predictor, Question
+from service.schemas import (
+    MAX_BODY_BYTES,
+    MAX_TASKS,
+    FailedRow,
+    Instance,
+    Prediction,
+    PredictResponse,
+    TaskChoice,
+    UsersPredictRequest,
+    UsersPredictResponse,
+)
+from service.task_table import PROD, ServedTask, TaskTable
+
+log = structlog.get_logger()
+
+CLIENT_LEFT = "client_left"
+
+
+@dataclass(frozen=True, slots=True)
+class PredictContext:
+    """What the prediction routes need of their worker."""
+
+    table: TaskTable
+    authenticator: Authenticator
+    predictor: Predictor
+    emit: Emit
+    request_timeout_ms: int
+
+
+@dataclass(slots=True)
+class Call:
+    """One HTTP request on its way; the last three fill in for the metrics."""
+
+    head: RequestHead
+    receive: Receive
+    send: Send
+    started: float
+    tenant: str = ""
+    tasks: Sequence[str] = ("",)
+    rows: int = 0
+
+
+class Begun(NamedTuple):
+    """A call that was authenticated and read."""
+
+    principal: Principal
+    body: bytes
+    deadline: float
+
+
+class PredictRoutes:
+    """The prediction calls as ASGI applications."""
+
+    def __init__(self, context: PredictContext) -> None:
+        self._table = context.table
+        self._authenticator = context.authenticator
+        self._predictor = context.predictor
+        self._emit = context.emit
+        self._timeout_ms = context.request_timeout_ms
+
+    async def predict(self, scope: Scope, receive: Receive, send: Send, task: str) -> None:
+        """Answer ``POST /tasks/{task}/predict``."""
+        call = Call(RequestHead.read(scope), receive, send, time.monotonic())
+        await self._guard(call, self._predict(call, task))
+
+    async def users_predict(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer ``POST /users/predict``."""
+        call = Call(RequestHead.read(scope), receive, send, time.monotonic())
+        await self._guard(call, self._users_predict(call))
+
+    async def _guard(self, call: Call, work: Awaitable[None]) -> None:
+        """Run a call; its errors become responses, its outcome an event."""
+        outcome = "ok"
+        try:
+            await work
+        except ClientLeft:
+            outcome = CLIENT_LEFT
+        except PeterRecError as error:
+            outcome = OUTCOMES.get(category_of(error), "client_error")
+            await send_error(call.send, error, call.head.request_id)
+        except Exception:
+            # The last guard of a request: whatever it is, the caller gets our form of a 500.
+            outcome = "error"
+            log.exception("request_failed", request_id=call.head.request_id)
+            await send_error(call.send, InternalError(), call.head.request_id)
+        duration = time.monotonic() - call.started
+        for task in call.tasks:
+            self._emit(RequestFinished(call.tenant, task, outcome, duration, call.rows))
+
+    async def _begin(self, call: Call) -> Begun:
+        head = call.head
+        principal = self._authenticator.authenticate(head.authorization, head.api_key)
+        call.tenant = principal.tenant
+        deadline = call.started + head.timeout_s(self._timeout_ms)
+        body = await read_body(call.receive, head.content_length, MAX_BODY_BYTES)
+        return Begun(principal, body, deadline)
+
+    async def _predict(self, call: Call, task: str) -> None:
+        principal, body, deadline = await self._begin(call)
+        if self._table.entry(principal.tenant, task) is None:
+            raise TaskNotFound(task)
+        call.tasks = (task,)
+        principal.require("predict", task)
+        instances, parameters = parse_predict(body)
+        call.rows = len(instances)
+        questions = self._predictor.questions(instances, parameters)
+        resolved = await self._predictor.resolve(principal.tenant, (task,))
+        served = resolved.served[0]
+        if isinstance(served, PeterRecError):
+            raise served
+        asked = [q if isinstance(q, PeterRecError) else Asked(served, q) for q in questions]
+        admitted = self._predictor.admit(asked, resolved.catalogs)
+        answers = await self._answer(call, admitted, deadline)
+        if len(answers) == 1 and isinstance(answers[0], PeterRecError):
+            raise answers[0]
+        response = PredictResponse(
+            task=task,
+            version=served.version,
+            digest=served.digest,
+            alias=served.alias,
+            kind=served.bundle.kind,
+            registry_revision=resolved.registry_revision,
+            request_id=call.head.request_id,
+            predictions=[_slot(*pair) for pair in zip(instances, answers, strict=True)],
+        )
+        await _send(call, encode_json(response), served.digest)
+
+    async def _users_predict(self, call: Call) -> None:
+        principal, body, deadline = await self._begin(call)
+        request = parse_users_predict(body)
+        choices = self._choices(request, principal)
+        call.rows = 1
+        call.tasks = self._known(principal, choices)
+        history = self._predictor.map_history(request.history, request.parameters.unknown_items)
+        resolved = await self._predictor.resolve(principal.tenant, [c.task for c in choices])
+        asked = [
+            _ask(principal, served, _user_question(request, history, choice))
+            for choice, served in zip(choices, resolved.served, strict=True)
+        ]
+        admitted = self._predictor.admit(asked, resolved.catalogs)
+        answers = await self._answer(call, admitted, deadline)
+        results, errors = _split(choices, resolved.served, answers)
+        if errors and not results:
+            raise NothingAnswered(errors)
+        response = UsersPredictResponse(
+            registry_revision=resolved.registry_revision,
+            request_id=call.head.request_id,
+            results=results,
+            errors={task: error_body(error) for task, error in errors.items()},
+        )
+        await _send(call, encode_json(response))
+
+    def _known(self, principal: Principal, choices: Sequence[TaskChoice]) -> Sequence[str]:
+        """The registered tasks among the choices: only these may become label values."""
+        known = [c.task for c in choices if self._table.entry(principal.tenant, c.task)]
+        return known or ("",)
+
+    def _choices(self, request: UsersPredictRequest, principal: Principal) -> list[TaskChoice]:
+        """The tasks asked for, each once, with their own parameters."""
+        if request.tasks == "all":
+            entries = self._table.entries(principal.tenant)
+            names = [entry.task for entry in entries if PROD in entry.aliases]
+            choices = [TaskChoice(name) for name in names if principal.may("predict", name)]
+        else:
+            choices = [TaskChoice(t) if isinstance(t, str) else t for t in request.tasks]
+        if len(choices) > MAX_TASKS:
+            raise TooManyRows(
+                f"the call is for {len(choices)} tasks, at most {MAX_TASKS} are accepted.",
+                hint="Name the tasks that you need.",
+            )
+        if len({choice.task for choice in choices}) != len(choices):
+            raise MalformedRequest("a task is named twice at $.tasks.", hint="Name it once.")
+        return choices
+
+    async def _answer(
+        self, call: Call, admitted: Sequence[Admission | PeterRecError], deadline: float
+    ) -> list[Answer]:
+        return await unless_client_leaves(call.receive, self._predictor.answer(admitted, deadline))
+
+
+def _ask(
+    principal: Principal, served: ServedTask | PeterRecError, question: Question
+) -> Asked | PeterRecError:
+    if isinstance(served, PeterRecError):
+        return served
+    return principal.refusal("predict", served.task) or Asked(served, question)
+
+
+def _user_question(
+    request: UsersPredictRequest, history: MappedHistory, choice: TaskChoice
+) -> Question:
+    parameters = request.parameters
+    seen = choice.exclude_seen
+    return Question(
+        history=history,
+        ids=request.history,
+        top_k=parameters.top_k if choice.top_k is None else choice.top_k,
+        exclude_seen=parameters.exclude_seen if seen is None else seen,
+    )
+
+
+def _split(
+    choices: Sequence[TaskChoice],
+    served: Sequence[ServedTask | PeterRecError],
+    answers: Sequence[Answer],
+) -> tuple[dict[str, Prediction], dict[str, PeterRecError]]:
+    """Answers that name their bundles, and errors, by task."""
+    results: dict[str, Prediction] = {}
+    errors: dict[str, PeterRecError] = {}
+    for choice, task, answer in zip(choices, served, answers, strict=True):
+        if isinstance(answer, PeterRecError):
+            errors[choice.task] = answer
+        else:
+            assert isinstance(task, ServedTask)
+            results[choice.task] = structs.replace(
+                answer,
+                version=task.version,
+                digest=task.digest,
+                alias=task.alias,
+                kind=task.bundle.kind,
+            )
+    return results, errors
+
+
+def _slot(given: Instance | PeterRecError, answer: Answer) -> Prediction | FailedRow:
+    if not isinstance(answer, PeterRecError):
+        return answer
+    user_id = given.user_id if isinstance(given, Instance) else None
+    return FailedRow(error_body(answer), UNSET if user_id is None else user_id)
+
+
+async def _send(call: Call, body: bytes, digest: str = "") -> None:
+    headers: Headers = [
+        (b"content-type", b"application/json"),
+        (b"x-request-id", call.head.request_id.encode()),
+    ]
+    if digest:
+        headers.append((b"x-bundle-digest", digest.encode()))
+    await send_json(call.send, 200, body, headers)
