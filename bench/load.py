@@ -1,0 +1,167 @@
+"""A closed-loop HTTP/1.1 load generator: each client sends its next request after the answer.
+
+Requests are rendered beforehand and connections kept alive, so that it costs little beside the
+server on the same machine. Run in a process of its own by ``measure``.
+"""
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Self
+
+import msgspec
+import numpy as np
+import uvloop
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """What to send where; ``bodies`` are (path, JSON text) pairs, taken in turn."""
+
+    host: str
+    port: int
+    clients: int
+    seconds: float
+    warm_up_s: float
+    bodies: list[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadResult:
+    """Latencies are in milliseconds; ``failed`` counts answers that were not 200."""
+
+    requests: int
+    failed: int
+    seconds: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+
+    @property
+    def requests_per_s(self) -> float:
+        """Completed requests per second."""
+        return self.requests / self.seconds
+
+    @classmethod
+    def of(cls, latencies_s: Sequence[float], failed: int, seconds: float) -> Self:
+        """The result of one run's latencies."""
+        p50, p90, p99 = np.percentile(np.array(latencies_s) * 1000, [50, 90, 99])
+        return cls(len(latencies_s), failed, seconds, float(p50), float(p90), float(p99))
+
+
+def measure(plan: LoadPlan, cpus: str | None = None) -> LoadResult:
+    """Run the plan in a process of its own, on ``cpus`` if given."""
+    with NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(asdict(plan), file)
+        file.flush()
+        pinned = ["taskset", "-c", cpus] if cpus else []
+        command = [*pinned, sys.executable, "-m", "bench.load", file.name]
+        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return LoadResult(**json.loads(out))
+
+
+class Client(asyncio.Protocol):
+    """One connection; counts an answer when its last byte has arrived."""
+
+    def __init__(self, run: "Run") -> None:
+        self._run = run
+        self._received = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send the first request."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._send()
+
+    def data_received(self, data: bytes) -> None:
+        """Collect an answer; when it is whole, note its latency and go on."""
+        self._received += data
+        head, found, body = self._received.partition(b"\r\n\r\n")
+        if not found or len(body) < _content_length(head):
+            return
+        self._received = b""
+        self._run.note(time.perf_counter() - self._sent_at, is_ok=head.startswith(b"HTTP/1.1 200"))
+        if self._run.is_over():
+            self._transport.close()
+        else:
+            self._send()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Tell the run, which ends with its last connection."""
+        self._run.leave(error)
+
+    def _send(self) -> None:
+        self._sent_at = time.perf_counter()
+        self._transport.write(self._run.next_request())
+
+
+class Run:
+    """Shared by the clients of one run."""
+
+    def __init__(self, plan: LoadPlan) -> None:
+        self._requests = [_render(plan, path, body) for path, body in plan.bodies]
+        self._next = 0
+        self._left = plan.clients
+        self.latencies: list[float] = []
+        self.failed = 0
+        self.done = asyncio.get_running_loop().create_future()
+        self._counts_from = time.perf_counter() + plan.warm_up_s
+        self._ends_at = self._counts_from + plan.seconds
+
+    def next_request(self) -> bytes:
+        """The next rendered request, round and round."""
+        self._next = (self._next + 1) % len(self._requests)
+        return self._requests[self._next]
+
+    def note(self, latency_s: float, is_ok: bool) -> None:
+        """Count an answer, unless the run still warms up or is over."""
+        if self._counts_from <= time.perf_counter() <= self._ends_at:
+            self.latencies.append(latency_s)
+            self.failed += not is_ok
+
+    def is_over(self) -> bool:
+        """True when no further request is to be sent."""
+        return time.perf_counter() > self._ends_at
+
+    def leave(self, error: Exception | None) -> None:
+        """A connection closed; an error ends the run."""
+        self._left -= 1
+        if error is not None and not self.done.done():
+            self.done.set_exception(error)
+        elif self._left == 0 and not self.done.done():
+            self.done.set_result(None)
+
+
+async def generate(plan: LoadPlan) -> LoadResult:
+    """Run the plan in this process."""
+    run = Run(plan)
+    loop = asyncio.get_running_loop()
+    for _ in range(plan.clients):
+        await loop.create_connection(lambda: Client(run), plan.host, plan.port)
+    await run.done
+    return LoadResult.of(run.latencies, run.failed, plan.seconds)
+
+
+def _render(plan: LoadPlan, path: str, body: str) -> bytes:
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: {plan.host}:{plan.port}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body.encode())}\r\n\r\n"
+    )
+    return head.encode() + body.encode()
+
+
+def _content_length(head: bytes) -> int:
+    lowered = head.lower()
+    at = lowered.find(b"content-length:")
+    return int(lowered[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
+
+
+if __name__ == "__main__":
+    plan = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=LoadPlan)
+    print(json.dumps(asdict(uvloop.run(generate(plan)))))

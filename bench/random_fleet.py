@@ -1,0 +1,122 @@
+"""A service with many random tasks, as other load generators expect it.
+
+Tasks ``t0`` … have 10 classes, two serial patches a block with bottleneck C/8, and weights scaled
+so that activations keep their size; items are named ``0``, ``1``, ….
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model.backbone import Backbone
+from model.backbone_folder import LoadedBackbone, load_backbone, save_backbone
+from model.heads import Head
+from model.patch import PatchWeights
+from model.probes import probe_tensors
+from model.spec import FIRST_ITEM, BackboneSpec, HeadSpec, PatchGeometry
+from patches.bundle import build_bundle
+from patches.manifest import (
+    Manifest,
+    ManifestHead,
+    ManifestInput,
+    ManifestPatch,
+    ManifestProbes,
+    Provenance,
+)
+
+CLASSES = 10
+PROBE_LENGTHS = (0, 1, 20, 50)
+
+
+@dataclass(frozen=True, slots=True)
+class FleetShape:
+    """How many tasks of which size."""
+
+    tasks: int = 500
+    channels: int = 64
+    items: int = 20_000
+    blocks: tuple[int, ...] = tuple(range(8))
+
+    @property
+    def geometry(self) -> PatchGeometry:
+        """The tasks' patches."""
+        return PatchGeometry("serial2", self.channels // 8, self.blocks)
+
+
+def make_backbone(shape: FleetShape, folder: Path, seed: int = 0) -> LoadedBackbone:
+    """A random backbone saved in ``folder`` and opened again."""
+    torch.manual_seed(seed)
+    spec = BackboneSpec(shape.items, shape.channels)
+    backbone = Backbone(spec)
+    with torch.no_grad():
+        backbone.embedding.weight.normal_()
+        for block in backbone.blocks:
+            for name, parameter in block.named_parameters():
+                if name.startswith("conv") and name.endswith("weight"):
+                    parameter.normal_(std=(spec.kernel_size * shape.channels) ** -0.5)
+                elif name.endswith("bias"):
+                    parameter.normal_(std=0.1)
+    save_backbone(folder, backbone, [str(item) for item in range(shape.items)], record={})
+    return load_backbone(folder)
+
+
+def make_patch(shape: FleetShape, task: int) -> PatchWeights:
+    """Random patch weights of one task."""
+    random = np.random.default_rng((1, task))
+    h, scales = shape.geometry.bottleneck, {"patch.down": shape.channels**-0.5}
+    scales["patch.up"] = 0.5 * h**-0.5
+    tensors = {
+        name: torch.from_numpy(
+            random.standard_normal(size, dtype=np.float32) * np.float32(scales.get(name, 0.1))
+        )
+        for name, size in shape.geometry.shapes(shape.channels).items()
+    }
+    return PatchWeights.from_named(shape.geometry, tensors)
+
+
+def make_head(shape: FleetShape, task: int) -> Head:
+    """Random head weights of one task."""
+    generator = torch.Generator().manual_seed(task)
+    head = Head(HeadSpec("classification", CLASSES), shape.channels, generator)
+    with torch.no_grad():
+        head.weight.mul_(10 * shape.channels**-0.5)
+    return head.requires_grad_(False)
+
+
+def make_bundles(shape: FleetShape, loaded: LoadedBackbone) -> Iterator[bytes]:
+    """The bundles of all tasks in order, each with true probes."""
+    random = np.random.default_rng(7)
+    histories = [
+        random.integers(FIRST_ITEM, FIRST_ITEM + shape.items, length) for length in PROBE_LENGTHS
+    ]
+    for task in range(shape.tasks):
+        patch, head = make_patch(shape, task), make_head(shape, task)
+        probes = probe_tensors(loaded.backbone, patch, head, histories)
+        weights = {**patch.named(), **head.named()}
+        tensors = {name: np.ascontiguousarray(t.numpy()) for name, t in weights.items()}
+        yield build_bundle(_manifest(shape, loaded, task), tensors | probes)
+
+
+def _manifest(shape: FleetShape, loaded: LoadedBackbone, task: int) -> Manifest:
+    return Manifest(
+        name=f"t{task}",
+        backbone=loaded.fingerprint,
+        input=ManifestInput.of(loaded.backbone.spec),
+        patch=ManifestPatch.of(shape.geometry),
+        head=ManifestHead(
+            kind="classification",
+            outputs=CLASSES,
+            labels=tuple(f"class-{number}" for number in range(CLASSES)),
+        ),
+        probes=ManifestProbes(count=len(PROBE_LENGTHS), columns=CLASSES),
+        provenance=Provenance(
+            data_digest="random",
+            seed=task,
+            software="bench.random_fleet",
+            created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        ),
+    )
