@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from redis import exceptions
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 
@@ -16,6 +16,9 @@ BACKOFF_CAP_S = 1.0
 SOCKET_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
 HEALTH_CHECK_INTERVAL_S = 15
+MAX_CONNECTIONS = 32
+CONNECTION_WAIT_S = 10
+"""A call waits this long for one of the connections when all are busy."""
 
 _UNREACHABLE = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
 _NOT_NOW = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "BUSY ")
@@ -27,8 +30,10 @@ def open_redis(url: str, *, retries: int = RETRIES) -> Redis:
     A lost connection is retried with backoff; the registry's scripts bear being sent twice.
     """
     try:
-        return Redis.from_url(
+        pool = BlockingConnectionPool.from_url(
             url,
+            max_connections=MAX_CONNECTIONS,
+            timeout=CONNECTION_WAIT_S,
             decode_responses=False,
             retry=Retry(ExponentialWithJitterBackoff(BACKOFF_CAP_S, BACKOFF_BASE_S), retries),
             socket_timeout=SOCKET_TIMEOUT_S,
@@ -40,6 +45,7 @@ def open_redis(url: str, *, retries: int = RETRIES) -> Redis:
             "the registry's address is no Redis URL.",
             hint="Set PETERREC_REDIS_URL to redis://, rediss:// or unix:// with an address.",
         ) from error
+    return Redis.from_pool(pool)
 
 
 @contextmanager

@@ -56,6 +56,7 @@ from patches.stored import (
     event_of,
     key_record,
     outcome_of,
+    pairs_of,
     task_record,
     text_of,
     time_of,
@@ -240,14 +241,12 @@ class Registry:
     async def get_task(self, tenant: TenantId, task: TaskId) -> TaskDetail:
         """A task with its versions; TaskNotFound otherwise."""
         field = _field(TaskRef(tenant, task))
-        pipeline = self._redis.pipeline(transaction=True)
-        pipeline.hget(self._key("tasks"), field)
-        pipeline.hgetall(self._key("versions", field))
-        with redis_errors():
-            stored, versions = await pipeline.execute()
-        if stored is None:
+        stored, versions = await self._script(
+            scripts.READ_TASK, self._keys(field), {"field": field}
+        )
+        if not stored:
             raise TaskNotFound(task)
-        records = [version_record(text_of(digest), text) for digest, text in versions.items()]
+        records = [version_record(text_of(digest), text) for digest, text in pairs_of(versions)]
         records.sort(key=lambda record: record.version)
         return TaskDetail(task_record(field, stored), tuple(records))
 
@@ -299,16 +298,11 @@ class Registry:
 
     async def snapshot(self) -> RegistrySnapshot:
         """Everything replicas serve by, read in one atomic step."""
-        pipeline = self._redis.pipeline(transaction=True)
-        pipeline.get(self._key("revision"))
-        pipeline.hgetall(self._key("tasks"))
-        pipeline.hgetall(self._key("keys"))
-        with redis_errors():
-            revision, tasks, keys = await pipeline.execute()
-        task_records = [task_record(text_of(field), text) for field, text in tasks.items()]
-        key_records = [key_record(text_of(key_id), text) for key_id, text in keys.items()]
+        revision, tasks, keys = await self._script(scripts.READ_ALL, self._keys(""), {})
+        task_records = [task_record(text_of(field), text) for field, text in pairs_of(tasks)]
+        key_records = [key_record(text_of(key_id), text) for key_id, text in pairs_of(keys)]
         return RegistrySnapshot(
-            revision=int(revision or 0),
+            revision=int(revision),
             tasks={record.ref: record for record in task_records},
             keys={record.key_id: record for record in key_records},
         )

@@ -348,3 +348,14 @@ end
 return locations
 """
 )
+
+READ_ALL = """
+return {redis.call('GET', KEYS[1]) or '0', redis.call('HGETALL', KEYS[2]),
+        redis.call('HGETALL', KEYS[4])}
+"""
+"""Scripts also where only reading is to be atomic: MULTI is refused when memory is short."""
+
+READ_TASK = """
+return {redis.call('HGET', KEYS[2], cjson.decode(ARGV[1]).field) or '',
+        redis.call('HGETALL', KEYS[10])}
+"""

@@ -1,6 +1,6 @@
 """The registry's records as Redis holds them: JSON in hashes, fields in the stream."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -79,6 +79,11 @@ def text_of(found: Raw) -> str:
     """A name or text from Redis."""
     assert isinstance(found, bytes), "the client must not decode answers"
     return found.decode()
+
+
+def pairs_of(flat: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """Fields and values of a hash as a script returns them, one after another."""
+    return zip(flat[::2], flat[1::2], strict=True)
 
 
 def time_of(milliseconds: int) -> datetime:
