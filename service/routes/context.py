@@ -1,0 +1,113 @@
+"""What the admin routes receive, and the few things that all of them do."""
+
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends, Header, Request, Response
+from fastapi.security import APIKeyHeader, HTTPBearer
+from pydantic import BaseModel, ConfigDict
+
+from model.backbone_info import BackboneInfo
+from patches.identity import TaskId, parse_task
+from patches.registry import Registry
+from service.auth import Authenticator, Principal
+from service.device_link import DeviceLink
+from service.errors import MalformedRequest
+from service.task_table import TaskTable
+
+SYNC_TIMEOUT_S = 30.0
+"""How long a change may take to reach every worker of this replica."""
+
+PROVE_TIMEOUT_S = 120.0
+"""How long verification and probes of a pushed bundle may take."""
+
+_ETAG = re.compile(r'(?:W/)?"?(\d{1,18})"?\Z')
+
+
+@dataclass(slots=True)
+class Readiness:
+    """Whether this worker wants to be sent requests."""
+
+    is_draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AdminContext:
+    """Collaborators of every route but the predictions."""
+
+    table: TaskTable
+    authenticator: Authenticator
+    link: DeviceLink
+    registry: Registry
+    backbone: BackboneInfo
+    spool_dir: Path
+    bundle_size_limit_bytes: int
+    readiness: Readiness = field(default_factory=Readiness)
+
+    async def served(self, revision: int) -> None:
+        """Wait until every worker of this replica serves a registry revision."""
+        await self.link.sync(revision, SYNC_TIMEOUT_S)
+
+
+class ClosedModel(BaseModel):
+    """A body whose unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+_bearer = HTTPBearer(auto_error=False, description="An API key: `prk_…`.")
+_api_key = APIKeyHeader(name="X-API-Key", auto_error=False, description="An API key: `prk_…`.")
+
+Find = Callable[[Request], Awaitable[Principal]]
+
+
+def find_caller(authenticator: Authenticator) -> Find:
+    """A dependency that gives a route its authenticated caller."""
+
+    async def find(
+        request: Request, _bearer: object = Depends(_bearer), _key: object = Depends(_api_key)
+    ) -> Principal:
+        headers = request.headers
+        return authenticator.authenticate(
+            headers.get("authorization", "").encode(), headers.get("x-api-key", "").encode()
+        )
+
+    return find
+
+
+def admin_task(caller: Principal, task: str) -> TaskId:
+    """The checked name of a task that the caller may administer."""
+    name = parse_task(task)
+    caller.require("admin", name)
+    return name
+
+
+IfMatch = Annotated[
+    str | None, Header(description='Do it only if the task\'s ETag is this one: `"17"`.')
+]
+IfNoneMatch = Annotated[
+    str | None, Header(description="`*`: do it only if the task does not exist yet.")
+]
+
+
+def expected_revision(if_match: str | None, if_none_match: str | None = None) -> int | None:
+    """The revision that the caller insists on: 0 for no task yet, None if it does not matter."""
+    if if_none_match is not None and if_none_match.strip() == "*":
+        return 0
+    if if_match is None or if_match.strip() == "*":
+        return None
+    match = _ETAG.match(if_match.strip())
+    if match is None:
+        raise MalformedRequest(
+            f"If-Match {if_match[:40]!r} is no ETag of a task.",
+            hint="Send the ETag header of an earlier answer unchanged.",
+        )
+    return int(match.group(1))
+
+
+def set_etag(response: Response, revision: int) -> None:
+    """Name the task's revision, for a later If-Match."""
+    response.headers["ETag"] = f'"{revision}"'
