@@ -223,8 +223,22 @@ class BlobCorrupt(PeterRecError):
     def __init__(self, digest: str, found: str) -> None:
         super().__init__(
             f"the stored bundle sha256:{digest} now has digest {found}.",
-            hint="Push the bundle again and check the memory and disk that held it.",
+            hint="Check the memory and disk that held it; if it stays so, push the bundle again.",
         )
+
+
+class SnapshotCorrupt(PeterRecError):
+    """The last-known-good copy of the registry is damaged; it was dropped."""
+
+    code = "snapshot_corrupt"
+    category = Category.INTERNAL
+
+
+class CacheUnwritable(PeterRecError):
+    """The last-known-good copy can't be written; serving goes on without it."""
+
+    code = "cache_unwritable"
+    category = Category.NO_ROOM
 
 
 class VersionInUse(PeterRecError):

@@ -1,0 +1,140 @@
+"""The last-known-good copy on disk: what a replica starts from while Redis is away."""
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from patches.api_keys import KeyRecord
+from patches.errors import BlobCorrupt, BlobMissing, CacheUnwritable, SnapshotCorrupt
+from patches.identity import Digest, digest_of
+from patches.records import RegistrySnapshot, TaskRecord
+
+SNAPSHOT_NAME = "snapshot.json"
+_BLOB_NAME = re.compile(r"[0-9a-f]{64}\.bundle\Z")
+_TEMPORARY_PREFIX = ".writing-"
+
+
+class _SavedSnapshot(msgspec.Struct, frozen=True):
+    revision: int
+    tasks: tuple[TaskRecord, ...]
+    keys: tuple[KeyRecord, ...]
+
+
+class BlobCache:
+    """Bundles by digest and the last snapshot, in a directory of this process alone.
+
+    Every file is complete or absent. All methods block; one thread at a time. Raises
+    CacheUnwritable if the directory can't be written.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise _unwritable(error) from error
+
+    def put(self, digest: Digest, data: bytes) -> None:
+        """Keep a bundle, whose digest was verified."""
+        self._write(self._blob_path(digest), data)
+
+    def get(self, digest: Digest) -> bytes:
+        """A kept bundle; BlobMissing, or BlobCorrupt after dropping one that was damaged."""
+        path = self._blob_path(digest)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise BlobMissing(digest) from error
+        found = digest_of(data)
+        if found != digest:
+            path.unlink(missing_ok=True)
+            raise BlobCorrupt(digest, found)
+        return data
+
+    def digests(self) -> frozenset[Digest]:
+        """The bundles that are kept, unverified."""
+        names = (path.name for path in self._directory.iterdir())
+        return frozenset(Digest(name[:64]) for name in names if _BLOB_NAME.match(name))
+
+    def retain(self, digests: Collection[Digest]) -> None:
+        """Drop all other bundles, and what an interrupted write left."""
+        for path in self._directory.iterdir():
+            is_other = _BLOB_NAME.match(path.name) and Digest(path.name[:64]) not in digests
+            if is_other or path.name.startswith(_TEMPORARY_PREFIX):
+                path.unlink(missing_ok=True)
+
+    def save_snapshot(self, snapshot: RegistrySnapshot) -> None:
+        """Keep the registry's state; put the bundles that it names first."""
+        saved = _SavedSnapshot(
+            snapshot.revision, tuple(snapshot.tasks.values()), tuple(snapshot.keys.values())
+        )
+        text = msgspec.json.encode(saved)
+        self._write(self._directory / SNAPSHOT_NAME, _checksum(text) + b"\n" + text)
+
+    def load_snapshot(self) -> RegistrySnapshot | None:
+        """The kept state, None if there is none; SnapshotCorrupt after dropping a damaged one."""
+        path = self._directory / SNAPSHOT_NAME
+        try:
+            checksum, _, text = path.read_bytes().partition(b"\n")
+        except FileNotFoundError:
+            return None
+        try:
+            if checksum != _checksum(text):
+                raise msgspec.DecodeError("its checksum is wrong")
+            saved = msgspec.json.decode(text, type=_SavedSnapshot)
+        except msgspec.MsgspecError as error:
+            path.unlink(missing_ok=True)
+            raise SnapshotCorrupt(
+                f"the copy of the registry in {path} is damaged: {error}.",
+                hint="It was dropped; the server waits for Redis.",
+            ) from error
+        return RegistrySnapshot(
+            revision=saved.revision,
+            tasks={record.ref: record for record in saved.tasks},
+            keys={record.key_id: record for record in saved.keys},
+        )
+
+    def _blob_path(self, digest: Digest) -> Path:
+        return self._directory / f"{digest}.bundle"
+
+    def _write(self, path: Path, data: bytes) -> None:
+        """Write beside, sync, rename: a crash leaves the old file or the new one."""
+        try:
+            number, name = tempfile.mkstemp(prefix=_TEMPORARY_PREFIX, dir=self._directory)
+            try:
+                with os.fdopen(number, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                Path(name).replace(path)
+            finally:
+                with suppress(FileNotFoundError):
+                    Path(name).unlink()
+            _sync_directory(self._directory)
+        except OSError as error:
+            raise _unwritable(error) from error
+
+
+def _sync_directory(directory: Path) -> None:
+    number = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _checksum(text: bytes) -> bytes:
+    return hashlib.sha256(text).hexdigest().encode()
+
+
+def _unwritable(error: OSError) -> CacheUnwritable:
+    return CacheUnwritable(
+        f"the last-known-good copy can't be written: {error}.",
+        hint="Free space or give the server a writable data directory.",
+    )
