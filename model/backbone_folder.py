@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from model.backbone import Backbone
@@ -64,17 +65,23 @@ def save_backbone(
 def load_backbone(folder: Path) -> LoadedBackbone:
     """Open a backbone folder; its fingerprint is recomputed from what was read."""
     info = read_info(folder)
-    backbone = Backbone(info.spec)
     weights = read_tensors(folder / WEIGHTS)
-    shapes = {name: tuple(t.shape) for name, t in backbone.state_dict().items()}
-    require_shapes(folder / WEIGHTS, weights, shapes)
+    require_shapes(folder / WEIGHTS, weights, _shapes(info.spec))
     found = fingerprint_of(info.spec, info.items, weights)
     if found != info.fingerprint:
         raise BackboneFolderInvalid(
             f"{folder} has fingerprint {found[:12]}…, its spec records {info.fingerprint[:12]}….",
             hint="A file of the folder was changed or mixed with another backbone's; restore it.",
         )
+    backbone = Backbone(info.spec)
     backbone.load_state_dict(weights)
     backbone.requires_grad_(False).eval()
     record = read_json(folder / RECORD) if (folder / RECORD).exists() else {}
     return LoadedBackbone(backbone, info.items, found, record)
+
+
+def _shapes(spec: BackboneSpec) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights by name, without allocating them."""
+    with torch.device("meta"):
+        state = Backbone(spec).state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}

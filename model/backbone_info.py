@@ -30,6 +30,8 @@ def read_info(folder: Path) -> BackboneInfo:
         fingerprint = str(document["fingerprint"])
     except (KeyError, TypeError) as error:
         raise BackboneFolderInvalid(f"{folder / SPEC} lacks {error}.") from error
+    if not isinstance(items, list):
+        raise BackboneFolderInvalid(f"{folder / VOCABULARY} is no list of items.")
     if len(items) != spec.item_count:
         raise BackboneFolderInvalid(
             f"{folder / VOCABULARY} lists {len(items)} items, the spec says {spec.item_count}."

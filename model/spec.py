@@ -77,9 +77,13 @@ class BackboneSpec:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Self:  # Any: a JSON document
+        _require(isinstance(fields, dict), f"a backbone spec is an object, not {fields!r}.")
         known = set(cls.__dataclass_fields__)
         unknown = sorted(set(fields) - known)
         _require(not unknown, f"unknown backbone fields: {', '.join(unknown)}.")
+        for name in ("item_count", "channels", "kernel_size", "max_len"):
+            value = fields.get(name, 1)
+            _require(type(value) is int, f"{name} is {value!r}, an integer is needed.")
         try:
             return cls(**{**fields, "dilations": tuple(fields.get("dilations", ()))})
         except TypeError as error:

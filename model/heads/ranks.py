@@ -5,9 +5,12 @@ from torch import Tensor
 
 
 def ranks_of(logits: Tensor, targets: Tensor) -> Tensor:
-    """Rank (0 = best) of each row's target in logits [B, K]; among equals the target comes last."""
+    """Rank (0 = best) of each row's target in logits [B, K]; among equals the target comes last.
+
+    NaN counts as equal, so a broken row ranks its target last.
+    """
     own = logits.gather(1, targets.unsqueeze(1))  # [B, 1]
-    return (logits >= own).sum(1) - 1
+    return (~(logits < own)).sum(1) - 1
 
 
 def rank_metrics(ranks: Tensor, cutoff: int) -> dict[str, float]:
