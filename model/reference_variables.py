@@ -185,7 +185,7 @@ def _reader_of(path: Path) -> Callable[[Path], Mapping[str, Tensor]]:
         return read_tensors
     if path.suffix == ".npz":
         return _read_npz
-    if path.with_name(f"{path.name}.index").exists():
+    if Path(f"{path}.index").exists():
         return _read_checkpoint
     raise TensorFileInvalid(
         f"{path} is neither a .safetensors nor an .npz file nor the prefix of a TensorFlow "

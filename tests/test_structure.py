@@ -19,8 +19,9 @@ TORCH_FREE = (
     "model.spec",
     "service.app",
     "service.cli",
-    "service.ipc",
+    "service.device_link",
     "service.task_table",
+    "service.worker",
 )
 
 
