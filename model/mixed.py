@@ -18,6 +18,7 @@ from torch.nn import functional
 from model.backbone import Backbone, DilatedConv, ResidualBlock
 from model.cone import BlockPlan, ConvPlan, Plan, plan
 from model.framing import Tokens, frame_histories
+from model.kernels.cpu import Linear, bottleneck_hidden, packed_linear
 from model.slab import Slab
 from model.spec import CLS, PAD, PatchGeometry
 
@@ -36,10 +37,9 @@ class SlotRef:
 
 @dataclass(frozen=True, slots=True)
 class PackedConv:
-    """A convolution as a GEMM: weight [k·C, C] over concatenated taps, and its LayerNorm."""
+    """A convolution as a product over its concatenated taps, and its LayerNorm."""
 
-    weight: Tensor
-    bias: Tensor
+    linear: Linear
     norm_weight: Tensor
     norm_bias: Tensor
 
@@ -81,6 +81,8 @@ class MixedForward:
         self._device = backbone.embedding.weight.device
         self._embedding = backbone.embedding.weight.detach()
         self._blocks = [_pack_block(block) for block in backbone.blocks]
+        self._ones = torch.ones(self.spec.channels, device=self._device)
+        self._zeros = torch.zeros(self.spec.channels, device=self._device)
         self._chunk_positions = chunk_positions
         self._plans: dict[int, DevicePlan] = {}
 
@@ -128,7 +130,7 @@ class MixedForward:
         return self._pool(x, tokens)
 
     def _embed(self, tokens: Tensor, groups: list[Group]) -> Tensor:
-        x = self._embedding[tokens]  # [B, T] -> [B, T, C]
+        x = functional.embedding(tokens, self._embedding)  # [B, T] -> [B, T, C]
         for group in groups:
             if group.geometry.has_cls:
                 rows = slice(group.start, group.stop)
@@ -162,16 +164,28 @@ class MixedForward:
         rows, count, channels = len(x), len(conv_plan.outputs), self.spec.channels
         gathered = x.index_select(1, taps)  # [B, N_out·k, C]
         columns = gathered.view(rows * count, -1)  # [B·N_out, k·C]
-        y = torch.addmm(conv.bias, columns, conv.weight).view(rows, count, channels)
+        y = conv.linear(columns).view(rows, count, channels)
         source = gathered.view(rows, count, -1, channels)[:, :, conv_plan.centre]
         for group in step.groups:
             _graft(y, source, group, step)
         out = x.new_empty(rows, 1 + count, channels)
         out[:, 0] = 0
-        for start, stop, weight, bias in _norms(conv, step, rows):
-            normed = functional.layer_norm(y[start:stop], (channels,), eps=self.spec.layer_norm_eps)
-            torch.addcmul(bias, normed, weight, out=out[start:stop, 1:]).relu_()
+        self._normalize(y, conv, step, out[:, 1:])
         return out
+
+    def _normalize(self, y: Tensor, conv: PackedConv, step: Step, out: Tensor) -> None:
+        """relu(LN(y)) into out [B, N, C], with a row's own LayerNorm where its patch has one."""
+        shape, eps = (self.spec.channels,), self.spec.layer_norm_eps
+        own = [group for group in step.groups if _trains_norm(group.geometry, step)]
+        if len(own) < len(step.groups):
+            normed = functional.layer_norm(y, shape, conv.norm_weight, conv.norm_bias, eps)
+            torch.clamp_min(normed, 0, out=out)
+        for group in own:
+            rows, at = slice(group.start, group.stop), group.geometry.blocks.index(step.block)
+            weight = group.tensors["patch.norm_weight"][group.slots, at].unsqueeze(1)  # [b, 1, C]
+            bias = group.tensors["patch.norm_bias"][group.slots, at].unsqueeze(1)
+            normed = functional.layer_norm(y[rows], shape, self._ones, self._zeros, eps)
+            torch.addcmul(bias, normed, weight, out=out[rows]).relu_()
 
     def _pool(self, x: Tensor, tokens: Tensor) -> Tensor:
         """User vectors [B, C] of the top states x [B, 1 + N, C]."""
@@ -190,10 +204,9 @@ def _pack_block(block: torch.nn.Module) -> tuple[PackedConv, PackedConv]:
 
 
 def _pack(conv: DilatedConv, norm: torch.nn.LayerNorm) -> PackedConv:
-    weight = conv.weight.detach().permute(2, 1, 0).flatten(0, 1)  # [C, C, k] -> [k·C, C]
-    return PackedConv(
-        weight.contiguous(), conv.bias.detach(), norm.weight.detach(), norm.bias.detach()
-    )
+    weight = conv.weight.detach().transpose(1, 2).flatten(1)  # [C, C, k] -> [C, k·C]
+    linear = packed_linear(weight, conv.bias.detach())
+    return PackedConv(linear, norm.weight.detach(), norm.bias.detach())
 
 
 def _on_device(cone: Plan, device: torch.device) -> DevicePlan:
@@ -239,29 +252,14 @@ def _graft(y: Tensor, source: Tensor, group: Group, step: Step) -> None:
     weights = group.tensors
     rows = slice(group.start, group.stop)
     read = source[rows] if geometry.insertion == "parallel2" else y[rows]
-    down_bias = weights["patch.down_bias"][group.slots, index].unsqueeze(1)  # [b, H] -> [b, 1, H]
-    hidden = torch.baddbmm(down_bias, read, weights["patch.down"][group.slots, index])  # [b, N, H]
-    hidden = functional.gelu(hidden, approximate="tanh")
-    y[rows].baddbmm_(hidden, weights["patch.up"][group.slots, index])  # [b, N, H] @ [b, H, C]
-    y[rows] += weights["patch.up_bias"][group.slots, index].unsqueeze(1)
+    down, down_bias, up, up_bias = (
+        weights[f"patch.{name}"].select(1, index).index_select(0, group.slots)
+        for name in ("down", "down_bias", "up", "up_bias")
+    )  # [b, C, H], [b, H], [b, H, C], [b, C]
+    hidden = bottleneck_hidden(read, down, down_bias)  # [b, N, H]
+    y[rows].baddbmm_(hidden, up).add_(up_bias.unsqueeze(1))
     if geometry.has_inner_skip:
         y[rows] += read
-
-
-def _norms(conv: PackedConv, step: Step, rows: int) -> list[tuple[int, int, Tensor, Tensor]]:
-    """LayerNorm weight and bias by range of rows: shared, or a slab's own [b, 1, C]."""
-    own = [group for group in step.groups if _trains_norm(group.geometry, step)]
-    if not own:
-        return [(0, rows, conv.norm_weight, conv.norm_bias)]
-    ranges = []
-    for group in step.groups:
-        weight, bias = conv.norm_weight, conv.norm_bias
-        if group in own:
-            at = group.geometry.blocks.index(step.block)
-            weight = group.tensors["patch.norm_weight"][group.slots, at].unsqueeze(1)
-            bias = group.tensors["patch.norm_bias"][group.slots, at].unsqueeze(1)
-        ranges.append((group.start, group.stop, weight, bias))
-    return ranges
 
 
 def _trains_norm(geometry: PatchGeometry, step: Step) -> bool:

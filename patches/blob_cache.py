@@ -42,11 +42,11 @@ class BlobCache:
 
     def put(self, digest: Digest, data: bytes) -> None:
         """Keep a bundle, whose digest was verified."""
-        self._write(self._blob_path(digest), data)
+        self._write(self.path_of(digest), data)
 
     def get(self, digest: Digest) -> bytes:
         """A kept bundle; BlobMissing, or BlobCorrupt after dropping one that was damaged."""
-        path = self._blob_path(digest)
+        path = self.path_of(digest)
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -100,7 +100,8 @@ class BlobCache:
             keys={record.key_id: record for record in saved.keys},
         )
 
-    def _blob_path(self, digest: Digest) -> Path:
+    def path_of(self, digest: Digest) -> Path:
+        """Where a kept bundle lies."""
         return self._directory / f"{digest}.bundle"
 
     def _write(self, path: Path, data: bytes) -> None:

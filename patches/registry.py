@@ -94,6 +94,10 @@ class Registry:
         self._prefix = check_name(prefix, "key prefix")
         self._scripts: dict[str, Callable[..., Any]] = {}  # Any: redis-py does not type answers
 
+    async def close(self) -> None:
+        """Give the connections back."""
+        await self._redis.aclose()
+
     # Bundles
 
     async def put_blob(self, data: bytes) -> Digest:

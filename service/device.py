@@ -4,12 +4,14 @@ A turn: read what workers sent, do what the follower asks, run one batch. The de
 while rows wait, and tables are flipped only between batches.
 """
 
+import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
+from socket import socketpair
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -83,13 +85,14 @@ class DeviceLoop:
     def __init__(
         self,
         socket: "zmq.Socket[bytes]",
-        wake: "zmq.Socket[bytes]",
         store: SlotStore,
         limits: DeviceLimits,
         emit: Emit,
     ) -> None:
         self._socket = socket
-        self._wake = wake
+        self._wake, self._waker = socketpair()
+        self._wake.setblocking(False)
+        self._waker.setblocking(False)
         self._emit = emit
         self._limits = limits
         self.store = store
@@ -111,7 +114,7 @@ class DeviceLoop:
         }
 
     def submit(self, job: Callable[[], Result]) -> Future[Result]:
-        """Run ``job`` on the device thread between batches. Any thread; wake the socket after."""
+        """Run ``job`` on the device thread between batches. May be called from any thread."""
         future: Future[Result] = Future()
 
         def run() -> None:
@@ -121,6 +124,8 @@ class DeviceLoop:
                 future.set_exception(error)
 
         self._jobs.put(run)
+        with contextlib.suppress(BlockingIOError):
+            self._waker.send(b"\0")
         return future
 
     def run(self, follower: Follower, is_stopping: Callable[[], bool]) -> None:
@@ -128,7 +133,7 @@ class DeviceLoop:
         self._follower = follower
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._wake, zmq.POLLIN)
+        poller.register(self._wake.fileno(), zmq.POLLIN)
         while not (is_stopping() and not len(self.queue)):
             poller.poll(0 if len(self.queue) else 100)
             self._read_messages()
@@ -136,16 +141,22 @@ class DeviceLoop:
             self._run_batch()
             self._tick()
 
-    def apply(self, desired: Desired) -> list[str]:
-        """Flip the table towards what the registry wants; the digests still to be loaded."""
-        started = time.perf_counter()
+    def apply(self, desired: Desired, seen_at: float) -> list[str]:
+        """Flip the table towards what the registry wants; the digests still to be loaded.
+
+        ``seen_at``: when the change was noticed, in monotonic seconds.
+        """
         update = self.table.apply(desired)
         self._broadcast(update)
         freed = self._free_idle(IDLE_RESIDENCIES)
         if update.bundles or update.removed_handles:
-            self._emit(BundleSwapped(time.perf_counter() - started, len(update.bundles), freed))
+            self._emit(BundleSwapped(time.monotonic() - seen_at, len(update.bundles), freed))
         self._answer_syncs()
         return self.table.missing(desired.digests())
+
+    def is_missing(self, digest: str) -> bool:
+        """True if the bundle has to be loaded."""
+        return bool(self.table.missing([digest]))
 
     def load(self, bundle: VerifiedBundle, catalog_path: str) -> Residency:
         """Load and prove a bundle, making room for its head if idle ones hold it."""
@@ -175,6 +186,8 @@ class DeviceLoop:
             self._handlers[type(message)](worker, message)
 
     def _do_jobs(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._wake.recv(4096)
         while True:
             try:
                 job = self._jobs.get_nowait()

@@ -1,4 +1,4 @@
-"""What is resident on the device: one residency per bundle, its patch in a slab, its head beside."""
+"""What is resident on the device: per bundle a patch in a slab and a head beside."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +13,15 @@ from model.errors import Category, PeterRecError
 from model.mixed import MixedForward, SlotRef
 from model.mixed_heads import HeadRef, MixedHeads, RowScores, Selection
 from model.slab import Slab
-from model.spec import PAD, PatchGeometry
+from model.spec import FIRST_ITEM, PAD, PatchGeometry
 from patches.identity import Digest
 from patches.verify import VerifiedBundle
 from service.messages import Handle
 
 PROBE_TOLERANCE = 1e-4
 """Largest difference of a probe's logit, relative to the largest expected one, in float32."""
+
+WARM_UP_LENGTHS = (0, 1, 8, 64)
 
 SMALLEST_SCALE = 1e-3
 """Logits smaller than this are compared absolutely."""
@@ -115,6 +117,16 @@ class SlotStore:
         self._heads.remove(residency.head)
         self.patch_bytes -= residency.patch.slab.slot_bytes
         self.head_bytes -= residency.head.size_bytes
+
+    def warm_up(self) -> None:
+        """Run the forward once per common shape, so that the first request pays for nothing."""
+        geometry = PatchGeometry("serial2", 1, ())
+        slab = self._slab(geometry)
+        shapes = geometry.shapes(self._channels)
+        ref = SlotRef(geometry, slab, slab.write({n: torch.zeros(s) for n, s in shapes.items()}))
+        for length in WARM_UP_LENGTHS:
+            self._forward.user_vectors([np.full(length, FIRST_ITEM)] * 2, [ref, ref])
+        slab.release(ref.slot)
 
     def score(self, rows: Sequence[EngineRow]) -> list[RowScores]:
         """One forward over rows of any tasks; answers in the rows' order."""

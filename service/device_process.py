@@ -1,0 +1,74 @@
+"""The device process: composes the device thread, the follower and their connections."""
+
+import signal
+from pathlib import Path
+
+import structlog
+import torch
+import zmq
+from patches.blob_cache import BlobCache
+
+from model.backbone_folder import load_backbone
+from patches.redis_client import open_redis
+from patches.registry import Registry
+from patches.verify import BackboneIdentity, BundleLimits
+from service.bundle_source import BundleSource
+from service.device import DeviceLimits, DeviceLoop
+from service.event_sender import EventSender
+from service.follower import RegistryFollower
+from service.settings import Settings, core_count
+from service.slots import SlotStore
+
+log = structlog.get_logger()
+
+
+def run_device(settings: Settings) -> None:
+    """Serve the device until SIGTERM, then answer what waits and return."""
+    torch.set_num_threads(settings.threads or core_count())
+    stopping = _on_sigterm()
+    loaded = load_backbone(settings.backbone_dir)
+    backbone = loaded.backbone.to(_device(settings.device))
+    identity = BackboneIdentity(loaded.fingerprint, loaded.backbone.spec)
+    events = EventSender(settings.metrics_endpoint)
+    store = SlotStore(backbone, settings.head_limit_bytes)
+    store.warm_up()
+    context = zmq.Context()
+    socket = context.socket(zmq.ROUTER)
+    socket.set_hwm(0)
+    socket.bind(settings.device_endpoint)
+    limits = DeviceLimits(settings.max_queue_rows, settings.max_batch_rows)
+    device = DeviceLoop(socket, store, limits, events.emit)
+    follower = _follower(settings, device, identity, events)
+    follower.start()
+    log.info("device_started", device=str(backbone.embedding.weight.device))
+    try:
+        device.run(follower, lambda: bool(stopping))
+    finally:
+        follower.stop()
+        events.close()
+        context.destroy(linger=1000)
+
+
+def _follower(
+    settings: Settings, device: DeviceLoop, identity: BackboneIdentity, events: EventSender
+) -> RegistryFollower:
+    assert settings.redis_url, "the supervisor sets the registry's URL"
+    registry = Registry(open_redis(settings.redis_url), settings.redis_prefix)
+    cache = BlobCache(Path(settings.data_dir) / "cache")
+    bundle_limits = BundleLimits(max_bytes=settings.bundle_size_limit_bytes)
+    source = BundleSource(registry, cache, identity, bundle_limits)
+    return RegistryFollower(registry, source, device, settings.reconcile_interval_s, events.emit)
+
+
+def _on_sigterm() -> list[int]:
+    """A list that is empty until SIGTERM; SIGINT is the supervisor's to handle."""
+    received: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return received
+
+
+def _device(choice: str) -> torch.device:
+    if choice == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(choice)
