@@ -197,6 +197,8 @@ class DeviceLoop:
 
     def _on_hello(self, worker: Worker, message: ToDevice) -> None:
         assert isinstance(message, Hello)
+        if not self.is_ready:
+            return  # it asks again; a half-read table would fail the rows it still holds
         self.table.hear(worker, time.monotonic())
         if message.epoch != self.table.epoch:
             self.send(worker, Welcome(self.table.epoch, self.is_ready, self.table.full()))
