@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from patches.contents import BundleLimits, check_size, examine, read_manifest_of
+from patches.contents import BundleLimits, Contents, check_size, examine, read_manifest_of
 from patches.errors import Findings, ReasonCode
 from patches.header import DTYPES, LENGTH_BYTES, Array, Tensors, encode_file, read_header
 from patches.identity import Digest, digest_of, format_digest
@@ -16,11 +16,13 @@ __all__ = [
     "BUNDLE_SUFFIX",
     "BundleLimits",
     "Catalog",
+    "Contents",
     "Digest",
     "Manifest",
     "build_bundle",
     "digest_of",
     "format_digest",
+    "open_bundle",
     "read_manifest",
 ]
 
@@ -93,10 +95,20 @@ def build_bundle(manifest: Manifest, tensors: Tensors) -> bytes:
             )
     findings.raise_if_any()
     data = encode_file(manifest.to_json(), tensors)
-    limits = BundleLimits(max_bytes=len(data), max_header_bytes=len(data))
-    examine(memoryview(data), limits, {}, findings)
-    findings.raise_if_any()
+    open_bundle(data, BundleLimits(max_bytes=len(data), max_header_bytes=len(data)))
     return data
+
+
+def open_bundle(data: bytes, limits: BundleLimits | None = None) -> Contents:
+    """A bundle that is whole and agrees with itself, for any backbone or none; BundleRejected.
+
+    What is to be served goes through verify_bundle instead.
+    """
+    findings = Findings()
+    contents = examine(memoryview(data), limits or BundleLimits(), {}, findings)
+    findings.raise_if_any()
+    assert contents is not None
+    return contents
 
 
 def read_manifest(source: bytes | Path, limits: BundleLimits | None = None) -> Manifest:
