@@ -105,6 +105,11 @@ class Settings(BaseSettings):
         cores = core_count()
         return self.workers or (1 if cores <= 2 else min(4, cores - 1))
 
+    @property
+    def spool_dir(self) -> Path:
+        """Where uploads lie until they are judged; absolute, the device process reads it too."""
+        return (self.data_dir / "spool").resolve()
+
     def to_environment(self) -> dict[str, str]:
         """The environment that makes a child process read exactly these settings."""
         ours = {

@@ -1,7 +1,225 @@
-"""Commands of the serving group."""
+"""Commands that run a server and talk to a running one."""
+
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from service.settings import Settings
+
+Backbone = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Folder written by `peterrec pretrain`.")
+]
+Host = Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")]
+Port = Annotated[int | None, typer.Option(help="Port of the API.", show_default="8000")]
+Workers = Annotated[int | None, typer.Option(help="HTTP workers.", show_default="by the cores")]
+MetricsPort = Annotated[int | None, typer.Option(help="Port of /metrics.", show_default="9100")]
+DataDir = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Embedded Redis and caches.", show_default="data")
+]
+RedisUrl = Annotated[
+    str | None, typer.Option(help="The registry's Redis.", show_default="an embedded one")
+]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Device.", show_default="auto")
+]
+Threads = Annotated[
+    int | None, typer.Option(help="CPU threads of a forward.", show_default="every core")
+]
+Auth = Annotated[
+    Literal["on", "off"] | None, typer.Option(help="Off only on loopback.", show_default="on")
+]
+
+Url = Annotated[str, typer.Option(envvar="PETERREC_URL", help="Where the server is.")]
+ApiKey = Annotated[
+    str | None, typer.Option(envvar="PETERREC_API_KEY", help="Key with the scope admin.")
+]
+DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
+    app.command("serve")(serve)
+    app.command("push")(push)
+    app.command("tasks")(tasks)
+    keys = typer.Typer(help="API keys.", no_args_is_help=True)
+    keys.command("create")(create_key)
+    keys.command("list")(list_keys)
+    keys.command("revoke")(revoke_key)
+    app.add_typer(keys, name="keys")
+    app.command("run-device", hidden=True)(run_device)
+    app.command("run-worker", hidden=True)(run_worker)
+
+
+def serve(
+    backbone: Backbone = None,
+    host: Host = None,
+    port: Port = None,
+    workers: Workers = None,
+    metrics_port: MetricsPort = None,
+    data_dir: DataDir = None,
+    redis_url: RedisUrl = None,
+    device: Device = None,
+    threads: Threads = None,
+    auth: Auth = None,
+) -> None:
+    """Serve predictions; every other setting is a PETERREC_* variable (docs/settings.md)."""
+    from service.settings import read_settings
+    from service.supervisor import run_server
+
+    settings = read_settings(
+        backbone_dir=backbone,
+        host=host,
+        port=port,
+        workers=workers,
+        metrics_port=metrics_port,
+        data_dir=data_dir,
+        redis_url=redis_url,
+        device=device,
+        threads=threads,
+        auth=auth,
+    )
+    _configure(settings, "supervisor")
+    run_server(settings)
+
+
+def run_device() -> None:
+    """The device process; started by `serve`."""
+    from service.device_process import run_device as run
+    from service.settings import read_settings
+
+    settings = read_settings()
+    _become_child(settings, "device")
+    run(settings)
+
+
+def run_worker(fd: Annotated[int, typer.Option(help="The listening socket.")]) -> None:
+    """An HTTP worker; started by `serve`."""
+    from service.settings import read_settings
+    from service.worker import run_worker as run
+
+    settings = read_settings()
+    _become_child(settings, f"worker-{os.getpid()}")
+    run(settings, socket.socket(fileno=fd))
+
+
+def push(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .bundle file.")],
+    task: Annotated[str, typer.Option(help="Task to register it for.")],
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    alias: Annotated[str, typer.Option(help="Alias to point at it; empty for none.")] = "prod",
+    validate_only: Annotated[bool, typer.Option(help="Change nothing.")] = False,
+) -> None:
+    """Register a bundle on a running server, and let it serve."""
+    from service.api_client import ApiClient
+
+    with ApiClient(url, api_key) as client:
+        pushed = client.push(file, task, alias=alias, validate_only=validate_only)
+    kind, size = pushed["summary"]["kind"], pushed["summary"]["size_bytes"]
+    if validate_only:
+        print(f"{pushed['digest']} is valid: {kind}, {size} bytes. Nothing was changed.")
+        return
+    served = f", served as {pushed['alias']}" if pushed["alias"] else ""
+    print(f"{task} version {pushed['version']}: {kind}, {size} bytes{served}.")
+    print(f"  {pushed['digest']} at registry revision {pushed['registry_revision']}")
+
+
+def tasks(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
+    """List the tasks of a running server."""
+    from service.api_client import ApiClient
+
+    with ApiClient(url, api_key) as client:
+        listed = client.get("/tasks")
+    table = Table("task", "aliases", "revision", "description")
+    for task in listed:
+        aliases = ", ".join(f"{name} → {a['version']}" for name, a in task["aliases"].items())
+        table.add_row(task["task"], aliases, str(task["revision"]), task["description"])
+    Console().print(table)
+
+
+def create_key(
+    scope: Annotated[
+        list[str], typer.Option(help="predict, admin, or either with a task glob; repeatable.")
+    ],
+    name: Annotated[str, typer.Option(help="Who holds it.")],
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    redis_url: Annotated[
+        str | None, typer.Option(help="Write to this registry directly: for the very first key.")
+    ] = None,
+) -> None:
+    """Create an API key and print it once."""
+    from service.api_client import ApiClient
+
+    if redis_url is not None:
+        print(_create_in_registry(redis_url, scope, name))
+        return
+    with ApiClient(url, api_key) as client:
+        print(client.post("/keys", {"name": name, "scopes": scope})["api_key"])
+
+
+def list_keys(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
+    """List the API keys, without their secrets."""
+    from service.api_client import ApiClient
+
+    with ApiClient(url, api_key) as client:
+        listed = client.get("/keys")
+    table = Table("id", "name", "scopes", "created")
+    for key in listed:
+        table.add_row(key["key_id"], key["name"], " ".join(key["scopes"]), key["created_at"])
+    Console().print(table)
+
+
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="From `peterrec keys list`.")],
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Refuse an API key from now on."""
+    from service.api_client import ApiClient
+
+    with ApiClient(url, api_key) as client:
+        client.delete(f"/keys/{key_id}")
+    print(f"Key {key_id} is revoked.")
+
+
+def _create_in_registry(redis_url: str, scopes: list[str], name: str) -> str:
+    import asyncio
+
+    from patches.api_keys import parse_scope
+    from patches.identity import DEFAULT_TENANT
+    from patches.redis_client import open_redis
+    from patches.registry import Registry
+
+    async def create() -> str:
+        redis = open_redis(redis_url)
+        try:
+            parsed = [parse_scope(scope) for scope in scopes]
+            text, _ = await Registry(redis).create_key(DEFAULT_TENANT, parsed, name)
+        finally:
+            await redis.aclose()
+        return text
+
+    return asyncio.run(create())
+
+
+def _become_child(settings: "Settings", process: str) -> None:
+    from service.parent_watch import end_with_parent
+
+    end_with_parent()
+    _configure(settings, process)
+
+
+def _configure(settings: "Settings", process: str) -> None:
+    from setproctitle import setproctitle
+
+    from service.logs import configure_logs
+
+    configure_logs(settings.log_level, process)
+    setproctitle(f"peterrec: {process}")

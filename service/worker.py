@@ -1,0 +1,138 @@
+"""An HTTP worker: one process, one event loop, one listening socket shared with its siblings."""
+
+import asyncio
+import os
+import signal
+import socket
+from types import FrameType
+
+import structlog
+import uvicorn
+import uvloop
+from starlette.types import ASGIApp
+from uvicorn.config import Config
+
+from model.backbone_info import read_info
+from patches.redis_client import open_redis
+from patches.registry import Registry
+from service.app import create_app
+from service.auth import Authenticator
+from service.catalogs import Catalogs
+from service.device_link import DeviceLink
+from service.event_sender import EventSender
+from service.item_mapping import ItemVocabulary
+from service.messages import TableUpdate
+from service.predicting import Predictor
+from service.routes.context import AdminContext, Readiness
+from service.routes.predict import PredictContext
+from service.settings import Settings
+from service.task_table import TaskTable
+
+log = structlog.get_logger()
+
+KEEP_ALIVE_S = 75
+"""Longer than the idle time after which load balancers and clients close connections."""
+
+BACKLOG = 2048
+
+
+class DrainingServer(uvicorn.Server):
+    """On SIGTERM: say unready, wait, stop accepting, finish what is in flight, return."""
+
+    def __init__(self, config: Config, readiness: Readiness, delay_s: float) -> None:
+        super().__init__(config)
+        self._readiness = readiness
+        self._delay_s = delay_s
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until told to exit."""
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; a second signal skips the delay."""
+        if self._readiness.is_draining or sig != signal.SIGTERM:
+            self.should_exit = True
+            return
+        self._readiness.is_draining = True
+        self._loop.call_soon_threadsafe(self._loop.call_later, self._delay_s, self._stop)
+
+    def _stop(self) -> None:
+        self.should_exit = True
+
+
+def run_worker(settings: Settings, listener: socket.socket) -> None:
+    """Serve until SIGTERM and what was in flight then is answered. Blocks."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings, listener))
+
+
+async def _serve(settings: Settings, listener: socket.socket) -> None:
+    table = TaskTable()
+    authenticator = Authenticator(settings.auth == "on")
+    catalogs = Catalogs()
+
+    def on_update(update: TableUpdate) -> None:
+        if update.keys is not None:
+            authenticator.replace_keys(update.keys)
+        catalogs.prefetch(update.bundles)
+
+    backbone = read_info(settings.backbone_dir)
+    vocabulary = ItemVocabulary(backbone.items, backbone.spec.max_len)
+    link = DeviceLink(
+        settings.device_endpoint,
+        f"worker-{os.getpid()}",
+        table,
+        max_rows=settings.max_queue_rows,
+        on_update=on_update,
+    )
+    events = EventSender(settings.metrics_endpoint)
+    assert settings.redis_url, "the supervisor sets the registry's URL"
+    redis = open_redis(settings.redis_url)
+    readiness = Readiness()
+    app = create_app(
+        AdminContext(
+            table=table,
+            authenticator=authenticator,
+            link=link,
+            registry=Registry(redis, settings.redis_prefix),
+            backbone=backbone,
+            spool_dir=settings.spool_dir,
+            bundle_size_limit_bytes=settings.bundle_size_limit_bytes,
+            readiness=readiness,
+        ),
+        PredictContext(
+            table=table,
+            authenticator=authenticator,
+            predictor=Predictor(vocabulary, table, link, catalogs, events.emit),
+            emit=events.emit,
+            request_timeout_ms=settings.request_timeout_ms,
+        ),
+    )
+    await link.start()
+    try:
+        config = _uvicorn_config(app, settings)
+        await DrainingServer(config, readiness, settings.drain_delay_s).serve([listener])
+    finally:
+        await link.close()
+        await catalogs.close()
+        await redis.aclose()
+        await asyncio.to_thread(events.close)
+
+
+def _uvicorn_config(app: ASGIApp, settings: Settings) -> Config:
+    return Config(
+        app,
+        loop="none",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(max(1, settings.drain_timeout_s)),
+        backlog=BACKLOG,
+    )
