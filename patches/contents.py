@@ -21,7 +21,7 @@ class BundleLimits:
     """What a bundle may cost before anything of it is read."""
 
     max_bytes: int = 1 << 30
-    max_header_bytes: int = 16 << 20
+    max_header_bytes: int = 8 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -36,7 +36,6 @@ class ReasonCode(StrEnum):
     BACKBONE_MISMATCH = "backbone_mismatch"
     INPUT_MISMATCH = "input_mismatch"
     PATCH_OUTSIDE_BACKBONE = "patch_outside_backbone"
-    PROBES_DISAGREE = "probes_disagree"
     MORE_REASONS = "more_reasons"
 
 

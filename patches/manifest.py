@@ -4,7 +4,14 @@ import json
 from collections import Counter
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from model.errors import InvalidSpec
@@ -28,6 +35,8 @@ _SCHEMA_FAMILY = SCHEMA.partition("/")[0] + "/"
 
 MAX_PROBES = 256
 MAX_PROBE_COLUMNS = 4096
+MAX_KEYS = 1000
+"""Keys of one JSON object: what is wrong is reported per key, so keys must not come by millions."""
 
 LABELLED_KINDS: frozenset[HeadKind] = frozenset({"classification", "tags"})
 
@@ -63,7 +72,7 @@ class ManifestPatch(_Part):
 
     insertion: Insertion
     bottleneck: Count
-    blocks: tuple[Index, ...]
+    blocks: tuple[Index, ...] = Field(fail_fast=True)
     cardinality: Count = 1
     has_inner_skip: bool = False
     has_norms: bool = False
@@ -97,9 +106,9 @@ class ManifestHead(_Part):
     kind: HeadKind
     outputs: Count
     has_bias: bool = True
-    labels: tuple[Label, ...] | None = None
+    labels: tuple[Label, ...] | None = Field(default=None, fail_fast=True)
     threshold: float = Field(default=0.5, ge=0.0, le=1.0)
-    temperature: float = Field(default=1.0, gt=0.0)
+    temperature: float = Field(default=1.0, ge=1e-3, le=1e3)
 
     def spec(self) -> HeadSpec:
         """The model's form."""
@@ -224,6 +233,8 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     document = dict(pairs)
     if len(document) != len(pairs):
         raise ValueError("a key occurs twice in one object")
+    if len(document) > MAX_KEYS:
+        raise ValueError(f"an object has {len(document)} keys, at most {MAX_KEYS} are read")
     return document
 
 

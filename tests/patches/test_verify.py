@@ -284,6 +284,10 @@ def test_another_format_in_the_metadata_has_the_same_code() -> None:
         ("head.outputs", 0),
         ("head.temperature", 0),
         ("head.temperature", -1),
+        ("head.temperature", 1e-320),
+        ("head.temperature", 1e300),
+        ("head.labels", ["a", "b", 3]),
+        ("metrics", {f"m{index}": 0.5 for index in range(1001)}),
         ("head.threshold", 1.5),
         ("head.surprise", 1),
         ("probes.count", 0),
@@ -330,6 +334,10 @@ def set_manifest(header: dict[str, object], text: str) -> None:
     metadata = header["__metadata__"]
     assert isinstance(metadata, dict)
     metadata["manifest"] = text
+
+
+def test_a_bad_label_among_millions_costs_one_reason() -> None:
+    assert codes(with_manifest_field("head.labels", [1] * 20_000)) == [ReasonCode.MANIFEST_INVALID]
 
 
 def test_a_million_problems_are_counted_not_listed() -> None:
