@@ -38,7 +38,7 @@ class Subject:
     ranked: Ranked | None
 
 
-def _scores(result: RowResult) -> array[float]:
+def _scores(result: RowResult) -> "array[float]":
     values = array("f")
     values.frombytes(result.values)
     return values

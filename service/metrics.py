@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
 
 from patches.identity import DEFAULT_TENANT
 from service.events import (
@@ -39,6 +45,7 @@ class Metrics:
     """Turns events into series. Used by one thread; scrapes may come from others."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # a third of all series, and nobody reads them
         self.registry = CollectorRegistry()
         self._known: set[str] = set()
         self._by_label: dict[str, _TaskSeries] = {}

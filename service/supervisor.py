@@ -75,7 +75,6 @@ class Ground:
     settings: Settings
     listener: socket.socket
     emit: Emit
-    first_key: str | None
 
 
 class StopRequest:
@@ -133,8 +132,8 @@ async def _lay_ground(settings: Settings, stack: AsyncExitStack) -> Ground:
     url = settings.redis_url
     if url is None:
         url = await stack.enter_async_context(_embedded_redis(settings.data_dir, events.emit))
-    is_first = settings.redis_url is None and settings.auth == "on"
-    first_key = await _first_key(url, settings.redis_prefix) if is_first else None
+    if settings.redis_url is None and settings.auth == "on":
+        await _show_first_key(url, settings.redis_prefix)
     complete = {
         "redis_url": url,
         "device_endpoint": f"ipc://{run_dir}/device",
@@ -142,7 +141,7 @@ async def _lay_ground(settings: Settings, stack: AsyncExitStack) -> Ground:
         "port": listener.getsockname()[1],
         "metrics_port": metrics_port,
     }
-    return Ground(settings.model_copy(update=complete), listener, events.emit, first_key)
+    return Ground(settings.model_copy(update=complete), listener, events.emit)
 
 
 def _command(
@@ -178,12 +177,6 @@ async def _is_ready(client: httpx.AsyncClient) -> bool:
 
 def _announce(ground: Ground, url: str) -> None:
     settings = ground.settings
-    if ground.first_key is not None:
-        print("┌─ API key of this server, with the scopes predict and admin. Shown only this once:")
-        print("│")
-        print(f"│  {ground.first_key}")
-        print("│")
-        print("└─ More: `peterrec keys create`. Stored is only its hash.")
     print(f"PeterRec serves on {url} (documentation: {url}/docs)")
     print(f"Metrics: {local_url(settings.host, settings.metrics_port)}/metrics", flush=True)
 
@@ -283,14 +276,19 @@ async def _keep_redis(redis: EmbeddedRedis, thread: ThreadPoolExecutor, emit: Em
             log.error("redis_failed", reason=error.message)
 
 
-async def _first_key(redis_url: str, prefix: str) -> str | None:
-    """A key for the first start of an embedded registry; None if there are keys already."""
+async def _show_first_key(redis_url: str, prefix: str) -> None:
+    """Create a key if there is none, and print it at once: it can't be read anywhere later."""
     redis = open_redis(redis_url)
     try:
         created = await Registry(redis, prefix).ensure_first_key(DEFAULT_TENANT, FIRST_KEY_NAME)
     finally:
         await redis.aclose()
-    return None if created is None else created[0]
+    if created is not None:
+        print("┌─ API key of this server, with the scopes predict and admin. Shown only this once:")
+        print("│")
+        print(f"│  {created[0]}")
+        print("│")
+        print("└─ `peterrec keys create` makes more. Only hashes are stored.", flush=True)
 
 
 def local_url(host: str, port: int) -> str:
