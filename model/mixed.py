@@ -2,13 +2,13 @@
 
 The shared convolutions run over all rows of a chunk; each row's own patch is gathered by slot.
 Rows are sorted by length and cut into chunks that fit the processor's cache, so a row costs about
-what its history costs. Convolutions are GEMMs over gathered taps, computed at the positions of the
+what its history costs; rows of one history share all blocks below their patches
+(``model/lanes.py``). Convolutions are GEMMs over gathered taps, computed at the positions of the
 cone (``model/cone.py``) only. Checked against ``Backbone.user_vectors`` row by row.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 import torch
@@ -16,23 +16,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.backbone import Backbone, DilatedConv, ResidualBlock
-from model.cone import BlockPlan, ConvPlan, Plan, plan
+from model.cone import ConvPlan, Plan, plan
 from model.framing import Tokens, frame_histories
 from model.kernels.cpu import Linear, bottleneck_hidden, packed_linear
-from model.slab import Slab
+from model.lanes import Group, Lanes, SlotRef, entry_block, plan_lanes
 from model.spec import CLS, PAD, PatchGeometry
 
 CHUNK_POSITIONS = 1_600
 """Tokens per chunk on a CPU: the activations of one convolution then stay in the second cache."""
 
-
-@dataclass(frozen=True, slots=True)
-class SlotRef:
-    """Where a row's patch lies; slabs hold the tensors of ``PatchGeometry.shapes`` by name."""
-
-    geometry: PatchGeometry
-    slab: Slab
-    slot: int
+SHARED_OVERDRAFT = 3
+"""So many chunks' worth of rows of one history may join one chunk, so that its trunk runs once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +45,7 @@ class DevicePlan:
     plan: Plan
     taps: tuple[tuple[Tensor, Tensor], ...]
     residuals: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Neighbouring rows [start, stop) of a chunk whose patches lie in one slab."""
-
-    start: int
-    stop: int
-    geometry: PatchGeometry
-    tensors: dict[str, Tensor]
-    slots: Tensor
+    entry_sizes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,44 +74,66 @@ class MixedForward:
     def user_vectors(self, histories: Sequence[Tokens], refs: Sequence[SlotRef]) -> Tensor:
         """User vectors [B, C]: row i is history i through the backbone patched by slot i."""
         out = torch.empty(len(histories), self.spec.channels, device=self._device)
-        for rows in self._chunks(histories, refs):
-            tokens = frame_histories([histories[row] for row in rows], self.spec)
-            vectors = self._run_chunk(tokens.to(self._device), _groups(rows, refs, self._device))
-            out[torch.as_tensor(rows, device=self._device)] = vectors
+        history_of = _numbered(histories, self.spec.max_len)
+        for rows in self._chunks(histories, history_of, refs):
+            lanes = plan_lanes(rows, history_of, refs, len(self._blocks), self._device)
+            tokens = frame_histories([histories[first] for first in lanes.histories], self.spec)
+            vectors = self._run_chunk(tokens.to(self._device), lanes)
+            out[torch.as_tensor(lanes.rows, device=self._device)] = vectors
         return out
 
-    def _chunks(self, histories: Sequence[Tokens], refs: Sequence[SlotRef]) -> list[list[int]]:
-        """Row numbers per chunk: sorted by length, and by slab within a chunk."""
-        lengths = np.minimum([len(h) for h in histories], self.spec.max_len) + 1
+    def _chunks(
+        self, histories: Sequence[Tokens], history_of: Sequence[int], refs: Sequence[SlotRef]
+    ) -> list[list[int]]:
+        """Row numbers per chunk: rows of like length together, rows of one history as well."""
+        lengths = np.minimum([len(history) for history in histories], self.spec.max_len) + 1
+        order = np.lexsort((np.asarray(history_of), -lengths))
         chunks: list[list[int]] = []
-        room = 0
-        for row in np.argsort(-lengths, kind="stable"):
-            if not chunks or room < lengths[row]:
+        room, last = 0, -1
+        for row in order.tolist():
+            is_new = history_of[row] != last
+            if not chunks or room < (0 if is_new else -SHARED_OVERDRAFT * self._chunk_positions):
                 chunks.append([])
-                room = max(self._chunk_positions, int(lengths[row]))
-            chunks[-1].append(int(row))
-            room -= int(lengths[chunks[-1][0]])
-        return [sorted(chunk, key=lambda row: id(refs[row].slab)) for chunk in chunks]
+                room, is_new = self._chunk_positions, True
+            sizes = self._plan(int(lengths[row])).entry_sizes
+            entry = entry_block(refs[row].geometry, len(self._blocks))
+            room -= sizes[entry] + (sizes[0] if is_new and entry > 0 else 0)
+            chunks[-1].append(row)
+            last = history_of[row]
+        return chunks
 
     def _plan(self, length: int) -> DevicePlan:
         if length not in self._plans:
             self._plans[length] = _on_device(plan(self.spec, length), self._device)
         return self._plans[length]
 
-    def _run_chunk(self, tokens: Tensor, groups: list[Group]) -> Tensor:
-        """tokens int64 [B, T] -> user vectors [B, C]."""
+    def _run_chunk(self, tokens: Tensor, lanes: Lanes) -> Tensor:
+        """tokens int64 [histories, T] -> user vectors [rows, C] in the order of ``lanes.rows``."""
         length = tokens.shape[1]
         device_plan = self._plan(length)
-        x = self._embed(tokens, groups)  # [B, T, C]
         is_ragged = self.spec.padding == "exact" and bool((tokens == PAD).any())
-        valid = (tokens != PAD).unsqueeze(2).to(x.dtype) if is_ragged else None  # [B, T, 1]
-        inputs = device_plan.plan.inputs
-        x = _with_zero_row(x[:, length - 1 - inputs[0] :])  # [B, 1 + N, C]; inputs are contiguous
-        if valid is not None:
-            x[:, 1:] *= valid[:, length - 1 - inputs[0] :]
-        for number, block in enumerate(device_plan.plan.blocks):
-            x = self._run_block(x, valid, number, block, device_plan, groups)
+        x: Tensor | None = None
+        for stage, end in zip(lanes.stages, [*lanes.stages[1:], None], strict=True):
+            if stage.select is not None:
+                tokens = tokens.index_select(0, stage.select)
+                x = None if x is None else x.index_select(0, stage.select)
+            valid = (tokens != PAD).unsqueeze(2).float() if is_ragged else None  # [B, T, 1]
+            if x is None:
+                x = self._enter(tokens, valid, stage.groups, device_plan)
+            for number in range(stage.block, end.block if end else stage.block):
+                x = self._run_block(x, valid, number, device_plan, stage.groups)
+        assert x is not None
         return self._pool(x, tokens)
+
+    def _enter(
+        self, tokens: Tensor, valid: Tensor | None, groups: list[Group], device_plan: DevicePlan
+    ) -> Tensor:
+        """Embedded rows [B, 1 + N, C] of the positions that the cone reads; entry 0 is zero."""
+        start = tokens.shape[1] - 1 - int(device_plan.plan.inputs[0])  # the inputs are contiguous
+        x = _with_zero_row(self._embed(tokens, groups)[:, start:])
+        if valid is not None:
+            x[:, 1:] *= valid[:, start:]
+        return x
 
     def _embed(self, tokens: Tensor, groups: list[Group]) -> Tensor:
         x = functional.embedding(tokens, self._embedding)  # [B, T] -> [B, T, C]
@@ -143,11 +149,11 @@ class MixedForward:
         x: Tensor,
         valid: Tensor | None,
         number: int,
-        block: BlockPlan,
         device_plan: DevicePlan,
         groups: list[Group],
     ) -> Tensor:
         """x [B, 1 + N_in, C] -> [B, 1 + N_out, C]; entry 0 stays zero."""
+        block = device_plan.plan.blocks[number]
         first_taps, second_taps = device_plan.taps[number]
         first, second = self._blocks[number]
         middle = self._conv(x, first_taps, block.first, first, Step(number, 0, groups))
@@ -177,7 +183,7 @@ class MixedForward:
         """relu(LN(y)) into out [B, N, C], with a row's own LayerNorm where its patch has one."""
         shape, eps = (self.spec.channels,), self.spec.layer_norm_eps
         own = [group for group in step.groups if _trains_norm(group.geometry, step)]
-        if len(own) < len(step.groups):
+        if sum(group.stop - group.start for group in own) < len(y):
             normed = functional.layer_norm(y, shape, conv.norm_weight, conv.norm_bias, eps)
             torch.clamp_min(normed, 0, out=out)
         for group in own:
@@ -217,17 +223,15 @@ def _on_device(cone: Plan, device: torch.device) -> DevicePlan:
         cone,
         taps=tuple((indices(b.first.taps), indices(b.second.taps)) for b in cone.blocks),
         residuals=tuple(indices(b.residual + 1) for b in cone.blocks),
+        entry_sizes=(len(cone.inputs), *(len(b.second.outputs) for b in cone.blocks)),
     )
 
 
-def _groups(rows: list[int], refs: Sequence[SlotRef], device: torch.device) -> list[Group]:
-    groups: list[Group] = []
-    for _, members in groupby(rows, key=lambda row: id(refs[row].slab)):
-        own = [refs[row] for row in members]
-        start = groups[-1].stop if groups else 0
-        slots = torch.tensor([ref.slot for ref in own], device=device)
-        groups.append(Group(start, start + len(own), own[0].geometry, own[0].slab.tensors, slots))
-    return groups
+def _numbered(histories: Sequence[Tokens], max_len: int) -> list[int]:
+    """For each row the first row with the same history, as far as the network reads it."""
+    first: dict[bytes, int] = {}
+    keys = (np.asarray(history[-max_len:], dtype=np.int64).tobytes() for history in histories)
+    return [first.setdefault(key, row) for row, key in enumerate(keys)]
 
 
 def _with_zero_row(x: Tensor) -> Tensor:

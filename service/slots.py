@@ -10,7 +10,8 @@ from torch import Tensor
 
 from model.backbone import Backbone
 from model.errors import Category, PeterRecError
-from model.mixed import MixedForward, SlotRef
+from model.lanes import SlotRef
+from model.mixed import MixedForward
 from model.mixed_heads import HeadRef, MixedHeads, RowScores, Selection
 from model.slab import Slab
 from model.spec import FIRST_ITEM, PAD, PatchGeometry

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.mixed import MixedForward, SlotRef
+from model.lanes import SlotRef
+from model.mixed import MixedForward
 from model.slab import Slab
 from model.spec import BackboneSpec, HeadSpec, PatchGeometry
 from tests.model.random_tasks import RandomTask, random_backbone, random_history, random_task
@@ -107,3 +108,23 @@ def test_a_released_slot_serves_the_next_bundle_written_into_it() -> None:
     history = random_history(spec, 9, 0)
     found = MixedForward(backbone).user_vectors([history], [ref])[0]
     torch.testing.assert_close(found, new.user_vector(history), rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_rows_that_share_a_history_equal_the_reference(data: st.DataObject) -> None:
+    spec = data.draw(st.sampled_from(SPECS))
+    item = st.integers(4, spec.token_count - 1)
+    histories = data.draw(st.lists(st.lists(item, max_size=25), min_size=1, max_size=3))
+    row = st.tuples(st.integers(0, TASKS - 1), st.sampled_from(histories))
+    rows = data.draw(st.lists(row, min_size=1, max_size=30))
+    assert FLEETS[spec].worst_error(rows) <= TOLERANCE
+
+
+def test_histories_that_differ_only_before_what_is_read_share_their_trunk() -> None:
+    spec = SPECS[0]
+    newest = random_history(spec, spec.max_len, 1)
+    rows = [(2, [*random_history(spec, 5, seed), *newest]) for seed in range(4)]
+    assert FLEETS[spec].worst_error(rows) <= TOLERANCE
+    found = FLEETS[spec].run(rows)
+    assert torch.equal(found, found[:1].expand_as(found))
