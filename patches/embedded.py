@@ -20,7 +20,9 @@ from time import monotonic, sleep
 from urllib.parse import quote
 
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 
 from patches.errors import DataDirectoryInUse, EmbeddedRedisFailed, RedisServerMissing
 
@@ -146,7 +148,10 @@ class EmbeddedRedis:
 
     def _wait_until_ready(self) -> None:
         deadline = monotonic() + START_TIMEOUT_S
-        with Redis(unix_socket_path=str(self._socket_path), socket_timeout=1.0) as client:
+        once = Retry(NoBackoff(), 0)
+        with Redis(
+            unix_socket_path=str(self._socket_path), socket_timeout=1.0, retry=once
+        ) as client:
             while True:
                 try:
                     client.ping()
@@ -154,9 +159,8 @@ class EmbeddedRedis:
                     if not self.is_running:
                         raise self._failure("ended during its start") from error
                     if monotonic() > deadline:
-                        raise self._failure(
-                            f"does not answer after {START_TIMEOUT_S:.0f} s"
-                        ) from error
+                        what = f"does not answer after {START_TIMEOUT_S} s"
+                        raise self._failure(what) from error
                     sleep(POLL_S)
                 else:
                     return
@@ -190,7 +194,8 @@ class EmbeddedRedis:
         for kind, timeout_s in ((signal.SIGTERM, STOP_TIMEOUT_S), (signal.SIGKILL, STOP_TIMEOUT_S)):
             if not _is_alive(pid, socket_path):
                 break
-            os.kill(pid, kind)
+            with suppress(ProcessLookupError):
+                os.kill(pid, kind)
             _wait_for_end(pid, socket_path, timeout_s)
         _remove_socket(Path(socket_path))
 

@@ -119,9 +119,7 @@ def read_header(view: memoryview, size: int, max_bytes: int, findings: Findings)
     except ValueError as error:
         findings.add(ReasonCode.HEADER_MALFORMED, f"the header is not JSON: {error}")
         return None
-    if not isinstance(document, dict):
-        findings.add(ReasonCode.HEADER_MALFORMED, "the header is no JSON object")
-        return None
+    assert isinstance(document, dict)  # it begins with {
     metadata = _metadata(document.pop("__metadata__", None), findings)
     entries = {name: _entry(name, fields, findings) for name, fields in document.items()}
     known = {name: entry for name, entry in entries.items() if entry is not None}

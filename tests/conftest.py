@@ -33,6 +33,6 @@ def redis_prefix() -> str:
 @pytest.fixture
 async def registry(redis_url: str, redis_prefix: str) -> AsyncIterator[Registry]:
     """An empty registry."""
-    redis = open_redis(redis_url)
-    yield Registry(redis, redis_prefix)
-    await redis.aclose()
+    registry = Registry(open_redis(redis_url), redis_prefix)
+    yield registry
+    await registry.close()

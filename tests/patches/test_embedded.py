@@ -104,6 +104,40 @@ def test_a_killed_server_restarts_on_the_same_socket_with_its_data(server: Embed
         assert client.get("name") == b"value"
 
 
+def test_a_server_that_hangs_is_killed_and_restarts_with_its_data(
+    server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("patches.embedded.STOP_TIMEOUT_S", 0.1)
+    server.start()
+    with connect(server) as client:
+        client.set("name", "value")
+    os.kill(pid_of(server), signal.SIGSTOP)
+    server.restart()
+    with connect(server) as client:
+        assert client.get("name") == b"value"
+
+
+def test_a_start_that_takes_too_long_is_given_up(
+    server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("patches.embedded.START_TIMEOUT_S", 0.0)
+    with pytest.raises(EmbeddedRedisFailed, match="does not answer after"):
+        server.start()
+    assert not server.is_running
+
+
+def test_a_redis_on_path_that_does_not_run_is_named(
+    server: EmbeddedRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "bin" / "redis-server"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\necho wrong libc >&2; exit 127\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", str(broken.parent))
+    with pytest.raises(EmbeddedRedisFailed, match="wrong libc"):
+        server.start()
+
+
 def test_a_running_server_can_be_restarted(server: EmbeddedRedis) -> None:
     server.start()
     first = pid_of(server)

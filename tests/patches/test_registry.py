@@ -615,6 +615,49 @@ async def test_a_full_redis_refuses_changes_and_is_left_unchanged(
     await redis.aclose()
 
 
+async def test_a_redis_that_fills_up_during_an_upload_keeps_nothing_of_it(
+    own_redis: EmbeddedRedis,
+) -> None:
+    redis = open_redis(own_redis.url)
+    registry = Registry(redis)
+    used = int((await redis.info("memory"))["used_memory"])
+    await redis.config_set("maxmemory", str(used + 5 * PIECE_BYTES // 2))
+    with pytest.raises(RegistryFull):
+        await registry.put_blob(bytes(8 * PIECE_BYTES))
+    assert await blob_keys(redis, "peterrec") == []
+    await redis.aclose()
+
+
+async def test_a_redis_without_the_replicas_it_demands_is_unavailable(
+    own_redis: EmbeddedRedis,
+) -> None:
+    redis = open_redis(own_redis.url)
+    await redis.config_set("min-replicas-to-write", "1")
+    with pytest.raises(RegistryUnavailable, match="NOREPLICAS"):
+        await Registry(redis).put_task(DEFAULT_TENANT, GENDER, TaskOptions(), "ann")
+    await redis.aclose()
+
+
+async def test_keys_of_another_kind_under_our_prefix_are_an_error_of_ours(
+    registry: Registry, redis: Redis, redis_prefix: str
+) -> None:
+    await redis.set(f"{{{redis_prefix}}}:tasks", "not ours")
+    with pytest.raises(RegistryFailed, match="WRONGTYPE"):
+        await registry.list_tasks(DEFAULT_TENANT)
+
+
+async def test_an_upload_that_took_too_long_is_not_taken_for_complete(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("patches.registry.UPLOAD_TIMEOUT_S", 0)
+    uploading = asyncio.create_task(registry.put_blob(bytes(4 * PIECE_BYTES)))
+    while not uploading.done():
+        await registry.collect_blobs()
+    with pytest.raises(RegistryUnavailable, match="took longer"):
+        await uploading
+    assert not await registry.has_blob(digest_of(bytes(4 * PIECE_BYTES)))
+
+
 async def test_unused_blobs_are_collected_even_when_redis_is_full(own_redis: EmbeddedRedis) -> None:
     redis = open_redis(own_redis.url)
     registry = Registry(redis)

@@ -290,6 +290,7 @@ def test_another_format_in_the_metadata_has_the_same_code() -> None:
         ("metrics", {f"m{index}": 0.5 for index in range(1001)}),
         ("head.threshold", 1.5),
         ("head.surprise", 1),
+        ("head", {"kind": "value", "outputs": 2}),
         ("probes.count", 0),
         ("probes.count", 257),
         ("probes.columns", 4097),
