@@ -24,10 +24,12 @@ class Principal:
 
     def may(self, action: Action, task: str) -> bool:
         """True if any scope allows ``action`` on ``task``."""
-        return any(
-            scope.action == action and (scope.tasks == ALL_TASKS or fnmatchcase(task, scope.tasks))
-            for scope in self.scopes
-        )
+        for scope in self.scopes:
+            if scope.action == action and (
+                scope.tasks == ALL_TASKS or fnmatchcase(task, scope.tasks)
+            ):
+                return True
+        return False
 
     def refusal(self, action: Action, task: str) -> Forbidden | None:
         """Why the caller may not do ``action`` to ``task``; None if it may."""

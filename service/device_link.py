@@ -41,6 +41,7 @@ SILENCE_LIMIT_S = 3.0
 """Without a message for so long the device process counts as gone: it sends one each second."""
 
 LINGER_MS = 200
+POLLIN = int(zmq.POLLIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,20 +182,23 @@ class DeviceLink:
                 self._send(Cancel(request_id))
 
     async def prove(self, path: str, timeout_s: float) -> Proved:
-        """Have a spooled bundle verified and its probes run on the device."""
+        """Have a spooled bundle verified and its probes run; DeviceUnavailable refuses at once."""
+        if not self.is_connected:
+            raise row_error("device_unavailable")
         answer = await self._call(Prove(next(self._ids), path), timeout_s)
         assert isinstance(answer, Proved)
         return answer
 
     async def sync(self, revision: int, timeout_s: float) -> Synced:
-        """Wait until every worker of this replica serves a registry revision."""
+        """Wait until every worker of this replica serves a registry revision.
+
+        A device process that is being restarted is waited for: the change is made already.
+        """
         answer = await self._call(Sync(next(self._ids), revision), timeout_s)
         assert isinstance(answer, Synced)
         return answer
 
     async def _call(self, message: Prove | Sync, timeout_s: float) -> Proved | Synced:
-        if not self.is_connected:
-            raise row_error("device_unavailable")
         call = _Call(message, self._loop.create_future())
         self._calls[message.request_id] = call
         self._send(message)
@@ -216,12 +220,14 @@ class DeviceLink:
 
     def _send(self, message: ToDevice) -> None:
         """Send unless nobody listens: what is pending is sent again after the next Welcome."""
+        if self._socket.closed:
+            return
         try:
             self._socket.send(encode(message), zmq.DONTWAIT)
         except zmq.Again:
             return
         # zmq's descriptor is edge-triggered: sending may consume the edge of what has arrived
-        if int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        if int(self._socket.getsockopt(zmq.EVENTS)) & POLLIN:
             self._loop.call_soon(self._drain)
 
     def _drain(self) -> None:

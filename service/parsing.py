@@ -1,7 +1,6 @@
 """JSON bodies → typed requests; what is wrong is told with its place."""
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import msgspec
 from msgspec import UNSET
@@ -16,8 +15,6 @@ from service.schemas import (
     PredictRequest,
     UsersPredictRequest,
 )
-
-Body = TypeVar("Body")
 
 _decode_request = msgspec.json.Decoder(PredictRequest).decode
 _decode_loosely = msgspec.json.Decoder(LooseRequest).decode
@@ -40,7 +37,7 @@ def parse_predict(body: bytes) -> ParsedPredict:
         request = _decode_request(body)
     except msgspec.ValidationError as error:
         return _parse_loosely(body, error)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _malformed(error) from error
     if request.history is not UNSET and request.instances is UNSET:
         return ParsedPredict([Instance(request.history)], request.parameters)
@@ -51,7 +48,10 @@ def parse_predict(body: bytes) -> ParsedPredict:
 
 def parse_users_predict(body: bytes) -> UsersPredictRequest:
     """A body that asks many tasks about one history."""
-    return _decode(_decode_users_request, body)
+    try:
+        return _decode_users_request(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise _malformed(error) from error
 
 
 def _parse_loosely(body: bytes, reason: msgspec.ValidationError) -> ParsedPredict:
@@ -78,18 +78,9 @@ def _parse_instance(raw: msgspec.Raw, at: int) -> Instance | PeterRecError:
         return _malformed(error, f"$.instances[{at}]")
 
 
-def _decode(decode: Callable[[bytes], Body], body: bytes) -> Body:
-    try:
-        return decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise _malformed(error) from error
-
-
 def _malformed(error: Exception, within: str = "$") -> MalformedRequest:
     if isinstance(error, UnicodeDecodeError):
         return MalformedRequest("the body is not UTF-8.", hint=_HINT)
-    if isinstance(error, RecursionError):
-        return MalformedRequest("the body is nested too deeply.", hint=_HINT)
     text, _, place = str(error).partition(" - at `")
     where = within + place.removesuffix("`").removeprefix("$")
     if isinstance(error, msgspec.ValidationError):

@@ -1,0 +1,41 @@
+"""Messages of a device process, for tests of a worker's side."""
+
+from service.messages import BundleEntry, KeyEntry, TableUpdate, TaskEntry
+
+DIGEST_A = "a" * 64
+DIGEST_B = "b" * 64
+
+
+def bundle_entry(
+    handle: int, digest: str, kind: str = "classification", labels: tuple[str, ...] = ("F", "M")
+) -> BundleEntry:
+    return BundleEntry(handle, digest, kind, len(labels), [*labels], 0.5, "")
+
+
+def full_update(
+    epoch: int,
+    bundles: list[BundleEntry] | None = None,
+    tasks: list[TaskEntry] | None = None,
+    keys: list[KeyEntry] | None = None,
+) -> TableUpdate:
+    return TableUpdate(epoch, 1, 1, True, bundles or [], tasks or [], [], [], keys or [])
+
+
+def update(
+    version: int,
+    bundles: list[BundleEntry] | None = None,
+    tasks: list[TaskEntry] | None = None,
+    removed: list[int] | None = None,
+    removed_tasks: list[tuple[str, str]] | None = None,
+    epoch: int = 1,
+) -> TableUpdate:
+    return TableUpdate(
+        epoch,
+        version,
+        version,
+        False,
+        bundles or [],
+        tasks or [],
+        removed or [],
+        removed_tasks or [],
+    )

@@ -1,0 +1,121 @@
+"""Errors as HTTP: the table is total, the body is whole."""
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+import model
+import patches
+import service
+from model.errors import Category, PeterRecError
+from service.asgi import encode_json
+from service.errors import (
+    HTTP_STATUS,
+    ErrorBody,
+    NothingAnswered,
+    QueueFull,
+    TaskNotActive,
+    plain_problem,
+    problem_of,
+    push_error,
+    retry_headers,
+    row_error,
+)
+
+
+def every_error() -> Iterator[type[PeterRecError]]:
+    for package in (model, patches, service):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if "tensorflow" not in module.name:
+                importlib.import_module(module.name)
+    waiting = [PeterRecError]
+    while waiting:
+        error = waiting.pop()
+        waiting += error.__subclasses__()
+        yield error
+
+
+def test_every_category_has_a_status():
+    assert set(HTTP_STATUS) == set(Category)
+
+
+def test_every_error_has_a_status_and_a_code_in_snake_case():
+    for error in every_error():
+        assert error.category in HTTP_STATUS, error
+        if isinstance(error.code, str):
+            assert error.code.replace("_", "").isalnum(), error
+            assert error.code == error.code.lower(), error
+
+
+def test_a_problem_carries_all_a_caller_needs():
+    problem = msgspec.json.decode(encode_json(problem_of(TaskNotActive("gender"), "id-1")))
+    assert problem == {
+        "type": "urn:peterrec:error:task_not_active",
+        "title": "Task not active",
+        "status": 409,
+        "code": "task_not_active",
+        "detail": "task 'gender' has no version named prod.",
+        "hint": "PUT /tasks/gender/aliases/prod with the version that should serve.",
+        "request_id": "id-1",
+        "retryable": False,
+        "error": problem["error"],
+    }
+    assert "task_not_active" in problem["error"]
+
+
+@pytest.mark.parametrize(
+    ("category", "status", "code"),
+    [
+        (Category.INCOMPATIBLE, 422, "bundle_rejected"),
+        (Category.TOO_LARGE, 413, "bundle_too_large"),
+        (Category.UNSAFE_FORMAT, 415, "bundle_unsafe"),
+        (Category.NO_ROOM, 507, "head_budget_exceeded"),
+        (Category.INTERNAL, 500, "bundle_not_judged"),
+    ],
+)
+def test_a_refused_push_lists_every_reason(category, status, code):
+    reasons = [ErrorBody("tensor_shape", "a is 3", "fix a"), ErrorBody("oversize", "b", "")]
+    problem = problem_of(push_error(category, reasons), "x")
+    assert (problem.status, problem.code, problem.reasons) == (status, code, reasons)
+
+
+def test_a_call_that_answers_nothing_takes_the_first_errors_status():
+    errors = {"a": TaskNotActive("a"), "b": QueueFull("full")}
+    problem = problem_of(NothingAnswered(errors), "x")
+    assert problem.status == 409
+    assert isinstance(problem.errors, dict)
+    assert {task: error.code for task, error in problem.errors.items()} == {
+        "a": "task_not_active",
+        "b": "queue_full",
+    }
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("bundle_gone", 503),
+        ("device_unavailable", 503),
+        ("deadline_exceeded", 504),
+        ("queue_full", 429),
+        ("row_failed", 500),
+        ("result_not_finite", 500),
+        ("never_heard_of", 500),
+    ],
+)
+def test_the_code_of_a_row_decides_its_status(code, status):
+    problem = problem_of(row_error(code), "x")
+    assert problem.status == status
+    assert problem.retryable is (status in {429, 503, 504})
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_repetition_is_invited_where_it_helps(status):
+    assert retry_headers(status) == [(b"retry-after", b"1")]
+    assert retry_headers(400) == []
+
+
+def test_problems_of_http_itself_have_the_same_form():
+    assert plain_problem(405, "no", "x").code == "method_not_allowed"
