@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Self
+from typing import Self, cast
 
 import msgspec
 import numpy as np
 import uvloop
+
+PATIENCE_S = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,7 @@ class Client(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the first request."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's has no such base class
         self._send()
 
     def data_received(self, data: bytes) -> None:
@@ -144,7 +145,7 @@ async def generate(plan: LoadPlan) -> LoadResult:
     loop = asyncio.get_running_loop()
     for _ in range(plan.clients):
         await loop.create_connection(lambda: Client(run), plan.host, plan.port)
-    await run.done
+    await asyncio.wait_for(run.done, plan.warm_up_s + plan.seconds + PATIENCE_S)
     return LoadResult.of(run.latencies, run.failed, plan.seconds)
 
 

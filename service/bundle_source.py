@@ -6,12 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import structlog
+
 from patches.blob_cache import BlobCache
 from patches.errors import BlobCorrupt, BlobMissing
 from patches.identity import Digest
 from patches.records import RegistrySnapshot
 from patches.registry import Registry
 from patches.verify import BackboneIdentity, BundleLimits, VerifiedBundle, verify_bundle
+
+log = structlog.get_logger()
 
 Result = TypeVar("Result")
 
@@ -47,9 +51,15 @@ class BundleSource:
     async def accept(self, spooled: Path) -> VerifiedBundle:
         """Verify an upload and keep it in the cache; BundleRejected if it does not pass."""
         bundle = await asyncio.to_thread(self._verify, spooled, None)
-        await self._keep(bundle.digest, await asyncio.to_thread(spooled.read_bytes))
         self._uploads.append(bundle.digest)
+        await self._keep(bundle.digest, await asyncio.to_thread(spooled.read_bytes))
         return bundle
+
+    async def collect(self) -> None:
+        """Drop blobs from the registry that no version names any more."""
+        dropped = await self._registry.collect_blobs()
+        if dropped:
+            log.info("blobs_collected", blobs=dropped)
 
     async def remember(self, snapshot: RegistrySnapshot) -> None:
         """Keep what is served, and only that, for a restart while Redis is away."""
@@ -68,7 +78,10 @@ class BundleSource:
     def _cached(self, digest: Digest) -> bytes | None:
         try:
             return self._cache.get(digest)
-        except (BlobMissing, BlobCorrupt):
+        except BlobMissing:
+            return None
+        except BlobCorrupt as error:
+            log.error(error.code, reason=error.message)
             return None
 
     async def _keep(self, digest: Digest, data: bytes) -> None:

@@ -27,13 +27,16 @@ from service.events import BundleRefused, Emit, RegistrySynced, RegistryUnreacha
 from service.messages import KeyEntry, ProofReason, Prove, Proved, TaskEntry
 from service.scheduler import Worker
 from service.serving_table import Desired
+from service.slots import ProbeFailed
 
 log = structlog.get_logger()
 
 Result = TypeVar("Result")
 
 RETRY_S = 0.5
+RETRY_LOAD_S = 5.0
 SAVE_INTERVAL_S = 1.0
+COLLECT_INTERVAL_S = 3600.0
 LOADED_PER_FLIP = 256
 """While many bundles load, the table is flipped this often: what is there is served already."""
 
@@ -55,6 +58,7 @@ class RegistryFollower:
         self._interval_s = reconcile_interval_s
         self._emit = emit
         self._refused: set[str] = set()
+        self._retry_at: dict[str, float] = {}
         self._applied_revision = -1
         self._unsaved: RegistrySnapshot | None = None
         self._loop = asyncio.new_event_loop()
@@ -87,6 +91,7 @@ class RegistryFollower:
     async def _main(self) -> None:
         self._spawn(self._hear_hints())
         self._spawn(self._save_sometimes())
+        self._spawn(self._collect_sometimes())
         following = asyncio.create_task(self._follow())
         await self._stopping.wait()
         following.cancel()
@@ -103,13 +108,16 @@ class RegistryFollower:
 
     async def _hear_hints(self) -> None:
         """Wake the reconcile loop as soon as the registry tells of a change."""
+        heard = 0
         while True:
             try:
-                await self._registry.wait_for_change(self._applied_revision, self._interval_s)
-                self._look.set()
+                since = max(heard, self._applied_revision)
+                heard = await self._registry.wait_for_change(since, self._interval_s)
             except RegistryUnavailable:
-                pass
-            await asyncio.sleep(0.005)
+                heard = 0
+                await asyncio.sleep(RETRY_S)
+            if heard != self._applied_revision:
+                self._look.set()
 
     async def _follow(self) -> None:
         await self._start_from_cache()
@@ -117,7 +125,7 @@ class RegistryFollower:
             try:
                 await self._reconcile()
             except RegistryUnavailable as error:
-                log.warning("registry_unavailable", reason=error.message)
+                log.warning(error.code, reason=error.message)
                 self._emit(RegistryUnreachable(time.time()))
                 await asyncio.sleep(RETRY_S)
                 continue
@@ -143,7 +151,7 @@ class RegistryFollower:
     async def _reconcile(self) -> None:
         seen_at = time.monotonic()
         revision = await self._registry.revision()
-        if revision != self._applied_revision:
+        if revision != self._applied_revision or self._is_load_due():
             snapshot = await self._registry.snapshot()
             await self._apply(snapshot, seen_at)
             self._applied_revision = snapshot.revision
@@ -152,6 +160,9 @@ class RegistryFollower:
         self._device.registry_synced_at = time.time()
         self._device.is_ready = True
         await self._on_device(self._report)
+
+    def _is_load_due(self) -> bool:
+        return any(retry_at <= time.monotonic() for retry_at in self._retry_at.values())
 
     async def _recalled(self) -> RegistrySnapshot | None:
         try:
@@ -166,6 +177,13 @@ class RegistryFollower:
             await asyncio.sleep(SAVE_INTERVAL_S)
             await self._save()
 
+    async def _collect_sometimes(self) -> None:
+        """Any replica may collect; the registry keeps what was uploaded lately."""
+        while True:
+            await asyncio.sleep(COLLECT_INTERVAL_S)
+            with contextlib.suppress(PeterRecError):
+                await self._source.collect()
+
     async def _save(self) -> None:
         if self._unsaved is not None:
             snapshot, self._unsaved = self._unsaved, None
@@ -177,22 +195,29 @@ class RegistryFollower:
     async def _apply(self, snapshot: RegistrySnapshot, seen_at: float) -> None:
         """Flip to the snapshot, loading what is missing; a bundle that fails is left out."""
         desired = _desired(snapshot)
+        self._retry_at = {d: at for d, at in self._retry_at.items() if at > time.monotonic()}
         while True:
             missing = await self._on_device(lambda: self._device.apply(desired, seen_at))
-            wanted = [digest for digest in missing if digest not in self._refused]
+            left_out = self._refused | self._retry_at.keys()
+            wanted = [digest for digest in missing if digest not in left_out]
             if not wanted:
                 return
             for digest in wanted[:LOADED_PER_FLIP]:
                 await self._load(Digest(digest))
 
     async def _load(self, digest: Digest) -> None:
+        """Make a bundle resident, or note when to try again; one failure holds up no other."""
         try:
             bundle = await self._source.fetch(digest)
             await self._load_on_device(bundle)
         except RegistryUnavailable:
             raise
+        except (BundleRejected, ProbeFailed) as error:
+            self._refused.add(digest)  # its bytes will not change: never tried again
+            self._tell_refused(digest, error)
         except PeterRecError as error:
-            self._refused.add(digest)
+            # a blob that is missing, a full disk, no room for a head: can be cured
+            self._retry_at[digest] = time.monotonic() + RETRY_LOAD_S
             self._tell_refused(digest, error)
 
     async def _load_on_device(self, bundle: VerifiedBundle) -> None:
