@@ -7,7 +7,7 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from model.errors import PeterRecError
 from service.asgi import ClientLeft, Headers, RequestHead, encode_json, send_problem
@@ -40,15 +40,15 @@ _TASKS, _PREDICT, _USERS_PREDICT = "/tasks/", "/predict", "/users/predict"
 class Application:
     """Predictions go straight to their routes, everything else through FastAPI."""
 
-    def __init__(self, framework: ASGIApp, predict: PredictRoutes, admin: AdminContext) -> None:
-        self._framework = framework
+    def __init__(self, framework: FastAPI, predict: PredictRoutes, admin: AdminContext) -> None:
+        self.framework = framework
         self._predict = predict
         self._readiness = admin.readiness
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
-            await self._framework(scope, receive, send)
+            await self.framework(scope, receive, send)
             return
         if self._readiness.is_draining:
             send = _with_header(send, (b"connection", b"close"))
@@ -68,7 +68,7 @@ class Application:
         request_id = RequestHead.read(scope).request_id
         scope.setdefault("state", {})["request_id"] = request_id
         send = _with_header(send, (b"x-request-id", request_id.encode()))
-        await self._framework(scope, receive, send)
+        await self.framework(scope, receive, send)
 
 
 def create_app(admin: AdminContext, predict: PredictContext) -> Application:

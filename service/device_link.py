@@ -117,6 +117,7 @@ class DeviceLink:
         self._ids = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
         self._calls: dict[int, _Call] = {}
+        self._welcomed = asyncio.Event()
         self.state = LinkState()
 
     async def start(self) -> None:
@@ -150,6 +151,15 @@ class DeviceLink:
     def is_connected(self) -> bool:
         """True if the device process has welcomed this worker and was heard of lately."""
         return self._table.epoch > 0 and time.monotonic() - self.state.heard_at < SILENCE_LIMIT_S
+
+    async def welcomed(self, timeout_s: float) -> bool:
+        """Wait for the device process; False if it has not welcomed this worker in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._welcomed.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def predict(self, rows: Sequence[AdmittedRow], deadline: float) -> list[RowResult]:
         """One result per row, in order; a row without an answer carries its error's code.
@@ -276,6 +286,7 @@ class DeviceLink:
         is_new = welcome.epoch != self._table.epoch
         self._apply(welcome.table)
         self.state.is_ready = welcome.is_ready
+        self._welcomed.set()
         if is_new:
             for request_id, pending in list(self._pending.items()):
                 self._send_again(request_id, pending)

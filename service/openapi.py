@@ -27,8 +27,8 @@ Send an API key as `Authorization: Bearer prk_…` or `X-API-Key`.
 
 _USED = {"used_items": 3, "unknown_items": 0, "unknown": [], "truncated": False, "cold": False}
 _BUNDLE = {"version": 7, "digest": "sha256:5f1c…", "alias": "prod"}
-_GENDER = {**_USED, "label": "F", "scores": {"F": 0.81, "M": 0.19}}
-_FILMS = {**_USED, "items": [{"id": "260", "score": 8.4}], "filtered": 3}
+_GENDER = {"kind": "classification", **_USED, "label": "F", "scores": {"F": 0.81, "M": 0.19}}
+_FILMS = {"kind": "ranking", **_USED, "items": [{"id": "260", "score": 8.4}], "filtered": 3}
 
 PREDICT_REQUESTS: dict[str, Document] = {
     "one user": {"value": {"history": ["1193", "661", "914"]}},
@@ -65,7 +65,10 @@ PREDICT_RESPONSES: dict[str, Document] = {
             "request_id": "a1b2-2",
             "predictions": [
                 _FILMS,
-                {"error": {"code": "history_too_long", "message": "…", "hint": "…"}},
+                {
+                    "kind": "error",
+                    "error": {"code": "history_too_long", "message": "…", "hint": "…"},
+                },
             ],
         }
     },
@@ -84,8 +87,8 @@ USERS_RESPONSES: dict[str, Document] = {
             "registry_revision": 42,
             "request_id": "a1b2-3",
             "results": {
-                "gender": {**_BUNDLE, "kind": "classification", **_GENDER},
-                "films": {**_BUNDLE, "kind": "ranking", **_FILMS},
+                "gender": {**_BUNDLE, **_GENDER},
+                "films": {**_BUNDLE, **_FILMS},
             },
             "errors": {"x": {"code": "task_not_found", "message": "…", "hint": "…"}},
         }

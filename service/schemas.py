@@ -96,8 +96,8 @@ class UsersPredictRequest(Struct, frozen=True, forbid_unknown_fields=True):
     parameters: Parameters = NO_PARAMETERS
 
 
-class Used(Struct, frozen=True, kw_only=True):
-    """What of the history the answer rests on.
+class Used(Struct, frozen=True, kw_only=True, tag_field="kind"):
+    """What of the history the answer rests on; ``kind`` is the task's.
 
     In a call for many tasks each answer also names its own bundle.
     """
@@ -105,7 +105,6 @@ class Used(Struct, frozen=True, kw_only=True):
     version: int | UnsetType = UNSET
     digest: str | UnsetType = UNSET
     alias: str | UnsetType = UNSET
-    kind: str | UnsetType = UNSET
     used_items: Annotated[int, Meta(description="Items that the network read.")]
     unknown_items: Annotated[int, Meta(description="Items outside the backbone's vocabulary.")]
     unknown: Annotated[list[ItemId], Meta(description="The first ten of them.")]
@@ -114,7 +113,7 @@ class Used(Struct, frozen=True, kw_only=True):
     user_id: str | int | UnsetType = UNSET
 
 
-class ClassPrediction(Used, frozen=True, kw_only=True):
+class ClassPrediction(Used, frozen=True, kw_only=True, tag="classification"):
     """Answer of a classification task."""
 
     label: Annotated[str, Meta(description="The most probable label.")]
@@ -128,7 +127,7 @@ class Tag(Struct, frozen=True):
     score: float
 
 
-class TagsPrediction(Used, frozen=True, kw_only=True):
+class TagsPrediction(Used, frozen=True, kw_only=True, tag="tags"):
     """Answer of a tags task: independent probabilities."""
 
     tags: Annotated[list[Tag], Meta(description="Tags at or above the threshold, best first.")]
@@ -136,7 +135,7 @@ class TagsPrediction(Used, frozen=True, kw_only=True):
     threshold: float
 
 
-class ValuePrediction(Used, frozen=True, kw_only=True):
+class ValuePrediction(Used, frozen=True, kw_only=True, tag="value"):
     """Answer of a value task."""
 
     value: float
@@ -149,7 +148,7 @@ class RankedItem(Struct, frozen=True):
     score: float
 
 
-class RankingPrediction(Used, frozen=True, kw_only=True):
+class RankingPrediction(Used, frozen=True, kw_only=True, tag="ranking"):
     """Answer of a ranking task."""
 
     items: Annotated[list[RankedItem], Meta(description="Best first.")]
@@ -159,7 +158,7 @@ class RankingPrediction(Used, frozen=True, kw_only=True):
     ] = UNSET
 
 
-class FailedRow(Struct, frozen=True):
+class FailedRow(Struct, frozen=True, tag_field="kind", tag="error"):
     """An instance that could not be answered; its neighbours are not affected."""
 
     error: ErrorBody

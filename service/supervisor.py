@@ -38,6 +38,7 @@ log = structlog.get_logger()
 
 BACKLOG = 2048
 READY_POLL_S = 0.1
+READY_PROBES_PER_WORKER = 2
 REDIS_POLL_S = 0.2
 DEVICE_STOP_TIMEOUT_S = 15.0
 WORKER_STOP_MARGIN_S = 5.0
@@ -158,8 +159,10 @@ def _command(
 async def _until_ready(ground: Ground, children: Sequence[Child], stop: StopRequest) -> None:
     """Wait for /readyz and tell where to find us; NeverReady if a child keeps dying."""
     url = local_url(ground.settings.host, ground.settings.port)
-    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=1.0) as client:
-        while not (stop.is_set.is_set() or await _is_ready(client)):
+    probes = READY_PROBES_PER_WORKER * ground.settings.worker_count
+    fresh = httpx.Limits(max_keepalive_connections=0)  # each probe may meet another worker
+    async with httpx.AsyncClient(base_url=url, limits=fresh, trust_env=False) as client:
+        while not (stop.is_set.is_set() or await _is_ready(client, probes)):
             for child in children:
                 if child.deaths >= MAX_DEATHS_BEFORE_READY:
                     raise NeverReady(child.kind)
@@ -168,9 +171,10 @@ async def _until_ready(ground: Ground, children: Sequence[Child], stop: StopRequ
         _announce(ground, url)
 
 
-async def _is_ready(client: httpx.AsyncClient) -> bool:
+async def _is_ready(client: httpx.AsyncClient, probes: int) -> bool:
+    """True if so many probes in a row find a worker that is ready."""
     try:
-        return (await client.get("/readyz")).status_code == 200
+        return all([(await client.get("/readyz")).status_code == 200 for _ in range(probes)])
     except httpx.TransportError:
         return False
 

@@ -35,6 +35,9 @@ KEEP_ALIVE_S = 75
 
 BACKLOG = 2048
 
+WELCOME_TIMEOUT_S = 1.0
+"""A restarted worker accepts once it knows the table; at a cold start it soon says unready."""
+
 
 class DrainingServer(uvicorn.Server):
     """On SIGTERM: say unready, wait, stop accepting, finish what is in flight, return."""
@@ -111,6 +114,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     )
     await link.start()
     try:
+        await link.welcomed(WELCOME_TIMEOUT_S)
         config = _uvicorn_config(app, settings)
         await DrainingServer(config, readiness, settings.drain_delay_s).serve([listener])
     finally:

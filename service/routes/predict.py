@@ -254,7 +254,6 @@ def _split(
                 version=task.version,
                 digest=task.digest,
                 alias=task.alias,
-                kind=task.bundle.kind,
             )
     return results, errors
 

@@ -1,0 +1,44 @@
+"""One server with every kind of task for all tests; others of their own where they break it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from model.spec import HeadKind
+from tests.e2e.running import RunningServer, running_server
+from tests.service.random_bundles import Workshop
+
+KINDS: tuple[HeadKind, ...] = ("classification", "tags", "ranking", "value")
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """A random backbone and bundles for it."""
+    return Workshop(tmp_path_factory.mktemp("backbone"))
+
+
+@pytest.fixture(scope="session")
+def server(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """Two workers; the tasks `classification`, `tags`, `ranking` and `value` are of seed 1."""
+    folder: Path = tmp_path_factory.mktemp("server")
+    with running_server(workshop.folder, folder, workers=2) as server:
+        with server.client() as client:
+            for kind in KINDS:
+                push(client, kind, workshop.bundle(kind, seed=1))
+        yield server
+
+
+@pytest.fixture
+def api(server: RunningServer) -> Iterator[httpx.Client]:
+    """A client with the first key."""
+    with server.client() as client:
+        yield client
+
+
+def push(client: httpx.Client, task: str, bundle: bytes, **parameters: str) -> httpx.Response:
+    """Push and insist that it worked."""
+    answer = client.post(f"/tasks/{task}/versions", content=bundle, params=parameters)
+    assert answer.status_code in {200, 201}, answer.text
+    return answer

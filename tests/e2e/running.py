@@ -1,0 +1,125 @@
+"""A real `peterrec serve` as a child process, and what tests do to it from outside."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+from tests.waiting import eventually
+
+START_TIMEOUT_S = 60
+STOP_TIMEOUT_S = 60
+
+
+def free_port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+@dataclass
+class RunningServer:
+    """One server; ``key`` is the first key that it printed, empty if it printed none."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    metrics_port: int
+    folder: Path
+    key: str = ""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def out(self) -> str:
+        return (self.folder / "out.txt").read_text()
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "err.txt").read_text()
+
+    def client(self, key: str | None = None) -> httpx.Client:
+        """A client with a key, by default the first one; an empty text sends none."""
+        key = self.key if key is None else key
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=30, trust_env=False)
+
+    def child(self, name: str) -> psutil.Process:
+        """The device process, a worker or Redis."""
+        found = [c for c in self.children() if name in " ".join(c.cmdline())]
+        assert found, f"no {name} among {[c.cmdline() for c in self.children()]}"
+        return found[0]
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/readyz", trust_env=False).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def metrics(self) -> dict[str, float]:
+        """Every sample by its name with labels."""
+        url = f"http://127.0.0.1:{self.metrics_port}/metrics"
+        lines = httpx.get(url, trust_env=False).text.splitlines()
+        samples = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, value in samples}
+
+    def terminate(self, number: signal.Signals = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        return self.process.wait(STOP_TIMEOUT_S)
+
+
+@contextmanager
+def running_server(backbone: Path, folder: Path, **settings: object) -> Iterator[RunningServer]:
+    """Start a server and wait until it says that it serves; end it however the test ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    port, metrics_port = free_port(), free_port()
+    given = {
+        "backbone_dir": backbone,
+        "port": port,
+        "metrics_port": metrics_port,
+        "data_dir": folder / "data",
+        "threads": 1,
+        "drain_delay_s": 0.2,
+        "log_level": "debug",
+        **settings,
+    }
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment |= {f"PETERREC_{name.upper()}": str(value) for name, value in given.items()}
+    with (folder / "out.txt").open("wb") as out, (folder / "err.txt").open("ab") as err:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service.cli", "serve"], stdout=out, stderr=err, env=environment
+        )
+    server = RunningServer(process, port, metrics_port, folder)
+    try:
+        eventually(
+            lambda: "PeterRec serves on" in server.out or process.poll() is not None,
+            START_TIMEOUT_S,
+        )
+        assert process.poll() is None, server.log
+        key = re.search(r"prk_\w+", server.out)
+        server.key = key.group() if key else ""
+        yield server
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
