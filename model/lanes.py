@@ -33,7 +33,15 @@ class Group:
     stop: int
     geometry: PatchGeometry
     tensors: dict[str, Tensor]
+    first_slot: int
     slots: Tensor
+
+    def weights(self, name: str, index: int) -> Tensor:
+        """Each lane's own tensor [stop - start, ...] at stacked position ``index``."""
+        stacked = self.tensors[name].select(1, index)  # [S, P, ...] -> [S, ...]
+        if self.stop - self.start == 1:
+            return stacked.narrow(0, self.first_slot, 1)
+        return stacked.index_select(0, self.slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +102,11 @@ def _groups(
     groups: list[Group] = []
     for _, members in groupby(rows, key=lambda row: id(refs[row].slab)):
         own = [refs[row] for row in members]
-        slots = _indices([ref.slot for ref in own], device)
-        groups.append(Group(start, start + len(own), own[0].geometry, own[0].slab.tensors, slots))
-        start += len(own)
+        ref, slots, stop = own[0], [r.slot for r in own], start + len(own)
+        groups.append(
+            Group(start, stop, ref.geometry, ref.slab.tensors, slots[0], _indices(slots, device))
+        )
+        start = stop
     return groups
 
 

@@ -184,13 +184,13 @@ class MixedForward:
         shape, eps = (self.spec.channels,), self.spec.layer_norm_eps
         own = [group for group in step.groups if _trains_norm(group.geometry, step)]
         if sum(group.stop - group.start for group in own) < len(y):
-            normed = functional.layer_norm(y, shape, conv.norm_weight, conv.norm_bias, eps)
+            normed = torch.layer_norm(y, shape, conv.norm_weight, conv.norm_bias, eps)
             torch.clamp_min(normed, 0, out=out)
         for group in own:
             rows, at = slice(group.start, group.stop), group.geometry.blocks.index(step.block)
-            weight = group.tensors["patch.norm_weight"][group.slots, at].unsqueeze(1)  # [b, 1, C]
-            bias = group.tensors["patch.norm_bias"][group.slots, at].unsqueeze(1)
-            normed = functional.layer_norm(y[rows], shape, self._ones, self._zeros, eps)
+            weight = group.weights("patch.norm_weight", at).unsqueeze(1)  # [b, 1, C]
+            bias = group.weights("patch.norm_bias", at).unsqueeze(1)
+            normed = torch.layer_norm(y[rows], shape, self._ones, self._zeros, eps)
             torch.addcmul(bias, normed, weight, out=out[rows]).relu_()
 
     def _pool(self, x: Tensor, tokens: Tensor) -> Tensor:
@@ -253,12 +253,11 @@ def _graft(y: Tensor, source: Tensor, group: Group, step: Step) -> None:
     index = geometry.conv_index(step.block, step.conv)
     if index is None:
         return
-    weights = group.tensors
     rows = slice(group.start, group.stop)
     read = source[rows] if geometry.insertion == "parallel2" else y[rows]
     down, down_bias, up, up_bias = (
-        weights[f"patch.{name}"].select(1, index).index_select(0, group.slots)
-        for name in ("down", "down_bias", "up", "up_bias")
+        group.weights(name, index)
+        for name in ("patch.down", "patch.down_bias", "patch.up", "patch.up_bias")
     )  # [b, C, H], [b, H], [b, H, C], [b, C]
     hidden = bottleneck_hidden(read, down, down_bias)  # [b, N, H]
     y[rows].baddbmm_(hidden, up).add_(up_bias.unsqueeze(1))
