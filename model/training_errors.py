@@ -1,0 +1,25 @@
+"""What can go wrong with a training run itself."""
+
+import math
+
+from torch import Tensor
+
+from model.errors import Category, PeterRecError, TrainingDiverged
+
+
+class CheckpointMismatch(PeterRecError):
+    """A checkpoint of another run."""
+
+    code = "checkpoint_mismatch"
+    category = Category.INCOMPATIBLE
+
+
+def require_finite(loss: Tensor, step: int, learning_rate: float) -> float:
+    """The loss as a number, refused if it is none any more; steps count from 0."""
+    value = loss.item()
+    if not math.isfinite(value):
+        raise TrainingDiverged(
+            f"the loss is {value} at step {step + 1} with learning rate {learning_rate:.2g}.",
+            hint="Lower the learning rate.",
+        )
+    return value

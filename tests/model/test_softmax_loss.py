@@ -1,0 +1,62 @@
+"""The chunked loss is the plain cross-entropy; the sampled one is close to it and never lost."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from model.batches import seeded
+from model.softmax_loss import (
+    CHUNK_ROWS,
+    FULL_SOFTMAX_LIMIT,
+    choose_loss,
+    draw_log_uniform,
+    full_softmax_loss,
+    sampled_softmax_loss,
+)
+
+
+@pytest.fixture
+def problem():
+    generator = torch.Generator().manual_seed(0)
+    rows, items, channels = CHUNK_ROWS + 7, 50, 6
+    hidden = torch.randn(rows, channels, generator=generator, requires_grad=True)
+    weight = torch.randn(items, channels, generator=generator, requires_grad=True)
+    bias = torch.randn(items, generator=generator, requires_grad=True)
+    return hidden, weight, bias, torch.randint(0, items, (rows,), generator=generator)
+
+
+def test_the_chunked_loss_and_its_gradients_are_those_of_plain_cross_entropy(problem):
+    hidden, weight, bias, targets = problem
+    plain = functional.cross_entropy(hidden @ weight.t() + bias, targets)
+    chunked = full_softmax_loss(hidden, weight, bias, targets)
+    expected = torch.autograd.grad(3 * plain, (hidden, weight, bias))
+    found = torch.autograd.grad(3 * chunked, (hidden, weight, bias))
+    torch.testing.assert_close(chunked, plain)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_the_sampled_loss_has_finite_gradients_for_all_three(problem):
+    hidden, weight, bias, targets = problem
+    loss = sampled_softmax_loss(hidden, weight, bias, targets, seeded(0))
+    grads = torch.autograd.grad(loss, (hidden, weight, bias))
+    assert all(torch.isfinite(grad).all() for grad in grads)
+
+
+def test_the_same_seed_draws_the_same_negatives(problem):
+    hidden, weight, bias, targets = problem
+    losses = [sampled_softmax_loss(hidden, weight, bias, targets, seeded(5)) for _ in range(2)]
+    assert losses[0] == losses[1]
+
+
+def test_frequent_items_are_drawn_more_often():
+    drawn = draw_log_uniform(1000, 20_000, seeded(0))
+    counts = torch.bincount(drawn, minlength=1000).float() / 20_000
+    expected = torch.log1p(1 / (torch.arange(1000) + 1.0)) / torch.log(torch.tensor(1001.0))
+    torch.testing.assert_close(counts[:5], expected[:5], rtol=0.1, atol=0.01)
+    assert drawn.max() < 1000
+
+
+def test_the_exact_loss_is_chosen_for_small_catalogs_and_by_name():
+    assert choose_loss("auto", FULL_SOFTMAX_LIMIT) == "full"
+    assert choose_loss("auto", FULL_SOFTMAX_LIMIT + 1) == "sampled"
+    assert choose_loss("full", FULL_SOFTMAX_LIMIT + 1) == "full"
