@@ -21,6 +21,10 @@ STABLE_AFTER_S = 10.0
 """A child that lived so long died by accident: its next pause is the first one again."""
 
 
+EXIT_REFUSED = 3
+"""Exit status of a child that could not start for a reason that will not go away."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChildCommand:
     """How to start a child. ``kind`` is ``device`` or ``worker``."""
@@ -40,6 +44,7 @@ class Child:
         self._process: Process | None = None
         self._is_stopping = False
         self.deaths = 0
+        self.has_refused = False
         self.kind = command.kind
 
     def start(self) -> None:
@@ -71,6 +76,7 @@ class Child:
             if self._is_stopping:
                 return
             self.deaths += 1
+            self.has_refused = code == EXIT_REFUSED
             log.error("child_died", child=self.kind, code=code)
             self._emit(ChildRestarted(self.kind))
             if time.monotonic() - started > STABLE_AFTER_S:

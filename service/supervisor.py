@@ -42,7 +42,7 @@ READY_PROBES_PER_WORKER = 2
 REDIS_POLL_S = 0.2
 DEVICE_STOP_TIMEOUT_S = 15.0
 WORKER_STOP_MARGIN_S = 5.0
-MAX_DEATHS_BEFORE_READY = 5
+MAX_DEATHS_BEFORE_READY = 3
 """A server that never came up gives up after so many deaths of one child."""
 
 FIRST_KEY_NAME = "first key"
@@ -63,10 +63,7 @@ class NeverReady(PeterRecError):
     code = "never_ready"
 
     def __init__(self, child: str) -> None:
-        super().__init__(
-            f"the {child} process died {MAX_DEATHS_BEFORE_READY} times before it was ready.",
-            hint="The lines above say why.",
-        )
+        super().__init__(f"the {child} process could not start.", hint="The lines above say why.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,14 +154,14 @@ def _command(
 
 
 async def _until_ready(ground: Ground, children: Sequence[Child], stop: StopRequest) -> None:
-    """Wait for /readyz and tell where to find us; NeverReady if a child keeps dying."""
+    """Wait for /readyz and tell where to find us; NeverReady if a child can't start."""
     url = local_url(ground.settings.host, ground.settings.port)
     probes = READY_PROBES_PER_WORKER * ground.settings.worker_count
     fresh = httpx.Limits(max_keepalive_connections=0)  # each probe may meet another worker
     async with httpx.AsyncClient(base_url=url, limits=fresh, trust_env=False) as client:
         while not (stop.is_set.is_set() or await _is_ready(client, probes)):
             for child in children:
-                if child.deaths >= MAX_DEATHS_BEFORE_READY:
+                if child.has_refused or child.deaths >= MAX_DEATHS_BEFORE_READY:
                     raise NeverReady(child.kind)
             await asyncio.sleep(READY_POLL_S)
     if not stop.is_set.is_set():

@@ -2,12 +2,9 @@
 
 import asyncio
 import os
-import signal
 import socket
-from types import FrameType
 
 import structlog
-import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 from uvicorn.config import Config
@@ -19,6 +16,7 @@ from service.app import create_app
 from service.auth import Authenticator
 from service.catalogs import Catalogs
 from service.device_link import DeviceLink
+from service.draining_server import DrainingServer
 from service.event_sender import EventSender
 from service.item_mapping import ItemVocabulary
 from service.messages import TableUpdate
@@ -33,35 +31,8 @@ log = structlog.get_logger()
 KEEP_ALIVE_S = 75
 """Longer than the idle time after which load balancers and clients close connections."""
 
-BACKLOG = 2048
-
 WELCOME_TIMEOUT_S = 1.0
 """A restarted worker accepts once it knows the table; at a cold start it soon says unready."""
-
-
-class DrainingServer(uvicorn.Server):
-    """On SIGTERM: say unready, wait, stop accepting, finish what is in flight, return."""
-
-    def __init__(self, config: Config, readiness: Readiness, delay_s: float) -> None:
-        super().__init__(config)
-        self._readiness = readiness
-        self._delay_s = delay_s
-
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until told to exit."""
-        self._loop = asyncio.get_running_loop()
-        await super().serve(sockets)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain; a second signal skips the delay."""
-        if self._readiness.is_draining or sig != signal.SIGTERM:
-            self.should_exit = True
-            return
-        self._readiness.is_draining = True
-        self._loop.call_soon_threadsafe(self._loop.call_later, self._delay_s, self._stop)
-
-    def _stop(self) -> None:
-        self.should_exit = True
 
 
 def run_worker(settings: Settings, listener: socket.socket) -> None:
@@ -116,7 +87,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     try:
         await link.welcomed(WELCOME_TIMEOUT_S)
         config = _uvicorn_config(app, settings)
-        await DrainingServer(config, readiness, settings.drain_delay_s).serve([listener])
+        await DrainingServer(config, listener, readiness.drain, settings.drain_delay_s).serve()
     finally:
         await link.close()
         await catalogs.close()
@@ -138,5 +109,4 @@ def _uvicorn_config(app: ASGIApp, settings: Settings) -> Config:
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(max(1, settings.drain_timeout_s)),
-        backlog=BACKLOG,
     )

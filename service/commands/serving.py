@@ -2,12 +2,15 @@
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from model.errors import PeterRecError
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -95,7 +98,7 @@ def run_device() -> None:
 
     settings = read_settings()
     _become_child(settings, "device")
-    run(settings)
+    _or_refuse(lambda: run(settings))
 
 
 def run_worker(fd: Annotated[int, typer.Option(help="The listening socket.")]) -> None:
@@ -105,7 +108,7 @@ def run_worker(fd: Annotated[int, typer.Option(help="The listening socket.")]) -
 
     settings = read_settings()
     _become_child(settings, f"worker-{os.getpid()}")
-    run(settings, socket.socket(fileno=fd))
+    _or_refuse(lambda: run(settings, socket.socket(fileno=fd)))
 
 
 def push(
@@ -207,6 +210,21 @@ def _create_in_registry(redis_url: str, scopes: list[str], name: str) -> str:
         return text
 
     return asyncio.run(create())
+
+
+def _or_refuse(run: Callable[[], None]) -> None:
+    """Run a child; tell the supervisor if starting it again would not help."""
+    import structlog
+
+    from service.children import EXIT_REFUSED
+
+    try:
+        run()
+    except PeterRecError as error:
+        structlog.get_logger().error(
+            "start_refused", code=error.code, reason=error.message, hint=error.hint
+        )
+        raise typer.Exit(EXIT_REFUSED) from error
 
 
 def _become_child(settings: "Settings", process: str) -> None:

@@ -33,6 +33,10 @@ class Readiness:
 
     is_draining: bool = False
 
+    def drain(self) -> None:
+        """From now on unready, and every answer asks its client to connect elsewhere."""
+        self.is_draining = True
+
 
 @dataclass(frozen=True, slots=True)
 class AdminContext:

@@ -12,6 +12,8 @@ from tests.service.random_bundles import Workshop
 
 KINDS: tuple[HeadKind, ...] = ("classification", "tags", "ranking", "value")
 
+BUNDLE_LIMIT = 100_000
+
 
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
@@ -23,7 +25,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 def server(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """Two workers; the tasks `classification`, `tags`, `ranking` and `value` are of seed 1."""
     folder: Path = tmp_path_factory.mktemp("server")
-    with running_server(workshop.folder, folder, workers=2) as server:
+    settings = {"workers": 2, "bundle_size_limit_bytes": BUNDLE_LIMIT}
+    with running_server(workshop.folder, folder, **settings) as server:
         with server.client() as client:
             for kind in KINDS:
                 push(client, kind, workshop.bundle(kind, seed=1))

@@ -7,9 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from service.settings import Settings
-from tests.e2e.conftest import push
-from tests.e2e.running import running_server
+from tests.e2e.conftest import BUNDLE_LIMIT, push
 from tests.patches.bundles import BundleRecipe, make_bundle, make_parts
 from tests.service.random_bundles import GEOMETRY, Workshop
 
@@ -126,15 +124,8 @@ def test_no_upload_is_left_behind(server, api, guarded, workshop):
     assert [*(server.folder / "data" / "spool").iterdir()] == []
 
 
-def test_a_bundle_beyond_the_limit_is_refused_before_it_is_read(workshop, tmp_path):
-    limit = 3000
-    assert limit >= Settings.model_fields["bundle_size_limit_bytes"].metadata[0].ge
-    bundle = workshop.bundle("classification", seed=1)
-    with (
-        running_server(workshop.folder, tmp_path, bundle_size_limit_bytes=limit) as server,
-        server.client() as client,
-    ):
-        told = client.post("/tasks/t/versions", content=bundle)
-        streamed = client.post("/tasks/t/versions", content=iter([bundle[:2000], bundle[2000:]]))
+def test_a_bundle_beyond_the_limit_is_refused_before_it_is_read(api):
+    told = api.post("/tasks/t/versions", content=bytes(BUNDLE_LIMIT + 1))
+    streamed = api.post("/tasks/t/versions", content=iter([bytes(BUNDLE_LIMIT), b"x"]))
     assert (told.status_code, told.json()["code"]) == (413, "body_too_large")
     assert (streamed.status_code, streamed.json()["code"]) == (413, "body_too_large")
