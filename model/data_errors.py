@@ -57,6 +57,12 @@ class LabelSeenOnce(DataError):
     code = "data_label_seen_once"
 
 
+class LabelUnknown(DataError):
+    """A label that a trained task does not have."""
+
+    code = "data_label_unknown"
+
+
 class TooFewClasses(DataError):
     code = "data_too_few_classes"
 

@@ -1,0 +1,66 @@
+"""Metrics of a task through the plain reference forward."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from model.backbone import Backbone
+from model.examples import Examples
+from model.framing import frame_histories
+from model.heads import Head
+from model.objectives import Objective
+from model.patch import PatchWeights
+
+EVALUATION_ROWS = 256
+"""Users per forward when nothing is trained."""
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskModel:
+    """A backbone with one task's patch and head, as the plain reference computes it."""
+
+    backbone: Backbone
+    patch: PatchWeights | None
+    head: Head
+
+    def logits(self, histories: Sequence[Rows]) -> Tensor:
+        """Logits [B, K] of histories in token ids."""
+        tokens = frame_histories(histories, self.backbone.spec)  # [B, T]
+        return self.head.logits(self.backbone.user_vectors(tokens, self.patch))
+
+
+@torch.no_grad()
+def evaluate_task(
+    model: TaskModel, objective: Objective, examples: Examples, rows: Rows
+) -> dict[str, float]:
+    """Quality on some of the examples; an undefined metric (an AUC of one class) is left out."""
+    ordered = torch.from_numpy(rows[np.argsort(examples.lengths[rows], kind="stable")])
+    judged = [
+        objective.judge(model.logits([examples.rows[i] for i in part.tolist()]), part)
+        for part in torch.split(ordered, EVALUATION_ROWS)
+    ]
+    return _defined(objective.metrics(torch.cat(judged), ordered))
+
+
+@torch.no_grad()
+def evaluate_prior(objective: Objective, train: Rows, test: Rows) -> dict[str, float]:
+    """Quality on ``test`` of the best answer that ignores the history, learned on ``train``.
+
+    For classes it is the majority class, for a catalog the most popular items.
+    """
+    prior, rows = objective.prior(torch.from_numpy(train)), torch.from_numpy(test)
+    judged = [
+        objective.judge(prior.expand(len(part), -1), part)  # [K] -> [B, K]
+        for part in torch.split(rows, EVALUATION_ROWS)
+    ]
+    return _defined(objective.metrics(torch.cat(judged), rows))
+
+
+def _defined(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if np.isfinite(value)}

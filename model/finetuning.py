@@ -1,0 +1,128 @@
+"""Fine-tuning: a patch and a head learn one task; the backbone never changes (PeterRec, sec. 3)."""
+
+import platform
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.backbone_folder import LoadedBackbone
+from model.evaluation import TaskModel, evaluate_prior, evaluate_task
+from model.examples import Examples, join_answers, keep_frequent
+from model.finetuning_run import FinetuneRun
+from model.finetuning_settings import FinetuneSettings
+from model.heads import Head
+from model.histories import Histories, UserLabels
+from model.objectives import TASKS
+from model.patch import PatchWeights
+from model.progress import Watch, unwatched
+from model.spec import PatchGeometry
+from model.splits import UserSplit, split_users
+from model.vocabulary import Vocabulary, require_known, tokenize
+
+__all__ = ["FinetuneSettings", "FinetunedTask", "finetune", "prepare_examples"]
+
+Document = dict[str, Any]  # Any: a JSON document
+
+BASELINE_PREFIX = "baseline_"
+"""Metrics so named are those of the best answer that ignores the history."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinetunedTask:
+    """What fine-tuning gives: weights, the names of the outputs, metrics and their record.
+
+    ``outputs`` are labels, tags or catalog items in the order of the head's rows; empty for a
+    value. ``examples`` and ``split`` are what it was trained and judged on.
+    """
+
+    geometry: PatchGeometry
+    patch: dict[str, Tensor]
+    head: Head
+    outputs: tuple[str, ...]
+    metrics: dict[str, float]
+    examples: Examples
+    split: UserSplit
+    record: Document
+
+    @property
+    def patch_weights(self) -> PatchWeights:
+        """The folded patch, for a forward."""
+        return PatchWeights.from_named(self.geometry, self.patch)
+
+
+def finetune(
+    loaded: LoadedBackbone,
+    histories: Histories,
+    labels: UserLabels,
+    settings: FinetuneSettings,
+    watch: Watch = unwatched,
+) -> FinetunedTask:
+    """Train a patch and head on one task's answers; the epoch with the best validation loss wins.
+
+    Users are split into training, validation and test parts; metrics are the test part's, beside
+    those of the best answer that ignores the history (``baseline_…``).
+    """
+    started = time.perf_counter()
+    examples = prepare_examples(loaded, histories, labels, settings.max_unknown_share)
+    examples = keep_frequent(examples, settings.min_label_count)
+    split = split_users(
+        examples.users, settings.validation_share, settings.test_share, settings.seed
+    )
+    task = TASKS[settings.kind]
+    outputs = task.outputs(examples, split.train)
+    objective = task.objective(outputs, examples)
+    run = FinetuneRun(
+        loaded.backbone, settings.geometry(loaded.backbone), objective, examples, split, settings
+    )
+    run.train(watch)
+    model = TaskModel(loaded.backbone, run.patch.weights(), run.head)
+    baseline = evaluate_prior(objective, split.train, split.test)
+    metrics = evaluate_task(model, objective, examples, split.test)
+    metrics |= {BASELINE_PREFIX + name: value for name, value in baseline.items()}
+    return FinetunedTask(
+        geometry=run.patch.geometry,
+        patch=run.patch.folded(),
+        head=run.head.requires_grad_(False),
+        outputs=outputs,
+        metrics=metrics,
+        examples=examples,
+        split=split,
+        record={
+            "settings": asdict(settings),
+            "backbone": loaded.fingerprint,
+            "data": _facts(histories, labels, examples, split),
+            "best_epoch": run.best_epoch,
+            "epochs": [asdict(epoch) for epoch in run.epochs],
+            "metrics": metrics,
+            "seconds": round(time.perf_counter() - started, 3),
+            "software": {"python": platform.python_version(), "torch": torch.__version__},
+        },
+    )
+
+
+def prepare_examples(
+    loaded: LoadedBackbone, histories: Histories, labels: UserLabels, max_unknown_share: float
+) -> Examples:
+    """The labelled users' histories in the backbone's tokens; refused if it hardly knows them."""
+    vocabulary = Vocabulary(tuple(loaded.items))
+    wanted = np.flatnonzero([user in labels.by_user for user in histories.users])
+    known = tokenize(histories.select(wanted) if len(wanted) else histories, vocabulary)
+    require_known(known, max_unknown_share, "the histories")
+    return join_answers(known, labels, vocabulary.items)
+
+
+def _facts(
+    histories: Histories, labels: UserLabels, examples: Examples, split: UserSplit
+) -> Document:
+    return {
+        "histories_digest": histories.digest(),
+        "labels_digest": labels.digest(),
+        "train_users": len(split.train),
+        "validation_users": len(split.validation),
+        "test_users": len(split.test),
+        "without_history": examples.without_history,
+    }

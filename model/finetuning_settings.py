@@ -1,0 +1,49 @@
+"""The settings of a fine-tuning run."""
+
+from dataclasses import dataclass
+
+from model.backbone import Backbone
+from model.spec import HeadKind, Insertion, PatchGeometry
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneSettings:
+    """Everything that shapes a fine-tuning run; recorded with its result.
+
+    ``blocks`` are the patched blocks, None for all. ``has_cls`` None trains ``[CLS]`` if the first
+    block is patched: otherwise a ``[CLS]`` of its own would cost the trunk that tasks share.
+    ``item_dropout`` is the mean share of items left out of a history while training.
+    """
+
+    kind: HeadKind
+    insertion: Insertion = "serial2"
+    bottleneck: int = 8
+    cardinality: int = 1
+    blocks: tuple[int, ...] | None = None
+    has_inner_skip: bool = False
+    has_norms: bool = True
+    has_cls: bool | None = None
+    epochs: int = 12
+    batch_size: int = 128
+    learning_rate: float = 1e-2
+    head_learning_rate: float = 1e-2
+    item_dropout: float = 0.2
+    seed: int = 0
+    validation_share: float = 0.1
+    test_share: float = 0.1
+    patience: int = 3
+    min_label_count: int = 1
+    max_unknown_share: float = 0.1
+
+    def geometry(self, backbone: Backbone) -> PatchGeometry:
+        """Where the patch sits in this backbone."""
+        blocks = tuple(range(len(backbone.blocks))) if self.blocks is None else self.blocks
+        return PatchGeometry(
+            insertion=self.insertion,
+            bottleneck=self.bottleneck,
+            blocks=blocks,
+            cardinality=self.cardinality,
+            has_inner_skip=self.has_inner_skip,
+            has_norms=self.has_norms,
+            has_cls=(0 in blocks) if self.has_cls is None else self.has_cls,
+        )
