@@ -19,18 +19,14 @@ def frame_histories(histories: Sequence[Tokens], spec: BackboneSpec) -> Tensor:
     fixed ``frame_len`` if padding is embedded. In an embedded non-causal row the first ``[CLS]``
     stands at position 0, before the padding, as in the published code.
     """
-    frames = [_frame(history, spec) for history in histories]
-    longest = max((len(frame) for frame in frames), default=1)
+    newest = [history[-spec.max_len :] for history in histories]
+    specials = 1 if spec.is_causal else 2
+    longest = max((len(items) for items in newest), default=0) + specials
     width = spec.frame_len if spec.padding == "embedded" else longest
-    tokens = np.full((len(frames), width), PAD, dtype=np.int64)  # [B, T]
-    for row, frame in zip(tokens, frames, strict=True):
-        row[width - len(frame) :] = frame
-        if spec.padding == "embedded" and not spec.is_causal:
-            row[width - len(frame)] = PAD
-            row[0] = CLS
+    tokens = np.full((len(newest), width), PAD, dtype=np.int64)  # [B, T]
+    tokens[:, -1] = CLS
+    for row, items in zip(tokens, newest, strict=True):
+        row[width - 1 - len(items) : width - 1] = items
+        if not spec.is_causal:
+            row[0 if spec.padding == "embedded" else width - 2 - len(items)] = CLS
     return torch.from_numpy(tokens)
-
-
-def _frame(history: Tokens, spec: BackboneSpec) -> list[int]:
-    newest = [int(token) for token in history[-spec.max_len :]]
-    return [*newest, CLS] if spec.is_causal else [CLS, *newest, CLS]

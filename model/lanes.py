@@ -111,4 +111,4 @@ def _groups(
 
 
 def _indices(numbers: list[int], device: torch.device) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.int64, device=device)
+    return torch.tensor(numbers, dtype=torch.int32, device=device)

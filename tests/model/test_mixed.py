@@ -37,7 +37,7 @@ class Fleet:
 
     def __init__(self, spec: BackboneSpec, tasks_per_geometry: int, chunk_positions: int) -> None:
         backbone = random_backbone(spec)
-        self.forward = MixedForward(backbone, chunk_positions)
+        self.forward = MixedForward(backbone, chunk_positions=chunk_positions)
         self.tasks: list[RandomTask] = []
         self.refs: list[SlotRef] = []
         for number, geometry in enumerate(GEOMETRIES):
