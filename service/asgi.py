@@ -1,5 +1,6 @@
 """The few pieces of ASGI that the prediction calls need, without a framework's layers."""
 
+import asyncio
 import itertools
 import re
 import secrets
@@ -9,7 +10,14 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from model.errors import PeterRecError
-from service.errors import BodyTooLarge, MalformedRequest, Problem, problem_of, retry_headers
+from service.errors import (
+    BodyTooLarge,
+    DeadlineExceeded,
+    MalformedRequest,
+    Problem,
+    problem_of,
+    retry_headers,
+)
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -17,6 +25,9 @@ REQUEST_ID = "request_id"
 """Key of the request's id in the scope's state."""
 
 MAX_TIMEOUT_MS = 600_000
+
+BODY_TIMEOUT_S = 30.0
+"""A client that sends headers and then nothing must not hold a connection for ever."""
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}\Z")
 _PROCESS = secrets.token_hex(6)
@@ -75,6 +86,16 @@ async def read_body(receive: Receive, content_length: bytes, limit_bytes: int) -
     """The whole body; BodyTooLarge as soon as it is known to be, ClientLeft if it never ends."""
     if content_length.isdigit() and int(content_length) > limit_bytes:
         raise BodyTooLarge(limit_bytes)
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return await _read(receive, limit_bytes)
+    except TimeoutError as error:
+        raise DeadlineExceeded(
+            f"the body did not arrive within {BODY_TIMEOUT_S:g} s.", hint="Send it again."
+        ) from error
+
+
+async def _read(receive: Receive, limit_bytes: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     while True:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +15,6 @@ class Reply:
     asked: int
     status: int
     body: Any  # Any: a JSON document
-    finished_at: float
 
 
 @dataclass
@@ -30,9 +28,6 @@ class Load:
     @property
     def statuses(self) -> set[int]:
         return {reply.status for reply in self.replies}
-
-    def since(self, moment: float) -> list[Reply]:
-        return [reply for reply in self.replies if reply.finished_at > moment]
 
 
 class Clients:
@@ -51,6 +46,15 @@ class Clients:
     async def run(self, count: int) -> None:
         """Ask with ``count`` clients until ``stop``; returns when each has its last answer."""
         await asyncio.gather(*(self._client(number) for number in range(count)))
+
+    async def ask_and_leave(self, count: int) -> None:
+        """Ask, and close the connection without waiting for the answer."""
+        for _ in range(count):
+            _, writer = await asyncio.open_connection("127.0.0.1", self._port)
+            writer.write(self._requests[0])
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
 
     def stop(self) -> None:
         """Every client finishes the request that it has under way."""
@@ -92,7 +96,7 @@ class Clients:
         status = int(head.split(" ", 2)[1])
         length = int(head.split("content-length: ")[1].split("\r\n")[0])
         body = json.loads(await reader.readexactly(length))
-        self.load.replies.append(Reply(asked, status, body, time.monotonic()))
+        self.load.replies.append(Reply(asked, status, body))
         self._good += status == 200
         self._replied.set()
         return "connection: close" not in head

@@ -90,6 +90,45 @@ async def test_predictions_go_on_while_redis_is_gone_and_changes_after_it_is_bac
     assert (load.broken, load.refused, load.statuses) == ([], 0, {200})
 
 
+def test_a_device_process_that_hangs_times_out_then_refuses_then_resumes(fragile):
+    body = {"history": [1, 2]}
+    device = fragile.child("device")
+    with fragile.client() as client:
+        device.suspend()
+        try:
+            late = client.post(
+                "/tasks/classification/predict", json=body, headers={"X-Request-Timeout-Ms": "100"}
+            )
+            eventually(lambda: client.get("/readyz").status_code == 503)
+            refused = client.post("/tasks/classification/predict", json=body)
+            unready = client.get("/readyz").json()
+            alive = client.get("/livez").status_code
+        finally:
+            device.resume()
+        eventually(fragile.is_ready)
+        eventually(lambda: client.post("/tasks/ranking/predict", json=body).status_code == 200)
+    assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+    assert (refused.status_code, refused.json()["code"]) == (503, "device_unavailable")
+    assert refused.headers["retry-after"] == "1"
+    assert (unready["status"], unready["reasons"]) == ("not_ready", ["device_unavailable"])
+    assert alive == 200
+
+
+async def test_the_rows_of_a_client_that_left_are_dropped_before_they_run(fragile):
+    clients = Clients(fragile, "/tasks/classification/predict", [{"history": [1, 2]}])
+    left = 'peterrec_requests_total{outcome="client_left",task="classification"}'
+    dropped = 'peterrec_rejected_total{code="client_left"}'
+    before = fragile.metrics().get(dropped, 0)
+    device = fragile.child("device")
+    device.suspend()
+    try:
+        await clients.ask_and_leave(3)
+        eventually(lambda: fragile.metrics().get(left, 0) == 3)
+    finally:
+        device.resume()
+    eventually(lambda: fragile.metrics().get(dropped, 0) == before + 3)
+
+
 async def test_a_drain_answers_everything_in_flight_and_ends_with_status_zero(fragile):
     """Runs last of this module's: it ends the server."""
     clients = Clients(fragile, "/tasks/classification/predict", [{"history": [1, 2]}])

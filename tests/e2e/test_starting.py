@@ -28,7 +28,12 @@ def serve(**settings: object) -> subprocess.CompletedProcess[str]:
 def test_a_given_registry_and_no_authentication_need_neither_redis_nor_key_of_ours(
     workshop, tmp_path, redis_url, redis_prefix
 ):
-    settings = {"redis_url": redis_url, "redis_prefix": redis_prefix, "auth": "off"}
+    settings = {
+        "redis_url": redis_url,
+        "redis_prefix": redis_prefix,
+        "auth": "off",
+        "max_queue_rows": 2,
+    }
     with (
         running_server(workshop.folder, tmp_path, **settings) as server,
         server.client() as client,
@@ -37,6 +42,10 @@ def test_a_given_registry_and_no_authentication_need_neither_redis_nor_key_of_ou
         assert not [c for c in server.children() if "redis" in " ".join(c.cmdline())]
         push(client, "open", workshop.bundle("value", seed=1))
         assert client.post("/tasks/open/predict", json={"history": []}).status_code == 200
+        three = {"instances": [{"history": []}] * 3}
+        refused = client.post("/tasks/open/predict", json=three)
+    assert (refused.status_code, refused.json()["code"]) == (429, "queue_full")
+    assert refused.headers["retry-after"] == "1"
 
 
 def test_authentication_can_not_be_off_where_others_can_reach_it(workshop, tmp_path):
