@@ -11,6 +11,7 @@ from patches.errors import Findings, ReasonCode
 from patches.header import DTYPES, LENGTH_BYTES, Array, Tensors, encode_file, read_header
 from patches.identity import Digest, digest_of, format_digest
 from patches.manifest import Manifest
+from patches.signatures import TrustedKeys, check_signatures
 
 __all__ = [
     "BUNDLE_SUFFIX",
@@ -99,13 +100,18 @@ def build_bundle(manifest: Manifest, tensors: Tensors) -> bytes:
     return data
 
 
-def open_bundle(data: bytes, limits: BundleLimits | None = None) -> Contents:
+def open_bundle(
+    data: bytes, limits: BundleLimits | None = None, trusted_keys: TrustedKeys | None = None
+) -> Contents:
     """A bundle that is whole and agrees with itself, for any backbone or none; BundleRejected.
 
-    What is to be served goes through verify_bundle instead.
+    With trusted keys one of them must have signed it. What is to be served goes through
+    verify_bundle instead.
     """
     findings = Findings()
     contents = examine(memoryview(data), limits or BundleLimits(), {}, findings)
+    if contents is not None:
+        check_signatures(contents, trusted_keys, findings)
     findings.raise_if_any()
     assert contents is not None
     return contents

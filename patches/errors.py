@@ -36,6 +36,9 @@ class ReasonCode(StrEnum):
     BACKBONE_MISMATCH = "backbone_mismatch"
     INPUT_MISMATCH = "input_mismatch"
     PATCH_OUTSIDE_BACKBONE = "patch_outside_backbone"
+    SIGNATURE_MISSING = "signature_missing"
+    SIGNATURE_INVALID = "signature_invalid"
+    SIGNATURE_UNTRUSTED = "signature_untrusted"
     MORE_REASONS = "more_reasons"
 
 
@@ -116,6 +119,23 @@ class Findings:
             raise rejection([*self._reasons, more])
         if self._reasons:
             raise rejection(self._reasons)
+
+
+class KeyFileInvalid(PeterRecError):
+    """A file that holds no Ed25519 key of the expected kind."""
+
+    code = "key_file_invalid"
+    category = Category.MALFORMED
+
+
+class KeyFileExists(PeterRecError):
+    code = "key_file_exists"
+    category = Category.CONFLICT
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            f"{path} exists already.", hint="Choose another name: a lost key can't be made again."
+        )
 
 
 class InvalidName(PeterRecError):

@@ -35,6 +35,7 @@ LENGTH_BYTES = 8
 MAX_DIMENSIONS = 8
 
 METADATA_KEYS = frozenset({"format", "manifest", "checksum"})
+SIGNATURES_KEY = "signatures"
 _CHECKSUM_MARK = b'"checksum":"'
 _CHECKSUM_HOLE = b"0" * 64
 
@@ -71,17 +72,18 @@ class Header:
     data_start: int
 
 
-def encode_file(manifest_text: str, tensors: Tensors) -> bytes:
+def encode_file(manifest_text: str, tensors: Tensors, signatures: str | None = None) -> bytes:
     """The file's bytes, the same for the same input; dtypes other than DTYPES are a KeyError."""
+    metadata = {
+        "checksum": _CHECKSUM_HOLE.decode(),
+        "format": SCHEMA,
+        "manifest": manifest_text,
+    }
+    if signatures is not None:
+        metadata[SIGNATURES_KEY] = signatures
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     arrays = [np.ascontiguousarray(tensors[name]) for name in names]
-    document: dict[str, object] = {
-        "__metadata__": {
-            "checksum": _CHECKSUM_HOLE.decode(),
-            "format": SCHEMA,
-            "manifest": manifest_text,
-        }
-    }
+    document: dict[str, object] = {"__metadata__": metadata}
     end = 0
     for name, array in zip(names, arrays, strict=True):
         begin, end = end, end + array.nbytes
@@ -168,11 +170,12 @@ def _metadata(found: object, findings: Findings) -> Mapping[str, str] | None:
             "Write the bundle with peterrec finetune.",
         )
         return None
-    if set(found) != METADATA_KEYS or not all(isinstance(text, str) for text in found.values()):
+    is_complete = set(found) - {SIGNATURES_KEY} == METADATA_KEYS
+    if not is_complete or not all(isinstance(text, str) for text in found.values()):
         findings.add(
             ReasonCode.HEADER_MALFORMED,
             "__metadata__ must hold the texts checksum, format and manifest, "
-            f"not {sorted(found)!r:.200}",
+            f"and may hold signatures, not {sorted(found)!r:.200}",
         )
         return None
     return found

@@ -32,6 +32,7 @@ class VersionSummary:
     patch_bytes: int
     head_bytes: int
     metrics: Mapping[str, float]
+    signed_by: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, bundle: VerifiedBundle) -> Self:
@@ -45,6 +46,7 @@ class VersionSummary:
             patch_bytes=bundle.patch_bytes,
             head_bytes=bundle.head_bytes,
             metrics=bundle.manifest.metrics,
+            signed_by=bundle.signed_by,
         )
 
 

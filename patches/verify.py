@@ -13,8 +13,9 @@ from patches.errors import Findings, ReasonCode
 from patches.header import Array
 from patches.identity import Digest, digest_of, format_digest
 from patches.manifest import Manifest, ManifestInput
+from patches.signatures import TrustedKeys, check_signatures
 
-__all__ = ["BackboneIdentity", "BundleLimits", "VerifiedBundle", "verify_bundle"]
+__all__ = ["BackboneIdentity", "BundleLimits", "TrustedKeys", "VerifiedBundle", "verify_bundle"]
 
 _PROOF = object()
 
@@ -31,13 +32,15 @@ class BackboneIdentity:
 class VerifiedBundle:
     """A bundle that passed every check against one backbone. Only verify_bundle makes one.
 
-    ``tensors`` are read-only views into the file's bytes, which they keep alive.
+    ``tensors`` are read-only views into the file's bytes, which they keep alive. ``signed_by``
+    are the ids of the trusted keys that signed it; empty if no signature was demanded.
     """
 
     manifest: Manifest
     tensors: Mapping[str, Array]
     digest: Digest
     size_bytes: int
+    signed_by: tuple[str, ...] = ()
     proof: InitVar[object] = None
 
     def __post_init__(self, proof: object) -> None:
@@ -68,8 +71,12 @@ def verify_bundle(
     backbone: BackboneIdentity,
     limits: BundleLimits,
     expected_digest: Digest | None = None,
+    trusted_keys: TrustedKeys | None = None,
 ) -> VerifiedBundle:
     """Check a bundle against the backbone that is to run it; BundleRejected has every reason.
+
+    With ``trusted_keys`` one of them must have signed it, and none of its signatures by them may
+    be wrong.
 
     Blocks: hashes and scans the file twice, about two seconds per gigabyte. Runs no code from the
     file and allocates nothing by its claims. The probes' numbers are the device's to check.
@@ -79,8 +86,10 @@ def verify_bundle(
     digest = digest_of(view)
     _check_digest(digest, expected_digest, findings)
     contents = examine(view, limits, {backbone.fingerprint: backbone.spec.channels}, findings)
+    signed_by: tuple[str, ...] = ()
     if contents is not None:
         _check_backbone(contents, backbone, findings)
+        signed_by = check_signatures(contents, trusted_keys, findings)
     findings.raise_if_any()
     assert contents is not None
     return VerifiedBundle(
@@ -88,6 +97,7 @@ def verify_bundle(
         tensors=MappingProxyType(dict(contents.tensors)),
         digest=digest,
         size_bytes=len(view),
+        signed_by=signed_by,
         proof=_PROOF,
     )
 

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from model.errors import PeterRecError
 
-COMMAND_GROUPS = ("training", "reference", "bundles", "serving")
+COMMAND_GROUPS = ("training", "reference", "bundles", "signing", "serving")
 
 
 def build_app() -> typer.Typer:

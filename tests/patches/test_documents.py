@@ -2,17 +2,18 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from model.spec import HeadKind
 from patches import contents, scripts
 from patches.bundle import build_bundle, digest_of, format_digest
 from patches.errors import MAX_REASONS, ReasonCode
 from patches.manifest import MAX_KEYS, Manifest
+from patches.signing import SigningKey, sign_bundle
 from patches.verify import verify_bundle
 from tests.patches.bundles import LIMITS, TINY, BundleRecipe, make_parts
 
@@ -21,22 +22,64 @@ FORMAT = (DOCS / "bundle-format.md").read_text(encoding="utf-8")
 REGISTRY = (DOCS / "registry.md").read_text(encoding="utf-8")
 
 
-def published_writer() -> Callable[[Path, dict[str, object], dict[str, np.ndarray]], str]:
-    (code,) = re.findall(r"```python\n(.*?)```", FORMAT, re.DOTALL)
-    namespace: dict[str, Callable[[Path, dict[str, object], dict[str, np.ndarray]], str]] = {}
-    exec(code, namespace)  # the document's own example
-    return namespace["write_bundle"]
+@pytest.fixture(scope="module")
+def published() -> SimpleNamespace:
+    """The document's own code."""
+    code = "".join(re.findall(r"```python\n(.*?)```", FORMAT, re.DOTALL))
+    names: dict[str, object] = {}
+    exec(code, names)
+    return SimpleNamespace(**names)
 
 
 @pytest.mark.parametrize("kind", ["classification", "tags", "ranking", "value"])
-def test_the_documents_writer_writes_what_we_write(kind: HeadKind, tmp_path: Path) -> None:
+def test_the_documents_writer_writes_what_we_write(
+    published: SimpleNamespace, kind: HeadKind, tmp_path: Path
+) -> None:
     parts = make_parts(BundleRecipe(kind=kind))
     manifest = json.loads(parts.manifest.model_dump_json(by_alias=True))
-    version = published_writer()(tmp_path / "x.bundle", manifest, parts.tensors)
+    version = published.write_bundle(tmp_path / "x.bundle", manifest, parts.tensors)
     written = (tmp_path / "x.bundle").read_bytes()
     assert written == build_bundle(parts.manifest, parts.tensors)
     assert version == format_digest(digest_of(written))
     verify_bundle(written, backbone=TINY, limits=LIMITS)
+
+
+@pytest.mark.parametrize("kind", ["classification", "tags", "ranking", "value"])
+def test_the_documents_signer_signs_what_we_sign(
+    published: SimpleNamespace, kind: HeadKind, tmp_path: Path
+) -> None:
+    parts = make_parts(BundleRecipe(kind=kind))
+    manifest = json.loads(parts.manifest.model_dump_json(by_alias=True))
+    keys = [SigningKey(Ed25519PrivateKey.from_private_bytes(seed)) for seed in published.seeds]
+    signatures = [published.sign(key.private, manifest, parts.tensors) for key in keys]
+    published.write_bundle(tmp_path / "x", manifest, parts.tensors, signatures)
+    plain = build_bundle(parts.manifest, parts.tensors)
+    assert (tmp_path / "x").read_bytes() == sign_bundle(plain, keys)
+
+
+def test_the_test_vectors_are_what_the_document_s_code_and_ours_give(
+    published: SimpleNamespace, tmp_path: Path
+) -> None:
+    manifest, tensors = published.manifest, published.tensors
+    private = [Ed25519PrivateKey.from_private_bytes(seed) for seed in published.seeds]
+    first, second = (published.sign(key, manifest, tensors) for key in private)
+    plain = published.write_bundle(tmp_path / "x", manifest, tensors)
+    data = (tmp_path / "x").read_bytes()
+    found = [
+        str(len(data)),
+        plain,
+        f"sha256:{published.content_digest(manifest, tensors)}",
+        first["key"],
+        first["signature"],
+        second["key"],
+        second["signature"],
+        published.write_bundle(tmp_path / "x", manifest, tensors, [first]),
+        published.write_bundle(tmp_path / "x", manifest, tensors, [second, first]),
+    ]
+    table = FORMAT.partition("## Test vectors")[2].rpartition("```")[2]
+    assert re.findall(r"^\|.*\| `(.+)` \|$", table, re.MULTILINE) == found
+    signed = sign_bundle(data, [SigningKey(key) for key in private])
+    assert [format_digest(digest_of(b)) for b in (data, signed)] == [found[1], found[-1]]
 
 
 def test_every_reason_for_a_refusal_is_documented() -> None:
