@@ -151,7 +151,7 @@ def _best_blocks(backbone: Backbone, dtype: torch.dtype) -> Blocks:
         from model.kernels.fused_blocks import FusedBlocks  # triton is there with CUDA builds only
 
         return FusedBlocks(backbone, dtype)
-    return GemmBlocks(backbone)
+    return GemmBlocks(backbone, dtype)
 
 
 def _numbered(histories: Sequence[Tokens], max_len: int) -> list[int]:

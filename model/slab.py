@@ -21,14 +21,16 @@ class Slab:
         self,
         shapes: Mapping[str, tuple[int, ...]],
         device: torch.device,
+        dtype: torch.dtype = torch.float32,
         capacity: int | None = None,
     ) -> None:
         numel = sum(torch.Size(shape).numel() for shape in shapes.values())
-        self.slot_bytes = 4 * numel
+        self.slot_bytes = dtype.itemsize * numel
         wanted = RESERVED_BYTES // max(1, self.slot_bytes) if device.type == "cpu" else FEWEST_SLOTS
         capacity = capacity or max(FEWEST_SLOTS, min(wanted, MOST_SLOTS))
         self.tensors = {
-            name: torch.empty(capacity, *shape, device=device) for name, shape in shapes.items()
+            name: torch.empty(capacity, *shape, device=device, dtype=dtype)
+            for name, shape in shapes.items()
         }
         self._capacity = capacity
         self._free: list[int] = []
@@ -58,7 +60,7 @@ class Slab:
 
     def _grow(self) -> None:
         for name, old in self.tensors.items():
-            new = torch.empty(2 * len(old), *old.shape[1:], device=old.device)
+            new = torch.empty(2 * len(old), *old.shape[1:], device=old.device, dtype=old.dtype)
             new[: len(old)] = old
             self.tensors[name] = new
         self._capacity *= 2

@@ -6,9 +6,9 @@ from pathlib import Path
 import structlog
 import torch
 import zmq
-from patches.blob_cache import BlobCache
 
 from model.backbone_folder import load_backbone
+from patches.blob_cache import BlobCache
 from patches.redis_client import open_redis
 from patches.registry import Registry
 from patches.verify import BackboneIdentity, BundleLimits
@@ -21,6 +21,8 @@ from service.slots import SlotStore
 
 log = structlog.get_logger()
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 
 def run_device(settings: Settings) -> None:
     """Serve the device until SIGTERM, then answer what waits and return."""
@@ -30,7 +32,7 @@ def run_device(settings: Settings) -> None:
     backbone = loaded.backbone.to(_device(settings.device))
     identity = BackboneIdentity(loaded.fingerprint, loaded.backbone.spec)
     events = EventSender(settings.metrics_endpoint)
-    store = SlotStore(backbone, settings.head_limit_bytes)
+    store = SlotStore(backbone, settings.head_limit_bytes, DTYPES[settings.precision])
     store.warm_up()
     context = zmq.Context()
     socket = context.socket(zmq.ROUTER)

@@ -19,8 +19,8 @@ from patches.identity import Digest
 from patches.verify import VerifiedBundle
 from service.messages import Handle
 
-PROBE_TOLERANCE = 1e-4
-"""Largest difference of a probe's logit, relative to the largest expected one, in float32."""
+PROBE_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+"""Largest difference of a probe's logit, relative to the largest expected one, by precision."""
 
 WARM_UP_LENGTHS = (0, 1, 8, 64)
 
@@ -45,10 +45,9 @@ class ProbeFailed(PeterRecError):
     code = "probe_failed"
     category = Category.INCOMPATIBLE
 
-    def __init__(self, error: float) -> None:
+    def __init__(self, error: float, tolerance: float) -> None:
         super().__init__(
-            f"the probes' logits are off by {error:.2g} of the largest; {PROBE_TOLERANCE} is "
-            "allowed.",
+            f"the probes' logits are off by {error:.2g} of the largest; {tolerance:g} is allowed.",
             hint="Write the bundle again on the backbone that is served; its weights do not "
             "give the answers its trainer recorded.",
         )
@@ -82,10 +81,16 @@ class EngineRow:
 class SlotStore:
     """Loads, probes, scores and frees bundles. Used by the device thread only."""
 
-    def __init__(self, backbone: Backbone, head_limit_bytes: int) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        head_limit_bytes: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self._channels = backbone.spec.channels
         self._device = backbone.embedding.weight.device
-        self._forward = MixedForward(backbone)
+        self._dtype = dtype
+        self._forward = MixedForward(backbone, dtype)
         self._heads = MixedHeads(self._channels, self._device)
         self._head_limit_bytes = head_limit_bytes
         self._slabs: dict[PatchGeometry, Slab] = {}
@@ -106,9 +111,9 @@ class SlotStore:
             raise HeadBudgetExceeded(wanted, used, self._head_limit_bytes)
         residency = self._write(bundle, catalog_path)
         error = self._probe_error(residency, bundle)
-        if not error <= PROBE_TOLERANCE:
+        if not error <= PROBE_TOLERANCES[self._dtype]:
             self.free(residency)
-            raise ProbeFailed(error)
+            raise ProbeFailed(error, PROBE_TOLERANCES[self._dtype])
         return residency
 
     def free(self, residency: Residency) -> None:
@@ -167,7 +172,7 @@ class SlotStore:
 
     def _slab(self, geometry: PatchGeometry) -> Slab:
         if geometry not in self._slabs:
-            self._slabs[geometry] = Slab(geometry.shapes(self._channels), self._device)
+            self._slabs[geometry] = Slab(geometry.shapes(self._channels), self._device, self._dtype)
         return self._slabs[geometry]
 
 

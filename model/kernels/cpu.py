@@ -25,7 +25,7 @@ GELU_CUBIC = 0.044715 * GELU_LINEAR
 
 
 def packed_linear(weight: Tensor, bias: Tensor) -> Linear:
-    """``x W^T + b`` for a fixed weight [out, in]: x [N, in] -> [N, out]."""
+    """``x W^T + b`` for a fixed weight [out, in]: x [N, in] -> [N, out], all of one dtype."""
     if weight.device.type == "cpu" and _has_onednn():
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS_HINT)
         linear = torch.ops.mkldnn._linear_pointwise

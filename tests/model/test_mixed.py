@@ -128,3 +128,17 @@ def test_histories_that_differ_only_before_what_is_read_share_their_trunk() -> N
     assert FLEETS[spec].worst_error(rows) <= TOLERANCE
     found = FLEETS[spec].run(rows)
     assert torch.equal(found, found[:1].expand_as(found))
+
+
+def test_bfloat16_storage_stays_close_to_the_reference() -> None:
+    spec = BackboneSpec(60, 32, (1, 4, 2), max_len=20)
+    backbone = random_backbone(spec)
+    forward = MixedForward(backbone, torch.bfloat16)
+    for geometry in GEOMETRIES:
+        slab = Slab(geometry.shapes(spec.channels), torch.device("cpu"), torch.bfloat16)
+        task = random_task(backbone, geometry, HeadSpec("value", 1), seed=3)
+        ref = SlotRef(geometry, slab, slab.write(task.patch.named()))
+        history = random_history(spec, 12, 1)
+        found = forward.user_vectors([history, history[:4]], [ref, ref])
+        expected = torch.stack([task.user_vector(history), task.user_vector(history[:4])])
+        assert ((found - expected).norm(dim=1) / expected.norm(dim=1)).max() < 0.03
