@@ -1,6 +1,7 @@
 """An HTTP worker: one process, one event loop, one listening socket shared with its siblings."""
 
 import asyncio
+import gc
 import os
 import socket
 
@@ -86,6 +87,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     await link.start()
     try:
         await link.welcomed(WELCOME_TIMEOUT_S)
+        _spare_the_collector()
         config = _uvicorn_config(app, settings)
         await DrainingServer(config, listener, readiness.drain, settings.drain_delay_s).serve()
     finally:
@@ -93,6 +95,15 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         await catalogs.close()
         await redis.aclose()
         await asyncio.to_thread(events.close)
+
+
+def _spare_the_collector() -> None:
+    """Take what lives as long as the process out of garbage collection.
+
+    Walking it took 50 to 75 ms two or three times a second under load: the worker's p99.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _uvicorn_config(app: ASGIApp, settings: Settings) -> Config:
