@@ -1,0 +1,112 @@
+"""The calls that register, activate and inspect."""
+
+from pathlib import Path
+from urllib.parse import quote
+
+import msgspec
+
+from peterrec_client.answers import (
+    AliasMoved,
+    Backbone,
+    Changed,
+    Pushed,
+    Readiness,
+    Task,
+    TaskDetail,
+)
+from peterrec_client.call import Call, Repeat
+from peterrec_client.questions import AliasBody, encode
+
+CHANGE_TIMEOUT_S = 180.0
+"""A push is verified and probed, and every change waits until the whole replica serves it."""
+
+
+def push(
+    task: str, path: Path, alias: str | None, validate_only: bool, if_revision: int | None
+) -> Call[Pushed]:
+    """Register a bundle; the same bytes again are the same version."""
+    return Call(
+        "POST",
+        f"{_path(task)}/versions",
+        msgspec.json.Decoder(Pushed).decode,
+        path,
+        params={"alias": alias or "", "validate_only": str(validate_only).lower()},
+        headers=_if_match(if_revision),
+        repeat=Repeat.ALWAYS if if_revision is None else Repeat.IF_UNSENT,
+        timeout_s=CHANGE_TIMEOUT_S,
+    )
+
+
+def tasks() -> Call[list[Task]]:
+    """The tasks that the key may use."""
+    return Call("GET", "/tasks", msgspec.json.Decoder(list[Task]).decode)
+
+
+def task(name: str) -> Call[TaskDetail]:
+    """A task with its versions."""
+    return Call("GET", _path(name), msgspec.json.Decoder(TaskDetail).decode)
+
+
+def set_alias(
+    task: str, alias: str, version: int | str, if_revision: int | None
+) -> Call[AliasMoved]:
+    """Point an alias at a version, given by its number or digest."""
+    body = AliasBody(version) if isinstance(version, int) else AliasBody(digest=version)
+    return Call(
+        "PUT",
+        f"{_path(task)}/aliases/{quote(alias, safe='')}",
+        msgspec.json.Decoder(AliasMoved).decode,
+        encode(body),
+        headers=_if_match(if_revision),
+        repeat=Repeat.ALWAYS if if_revision is None else Repeat.IF_UNSENT,
+        timeout_s=CHANGE_TIMEOUT_S,
+    )
+
+
+def rollback(task: str, alias: str, if_revision: int | None) -> Call[AliasMoved]:
+    """Point an alias at what it named before. Twice is two steps: repeated only if unsent."""
+    return Call(
+        "POST",
+        f"{_path(task)}:rollback",
+        msgspec.json.Decoder(AliasMoved).decode,
+        params={"alias": alias},
+        headers=_if_match(if_revision),
+        repeat=Repeat.IF_UNSENT,
+        timeout_s=CHANGE_TIMEOUT_S,
+    )
+
+
+def delete_task(task: str, if_revision: int | None) -> Call[Changed]:
+    """Forget a task. Repeated only if unsent: a second answer would be 404."""
+    return Call(
+        "DELETE",
+        _path(task),
+        msgspec.json.Decoder(Changed).decode,
+        headers=_if_match(if_revision),
+        repeat=Repeat.IF_UNSENT,
+        timeout_s=CHANGE_TIMEOUT_S,
+    )
+
+
+def backbone() -> Call[Backbone]:
+    """The server's shared model."""
+    return Call("GET", "/backbone", msgspec.json.Decoder(Backbone).decode)
+
+
+def ready() -> Call[Readiness]:
+    """Readiness; not being ready is an answer, and is not asked again."""
+    return Call(
+        "GET",
+        "/readyz",
+        msgspec.json.Decoder(Readiness).decode,
+        repeat=Repeat.NEVER,
+        also_answers=frozenset({503}),
+    )
+
+
+def _path(task: str) -> str:
+    return f"/tasks/{quote(task, safe='')}"
+
+
+def _if_match(revision: int | None) -> dict[str, str]:
+    return {} if revision is None else {"If-Match": f'"{revision}"'}

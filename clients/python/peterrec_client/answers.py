@@ -1,0 +1,212 @@
+"""What the server answers, as frozen types. Fields that a newer server adds are ignored."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from msgspec import Struct
+
+ItemId = str | int
+"""An item as the caller knows it; an int means its decimal string."""
+
+
+class Answered(Struct, frozen=True, kw_only=True, tag_field="kind"):
+    """What every prediction tells beside its result.
+
+    ``digest`` (``sha256:…``) and ``version`` name the bundle that answered. ``used_items`` were
+    read by the network, newest first if ``truncated``; ``unknown_items`` are not in the backbone's
+    vocabulary, and ``unknown`` holds the first ten of them. ``cold``: no known item was read.
+    """
+
+    task: str
+    version: int
+    digest: str
+    alias: str
+    registry_revision: int
+    request_id: str
+    used_items: int
+    unknown_items: int
+    truncated: bool
+    cold: bool
+    unknown: tuple[ItemId, ...] = ()
+    user_id: str | int | None = None
+
+
+class ClassificationPrediction(Answered, frozen=True, kw_only=True, tag="classification"):
+    """One label of several; ``scores`` has every label's probability and sums to 1."""
+
+    label: str
+    scores: Mapping[str, float]
+
+
+class Tag(Struct, frozen=True):
+    """A tag that applies, with its probability."""
+
+    label: str
+    score: float
+
+
+class TagsPrediction(Answered, frozen=True, kw_only=True, tag="tags"):
+    """Independent labels: ``tags`` are at or above ``threshold``, best first."""
+
+    tags: tuple[Tag, ...]
+    scores: Mapping[str, float]
+    threshold: float
+
+
+class RankedItem(Struct, frozen=True):
+    """An item of the catalog; the score orders within one answer, it is no probability."""
+
+    id: str
+    score: float
+
+
+class RankingPrediction(Answered, frozen=True, kw_only=True, tag="ranking"):
+    """The best items, best first; ``filtered`` of the catalog were held back as seen or excluded.
+
+    ``unknown_candidates`` are the first ten candidates that the catalog does not have.
+    """
+
+    items: tuple[RankedItem, ...]
+    filtered: int = 0
+    unknown_candidates: tuple[ItemId, ...] = ()
+
+
+class ValuePrediction(Answered, frozen=True, kw_only=True, tag="value"):
+    """A number, in the unit of the task's training targets."""
+
+    value: float
+
+
+Prediction = ClassificationPrediction | TagsPrediction | RankingPrediction | ValuePrediction
+
+
+class Reason(Struct, frozen=True):
+    """Why something was refused: a stable code, a message for people, what to do."""
+
+    code: str
+    message: str
+    hint: str = ""
+
+
+class FailedInstance(Struct, frozen=True):
+    """An instance that could not be answered; its neighbours are not affected."""
+
+    error: Reason
+    user_id: str | int | None = None
+
+
+class UserPrediction(Struct, frozen=True):
+    """One user's answers by task, all of one registry revision, and why others are missing."""
+
+    registry_revision: int
+    request_id: str
+    results: Mapping[str, Prediction]
+    errors: Mapping[str, Reason]
+
+
+class Alias(Struct, frozen=True):
+    """The version that an alias names."""
+
+    version: int
+    digest: str
+
+
+class BundleSummary(Struct, frozen=True, kw_only=True):
+    """What a bundle is, as its manifest says."""
+
+    name: str
+    kind: str
+    outputs: int
+    backbone: str
+    size_bytes: int
+    patch_bytes: int
+    head_bytes: int
+    metrics: Mapping[str, float]
+
+
+class Version(BundleSummary, frozen=True, kw_only=True):
+    """One registered bundle of a task."""
+
+    version: int
+    digest: str
+    created_at: datetime
+    actor: str
+
+
+class Task(Struct, frozen=True, kw_only=True):
+    """A task as registered; ``revision`` is what ``if_revision`` compares with."""
+
+    task: str
+    tenant: str
+    revision: int
+    description: str
+    is_sensitive: bool
+    aliases: Mapping[str, Alias]
+    created_at: datetime
+    updated_at: datetime
+
+
+class TaskDetail(Task, frozen=True, kw_only=True):
+    """A task with its versions, oldest first."""
+
+    versions: tuple[Version, ...]
+
+
+class Pushed(Struct, frozen=True, kw_only=True):
+    """A bundle that was proven on the serving device.
+
+    After ``validate_only``, ``version`` and ``registry_revision`` are None: nothing was registered.
+    """
+
+    task: str
+    digest: str
+    alias: str | None
+    version: int | None
+    registry_revision: int | None
+    summary: BundleSummary
+
+
+class Changed(Struct, frozen=True, kw_only=True):
+    """A change that the answering replica serves; others follow."""
+
+    task: str
+    registry_revision: int
+
+
+class AliasMoved(Changed, frozen=True, kw_only=True):
+    """Where an alias points now; ``previous`` is the digest that it named before."""
+
+    alias: str
+    version: int
+    digest: str
+    previous: str | None
+
+
+class Backbone(Struct, frozen=True, kw_only=True):
+    """The shared model of a server; a bundle must name this fingerprint."""
+
+    fingerprint: str
+    item_count: int
+    vocabulary_digest: str
+    channels: int
+    dilations: tuple[int, ...]
+    kernel_size: int
+    is_causal: bool
+    padding: str
+    max_len: int
+    special_tokens: Mapping[str, int]
+
+
+class Readiness(Struct, frozen=True, kw_only=True):
+    """Whether a server wants requests, and how old what it serves may be, in seconds."""
+
+    status: str
+    reasons: tuple[str, ...]
+    registry_revision: int
+    registry_synced_at: float | None = None
+    registry_stale_s: float | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """True if the server wants requests."""
+        return self.status == "ready"

@@ -1,0 +1,180 @@
+"""The client for asyncio."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self, Unpack
+
+import httpx
+
+from peterrec_client import administering, predicting
+from peterrec_client.answers import (
+    AliasMoved,
+    Backbone,
+    Changed,
+    FailedInstance,
+    ItemId,
+    Prediction,
+    Pushed,
+    Readiness,
+    Task,
+    TaskDetail,
+    UserPrediction,
+)
+from peterrec_client.call import Call, Lost, Outcome, Reply, T, timeouts
+from peterrec_client.connecting import DEFAULT_TIMEOUT_S, http_options
+from peterrec_client.questions import CallOptions, Instance, PredictOptions, TaskChoice
+from peterrec_client.retrying import Exchange, RetryPolicy, Wait
+
+CHUNK_BYTES = 1 << 20
+
+
+class AsyncClient:
+    """``Client`` for asyncio: the same arguments, results, retries and errors.
+
+    One client serves any number of coroutines of one event loop. Cancelling a call closes its
+    connection, and the server drops its rows.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None = None,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry: RetryPolicy = RetryPolicy(),
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._http = httpx.AsyncClient(**http_options(url, api_key))
+        self._timeout_s = timeout_s
+        self._retry = retry
+        self._clock = clock
+        self._sleep = sleep
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def predict(
+        self, task: str, history: Sequence[ItemId], **options: Unpack[PredictOptions]
+    ) -> Prediction:
+        """One task's prediction for one user; see ``Client.predict``."""
+        return await self._run(predicting.predict(task, history, options))
+
+    async def predict_many(
+        self,
+        task: str,
+        instances: Sequence[Instance | Sequence[ItemId]],
+        **options: Unpack[CallOptions],
+    ) -> list[Prediction | FailedInstance]:
+        """One task's predictions for several users; see ``Client.predict_many``."""
+        return await self._run(predicting.predict_many(task, instances, options))
+
+    async def predict_user(
+        self,
+        history: Sequence[ItemId],
+        tasks: Sequence[str | TaskChoice] | Literal["all"] = "all",
+        **options: Unpack[CallOptions],
+    ) -> UserPrediction:
+        """One user's profile; see ``Client.predict_user``."""
+        return await self._run(predicting.predict_user(history, tasks, options))
+
+    async def push(
+        self,
+        task: str,
+        path: Path | str,
+        *,
+        alias: str | None = "prod",
+        validate_only: bool = False,
+        if_revision: int | None = None,
+    ) -> Pushed:
+        """Register a ``.bundle`` file; see ``Client.push``."""
+        return await self._run(
+            administering.push(task, Path(path), alias, validate_only, if_revision)
+        )
+
+    async def tasks(self) -> list[Task]:
+        """The tasks that this key may use or administer, by name."""
+        return await self._run(administering.tasks())
+
+    async def task(self, name: str) -> TaskDetail:
+        """A task with its aliases and versions."""
+        return await self._run(administering.task(name))
+
+    async def set_alias(
+        self, task: str, version: int | str, *, alias: str = "prod", if_revision: int | None = None
+    ) -> AliasMoved:
+        """Point an alias at a version; see ``Client.set_alias``."""
+        return await self._run(administering.set_alias(task, alias, version, if_revision))
+
+    async def rollback(
+        self, task: str, *, alias: str = "prod", if_revision: int | None = None
+    ) -> AliasMoved:
+        """Point an alias at what it named before; see ``Client.rollback``."""
+        return await self._run(administering.rollback(task, alias, if_revision))
+
+    async def delete_task(self, task: str, *, if_revision: int | None = None) -> Changed:
+        """Forget a task with its versions; see ``Client.delete_task``."""
+        return await self._run(administering.delete_task(task, if_revision))
+
+    async def backbone(self) -> Backbone:
+        """What every task on this server is grafted into."""
+        return await self._run(administering.backbone())
+
+    async def ready(self) -> Readiness:
+        """Whether the server wants requests; see ``Client.ready``."""
+        return await self._run(administering.ready())
+
+    async def _run(self, call: Call[T]) -> T:
+        timeout_s = self._timeout_s if call.timeout_s is None else call.timeout_s
+        exchange = Exchange(call, self._retry, timeout_s, self._clock)
+        while True:
+            answer = exchange.judge(await self._attempt(call, timeout_s, exchange.begin()))
+            if not isinstance(answer, Wait):
+                return answer
+            await self._sleep(answer.seconds)
+
+    async def _attempt(self, call: Call[T], timeout_s: float, left_s: float) -> Outcome:
+        headers = call.headers_for(left_s)
+        content: bytes | AsyncIterator[bytes]
+        if isinstance(call.body, bytes):
+            content = call.body
+        else:
+            content = _chunks(call.body)
+            headers["Content-Length"] = str((await asyncio.to_thread(call.body.stat)).st_size)
+        try:
+            response = await self._http.request(
+                call.method,
+                call.path,
+                params=call.params,
+                headers=headers,
+                content=content,
+                timeout=timeouts(left_s),
+            )
+        except httpx.RequestError as error:
+            return Lost(error, str(self._http.base_url), timeout_s)
+        return Reply(response.status_code, response.headers, response.content)
+
+
+async def _chunks(path: Path) -> AsyncIterator[bytes]:
+    """A file piece by piece, read in threads."""
+    file = await asyncio.to_thread(path.open, "rb")
+    try:
+        while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
+            yield chunk
+    finally:
+        file.close()

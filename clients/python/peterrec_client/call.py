@@ -1,0 +1,116 @@
+"""One call to the server, and what became of one attempt at it; no input or output here."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import httpx
+
+from peterrec_client.errors import PeterRecError, out_of_time, refusal, unreachable
+
+T = TypeVar("T")
+
+MAX_TIMEOUT_MS = 600_000
+"""Largest deadline that the server takes."""
+
+CONNECT_TIMEOUT_S = 3.0
+"""A connection takes milliseconds; when it does not, another attempt may find another replica."""
+
+REPEATED_STATUSES = frozenset({429, 502, 503})
+"""Refusals that say the request was not run, or that nobody was there to run it."""
+
+
+class Repeat(StrEnum):
+    """When an attempt that failed may be followed by another."""
+
+    ALWAYS = "always"
+    IF_UNSENT = "if_unsent"
+    NEVER = "never"
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """What to send and how to read the answer. A ``Path`` as body is streamed from the file.
+
+    ``timeout_s`` covers all attempts; None is the client's. ``read`` raises msgspec's errors on an
+    answer that it does not understand.
+    """
+
+    method: str
+    path: str
+    read: Callable[[bytes], T]
+    body: bytes | Path = b""
+    params: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    repeat: Repeat = Repeat.ALWAYS
+    timeout_s: float | None = None
+    also_answers: frozenset[int] = frozenset()
+
+    def headers_for(self, left_s: float) -> dict[str, str]:
+        """Headers of an attempt: the server drops what can't be answered in the time left."""
+        left_ms = min(max(int(left_s * 1000), 1), MAX_TIMEOUT_MS)
+        content_type = "application/json" if isinstance(self.body, bytes) else OCTETS
+        return {
+            "Content-Type": content_type,
+            "X-Request-Timeout-Ms": str(left_ms),
+            **self.headers,
+        }
+
+
+OCTETS = "application/octet-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer of whatever status."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def is_repeatable(self) -> bool:
+        """True if the status invites another attempt."""
+        return self.status in REPEATED_STATUSES
+
+    def error(self) -> PeterRecError:
+        """The answer as an error."""
+        return refusal(self.status, self.body, is_retryable=self.is_repeatable)
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """An attempt without an answer."""
+
+    cause: httpx.RequestError
+    url: str
+    timeout_s: float
+
+    @property
+    def is_unsent(self) -> bool:
+        """True if the server can't have seen the request."""
+        return isinstance(self.cause, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+
+    @property
+    def is_repeatable(self) -> bool:
+        """True if it was the network, not the request itself, nor the end of our patience."""
+        network = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout)
+        return isinstance(self.cause, network)
+
+    def error(self) -> PeterRecError:
+        """The loss as an error."""
+        if isinstance(self.cause, httpx.ConnectTimeout):
+            return unreachable(self.url, self.cause)
+        if isinstance(self.cause, httpx.TimeoutException):
+            return out_of_time(self.timeout_s)
+        return unreachable(self.url, self.cause)
+
+
+Outcome = Reply | Lost
+
+
+def timeouts(left_s: float) -> httpx.Timeout:
+    """Limits of one attempt's steps when so much time is left."""
+    return httpx.Timeout(left_s, connect=min(left_s, CONNECT_TIMEOUT_S))

@@ -1,0 +1,188 @@
+"""Everything that can go wrong, as one hierarchy made from ``application/problem+json``."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from peterrec_client.answers import Reason
+
+SHOWN_CHARACTERS = 200
+"""How much of an answer that is not ours a message shows."""
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """The fields of a refusal that the client reads."""
+
+    code: str
+    detail: str
+    hint: str = ""
+    request_id: str = ""
+    retryable: bool = False
+    reasons: tuple[Reason, ...] = ()
+    errors: Mapping[str, Reason] = {}
+
+
+class PeterRecError(Exception):
+    """Root of every error of this client.
+
+    ``code`` is stable and made for programs, ``status`` the HTTP status (None if no answer came),
+    ``hint`` says what to do, ``request_id`` finds the request in the server's log, ``retryable``
+    tells whether the same call may succeed later. ``reasons`` lists everything against a refused
+    bundle; ``errors`` has one reason per task where a call for several could answer none.
+    """
+
+    def __init__(self, problem: Problem, status: int | None = None) -> None:
+        super().__init__(problem, status)  # the arguments, so that it can be pickled
+        self.code = problem.code
+        self.message = problem.detail
+        self.hint = problem.hint
+        self.request_id = problem.request_id
+        self.retryable = problem.retryable
+        self.reasons = problem.reasons
+        self.errors = problem.errors
+        self.status = status
+
+    def __str__(self) -> str:
+        text = f"{self.code}: {self.message}"
+        text = f"{text} {self.hint}" if self.hint else text
+        return f"{text} (request {self.request_id})" if self.request_id else text
+
+
+class InvalidRequest(PeterRecError):
+    """400: the request is malformed; the message names the place."""
+
+
+class Unauthenticated(PeterRecError):
+    """401: no valid API key."""
+
+
+class Forbidden(PeterRecError):
+    """403: the key may not do this."""
+
+
+class NotFound(PeterRecError):
+    """404: no such task, version or route."""
+
+
+class Conflict(PeterRecError):
+    """409: the task's state does not allow it, such as a task without a prod version."""
+
+
+class StaleRevision(PeterRecError):
+    """412: the task changed since ``if_revision``; read it again."""
+
+
+class TooLarge(PeterRecError):
+    """413: a body, history, call or bundle beyond the server's limits."""
+
+
+class UnsafeFormat(PeterRecError):
+    """415: not a bundle, and of a kind that could run code."""
+
+
+class Incompatible(PeterRecError):
+    """422: a bundle that this server must not serve; ``reasons`` lists everything."""
+
+
+class Overloaded(PeterRecError):
+    """429: refused at once because too much waits; nothing was done."""
+
+
+class ServerFailed(PeterRecError):
+    """500 and its like: the server's log has it under ``request_id``."""
+
+
+class Unavailable(PeterRecError):
+    """502 or 503: no replica can answer right now."""
+
+
+class DeadlineExceeded(PeterRecError):
+    """504, or the call's own time ran out while it waited for an answer."""
+
+
+class NoRoom(PeterRecError):
+    """507: the device has no room for the bundle's head."""
+
+
+class ServerUnreachable(PeterRecError):
+    """No answer came: nothing listens, or the connection broke."""
+
+
+class UnexpectedAnswer(PeterRecError):
+    """An answer that no PeterRec server gives, or one that only a newer client understands."""
+
+
+BY_STATUS: Mapping[int, type[PeterRecError]] = {
+    400: InvalidRequest,
+    401: Unauthenticated,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    412: StaleRevision,
+    413: TooLarge,
+    415: UnsafeFormat,
+    422: Incompatible,
+    429: Overloaded,
+    502: Unavailable,
+    503: Unavailable,
+    504: DeadlineExceeded,
+    507: NoRoom,
+}
+"""Other statuses from 500 are ServerFailed, the rest UnexpectedAnswer."""
+
+_decode_problem = msgspec.json.Decoder(Problem).decode
+
+
+def refusal(status: int, body: bytes, *, is_retryable: bool) -> PeterRecError:
+    """The error behind an HTTP answer, be it the server's or that of a proxy before it."""
+    fallback = ServerFailed if status >= 500 else UnexpectedAnswer
+    error = BY_STATUS.get(status, fallback)
+    try:
+        return error(_decode_problem(body), status)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        shown = body[:SHOWN_CHARACTERS].decode(errors="replace")
+        return error(
+            Problem(
+                code=f"http_{status}",
+                detail=f"HTTP {status} without a problem document: {shown!r}.",
+                hint="Something between client and server answered, or it is no PeterRec server.",
+                retryable=is_retryable,
+            ),
+            status,
+        )
+
+
+def unreachable(url: str, cause: Exception) -> ServerUnreachable:
+    """The error behind a connection that could not be made, or broke."""
+    return ServerUnreachable(
+        Problem(
+            code="server_unreachable",
+            detail=f"no answer from {url}: {cause or type(cause).__name__}.",
+            hint="Is the server running, and is the URL right?",
+            retryable=True,
+        )
+    )
+
+
+def out_of_time(timeout_s: float) -> DeadlineExceeded:
+    """The error of a call whose own time ran out."""
+    return DeadlineExceeded(
+        Problem(
+            code="client_timeout",
+            detail=f"no answer within the {timeout_s:g} s of this call.",
+            hint="Try again, or give a larger timeout_s.",
+            retryable=True,
+        )
+    )
+
+
+def not_understood(what: str, cause: Exception, status: int) -> UnexpectedAnswer:
+    """The error of an answer that this client can't read."""
+    return UnexpectedAnswer(
+        Problem(
+            code="unexpected_answer",
+            detail=f"the answer to {what} is not understood: {cause}.",
+            hint="Is it a PeterRec server, and peterrec-client as new as it?",
+        ),
+        status,
+    )

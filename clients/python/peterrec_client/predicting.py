@@ -1,0 +1,164 @@
+"""The prediction calls: bodies from arguments, results from answers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+from urllib.parse import quote
+
+import msgspec
+from msgspec import Struct
+
+from peterrec_client.answers import (
+    FailedInstance,
+    ItemId,
+    Prediction,
+    Reason,
+    UserPrediction,
+)
+from peterrec_client.call import Call
+from peterrec_client.questions import (
+    CallOptions,
+    Instance,
+    Parameters,
+    PredictBody,
+    PredictOptions,
+    TaskChoice,
+    UserBody,
+    check_items,
+    check_options,
+    encode,
+)
+
+Fields = dict[str, object]
+
+
+class _Answer(Struct, frozen=True):
+    task: str
+    version: int
+    digest: str
+    alias: str
+    registry_revision: int
+    request_id: str
+    predictions: list[Fields]
+
+
+class _UserAnswer(Struct, frozen=True):
+    registry_revision: int
+    request_id: str
+    results: Mapping[str, Fields]
+    errors: Mapping[str, Reason]
+
+
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+_decode_user_answer = msgspec.json.Decoder(_UserAnswer).decode
+
+
+def predict(task: str, history: Sequence[ItemId], options: PredictOptions) -> Call[Prediction]:
+    """One task's prediction for one user."""
+    check_options(options, PredictOptions.__optional_keys__)
+    instance = Instance(
+        history,
+        user_id=options.get("user_id"),
+        exclude=options.get("exclude"),
+        candidates=options.get("candidates"),
+    )
+    return Call(
+        "POST",
+        _path(task),
+        _read_only,
+        encode(PredictBody([instance], _parameters(options))),
+        timeout_s=options.get("timeout_s"),
+    )
+
+
+def predict_many(
+    task: str, instances: Sequence[Instance | Sequence[ItemId]], options: CallOptions
+) -> Call[list[Prediction | FailedInstance]]:
+    """One task's predictions for several users, in their order."""
+    check_options(options, CallOptions.__optional_keys__)
+    asked = [each if isinstance(each, Instance) else Instance(each) for each in instances]
+    return Call(
+        "POST",
+        _path(task),
+        _read_all,
+        encode(PredictBody(asked, _parameters(options))),
+        timeout_s=options.get("timeout_s"),
+    )
+
+
+def predict_user(
+    history: Sequence[ItemId],
+    tasks: Sequence[str | TaskChoice] | Literal["all"],
+    options: CallOptions,
+) -> Call[UserPrediction]:
+    """Many tasks' predictions for one user."""
+    check_options(options, CallOptions.__optional_keys__)
+    check_items(history, "history")
+    if isinstance(tasks, str) and tasks != "all":
+        raise TypeError(f'tasks is a list of names or "all", not the text {tasks[:40]!r}')
+    return Call(
+        "POST",
+        "/users/predict",
+        _read_user,
+        encode(UserBody(history, tasks, _parameters(options))),
+        timeout_s=options.get("timeout_s"),
+    )
+
+
+def _path(task: str) -> str:
+    return f"/tasks/{quote(task, safe='')}/predict"
+
+
+def _parameters(options: CallOptions) -> Parameters:
+    return Parameters(
+        options.get("top_k"), options.get("exclude_seen"), options.get("unknown_items")
+    )
+
+
+def _read_only(body: bytes) -> Prediction:
+    answer = _decode_answer(body)
+    if len(answer.predictions) != 1:
+        raise msgspec.ValidationError(f"{len(answer.predictions)} predictions for one history")
+    return _prediction(_named(answer, answer.predictions[0]))
+
+
+def _read_all(body: bytes) -> list[Prediction | FailedInstance]:
+    answer = _decode_answer(body)
+    return [_slot(_named(answer, fields)) for fields in answer.predictions]
+
+
+def _read_user(body: bytes) -> UserPrediction:
+    """The profile; a task of a kind that only newer clients know is an error in its place."""
+    answer = _decode_user_answer(body)
+    results: dict[str, Prediction] = {}
+    errors = dict(answer.errors)
+    shared = {"registry_revision": answer.registry_revision, "request_id": answer.request_id}
+    for task, fields in answer.results.items():
+        try:
+            results[task] = _prediction({"task": task, **shared, **fields})
+        except msgspec.ValidationError as error:
+            errors[task] = Reason("unexpected_answer", f"{error}.", "Update peterrec-client.")
+    return UserPrediction(answer.registry_revision, answer.request_id, results, errors)
+
+
+def _named(answer: _Answer, fields: Fields) -> Fields:
+    """A prediction's fields together with those that all predictions of its answer share."""
+    return {
+        "task": answer.task,
+        "version": answer.version,
+        "digest": answer.digest,
+        "alias": answer.alias,
+        "registry_revision": answer.registry_revision,
+        "request_id": answer.request_id,
+        **fields,
+    }
+
+
+def _slot(fields: Fields) -> Prediction | FailedInstance:
+    if fields.get("kind") == "error":
+        return msgspec.convert(fields, FailedInstance)
+    return _prediction(fields)
+
+
+def _prediction(fields: Fields) -> Prediction:
+    found: Prediction = msgspec.convert(fields, Prediction)
+    return found

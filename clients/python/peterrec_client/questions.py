@@ -1,0 +1,125 @@
+"""What a caller asks, as it goes over the wire."""
+
+import operator
+from collections.abc import Sequence
+from typing import Literal, TypedDict
+
+import msgspec
+from msgspec import Struct
+
+from peterrec_client.answers import ItemId
+
+UnknownItems = Literal["drop", "map", "error"]
+"""What becomes of history items outside the backbone's vocabulary."""
+
+
+class CallOptions(TypedDict, total=False):
+    """Keywords of every prediction; one that is left out is the server's default.
+
+    ``top_k``: how many items a ranking returns, 1 to 1000 (server: 10). ``exclude_seen``: whether
+    a ranking leaves out the history's items (server: yes). ``unknown_items``: whether items outside
+    the backbone's vocabulary are left out (``drop``, server), read as UNK (``map``) or refused.
+    ``timeout_s``: seconds for the whole call, retries included, instead of the client's.
+    """
+
+    top_k: int | None
+    exclude_seen: bool | None
+    unknown_items: UnknownItems | None
+    timeout_s: float | None
+
+
+class PredictOptions(CallOptions, total=False):
+    """Keywords of a prediction for one user.
+
+    ``exclude``: items that a ranking must not return. ``candidates``: the only ones that it may.
+    ``user_id`` comes back in the answer; the server does not look it up.
+    """
+
+    exclude: Sequence[ItemId] | None
+    candidates: Sequence[ItemId] | None
+    user_id: str | int | None
+
+
+class Instance(Struct, frozen=True, omit_defaults=True):
+    """One user of ``predict_many``: ``history`` has item ids, oldest first; empty is a cold start.
+
+    The other fields are as in ``PredictOptions``. TypeError if the history is a single text.
+    """
+
+    history: Sequence[ItemId]
+    user_id: str | int | None = None
+    top_k: int | None = None
+    exclude: Sequence[ItemId] | None = None
+    candidates: Sequence[ItemId] | None = None
+    exclude_seen: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_items(self.history, "history")
+        check_items(self.exclude, "exclude")
+        check_items(self.candidates, "candidates")
+
+
+class TaskChoice(Struct, frozen=True, omit_defaults=True):
+    """A task of ``predict_user`` with parameters of its own."""
+
+    task: str
+    top_k: int | None = None
+    exclude_seen: bool | None = None
+
+
+class Parameters(Struct, frozen=True, omit_defaults=True):
+    """Defaults for every instance of a call."""
+
+    top_k: int | None = None
+    exclude_seen: bool | None = None
+    unknown_items: UnknownItems | None = None
+
+
+class PredictBody(Struct, frozen=True):
+    """Body of ``POST /tasks/{task}/predict``."""
+
+    instances: Sequence[Instance]
+    parameters: Parameters
+
+
+class UserBody(Struct, frozen=True):
+    """Body of ``POST /users/predict``."""
+
+    history: Sequence[ItemId]
+    tasks: Sequence[str | TaskChoice] | str
+    parameters: Parameters
+
+
+class AliasBody(Struct, frozen=True, omit_defaults=True):
+    """Body of ``PUT /tasks/{task}/aliases/{alias}``."""
+
+    version: int | None = None
+    digest: str | None = None
+
+
+def check_items(items: object, name: str) -> None:
+    """TypeError if ``items`` is one text, whose letters would pass for ids."""
+    if isinstance(items, str | bytes):
+        raise TypeError(f"{name} is a list of item ids, not the text {items[:40]!r}")
+
+
+def check_options(options: CallOptions, known: frozenset[str]) -> None:
+    """TypeError if a keyword is none of ``known``: a misspelt one must not pass unseen."""
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise TypeError(f"there is no option {', '.join(unknown)}, only {', '.join(sorted(known))}")
+
+
+def encode(body: Struct) -> bytes:
+    """A body as JSON; arrays and integers of other libraries (NumPy, pandas) are understood."""
+    return _encode(body)
+
+
+def _plain(value: object) -> object:
+    try:
+        return operator.index(value)  # type: ignore[arg-type]  # a TypeError is the other answer
+    except TypeError:
+        return list(value)  # type: ignore[call-overload]  # a TypeError says what can't be sent
+
+
+_encode = msgspec.json.Encoder(enc_hook=_plain).encode

@@ -1,0 +1,190 @@
+"""The client that blocks."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Literal, Self, Unpack
+
+import httpx
+
+from peterrec_client import administering, predicting
+from peterrec_client.answers import (
+    AliasMoved,
+    Backbone,
+    Changed,
+    FailedInstance,
+    ItemId,
+    Prediction,
+    Pushed,
+    Readiness,
+    Task,
+    TaskDetail,
+    UserPrediction,
+)
+from peterrec_client.call import Call, Lost, Outcome, Reply, T, timeouts
+from peterrec_client.connecting import DEFAULT_TIMEOUT_S, http_options
+from peterrec_client.questions import CallOptions, Instance, PredictOptions, TaskChoice
+from peterrec_client.retrying import Exchange, RetryPolicy, Wait
+
+
+class Client:
+    """Calls to one PeterRec server or the balancer before several. May be shared by threads.
+
+    ``timeout_s`` bounds each call with all its retries; the server is told, and drops what it
+    can't answer in time. Pushes and other changes have their own, longer limit. Connections are
+    kept between calls: make one client and close it at the end, or use it in a ``with``.
+
+    Every method raises ``PeterRecError``: see ``peterrec_client.errors`` for its kinds. 429, 502,
+    503 and broken connections are tried again as ``retry`` says, if a repetition can't do harm.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None = None,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry: RetryPolicy = RetryPolicy(),
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._http = httpx.Client(**http_options(url, api_key))
+        self._timeout_s = timeout_s
+        self._retry = retry
+        self._clock = clock
+        self._sleep = sleep
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def predict(
+        self, task: str, history: Sequence[ItemId], **options: Unpack[PredictOptions]
+    ) -> Prediction:
+        """One task's prediction for one user; its type tells the task's kind.
+
+        ``history``: item ids, oldest first, at most 10 000; the newest ``max_len`` of the backbone
+        are used. Empty is a cold start. Options: ``top_k``, ``exclude``, ``candidates``,
+        ``exclude_seen``, ``unknown_items``, ``user_id``, ``timeout_s`` (see ``PredictOptions``).
+        """
+        return self._run(predicting.predict(task, history, options))
+
+    def predict_many(
+        self,
+        task: str,
+        instances: Sequence[Instance | Sequence[ItemId]],
+        **options: Unpack[CallOptions],
+    ) -> list[Prediction | FailedInstance]:
+        """One task's predictions for 1 to 256 users, in their order, all by one bundle.
+
+        An instance is a history, or an ``Instance`` with parameters of its own. One that can't be
+        answered is a ``FailedInstance`` in its place; if it is the only one, its error is raised.
+        """
+        return self._run(predicting.predict_many(task, instances, options))
+
+    def predict_user(
+        self,
+        history: Sequence[ItemId],
+        tasks: Sequence[str | TaskChoice] | Literal["all"] = "all",
+        **options: Unpack[CallOptions],
+    ) -> UserPrediction:
+        """One user's profile: many tasks, at most 512, by one registry revision.
+
+        Tasks that can't be answered are in ``errors``; if none can, the first error is raised.
+        """
+        return self._run(predicting.predict_user(history, tasks, options))
+
+    def push(
+        self,
+        task: str,
+        path: Path | str,
+        *,
+        alias: str | None = "prod",
+        validate_only: bool = False,
+        if_revision: int | None = None,
+    ) -> Pushed:
+        """Register a ``.bundle`` file and point ``alias`` at it; it serves when this returns.
+
+        The server verifies it and runs its probes first: ``Incompatible`` lists every reason
+        against it, and the old version keeps serving. ``validate_only`` changes nothing.
+        ``if_revision``: only if the task still has this revision, else ``StaleRevision``.
+        """
+        return self._run(administering.push(task, Path(path), alias, validate_only, if_revision))
+
+    def tasks(self) -> list[Task]:
+        """The tasks that this key may use or administer, by name."""
+        return self._run(administering.tasks())
+
+    def task(self, name: str) -> TaskDetail:
+        """A task with its aliases and versions."""
+        return self._run(administering.task(name))
+
+    def set_alias(
+        self, task: str, version: int | str, *, alias: str = "prod", if_revision: int | None = None
+    ) -> AliasMoved:
+        """Point an alias at a version, by its number or digest; ``prod`` is what answers."""
+        return self._run(administering.set_alias(task, alias, version, if_revision))
+
+    def rollback(
+        self, task: str, *, alias: str = "prod", if_revision: int | None = None
+    ) -> AliasMoved:
+        """Point an alias at what it named before; again: one step further back."""
+        return self._run(administering.rollback(task, alias, if_revision))
+
+    def delete_task(self, task: str, *, if_revision: int | None = None) -> Changed:
+        """Forget a task with its versions; requests for it get ``NotFound`` from now on."""
+        return self._run(administering.delete_task(task, if_revision))
+
+    def backbone(self) -> Backbone:
+        """What every task on this server is grafted into."""
+        return self._run(administering.backbone())
+
+    def ready(self) -> Readiness:
+        """Whether the server wants requests; needs no key and is never tried again."""
+        return self._run(administering.ready())
+
+    def _run(self, call: Call[T]) -> T:
+        timeout_s = self._timeout_s if call.timeout_s is None else call.timeout_s
+        exchange = Exchange(call, self._retry, timeout_s, self._clock)
+        while True:
+            answer = exchange.judge(self._attempt(call, timeout_s, exchange.begin()))
+            if not isinstance(answer, Wait):
+                return answer
+            self._sleep(answer.seconds)
+
+    def _attempt(self, call: Call[T], timeout_s: float, left_s: float) -> Outcome:
+        try:
+            with _content(call.body) as content:
+                response = self._http.request(
+                    call.method,
+                    call.path,
+                    params=call.params,
+                    headers=call.headers_for(left_s),
+                    content=content,
+                    timeout=timeouts(left_s),
+                )
+        except httpx.RequestError as error:
+            return Lost(error, str(self._http.base_url), timeout_s)
+        return Reply(response.status_code, response.headers, response.content)
+
+
+@contextmanager
+def _content(body: bytes | Path) -> Iterator[bytes | BinaryIO]:
+    if isinstance(body, bytes):
+        yield body
+        return
+    with body.open("rb") as file:
+        yield file

@@ -1,0 +1,121 @@
+"""Registering, activating and inspecting on a real server."""
+
+from uuid import uuid4
+
+import pytest
+
+from peterrec_client import Conflict, Incompatible, NotFound, StaleRevision, UnsafeFormat
+
+
+@pytest.fixture
+def task():
+    return f"task-{uuid4().hex[:8]}"
+
+
+def test_a_pushed_bundle_serves(client, save, task):
+    pushed = client.push(task, save("classification", 3))
+    assert (pushed.task, pushed.version, pushed.alias) == (task, 1, "prod")
+    assert (pushed.summary.kind, pushed.summary.outputs) == ("classification", 3)
+    assert client.predict(task, [1]).digest == pushed.digest
+
+
+def test_a_path_may_be_a_text_and_a_push_may_be_repeated(client, save, task):
+    first = client.push(task, str(save("classification", 3)))
+    assert client.push(task, str(save("classification", 3))) == first
+
+
+def test_a_dry_run_registers_nothing(client, save, task):
+    pushed = client.push(task, save("value", 3), validate_only=True)
+    assert (pushed.version, pushed.registry_revision) == (None, None)
+    with pytest.raises(NotFound):
+        client.task(task)
+
+
+def test_a_push_without_an_alias_does_not_serve_until_one_is_set(client, save, task):
+    pushed = client.push(task, save("tags", 3), alias=None)
+    assert pushed.alias is None
+    with pytest.raises(Conflict):
+        client.predict(task, [])
+    moved = client.set_alias(task, pushed.version)
+    assert (moved.alias, moved.version, moved.previous) == ("prod", 1, None)
+    assert client.predict(task, []).digest == pushed.digest
+
+
+def test_a_refused_bundle_tells_every_reason(client, save, task):
+    path = save("tags", 4)
+    content = bytearray(path.read_bytes())
+    content[-40] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(Incompatible) as refused:
+        client.push(task, path)
+    assert refused.value.code == "bundle_rejected"
+    assert "checksum_mismatch" in [reason.code for reason in refused.value.reasons]
+
+
+def test_a_pickle_is_unsafe(client, tmp_path, task):
+    path = tmp_path / "model.bundle"
+    path.write_bytes(b"\x80\x04\x95" + bytes(200) + b".")
+    with pytest.raises(UnsafeFormat):
+        client.push(task, path)
+
+
+def test_a_file_that_is_not_there_is_no_request(client, tmp_path, task):
+    with pytest.raises(FileNotFoundError):
+        client.push(task, tmp_path / "nothing.bundle")
+
+
+def test_aliases_move_by_version_and_by_digest_and_roll_back(client, save, task):
+    first = client.push(task, save("value", 1))
+    second = client.push(task, save("value", 2))
+    assert client.set_alias(task, first.digest).previous == second.digest
+    assert client.predict(task, []).version == 1
+    assert client.set_alias(task, 2, alias="next").alias == "next"
+    assert client.rollback(task).version == 2
+    assert client.predict(task, []).version == 2
+
+
+def test_a_task_tells_its_aliases_and_versions(client, save, task):
+    pushed = client.push(task, save("classification", 5))
+    detail = client.task(task)
+    assert detail.aliases["prod"].digest == pushed.digest
+    assert [version.version for version in detail.versions] == [1]
+    assert detail.versions[0].metrics == {"accuracy": 0.5}
+    assert detail.created_at.tzinfo is not None
+    assert task in [listed.task for listed in client.tasks()]
+
+
+def test_a_change_to_a_task_that_moved_on_is_stale(client, save, task):
+    client.push(task, save("value", 1))
+    revision = client.task(task).revision
+    pushed = client.push(task, save("value", 2), if_revision=revision)
+    for change in (
+        lambda: client.push(task, save("value", 3), if_revision=revision),
+        lambda: client.set_alias(task, 1, if_revision=revision),
+        lambda: client.rollback(task, if_revision=revision),
+        lambda: client.delete_task(task, if_revision=revision),
+    ):
+        with pytest.raises(StaleRevision):
+            change()
+    assert client.predict(task, []).digest == pushed.digest
+
+
+def test_a_deleted_task_is_not_found(client, save, task):
+    client.push(task, save("value", 1))
+    changed = client.delete_task(task)
+    assert changed.task == task
+    with pytest.raises(NotFound):
+        client.predict(task, [])
+    with pytest.raises(NotFound):
+        client.delete_task(task)
+
+
+def test_the_backbone_tells_its_identity(client, workshop):
+    found = client.backbone()
+    assert found.fingerprint == workshop.loaded.fingerprint
+    assert (found.max_len, found.dilations) == (20, (1, 4))
+
+
+def test_readiness_needs_no_key(make, server):
+    found = make(server.url).ready()
+    assert found.is_ready
+    assert found.reasons == ()
