@@ -1,5 +1,6 @@
 """Bundles of random weights whose probes are true, for servers under test."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,11 +22,14 @@ GEOMETRY = PatchGeometry("serial2", 4, (0, 1))
 class Workshop:
     """One random backbone, saved in a folder, and bundles for it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, spec: BackboneSpec = SPEC, items: Sequence[str] = ITEMS
+    ) -> None:
         self.folder = folder
-        save_backbone(folder, random_backbone(SPEC), ITEMS, record={})
+        self.spec = spec
+        save_backbone(folder, random_backbone(spec), [*items], record={})
         self.loaded = load_backbone(folder)
-        self.identity = BackboneIdentity(self.loaded.fingerprint, SPEC)
+        self.identity = BackboneIdentity(self.loaded.fingerprint, spec)
 
     def task(
         self, kind: HeadKind, seed: int, outputs: int = 3, geometry: PatchGeometry = GEOMETRY
@@ -35,15 +39,25 @@ class Workshop:
         return random_task(self.loaded.backbone, geometry, spec, seed)
 
     def bundle(
-        self, kind: HeadKind, seed: int, outputs: int = 3, geometry: PatchGeometry = GEOMETRY
+        self,
+        kind: HeadKind,
+        seed: int,
+        outputs: int = 3,
+        geometry: PatchGeometry = GEOMETRY,
+        names: tuple[str, ...] | None = None,
     ) -> bytes:
-        """A bundle that proves itself on this backbone; seeds differ in weights only."""
+        """A bundle that proves itself on this backbone; seeds differ in weights only.
+
+        ``names``: what the outputs are called, as labels or as the catalog.
+        """
         task = self.task(kind, seed, outputs, geometry)
-        histories = [[], *(random_history(SPEC, length, length) for length in (1, 7, 30))]
+        histories = [[], *(random_history(self.spec, length, length) for length in (1, 7, 30))]
         probes = probe_tensors(self.loaded.backbone, task.patch, task.head, histories)
         recipe = BundleRecipe(
             kind=kind,
             outputs=outputs,
+            labels=names,
+            catalog=names,
             seed=seed,
             name=kind,
             backbone=self.identity,

@@ -1,0 +1,79 @@
+"""What documents run on: ``<!-- run: NAME -->`` uses the fixture ``scenario_NAME``."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import pytest
+
+from model.spec import BackboneSpec, HeadKind
+from peterrec_client import Client
+from tests.e2e.running import running_server
+from tests.service.random_bundles import Workshop
+
+ITEMS = [f"article-{number:04d}" for number in range(336)]
+SPEC = BackboneSpec(item_count=len(ITEMS), channels=16, dilations=(1, 4), max_len=50)
+
+
+@dataclass(frozen=True)
+class DemoTask:
+    """A task of `make demo`, here with random weights."""
+
+    kind: HeadKind
+    names: tuple[str, ...]
+
+
+TASKS = {
+    "gender": DemoTask("classification", ("female", "male")),
+    "age_group": DemoTask("classification", ("18-29", "30-44", "45-59", "60+")),
+    "interests": DemoTask("tags", ("camping", "cooking", "gaming", "gardening", "music")),
+    "monthly_spend": DemoTask("value", ("monthly_spend",)),
+    "recommendations": DemoTask("ranking", tuple(f"product-{n:04d}" for n in range(96))),
+}
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Environment variables and files, by name, that a scenario's blocks find."""
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="session")
+def scenario_shell() -> Ground:
+    """An empty folder."""
+    return Ground()
+
+
+@pytest.fixture(scope="session")
+def scenario_served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    """A server with the demo's tasks; `gender.bundle` and `gender-2.bundle` lie in the folder.
+
+    `PETERREC_URL`, `PETERREC_API_KEY` and `PETERREC_METRICS_URL` are set. All documents share it:
+    change no task that others ask; push to a name of your own.
+    """
+    folder = tmp_path_factory.mktemp("documents")
+    workshop = Workshop(folder / "backbone", SPEC, ITEMS)
+    bundles = {f"{name}.bundle": make_bundle(workshop, task, 1) for name, task in TASKS.items()}
+    for name, content in bundles.items():
+        (folder / name).write_bytes(content)
+    with running_server(workshop.folder, folder / "server", workers=1) as server:
+        with Client(server.url, server.key) as client:
+            for task in TASKS:
+                client.push(task, folder / f"{task}.bundle")
+        yield Ground(
+            {
+                "PETERREC_URL": server.url,
+                "PETERREC_API_KEY": server.key,
+                "PETERREC_METRICS_URL": f"http://127.0.0.1:{server.metrics_port}/metrics",
+            },
+            {
+                "gender.bundle": bundles["gender.bundle"],
+                "gender-2.bundle": make_bundle(workshop, TASKS["gender"], 2),
+            },
+        )
+
+
+def make_bundle(workshop: Workshop, task: DemoTask, seed: int) -> bytes:
+    """A bundle of random weights whose outputs have the task's names."""
+    return workshop.bundle(task.kind, seed, outputs=len(task.names), names=task.names)
