@@ -1,0 +1,1 @@
+"""What the training commands do once their options are read; imports torch."""

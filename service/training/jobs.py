@@ -1,0 +1,123 @@
+"""The training commands' work: read, train, save."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from model.backbone_folder import LoadedBackbone, load_backbone, save_backbone
+from model.backbone_info import SPEC
+from model.data import InteractionSource, read_histories
+from model.evaluation import evaluate_task
+from model.examples import keep_frequent
+from model.finetuning import FinetunedTask, FinetuneSettings, finetune, prepare_examples
+from model.objectives import TASKS
+from model.pretraining import PretrainedBackbone, PretrainSettings, pretrain
+from model.pretraining_state import CHECKPOINT, remove_checkpoint
+from model.progress import Watch
+from model.splits import split_users
+from model.tensorfile import write_tensors
+from service.training.errors import OutputExists
+from service.training.options import AnswerOptions, read_answers
+from service.training.packing import pack_task, unpack_task
+
+OUTPUT_LAYER = "pretraining_output.safetensors"
+"""Scores of every item beside the backbone: serving needs none of it, further pretraining does."""
+
+OnExisting = Literal["refuse", "resume", "overwrite"]
+
+Part = Literal["test", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneJob:
+    """What to fine-tune and where to put it."""
+
+    interactions: InteractionSource
+    answers: AnswerOptions
+    out: Path
+    name: str
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateJob:
+    """What to judge: a bundle on the users of these files."""
+
+    bundle: Path
+    interactions: InteractionSource
+    answers: AnswerOptions
+    part: Part
+    min_label_count: int
+    max_unknown_share: float
+    validation_share: float
+    test_share: float
+
+
+def run_pretrain(
+    interactions: InteractionSource,
+    settings: PretrainSettings,
+    out: Path,
+    on_existing: OnExisting,
+    watch: Watch,
+) -> tuple[PretrainedBackbone, str]:
+    """Pretrain into a folder; the result and the backbone's fingerprint."""
+    _prepare_folder(out, on_existing)
+    histories = read_histories(interactions)
+    trained = pretrain(
+        histories, settings, checkpoints=out, resume=on_existing == "resume", watch=watch
+    )
+    write_tensors(out / OUTPUT_LAYER, trained.output.state_dict())
+    items = list(trained.vocabulary.items)
+    fingerprint = save_backbone(out, trained.backbone, items, trained.record)
+    remove_checkpoint(out)
+    return trained, fingerprint
+
+
+def run_finetune(
+    loaded: LoadedBackbone, job: FinetuneJob, settings: FinetuneSettings, watch: Watch
+) -> FinetunedTask:
+    """Fine-tune a task and write its bundle."""
+    if job.out.exists() and not job.overwrite:
+        raise OutputExists(f"{job.out} exists.", hint="Give another --out, or --overwrite.")
+    labels = read_answers(job.answers)
+    task = finetune(loaded, read_histories(job.interactions), labels, settings, watch)
+    data = pack_task(task, loaded, job.name)
+    job.out.parent.mkdir(parents=True, exist_ok=True)
+    partial = job.out.with_name(job.out.name + ".partial")
+    partial.write_bytes(data)
+    partial.replace(job.out)
+    return task
+
+
+def run_evaluate(backbone: Path, job: EvaluateJob) -> tuple[dict[str, float], int]:
+    """Metrics of a bundle through the plain forward, and on how many users."""
+    loaded = load_backbone(backbone)
+    task = unpack_task(job.bundle.read_bytes(), loaded)
+    manifest = task.bundle.manifest
+    labels = read_answers(replace(job.answers, kind=manifest.kind))
+    histories = read_histories(job.interactions)
+    examples = prepare_examples(loaded, histories, labels, job.max_unknown_share)
+    examples = keep_frequent(examples, job.min_label_count)
+    objective = TASKS[manifest.kind].objective(task.outputs, examples)
+    rows = np.arange(len(examples.users), dtype=np.int64)
+    if job.part == "test":
+        seed = manifest.provenance.seed
+        rows = split_users(examples.users, job.validation_share, job.test_share, seed).test
+    return evaluate_task(task.model, objective, examples, rows), len(rows)
+
+
+def _prepare_folder(out: Path, on_existing: OnExisting) -> None:
+    found = [name for name in (SPEC, CHECKPOINT) if (out / name).exists()]
+    if on_existing == "overwrite":
+        remove_checkpoint(out)
+    elif SPEC in found:
+        raise OutputExists(
+            f"{out} holds a finished backbone.", hint="Give another --out, or --overwrite."
+        )
+    elif found and on_existing == "refuse":
+        raise OutputExists(
+            f"{out} holds the checkpoint of an unfinished run.",
+            hint="Continue it with --resume, or start anew with --overwrite.",
+        )

@@ -1,0 +1,86 @@
+"""The training commands' options, read into the model's terms. No torch here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from model.data import (
+    InteractionSource,
+    LabelSource,
+    read_labels,
+    read_tags,
+    read_targets,
+    read_values,
+)
+from model.histories import UserLabels
+from model.spec import HeadKind
+from model.tables import Condition, TableSource
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerOptions:
+    """Where a task's answers are; which fields are read depends on the kind."""
+
+    kind: HeadKind
+    user_column: str
+    labels: Path | None = None
+    label_column: str | None = None
+    tag_separator: str | None = None
+    targets: Path | None = None
+    target_column: str = "item_id"
+    target_order_column: str | None = None
+    delimiter: str = ","
+    where: tuple[Condition, ...] = ()
+
+
+def table_source(path: Path, delimiter: str, where: Sequence[str]) -> TableSource:
+    """A table with the conditions of ``--where``."""
+    return TableSource(path, delimiter, tuple(Condition.parse(text) for text in where))
+
+
+def read_answers(options: AnswerOptions) -> UserLabels:
+    """The answers of a task, by the reader of its kind."""
+    if options.kind == "ranking":
+        return _read_ranking(options)
+    if options.labels is None or options.label_column is None:
+        raise typer.BadParameter(f"a {options.kind} task needs --labels and --label-column")
+    table = TableSource(options.labels, options.delimiter, options.where)
+    source = LabelSource(table, options.label_column, options.user_column)
+    if options.kind == "tags":
+        return read_tags(source, options.tag_separator)
+    return read_values(source) if options.kind == "value" else read_labels(source)
+
+
+def _read_ranking(options: AnswerOptions) -> UserLabels:
+    if options.targets is None:
+        raise typer.BadParameter("a ranking task needs --targets")
+    table = TableSource(options.targets, options.delimiter, options.where)
+    return read_targets(
+        InteractionSource(
+            table, options.user_column, options.target_column, options.target_order_column
+        )
+    )
+
+
+def parse_dilations(text: str) -> tuple[int, ...]:
+    """Read ``1,4,1,4``."""
+    return _integers(text, "--dilations")
+
+
+def parse_blocks(text: str, count: int) -> tuple[int, ...] | None:
+    """Read ``all``, ``top:2`` or ``0,1`` for a backbone of ``count`` blocks; None is all."""
+    if text == "all":
+        return None
+    if text.startswith("top:"):
+        (top,) = _integers(text.removeprefix("top:"), "--blocks")[:1]
+        return tuple(range(max(0, count - top), count))
+    return tuple(sorted(set(_integers(text, "--blocks"))))
+
+
+def _integers(text: str, option: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{option} {text!r} is no list of numbers") from error
