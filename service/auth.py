@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from patches.api_keys import ALL_TASKS, Action, Scope, parse_scope
 from patches.identity import DEFAULT_TENANT, TenantId
-from service.errors import Forbidden, Unauthenticated
+from service.errors import Forbidden, Unauthenticated, row_error
 from service.messages import KeyEntry
 
 _HINT = "Send `Authorization: Bearer prk_…` or `X-API-Key: prk_…`."
@@ -64,7 +64,7 @@ class Authenticator:
 
     def __init__(self, is_required: bool) -> None:
         self._is_required = is_required
-        self._by_hash: dict[str, tuple[str, Principal]] = {}
+        self._by_hash: dict[str, tuple[str, Principal]] | None = None
 
     def replace_keys(self, keys: Iterable[KeyEntry]) -> None:
         """From now on exactly these keys are valid."""
@@ -81,15 +81,20 @@ class Authenticator:
         }
 
     def authenticate(self, authorization: bytes, api_key: bytes) -> Principal:
-        """The caller, by the raw values of the two headers (empty: absent)."""
+        """The caller, by the raw values of the two headers (empty: absent).
+
+        Until the keys are known a key can't be judged: DeviceUnavailable, which is worth a retry.
+        """
         if not self._is_required:
             return ANYONE
         scheme, _, token = authorization.partition(b" ")
         secret = token.strip() if scheme.lower() == b"bearer" else api_key.strip()
         if not secret:
             raise Unauthenticated("the request carries no API key.", hint=_HINT)
+        if self._by_hash is None:
+            raise row_error("device_unavailable")
         found = hashlib.sha256(secret).hexdigest()
-        stored, principal = self._by_hash.get(found, ("", ANYONE))
-        if not hmac.compare_digest(found, stored):
+        stored, principal = self._by_hash.get(found, ("", None))
+        if principal is None or not hmac.compare_digest(found, stored):
             raise Unauthenticated("the API key is not valid (any more).", hint=_HINT)
         return principal

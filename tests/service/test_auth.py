@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from service.auth import ANYONE, Authenticator
-from service.errors import Forbidden, Unauthenticated
+from service.errors import DeviceUnavailable, Forbidden, Unauthenticated
 from service.messages import KeyEntry
 
 SECRET = "prk_0123_abc"
@@ -76,3 +76,8 @@ def test_everyone_may_do_everything_when_authentication_is_off():
     assert principal is ANYONE
     principal.require("predict", "films")
     principal.require_everywhere("admin")
+
+
+def test_a_key_is_not_called_wrong_before_the_keys_are_known():
+    with pytest.raises(DeviceUnavailable):
+        Authenticator(is_required=True).authenticate(b"", SECRET.encode())
