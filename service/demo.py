@@ -124,7 +124,7 @@ def _finetune(console: Console, task: DemoTask, data: Path, backbone: Path, out:
     answers = [str(data / a) if a.endswith(".parquet") else a for a in task.answers]
     _step(
         console, "finetune", "--backbone", backbone, "--interactions", data / "histories.parquet",
-        *_columns(), "--kind", task.kind, *answers, "--out", out / f"{task.name}.bundle",
+        *_columns(), "--kind", task.kind, *answers, "--out", out / f"{task.name}.bundle", "--overwrite",
     )  # fmt: skip
 
 
