@@ -199,8 +199,9 @@ class DeviceLoop:
         assert isinstance(message, Hello)
         if not self.is_ready:
             return  # it asks again; a half-read table would fail the rows it still holds
+        is_known = worker in self.table.workers and message.epoch == self.table.epoch
         self.table.hear(worker, time.monotonic())
-        if message.epoch != self.table.epoch:
+        if not is_known:  # also one that was silent for so long that it missed changes
             self.send(worker, Welcome(self.table.epoch, self.is_ready, self.table.full()))
 
     def _on_goodbye(self, worker: Worker, message: ToDevice) -> None:
@@ -209,7 +210,7 @@ class DeviceLoop:
 
     def _on_ack(self, worker: Worker, message: ToDevice) -> None:
         assert isinstance(message, TableAck)
-        if message.epoch == self.table.epoch:
+        if message.epoch == self.table.epoch and worker in self.table.workers:
             self.table.hear(worker, time.monotonic()).acked_version = message.version
             self._answer_syncs()
 

@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections.abc import Iterator
 
+import httpx
 import psutil
 import pytest
 
@@ -22,7 +23,7 @@ MANY = 200
 def fragile(workshop, tmp_path_factory) -> Iterator[RunningServer]:
     """A server of its own, two workers, to break."""
     with running_server(
-        workshop.folder, tmp_path_factory.mktemp("fragile"), workers=2, drain_delay_s=0.5
+        workshop.folder, tmp_path_factory.mktemp("fragile"), workers=2, drain_delay_s=1.0
     ) as server:
         with server.client() as client:
             for kind in KINDS:
@@ -114,6 +115,19 @@ def test_a_device_process_that_hangs_times_out_then_refuses_then_resumes(fragile
     assert alive == 200
 
 
+def test_a_worker_that_slept_through_a_change_serves_it_when_it_wakes(fragile, workshop):
+    """A push waits for it only until it counts as dead; the next one is not even sent to it."""
+    worker = fragile.child("worker")
+    worker.suspend()
+    try:
+        with fragile.client() as client:
+            push(client, "slept", workshop.bundle("classification", seed=2))
+            pushed = push(client, "slept", workshop.bundle("classification", seed=3)).json()
+    finally:
+        worker.resume()
+    eventually(lambda: all(digest(fragile, "slept") == pushed["digest"] for _ in range(20)))
+
+
 async def test_the_rows_of_a_client_that_left_are_dropped_before_they_run(fragile):
     clients = Clients(fragile, "/tasks/classification/predict", [{"history": [1, 2]}])
     left = 'peterrec_requests_total{outcome="client_left",task="classification"}'
@@ -136,6 +150,7 @@ async def test_a_drain_answers_everything_in_flight_and_ends_with_status_zero(fr
     await clients.answered(MANY)
     children = fragile.children()
     fragile.terminate()
+    eventually(lambda: readiness(fragile) == (503, ["draining"]))
     code = await asyncio.to_thread(fragile.wait)
     clients.stop()
     await running
@@ -162,6 +177,18 @@ def test_what_was_registered_and_the_key_survive_and_a_killed_supervisor_leaves_
         server.terminate(signal.SIGKILL)
         server.wait()
         eventually(lambda: not any(is_alive(child) for child in children))
+
+
+def digest(server: RunningServer, task: str) -> str | None:
+    """Asked over a fresh connection, which any worker may accept."""
+    with server.client() as client:
+        answer = client.post(f"/tasks/{task}/predict", json={"history": []})
+    return answer.json().get("digest")
+
+
+def readiness(server: RunningServer) -> tuple[int, list[str]]:
+    answer = httpx.get(f"{server.url}/readyz", trust_env=False)
+    return answer.status_code, answer.json()["reasons"]
 
 
 def is_alive(process: psutil.Process) -> bool:
