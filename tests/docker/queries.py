@@ -1,0 +1,118 @@
+"""PromQL of dashboards and rules: what it reads, against what the server exposes."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import promql_parser
+import yaml
+
+from service.events import (
+    BatchFinished,
+    BundleRefused,
+    RegistrySynced,
+    RequestFinished,
+    RowsRefused,
+)
+from service.metrics import CHILDREN, OUTCOMES, Metrics
+
+ROOT = Path(__file__).parent.parent.parent
+RULES = sorted((ROOT / "docker" / "prometheus" / "rules").glob("*.yml"))
+OF_PROMETHEUS = frozenset({"instance", "job"})
+CLOSED = {"outcome": frozenset(OUTCOMES), "child": frozenset(CHILDREN)}
+"""Labels whose values are known beforehand."""
+
+
+@dataclass(frozen=True)
+class Selector:
+    """A series that a query reads: its name and the labels it is chosen by."""
+
+    name: str
+    labels: dict[str, str]
+
+
+def exposed_labels() -> dict[str, set[str]]:
+    """Every sample that a server can expose, with its labels."""
+    metrics = Metrics()
+    for event in (
+        RegistrySynced(1, 1.0, [("default", "gender")]),
+        RequestFinished("default", "gender", "ok", 0.1, 1),
+        BatchFinished(1, 1, 1, 0.1, [0.1]),
+        RowsRefused("queue_full", 1),
+        BundleRefused(["tensor_shape"]),
+    ):
+        metrics.record(event)
+    found: dict[str, set[str]] = {}
+    for family in metrics.registry.collect():
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    return found
+
+
+def known_labels() -> dict[str, set[str]]:
+    """What queries may read: the server's samples, the recorded ones, and Prometheus's own."""
+    recorded = {rule["record"]: grouping_of(rule["expr"]) for rule in rules() if "record" in rule}
+    return {**exposed_labels(), **recorded, "up": set()}
+
+
+def rules() -> Iterator[dict[str, Any]]:  # Any: YAML
+    """Every recording and alerting rule."""
+    for path in RULES:
+        for group in yaml.safe_load(path.read_text(encoding="utf-8"))["groups"]:
+            yield from group["rules"]
+
+
+def parse(query: str) -> promql_parser.Expr:
+    """The query with Grafana's variables filled in; ValueError if it is no PromQL."""
+    filled = re.sub(r"\$__(rate_interval|interval|range)\b", "5m", query)
+    return promql_parser.parse(filled)
+
+
+def selectors_of(query: str) -> list[Selector]:
+    """The series that a query reads."""
+    found = []
+    for node in _nodes(query):
+        if isinstance(node, promql_parser.MatrixSelector):
+            node = node.vector_selector
+        if isinstance(node, promql_parser.VectorSelector):
+            labels = {matcher.name: matcher.value for matcher in node.matchers.matchers}
+            found.append(Selector(node.name or "", labels))
+    return found
+
+
+def grouping_of(query: str) -> set[str]:
+    """Labels that aggregations of a query are made by."""
+    found: set[str] = set()
+    for node in _nodes(query):
+        if isinstance(node, promql_parser.AggregateExpr) and node.modifier is not None:
+            found.update(node.modifier.labels)
+    return found
+
+
+def problems_of(query: str) -> list[str]:
+    """What a query reads that no server exposes."""
+    known, found = known_labels(), []
+    read: set[str] = set(OF_PROMETHEUS)
+    for selector in selectors_of(query):
+        if selector.name not in known:
+            found.append(f"there is no series {selector.name}")
+            continue
+        own = known[selector.name] | OF_PROMETHEUS
+        read |= own
+        found += [f"{selector.name} has no label {label}" for label in set(selector.labels) - own]
+        found += [
+            f"{selector.name}: {label} is never {value}"
+            for label, values in CLOSED.items()
+            for value in selector.labels.get(label, "").split("|")
+            if value and value not in values
+        ]
+    found += [f"nothing is labelled by {label}" for label in grouping_of(query) - read]
+    return found
+
+
+def _nodes(query: str) -> list[promql_parser.Expr]:
+    nodes: list[promql_parser.Expr] = []
+    promql_parser.walk(parse(query), nodes.append)
+    return nodes
