@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import httpx
 import pytest
 
 from peterrec_client import (
@@ -209,6 +210,7 @@ def test_a_server_that_is_not_there_is_tried_again_and_then_unreachable(make, ti
         client.predict("gender", [1])
     assert len(time.slept) == RetryPolicy().attempts - 1
     assert (refused.value.code, refused.value.status) == ("server_unreachable", None)
+    assert isinstance(refused.value.__cause__, httpx.ConnectError)
 
 
 def test_a_url_that_is_none_is_not_tried_again(make, time):

@@ -1,11 +1,13 @@
 """The client for asyncio."""
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, Unpack
+from typing import BinaryIO, Literal, Self, Unpack
 
 import httpx
 
@@ -149,32 +151,34 @@ class AsyncClient:
             await self._sleep(answer.seconds)
 
     async def _attempt(self, call: Call[T], timeout_s: float, left_s: float) -> Outcome:
-        headers = call.headers_for(left_s)
-        content: bytes | AsyncIterator[bytes]
-        if isinstance(call.body, bytes):
-            content = call.body
-        else:
-            content = _chunks(call.body)
-            headers["Content-Length"] = str((await asyncio.to_thread(call.body.stat)).st_size)
         try:
-            response = await self._http.request(
-                call.method,
-                call.path,
-                params=call.params,
-                headers=headers,
-                content=content,
-                timeout=timeouts(left_s),
-            )
+            async with _content(call.body) as (content, length):
+                response = await self._http.request(
+                    call.method,
+                    call.path,
+                    params=call.params,
+                    headers={**call.headers_for(left_s), "Content-Length": str(length)},
+                    content=content,
+                    timeout=timeouts(left_s),
+                )
         except httpx.RequestError as error:
             return Lost(error, str(self._http.base_url), timeout_s)
         return Reply(response.status_code, response.headers, response.content)
 
 
-async def _chunks(path: Path) -> AsyncIterator[bytes]:
-    """A file piece by piece, read in threads."""
-    file = await asyncio.to_thread(path.open, "rb")
+@asynccontextmanager
+async def _content(body: bytes | Path) -> AsyncIterator[tuple[bytes | AsyncIterator[bytes], int]]:
+    """What to send and its length in bytes; a file is read in threads."""
+    if isinstance(body, bytes):
+        yield body, len(body)
+        return
+    file = await asyncio.to_thread(body.open, "rb")
     try:
-        while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
-            yield chunk
+        yield _chunks(file), os.fstat(file.fileno()).st_size
     finally:
         file.close()
+
+
+async def _chunks(file: BinaryIO) -> AsyncIterator[bytes]:
+    while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
+        yield chunk

@@ -71,6 +71,11 @@ class Reply:
     body: bytes
 
     @property
+    def cause(self) -> None:
+        """Nothing broke."""
+        return
+
+    @property
     def is_repeatable(self) -> bool:
         """True if the status invites another attempt."""
         return self.status in REPEATED_STATUSES

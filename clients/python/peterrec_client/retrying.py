@@ -70,7 +70,7 @@ class Exchange(Generic[T]):
         has_time = self._clock() + wait_s < self._ends_at
         if self._attempts < self._policy.attempts and has_time and self._may_repeat(outcome):
             return Wait(wait_s)
-        raise outcome.error()
+        raise outcome.error() from outcome.cause
 
     def _is_answer(self, status: int) -> bool:
         return 200 <= status < 300 or status in self._call.also_answers
