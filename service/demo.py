@@ -35,7 +35,7 @@ class DemoFailed(PeterRecError):
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """``data`` is a MovieLens folder, or None for the sample shop; ``out`` gets folders of its own."""
+    """``data`` is a MovieLens folder, or None for the sample shop; ``out`` gets its own folders."""
 
     data: Path | None
     out: Path
@@ -52,8 +52,6 @@ class DemoTask:
     answers: Sequence[str]
 
 
-PRETRAINING = ("--epochs", "4")
-
 RANKING = DemoTask(
     "recommendations", "ranking", ("--targets", "targets.parquet", "--target-column", "item_id")
 )
@@ -65,20 +63,40 @@ def profile_task(column: str, kind: str = "classification") -> DemoTask:
     return DemoTask(column, kind, ("--labels", "users.parquet", "--label-column", column))
 
 
-SHOP_TASKS = (
-    profile_task("gender"),
-    profile_task("age_group"),
-    TAGS,
-    profile_task("monthly_spend", "value"),
-    RANKING,
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A data set's tasks, and settings that suit it within the demo's few minutes."""
+
+    tasks: tuple[DemoTask, ...]
+    pretraining: tuple[str, ...]
+    finetuning: tuple[str, ...] = ()
+
+
+SHOP = Recipe(
+    tasks=(
+        profile_task("gender"),
+        profile_task("age_group"),
+        TAGS,
+        profile_task("monthly_spend", "value"),
+        RANKING,
+    ),
+    pretraining=("--epochs", "4"),
 )
-FILM_TASKS = (
-    profile_task("gender"),
-    profile_task("age"),
-    profile_task("occupation"),
-    TAGS,
-    RANKING,
+FILMS = Recipe(
+    tasks=(
+        profile_task("gender"),
+        profile_task("age"),
+        profile_task("occupation"),
+        TAGS,
+        RANKING,
+    ),
+    pretraining=(
+        *("--dilations", "1,4,16,32", "--max-len", "200"),
+        *("--batch-size", "32", "--lr", "0.006", "--epochs", "2"),
+    ),
+    finetuning=("--bottleneck", "16", "--item-dropout", "0.5"),
 )
+FILMS_WITHOUT_PROFILES = Recipe((TAGS, RANKING), FILMS.pretraining, FILMS.finetuning)
 
 
 def run_demo(options: DemoOptions) -> None:
@@ -88,15 +106,16 @@ def run_demo(options: DemoOptions) -> None:
     data, backbone = options.out / "data", options.out / "backbone"
     for folder in (data, backbone, options.out / "server"):
         shutil.rmtree(folder, ignore_errors=True)
-    tasks = _make_data(options, data, console)
-    _step(
-        console, "pretrain", "--interactions", data / "histories.parquet", *_columns(),
-        "--out", backbone, *PRETRAINING,
-    )  # fmt: skip
-    for task in tasks:
-        _finetune(console, task, data, backbone, options.out)
+    recipe = _make_data(options, data, console)
+    events = ("--interactions", data / "histories.parquet", "--order-column", "position")
+    _step(console, "pretrain", *events, "--out", backbone, *recipe.pretraining)
+    for task in recipe.tasks:
+        answers = [str(data / a) if a.endswith(".parquet") else a for a in task.answers]
+        out = ("--out", options.out / f"{task.name}.bundle", "--overwrite")
+        kind = ("--backbone", backbone, "--kind", task.kind)
+        _step(console, "finetune", *kind, *events, *answers, *recipe.finetuning, *out)
     with _server(console, backbone, options) as server:
-        for task in tasks:
+        for task in recipe.tasks:
             bundle = options.out / f"{task.name}.bundle"
             _step(console, "push", bundle, "--task", task.name, server=server)
         _show_user(console, data, server)
@@ -112,24 +131,12 @@ class _Server:
     api_key: str
 
 
-def _make_data(options: DemoOptions, data: Path, console: Console) -> tuple[DemoTask, ...]:
+def _make_data(options: DemoOptions, data: Path, console: Console) -> Recipe:
     if options.data is None:
         _step(console, "sample-data", "--out", data)
-        return SHOP_TASKS
+        return SHOP
     _step(console, "convert", "movielens", options.data, "--out", data)
-    return FILM_TASKS if (data / "users.parquet").exists() else (TAGS, RANKING)
-
-
-def _finetune(console: Console, task: DemoTask, data: Path, backbone: Path, out: Path) -> None:
-    answers = [str(data / a) if a.endswith(".parquet") else a for a in task.answers]
-    _step(
-        console, "finetune", "--backbone", backbone, "--interactions", data / "histories.parquet",
-        *_columns(), "--kind", task.kind, *answers, "--out", out / f"{task.name}.bundle", "--overwrite",
-    )  # fmt: skip
-
-
-def _columns() -> tuple[str, ...]:
-    return ("--user-column", "user_id", "--item-column", "item_id", "--order-column", "position")
+    return FILMS if (data / "users.parquet").exists() else FILMS_WITHOUT_PROFILES
 
 
 def _step(console: Console, *arguments: str | Path, server: _Server | None = None) -> None:
