@@ -24,6 +24,7 @@ class _SavedSnapshot(msgspec.Struct, frozen=True):
     revision: int
     tasks: tuple[TaskRecord, ...]
     keys: tuple[KeyRecord, ...]
+    mark: str = ""
 
 
 class BlobCache:
@@ -72,7 +73,10 @@ class BlobCache:
     def save_snapshot(self, snapshot: RegistrySnapshot) -> None:
         """Keep the registry's state; put the bundles that it names first."""
         saved = _SavedSnapshot(
-            snapshot.revision, tuple(snapshot.tasks.values()), tuple(snapshot.keys.values())
+            snapshot.revision,
+            tuple(snapshot.tasks.values()),
+            tuple(snapshot.keys.values()),
+            snapshot.mark,
         )
         text = msgspec.json.encode(saved)
         self._write(self._directory / SNAPSHOT_NAME, _checksum(text) + b"\n" + text)
@@ -98,6 +102,7 @@ class BlobCache:
             revision=saved.revision,
             tasks={record.ref: record for record in saved.tasks},
             keys={record.key_id: record for record in saved.keys},
+            mark=saved.mark,
         )
 
     def path_of(self, digest: Digest) -> Path:

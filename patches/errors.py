@@ -198,6 +198,19 @@ class RegistryFull(RegistryUnavailable):
         )
 
 
+class RegistryDenied(RegistryUnavailable):
+    """Redis knows us but does not let us do this, or does not let us in."""
+
+    code = "registry_denied"
+
+    def __init__(self, told: str) -> None:
+        super().__init__(
+            f"Redis refuses this user or password, or denies it the command: {told}.",
+            hint="Check the user and password in PETERREC_REDIS_URL, and its rights:"
+            " docs/registry.md has the ACL rule.",
+        )
+
+
 class RegistryFailed(PeterRecError):
     """Redis answered with an error we know no cure for."""
 
@@ -264,11 +277,54 @@ class VersionInUse(PeterRecError):
     code = "version_in_use"
     category = Category.CONFLICT
 
-    def __init__(self, task: str, aliases: Sequence[str]) -> None:
-        names = ", ".join(sorted(aliases))
+    def __init__(self, task: str, aliases: Sequence[str], *, is_in_traffic: bool = False) -> None:
+        users = [f"its aliases: {', '.join(sorted(aliases))}"] if aliases else []
+        users += ["its traffic"] if is_in_traffic else []
         super().__init__(
-            f"this version of task {task!r} is named by its aliases: {names}.",
-            hint="Point them at another version first.",
+            f"this version of task {task!r} is named by {', and by '.join(users)}.",
+            hint="Point the aliases at another version and take it out of the traffic first.",
+        )
+
+
+class AliasNotFound(PeterRecError):
+    code = "alias_not_found"
+    category = Category.NOT_FOUND
+
+    def __init__(self, task: str, alias: str) -> None:
+        super().__init__(
+            f"task {task!r} has no alias {alias!r}.", hint=f"GET /tasks/{task} lists them."
+        )
+
+
+class AliasInUse(PeterRecError):
+    code = "alias_in_use"
+    category = Category.CONFLICT
+
+    def __init__(self, task: str, alias: str) -> None:
+        super().__init__(
+            f"alias {alias!r} of task {task!r} answers beside a canary or shadow.",
+            hint=f"Clear the traffic first: DELETE /tasks/{task}/traffic.",
+        )
+
+
+class InvalidTraffic(PeterRecError):
+    """A split of traffic that contradicts itself."""
+
+    code = "invalid_traffic"
+    category = Category.MALFORMED
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint or "docs/registry.md has the rules.")
+
+
+class NoProdVersion(PeterRecError):
+    code = "no_prod_version"
+    category = Category.CONFLICT
+
+    def __init__(self, task: str) -> None:
+        super().__init__(
+            f"task {task!r} has no version named prod beside which a canary could run.",
+            hint=f"PUT /tasks/{task}/aliases/prod first.",
         )
 
 
@@ -278,7 +334,7 @@ class NothingToRollBack(PeterRecError):
 
     def __init__(self, task: str, alias: str) -> None:
         super().__init__(
-            f"alias {alias!r} of task {task!r} has no earlier version.",
+            f"task {task!r} has no earlier state in which alias {alias!r} names a version.",
             hint="Set the alias to the version that it should name.",
         )
 

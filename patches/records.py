@@ -9,6 +9,7 @@ from typing import NamedTuple, Self
 from model.spec import HeadKind
 from patches.api_keys import KeyRecord
 from patches.identity import Digest, TaskId, TaskRef, TenantId
+from patches.traffic import GuardReason, Observed, Traffic
 from patches.verify import VerifiedBundle
 
 
@@ -70,6 +71,18 @@ class AliasTarget:
 
 
 @dataclass(frozen=True, slots=True)
+class ActiveTraffic:
+    """A task's traffic with the number of each version that takes part.
+
+    ``revision`` is the registry's when it was put: who judges the traffic names it by that.
+    """
+
+    traffic: Traffic
+    versions: Mapping[Digest, int]
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
 class TaskRecord:
     """A task as replicas need it; ``revision`` is its ETag: the registry's at its last change."""
 
@@ -80,6 +93,7 @@ class TaskRecord:
     aliases: Mapping[str, AliasTarget]
     created_at: datetime
     updated_at: datetime
+    traffic: ActiveTraffic | None = None
 
     @property
     def ref(self) -> TaskRef:
@@ -95,6 +109,17 @@ class TaskDetail:
     versions: tuple[VersionRecord, ...]
 
 
+class Position(NamedTuple):
+    """A point in the registry's life: the number of a change and its random mark.
+
+    The number alone can come twice, when Redis came back with an older state and went on from
+    there; the mark tells the two apart.
+    """
+
+    revision: int
+    mark: str
+
+
 @dataclass(frozen=True, slots=True)
 class RegistrySnapshot:
     """Everything a replica serves by, at one revision."""
@@ -102,6 +127,33 @@ class RegistrySnapshot:
     revision: int
     tasks: Mapping[TaskRef, TaskRecord]
     keys: Mapping[str, KeyRecord]
+    mark: str = ""
+
+    @property
+    def position(self) -> Position:
+        """Where ``Registry.changes`` goes on from."""
+        return Position(self.revision, self.mark)
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeSet:
+    """What became of the tasks and keys that were touched between two positions."""
+
+    position: Position
+    tasks: tuple[TaskRecord, ...] = ()
+    removed_tasks: tuple[TaskRef, ...] = ()
+    keys: tuple[KeyRecord, ...] = ()
+    removed_keys: tuple[str, ...] = ()
+
+    def applied_to(self, snapshot: RegistrySnapshot) -> RegistrySnapshot:
+        """The snapshot that was asked from, brought forward."""
+        tasks = dict(snapshot.tasks) | {record.ref: record for record in self.tasks}
+        keys = dict(snapshot.keys) | {record.key_id: record for record in self.keys}
+        for ref in self.removed_tasks:
+            tasks.pop(ref, None)
+        for key_id in self.removed_keys:
+            keys.pop(key_id, None)
+        return RegistrySnapshot(self.position.revision, tasks, keys, self.position.mark)
 
 
 class VersionAdded(NamedTuple):
@@ -119,12 +171,43 @@ class TaskPut(NamedTuple):
     was_created: bool
 
 
-class AliasMoved(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class AliasMoved:
     """Where an alias points now; ``previous`` is None if it is new."""
 
     revision: int
     current: AliasTarget
     previous: Digest | None
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack(AliasMoved):
+    """The state that was restored as a whole, beside where the asked alias points now."""
+
+    aliases: Mapping[str, AliasTarget]
+    traffic: Traffic | None
+
+
+class TrafficChanged(NamedTuple):
+    """A task's traffic before and after a change; None: prod answers everything."""
+
+    revision: int
+    current: Traffic | None
+    previous: Traffic | None
+
+
+class GuardTripped(NamedTuple):
+    """``was_removed`` is False if the traffic was changed or removed by somebody else before."""
+
+    revision: int
+    was_removed: bool
+
+
+class Collected(NamedTuple):
+    """Blobs that no version names, and abandoned uploads."""
+
+    blobs: int
+    size_bytes: int
 
 
 class EventAction(StrEnum):
@@ -135,14 +218,23 @@ class EventAction(StrEnum):
     ADD_VERSION = "add_version"
     DELETE_VERSION = "delete_version"
     SET_ALIAS = "set_alias"
+    DELETE_ALIAS = "delete_alias"
+    PUT_TRAFFIC = "put_traffic"
+    CLEAR_TRAFFIC = "clear_traffic"
+    TRIP_GUARD = "trip_guard"
     ROLLBACK = "rollback"
     CREATE_KEY = "create_key"
     REVOKE_KEY = "revoke_key"
+    IMPORT = "import"
 
 
 @dataclass(frozen=True, slots=True)
 class RegistryEvent:
-    """One change, as the audit trail keeps it: who did what to which task, from and to what."""
+    """One change, as the audit trail keeps it: who did what to which task, from and to what.
+
+    ``aliases``, ``traffic`` and ``options`` are what they are after the change, if it touched
+    them; ``reason`` and ``observed`` say why a guard acted.
+    """
 
     revision: int
     action: EventAction
@@ -155,3 +247,12 @@ class RegistryEvent:
     current: Digest | None = None
     version: int | None = None
     key_id: str | None = None
+    options: TaskOptions | None = None
+    previous_options: TaskOptions | None = None
+    aliases: Mapping[str, AliasTarget] | None = None
+    previous_aliases: Mapping[str, AliasTarget] | None = None
+    traffic: Traffic | None = None
+    previous_traffic: Traffic | None = None
+    reason: GuardReason | None = None
+    observed: Observed | None = None
+    note: str | None = None

@@ -7,9 +7,10 @@ from typing import TypeVar
 import msgspec
 
 from patches.api_keys import KeyRecord, Scope
-from patches.errors import RegistryFailed
-from patches.identity import Digest, TaskId, TenantId
+from patches.errors import InvalidTraffic, RegistryFailed
+from patches.identity import Digest, TaskId, TaskRef, TenantId
 from patches.records import (
+    ActiveTraffic,
     AliasTarget,
     RegistryEvent,
     TaskOptions,
@@ -17,6 +18,7 @@ from patches.records import (
     VersionRecord,
     VersionSummary,
 )
+from patches.traffic import Traffic
 
 Raw = bytes | str | None
 """What the Redis client is typed to answer; ours always answers bytes."""
@@ -27,7 +29,8 @@ class Outcome(msgspec.Struct, frozen=True):
 
     error: str | None = None
     found: int = 0
-    aliases: tuple[str, ...] = ()
+    aliases: dict[str, AliasTarget] = {}
+    is_in_traffic: bool = False
     revision: int = 0
     version: int = 0
     was_created: bool = False
@@ -35,6 +38,15 @@ class Outcome(msgspec.Struct, frozen=True):
     previous: Digest | None = None
     created_ms: int = 0
     is_present: bool = False
+    traffic: str | None = None
+    previous_traffic: str | None = None
+    was_removed: bool = False
+
+
+class _StoredTraffic(msgspec.Struct, frozen=True):
+    text: str
+    versions: dict[Digest, int]
+    revision: int
 
 
 class _StoredTask(msgspec.Struct, frozen=True):
@@ -45,6 +57,7 @@ class _StoredTask(msgspec.Struct, frozen=True):
     description: str
     is_sensitive: bool
     aliases: dict[str, AliasTarget]
+    traffic: _StoredTraffic | None = None
 
 
 class _StoredVersion(msgspec.Struct, frozen=True):
@@ -68,7 +81,7 @@ T = TypeVar("T")
 def _decode(text: bytes | str, form: type[T], what: str) -> T:
     try:
         return msgspec.json.decode(text, type=form)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, InvalidTraffic) as error:
         raise RegistryFailed(
             f"the registry's record of {what} is unreadable: {error}.",
             hint="Something else wrote to our keys; give the registry a key prefix of its own.",
@@ -94,16 +107,40 @@ def time_of(milliseconds: int) -> datetime:
 def task_record(field: str, text: bytes | str) -> TaskRecord:
     """A task from its field ``tenant/task`` in the hash of tasks."""
     stored = _decode(text, _StoredTask, f"task {field}")
-    tenant, _, task = field.partition("/")
+    ref = task_ref(field)
     return TaskRecord(
-        tenant=TenantId(tenant),
-        task=TaskId(task),
+        tenant=ref.tenant,
+        task=ref.task,
         revision=stored.revision,
         options=TaskOptions(stored.description, stored.is_sensitive),
         aliases=stored.aliases,
         created_at=time_of(stored.created_ms),
         updated_at=time_of(stored.updated_ms),
+        traffic=_active_traffic(stored.traffic, field),
     )
+
+
+def task_ref(field: str) -> TaskRef:
+    """A task's identity from its field in the hash of tasks."""
+    tenant, _, task = field.partition("/")
+    return TaskRef(TenantId(tenant), TaskId(task))
+
+
+def traffic_text(traffic: Traffic) -> str:
+    """The traffic as it is stored: the same for equal ones."""
+    return msgspec.json.encode(traffic).decode()
+
+
+def traffic_of(text: str | None) -> Traffic | None:
+    """The inverse of ``traffic_text``."""
+    return None if text is None else _decode(text, Traffic, "a task's traffic")
+
+
+def _active_traffic(stored: _StoredTraffic | None, field: str) -> ActiveTraffic | None:
+    if stored is None:
+        return None
+    traffic = _decode(stored.text, Traffic, f"the traffic of {field}")
+    return ActiveTraffic(traffic, stored.versions, stored.revision)
 
 
 def version_record(digest: str, text: bytes | str) -> VersionRecord:
@@ -131,12 +168,30 @@ def key_record(key_id: str, text: bytes | str) -> KeyRecord:
     )
 
 
+_NESTED = frozenset(
+    {"options", "previous_options", "aliases", "previous_aliases", "traffic", "previous_traffic"}
+    | {"observed"}
+)
+"""Fields of an event that are JSON in the stream; all others are texts and numbers."""
+
+
 def event_of(entry_id: Raw, fields: Mapping[bytes | str, bytes | str]) -> RegistryEvent:
     """A change from its entry in the stream, whose id is the revision."""
-    found: dict[str, object] = {text_of(name): text_of(text) for name, text in fields.items()}
+    texts = {text_of(name): text_of(text) for name, text in fields.items()}
+    found: dict[str, object] = {
+        name: msgspec.json.decode(text) if name in _NESTED else text for name, text in texts.items()
+    }
     found["revision"] = text_of(entry_id).partition("-")[0]
-    found["at"] = time_of(int(str(found.pop("at_ms"))))
+    found["at"] = time_of(int(texts["at_ms"]))
+    for name in ("at_ms", "mark"):
+        found.pop(name, None)
     return msgspec.convert(found, type=RegistryEvent, strict=False)
+
+
+def event_document(event: RegistryEvent) -> dict[str, object]:
+    """An event as JSON shows it: what does not concern it is left out."""
+    fields: dict[str, object] = msgspec.to_builtins(event)
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def outcome_of(answer: bytes | str) -> Outcome:

@@ -9,11 +9,15 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from model.spec import HeadKind
-from patches import contents, scripts
+from patches import contents
 from patches.bundle import build_bundle, digest_of, format_digest
+from patches.divergence import OVERLAP_AT
 from patches.errors import MAX_REASONS, ReasonCode
 from patches.manifest import MAX_KEYS, Manifest
+from patches.scripts.prelude import EVENTS_KEPT, KEY_NAMES, STATES_KEPT
+from patches.scripts.reading import MAX_CHANGES
 from patches.signing import SigningKey, sign_bundle
+from patches.traffic import MAX_CANARIES, MAX_SHADOWS, MAX_WEIGHT
 from patches.verify import verify_bundle
 from tests.patches.bundles import LIMITS, TINY, BundleRecipe, make_parts
 
@@ -104,6 +108,16 @@ def test_the_documented_limits_are_the_code_s() -> None:
     assert f"over {MAX_REASONS} reasons" in FORMAT
 
 
+def test_the_registry_s_documented_limits_are_the_code_s() -> None:
+    assert f"at most {STATES_KEPT} |" in REGISTRY
+    assert f"{EVENTS_KEPT:,}".replace(",", " ") in REGISTRY
+    assert f"over {MAX_CHANGES} changes" in REGISTRY
+    assert f"up to {MAX_CANARIES} canaries" in REGISTRY
+    assert f"Up to {MAX_SHADOWS} shadows" in REGISTRY
+    assert f"0 to {MAX_WEIGHT:,}".replace(",", " ") in REGISTRY
+    assert f"the\n  {OVERLAP_AT} best items" in REGISTRY
+
+
 def test_every_key_of_the_registry_is_documented() -> None:
     documented = set(re.findall(r"^\| `\{P\}:([a-z]+)", REGISTRY, re.MULTILINE))
-    assert documented == set(scripts.KEY_NAMES)
+    assert documented == set(KEY_NAMES)

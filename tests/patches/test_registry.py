@@ -1,7 +1,7 @@
 """What the registry promises, on a real Redis."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from patches.api_keys import Scope
 from patches.blobs import PIECE_BYTES, BlobLocation
 from patches.embedded import EmbeddedRedis
 from patches.errors import (
+    AliasNotFound,
     BlobCorrupt,
     BlobMissing,
     InvalidName,
@@ -26,8 +27,18 @@ from patches.errors import (
     VersionNotFound,
 )
 from patches.identity import DEFAULT_TENANT, Digest, TaskId, TaskRef, TenantId, digest_of
-from patches.records import EventAction, TaskOptions, VersionAdded, VersionSummary
+from patches.records import (
+    AliasTarget,
+    Collected,
+    EventAction,
+    TaskOptions,
+    VersionAdded,
+    VersionSummary,
+)
 from patches.registry import Registry, open_redis
+from patches.scripts.prelude import EVENTS_KEPT, STATES_KEPT
+from patches.stored import event_document
+from patches.traffic import Traffic
 from patches.verify import verify_bundle
 from tests.patches.bundles import LIMITS, TINY, make_bundle
 
@@ -44,13 +55,6 @@ SUMMARY = VersionSummary(
     head_bytes=30,
     metrics={"accuracy": 0.75},
 )
-
-
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    client = open_redis(redis_url)
-    yield client
-    await client.aclose()
 
 
 @pytest.fixture
@@ -187,7 +191,7 @@ async def test_each_rollback_goes_one_step_further_back(registry: Registry) -> N
     assert (back.previous, back.current.digest, back.current.version) == (third, second, 2)
     back = await registry.rollback(DEFAULT_TENANT, GENDER, "ann")
     assert (back.previous, back.current.digest, back.current.version) == (second, first, 1)
-    with pytest.raises(NothingToRollBack, match="'prod' of task 'gender'"):
+    with pytest.raises(NothingToRollBack, match="'gender' has no earlier state"):
         await registry.rollback(DEFAULT_TENANT, GENDER, "ann")
 
 
@@ -235,6 +239,9 @@ async def test_changes_of_a_task_that_does_not_exist_are_refused(registry: Regis
         registry.rollback(DEFAULT_TENANT, GENDER, "ann"),
         registry.delete_version(DEFAULT_TENANT, GENDER, digest, "ann"),
         registry.delete_task(DEFAULT_TENANT, GENDER, "ann"),
+        registry.delete_alias(DEFAULT_TENANT, GENDER, "prod", "ann"),
+        registry.put_traffic(DEFAULT_TENANT, GENDER, Traffic(1, shadow=(digest,)), "ann"),
+        registry.clear_traffic(DEFAULT_TENANT, GENDER, "ann"),
     ]
     for change in changes:
         with pytest.raises(TaskNotFound):
@@ -255,6 +262,9 @@ async def test_a_change_of_what_somebody_else_changed_meanwhile_is_refused(
         registry.delete_version(DEFAULT_TENANT, GENDER, first, "bob", seen),
         registry.put_task(DEFAULT_TENANT, GENDER, TaskOptions("x"), "bob", seen),
         registry.delete_task(DEFAULT_TENANT, GENDER, "bob", seen),
+        registry.delete_alias(DEFAULT_TENANT, GENDER, "canary", "bob", seen),
+        registry.put_traffic(DEFAULT_TENANT, GENDER, Traffic(1, shadow=(first,)), "bob", seen),
+        registry.clear_traffic(DEFAULT_TENANT, GENDER, "bob", seen),
     ]
     for change in changes:
         with pytest.raises(StaleRevision, match="revision 2, the caller expected 1") as refused:
@@ -276,6 +286,49 @@ async def test_if_match_zero_creates_but_never_replaces(registry: Registry) -> N
         await registry.put_task(DEFAULT_TENANT, GENDER, TaskOptions("x"), "ann", 0)
     with pytest.raises(StaleRevision):
         await registry.put_task(DEFAULT_TENANT, AGE, TaskOptions(), "ann", 7)
+
+
+async def test_a_rollback_restores_all_aliases_of_the_previous_state(registry: Registry) -> None:
+    first, _ = await add(registry, "a")
+    await registry.set_alias(DEFAULT_TENANT, GENDER, "canary", first, "ann")
+    second, _ = await add(registry, "b")
+    await registry.delete_alias(DEFAULT_TENANT, GENDER, "canary", "ann")
+    back = await registry.rollback(DEFAULT_TENANT, GENDER, "ann")
+    found = {alias: target.digest for alias, target in back.aliases.items()}
+    assert found == {"prod": second, "canary": first}
+    assert (back.current.digest, back.previous) == (second, second)
+
+
+async def test_a_rollback_never_leaves_the_alias_without_a_version(registry: Registry) -> None:
+    await registry.put_task(DEFAULT_TENANT, GENDER, TaskOptions(), "ann")
+    await add(registry, "a", alias="staging")
+    first, _ = await add(registry, "a")
+    with pytest.raises(NothingToRollBack):
+        await registry.rollback(DEFAULT_TENANT, GENDER, "ann")
+    await registry.delete_alias(DEFAULT_TENANT, GENDER, "prod", "ann")
+    await add(registry, "b")
+    back = await registry.rollback(DEFAULT_TENANT, GENDER, "ann")
+    assert back.current.digest == first
+
+
+async def test_only_the_last_states_are_remembered(registry: Registry) -> None:
+    digests = [(await add(registry, str(index)))[0] for index in range(STATES_KEPT + 5)]
+    for expected in reversed(digests[4:-1]):
+        back = await registry.rollback(DEFAULT_TENANT, GENDER, "ann")
+        assert back.current.digest == expected
+    with pytest.raises(NothingToRollBack):
+        await registry.rollback(DEFAULT_TENANT, GENDER, "ann")
+
+
+async def test_a_deleted_alias_names_nothing(registry: Registry) -> None:
+    first, _ = await add(registry, "a")
+    await registry.set_alias(DEFAULT_TENANT, GENDER, "canary", first, "ann")
+    assert await registry.delete_alias(DEFAULT_TENANT, GENDER, "canary", "ann") == 3
+    detail = await registry.get_task(DEFAULT_TENANT, GENDER)
+    assert detail.record.aliases.keys() == {"prod"}
+    with pytest.raises(AliasNotFound, match="'canary'") as refused:
+        await registry.delete_alias(DEFAULT_TENANT, GENDER, "canary", "ann")
+    assert refused.value.category is Category.NOT_FOUND
 
 
 async def test_tenants_do_not_see_each_other(registry: Registry) -> None:
@@ -423,6 +476,38 @@ async def test_the_audit_trail_says_who_did_what_from_which_version_to_which(
     assert event.at == record.updated_at
 
 
+async def test_the_audit_trail_says_what_the_options_were_and_are(registry: Registry) -> None:
+    await registry.put_task(DEFAULT_TENANT, GENDER, TaskOptions("a"), "ann")
+    await registry.put_task(DEFAULT_TENANT, GENDER, TaskOptions("a", is_sensitive=True), "bob")
+    created, changed = await registry.events()
+    assert (created.previous_options, created.options) == (None, TaskOptions("a"))
+    assert changed.previous_options == TaskOptions("a")
+    assert changed.options == TaskOptions("a", is_sensitive=True)
+
+
+async def test_the_audit_trail_says_what_a_deleted_task_served(registry: Registry) -> None:
+    digest, _ = await add(registry, "a")
+    await registry.delete_task(DEFAULT_TENANT, GENDER, "ann")
+    event = (await registry.events(since=1))[0]
+    assert event.previous_aliases == {"prod": AliasTarget(digest, 1)}
+
+
+async def test_an_event_as_a_document_has_only_what_concerns_it(registry: Registry) -> None:
+    await registry.create_key(DEFAULT_TENANT, [Scope("predict")], "shop", "ann")
+    document = event_document((await registry.events())[0])
+    assert document.keys() == {"revision", "action", "actor", "at", "tenant", "key_id"}
+
+
+async def test_the_oldest_events_are_dropped(registry: Registry) -> None:
+    for start in range(0, EVENTS_KEPT + 500, 500):
+        options = [TaskOptions(str(start + index)) for index in range(500)]
+        puts = (registry.put_task(DEFAULT_TENANT, GENDER, each, "ann") for each in options)
+        await asyncio.gather(*puts)
+    oldest = await registry.oldest_event()
+    assert 1 < oldest <= 501
+    assert (await registry.events(limit=1))[0].revision == oldest
+
+
 async def test_events_are_read_in_pages(registry: Registry) -> None:
     for index in range(5):
         await registry.put_task(DEFAULT_TENANT, GENDER, TaskOptions(str(index)), "ann")
@@ -508,6 +593,28 @@ async def test_a_collected_blob_can_be_stored_again(registry: Registry) -> None:
     await registry.collect_blobs(grace_s=0)
     await registry.put_blob(b"again")
     assert await registry.get_blob(digest) == b"again"
+
+
+async def test_a_dry_run_counts_what_would_be_freed_and_frees_nothing(
+    registry: Registry, redis: Redis, redis_prefix: str
+) -> None:
+    await add(registry, "kept")
+    await registry.put_blob(bytes(PIECE_BYTES + 7))
+    await registry.put_blob(b"young")
+    before = await blob_keys(redis, redis_prefix)
+    assert await registry.gc(dry_run=True) == Collected(0, 0)
+    expected = Collected(2, PIECE_BYTES + 7 + len(b"young"))
+    assert await registry.gc(dry_run=True, grace_s=0) == expected
+    assert await blob_keys(redis, redis_prefix) == before
+    assert await registry.gc(dry_run=False, grace_s=0) == expected
+    assert await registry.gc(dry_run=True, grace_s=0) == Collected(0, 0)
+    assert await registry.blob_totals() == Collected(1, len(b"kept"))
+
+
+async def test_more_blobs_than_one_script_frees_are_all_collected(registry: Registry) -> None:
+    for index in range(230):
+        await registry.put_blob(str(index).encode())
+    assert (await registry.gc(dry_run=False, grace_s=0)).blobs == 230
 
 
 async def test_pushing_while_blobs_are_collected_never_registers_a_lost_one(
@@ -649,7 +756,7 @@ async def test_keys_of_another_kind_under_our_prefix_are_an_error_of_ours(
 async def test_an_upload_that_took_too_long_is_not_taken_for_complete(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("patches.registry.UPLOAD_TIMEOUT_S", 0)
+    monkeypatch.setattr("patches.blob_store.UPLOAD_TIMEOUT_S", 0)
     uploading = asyncio.create_task(registry.put_blob(bytes(4 * PIECE_BYTES)))
     while not uploading.done():
         await registry.collect_blobs()

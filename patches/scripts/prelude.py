@@ -1,0 +1,154 @@
+"""What every changing script begins with: its keys, its argument, and the few things all do.
+
+Every script gets the same keys (``docs/registry.md``) and one JSON argument, and returns JSON:
+its outcome, or ``error`` with what was found. All keys it touches are among KEYS and carry one
+hash tag, so that the scripts run on Redis Cluster.
+
+The first write of every script is one that Redis refuses when it is out of memory or a replica,
+so a script that can't finish has changed nothing. The outcome is kept for a minute under the
+call's request id: a client that lost the answer and asks again gets the same answer, and no
+second change.
+"""
+
+KEY_NAMES = (
+    "revision",
+    "tasks",
+    "changes",
+    "keys",
+    "blobs",
+    "refs",
+    "unused",
+    "garbage",
+    "request",
+    "versions",
+    "states",
+)
+
+EVENTS_KEPT = 10_000
+STATES_KEPT = 50
+OUTCOME_KEPT_S = 60
+
+PRELUDE = f"""
+local REVISION, TASKS, CHANGES, API_KEYS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local BLOBS, REFS, UNUSED, GARBAGE = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local REQUEST, VERSIONS, STATES = KEYS[9], KEYS[10], KEYS[11]
+local PROD = 'prod'
+local arg = cjson.decode(ARGV[1])
+
+local replay = redis.call('GET', REQUEST)
+if replay then return replay end
+
+local clock = redis.call('TIME')
+local now_ms = clock[1] * 1000 + math.floor(clock[2] / 1000)
+
+local function done(outcome)
+  local text = cjson.encode(outcome)
+  redis.call('SET', REQUEST, text, 'EX', {OUTCOME_KEPT_S})
+  return text
+end
+
+local function fail(code, found)
+  return cjson.encode({{error = code, found = found}})
+end
+
+local function new_revision()
+  return redis.call('INCR', REVISION)
+end
+
+local function record(revision, action, fields)
+  local entry = {{'action', action, 'actor', arg.actor, 'mark', arg.mark,
+                 'at_ms', string.format('%.0f', now_ms)}}
+  for name, value in pairs(fields) do
+    entry[#entry + 1] = name
+    entry[#entry + 1] = tostring(value)
+  end
+  redis.call('XADD', CHANGES, 'MAXLEN', '~', {EVENTS_KEPT}, revision .. '-0', unpack(entry))
+end
+
+local function load_task()
+  local text = redis.call('HGET', TASKS, arg.field)
+  return text and cjson.decode(text) or nil
+end
+
+local function new_task()
+  return {{created_ms = now_ms, next_version = 1, description = '', is_sensitive = false,
+          aliases = {{}}}}
+end
+
+local function save_task(task, revision)
+  task.revision = revision
+  task.updated_ms = now_ms
+  redis.call('HSET', TASKS, arg.field, cjson.encode(task))
+end
+
+local function stale(task)
+  local found = task and task.revision or 0
+  if arg.if_match and arg.if_match ~= found then return fail('stale', found) end
+  return nil
+end
+
+local function load_version(digest)
+  local text = redis.call('HGET', VERSIONS, digest)
+  return text and cjson.decode(text) or nil
+end
+
+-- A task's state is what a rollback restores: where its aliases point, and its traffic.
+
+local function state_of(task)
+  return cjson.encode({{aliases = task.aliases, traffic = task.traffic}})
+end
+
+local function remember(state)
+  redis.call('RPUSH', STATES, state)
+  redis.call('LTRIM', STATES, -{STATES_KEPT}, -1)
+end
+
+local function text_of(traffic)
+  return traffic and traffic.text or nil
+end
+
+local function is_same_state(one, other)
+  if text_of(one.traffic) ~= text_of(other.traffic) then return false end
+  for alias, target in pairs(one.aliases) do
+    local found = other.aliases[alias]
+    if not found or found.digest ~= target.digest then return false end
+  end
+  for alias, _ in pairs(other.aliases) do
+    if not one.aliases[alias] then return false end
+  end
+  return true
+end
+
+-- Rewrite the remembered states: change(state) returns false to drop one.
+local function revise_states(change)
+  local kept = {{}}
+  for _, text in ipairs(redis.call('LRANGE', STATES, 0, -1)) do
+    local state = cjson.decode(text)
+    if change(state) then kept[#kept + 1] = cjson.encode(state) end
+  end
+  redis.call('DEL', STATES)
+  if #kept > 0 then redis.call('RPUSH', STATES, unpack(kept)) end
+end
+
+local function names(task, alias, digest)
+  local target = task.aliases[alias]
+  return target ~= nil and target.digest == digest
+end
+
+local function is_in_traffic(task, digest)
+  return task.traffic ~= nil and task.traffic.versions[digest] ~= nil
+end
+
+local function point(task, alias, digest, version)
+  local was = task.aliases[alias]
+  task.aliases[alias] = {{digest = digest, version = version}}
+  return was and was.digest or nil
+end
+
+local function drop_ref(digest)
+  if redis.call('HINCRBY', REFS, digest, -1) <= 0 then
+    redis.call('HDEL', REFS, digest)
+    redis.call('ZADD', UNUSED, now_ms, digest)
+  end
+end
+"""
