@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from model.backbone import Backbone, pool
 from model.batches import bucketed_batches, seeded
+from model.cone_training import user_vectors
 from model.contrast import contrastive_loss
 from model.data_errors import SplitEmpty
 from model.heads.ranks import rank_metrics, ranks_of
@@ -288,7 +289,8 @@ class _Step:
         users = torch.from_numpy(self.part.windows[indices, 0])  # [B]
         rows = [self.part.rows[user] for user in users.tolist()]
         views = second_views(rows, self.state.backbone.spec, self.generator)
-        return contrastive_loss(first, self.state.backbone.user_vectors(views), users)
+        second = user_vectors(self.state.backbone, views, None)  # [B, C]
+        return contrastive_loss(first, second, users)
 
 
 def _predicting(states: Tensor, batch: ExampleBatch) -> tuple[Tensor, Tensor]:
