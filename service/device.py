@@ -175,14 +175,18 @@ class DeviceLoop:
     def _read_messages(self) -> None:
         for _ in range(MESSAGES_PER_TURN):
             try:
-                worker, frame = self._socket.recv_multipart(zmq.NOBLOCK)
+                worker, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            try:
-                message = to_device.decode(frame)
-            except msgspec.MsgspecError as error:
-                log.error("message_refused", reason=str(error))
-                continue
+            for frame in frames:
+                self._read_message(worker, frame)
+
+    def _read_message(self, worker: Worker, frame: bytes) -> None:
+        try:
+            message = to_device.decode(frame)
+        except msgspec.MsgspecError as error:
+            log.error("message_refused", reason=str(error))
+        else:
             self._handlers[type(message)](worker, message)
 
     def _do_jobs(self) -> None:

@@ -117,6 +117,7 @@ class DeviceLink:
         self._ids = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
         self._calls: dict[int, _Call] = {}
+        self._outbox: list[bytes] = []
         self._welcomed = asyncio.Event()
         self.state = LinkState()
 
@@ -143,6 +144,7 @@ class DeviceLink:
         for call in self._calls.values():
             call.future.cancel()
         self._send(Goodbye(self._worker))
+        self._flush()
         self._loop.remove_reader(self._socket.FD)
         self._socket.close()
         await asyncio.to_thread(self._context.term)
@@ -229,15 +231,23 @@ class DeviceLink:
             await asyncio.sleep(HELLO_INTERVAL_S if self.is_connected else SEEKING_INTERVAL_S)
 
     def _send(self, message: ToDevice) -> None:
-        """Send unless nobody listens: what is pending is sent again after the next Welcome."""
-        if self._socket.closed:
+        """Send with whatever else this turn of the loop sends, as one message: a wake-up each is
+        most of what a row costs here."""
+        if not self._outbox:
+            self._loop.call_soon(self._flush)
+        self._outbox.append(encode(message))
+
+    def _flush(self) -> None:
+        """Nothing goes out while nobody listens: rows are sent again after the next Welcome."""
+        frames, self._outbox = self._outbox, []
+        if not frames or self._socket.closed:
             return
         try:
-            self._socket.send(encode(message), zmq.DONTWAIT)
+            self._socket.send_multipart(frames, zmq.DONTWAIT)
         except zmq.Again:
             return
         # zmq's descriptor is edge-triggered: sending may consume the edge of what has arrived
-        if int(self._socket.getsockopt(zmq.EVENTS)) & POLLIN:
+        if int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             self._loop.call_soon(self._drain)
 
     def _drain(self) -> None:

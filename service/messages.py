@@ -1,6 +1,7 @@
 """What passes between HTTP workers and the device process, as msgpack over a unix socket.
 
-Workers are zmq DEALERs, the device process a ROUTER. A worker says ``Hello`` on connecting and
+Workers are zmq DEALERs, the device process a ROUTER. A worker's zmq message carries a message per
+frame, all that it had to send in one turn of its loop. A worker says ``Hello`` on connecting and
 every second after; the device process answers ``Welcome`` with the whole table if the worker does
 not know its *epoch*, the number of this life of the device process. Array-encoded structs: new
 fields go last and have defaults.

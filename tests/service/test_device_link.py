@@ -45,13 +45,15 @@ class Peer:
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.bind(endpoint)
         self.worker = b""
+        self._arrived: list[bytes] = []
 
     async def next(self, kind: type[ToDevice]) -> ToDevice:
         """The next message of this kind; others are skipped."""
         async with asyncio.timeout(10):
             while True:
-                self.worker, frame = await self._socket.recv_multipart()
-                message = to_device.decode(frame)
+                if not self._arrived:
+                    self.worker, *self._arrived = await self._socket.recv_multipart()
+                message = to_device.decode(self._arrived.pop(0))
                 if isinstance(message, kind):
                     return message
 
