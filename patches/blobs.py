@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Self
 from uuid import uuid4
 
-from redis.asyncio import Redis
-
 from patches.identity import Digest
+from patches.redis_client import Client
 
 PIECE_BYTES = 8 << 20
 """Redis limits a value to 512 MB, and a long one blocks it for all."""
@@ -47,14 +46,14 @@ class BlobLocation:
         return [f"{stem}:{index}" for index in range(self.piece_count)]
 
 
-async def write_pieces(redis: Redis, keys: Sequence[str], data: bytes) -> None:
+async def write_pieces(redis: Client, keys: Sequence[str], data: bytes) -> None:
     """Write the pieces one after another."""
     view = memoryview(data)
     for index, key in enumerate(keys):
         await redis.set(key, view[index * PIECE_BYTES : (index + 1) * PIECE_BYTES])
 
 
-async def read_pieces(redis: Redis, keys: Sequence[str]) -> bytes | None:
+async def read_pieces(redis: Client, keys: Sequence[str]) -> bytes | None:
     """All pieces together; None if one is gone."""
     pieces = []
     for key in keys:

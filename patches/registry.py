@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 import msgspec
-from redis.asyncio import Redis
 
 from model.errors import PeterRecError
 from patches.api_keys import KeyRecord, Scope
@@ -47,7 +46,7 @@ from patches.records import (
     VersionAdded,
     VersionSummary,
 )
-from patches.redis_client import open_redis, redis_errors
+from patches.redis_client import Client, open_redis, redis_errors
 from patches.scripts import tasks
 from patches.scripts.reading import READ_TASK
 from patches.scripts.traffic import CLEAR_TRAFFIC, PUT_TRAFFIC, TRIP_GUARD
@@ -79,7 +78,7 @@ class Registry:
     not exist yet, None that it does not matter. Raises RegistryUnavailable if Redis is away.
     """
 
-    def __init__(self, redis: Redis, prefix: str = "peterrec") -> None:
+    def __init__(self, redis: Client, prefix: str = "peterrec") -> None:
         self.store = Store(redis, prefix)
         self._blobs = BlobStore(self.store)
         self._keys = KeyStore(self.store)

@@ -5,10 +5,10 @@ from typing import Any
 from uuid import uuid4
 
 import msgspec
-from redis.asyncio import Redis
 
+from patches.errors import RegistryReadOnly
 from patches.identity import TaskRef, check_name, parse_task, parse_tenant
-from patches.redis_client import redis_errors
+from patches.redis_client import Client, drop_idle_connections, redis_errors
 from patches.scripts.prelude import KEY_NAMES
 from patches.stored import Outcome, outcome_of
 
@@ -18,7 +18,7 @@ Argument = str | int | bool | None | list[str] | dict[str, Any]  # Any: a JSON d
 class Store:
     """One key prefix in one Redis. Errors of the Redis client come out as ours."""
 
-    def __init__(self, redis: Redis, prefix: str) -> None:
+    def __init__(self, redis: Client, prefix: str) -> None:
         self.redis = redis
         self.prefix = check_name(prefix, "key prefix")
         self._scripts: dict[str, Callable[..., Any]] = {}  # Any: redis-py does not type answers
@@ -40,8 +40,12 @@ class Store:
         run = self._scripts.get(script)
         if run is None:
             run = self._scripts[script] = self.redis.register_script(script)
-        with redis_errors():
-            return await run(keys=keys, args=[msgspec.json.encode(argument)])
+        try:
+            with redis_errors():
+                return await run(keys=keys, args=[msgspec.json.encode(argument)])
+        except RegistryReadOnly:
+            await drop_idle_connections(self.redis)  # the primary may be elsewhere by now
+            raise
 
     def keys(self, field: str = "", request: str = "") -> list[str]:
         """The keys that every script gets, in the order of KEY_NAMES."""

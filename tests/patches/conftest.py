@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
-from patches.registry import open_redis
+from tests.patches.redis_servers import connect
 
 
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    client = open_redis(redis_url)
+    client = connect(redis_url)
     yield client
     await client.aclose()

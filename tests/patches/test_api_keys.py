@@ -3,12 +3,12 @@
 import asyncio
 
 import pytest
-from redis.asyncio import Redis
 
 from patches.api_keys import Scope, find_key, parse_scope
 from patches.errors import InvalidScope, KeyNotFound
 from patches.identity import DEFAULT_TENANT, TaskId, TenantId
-from patches.registry import Registry, open_redis
+from patches.registry import Registry
+from tests.patches.redis_servers import connect
 
 PREDICT, ADMIN = Scope("predict"), Scope("admin")
 COLD = TaskId("coldrec-books")
@@ -46,7 +46,7 @@ async def test_no_secret_is_stored_or_shown(
 ) -> None:
     plain_text, record = await registry.create_key(DEFAULT_TENANT, [PREDICT], "shop")
     secret = plain_text.rpartition("_")[2].encode()
-    redis: Redis = open_redis(redis_url)
+    redis = connect(redis_url)
     stored = [await redis.dump(key) async for key in redis.scan_iter(f"*{redis_prefix}*", 1000)]
     await redis.aclose()
     assert len(stored) >= 3

@@ -23,6 +23,7 @@ from patches.records import EventAction, RegistryEvent, RegistrySnapshot, TaskOp
 from patches.registry import Registry, open_redis
 from patches.traffic import Canary, Traffic
 from tests.patches.lossy_proxy import lossy_proxy
+from tests.patches.redis_servers import connect
 from tests.patches.reference_registry import (
     Change,
     ReferenceRegistry,
@@ -71,7 +72,7 @@ class RegistryMachine(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.folder = TemporaryDirectory()
-        self.redis = open_redis(self.redis_url)
+        self.redis = connect(self.redis_url)
         self.prefix = f"test-{uuid4().hex}"
         self.registry = Registry(self.redis, self.prefix)
         self.model = ReferenceRegistry()
