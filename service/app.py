@@ -34,6 +34,11 @@ log = structlog.get_logger()
 CLIENT_CLOSED = 499
 """Never seen by anyone: the client has left."""
 
+HEALTH_PATHS = frozenset({"/livez", "/readyz"})
+
+START_PATIENCE_S = 1.0
+"""At a start the workers learn the table one after the other: a request waits so long for it."""
+
 _TASKS, _PREDICT, _USERS_PREDICT = "/tasks/", "/predict", "/users/predict"
 
 
@@ -44,6 +49,7 @@ class Application:
         self.framework = framework
         self._predict = predict
         self._readiness = admin.readiness
+        self._link = admin.link
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -53,6 +59,8 @@ class Application:
         if self._readiness.is_draining:
             send = _with_header(send, (b"connection", b"close"))
         path: str = scope["path"]
+        if not self._link.was_welcomed and path not in HEALTH_PATHS:
+            await self._link.welcomed(START_PATIENCE_S)
         is_predict = path.endswith(_PREDICT)
         task = path[len(_TASKS) : -len(_PREDICT)] if is_predict and path.startswith(_TASKS) else ""
         if not (is_predict and (path == _USERS_PREDICT or (task and "/" not in task))):

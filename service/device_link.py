@@ -154,6 +154,11 @@ class DeviceLink:
         """True if the device process has welcomed this worker and was heard of lately."""
         return self._table.epoch > 0 and time.monotonic() - self.state.heard_at < SILENCE_LIMIT_S
 
+    @property
+    def was_welcomed(self) -> bool:
+        """True once the device process has told this worker what it serves."""
+        return self._welcomed.is_set()
+
     async def welcomed(self, timeout_s: float) -> bool:
         """Wait for the device process; False if it has not welcomed this worker in time."""
         try:
