@@ -25,6 +25,7 @@ from model.errors import Category, PeterRecError
 START_TIMEOUT_S = 120.0
 TOP_K = 10
 SHOWN_ITEMS = 5
+SHOWN_LABELS = 10
 
 Answer = dict[str, Any]  # Any: a JSON document
 
@@ -93,7 +94,7 @@ FILMS = Recipe(
     ),
     pretraining=(
         *("--dilations", "1,4,16,32", "--max-len", "200"),
-        *("--batch-size", "32", "--lr", "0.006", "--epochs", "3"),
+        *("--batch-size", "32", "--lr", "0.006", "--epochs", "4"),
     ),
     finetuning=("--bottleneck", "16", "--item-dropout", "0.5"),
 )
@@ -260,7 +261,8 @@ def _headline(result: Answer) -> str:
 def _probabilities(result: Answer) -> str:
     scores: dict[str, float] = result.get("scores", {})
     ordered = sorted(scores.items(), key=lambda pair: -pair[1])
-    return "  ".join(f"{label} {score:.0%}" for label, score in ordered)
+    shown = "  ".join(f"{label} {score:.0%}" for label, score in ordered[:SHOWN_LABELS])
+    return f"{shown}  …" if len(ordered) > SHOWN_LABELS else shown
 
 
 def _recommendations(results: Mapping[str, Answer], titles: Mapping[str, str]) -> Table:
