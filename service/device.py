@@ -152,11 +152,11 @@ class DeviceLoop:
         if update.bundles or update.removed_handles:
             self._emit(BundleSwapped(time.monotonic() - seen_at, len(update.bundles), freed))
         self._answer_syncs()
-        return self.table.missing(desired.digests())
+        return self.table.missing()
 
     def is_missing(self, digest: str) -> bool:
         """True if the bundle has to be loaded."""
-        return bool(self.table.missing([digest]))
+        return not self.table.is_resident(digest)
 
     def load(self, bundle: VerifiedBundle, catalog_path: str) -> Residency:
         """Load and prove a bundle, making room for its head if idle ones hold it."""

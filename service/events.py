@@ -52,11 +52,11 @@ class BundleRefused(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=Fals
 
 
 class RegistrySynced(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False):
-    """The follower has read the registry; ``at`` is a Unix time."""
+    """The follower has read the registry; ``at`` is a Unix time, ``tasks`` None if unchanged."""
 
     revision: int
     at: float
-    tasks: list[tuple[str, str]]
+    tasks: list[tuple[str, str]] | None
 
 
 class RegistryUnreachable(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):

@@ -17,8 +17,8 @@ import structlog
 
 from model.errors import PeterRecError
 from patches.errors import BundleRejected, RegistryUnavailable
-from patches.identity import Digest
-from patches.records import RegistrySnapshot, VersionSummary
+from patches.identity import Digest, TaskRef
+from patches.records import RegistrySnapshot, TaskRecord, VersionSummary
 from patches.registry import Registry
 from patches.verify import VerifiedBundle
 from service.bundle_source import BundleSource
@@ -26,7 +26,7 @@ from service.device import DeviceLoop
 from service.events import BundleRefused, Emit, RegistrySynced, RegistryUnreachable
 from service.messages import KeyEntry, ProofReason, Prove, Proved, TaskEntry
 from service.scheduler import Worker
-from service.serving_table import Desired
+from service.serving_table import Desired, TaskKey
 from service.slots import ProbeFailed
 
 log = structlog.get_logger()
@@ -59,7 +59,9 @@ class RegistryFollower:
         self._emit = emit
         self._refused: set[str] = set()
         self._retry_at: dict[str, float] = {}
-        self._applied_revision = -1
+        self._known: RegistrySnapshot | None = None
+        self._entries: dict[TaskRef, tuple[TaskRecord, TaskEntry]] = {}
+        self._has_news = False
         self._unsaved: RegistrySnapshot | None = None
         self._loop = asyncio.new_event_loop()
         self._look = asyncio.Event()
@@ -111,12 +113,12 @@ class RegistryFollower:
         heard = 0
         while True:
             try:
-                since = max(heard, self._applied_revision)
+                since = max(heard, self._known.revision if self._known else 0)
                 heard = await self._registry.wait_for_change(since, self._interval_s)
             except RegistryUnavailable:
                 heard = 0
                 await asyncio.sleep(RETRY_S)
-            if heard != self._applied_revision:
+            if self._known is None or heard != self._known.revision:
                 self._look.set()
 
     async def _follow(self) -> None:
@@ -150,12 +152,11 @@ class RegistryFollower:
 
     async def _reconcile(self) -> None:
         seen_at = time.monotonic()
-        revision = await self._registry.revision()
-        if revision != self._applied_revision or self._is_load_due():
-            snapshot = await self._registry.snapshot()
+        snapshot = await self._registry.catch_up(self._known)
+        if snapshot is not self._known or self._is_load_due():
             await self._apply(snapshot, seen_at)
-            self._applied_revision = snapshot.revision
-            self._unsaved = snapshot
+            self._known = self._unsaved = snapshot
+            self._has_news = True
             log.info("registry_applied", revision=snapshot.revision, tasks=len(snapshot.tasks))
         self._device.registry_synced_at = time.time()
         self._device.is_ready = True
@@ -194,7 +195,7 @@ class RegistryFollower:
 
     async def _apply(self, snapshot: RegistrySnapshot, seen_at: float) -> None:
         """Flip to the snapshot, loading what is missing; a bundle that fails is left out."""
-        desired = _desired(snapshot)
+        desired = self._desired(snapshot)
         self._retry_at = {d: at for d, at in self._retry_at.items() if at > time.monotonic()}
         while True:
             missing = await self._on_device(lambda: self._device.apply(desired, seen_at))
@@ -204,6 +205,21 @@ class RegistryFollower:
                 return
             for digest in wanted[:LOADED_PER_FLIP]:
                 await self._load(Digest(digest))
+
+    def _desired(self, snapshot: RegistrySnapshot) -> Desired:
+        """The snapshot in the table's form; a task that did not change stays the same object."""
+        entries: dict[TaskRef, tuple[TaskRecord, TaskEntry]] = {}
+        for ref, record in snapshot.tasks.items():
+            known = self._entries.get(ref)
+            is_same = known is not None and known[0] is record
+            entries[ref] = known if known and is_same else (record, _task_entry(record))
+        self._entries = entries
+        keys = [
+            KeyEntry(k.key_id, k.secret_digest, k.tenant, [str(scope) for scope in k.scopes])
+            for k in snapshot.keys.values()
+        ]
+        tasks: dict[TaskKey, TaskEntry] = {ref: entry for ref, (_, entry) in entries.items()}
+        return Desired(snapshot.revision, tasks, keys)
 
     async def _load(self, digest: Digest) -> None:
         """Make a bundle resident, or note when to try again; one failure holds up no other."""
@@ -238,14 +254,10 @@ class RegistryFollower:
         await self._on_device(lambda: self._device.send(worker, answer))
 
     def _report(self) -> None:
-        """On the device thread: tell which tasks are served at which revision."""
-        self._emit(
-            RegistrySynced(
-                self._device.table.revision,
-                self._device.registry_synced_at,
-                self._device.table.task_keys(),
-            )
-        )
+        """On the device thread: tell what is served at which revision."""
+        table, self._has_news, is_news = self._device.table, False, self._has_news
+        tasks = table.task_keys() if is_news else None
+        self._emit(RegistrySynced(table.revision, self._device.registry_synced_at, tasks))
 
     def _tell_refused(self, what: str, error: PeterRecError) -> None:
         codes = [reason.code for reason in _reasons(error)]
@@ -256,22 +268,14 @@ class RegistryFollower:
         return await asyncio.wrap_future(self._device.submit(job))
 
 
-def _desired(snapshot: RegistrySnapshot) -> Desired:
-    tasks = [
-        TaskEntry(
-            tenant=record.tenant,
-            task=record.task,
-            revision=record.revision,
-            aliases={alias: target.version for alias, target in record.aliases.items()},
-            versions={target.version: target.digest for target in record.aliases.values()},
-        )
-        for record in snapshot.tasks.values()
-    ]
-    keys = [
-        KeyEntry(key.key_id, key.secret_digest, key.tenant, [str(scope) for scope in key.scopes])
-        for key in snapshot.keys.values()
-    ]
-    return Desired(snapshot.revision, tasks, keys)
+def _task_entry(record: TaskRecord) -> TaskEntry:
+    return TaskEntry(
+        tenant=record.tenant,
+        task=record.task,
+        revision=record.revision,
+        aliases={alias: target.version for alias, target in record.aliases.items()},
+        versions={target.version: target.digest for target in record.aliases.values()},
+    )
 
 
 def _refusal(request: Prove, error: PeterRecError) -> Proved:

@@ -179,6 +179,8 @@ class Metrics:
         self._revision.set(event.revision)
         self._synced_at.set(event.at)
         self._registry_up.set(1)
+        if event.tasks is None:
+            return
         self._tasks.set(len(event.tasks))
         known = {_label(tenant, task) for tenant, task in event.tasks}
         for label in self._known - known:

@@ -4,8 +4,8 @@ The device thread flips the table between batches. A residency is freed only whe
 it, every worker has acknowledged that table, and no row waits for it.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -25,15 +25,11 @@ IDLE_RESIDENCIES = 16
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """What the registry wants served, at one revision."""
+    """What the registry wants served, at one revision. An unchanged task is the same object."""
 
     revision: int
-    tasks: list[TaskEntry] = field(default_factory=list)
+    tasks: dict[TaskKey, TaskEntry] = field(default_factory=dict)
     keys: list[KeyEntry] = field(default_factory=list)
-
-    def digests(self) -> set[str]:
-        """Digests that an alias names: these must be resident."""
-        return {digest for task in self.tasks for digest in aliased(task).values()}
 
 
 @dataclass(slots=True)
@@ -58,6 +54,9 @@ class ServingTable:
         self.revision = 0
         self.workers: dict[Worker, WorkerState] = {}
         self._tasks: dict[TaskKey, TaskEntry] = {}
+        self._wanted: Mapping[TaskKey, TaskEntry] = {}
+        self._lagging: set[TaskKey] = set()
+        self._namings: Counter[str] = Counter()
         self._keys: list[KeyEntry] = []
         self._resident: dict[str, Residency] = {}
         self._announced: set[str] = set()
@@ -68,35 +67,40 @@ class ServingTable:
         self._resident[residency.digest] = residency
         self._idle[residency.digest] = self.version
 
-    def missing(self, digests: Iterable[str]) -> list[str]:
-        """Those that are not on the device."""
-        return sorted(digest for digest in digests if digest not in self._resident)
+    def is_resident(self, digest: str) -> bool:
+        """True if the bundle lies on the device, served or not."""
+        return digest in self._resident
+
+    def missing(self) -> list[str]:
+        """Digests that tasks want and the device has not."""
+        lagging = (aliased(self._wanted[key]).values() for key in self._lagging)
+        return sorted({d for digests in lagging for d in digests if d not in self._resident})
 
     def apply(self, desired: Desired) -> TableUpdate:
-        """Serve what is desired as far as it is resident; elsewhere the old version goes on."""
-        before = self._tasks
-        self._tasks = {(t.tenant, t.task): self._served(t) for t in desired.tasks}
-        changed = [entry for key, entry in self._tasks.items() if before.get(key) != entry]
-        removed_tasks = [key for key in before if key not in self._tasks]
-        named = {digest for task in self._tasks.values() for digest in aliased(task).values()}
-        added, dropped = named - self._announced, self._announced - named
+        """Serve what is desired as far as it is resident; elsewhere the old version goes on.
+
+        Costs what has changed: of the other tasks it only sees that they are the same.
+        """
         self.version += 1
         self.revision = desired.revision
-        for digest in added:
-            self._idle.pop(digest, None)
-        for digest in dropped:
-            self._idle[digest] = self.version
+        changed, touched = self._take_over(desired.tasks)
+        removed = [key for key in self._tasks if key not in desired.tasks]
+        for key in removed:
+            touched |= self._serve(key, None)
+            self._lagging.discard(key)
+        self._wanted = desired.tasks
+        added, dropped = self._announce(touched)
         keys = desired.keys if desired.keys != self._keys else None
-        self._announced, self._keys = named, desired.keys
+        self._keys = desired.keys
         return TableUpdate(
             epoch=self.epoch,
             version=self.version,
             revision=self.revision,
             is_full=False,
-            bundles=[self._entry(digest) for digest in sorted(added)],
+            bundles=[self._entry(digest) for digest in added],
             tasks=changed,
-            removed_handles=[self._resident[digest].handle for digest in sorted(dropped)],
-            removed_tasks=removed_tasks,
+            removed_handles=[self._resident[digest].handle for digest in dropped],
+            removed_tasks=removed,
             keys=keys,
         )
 
@@ -146,8 +150,52 @@ class ServingTable:
                 freed.append(self._resident.pop(digest))
         return freed
 
+    def _take_over(self, wanted: Mapping[TaskKey, TaskEntry]) -> tuple[list[TaskEntry], set[str]]:
+        """Serve new, changed and lagging tasks; the entries that differ, and their digests."""
+        changed: list[TaskEntry] = []
+        touched: set[str] = set()
+        for key, task in wanted.items():
+            if self._wanted.get(key) is task and key not in self._lagging:
+                continue
+            served = self._served(task)
+            if served != self._tasks.get(key):
+                changed.append(served)
+                touched |= self._serve(key, served)
+            lags = any(digest not in self._resident for digest in aliased(task).values())
+            (self._lagging.add if lags else self._lagging.discard)(key)
+        return changed, touched
+
+    def _serve(self, key: TaskKey, task: TaskEntry | None) -> set[str]:
+        """Put a task's entry in the place of its old one; the digests of both."""
+        old = self._tasks.pop(key, None)
+        before = list(aliased(old).values()) if old else []
+        after = list(aliased(task).values()) if task else []
+        if task is not None:
+            self._tasks[key] = task
+        self._namings.update(after)
+        self._namings.subtract(before)
+        return {*before, *after}
+
+    def _announce(self, touched: set[str]) -> tuple[list[str], list[str]]:
+        """Digests that are named now and were not, and those that are no longer named."""
+        named = {digest for digest in touched if self._namings[digest] > 0}
+        added, dropped = (
+            sorted(named - self._announced),
+            sorted((touched - named) & self._announced),
+        )
+        for digest in added:
+            self._idle.pop(digest, None)
+        for digest in touched - named:
+            del self._namings[digest]
+        for digest in dropped:
+            self._idle[digest] = self.version
+        self._announced = (self._announced - set(dropped)) | set(added)
+        return added, dropped
+
     def _served(self, task: TaskEntry) -> TaskEntry:
         """The task with each alias at a resident version: the wanted one, else the old one."""
+        if all(digest in self._resident for digest in aliased(task).values()):
+            return task
         old = self._tasks.get((task.tenant, task.task))
         aliases, versions = {}, dict(task.versions)
         for alias, number in task.aliases.items():

@@ -21,10 +21,12 @@ def residencies(tmp_path_factory: pytest.TempPathFactory) -> list[Residency]:
 
 
 def desired(revision: int, **tasks: Residency) -> Desired:
-    entries = [
-        TaskEntry("acme", name, revision, {"prod": revision}, {revision: residency.digest})
+    entries = {
+        ("acme", name): TaskEntry(
+            "acme", name, revision, {"prod": revision}, {revision: residency.digest}
+        )
         for name, residency in tasks.items()
-    ]
+    }
     return Desired(revision, entries)
 
 
@@ -58,7 +60,7 @@ def test_a_version_that_is_not_resident_leaves_the_old_one_serving(
     update = table.apply(wanted)
     assert update.tasks[0].aliases == {"prod": 1}
     assert update.tasks[0].versions[1] == residencies[0].digest
-    assert table.missing(wanted.digests()) == [residencies[3].digest]
+    assert table.missing() == [residencies[3].digest]
 
 
 def test_a_task_without_any_resident_version_is_known_but_not_active(
@@ -117,3 +119,33 @@ def test_a_silent_worker_is_no_longer_waited_for(table: ServingTable) -> None:
     assert not table.is_acknowledged(5)
     table.forget_silent(SILENT_AFTER_S + 1)
     assert table.is_acknowledged(5)
+
+
+def test_a_task_that_did_not_change_is_neither_sent_again_nor_looked_at(
+    table: ServingTable, residencies: list[Residency]
+) -> None:
+    first = desired(1, gender=residencies[0], age=residencies[1])
+    table.apply(first)
+    moved = desired(2, age=residencies[2])
+    update = table.apply(Desired(2, {**first.tasks, **moved.tasks}))
+    assert [entry.task for entry in update.tasks] == ["age"]
+    assert update.removed_handles == [residencies[1].handle]
+
+
+def test_a_lagging_task_is_served_once_its_bundle_is_there(
+    table: ServingTable, residencies: list[Residency]
+) -> None:
+    wanted = desired(1, gender=residencies[3])
+    table.apply(wanted)
+    table.admit(residencies[3])
+    update = table.apply(wanted)
+    assert update.tasks[0].aliases == {"prod": 1}
+    assert table.missing() == []
+
+
+def test_a_digest_that_two_tasks_name_is_retired_with_the_last_of_them(
+    table: ServingTable, residencies: list[Residency]
+) -> None:
+    table.apply(desired(1, gender=residencies[0], age=residencies[0]))
+    assert table.apply(desired(2, gender=residencies[0])).removed_handles == []
+    assert table.apply(desired(3)).removed_handles == [residencies[0].handle]
