@@ -137,7 +137,7 @@ def _top_k(logits: Tensor, selections: Sequence[Selection]) -> Iterable[RowScore
     """Top items of logits [b, N]; excluded and unselected items are never returned."""
     for row, selection in zip(logits, selections, strict=True):
         if selection.excluded is not None and len(selection.excluded):
-            row[torch.from_numpy(selection.excluded).to(row.device)] = -torch.inf
+            row[torch.tensor(selection.excluded, device=row.device)] = -torch.inf
     largest = min(max((s.top_k for s in selections), default=0), logits.shape[1])
     values, indices = (t.cpu().numpy() for t in torch.topk(logits, largest, dim=1))
     for at, (row, selection) in enumerate(zip(logits, selections, strict=True)):

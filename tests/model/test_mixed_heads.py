@@ -100,3 +100,13 @@ def test_excluding_everything_gives_an_empty_list(
     selection = Selection(top_k=5, excluded=np.arange(spec.outputs))
     found = heads.scores(torch.ones(1, CHANNELS), [heads.add(spec, own)], [selection])[0]
     assert found.indices.tolist() == []
+
+
+def test_exclusions_that_may_not_be_written_to_are_taken_as_they_are(
+    catalog: tuple[MixedHeads, HeadSpec, dict[str, torch.Tensor]],
+) -> None:
+    heads, spec, own = catalog
+    received = np.frombuffer(np.array([1, 2], dtype=np.int64).tobytes(), dtype=np.int64)
+    selection = Selection(top_k=500, excluded=received, candidates=received)
+    found = heads.scores(torch.ones(1, CHANNELS), [heads.add(spec, own)], [selection])[0]
+    assert found.indices.tolist() == []
