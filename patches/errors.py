@@ -359,6 +359,35 @@ class KeyNotFound(PeterRecError):
         super().__init__(f"there is no API key with id {key_id[:64]!r}.")
 
 
+class ArchiveInvalid(PeterRecError):
+    """A file that is no complete archive of a registry, or can't be written as one."""
+
+    code = "archive_invalid"
+    category = Category.INCOMPATIBLE
+
+
+class RegistryNotEmpty(PeterRecError):
+    code = "registry_not_empty"
+    category = Category.CONFLICT
+
+    def __init__(self, revision: int, task_count: int) -> None:
+        super().__init__(
+            f"the registry is at revision {revision} and holds {task_count} tasks.",
+            hint="Import into an empty one, or replace everything that it holds (mode replace).",
+        )
+
+
+class RegistryChanged(PeterRecError):
+    code = "registry_changed"
+    category = Category.CONFLICT
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the registry was changed during the import; nothing was imported.",
+            hint="Import again when nobody else changes it.",
+        )
+
+
 class RedisServerMissing(PeterRecError):
     code = "redis_server_missing"
     category = Category.UNAVAILABLE

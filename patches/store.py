@@ -28,10 +28,17 @@ class Store:
 
         A client that loses the answer sends the same request again and gets the first outcome.
         """
+        return await self.change_with((), script, field, **argument)
+
+    async def change_with(
+        self, more_keys: Sequence[str], script: str, field: str = "", **argument: Argument
+    ) -> Outcome:
+        """The same for a script that is given further keys."""
         request = uuid4().hex
         given = {name: value for name, value in argument.items() if value is not None}
         document = {**given, "field": field, "mark": request}
-        return outcome_of(await self.run(script, self.keys(field, request), document))
+        keys = [*self.keys(field, request), *more_keys]
+        return outcome_of(await self.run(script, keys, document))
 
     async def run(
         self, script: str, keys: Sequence[str], argument: Mapping[str, Argument]

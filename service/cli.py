@@ -8,7 +8,7 @@ from rich.console import Console
 
 from model.errors import PeterRecError
 
-COMMAND_GROUPS = ("training", "reference", "bundles", "signing", "serving", "demo")
+COMMAND_GROUPS = ("training", "reference", "bundles", "signing", "serving", "registry", "demo")
 
 
 def build_app() -> typer.Typer:
