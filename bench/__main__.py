@@ -6,6 +6,9 @@ from importlib import import_module
 
 MEASUREMENTS = {
     "predict": "requests per second and latency over HTTP at 1, 16 and 64 clients, 500 tasks",
+    "mixed": "rows of all different tasks against the same rows of one task",
+    "forward": "the bare forward against a loop over tasks, a gathered product, and the core",
+    "card": "a hundred tasks for one history against one task",
     "train": "sequences per second in pretraining and fine-tuning, against a plain PyTorch step",
 }
 TOOLS = {"fleet": "start the service with random tasks and keep it running for load generators"}

@@ -1,0 +1,64 @@
+"""Random tasks resident beside a random backbone, for measurements of the bare forward."""
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from bench.random_fleet import FleetShape, make_backbone, make_patch
+from model.backbone import Backbone
+from model.framing import Tokens
+from model.lanes import SlotRef
+from model.mixed import MixedForward
+from model.slab import Slab
+from model.spec import FIRST_ITEM
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentTasks:
+    """A forward and the slots of its tasks."""
+
+    backbone: Backbone
+    forward: MixedForward
+    refs: list[SlotRef]
+
+
+def resident_tasks(shape: FleetShape, dtype: torch.dtype = torch.float32) -> ResidentTasks:
+    """Load every task of the shape."""
+    with tempfile.TemporaryDirectory() as folder:
+        backbone = make_backbone(shape, Path(folder)).backbone
+    slab = Slab(shape.geometry.shapes(shape.channels), torch.device("cpu"), dtype)
+    slots = [slab.write(make_patch(shape, task).named()) for task in range(shape.tasks)]
+    refs = [SlotRef(shape.geometry, slab, slot) for slot in slots]
+    return ResidentTasks(backbone, MixedForward(backbone, dtype), refs)
+
+
+def random_histories(shape: FleetShape, lengths: np.ndarray, seed: int = 0) -> list[Tokens]:
+    """Histories of random items, one per length."""
+    random = np.random.default_rng(seed)
+    stop = FIRST_ITEM + shape.items
+    return [random.integers(FIRST_ITEM, stop, n, dtype=np.int32) for n in lengths.tolist()]
+
+
+def paired_seconds(
+    contenders: Mapping[str, Callable[[], object]], repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of each contender, run in turn so that noise hits all alike; one run warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for repeat in range(repeats + 1):
+        for name, work in contenders.items():
+            started = time.perf_counter()
+            work()
+            if repeat:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def paired_ratio(seconds: Mapping[str, list[float]], slower: str, faster: str) -> float:
+    """Median over the repeats of one contender's time over another's."""
+    return median(a / b for a, b in zip(seconds[slower], seconds[faster], strict=True))
