@@ -130,6 +130,10 @@ class Archive:
         matches = map(_BLOB_NAME.match, self.manifest.files)
         return [Digest(match.group(1)) for match in matches if match]
 
+    def size_of(self, digest: Digest) -> int:
+        """One bundle's size in bytes."""
+        return self.manifest.files[f"blobs/{digest}.bundle"].size_bytes
+
     def blob(self, digest: Digest) -> bytes:
         """One bundle's bytes."""
         return self._read(f"blobs/{digest}.bundle")

@@ -9,7 +9,6 @@ from typing import Any
 from uuid import uuid4
 
 import msgspec
-from redis.typing import EncodableT, FieldT
 
 from model.errors import PeterRecError
 from patches.archive import AUDIT, KEYS, TASKS, Archive, Line, open_archive
@@ -17,11 +16,18 @@ from patches.blob_store import BlobStore
 from patches.errors import ArchiveInvalid, BlobMissing, RegistryChanged, RegistryNotEmpty
 from patches.exporting import StoredTask
 from patches.feed import Feed
+from patches.identity import Digest
 from patches.records import Position
 from patches.redis_client import redis_errors
-from patches.scripts.transfer import IMPORT, STAGED_NAMES
+from patches.scripts.transfer import IMPORT, STAGE_EVENTS, STAGED_NAMES
 from patches.store import Store, field_of
 from patches.stored import key_record, task_record, task_ref, version_record
+
+AT_ONCE = 8
+"""Tasks and bundles that are written at the same time."""
+
+MAX_HELD_BYTES = 64 << 20
+"""Bundles together larger than this are uploaded one by one, to bound the memory."""
 
 STAGED_S = 3600
 """What an interrupted import has staged is forgotten after so long."""
@@ -64,8 +70,9 @@ class _Import:
         _check_bundles(tasks, self._archive)
         staged = await self._stage_all(tasks)
         blobs = BlobStore(self._store)
-        for digest in self._archive.digests():
-            await blobs.put(await asyncio.to_thread(self._archive.blob, digest))
+        for chunk in self._batches():
+            contents = [await asyncio.to_thread(self._archive.blob, digest) for digest in chunk]
+            await asyncio.gather(*map(blobs.put, contents))
         old = [key for ref in before.tasks for key in self._task_keys(field_of(ref))]
         try:
             return await self._swap(before.position, old, staged, revision, len(tasks))
@@ -73,14 +80,28 @@ class _Import:
             with suppress(PeterRecError):  # it would expire anyway
                 await self._forget(staged)
 
+    def _batches(self) -> Iterator[list[Digest]]:
+        """The archive's bundles, a few at a time."""
+        batch: list[Digest] = []
+        held = 0
+        for digest in self._archive.digests():
+            size = self._archive.size_of(digest)
+            if batch and (len(batch) == AT_ONCE or held + size > MAX_HELD_BYTES):
+                yield batch
+                batch, held = [], 0
+            batch.append(digest)
+            held += size
+        yield batch
+
     async def _stage_all(self, tasks: list[tuple[str, StoredTask]]) -> list[str]:
         """Write everything beside what is true now; the staged and final keys of each task."""
         refs: dict[str, int] = {}
         keys: list[str] = []
-        for field, task in tasks:
-            for digest in task.versions:
-                refs[digest] = refs.get(digest, 0) + 1
-            keys += await self._stage_task(field, task)
+        for chunk in _chunks(tasks, AT_ONCE):
+            staged = await asyncio.gather(*(self._stage_task(*task) for task in chunk))
+            keys += [key for own in staged for key in own]
+        for digest in (digest for _, task in tasks for digest in task.versions):
+            refs[digest] = refs.get(digest, 0) + 1
         await self._stage_hash("tasks", {field: task.record for field, task in tasks})
         await self._stage_hash("keys", dict(map(_checked_key, self._archive.lines(KEYS))))
         await self._stage_hash("refs", {digest: b"%d" % count for digest, count in refs.items()})
@@ -109,10 +130,10 @@ class _Import:
 
     async def _stage_audit(self) -> None:
         key = f"{self._stem}:changes"
+        events = [_checked_event(line) for line in self._archive.lines(AUDIT)]
+        for chunk in _chunks(events):
+            await self._store.run(STAGE_EVENTS, [key], {"events": chunk})
         with redis_errors():
-            for line in self._archive.lines(AUDIT):
-                revision, fields = _checked_event(line)
-                await self._store.redis.xadd(key, fields, id=f"{revision}-0")
             await self._store.redis.expire(key, STAGED_S)
 
     async def _swap(
@@ -192,9 +213,10 @@ def _checked_key(line: Line) -> tuple[str, bytes]:
     return key_id, text
 
 
-def _checked_event(line: Line) -> tuple[int, dict[FieldT, EncodableT]]:
+def _checked_event(line: Line) -> Line:
     try:
-        revision = msgspec.convert(line["revision"], int)
-        return revision, {**msgspec.convert(line["fields"], dict[str, str])}
+        fields = msgspec.convert(line["fields"], dict[str, str])
+        flat = [part for pair in fields.items() for part in pair]
+        return {"revision": msgspec.convert(line["revision"], int), "fields": flat}
     except (msgspec.MsgspecError, KeyError) as error:
         raise ArchiveInvalid(f"an event of the archive can't be read: {error}.") from error

@@ -12,7 +12,7 @@ from patches.redis_client import Client, drop_idle_connections, redis_errors
 from patches.scripts.prelude import KEY_NAMES
 from patches.stored import Outcome, outcome_of
 
-Argument = str | int | bool | None | list[str] | dict[str, Any]  # Any: a JSON document
+Argument = str | int | bool | None | list[Any] | dict[str, Any]  # Any: a JSON document
 
 
 class Store:

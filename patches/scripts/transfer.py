@@ -16,6 +16,12 @@ STAGED_NAMES = ("tasks", "keys", "changes", "refs")
 """Keys that are staged once, in the order in which they follow KEY_NAMES; then, for each old task,
 its versions and states, and for each new one, the staged and the final key of both."""
 
+STAGE_EVENTS = """
+for _, event in ipairs(cjson.decode(ARGV[1]).events) do
+  redis.call('XADD', KEYS[1], event.revision .. '-0', unpack(event.fields))
+end
+"""
+
 IMPORT = (
     PRELUDE
     + f"""
