@@ -27,6 +27,9 @@ from model.spec import CLS, PAD
 CHUNK_POSITIONS = {"cpu": 1_600, "cuda": 1 << 20}
 """Tokens per chunk: on a CPU the activations of one convolution then stay in the second cache."""
 
+CHUNK_COST = {"cpu": 32_000, "cuda": 1 << 22}
+"""A chunk more costs as much as this over C positions: so many may be padding before one is cut."""
+
 SHARED_OVERDRAFT = 3
 """So many chunks' worth of rows of one history may join one chunk, so that its trunk runs once."""
 
@@ -58,6 +61,7 @@ class MixedForward:
         self._blocks = blocks or _best_blocks(backbone, dtype)
         self._block_count = len(backbone.blocks)
         self._chunk_positions = chunk_positions or CHUNK_POSITIONS[self._device.type]
+        self._most_waste = CHUNK_COST[self._device.type] // backbone.spec.channels
         self._plans: dict[int, DevicePlan] = {}
 
     @torch.inference_mode()
@@ -75,18 +79,22 @@ class MixedForward:
         self, histories: Sequence[Tokens], history_of: Sequence[int], refs: Sequence[SlotRef]
     ) -> list[list[int]]:
         """Row numbers per chunk: rows of like length together, rows of one history as well."""
-        lengths = np.minimum([len(history) for history in histories], self.spec.max_len) + 1
+        specials = 1 if self.spec.is_causal else 2
+        lengths = np.minimum([len(history) for history in histories], self.spec.max_len) + specials
         order = np.lexsort((np.asarray(history_of), -lengths))
         chunks: list[list[int]] = []
-        room, last = 0, -1
+        room, waste, longest, last = 0, 0, 0, -1
         for row in order.tolist():
-            is_new = history_of[row] != last
-            if not chunks or room < (0 if is_new else -SHARED_OVERDRAFT * self._chunk_positions):
+            is_new, length = history_of[row] != last, int(lengths[row])
+            least_room = 0 if is_new else -SHARED_OVERDRAFT * self._chunk_positions
+            is_wasteful = is_new and waste + longest - length > self._most_waste
+            if not chunks or room < least_room or is_wasteful:
                 chunks.append([])
-                room, is_new = self._chunk_positions, True
-            sizes = self._plan(int(lengths[row])).entry_sizes
+                room, waste, longest, is_new = self._chunk_positions, 0, length, True
+            sizes = self._plan(longest).entry_sizes
             entry = entry_block(refs[row].geometry, self._block_count)
             room -= sizes[entry] + (sizes[0] if is_new and entry > 0 else 0)
+            waste += longest - length if is_new else 0
             chunks[-1].append(row)
             last = history_of[row]
         return chunks
