@@ -92,6 +92,10 @@ class RegistryMachine(RuleBasedStateMachine):
         for content in CONTENTS:
             self.run(self.registry.put_blob(content))
         self.back_up()
+        for digest in DIGESTS:
+            change = Change(EventAction.ADD_VERSION, TASKS[0], digest)
+            assert self.model.apply(change) is None
+            assert self.run(perform(self.registry, change)) == self.model.revision
 
     @rule(
         action=st.sampled_from(CHANGES + [EventAction.ADD_VERSION, EventAction.PUT_TRAFFIC] * 3),
@@ -129,6 +133,25 @@ class RegistryMachine(RuleBasedStateMachine):
         is_made = self.model.revision > before
         result = self.run(perform(self.registry, change))
         assert result == (refusal or (self.model.revision if is_made else revision))
+
+    @rule(task=st.sampled_from(TASKS))
+    def a_guard_trips(self, task: TaskId) -> None:
+        found = self.model.tasks.get(Change(EventAction.TRIP_GUARD, task).ref)
+        if found is not None:
+            judged = found.traffic_revision
+            change = Change(EventAction.TRIP_GUARD, task, traffic_revision=judged)
+            assert self.model.apply(change) is None
+            assert isinstance(self.run(perform(self.registry, change)), int)
+
+    @rule(task=st.sampled_from(TASKS))
+    def roll_back_as_far_as_it_goes(self, task: TaskId) -> None:
+        change = Change(EventAction.ROLLBACK, task)
+        refusal = None
+        while refusal is None:
+            refusal = self.model.apply(change)
+            result = self.run(perform(self.registry, change))
+            assert result == (refusal or self.model.revision)
+            self.the_registry_is_what_the_model_says()
 
     @rule()
     def create_a_key(self) -> None:
@@ -216,7 +239,7 @@ async def restore(redis: Redis, prefix: str, dumped: dict[bytes, bytes | None]) 
 
 
 TestAnySequence = RegistryMachine.TestCase
-TestAnySequence.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestAnySequence.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
 
 
 @dataclass
