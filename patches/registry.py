@@ -110,10 +110,6 @@ class Registry:
         """Free, or only count, the bytes that no version has named for ``grace_s``."""
         return await self._blobs.collect(grace_s, dry_run=dry_run)
 
-    async def collect_blobs(self, grace_s: float = BLOB_GRACE_S) -> int:
-        """Free the bytes that no version has named for ``grace_s``; returns how many blobs."""
-        return (await self.gc(dry_run=False, grace_s=grace_s)).blobs
-
     # Tasks and versions
 
     async def add_version(

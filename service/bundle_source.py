@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ from patches.errors import BlobCorrupt, BlobMissing
 from patches.identity import Digest
 from patches.records import RegistrySnapshot
 from patches.registry import Registry
+from patches.signatures import TrustedKeys
 from patches.verify import BackboneIdentity, BundleLimits, VerifiedBundle, verify_bundle
 
 log = structlog.get_logger()
@@ -23,20 +25,22 @@ UPLOADS_KEPT = 256
 """Newest uploads that stay cached though no alias names them yet."""
 
 
+@dataclass(frozen=True, slots=True)
+class Demands:
+    """What a bundle must satisfy here; with ``trusted_keys``, one of them must have signed it."""
+
+    backbone: BackboneIdentity
+    limits: BundleLimits
+    trusted_keys: TrustedKeys | None = None
+
+
 class BundleSource:
     """Fetches, caches and verifies; hashing runs in threads, off the event loop."""
 
-    def __init__(
-        self,
-        registry: Registry,
-        cache: BlobCache,
-        identity: BackboneIdentity,
-        limits: BundleLimits,
-    ) -> None:
+    def __init__(self, registry: Registry, cache: BlobCache, demands: Demands) -> None:
         self._registry = registry
         self._cache = cache
-        self._identity = identity
-        self._limits = limits
+        self._demands = demands
         self._disk = asyncio.Lock()
         self._uploads: deque[Digest] = deque(maxlen=UPLOADS_KEPT)
 
@@ -57,13 +61,15 @@ class BundleSource:
 
     async def collect(self) -> None:
         """Drop blobs from the registry that no version names any more."""
-        dropped = await self._registry.collect_blobs()
-        if dropped:
-            log.info("blobs_collected", blobs=dropped)
+        dropped = await self._registry.gc(dry_run=False)
+        if dropped.blobs:
+            log.info("blobs_collected", blobs=dropped.blobs, size_bytes=dropped.size_bytes)
 
     async def remember(self, snapshot: RegistrySnapshot) -> None:
         """Keep what is served, and only that, for a restart while Redis is away."""
-        named = {t.digest for task in snapshot.tasks.values() for t in task.aliases.values()}
+        records = snapshot.tasks.values()
+        named = {target.digest for task in records for target in task.aliases.values()}
+        named |= {d for task in records if task.traffic for d in task.traffic.versions}
         await self._on_disk(lambda: self._cache.save_snapshot(snapshot))
         await self._on_disk(lambda: self._cache.retain(named | set(self._uploads)))
 
@@ -93,5 +99,9 @@ class BundleSource:
 
     def _verify(self, data: bytes | Path, digest: Digest | None) -> VerifiedBundle:
         return verify_bundle(
-            data, backbone=self._identity, limits=self._limits, expected_digest=digest
+            data,
+            backbone=self._demands.backbone,
+            limits=self._demands.limits,
+            expected_digest=digest,
+            trusted_keys=self._demands.trusted_keys,
         )

@@ -11,8 +11,9 @@ from model.backbone_folder import load_backbone
 from patches.blob_cache import BlobCache
 from patches.redis_client import open_redis
 from patches.registry import Registry
+from patches.signatures import TrustedKeys
 from patches.verify import BackboneIdentity, BundleLimits
-from service.bundle_source import BundleSource
+from service.bundle_source import BundleSource, Demands
 from service.device import DeviceLimits, DeviceLoop
 from service.event_sender import EventSender
 from service.follower import RegistryFollower
@@ -58,7 +59,8 @@ def _follower(
     registry = Registry(open_redis(settings.redis_url), settings.redis_prefix)
     cache = BlobCache(Path(settings.data_dir) / "cache")
     bundle_limits = BundleLimits(max_bytes=settings.bundle_size_limit_bytes)
-    source = BundleSource(registry, cache, identity, bundle_limits)
+    keys = TrustedKeys.read([settings.trusted_keys]) if settings.trusted_keys else None
+    source = BundleSource(registry, cache, Demands(identity, bundle_limits, keys))
     return RegistryFollower(registry, source, device, settings.reconcile_interval_s, events.emit)
 
 

@@ -71,6 +71,9 @@ class Settings(BaseSettings):
     bundle_size_limit_bytes: Positive = Field(
         1 << 30, description="Largest bundle that may be pushed, in bytes."
     )
+    trusted_keys: Path | None = Field(
+        None, description="PEM file, or folder of *.pub files: bundles must be signed by one."
+    )
     head_limit_bytes: Positive = Field(
         4 << 30, description="Bytes of heads on the device; patches always stay."
     )

@@ -561,7 +561,7 @@ async def test_many_uploads_of_one_blob_leave_one_copy(
 ) -> None:
     digests = await asyncio.gather(*(registry.put_blob(b"same") for _ in range(20)))
     assert set(digests) == {digest_of(b"same")}
-    await registry.collect_blobs()
+    await registry.gc(dry_run=False)
     assert len(await blob_keys(redis, redis_prefix)) == 1
     assert await registry.get_blob(digests[0]) == b"same"
 
@@ -573,25 +573,25 @@ async def test_only_blobs_that_no_version_names_are_collected(
     await add(registry, "shared", AGE)
     unused = await registry.put_blob(b"never registered")
     await registry.delete_task(DEFAULT_TENANT, GENDER, "ann")
-    assert await registry.collect_blobs(grace_s=0) == 1
+    assert (await registry.gc(dry_run=False, grace_s=0)).blobs == 1
     assert await registry.has_blob(shared)
     assert not await registry.has_blob(unused)
     await registry.delete_task(DEFAULT_TENANT, AGE, "ann")
-    assert await registry.collect_blobs(grace_s=0) == 1
+    assert (await registry.gc(dry_run=False, grace_s=0)).blobs == 1
     assert await blob_keys(redis, redis_prefix) == []
-    assert await registry.collect_blobs(grace_s=0) == 0
+    assert (await registry.gc(dry_run=False, grace_s=0)).blobs == 0
 
 
 async def test_a_blob_is_kept_for_a_while_after_its_last_version(registry: Registry) -> None:
     digest, _ = await add(registry, "a")
     await registry.delete_task(DEFAULT_TENANT, GENDER, "ann")
-    assert await registry.collect_blobs(grace_s=60) == 0
+    assert (await registry.gc(dry_run=False, grace_s=60)).blobs == 0
     assert await registry.get_blob(digest) == b"a"
 
 
 async def test_a_collected_blob_can_be_stored_again(registry: Registry) -> None:
     digest = await registry.put_blob(b"again")
-    await registry.collect_blobs(grace_s=0)
+    await registry.gc(dry_run=False, grace_s=0)
     await registry.put_blob(b"again")
     assert await registry.get_blob(digest) == b"again"
 
@@ -631,7 +631,7 @@ async def test_pushing_while_blobs_are_collected_never_registers_a_lost_one(
 
     async def collect() -> None:
         for _ in range(30):
-            await registry.collect_blobs(grace_s=0)
+            await registry.gc(dry_run=False, grace_s=0)
 
     *pushed, _ = await asyncio.gather(*(push(index) for index in range(60)), collect())
     for digest in filter(None, pushed):
@@ -754,7 +754,7 @@ async def test_an_upload_that_took_too_long_is_not_taken_for_complete(
     monkeypatch.setattr("patches.blob_store.UPLOAD_TIMEOUT_S", 0)
     uploading = asyncio.create_task(registry.put_blob(bytes(4 * PIECE_BYTES)))
     while not uploading.done():
-        await registry.collect_blobs()
+        await registry.gc(dry_run=False)
     with pytest.raises(RegistryUnavailable, match="took longer"):
         await uploading
     assert not await registry.has_blob(digest_of(bytes(4 * PIECE_BYTES)))
@@ -765,7 +765,7 @@ async def test_unused_blobs_are_collected_even_when_redis_is_full(own_redis: Emb
     registry = Registry(redis)
     await registry.put_blob(b"unused")
     await redis.config_set("maxmemory", "1")
-    assert await registry.collect_blobs(grace_s=0) == 1
+    assert (await registry.gc(dry_run=False, grace_s=0)).blobs == 1
     assert await blob_keys(redis, "peterrec") == []
     await redis.aclose()
 

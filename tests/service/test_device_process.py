@@ -16,6 +16,7 @@ from patches.embedded import EmbeddedRedis
 from patches.identity import TaskId, TenantId
 from patches.records import VersionSummary
 from patches.registry import Registry, open_redis
+from patches.signing import SigningKey, key_paths, sign_bundle
 from patches.verify import BundleLimits, verify_bundle
 from service.device_link import AdmittedRow, DeviceLink
 from service.messages import BundleEntry, Row, RowResult
@@ -172,6 +173,30 @@ async def test_a_good_upload_is_proven_and_a_bad_one_refused_with_its_reason(
     assert (await replica.link.prove(str(good), PATIENCE_S)).reasons == []
     refused = await replica.link.prove(str(bad), PATIENCE_S)
     assert "checksum_mismatch" in [reason.code for reason in refused.reasons]
+
+
+async def test_a_server_with_trusted_keys_admits_only_what_one_of_them_signed(
+    workshop: Workshop, tmp_path: Path, redis_url: str, redis_prefix: str
+) -> None:
+    key = SigningKey.generate()
+    key.write(*key_paths(tmp_path / "release"))
+    settings = settings_for(workshop, tmp_path, redis_url, redis_prefix)
+    trusting = settings.model_copy(update={"trusted_keys": tmp_path / "release.pub"})
+    unsigned = workshop.bundle("tags", 2)
+    signed = sign_bundle(unsigned, [key])
+    replica = Replica(trusting)
+    await replica.link.start()
+    try:
+        assert await replica.link.welcomed(PATIENCE_S)
+        reasons = {}
+        for name, data in {"unsigned": unsigned, "signed": signed}.items():
+            (tmp_path / name).write_bytes(data)
+            proved = await replica.link.prove(str(tmp_path / name), PATIENCE_S)
+            reasons[name] = [reason.code for reason in proved.reasons]
+        assert reasons == {"unsigned": ["signature_missing"], "signed": []}
+    finally:
+        await replica.link.close()
+        assert replica.stop() == 0
 
 
 @pytest.fixture
