@@ -22,6 +22,7 @@ from rich.table import Table
 
 from model.errors import Category, PeterRecError
 
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 START_TIMEOUT_S = 120.0
 TOP_K = 10
 SHOWN_ITEMS = 5
@@ -124,7 +125,8 @@ def run_demo(options: DemoOptions) -> None:
         console.print(f"\nThe demo took {time.monotonic() - started:.0f} s.", highlight=False)
         if not options.is_once:
             console.print(f"Serving on {server.url} until you press Ctrl-C; see {server.url}/docs")
-            signal.sigwait([signal.SIGINT, signal.SIGTERM])
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+            signal.sigwait(STOPPING)
 
 
 @dataclass(frozen=True, slots=True)
