@@ -186,7 +186,7 @@ class GatheredForward:
 
 
 class LargeProduct:
-    """A large matrix product by the faster of PyTorch's two libraries."""
+    """A large matrix product by the library that the forward itself uses."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         weight = torch.randn(LARGE, LARGE).to(dtype)
