@@ -55,12 +55,13 @@ class ResidualBlock(nn.Module):
         """x [B, T, C], valid [B, T, 1] or None -> [B, T, C], zero where not valid."""
         first = _mask(functional.relu(self.norm1(self._graft(self.conv1(x), x, 0, patch))), valid)
         second = self._graft(self.conv2(first), first, 1, patch)
-        return x + _mask(functional.relu(self._norm2(second, patch)), valid)
+        return x + _mask(functional.relu(self.second_norm(second, patch)), valid)
 
     def _graft(self, out: Tensor, source: Tensor, conv: int, patch: PatchWeights | None) -> Tensor:
         return out if patch is None else patch.join(out, source, self.block, conv)
 
-    def _norm2(self, x: Tensor, patch: PatchWeights | None) -> Tensor:
+    def second_norm(self, x: Tensor, patch: PatchWeights | None) -> Tensor:
+        """LN2 of x [..., C], the patch's own where it trains one."""
         own = patch.norm(self.block) if patch is not None else None
         weight, bias = own or (self.norm2.weight, self.norm2.bias)
         return functional.layer_norm(x, self.norm2.normalized_shape, weight, bias, self.norm2.eps)

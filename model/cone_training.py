@@ -31,7 +31,7 @@ def user_vectors(backbone: Backbone, tokens: Tensor, patch: PatchWeights | None)
         middle = _conv(x, block.conv1, steps.first, (block.block, 0), patch)
         middle = _masked(functional.relu(block.norm1(middle)), valid, steps.first)
         out = _conv(middle, block.conv2, steps.second, (block.block, 1), patch)
-        out = _masked(functional.relu(_second_norm(block, out, patch)), valid, steps.second)
+        out = _masked(functional.relu(block.second_norm(out, patch)), valid, steps.second)
         x = out + x.index_select(1, torch.from_numpy(steps.residual))
     return x[:, -1]
 
@@ -46,12 +46,6 @@ def _conv(
     weight = conv.weight.permute(0, 2, 1).flatten(1)  # [C, C, k] -> [C, k·C]
     out = functional.linear(gathered.flatten(2), weight, conv.bias)  # [B, M, k·C] -> [B, M, C]
     return out if patch is None else patch.join(out, gathered[:, :, step.centre], *at)
-
-
-def _second_norm(block: ResidualBlock, x: Tensor, patch: PatchWeights | None) -> Tensor:
-    own = None if patch is None else patch.norm(block.block)
-    weight, bias = own or (block.norm2.weight, block.norm2.bias)
-    return functional.layer_norm(x, block.norm2.normalized_shape, weight, bias, block.norm2.eps)
 
 
 def _masked(x: Tensor, valid: Tensor | None, step: ConvPlan) -> Tensor:

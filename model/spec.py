@@ -135,6 +135,11 @@ class PatchGeometry:
         at = conv - (2 - per_block)
         return None if at < 0 else self.blocks.index(block) * per_block + at
 
+    def norm_index(self, block: int, conv: int) -> int | None:
+        """Position in the stacked norms of the trained LayerNorm after ``conv`` of ``block``."""
+        is_trained = self.has_norms and conv == 1 and block in self.blocks
+        return self.blocks.index(block) if is_trained else None
+
     def shapes(self, channels: int) -> dict[str, tuple[int, ...]]:
         """Shapes of the stacked tensors by name (``patch.`` names of a bundle)."""
         p, c, h = self.patched_convs, channels, self.bottleneck

@@ -255,8 +255,9 @@ class DeviceLoop:
         if not rows:
             return
         started = time.monotonic()
-        results = self._score(rows)
+        scores = self._score(rows)
         duration = time.monotonic() - started
+        results = [_row_result(row, score) for row, score in zip(rows, scores, strict=True)]
         self._answer(rows, results, duration)
         self._emit(
             BatchFinished(
@@ -290,23 +291,19 @@ class DeviceLoop:
         return EngineRow(self.store.resident[row.handle], tokens, selection)
 
     def _answer(
-        self, rows: Sequence[QueuedRow], results: Sequence[RowScores | str], duration: float
+        self, rows: Sequence[QueuedRow], results: Sequence[RowResult], duration: float
     ) -> None:
+        """One message to each worker with its rows' results."""
         by_worker: defaultdict[Worker, list[RowResult]] = defaultdict(list)
         for queued, result in zip(rows, results, strict=True):
-            by_worker[queued.worker].append(_row_result(queued, result))
+            by_worker[queued.worker].append(result)
         for worker, answers in by_worker.items():
             self.send(worker, BatchResults(self.table.epoch, duration, answers))
 
     def _refuse(self, rows: Sequence[QueuedRow], code: str, detail: str) -> None:
         if not rows:
             return
-        by_worker: defaultdict[Worker, list[RowResult]] = defaultdict(list)
-        for row in rows:
-            refusal = RowResult(row.request_id, row.number, b"", error=code, detail=detail)
-            by_worker[row.worker].append(refusal)
-        for worker, answers in by_worker.items():
-            self.send(worker, BatchResults(self.table.epoch, 0.0, answers))
+        self._answer(rows, [_refusal(row, code, detail) for row in rows], duration=0.0)
         self._emit(RowsRefused(code, len(rows)))
 
     def _answer_syncs(self) -> None:
@@ -360,14 +357,16 @@ class DeviceLoop:
         )
 
 
+def _refusal(queued: QueuedRow, code: str, detail: str) -> RowResult:
+    return RowResult(queued.request_id, queued.number, b"", error=code, detail=detail)
+
+
 def _row_result(queued: QueuedRow, result: RowScores | str) -> RowResult:
     if isinstance(result, str):
-        return RowResult(queued.request_id, queued.number, b"", error="row_failed", detail=result)
+        return _refusal(queued, "row_failed", result)
     if not np.isfinite(result.values).all():
         detail = "the bundle gives numbers that are not finite for this history"
-        return RowResult(
-            queued.request_id, queued.number, b"", error="result_not_finite", detail=detail
-        )
+        return _refusal(queued, "result_not_finite", detail)
     return RowResult(
         queued.request_id, queued.number, result.values.tobytes(), result.indices.tobytes()
     )

@@ -65,7 +65,7 @@ def _operands(group: Group | None, block: int, conv: int) -> PatchOperands | Non
         return None
     geometry, tensors = group.geometry, group.tensors
     index = geometry.conv_index(block, conv)
-    norm_index = geometry.blocks.index(block) if _trains_norm(geometry, block, conv) else -1
+    norm_index = geometry.norm_index(block, conv)
     if index is None:
         return None
     return PatchOperands(
@@ -76,7 +76,7 @@ def _operands(group: Group | None, block: int, conv: int) -> PatchOperands | Non
         down_bias=tensors["patch.down_bias"],
         up=tensors["patch.up"],
         up_bias=tensors["patch.up_bias"],
-        norm_index=norm_index,
+        norm_index=-1 if norm_index is None else norm_index,
         norm_weight=tensors.get("patch.norm_weight"),
         norm_bias=tensors.get("patch.norm_bias"),
     )
@@ -86,10 +86,6 @@ def _mode(geometry: PatchGeometry) -> int:
     if geometry.insertion != "parallel2":
         return SERIAL
     return PARALLEL_SKIP if geometry.has_inner_skip else PARALLEL
-
-
-def _trains_norm(geometry: PatchGeometry, block: int, conv: int) -> bool:
-    return geometry.has_norms and conv == 1 and block in geometry.blocks
 
 
 def _pack_block(

@@ -10,7 +10,6 @@ from model.backbone import Backbone, DilatedConv, ResidualBlock
 from model.device_plan import DeviceBlock, DeviceConv
 from model.kernels.cpu import Linear, bottleneck_hidden, packed_linear
 from model.lanes import Group
-from model.spec import PatchGeometry
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +75,13 @@ class GemmBlocks:
         """
         y = y.float()
         shape, eps = (self._spec.channels,), self._spec.layer_norm_eps
-        own = [group for group in step.groups if _trains_norm(group.geometry, step)]
-        if sum(group.stop - group.start for group in own) < len(y):
+        indices = [g.geometry.norm_index(step.block, step.conv) for g in step.groups]
+        own = [(g, at) for g, at in zip(step.groups, indices, strict=True) if at is not None]
+        if sum(group.stop - group.start for group, _ in own) < len(y):
             normed = torch.layer_norm(y, shape, conv.norm_weight, conv.norm_bias, eps)
             _rectify(normed, out)
-        for group in own:
-            rows, at = slice(group.start, group.stop), group.geometry.blocks.index(step.block)
+        for group, at in own:
+            rows = slice(group.start, group.stop)
             weight = group.weights("patch.norm_weight", at).unsqueeze(1)  # [b, 1, C]
             bias = group.weights("patch.norm_bias", at).unsqueeze(1)
             normed = torch.layer_norm(y[rows], shape, self._ones, self._zeros, eps)
@@ -130,7 +130,3 @@ def _graft(y: Tensor, source: Tensor, group: Group, step: Step) -> None:
     y[rows].baddbmm_(hidden, up).add_(up_bias.unsqueeze(1))
     if geometry.has_inner_skip:
         y[rows] += read
-
-
-def _trains_norm(geometry: PatchGeometry, step: Step) -> bool:
-    return geometry.has_norms and step.conv == 1 and step.block in geometry.blocks
