@@ -1,6 +1,5 @@
 """A task's users: their histories in tokens beside their answers."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,9 +8,6 @@ import numpy.typing as npt
 from model.data_errors import HistoriesMissing
 from model.histories import UserLabels
 from model.vocabulary import TokenHistories
-
-Answers = Sequence[tuple[str, ...]]
-"""Each user's texts: one label, any number of tags, target items, or one number."""
 
 
 @dataclass(frozen=True, slots=True)

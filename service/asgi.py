@@ -21,9 +21,6 @@ from service.errors import (
 
 Headers = list[tuple[bytes, bytes]]
 
-REQUEST_ID = "request_id"
-"""Key of the request's id in the scope's state."""
-
 MAX_TIMEOUT_MS = 600_000
 
 BODY_TIMEOUT_S = 30.0
