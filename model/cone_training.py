@@ -6,51 +6,92 @@ a patch take 37 ms of processor time instead of 296 (128 rows, 64 channels, one 
 blocks of 1 and 4 and 50 items it is 88 ms instead of 104.
 """
 
+from collections.abc import Iterator
+from functools import cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.backbone import Backbone, DilatedConv, ResidualBlock
-from model.cone import ConvPlan, plan
+from model.backbone import Backbone, DilatedConv, ResidualBlock, pool
+from model.cone import plan
+from model.device_plan import DeviceConv, DevicePlan, to_device
 from model.patch import PatchWeights
-from model.spec import PAD
+from model.spec import PAD, BackboneSpec
 
 
 def user_vectors(backbone: Backbone, tokens: Tensor, patch: PatchWeights | None) -> Tensor:
     """What ``Backbone.user_vectors`` gives, [B, C] of framed tokens [B, T]; differentiable."""
     if not backbone.spec.is_causal:  # a non-causal user vector looks everywhere
         return backbone.user_vectors(tokens, patch)
-    cone = plan(backbone.spec, tokens.shape[1])
+    *_, last = _cone_states(backbone, tokens, patch)
+    return last
+
+
+def user_states(backbone: Backbone, tokens: Tensor) -> Tensor:
+    """User vectors as they would be read below the first block and above each, [B, L + 1, C]."""
+    states = _cone_states if backbone.spec.is_causal else _whole_states
+    return torch.stack(list(states(backbone, tokens, None)), 1)
+
+
+def _whole_states(
+    backbone: Backbone, tokens: Tensor, patch: PatchWeights | None
+) -> Iterator[Tensor]:
+    is_exact = backbone.spec.padding == "exact"
+    x, valid = backbone.embed(tokens, patch), None  # [B, T] -> [B, T, C]
+    if is_exact:
+        valid = (tokens != PAD).unsqueeze(2).to(x.dtype)  # [B, T, 1]
+        x = x * valid
+    yield pool(x, tokens, backbone.spec)
+    for block in backbone.blocks:
+        x = block(x, valid, patch)
+        yield pool(x, tokens, backbone.spec)
+
+
+def _cone_states(
+    backbone: Backbone, tokens: Tensor, patch: PatchWeights | None
+) -> Iterator[Tensor]:
+    """States [B, C] of the last position, below the first block and above each."""
+    entering, cone = _device_plan(backbone.spec, tokens.shape[1], tokens.device)
     is_ragged = backbone.spec.padding == "exact" and bool((tokens == PAD).any())
     valid = (tokens != PAD).unsqueeze(2).float() if is_ragged else None  # [B, T, 1]
-    start = tokens.shape[1] - len(cone.inputs)  # the inputs are the newest positions
-    x = backbone.embed(tokens[:, start:], patch)  # [B, T] -> [B, N, C]
-    x = x if valid is None else x * valid[:, start:]
+    x = backbone.embed(tokens.index_select(1, entering), patch)  # [B, T] -> [B, N, C]
+    x = x if valid is None else x * valid.index_select(1, entering)
+    yield x[:, -1]
     for block, steps in zip(backbone.blocks, cone.blocks, strict=True):
         assert isinstance(block, ResidualBlock)
         middle = _conv(x, block.conv1, steps.first, (block.block, 0), patch)
         middle = _masked(functional.relu(block.norm1(middle)), valid, steps.first)
         out = _conv(middle, block.conv2, steps.second, (block.block, 1), patch)
         out = _masked(functional.relu(block.second_norm(out, patch)), valid, steps.second)
-        x = out + x.index_select(1, torch.from_numpy(steps.residual))
-    return x[:, -1]
+        x = out + x.index_select(1, steps.residual - 1)  # the plan counts a zero row before x
+        yield x[:, -1]
+
+
+@cache
+def _device_plan(
+    spec: BackboneSpec, length: int, device: torch.device
+) -> tuple[Tensor, DevicePlan]:
+    """The positions int64 [N] that enter, oldest first, and the plan above them."""
+    cone = plan(spec, length)
+    entering = torch.from_numpy(length - 1 - cone.inputs).to(device)
+    return entering, to_device(cone, device)
 
 
 def _conv(
-    x: Tensor, conv: DilatedConv, step: ConvPlan, at: tuple[int, int], patch: PatchWeights | None
+    x: Tensor, conv: DilatedConv, step: DeviceConv, at: tuple[int, int], patch: PatchWeights | None
 ) -> Tensor:
     """A patched convolution of x [B, N, C] at the plan's outputs -> [B, M, C]."""
     padded = functional.pad(x, (0, 0, 1, 0))  # entry 0 is the zero row that taps outside read
-    taps = torch.from_numpy(step.taps).flatten()  # [M, k] -> [M·k]
-    gathered = padded.index_select(1, taps).view(len(x), *step.taps.shape, -1)  # [B, M, k, C]
+    gathered = padded.index_select(1, step.taps.flatten())  # [M, k] -> [B, M·k, C]
+    gathered = gathered.view(len(x), *step.taps.shape, -1)  # [B, M, k, C]
     weight = conv.weight.permute(0, 2, 1).flatten(1)  # [C, C, k] -> [C, k·C]
     out = functional.linear(gathered.flatten(2), weight, conv.bias)  # [B, M, k·C] -> [B, M, C]
     return out if patch is None else patch.join(out, gathered[:, :, step.centre], *at)
 
 
-def _masked(x: Tensor, valid: Tensor | None, step: ConvPlan) -> Tensor:
+def _masked(x: Tensor, valid: Tensor | None, step: DeviceConv) -> Tensor:
     """Zero where the row has no item."""
     if valid is None:
         return x
-    positions = torch.from_numpy(valid.shape[1] - 1 - step.outputs)
-    return x * valid.index_select(1, positions)
+    return x * valid.index_select(1, valid.shape[1] - 1 - step.offsets)

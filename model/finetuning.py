@@ -9,11 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.backbone import new_patch
 from model.backbone_folder import LoadedBackbone
+from model.batches import seeded
+from model.encoders import PatchedBackbone
 from model.evaluation import TaskModel, evaluate_prior, evaluate_task
 from model.examples import Examples, join_answers, keep_frequent
 from model.finetuning_run import FinetuneRun
 from model.finetuning_settings import FinetuneSettings
+from model.goals import TaskGoal
 from model.heads import Head
 from model.histories import Histories, UserLabels
 from model.objectives import TASKS
@@ -75,18 +79,20 @@ def finetune(
     task = TASKS[settings.kind]
     outputs = task.outputs(examples, split.train)
     objective = task.objective(outputs, examples)
-    run = FinetuneRun(
-        loaded.backbone, settings.geometry(loaded.backbone), objective, examples, split, settings
-    )
+    generator = seeded(settings.seed, "patch")
+    patch = new_patch(loaded.backbone, settings.geometry(loaded.backbone), generator)
+    goal = TaskGoal(objective, loaded.backbone.spec.channels, generator)
+    encoder = PatchedBackbone(loaded.backbone, patch)
+    run = FinetuneRun(encoder, goal, examples, split, settings.loop())
     run.train(watch)
-    model = TaskModel(loaded.backbone, run.patch.weights(), run.head)
+    model = TaskModel(loaded.backbone, patch.weights(), goal.head)
     baseline = evaluate_prior(objective, split.train, split.test)
     metrics = evaluate_task(model, objective, examples, split.test)
     metrics |= {BASELINE_PREFIX + name: value for name, value in baseline.items()}
     return FinetunedTask(
-        geometry=run.patch.geometry,
-        patch=run.patch.folded(),
-        head=run.head.requires_grad_(False),
+        geometry=patch.geometry,
+        patch=patch.folded(),
+        head=goal.head.requires_grad_(False),
         outputs=outputs,
         metrics=metrics,
         examples=examples,

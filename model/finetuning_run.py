@@ -1,75 +1,69 @@
-"""One task in training: its patch, head and optimiser, and the best of them so far."""
+"""An encoder and a head in training: the loop, its optimiser, and the best weights so far."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from model.backbone import Backbone, new_patch
 from model.batches import bucketed_batches, seeded
-from model.cone_training import user_vectors
 from model.data_errors import SplitEmpty
+from model.encoders import Encoder, TokenRow, UserRows
 from model.examples import Examples
-from model.finetuning_settings import FinetuneSettings
-from model.framing import frame_histories
-from model.heads import Head
-from model.objectives import Objective
+from model.finetuning_settings import LoopSettings
+from model.goals import Goal
 from model.progress import Progress, Watch
-from model.spec import PatchGeometry
 from model.splits import UserSplit
 from model.training_errors import require_finite
-
-TokenRow = npt.NDArray[np.int64]
 
 VALIDATION_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class FinetuneEpoch:
-    """What one pass over the training users cost and brought."""
+    """What one pass over the training users cost and brought; metrics only if they are tracked."""
 
     epoch: int
     train_loss: float
     validation_loss: float
     seconds: float
     sequences_per_second: float
+    validation_metrics: dict[str, float] = field(default_factory=dict)
 
 
 class FinetuneRun:
-    """Trains a patch and a head for one objective; the backbone is only read."""
+    """Trains what an encoder and a goal leave to be trained; all else is only read."""
 
     def __init__(
         self,
-        backbone: Backbone,
-        geometry: PatchGeometry,
-        objective: Objective,
+        encoder: Encoder,
+        goal: Goal,
         examples: Examples,
         split: UserSplit,
-        settings: FinetuneSettings,
+        settings: LoopSettings,
+        *,
+        tracks_metrics: bool = False,
     ) -> None:
         if not len(split.validation) or not len(split.test):
             raise SplitEmpty(
                 "fine-tuning needs users to validate with and to test with.",
                 hint="Give positive --validation-share and --test-share.",
             )
-        generator = seeded(settings.seed, "patch")
-        self.patch = new_patch(backbone, geometry, generator)
-        self.head = Head(objective.head_spec, backbone.spec.channels, generator)
         self.epochs: list[FinetuneEpoch] = []
-        self._backbone = backbone
-        self._objective = objective
+        self._encoder = encoder
+        self._goal = goal
         self._examples = examples
         self._split = split
         self._settings = settings
-        self._trained = nn.ModuleList([self.patch, self.head])
+        self._tracks_metrics = tracks_metrics
+        goal.head.to(encoder.device)
+        self._trained = nn.ModuleList([encoder.trained, goal.head])
         self._best_weights: dict[str, Tensor] = {}
         self._rates = (settings.learning_rate, settings.head_learning_rate)
-        parts = (self.patch.parameters(), self.head.parameters())
+        parts = (encoder.trained.parameters(), goal.head.parameters())
         self._optimizer = torch.optim.Adam([{"params": part} for part in parts], fused=True)
-        objective.prepare(self.head, torch.from_numpy(split.train))
+        goal.prepare(torch.from_numpy(split.train))
 
     @property
     def best_epoch(self) -> int:
@@ -85,7 +79,7 @@ class FinetuneRun:
                 weights = self._trained.state_dict()
                 self._best_weights = {name: t.detach().clone() for name, t in weights.items()}
         self._trained.load_state_dict(self._best_weights)
-        self._objective.finish(self.head)
+        self._goal.finish()
 
     def _should_stop(self) -> bool:
         return len(self.epochs) - 1 - self.best_epoch >= self._settings.patience
@@ -94,28 +88,30 @@ class FinetuneRun:
         started = time.perf_counter()
         train_loss = self._train_epoch(watch)
         seconds = time.perf_counter() - started
+        validation_loss, metrics = self._validate()
         return FinetuneEpoch(
             epoch=len(self.epochs),
             train_loss=train_loss,
-            validation_loss=self._validation_loss(),
+            validation_loss=validation_loss,
             seconds=round(seconds, 3),
             sequences_per_second=round(len(self._split.train) / seconds, 1),
+            validation_metrics=metrics,
         )
 
     def _train_epoch(self, watch: Watch) -> float:
         """One pass over the training users; the mean loss per user."""
         epoch, settings = len(self.epochs), self._settings
         generator = seeded(settings.seed, "finetune", epoch)
-        rows = self._thinned_rows(generator)
+        rows, train = self._thinned_rows(generator), torch.from_numpy(self._split.train)
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         batches = bucketed_batches(lengths, settings.batch_size, generator)
         phase, total, users = f"fine-tune epoch {epoch + 1}/{settings.epochs}", 0.0, 0
         for done, batch in enumerate(batches):
             step = epoch * len(batches) + done
             self._set_rates(step / (settings.epochs * len(batches)))
-            vectors = self._user_vectors([rows[i] for i in batch.tolist()])
-            targets = torch.from_numpy(self._split.train)[batch]
-            loss = self._objective.loss(self.head, vectors, targets, generator)
+            examples = train[batch]
+            vectors = self._encoder.user_vectors(UserRows([rows[i] for i in batch], examples))
+            loss = self._goal.loss(vectors, examples, generator)
             value = require_finite(loss, step, self._optimizer.param_groups[0]["lr"])
             self._optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch's
@@ -135,7 +131,7 @@ class FinetuneRun:
         The share is uniform from 0 to twice the mean, so nearly empty histories are learned too.
         """
         limit = 2 * self._settings.item_dropout
-        newest = [self._examples.rows[i][-self._backbone.spec.max_len :] for i in self._split.train]
+        newest = [self._examples.rows[i][-self._encoder.max_len :] for i in self._split.train]
         if limit == 0:
             return newest
         lengths = torch.tensor([len(row) for row in newest])
@@ -144,19 +140,16 @@ class FinetuneRun:
         is_kept = torch.split(draws >= shares.repeat_interleave(lengths), lengths.tolist())
         return [row[kept.numpy()] for row, kept in zip(newest, is_kept, strict=True)]
 
-    def _user_vectors(self, rows: list[TokenRow]) -> Tensor:
-        tokens = frame_histories(rows, self._backbone.spec)  # [B, T]
-        return user_vectors(self._backbone, tokens, self.patch.weights())
-
     @torch.no_grad()
-    def _validation_loss(self) -> float:
-        """Mean loss per validation user, of whole histories."""
+    def _validate(self) -> tuple[float, dict[str, float]]:
+        """Mean loss per validation user, of whole histories, and metrics if they are tracked."""
         generator = seeded(self._settings.seed, "validate")  # the same negatives in every epoch
         rows = self._split.validation
         ordered = torch.from_numpy(rows[np.argsort(self._examples.lengths[rows], kind="stable")])
-        total = 0.0
+        total, vectors = 0.0, []
         for part in torch.split(ordered, VALIDATION_ROWS):
-            vectors = self._user_vectors([self._examples.rows[i] for i in part.tolist()])
-            loss = self._objective.loss(self.head, vectors, part, generator)
-            total += loss.item() * len(part)
-        return total / len(rows)
+            users = UserRows([self._examples.rows[i] for i in part.tolist()], part)
+            vectors.append(self._encoder.user_vectors(users))
+            total += self._goal.loss(vectors[-1], part, generator).item() * len(part)
+        metrics = self._goal.metrics(torch.cat(vectors), ordered) if self._tracks_metrics else {}
+        return total / len(rows), metrics

@@ -7,6 +7,19 @@ from model.spec import HeadKind, Insertion, PatchGeometry
 
 
 @dataclass(frozen=True, slots=True)
+class LoopSettings:
+    """How a task is trained, whatever it is that learns."""
+
+    epochs: int = 12
+    batch_size: int = 128
+    learning_rate: float = 1e-2
+    head_learning_rate: float = 1e-2
+    item_dropout: float = 0.2
+    seed: int = 0
+    patience: int = 3
+
+
+@dataclass(frozen=True, slots=True)
 class FinetuneSettings:
     """Everything that shapes a fine-tuning run; recorded with its result.
 
@@ -46,4 +59,16 @@ class FinetuneSettings:
             has_inner_skip=self.has_inner_skip,
             has_norms=self.has_norms,
             has_cls=(0 in blocks) if self.has_cls is None else self.has_cls,
+        )
+
+    def loop(self) -> LoopSettings:
+        """The part that says how to train."""
+        return LoopSettings(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            head_learning_rate=self.head_learning_rate,
+            item_dropout=self.item_dropout,
+            seed=self.seed,
+            patience=self.patience,
         )

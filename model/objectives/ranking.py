@@ -42,7 +42,7 @@ class RankingObjective:
 
     def loss(self, head: Head, users: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Softmax over the whole catalog for every (user, target) pair; sampled if it is large."""
-        at, wanted = self._pairs(rows)
+        at, wanted = (pairs.to(users.device) for pairs in self._pairs(rows))
         if not len(at):
             return users.sum() * 0
         if choose_loss("auto", self.head_spec.outputs) == "sampled":

@@ -31,7 +31,7 @@ class TagsObjective:
         start_at(head, self.prior(rows))
 
     def loss(self, head: Head, users: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
-        return KIND.loss(head.logits(users), self.targets[rows])
+        return KIND.loss(head.logits(users), self.targets[rows].to(users.device))
 
     def finish(self, head: Head) -> None:
         """Nothing to fold."""

@@ -37,14 +37,15 @@ class ValueObjective:
         self.mean, self.scale = self.targets[rows].mean(), self.targets[rows].std()
 
     def loss(self, head: Head, users: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
-        return KIND.loss(head.logits(users), (self.targets[rows] - self.mean) / self.scale)
+        wanted = (self.targets[rows] - self.mean) / self.scale
+        return KIND.loss(head.logits(users), wanted.to(users.device))
 
     def finish(self, head: Head) -> None:
         """``scale (u w + b) + mean`` as one linear layer."""
         assert head.bias is not None
         with torch.no_grad():
-            head.weight.mul_(self.scale)
-            head.bias.mul_(self.scale).add_(self.mean)
+            head.weight.mul_(self.scale.item())
+            head.bias.mul_(self.scale.item()).add_(self.mean.item())
 
     def judge(self, logits: Tensor, rows: Tensor) -> Tensor:
         return logits

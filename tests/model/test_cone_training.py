@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from model.backbone import Backbone, new_patch
-from model.cone_training import user_vectors
+from model.cone_training import user_states, user_vectors
 from model.framing import frame_histories
-from model.spec import FIRST_ITEM, BackboneSpec, PatchGeometry
+from model.spec import CLS, FIRST_ITEM, BackboneSpec, PatchGeometry
 
 SPEC = BackboneSpec(item_count=40, channels=6, dilations=(1, 4, 2), max_len=30)
 
@@ -30,6 +30,7 @@ def disturbed(module: torch.nn.Module) -> None:
         replace(SPEC, padding="embedded"),
         replace(SPEC, is_causal=False),
         replace(SPEC, kernel_size=5),
+        replace(SPEC, dilations=(2, 4, 2)),
     ],
 )
 @pytest.mark.parametrize("rows", [HISTORIES, HISTORIES[3:]])
@@ -56,3 +57,16 @@ def test_without_a_patch_the_cone_gives_the_plain_vectors():
     with torch.no_grad():
         plain, quick = backbone.user_vectors(tokens), user_vectors(backbone, tokens, None)
     torch.testing.assert_close(quick, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", [SPEC, replace(SPEC, is_causal=False)])
+def test_the_top_state_is_the_user_vector_and_the_bottom_one_the_embedding_of_cls(spec):
+    backbone = Backbone(spec)
+    disturbed(backbone)
+    tokens = frame_histories(HISTORIES, spec)
+    with torch.no_grad():
+        states, plain = user_states(backbone, tokens), backbone.user_vectors(tokens)
+    cls = backbone.embedding.weight[CLS] * (1 if spec.is_causal else 2)
+    torch.testing.assert_close(states[:, -1], plain, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(states[:, 0], cls.expand(len(states), -1))
+    assert states.shape == (len(HISTORIES), 4, 6)

@@ -1,0 +1,52 @@
+"""What user vectors are trained for: an objective with its head."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from model.heads import Head
+from model.objectives import Objective
+
+
+class Goal(Protocol):
+    """A head, or several, and the loss that trains them with the encoder."""
+
+    @property
+    def head(self) -> nn.Module:
+        """What is trained on top of the user vectors."""
+
+    def prepare(self, rows: Tensor) -> None:
+        """Start where the answers of these training examples say, before the first step."""
+
+    def loss(self, vectors: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Mean loss of user vectors [B, C] against the answers of examples int64 [B]."""
+
+    def metrics(self, vectors: Tensor, rows: Tensor) -> dict[str, float]:
+        """Quality of user vectors [B, C] of examples int64 [B], by metric name."""
+
+    def finish(self) -> None:
+        """Bring the head into the form that is served."""
+
+
+class TaskGoal:
+    """One task."""
+
+    def __init__(
+        self, objective: Objective, channels: int, generator: torch.Generator | None = None
+    ) -> None:
+        self.objective = objective
+        self.head = Head(objective.head_spec, channels, generator)
+
+    def prepare(self, rows: Tensor) -> None:
+        self.objective.prepare(self.head, rows)
+
+    def loss(self, vectors: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
+        return self.objective.loss(self.head, vectors, rows, generator)
+
+    def metrics(self, vectors: Tensor, rows: Tensor) -> dict[str, float]:
+        logits = self.head.logits(vectors).cpu()  # [B, C] -> [B, K]
+        return self.objective.metrics(self.objective.judge(logits, rows), rows)
+
+    def finish(self) -> None:
+        self.objective.finish(self.head)
