@@ -10,16 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from model.backbone import Backbone, pool
+from model.backbone import Backbone
 from model.batches import bucketed_batches, seeded
-from model.cone_training import user_vectors
-from model.contrast import contrastive_loss
 from model.data_errors import SplitEmpty
 from model.heads.ranks import rank_metrics, ranks_of
 from model.histories import Histories
 from model.pretraining_examples import (
-    NO_TARGET,
-    ExampleBatch,
     TokenRow,
     Windows,
     batch_maker,
@@ -33,23 +29,24 @@ from model.pretraining_state import (
     restore_checkpoint,
     save_checkpoint,
 )
+from model.pretraining_step import Moment, Views, predicting, train_step
 from model.progress import Progress, Watch, unwatched
-from model.softmax_loss import (
-    CHUNK_ROWS,
-    SOFTMAX_LOSSES,
-    LossName,
-    OutputLayer,
-    SoftmaxLoss,
-    choose_loss,
-)
+from model.softmax_loss import PRETRAINING_LIMIT, LossName, OutputLayer, choose_loss
 from model.spec import FIRST_ITEM, BackboneSpec
 from model.spectral import spectral_embedding
 from model.splits import split_users
-from model.training_errors import require_finite
+from model.training_kernels.packed_blocks import packed_states
+from model.training_kernels.packing import pack
+from model.training_kernels.products import chunk_rows, product
 from model.vocabulary import Vocabulary, build_vocabulary, tokenize
 
-VALIDATION_WINDOWS = 2_000
+MOST_VALIDATION_WINDOWS = 2_000
 """Validation looks at no more windows than this, so that an epoch's check stays short."""
+
+FEWEST_VALIDATION_WINDOWS = 64
+
+VALIDATION_LOGITS = 2_000_000_000
+"""Nor at more than this many scores of items, unless the fewest windows need them: 10 seconds."""
 
 WARM_UP_SHARE = 0.02
 """Share of all steps in which the learning rate rises from 0, before it falls back to 0."""
@@ -133,6 +130,7 @@ class _Corpus:
     vocabulary: Vocabulary
     train: _Part
     validation: _Part
+    loss: LossName
     facts: Document
 
 
@@ -172,7 +170,9 @@ def _prepare(histories: Histories, settings: PretrainSettings) -> _Corpus:
     known = tokenize(seen, vocabulary)
     train = _Part.of(known.rows, settings.max_len)
     held_out = tokenize(histories.select(split.validation), vocabulary)
-    validation = _Part.of(held_out.rows, settings.max_len, VALIDATION_WINDOWS)
+    most = VALIDATION_LOGITS // (len(vocabulary) * settings.max_len)
+    most = min(MOST_VALIDATION_WINDOWS, max(FEWEST_VALIDATION_WINDOWS, most))
+    validation = _Part.of(held_out.rows, settings.max_len, most)
     if not len(train.windows) or not len(validation.windows):
         raise SplitEmpty(
             f"{len(split.train)} training and {len(split.validation)} validation users give "
@@ -189,7 +189,8 @@ def _prepare(histories: Histories, settings: PretrainSettings) -> _Corpus:
         "unknown_share": known.unknown_share,
         "validation_unknown_share": held_out.unknown_share,
     }
-    return _Corpus(vocabulary, train, validation, facts)
+    loss = choose_loss(settings.loss, len(vocabulary), PRETRAINING_LIMIT)
+    return _Corpus(vocabulary, train, validation, loss, facts)
 
 
 def _new_state(corpus: _Corpus, settings: PretrainSettings) -> PretrainingState:
@@ -228,75 +229,39 @@ def _train_epoch(
     state: PretrainingState, corpus: _Corpus, settings: PretrainSettings, watch: Watch
 ) -> float:
     """One pass over the training windows; the mean item loss per target."""
-    epoch = len(state.epochs)
+    epoch, part, spec = len(state.epochs), corpus.train, state.backbone.spec
     generator = seeded(settings.seed, "pretrain", epoch)
-    loss = SOFTMAX_LOSSES[choose_loss(settings.loss, len(corpus.vocabulary))](generator)
-    step = _Step(state, corpus.train, settings, loss, generator)
-    batches = corpus.train.batches(settings.batch_size, generator)
+    batches = part.batches(settings.batch_size, generator)
     phase, total, targets = f"pretrain epoch {epoch + 1}/{settings.epochs}", 0.0, 0
     for done, indices in enumerate(batches):
-        at = _schedule(settings, epoch * len(batches) + done, settings.epochs * len(batches))
-        loss_value, count = step.run(indices, at)
-        total, targets = total + loss_value * count, targets + count
+        step = epoch * len(batches) + done
+        at = Moment(step, _schedule(settings, step, settings.epochs * len(batches)), generator)
+        batch = batch_maker(spec)(part.take(indices), spec, generator)
+        views = _views(part, indices, settings, generator)
+        loss = train_step(state, batch, views, corpus.loss, at)
+        total, targets = total + loss.items * loss.targets, targets + loss.targets
         watch(Progress(phase, done + 1, len(batches), f"loss {total / targets:.3f}"))
     return total / targets
 
 
-@dataclass(frozen=True, slots=True)
-class _Moment:
-    """A step of the whole run, from 0, and its learning rate."""
-
-    step: int
-    learning_rate: float
-
-
-def _schedule(settings: PretrainSettings, step: int, steps: int) -> _Moment:
-    """A short linear rise, then a linear fall to 0 at the end."""
+def _schedule(settings: PretrainSettings, step: int, steps: int) -> float:
+    """The learning rate: a short linear rise, then a linear fall to 0 at the end."""
     warm_up = max(1, round(steps * WARM_UP_SHARE))
     rising = (step + 1) / warm_up
     falling = (steps - step) / max(1, steps - warm_up)
-    return _Moment(step, settings.learning_rate * min(1.0, rising, falling))
+    return settings.learning_rate * min(1.0, rising, falling)
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """What every step of an epoch needs."""
-
-    state: PretrainingState
-    part: _Part
-    settings: PretrainSettings
-    loss: SoftmaxLoss
-    generator: torch.Generator
-
-    def run(self, indices: Tensor, at: _Moment) -> tuple[float, int]:
-        """One step of Adam on some windows; the mean item loss and the number of targets."""
-        spec, output = self.state.backbone.spec, self.state.output
-        batch = batch_maker(spec)(self.part.take(indices), spec, self.generator)
-        states = self.state.backbone.hidden(batch.tokens)  # [B, T, C]
-        hidden, targets = _predicting(states, batch)
-        items_loss = self.loss(hidden, output.weight, output.bias, targets)
-        value = require_finite(items_loss, at.step, at.learning_rate)
-        total = items_loss
-        if self.settings.contrast_weight > 0:
-            users = pool(states, batch.tokens, spec)  # [B, T, C] -> [B, C]
-            total = items_loss + self.settings.contrast_weight * self._contrast(users, indices)
-            require_finite(total, at.step, at.learning_rate)
-        self.state.optimize(total, at.learning_rate)
-        return value, len(targets)
-
-    def _contrast(self, first: Tensor, indices: Tensor) -> Tensor:
-        """Contrastive loss of the windows' user vectors [B, C] and those of second views."""
-        users = torch.from_numpy(self.part.windows[indices, 0])  # [B]
-        rows = [self.part.rows[user] for user in users.tolist()]
-        views = second_views(rows, self.state.backbone.spec, self.generator)
-        second = user_vectors(self.state.backbone, views, None)  # [B, C]
-        return contrastive_loss(first, second, users)
-
-
-def _predicting(states: Tensor, batch: ExampleBatch) -> tuple[Tensor, Tensor]:
-    """Hidden states [M, C] of the positions that predict something, and their targets [M]."""
-    has_target = batch.targets != NO_TARGET  # [B, T]
-    return states[has_target], batch.targets[has_target]  # [B, T, C] -> [M, C]
+def _views(
+    part: _Part, indices: Tensor, settings: PretrainSettings, generator: torch.Generator
+) -> Views | None:
+    """Second views of the windows' users, if the contrastive loss is wanted."""
+    if settings.contrast_weight == 0:
+        return None
+    users = torch.from_numpy(part.windows[indices, 0])  # [B]
+    rows = [part.rows[user] for user in users.tolist()]
+    spec = settings.backbone_spec(1)
+    return Views(second_views(rows, spec, generator), users, settings.contrast_weight)
 
 
 @torch.no_grad()
@@ -309,10 +274,13 @@ def _validate(
     losses, ranks = [], []
     for indices in corpus.validation.batches(settings.batch_size, generator):
         batch = batch_maker(spec)(corpus.validation.take(indices), spec, generator)
-        hidden, targets = _predicting(state.backbone.hidden(batch.tokens), batch)
-        chunks = (torch.split(x, CHUNK_ROWS) for x in (hidden, targets))
+        packing = pack(batch.tokens, spec)
+        embedded = state.backbone.embedding(batch.tokens.flatten()[packing.places])  # [N, C]
+        states = packed_states(state.backbone, embedded, packing)  # [1 + N, C]
+        rows = chunk_rows(len(output.bias))
+        chunks = (torch.split(x, rows) for x in predicting(states, batch, packing))
         for part, wanted in zip(*chunks, strict=True):
-            logits = torch.addmm(output.bias, part, output.weight.t())  # [M, C] -> [M, K]
+            logits = product(part, output.weight, output.bias)  # [M, C] -> [M, K]
             losses.append(cross_entropy(logits, wanted, reduction="none"))
             ranks.append(ranks_of(logits, wanted))
     return torch.cat(losses).mean().item(), rank_metrics(torch.cat(ranks), 5)
@@ -322,7 +290,7 @@ def _record(state: PretrainingState, corpus: _Corpus, settings: PretrainSettings
     return {
         "settings": _plain(settings),
         "data": corpus.facts,
-        "loss": choose_loss(settings.loss, len(corpus.vocabulary)),
+        "loss": corpus.loss,
         "best_epoch": state.best_epoch,
         "epochs": [asdict(epoch) for epoch in state.epochs],
         "seconds": round(sum(epoch.seconds for epoch in state.epochs), 3),

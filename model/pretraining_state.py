@@ -1,6 +1,7 @@
 """Everything that changes while a backbone is pretrained, and its checkpoint on disk."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from model.backbone import Backbone
+from model.lazy_rows import LazyRows
 from model.softmax_loss import OutputLayer
 from model.tensorfile import read_tensors, write_tensors
 from model.training_errors import CheckpointMismatch
@@ -50,12 +52,14 @@ class PretrainingState(nn.Module):
         losses = [record.validation_loss for record in self.epochs]
         return losses.index(min(losses)) if losses else -1
 
-    def optimize(self, loss: Tensor, rate: float) -> None:
-        """One step of Adam with this learning rate."""
+    def optimize(self, loss: Tensor, rate: float, tables: Sequence[LazyRows]) -> None:
+        """One step of Adam with this learning rate on what has gradients, and on tables' rows."""
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch's
         self.optimizer.step()
+        for rows in tables:
+            rows.update(self.optimizer)
 
     def finish_epoch(self, record: EpochRecord) -> None:
         """Add an epoch; keep its weights if it is the best one."""

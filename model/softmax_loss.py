@@ -1,26 +1,34 @@
 """Cross-entropy over very many items: exact in chunks, or against sampled negatives."""
 
-import math
-from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
-from torch.nn import functional
+
+from model.sampled_softmax import draw_log_uniform, sampled_softmax_loss
+from model.training_kernels.products import chunk_rows, product
+
+__all__ = [
+    "FULL_SOFTMAX_LIMIT",
+    "PRETRAINING_LIMIT",
+    "LossName",
+    "OutputLayer",
+    "choose_loss",
+    "draw_log_uniform",
+    "full_softmax_loss",
+    "sampled_softmax_loss",
+]
 
 LossName = Literal["full", "sampled"]
 
-CHUNK_ROWS = 512
-"""Rows whose logits are in memory at once: 2.8 times faster than all (6.5k rows, 3.7k items)."""
-
-NEGATIVES = 512
-"""Negatives drawn per step and shared by its rows."""
-
 FULL_SOFTMAX_LIMIT = 20_000
-"""Up to so many items the exact loss is the default."""
+"""Up to so many items the exact loss is the default, where each user predicts a few times."""
+
+PRETRAINING_LIMIT = 5_000
+"""The same in pretraining, where every position predicts: at 10,000 items the exact loss costs
+three times as much as the whole network, the sampled one half of it."""
 
 
 class OutputLayer(nn.Module):
@@ -44,13 +52,14 @@ class _ChunkedCrossEntropy(Function):
         ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor
     ) -> Tensor:
         grads = torch.empty_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
+        turned = weight.t().contiguous()  # [K, C] -> [C, K]
         losses = []
-        for start in range(0, len(hidden), CHUNK_ROWS):
-            part = slice(start, start + CHUNK_ROWS)
-            loss, slope = _loss_and_slope(hidden[part], weight, bias, targets[part])
-            slope /= len(hidden)
-            torch.mm(slope, weight, out=grads[0][part])  # [M, K] @ [K, C] -> [M, C]
-            grads[1].addmm_(slope.t(), hidden[part])  # [K, M] @ [M, C] -> [K, C]
+        for start in range(0, len(hidden), chunk_rows(len(weight))):
+            part = slice(start, start + chunk_rows(len(weight)))
+            logits = product(hidden[part], weight, bias)  # [M, C] -> [M, K]
+            loss, slope = _loss_and_slope(logits, targets[part], len(hidden))
+            grads[0][part] = product(slope, turned)  # [M, K] @ [K, C] -> [M, C]
+            grads[1].add_(product(slope.t(), hidden[part].t()))  # [K, M] @ [M, C] -> [K, C]
             grads[2].add_(slope.sum(0))
             losses.append(loss.sum())
         ctx.save_for_backward(*grads)
@@ -61,19 +70,16 @@ class _ChunkedCrossEntropy(Function):
         return (*(grad * scale for grad in ctx.saved_tensors), None)  # type: ignore[attr-defined]  # set by torch
 
 
-def _loss_and_slope(
-    hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Losses [M] and their derivatives by the logits [M, K]."""
-    logits = torch.addmm(bias, hidden, weight.t())  # [M, C] @ [C, K] -> [M, K]
+def _loss_and_slope(logits: Tensor, targets: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Losses [M, 1] of logits [M, K], and their slopes / count [M, K] in the logits' place."""
     own = targets.unsqueeze(1)  # [M] -> [M, 1]
     top = logits.amax(1, keepdim=True)
     right = logits.gather(1, own)
     exps = logits.sub_(top).exp_()
     total = exps.sum(1, keepdim=True)
     loss = total.log() + top - right
-    slope = exps.div_(total)
-    slope.scatter_add_(1, own, -torch.ones_like(total))
+    slope = exps.mul_(1 / (total * count))
+    slope.scatter_add_(1, own, torch.full_like(total, -1 / count))
     return loss, slope
 
 
@@ -85,47 +91,10 @@ def full_softmax_loss(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Ten
     return loss
 
 
-def sampled_softmax_loss(
-    hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, generator: torch.Generator
-) -> Tensor:
-    """The same against log-uniformly drawn negatives, corrected by their probability.
-
-    Rows of weight must be ordered by descending frequency. A negative that is a row's own target
-    is ignored (Jean et al., ACL 2015, section 3).
-    """
-    drawn = draw_log_uniform(len(weight), NEGATIVES, generator)  # [S]
-    negative = functional.linear(hidden, weight[drawn], bias[drawn])  # [M, C] -> [M, S]
-    negative = negative - _log_expected(drawn, len(weight))
-    negative = negative.masked_fill(drawn == targets.unsqueeze(1), float("-inf"))
-    positive = (hidden * weight[targets]).sum(1) + bias[targets]  # [M, C] -> [M]
-    positive = positive - _log_expected(targets, len(weight))
-    logits = torch.cat([positive.unsqueeze(1), negative], 1)  # [M, 1 + S]
-    return functional.cross_entropy(logits, torch.zeros_like(targets))
-
-
-def draw_log_uniform(items: int, count: int, generator: torch.Generator) -> Tensor:
-    """Item indices int64 [count], with P(k) = log((k + 2) / (k + 1)) / log(items + 1)."""
-    uniform = torch.rand(count, generator=generator, dtype=torch.float64)
-    return ((uniform * math.log(items + 1)).exp().long() - 1).clamp_(0, items - 1)
-
-
-def _log_expected(indices: Tensor, items: int) -> Tensor:
-    """Log of how often each index is expected among the negatives."""
-    share = torch.log1p(1 / (indices.float() + 1)) / math.log(items + 1)
-    return torch.log(share * NEGATIVES)
-
-
-SoftmaxLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""Mean loss of hidden [M, C], weight [K, C], bias [K] and targets int64 [M]."""
-
-SOFTMAX_LOSSES: dict[LossName, Callable[[torch.Generator], SoftmaxLoss]] = {
-    "full": lambda generator: full_softmax_loss,
-    "sampled": lambda generator: partial(sampled_softmax_loss, generator=generator),
-}
-
-
-def choose_loss(name: LossName | Literal["auto"], items: int) -> LossName:
-    """The named loss; ``auto`` is exact up to ``FULL_SOFTMAX_LIMIT`` items."""
+def choose_loss(
+    name: LossName | Literal["auto"], items: int, limit: int = FULL_SOFTMAX_LIMIT
+) -> LossName:
+    """The named loss; ``auto`` is exact up to ``limit`` items."""
     if name != "auto":
         return name
-    return "full" if items <= FULL_SOFTMAX_LIMIT else "sampled"
+    return "full" if items <= limit else "sampled"

@@ -5,20 +5,21 @@ import torch
 from torch.nn import functional
 
 from model.batches import seeded
+from model.sampled_softmax import draw_negatives
 from model.softmax_loss import (
-    CHUNK_ROWS,
     FULL_SOFTMAX_LIMIT,
     choose_loss,
     draw_log_uniform,
     full_softmax_loss,
     sampled_softmax_loss,
 )
+from model.training_kernels.products import chunk_rows
 
 
 @pytest.fixture
 def problem():
     generator = torch.Generator().manual_seed(0)
-    rows, items, channels = CHUNK_ROWS + 7, 50, 6
+    rows, items, channels = chunk_rows(50) + 7, 50, 6
     hidden = torch.randn(rows, channels, generator=generator, requires_grad=True)
     weight = torch.randn(items, channels, generator=generator, requires_grad=True)
     bias = torch.randn(items, generator=generator, requires_grad=True)
@@ -60,3 +61,35 @@ def test_the_exact_loss_is_chosen_for_small_catalogs_and_by_name():
     assert choose_loss("auto", FULL_SOFTMAX_LIMIT) == "full"
     assert choose_loss("auto", FULL_SOFTMAX_LIMIT + 1) == "sampled"
     assert choose_loss("full", FULL_SOFTMAX_LIMIT + 1) == "full"
+
+
+def test_the_sampled_gradient_is_that_of_the_exact_loss_on_average(problem):
+    hidden, weight, bias, targets = problem
+    weight = (0.3 * torch.randn(9000, 6, generator=seeded(1))).requires_grad_(True)
+    bias = torch.zeros(9000)
+    exact = full_softmax_loss(hidden, weight, bias, targets)
+    losses = [sampled_softmax_loss(hidden, weight, bias, targets, seeded(i)) for i in range(20)]
+    mean = torch.stack(losses).mean()
+    assert abs(mean - exact) < 0.01 * exact
+    (expected,) = torch.autograd.grad(exact, hidden)
+    (found,) = torch.autograd.grad(mean, hidden)
+    assert (found - expected).norm() < 0.05 * expected.norm()
+
+
+def test_every_negative_drawn_is_there_once_and_a_row_never_meets_its_own_target(problem):
+    _, _, _, targets = problem
+    draw = draw_negatives(targets, 50, seeded(0))
+    negatives = draw.items[draw.negatives]
+    assert len(negatives.unique()) == len(negatives)
+    assert torch.equal(draw.items[draw.own], targets)
+    is_hit = draw.hits < len(negatives)
+    assert torch.equal(negatives[draw.hits[is_hit]], targets[is_hit])
+    assert not torch.isin(targets[~is_hit], negatives).any()
+
+
+def test_with_every_item_drawn_the_sampled_loss_is_the_exact_one(problem):
+    hidden, weight, bias, targets = problem
+    sampled = sampled_softmax_loss(hidden, weight[:5], bias[:5], targets % 5, seeded(0))
+    torch.testing.assert_close(
+        sampled, full_softmax_loss(hidden, weight[:5], bias[:5], targets % 5)
+    )

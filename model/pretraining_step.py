@@ -1,0 +1,107 @@
+"""One step of pretraining: rows without padding through the network, their loss, Adam."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from model.contrast import contrastive_loss
+from model.lazy_rows import LazyRows
+from model.pretraining_examples import NO_TARGET, ExampleBatch
+from model.pretraining_state import PretrainingState
+from model.sampled_softmax import draw_negatives, sampled_softmax
+from model.softmax_loss import LossName, full_softmax_loss
+from model.spec import PAD, BackboneSpec
+from model.training_errors import require_finite
+from model.training_kernels.packed_blocks import packed_states
+from model.training_kernels.packing import ZERO_ROW, Packing, pack
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """A second view of each of a batch's users, for the contrastive loss.
+
+    Framed tokens int64 [B, T], the users int64 [B] they belong to, and the loss's weight.
+    """
+
+    tokens: Tensor
+    users: Tensor
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A step of the whole run, from 0, its learning rate and where it draws from."""
+
+    step: int
+    learning_rate: float
+    generator: torch.Generator
+
+
+@dataclass(frozen=True, slots=True)
+class StepLoss:
+    """The mean item loss of a step, and the number of targets behind it."""
+
+    items: float
+    targets: int
+
+
+def train_step(
+    state: PretrainingState,
+    batch: ExampleBatch,
+    views: Views | None,
+    loss: LossName,
+    at: Moment,
+) -> StepLoss:
+    """One step of Adam; with the sampled loss only rows of items that were read change."""
+    batch = batch if views is None else _stacked(batch, views.tokens)
+    packing = pack(batch.tokens, state.backbone.spec)
+    tokens = batch.tokens.flatten()[packing.places]  # [B, T] -> [N]
+    tables: list[LazyRows] = []
+    if loss == "sampled":
+        own, embedded = LazyRows.of_tokens(state.backbone.embedding.weight, tokens)
+        tables.append(own)
+    else:
+        embedded = state.backbone.embedding(tokens)  # [N] -> [N, C]
+    states = packed_states(state.backbone, embedded, packing)  # [1 + N, C]
+    hidden, targets = predicting(states, batch, packing)
+    if loss == "sampled":
+        draw = draw_negatives(targets, len(state.output.bias), at.generator)
+        scores = [LazyRows(table, draw.items) for table in (state.output.weight, state.output.bias)]
+        tables += scores
+        items_loss = sampled_softmax(hidden, scores[0].weight, scores[1].weight, draw)
+    else:
+        items_loss = full_softmax_loss(hidden, state.output.weight, state.output.bias, targets)
+    value = require_finite(items_loss, at.step, at.learning_rate)
+    total = items_loss
+    if views is not None:
+        users = packed_users(states, packing, state.backbone.spec)  # [2B, C]
+        first, second = torch.split(users, len(views.users))
+        total = items_loss + views.weight * contrastive_loss(first, second, views.users)
+        require_finite(total, at.step, at.learning_rate)
+    state.optimize(total, at.learning_rate, tables)
+    return StepLoss(value, len(targets))
+
+
+def predicting(states: Tensor, batch: ExampleBatch, packing: Packing) -> tuple[Tensor, Tensor]:
+    """Of packed states [1 + N, C], those [M, C] that predict something, and their targets [M]."""
+    targets = batch.targets.flatten()[packing.places]  # [B, T] -> [N]
+    at = (targets != NO_TARGET).nonzero().squeeze(1)  # [M]
+    return states[ZERO_ROW + at], targets[at]
+
+
+def packed_users(states: Tensor, packing: Packing, spec: BackboneSpec) -> Tensor:
+    """User vectors [B, C] of packed states [1 + N, C], as ``model.backbone.pool`` reads them."""
+    last = states[packing.last]
+    return last if spec.is_causal else last + states[packing.first]
+
+
+def _stacked(batch: ExampleBatch, views: Tensor) -> ExampleBatch:
+    """The views as further rows that predict nothing: tokens and targets [2B, T]."""
+    width = max(batch.tokens.shape[1], views.shape[1])
+    tokens = [functional.pad(t, (width - t.shape[1], 0), value=PAD) for t in (batch.tokens, views)]
+    targets = functional.pad(
+        batch.targets, (width - batch.targets.shape[1], 0, 0, len(views)), value=NO_TARGET
+    )
+    return ExampleBatch(torch.cat(tokens), targets)

@@ -1,0 +1,1 @@
+"""Training's arithmetic: products with gradients at oneDNN's rate, rows without padding."""

@@ -1,0 +1,63 @@
+"""Matrix products with gradients, at the rate that the processor can reach.
+
+PyTorch's float32 products (MKL) run at 90 to 110 GFLOP/s on a Zen 5 core, oneDNN's at 200 to 250,
+forward and backward alike: 3.2k rows of 192 and 64 columns take 0.33 ms instead of 0.73, and the
+gradient of the weight, a product over the rows, 0.41 ms instead of 0.76.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
+from torch.nn import functional
+
+HAS_ONEDNN = bool(torch.backends.mkldnn.is_available()) and hasattr(  # type: ignore[no-untyped-call]  # torch's
+    torch.ops.mkldnn, "_linear_pointwise"
+)
+
+CHUNK_BYTES = 2 << 20
+"""Of logits: 10,000 items and 3.2k rows take 118 ms, against 170 in chunks of 20 MB."""
+
+FEWEST_ROWS = 16
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x W^T + b`` of x [M, K], weight [O, K] and bias [O] -> [M, O]; not differentiable.
+
+    Both may be transposed views; all are of one dtype.
+    """
+    if HAS_ONEDNN and x.device.type == "cpu":
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return out
+    return functional.linear(x, weight, bias)
+
+
+class _Linear(Function):
+    """``x W^T + b`` with gradients for what needs them."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, slope: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors  # type: ignore[attr-defined]  # set by torch
+        wants = ctx.needs_input_grad  # type: ignore[attr-defined]  # set by torch
+        return (
+            product(slope, weight.t()) if wants[0] else None,  # [M, O] @ [O, K] -> [M, K]
+            product(slope.t(), x.t()) if wants[1] else None,  # [O, M] @ [M, K] -> [O, K]
+            slope.sum(0) if wants[2] else None,
+        )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x W^T + b`` of x [..., K], weight [O, K] and bias [O] -> [..., O]; differentiable."""
+    flat = x.reshape(-1, x.shape[-1])  # [..., K] -> [M, K]
+    out: Tensor = _Linear.apply(flat, weight, bias)  # type: ignore[no-untyped-call]  # torch's
+    return out.view(*x.shape[:-1], len(weight))
+
+
+def chunk_rows(columns: int) -> int:
+    """Rows of float32 logits to make at once, so that they are still in the cache when read."""
+    return max(FEWEST_ROWS, CHUNK_BYTES // (4 * columns))
