@@ -41,9 +41,9 @@ def read_histories(source: InteractionSource) -> Histories:
     """Every user's items in order; events of equal order keep the order of the files."""
     ordering = [] if source.order_column is None else [source.order_column]
     parts = read_parts(source.table, [source.user_column, source.item_column, *ordering])
-    users, user_of_event = _encode(text_column(parts, source.user_column))
-    items, code_of_event = _encode(text_column(parts, source.item_column))
-    order = [] if source.order_column is None else [_order_values(parts, source.order_column)]
+    users, user_of_event = encode(text_column(parts, source.user_column))
+    items, code_of_event = encode(text_column(parts, source.item_column))
+    order = [] if source.order_column is None else [order_values(parts, source.order_column)]
     by_user = np.lexsort((*order, user_of_event))  # stable; the last key is the first criterion
     offsets = np.concatenate([[0], np.cumsum(np.bincount(user_of_event, minlength=len(users)))])
     return Histories(users, items, code_of_event[by_user], offsets)
@@ -135,13 +135,13 @@ def _is_finite_number(text: str) -> bool:
         return False
 
 
-def _encode(values: pa.ChunkedArray) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
+def encode(values: pa.ChunkedArray) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
     """Distinct values by first appearance, and each row's index among them."""
     encoded = values.combine_chunks().dictionary_encode()
     return tuple(encoded.dictionary.to_pylist()), encoded.indices.to_numpy().astype(np.int64)
 
 
-def _order_values(parts: Sequence[TablePart], column: str) -> npt.NDArray[np.int64 | np.float64]:
+def order_values(parts: Sequence[TablePart], column: str) -> npt.NDArray[np.int64 | np.float64]:
     """Sortable numbers of an order column; numbers and timestamps do not mix."""
     arrays = [_part_order(part, column) for part in parts if part.table.num_rows]
     kinds = {"time" if pa.types.is_timestamp(array.type) else "number" for array in arrays}

@@ -52,7 +52,7 @@ class Encoder(Protocol):
         """User vectors [B, C]; differentiable with respect to what is trained."""
 
 
-class _OnBackbone:
+class OnBackbone:
     """What encoders that read through a backbone share."""
 
     def __init__(self, backbone: Backbone) -> None:
@@ -75,7 +75,7 @@ class _OnBackbone:
         return frame_histories(users.rows, self.backbone.spec).to(self.device)
 
 
-class PatchedBackbone(_OnBackbone):
+class PatchedBackbone(OnBackbone):
     """A frozen backbone with a patch in it: PeterRec."""
 
     def __init__(self, backbone: Backbone, patch: Patch) -> None:
@@ -90,7 +90,7 @@ class PatchedBackbone(_OnBackbone):
         return user_vectors(self.backbone, self.tokens(users), self.patch.weights())
 
 
-class FrozenBackbone(_OnBackbone):
+class FrozenBackbone(OnBackbone):
     """The backbone as it is: only a head learns (FineCLS)."""
 
     def __init__(self, backbone: Backbone) -> None:
@@ -102,7 +102,7 @@ class FrozenBackbone(_OnBackbone):
         return user_vectors(self.backbone, self.tokens(users), None)
 
 
-class TunedBackbone(_OnBackbone):
+class TunedBackbone(OnBackbone):
     """A copy of the backbone whose top blocks learn (FineLast), or all of it (FineAll)."""
 
     def __init__(self, backbone: Backbone, top_blocks: int | None = None) -> None:

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from model.heads import Head
 from model.objectives import Objective
 
+JUDGED_ROWS = 256
+"""Users whose logits are in memory at once."""
+
 
 class Goal(Protocol):
     """A head, or several, and the loss that trains them with the encoder."""
@@ -45,8 +48,9 @@ class TaskGoal:
         return self.objective.loss(self.head, vectors, rows, generator)
 
     def metrics(self, vectors: Tensor, rows: Tensor) -> dict[str, float]:
-        logits = self.head.logits(vectors).cpu()  # [B, C] -> [B, K]
-        return self.objective.metrics(self.objective.judge(logits, rows), rows)
+        parts = zip(torch.split(vectors, JUDGED_ROWS), torch.split(rows, JUDGED_ROWS), strict=True)
+        judged = [self.objective.judge(self.head.logits(u).cpu(), part) for u, part in parts]
+        return self.objective.metrics(torch.cat(judged), rows)
 
     def finish(self) -> None:
         self.objective.finish(self.head)

@@ -1,9 +1,10 @@
-"""Npz archives, read with errors that say what is wrong. Nothing is ever unpickled."""
+"""Npz archives, written, and read with errors that say what is wrong. Nothing is ever unpickled."""
 
 import struct
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -41,3 +42,9 @@ def read_npz(path: Path) -> dict[str, NumpyArray]:
                 return {name: archive[name] for name in archive.files}
     except DAMAGE as error:
         raise TensorFileInvalid(f"{path} is no readable npz file: {error}.") from error
+
+
+def write_npz(path: Path, arrays: Mapping[str, NumpyArray]) -> None:
+    """A compressed archive; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # numpy's stub is too narrow

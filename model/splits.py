@@ -30,7 +30,7 @@ def split_users(
     keeps (but for the cut's own shift) the same part in every task. A part is empty only if its
     share is 0; a positive share of too few users is refused.
     """
-    ranked = np.argsort([_rank(user, seed) for user in users], kind="stable")
+    ranked = np.argsort([rank_of(user, seed) for user in users], kind="stable")
     validation = _size(len(users), validation_share)
     test = _size(len(users), test_share)
     if len(users) - validation - test < 1:
@@ -51,6 +51,7 @@ def _size(users: int, share: float) -> int:
     return max(1, round(users * share)) if share > 0 else 0
 
 
-def _rank(user: str, seed: int) -> int:
+def rank_of(user: str, seed: int) -> int:
+    """A number that depends on the user's id and the seed alone."""
     digest = hashlib.blake2b(user.encode(), key=str(seed).encode(), digest_size=7).digest()
     return int.from_bytes(digest)

@@ -1,0 +1,114 @@
+"""A comparison's document as Markdown tables."""
+
+from typing import Any
+
+Document = dict[str, Any]  # Any: a JSON document
+
+SHOWN = {
+    "classification": ("accuracy", "macro_f1", "auc"),
+    "ranking": (
+        "mrr@5",
+        "hr@5",
+        "ndcg@5",
+        "mrr@20",
+        "hr@20",
+        "ndcg@20",
+        "sampled_mrr@5",
+        "sampled_hr@5",
+    ),
+}
+
+TITLES = {
+    "macro_f1": "macro-F1",
+    "auc": "AUC",
+    "sampled_mrr@5": "MRR@5 of 100 *(sampled)*",
+    "sampled_hr@5": "HR@5 of 100 *(sampled)*",
+}
+
+
+def markdown_of(document: Document) -> str:
+    """One section for each task, then what made the numbers."""
+    sections = [_section(table, document) for table in document["tables"]]
+    return "\n".join(["# Comparison", "", *sections, _footer(document), ""])
+
+
+def header_of(table: Document) -> list[str]:
+    """Column titles of one task's table."""
+    names = _metric_names(table)
+    titles = [TITLES.get(name, name.upper() if "@" in name else name) for name in names]
+    return ["method", *titles, "trained", "share", "head", "lr", "seconds"]
+
+
+def cells_of(table: Document, row: Document) -> list[str]:
+    """One line of it."""
+    metrics = [_value(row["metrics"].get(name)) for name in _metric_names(table)]
+    if "trained_parameters" not in row:
+        return [_name(row), *metrics, "", "", "", "", ""]
+    rate = row["rates"]["encoder"] or row["rates"]["head"]
+    edge = "!" if row["is_rate_at_edge"] else ""
+    return [
+        _name(row),
+        *metrics,
+        f"{row['trained_parameters']:,}",
+        f"{row['share']:.2%}",
+        f"{row['head_parameters']:,}",
+        f"{rate:g}{edge}",
+        f"{row['seconds']:.1f}",
+    ]
+
+
+def _section(table: Document, document: Document) -> str:
+    header = header_of(table)
+    users = table["rows"][0]["users"] if table["rows"] else {}
+    facts = document["corpora"][table["corpus"]]
+    said = [f"Input: {facts['input']}."] if "input" in facts else []
+    said += [f"Targets: {facts['targets']}."] if "targets" in facts else []
+    counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in users.items())
+    lines = [
+        f"## {table['corpus']}: {table['task']}",
+        "",
+        " ".join([*said, f"Users: {counts}."]),
+        "",
+        "| " + " | ".join(header) + " |",
+        "|---" * len(header) + "|",
+        *("| " + " | ".join(cells_of(table, row)) + " |" for row in table["rows"]),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _footer(document: Document) -> str:
+    digests = "; ".join(f"{n} {c['digest'][:16]}" for n, c in document["corpora"].items())
+    settings = document["settings"]
+    software = ", ".join(f"{name} {version}" for name, version in document["software"].items())
+    lines = [
+        f"Test users; mean ± standard deviation over {settings['seeds']} seeds (initialisation and "
+        "order of batches; the split is one). Each method's learning rate is the best of "
+        f"{settings['rate_trials']} on validation users with the first seed; `!` marks one at the "
+        "edge of those tried. `trained` counts parameters below the head, `share` those of the "
+        "whole backbone. Metrics marked *sampled* rank a target among 99 random items and are not "
+        "comparable with the others, which rank it among all.",
+        "",
+        f"Data: {digests}. Pretrained on {settings['pretrain_on']} users. {software}; "
+        f"{document['device']}.",
+    ]
+    if document["unfinished"]:
+        lines += ["", f"**{document['unfinished']} runs are missing**; repeat the command."]
+    return "\n".join(lines)
+
+
+def _metric_names(table: Document) -> list[str]:
+    found = {name for row in table["rows"] for name in row["metrics"]}
+    return [name for name in SHOWN[table["kind"]] if name in found]
+
+
+def _name(row: Document) -> str:
+    return "no history (prior)" if row["family"] == "prior" else str(row["method"])
+
+
+def _value(spread: Document | None) -> str:
+    if spread is None:
+        return ""
+    if spread["std"] is None:
+        return f"{spread['mean']:.4f}"
+    return f"{spread['mean']:.4f} ± {spread['std']:.4f}"

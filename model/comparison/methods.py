@@ -1,0 +1,222 @@
+"""The methods that are compared: what each trains, from where it starts, at which rates."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, Literal
+
+import torch
+
+from model.backbone import Backbone, new_patch
+from model.comparison.errors import MethodUnknown
+from model.comparison.settings import NONCAUSAL, Axes, Depth
+from model.encoders import Encoder, FrozenBackbone, PatchedBackbone, TunedBackbone
+from model.side_patch import SidePatchedBackbone
+from model.spec import BackboneSpec, Insertion, PatchGeometry
+from model.two_tower import TwoTower
+
+Document = dict[str, Any]  # Any: a JSON document
+
+Start = Literal["pretrained", "random"]
+
+PEER_OF_ALL = "fineall"
+"""The method whose trained parameters are the whole."""
+
+PRIOR = "prior"
+"""The best answer that ignores the history: majority class, most popular items."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Learning rates of the encoder's trained part and of the head."""
+
+    encoder: float
+    head: float
+
+
+PATCH_RATES = (
+    Rates(1e-2, 1e-2),
+    Rates(3e-3, 1e-2),
+    Rates(3e-2, 1e-2),
+    Rates(1e-3, 3e-3),
+    Rates(1e-1, 1e-2),
+)
+WHOLE_RATES = (
+    Rates(1e-3, 1e-2),
+    Rates(3e-4, 1e-2),
+    Rates(3e-3, 1e-2),
+    Rates(1e-4, 1e-2),
+    Rates(1e-2, 1e-2),
+)
+LAST_RATES = (
+    Rates(3e-3, 1e-2),
+    Rates(1e-3, 1e-2),
+    Rates(1e-2, 1e-2),
+    Rates(3e-4, 1e-2),
+    Rates(3e-2, 1e-2),
+)
+HEAD_RATES = (
+    Rates(0.0, 1e-2),
+    Rates(0.0, 3e-3),
+    Rates(0.0, 3e-2),
+    Rates(0.0, 1e-3),
+    Rates(0.0, 1e-1),
+)
+"""The middle of each grid first, then outward: a budget of n tries the first n."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A method with everything that was varied of it."""
+
+    method: str
+    is_causal: bool = True
+    insertion: Insertion | None = None
+    bottleneck: int | None = None
+    cardinality: int = 1
+    depth: Depth = "all"
+    label_share: float = 1.0
+
+    @property
+    def label(self) -> str:
+        """A name for tables; what is at its default is not said."""
+        name = self.method + (f"-{self.insertion}" if self.insertion else "")
+        name += "" if self.is_causal else NONCAUSAL
+        said = {
+            "top": "" if self.depth in ("all", "side") else str(self.depth),
+            "bottleneck": str(self.bottleneck or ""),
+            "cardinality": str(self.cardinality) if self.cardinality > 1 else "",
+            "labels": f"{self.label_share:.0%}" if self.label_share < 1 else "",
+        }
+        return " ".join([name, *(f"{key} {value}" for key, value in said.items() if value)])
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What an encoder is built from; the backbone is on the device that trains."""
+
+    backbone: Backbone
+    variant: Variant
+    generator: torch.Generator
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """``together`` trains all tasks of a corpus at once; ``title`` is for the legend."""
+
+    title: str
+    build: Callable[[Material], Encoder]
+    rates: tuple[Rates, ...]
+    start: Start = "pretrained"
+    together: bool = False
+    is_patched: bool = False
+
+
+def _patched(material: Material) -> Encoder:
+    variant, backbone = material.variant, material.backbone
+    count = len(backbone.blocks)
+    top = count if variant.depth == "all" else min(count, int(variant.depth))
+    geometry = PatchGeometry(
+        insertion=variant.insertion or "serial2",
+        bottleneck=variant.bottleneck or 8,
+        blocks=tuple(range(count - top, count)),
+        cardinality=variant.cardinality,
+        has_norms=True,
+        has_cls=top == count,
+    )
+    return PatchedBackbone(backbone, new_patch(backbone, geometry, material.generator))
+
+
+def _side(material: Material) -> Encoder:
+    return SidePatchedBackbone(
+        material.backbone, material.variant.bottleneck or 8, material.generator
+    )
+
+
+def _two_tower(material: Material) -> Encoder:
+    backbone = material.backbone
+    return TwoTower(backbone.spec, backbone.embedding.weight.device, material.generator)
+
+
+METHODS: dict[str, Method] = {
+    "peterrec": Method("patch in a frozen backbone", _patched, PATCH_RATES, is_patched=True),
+    "side": Method("network beside a frozen backbone", _side, PATCH_RATES, is_patched=True),
+    "fineall": Method(
+        "the whole backbone", lambda given: TunedBackbone(given.backbone), WHOLE_RATES
+    ),
+    "finelast": Method(
+        "the last block", lambda given: TunedBackbone(given.backbone, top_blocks=1), LAST_RATES
+    ),
+    "finecls": Method(
+        "only a head on the frozen backbone",
+        lambda given: FrozenBackbone(given.backbone),
+        HEAD_RATES,
+    ),
+    "peterzero": Method(
+        "patch in a frozen random backbone", _patched, PATCH_RATES, start="random", is_patched=True
+    ),
+    "random": Method(
+        "only a head on a frozen random backbone",
+        lambda given: FrozenBackbone(given.backbone),
+        HEAD_RATES,
+        start="random",
+    ),
+    "scratch": Method(
+        "the whole backbone from a random start",
+        lambda given: TunedBackbone(given.backbone),
+        WHOLE_RATES,
+        start="random",
+    ),
+    "mtl": Method(
+        "one whole backbone for all tasks at once",
+        lambda given: TunedBackbone(given.backbone),
+        WHOLE_RATES,
+        together=True,
+    ),
+    "dssm": Method("two towers without order, nothing pretrained", _two_tower, WHOLE_RATES),
+}
+
+
+def choose_variants(names: tuple[str, ...], axes: Axes, shares: tuple[float, ...]) -> list[Variant]:
+    """Every variant of the named methods, in the order of the names; names end in ``-noncausal``.
+
+    ``peterrec`` is varied along all axes, or along those but the insertion if one is named
+    (``peterrec-serial2``); a depth of ``side`` adds the side network of each width.
+    """
+    plain = [variant for name in names for variant in _variants(name, axes)]
+    shared = [replace(variant, label_share=share) for share in shares for variant in plain]
+    return list(dict.fromkeys(shared))
+
+
+def _variants(name: str, axes: Axes) -> list[Variant]:
+    is_causal = not name.endswith(NONCAUSAL)
+    method, _, insertion = name.removesuffix(NONCAUSAL).partition("-")
+    if method not in METHODS or insertion not in ("", "serial2", "serial1", "parallel2"):
+        known = ", ".join(METHODS)
+        raise MethodUnknown(
+            f"there is no method {name!r}.",
+            hint=f"Methods are {known}; {NONCAUSAL} may follow, and an insertion peterrec.",
+        )
+    if method == "side":
+        return [Variant(method, is_causal, bottleneck=width) for width in axes.bottlenecks]
+    if method == "peterzero":
+        return [Variant(method, is_causal, "serial2", axes.bottlenecks[0])]
+    if method != "peterrec":
+        return [Variant(method, is_causal)]
+    insertions = [one for one in axes.insertions if insertion in ("", one)]
+    grid = product(insertions, axes.depths, axes.bottlenecks, axes.cardinalities)
+    variants = [
+        Variant("side", is_causal, bottleneck=width, depth="side")
+        if depth == "side"
+        else Variant(method, is_causal, one, width, branches, depth)
+        for one, depth, width, branches in grid
+        if width % branches == 0
+    ]
+    return list(dict.fromkeys(variants))
+
+
+def random_backbone(spec: BackboneSpec, seed: int) -> Backbone:
+    """An untrained backbone; the seed's own, in the same state every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Backbone(spec).requires_grad_(False).eval()
