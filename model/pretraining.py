@@ -115,7 +115,8 @@ class _Part:
 
     def take(self, indices: Tensor) -> list[TokenRow]:
         """The token rows of some windows."""
-        return [self.rows[user][start:end] for user, start, end in self.windows[indices].tolist()]
+        chosen = self.windows[indices.numpy()]  # a tensor of one index would be taken as a number
+        return [self.rows[user][start:end] for user, start, end in chosen.tolist()]
 
     def batches(self, batch_size: int, generator: torch.Generator) -> list[Tensor]:
         """Indices of windows, in batches of similar length."""
