@@ -30,20 +30,24 @@ class _SavedSnapshot(msgspec.Struct, frozen=True):
 class BlobCache:
     """Bundles by digest and the last snapshot, in a directory of this process alone.
 
-    Every file is complete or absent. All methods block; one thread at a time. Raises
-    CacheUnwritable if the directory can't be written.
+    Every file is complete or absent while the machine runs; what a snapshot names survives the
+    machine's end too. All methods block; one thread at a time. Raises CacheUnwritable if the
+    directory can't be written.
     """
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self.directory = directory
+        self._unsynced: set[Path] = set()
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise _unwritable(error) from error
 
     def put(self, digest: Digest, data: bytes) -> None:
-        """Keep a bundle, whose digest was verified."""
-        self._write(self.path_of(digest), data)
+        """Keep a bundle, whose digest was verified; lasting with the next snapshot."""
+        path = self.path_of(digest)
+        self._write(path, data, is_lasting=False)
+        self._unsynced.add(path)
 
     def get(self, digest: Digest) -> bytes:
         """A kept bundle; BlobMissing, or BlobCorrupt after dropping one that was damaged."""
@@ -60,15 +64,16 @@ class BlobCache:
 
     def digests(self) -> frozenset[Digest]:
         """The bundles that are kept, unverified."""
-        names = (path.name for path in self._directory.iterdir())
+        names = (path.name for path in self.directory.iterdir())
         return frozenset(Digest(name[:64]) for name in names if _BLOB_NAME.match(name))
 
     def retain(self, digests: Collection[Digest]) -> None:
         """Drop all other bundles, and what an interrupted write left."""
-        for path in self._directory.iterdir():
+        for path in self.directory.iterdir():
             is_other = _BLOB_NAME.match(path.name) and Digest(path.name[:64]) not in digests
             if is_other or path.name.startswith(_TEMPORARY_PREFIX):
                 path.unlink(missing_ok=True)
+                self._unsynced.discard(path)
 
     def save_snapshot(self, snapshot: RegistrySnapshot) -> None:
         """Keep the registry's state; put the bundles that it names first."""
@@ -79,11 +84,13 @@ class BlobCache:
             snapshot.mark,
         )
         text = msgspec.json.encode(saved)
-        self._write(self._directory / SNAPSHOT_NAME, _checksum(text) + b"\n" + text)
+        self._sync_bundles()
+        path = self.directory / SNAPSHOT_NAME
+        self._write(path, _checksum(text) + b"\n" + text, is_lasting=True)
 
     def load_snapshot(self) -> RegistrySnapshot | None:
         """The kept state, None if there is none; SnapshotCorrupt after dropping a damaged one."""
-        path = self._directory / SNAPSHOT_NAME
+        path = self.directory / SNAPSHOT_NAME
         try:
             checksum, _, text = path.read_bytes().partition(b"\n")
         except FileNotFoundError:
@@ -107,28 +114,45 @@ class BlobCache:
 
     def path_of(self, digest: Digest) -> Path:
         """Where a kept bundle lies."""
-        return self._directory / f"{digest}.bundle"
+        return self.directory / f"{digest}.bundle"
 
-    def _write(self, path: Path, data: bytes) -> None:
-        """Write beside, sync, rename: a crash leaves the old file or the new one."""
+    def _sync_bundles(self) -> None:
+        """Thousands are written at a start: waiting for the disk at each would take longer than
+        to load them all."""
         try:
-            number, name = tempfile.mkstemp(prefix=_TEMPORARY_PREFIX, dir=self._directory)
+            while self._unsynced:
+                path = self._unsynced.pop()
+                with suppress(FileNotFoundError):
+                    _sync(path)
+        except OSError as error:
+            raise _unwritable(error) from error
+
+    def _write(self, path: Path, data: bytes, *, is_lasting: bool) -> None:
+        """Write beside, rename: whoever reads finds the old file or the new one.
+
+        A lasting file is on the disk before it takes the old one's place: a crash of the machine
+        leaves one of the two as well.
+        """
+        try:
+            number, name = tempfile.mkstemp(prefix=_TEMPORARY_PREFIX, dir=self.directory)
             try:
                 with os.fdopen(number, "wb") as file:
                     file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
+                    if is_lasting:
+                        file.flush()
+                        os.fsync(file.fileno())
                 Path(name).replace(path)
             finally:
                 with suppress(FileNotFoundError):
                     Path(name).unlink()
-            _sync_directory(self._directory)
+            if is_lasting:
+                _sync(self.directory)
         except OSError as error:
             raise _unwritable(error) from error
 
 
-def _sync_directory(directory: Path) -> None:
-    number = os.open(directory, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
     finally:

@@ -1,10 +1,12 @@
 """Bundles' bytes in the registry: stored, fetched, collected when no version names them."""
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 
 from model.errors import PeterRecError
-from patches.blobs import BlobLocation, read_pieces, write_pieces
+from patches.blobs import BlobLocation, lengths_of, read_first_pieces, read_pieces, write_pieces
 from patches.errors import BlobCorrupt, BlobMissing, RegistryUnavailable
 from patches.identity import Digest, digest_of
 from patches.records import Collected
@@ -16,6 +18,9 @@ from patches.stored import text_of
 UPLOAD_TIMEOUT_S = 3600
 BLOB_GRACE_S = 3600
 """An unreferenced blob stays this long: its version may be about to be registered."""
+
+Blobs = dict[Digest, bytes | BlobMissing | BlobCorrupt]
+"""Bundles' bytes, or what is wrong with them."""
 
 
 class BlobStore:
@@ -40,16 +45,56 @@ class BlobStore:
 
     async def get(self, digest: Digest) -> bytes:
         """A bundle's bytes, checked against their digest; BlobMissing or BlobCorrupt otherwise."""
+        found = (await self.get_some([digest], max_bytes=0))[digest]
+        if isinstance(found, bytes):
+            return found
+        raise found
+
+    async def get_some(self, digests: Sequence[Digest], max_bytes: int) -> Blobs:
+        """The first few bundles' bytes, or what is wrong with them, in a few round trips.
+
+        They are in memory together: the first one, and what else ``max_bytes`` leaves room for.
+        """
         with redis_errors():
-            text = await self._store.redis.hget(self._store.key("blobs"), digest)
-            location = BlobLocation.parse(text_of(text)) if text else None
-            keys = location.keys(self._store.prefix) if location else []
-            data = await read_pieces(self._store.redis, keys) if keys else None
-        if data is None:
-            raise BlobMissing(digest)
-        found = await asyncio.to_thread(digest_of, data)
-        if found != digest:
-            raise BlobCorrupt(digest, found)
+            texts = await self._store.redis.hmget(self._store.key("blobs"), list(digests))
+            located = {
+                digest: BlobLocation.parse(text_of(text)) if text else None
+                for digest, text in zip(digests, texts, strict=True)
+            }
+            some = await self._first(located, max_bytes)
+            found = await self._read([each for each in some.values() if each is not None])
+        data = {digest: found.get(digest) for digest in some}
+        return await asyncio.to_thread(_judged, data)
+
+    async def _first(
+        self, located: Mapping[Digest, BlobLocation | None], max_bytes: int
+    ) -> dict[Digest, BlobLocation | None]:
+        """The first ones that have room together."""
+        sizes = await self._sizes([each for each in located.values() if each is not None])
+        some: dict[Digest, BlobLocation | None] = {}
+        for digest, location in located.items():
+            max_bytes -= 0 if location is None else sizes[digest]
+            if some and max_bytes < 0:
+                break
+            some[digest] = location
+        return some
+
+    async def _sizes(self, locations: Sequence[BlobLocation]) -> dict[Digest, int]:
+        if len(locations) == 1:
+            return {locations[0].digest: 0}  # the first one is read whatever its size
+        keys = [key for each in locations for key in each.keys(self._store.prefix)]
+        lengths = iter(await lengths_of(self._store.redis, keys))
+        return {each.digest: sum(islice(lengths, each.piece_count)) for each in locations}
+
+    async def _read(self, locations: Sequence[BlobLocation]) -> dict[Digest, bytes | None]:
+        """Short blobs, of one piece, all at once; the others one after another."""
+        redis, prefix = self._store.redis, self._store.prefix
+        short = [location for location in locations if location.piece_count == 1]
+        pieces = await read_first_pieces(redis, [location.keys(prefix)[0] for location in short])
+        data = {location.digest: piece for location, piece in zip(short, pieces, strict=True)}
+        for location in locations:
+            if location.piece_count > 1:
+                data[location.digest] = await read_pieces(redis, location.keys(prefix))
         return data
 
     async def has(self, digest: Digest) -> bool:
@@ -84,10 +129,9 @@ class BlobStore:
         return Collected(blobs, size_bytes)
 
     async def _size_of(self, locations: list[BlobLocation]) -> int:
-        redis, prefix = self._store.redis, self._store.prefix
+        keys = [key for location in locations for key in location.keys(self._store.prefix)]
         with redis_errors():
-            keys = [key for location in locations for key in location.keys(prefix)]
-            return sum([await redis.strlen(key) for key in keys])
+            return sum(await lengths_of(self._store.redis, keys))
 
     async def _upload(self, location: BlobLocation, data: bytes) -> None:
         try:
@@ -109,3 +153,15 @@ class BlobStore:
         with redis_errors():
             await self._store.redis.unlink(*location.keys(self._store.prefix))
             await self._store.redis.zrem(self._store.key("garbage"), str(location))
+
+
+def _judged(data: Mapping[Digest, bytes | None]) -> Blobs:
+    """Blocks: hashes everything."""
+    judged: Blobs = {}
+    for digest, blob in data.items():
+        if blob is None:
+            judged[digest] = BlobMissing(digest)
+        else:
+            found = digest_of(blob)
+            judged[digest] = blob if found == digest else BlobCorrupt(digest, found)
+    return judged

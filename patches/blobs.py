@@ -62,3 +62,23 @@ async def read_pieces(redis: Client, keys: Sequence[str]) -> bytes | None:
             return None
         pieces.append(piece)
     return pieces[0] if len(pieces) == 1 else await asyncio.to_thread(b"".join, pieces)
+
+
+async def read_first_pieces(redis: Client, keys: Sequence[str]) -> list[bytes | None]:
+    """The pieces of blobs that have one each, in one round trip; None for one that is gone."""
+    if not keys:
+        return []
+    async with redis.pipeline(transaction=False) as pipeline:
+        for key in keys:
+            pipeline.get(key)
+        return [piece if isinstance(piece, bytes) else None for piece in await pipeline.execute()]
+
+
+async def lengths_of(redis: Client, keys: Sequence[str]) -> list[int]:
+    """Bytes of each piece, in one round trip; 0 for one that is gone."""
+    if not keys:
+        return []
+    async with redis.pipeline(transaction=False) as pipeline:
+        for key in keys:
+            pipeline.strlen(key)
+        return [int(length) for length in await pipeline.execute()]

@@ -6,7 +6,7 @@ import msgspec
 
 from model.errors import PeterRecError
 from patches.api_keys import KeyRecord, Scope
-from patches.blob_store import BLOB_GRACE_S, BlobStore
+from patches.blob_store import BLOB_GRACE_S, Blobs, BlobStore
 from patches.errors import (
     AliasInUse,
     AliasNotFound,
@@ -97,6 +97,13 @@ class Registry:
     async def get_blob(self, digest: Digest) -> bytes:
         """A bundle's bytes, checked against their digest; BlobMissing or BlobCorrupt otherwise."""
         return await self._blobs.get(digest)
+
+    async def get_blobs(self, digests: Sequence[Digest], max_bytes: int) -> Blobs:
+        """The first bundle's bytes, and as many more as ``max_bytes`` leaves room for.
+
+        A value is what is wrong if a bundle is missing or damaged.
+        """
+        return await self._blobs.get_some(digests, max_bytes)
 
     async def has_blob(self, digest: Digest) -> bool:
         """True if the bundle's bytes are stored completely."""

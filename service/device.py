@@ -20,8 +20,8 @@ import structlog
 import zmq
 
 from model.mixed_heads import RowScores, Selection
-from patches.verify import VerifiedBundle
 from service.events import BatchFinished, BundleSwapped, DeviceMeasured, Emit, RowsRefused
+from service.loading import Loading
 from service.messages import (
     BatchResults,
     Cancel,
@@ -42,7 +42,7 @@ from service.messages import (
 )
 from service.scheduler import QueuedRow, RowQueue, Worker
 from service.serving_table import IDLE_RESIDENCIES, Desired, ServingTable
-from service.slots import EngineRow, HeadBudgetExceeded, Residency, SlotStore
+from service.slots import EngineRow, SlotStore
 
 log = structlog.get_logger()
 
@@ -98,6 +98,8 @@ class DeviceLoop:
         self.store = store
         self.table = ServingTable(epoch=time.time_ns())
         self.queue = RowQueue(limits.max_queue_rows)
+        self.loading = Loading(store, self.table, lambda: self._free_idle(keep=0))
+        self.is_open = False  # workers are told the table, which may still lack bundles
         self.is_ready = False
         self.registry_synced_at = 0.0
         self._syncs: list[PendingSync] = []
@@ -146,6 +148,7 @@ class DeviceLoop:
 
         ``seen_at``: when the change was noticed, in monotonic seconds.
         """
+        self.loading.admit()
         update = self.table.apply(desired)
         self._broadcast(update)
         freed = self._free_idle(IDLE_RESIDENCIES)
@@ -153,20 +156,6 @@ class DeviceLoop:
             self._emit(BundleSwapped(time.monotonic() - seen_at, len(update.bundles), freed))
         self._answer_syncs()
         return self.table.missing()
-
-    def is_missing(self, digest: str) -> bool:
-        """True if the bundle has to be loaded."""
-        return not self.table.is_resident(digest)
-
-    def load(self, bundle: VerifiedBundle, catalog_path: str) -> Residency:
-        """Load and prove a bundle, making room for its head if idle ones hold it."""
-        try:
-            residency = self.store.load(bundle, catalog_path)
-        except HeadBudgetExceeded:
-            self._free_idle(keep=0)
-            residency = self.store.load(bundle, catalog_path)
-        self.table.admit(residency)
-        return residency
 
     def send(self, worker: Worker, message: FromDevice) -> None:
         """Send to one worker; silently nothing if it has gone."""
@@ -201,8 +190,8 @@ class DeviceLoop:
 
     def _on_hello(self, worker: Worker, message: ToDevice) -> None:
         assert isinstance(message, Hello)
-        if not self.is_ready:
-            return  # it asks again; a half-read table would fail the rows it still holds
+        if not self.is_open:
+            return  # it asks again; an empty table would fail the rows it still holds
         is_known = worker in self.table.workers and message.epoch == self.table.epoch
         self.table.hear(worker, time.monotonic())
         if not is_known:  # also one that was silent for so long that it missed changes

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,28 +17,31 @@ import structlog
 
 from model.errors import PeterRecError
 from patches.errors import BundleRejected, RegistryUnavailable
-from patches.identity import Digest, TaskRef
+from patches.identity import TaskRef
 from patches.records import RegistrySnapshot, TaskRecord, VersionSummary
 from patches.registry import Registry
-from patches.verify import VerifiedBundle
+from service.bundle_loader import RETRY_S, BundleLoader
 from service.bundle_source import BundleSource
 from service.device import DeviceLoop
 from service.events import BundleRefused, Emit, RegistrySynced, RegistryUnreachable
+from service.loading import Failures
 from service.messages import KeyEntry, ProofReason, Prove, Proved, TaskEntry
 from service.scheduler import Worker
 from service.serving_table import Desired, TaskKey
-from service.slots import ProbeFailed
+from service.slots import LocalBundle
 
 log = structlog.get_logger()
 
 Result = TypeVar("Result")
 
-RETRY_S = 0.5
-RETRY_LOAD_S = 5.0
+LOOK_TIMEOUT_S = 1.0
+"""A Redis that says nothing for so long is away: a cut connection may be silent much longer."""
+
+READ_TIMEOUT_S = 10.0
+"""For the whole registry, and for changes after they took too long."""
+
 SAVE_INTERVAL_S = 1.0
 COLLECT_INTERVAL_S = 3600.0
-LOADED_PER_FLIP = 256
-"""While many bundles load, the table is flipped this often: what is there is served already."""
 
 
 class RegistryFollower:
@@ -57,9 +60,12 @@ class RegistryFollower:
         self._device = device
         self._interval_s = reconcile_interval_s
         self._emit = emit
-        self._refused: set[str] = set()
-        self._retry_at: dict[str, float] = {}
+        self._loader = BundleLoader(source, self._load, self._flip, self._tell_refused)
         self._known: RegistrySnapshot | None = None
+        self._desired: Desired | None = None
+        self._seen_at = 0.0
+        self._read_timeout_s = READ_TIMEOUT_S
+        self._in_use: frozenset[str] = frozenset()
         self._entries: dict[TaskRef, tuple[TaskRecord, TaskEntry]] = {}
         self._has_news = False
         self._unsaved: RegistrySnapshot | None = None
@@ -91,15 +97,14 @@ class RegistryFollower:
             runner.run(self._main())
 
     async def _main(self) -> None:
-        self._spawn(self._hear_hints())
-        self._spawn(self._save_sometimes())
-        self._spawn(self._collect_sometimes())
-        following = asyncio.create_task(self._follow())
+        for work in (self._hear_hints, self._save_sometimes, self._collect_sometimes):
+            self._spawn(_again_and_again(work))
+        self._spawn(_again_and_again(self._loader.run))
+        self._spawn(self._follow())
         await self._stopping.wait()
-        following.cancel()
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(following, *self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._save()
         await self._registry.close()
 
@@ -123,15 +128,20 @@ class RegistryFollower:
 
     async def _follow(self) -> None:
         await self._start_from_cache()
+        await _again_and_again(self._keep_in_step)
+
+    async def _keep_in_step(self) -> None:
         while True:
             try:
                 await self._reconcile()
-            except RegistryUnavailable as error:
+            except PeterRecError as error:
                 log.warning(error.code, reason=error.message)
                 self._emit(RegistryUnreachable(time.time()))
+                self._source.give_up()
+                self._note_progress()
                 await asyncio.sleep(RETRY_S)
-                continue
-            await self._sleep_until_hint()
+            else:
+                await self._sleep_until_hint()
 
     async def _sleep_until_hint(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -141,29 +151,40 @@ class RegistryFollower:
     async def _start_from_cache(self) -> None:
         """If the registry can't be read now, serve what was served last."""
         try:
-            await self._registry.revision()
-        except RegistryUnavailable:
+            await _within(LOOK_TIMEOUT_S, self._registry.revision())
+        except PeterRecError:
             snapshot = await self._recalled()
-            if snapshot is None:
-                return
-            log.warning("serving_from_cache", revision=snapshot.revision)
-            await self._apply(snapshot, time.monotonic())
-            self._device.is_ready = True
+            if snapshot is not None:
+                log.warning("serving_from_cache", revision=snapshot.revision)
+                await self._apply(snapshot, time.monotonic())
 
     async def _reconcile(self) -> None:
         seen_at = time.monotonic()
-        snapshot = await self._registry.catch_up(self._known)
-        if snapshot is not self._known or self._is_load_due():
+        snapshot = await self._read()
+        if snapshot is not self._known:
             await self._apply(snapshot, seen_at)
             self._known = self._unsaved = snapshot
             self._has_news = True
             log.info("registry_applied", revision=snapshot.revision, tasks=len(snapshot.tasks))
         self._device.registry_synced_at = time.time()
-        self._device.is_ready = True
+        self._note_progress()
         await self._on_device(self._report)
 
-    def _is_load_due(self) -> bool:
-        return any(retry_at <= time.monotonic() for retry_at in self._retry_at.values())
+    async def _read(self) -> RegistrySnapshot:
+        """The registry as it is now; RegistryUnavailable soon if Redis is silent."""
+        await _within(LOOK_TIMEOUT_S, self._registry.revision())
+        try:
+            found = await _within(self._read_timeout_s, self._registry.catch_up(self._known))
+        except RegistryUnavailable:
+            self._read_timeout_s = min(READ_TIMEOUT_S, 2 * self._read_timeout_s)
+            raise
+        self._read_timeout_s = LOOK_TIMEOUT_S
+        return found
+
+    def _note_progress(self) -> None:
+        """Ready as soon as all that can be loaded now has been; a bad bundle changes nothing."""
+        if self._desired is not None and self._loader.is_idle:
+            self._device.is_open = self._device.is_ready = True
 
     async def _recalled(self) -> RegistrySnapshot | None:
         try:
@@ -186,27 +207,39 @@ class RegistryFollower:
                 await self._source.collect()
 
     async def _save(self) -> None:
-        if self._unsaved is not None:
+        """Not before its bundles were fetched: the copy on the disk would lack them."""
+        if self._unsaved is not None and self._loader.is_idle:
             snapshot, self._unsaved = self._unsaved, None
             try:
-                await self._source.remember(snapshot)
+                await self._source.remember(snapshot, self._in_use)
             except PeterRecError as error:
                 log.error(error.code, reason=error.message)
 
     async def _apply(self, snapshot: RegistrySnapshot, seen_at: float) -> None:
-        """Flip to the snapshot, loading what is missing; a bundle that fails is left out."""
-        desired = self._desired(snapshot)
-        self._retry_at = {d: at for d, at in self._retry_at.items() if at > time.monotonic()}
-        while True:
-            missing = await self._on_device(lambda: self._device.apply(desired, seen_at))
-            left_out = self._refused | self._retry_at.keys()
-            wanted = [digest for digest in missing if digest not in left_out]
-            if not wanted:
-                return
-            for digest in wanted[:LOADED_PER_FLIP]:
-                await self._load(Digest(digest))
+        """Flip to the snapshot as far as it is loaded; the rest follows bundle by bundle."""
+        self._desired, self._seen_at = self._desired_of(snapshot), seen_at
+        await self._make_table()
+        self._note_progress()
 
-    def _desired(self, snapshot: RegistrySnapshot) -> Desired:
+    async def _flip(self) -> None:
+        """The same for what was loaded since; from now on there is something to serve."""
+        await self._make_table()
+        self._device.is_open = True
+        self._note_progress()
+
+    async def _make_table(self) -> None:
+        desired, seen_at = self._desired, self._seen_at
+        assert desired is not None, "nothing is loaded before it is desired"
+
+        def work() -> tuple[list[str], frozenset[str]]:
+            missing = self._device.apply(desired, seen_at)
+            resident = self._device.store.resident.values()
+            return missing, frozenset(residency.digest for residency in resident)
+
+        missing, self._in_use = await self._on_device(work)
+        self._loader.want(missing)
+
+    def _desired_of(self, snapshot: RegistrySnapshot) -> Desired:
         """The snapshot in the table's form; a task that did not change stays the same object."""
         entries: dict[TaskRef, tuple[TaskRecord, TaskEntry]] = {}
         for ref, record in snapshot.tasks.items():
@@ -221,34 +254,18 @@ class RegistryFollower:
         tasks: dict[TaskKey, TaskEntry] = {ref: entry for ref, (_, entry) in entries.items()}
         return Desired(snapshot.revision, tasks, keys)
 
-    async def _load(self, digest: Digest) -> None:
-        """Make a bundle resident, or note when to try again; one failure holds up no other."""
-        try:
-            bundle = await self._source.fetch(digest)
-            await self._load_on_device(bundle)
-        except RegistryUnavailable:
-            raise
-        except (BundleRejected, ProbeFailed) as error:
-            self._refused.add(digest)  # its bytes will not change: never tried again
-            self._tell_refused(digest, error)
-        except PeterRecError as error:
-            # a blob that is missing, a full disk, no room for a head: can be cured
-            self._retry_at[digest] = time.monotonic() + RETRY_LOAD_S
-            self._tell_refused(digest, error)
-
-    async def _load_on_device(self, bundle: VerifiedBundle) -> None:
-        path = self._source.local_path(bundle)
-        await self._on_device(lambda: self._device.load(bundle, path))
+    async def _load(self, bundles: Sequence[LocalBundle]) -> Failures:
+        return await self._on_device(lambda: self._device.loading.load(bundles))
 
     async def _prove(self, worker: Worker, request: Prove) -> None:
         try:
-            bundle = await self._source.accept(Path(request.path))
-            if await self._on_device(lambda: self._device.is_missing(bundle.digest)):
-                await self._load_on_device(bundle)
+            local = await self._source.accept(Path(request.path))
+            await self._on_device(lambda: self._device.loading.prove(local))
         except PeterRecError as error:
             self._tell_refused(request.path, error)
             answer = _refusal(request, error)
         else:
+            bundle = local.bundle
             summary = msgspec.json.encode(VersionSummary.of(bundle))
             answer = Proved(request.request_id, bundle.digest, bundle.size_bytes, summary, [])
         await self._on_device(lambda: self._device.send(worker, answer))
@@ -266,6 +283,27 @@ class RegistryFollower:
 
     async def _on_device(self, job: Callable[[], Result]) -> Result:
         return await asyncio.wrap_future(self._device.submit(job))
+
+
+async def _again_and_again(work: Callable[[], Awaitable[None]]) -> None:
+    """Do it without end. A mistake of ours must not end the following for good, unnoticed, while
+    the device goes on to serve an old state."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("follower_failed")
+            await asyncio.sleep(RETRY_S)
+
+
+async def _within(timeout_s: float, answer: Awaitable[Result]) -> Result:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await answer
+    except TimeoutError as error:
+        raise RegistryUnavailable(
+            f"Redis did not answer within {timeout_s:g} s.", hint="Serving goes on."
+        ) from error
 
 
 def _task_entry(record: TaskRecord) -> TaskEntry:

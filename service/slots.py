@@ -27,6 +27,9 @@ WARM_UP_LENGTHS = (0, 1, 8, 64)
 SMALLEST_SCALE = 1e-3
 """Logits smaller than this are compared absolutely."""
 
+PROBE_ROWS = 256
+"""Probes that run in one forward; more would hold up the requests that wait meanwhile."""
+
 
 class HeadBudgetExceeded(PeterRecError):
     code = "head_budget_exceeded"
@@ -70,6 +73,14 @@ class Residency:
 
 
 @dataclass(frozen=True, slots=True)
+class LocalBundle:
+    """A verified bundle and the file on this machine that a ranking head's items are read from."""
+
+    bundle: VerifiedBundle
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineRow:
     """One row of a batch: a history (token ids int32, oldest first) for one residency."""
 
@@ -106,15 +117,32 @@ class SlotStore:
         Nothing serves the residency until a table names it. Raises HeadBudgetExceeded or
         ProbeFailed, and then leaves nothing behind.
         """
-        used, wanted = self.head_bytes, bundle.head_bytes
-        if used + wanted > self._head_limit_bytes:
-            raise HeadBudgetExceeded(wanted, used, self._head_limit_bytes)
-        residency = self._write(bundle, catalog_path)
-        error = self._probe_error(residency, bundle)
-        if not error <= PROBE_TOLERANCES[self._dtype]:
-            self.free(residency)
-            raise ProbeFailed(error, PROBE_TOLERANCES[self._dtype])
-        return residency
+        (outcome,) = self.load_many([LocalBundle(bundle, catalog_path)])
+        if isinstance(outcome, PeterRecError):
+            raise outcome
+        return outcome
+
+    def load_many(self, bundles: Sequence[LocalBundle]) -> list[Residency | PeterRecError]:
+        """The same for many, their probes in common forwards; each stands or falls by itself.
+
+        If the device fails, its exception is raised and nothing is left of any of them.
+        """
+        outcomes: list[Residency | PeterRecError] = []
+        try:
+            for local in bundles:
+                outcomes.append(self._written(local))
+            written = [
+                (outcome, local.bundle)
+                for outcome, local in zip(outcomes, bundles, strict=True)
+                if isinstance(outcome, Residency)
+            ]
+            errors = self._probe_errors(written)
+        except Exception:
+            for outcome in outcomes:
+                if isinstance(outcome, Residency):
+                    self.free(outcome)
+            raise
+        return [self._proven(outcome, errors) for outcome in outcomes]
 
     def free(self, residency: Residency) -> None:
         """Give the memory back; no row may be waiting for this residency."""
@@ -143,27 +171,70 @@ class SlotStore:
             users, [row.residency.head for row in rows], [row.selection for row in rows]
         )
 
+    def _written(self, local: LocalBundle) -> Residency | HeadBudgetExceeded:
+        used, wanted = self.head_bytes, local.bundle.head_bytes
+        if used + wanted > self._head_limit_bytes:
+            return HeadBudgetExceeded(wanted, used, self._head_limit_bytes)
+        return self._write(local.bundle, local.path)
+
+    def _proven(
+        self, outcome: Residency | PeterRecError, errors: Mapping[Handle, float]
+    ) -> Residency | PeterRecError:
+        tolerance = PROBE_TOLERANCES[self._dtype]
+        if isinstance(outcome, PeterRecError) or errors[outcome.handle] <= tolerance:
+            return outcome
+        self.free(outcome)
+        return ProbeFailed(errors[outcome.handle], tolerance)
+
     def _write(self, bundle: VerifiedBundle, catalog_path: str) -> Residency:
-        tensors, head, geometry = _as_torch(bundle), bundle.manifest.head, bundle.manifest.patch
-        slab = self._slab(geometry.geometry())
+        tensors, head = _as_torch(bundle), bundle.manifest.head
+        geometry = bundle.manifest.patch.geometry()
+        slab = self._slab(geometry)
+        slot = slab.write(tensors)
+        try:
+            head_ref = self._heads.add(head.spec(), tensors, head.temperature)
+        except Exception:  # no memory for a large catalog: the slot must not be lost with it
+            slab.release(slot)
+            raise
         residency = Residency(
             handle=next(self._handles),
             digest=bundle.digest,
             labels=head.labels or (),
             threshold=head.threshold,
             catalog_path=catalog_path,
-            patch=SlotRef(geometry.geometry(), slab, slab.write(tensors)),
-            head=self._heads.add(head.spec(), tensors, head.temperature),
+            patch=SlotRef(geometry, slab, slot),
+            head=head_ref,
         )
         self.resident[residency.handle] = residency
         self.patch_bytes += slab.slot_bytes
         self.head_bytes += residency.head.size_bytes
         return residency
 
-    def _probe_error(self, residency: Residency, bundle: VerifiedBundle) -> float:
-        """Run the probes as served: largest error relative to the largest expected logit."""
-        histories = [history[history != PAD] for history in bundle.tensors["probe.histories"]]
-        users = self._forward.user_vectors(histories, [residency.patch] * len(histories))
+    def _probe_errors(
+        self, written: Sequence[tuple[Residency, VerifiedBundle]]
+    ) -> dict[Handle, float]:
+        """Run the probes as served: each bundle's largest error, relative to its largest logit."""
+        rows = [
+            (residency.patch, history[history != PAD])
+            for residency, bundle in written
+            for history in bundle.tensors["probe.histories"]
+        ]
+        users = [
+            self._forward.user_vectors([h for _, h in chunk], [ref for ref, _ in chunk])
+            for chunk in (rows[at : at + PROBE_ROWS] for at in range(0, len(rows), PROBE_ROWS))
+        ]
+        errors: dict[Handle, float] = {}
+        at, vectors = 0, torch.cat(users) if users else torch.empty(0)  # [all probes, C]
+        for residency, bundle in written:
+            count = len(bundle.tensors["probe.histories"])
+            errors[residency.handle] = self._probe_error(
+                residency, bundle, vectors[at : at + count]
+            )
+            at += count
+        return errors
+
+    def _probe_error(self, residency: Residency, bundle: VerifiedBundle, users: Tensor) -> float:
+        """``users`` [n, C] are the probes' user vectors."""
         logits = self._heads.logits(users, residency.head).cpu().numpy()  # [n, K]
         found = logits[:, bundle.tensors["probe.columns"]] * bundle.manifest.head.temperature
         expected = bundle.tensors["probe.logits"]  # [n, m]
