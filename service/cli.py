@@ -8,7 +8,16 @@ from rich.console import Console
 
 from model.errors import PeterRecError
 
-COMMAND_GROUPS = ("training", "reference", "bundles", "signing", "serving", "registry", "demo")
+COMMAND_GROUPS = (
+    "training",
+    "compare",
+    "reference",
+    "bundles",
+    "signing",
+    "serving",
+    "registry",
+    "demo",
+)
 
 
 def build_app() -> typer.Typer:
