@@ -12,6 +12,7 @@ class Category(StrEnum):
     FORBIDDEN = "forbidden"
     NOT_FOUND = "not_found"
     CONFLICT = "conflict"
+    GONE = "gone"
     STALE = "stale"
     TOO_LARGE = "too_large"
     UNSAFE_FORMAT = "unsafe_format"

@@ -21,12 +21,15 @@ from service.errors import (
     retry_headers,
 )
 from service.openapi import DESCRIPTION, Document, build_document
+from service.routes.aliases import aliases_router
 from service.routes.backbone import backbone_router
 from service.routes.context import AdminContext
 from service.routes.health import health_router
 from service.routes.keys import keys_router
 from service.routes.predict import PredictContext, PredictRoutes
+from service.routes.registry_feed import registry_feed_router
 from service.routes.tasks import tasks_router
+from service.routes.traffic import traffic_router
 from service.routes.versions import versions_router
 
 log = structlog.get_logger()
@@ -86,7 +89,16 @@ def create_app(admin: AdminContext, predict: PredictContext) -> Application:
         version=version("peterrec-serving"),
         description=DESCRIPTION,
     )
-    routers = (health_router, tasks_router, versions_router, keys_router, backbone_router)
+    routers = (
+        health_router,
+        tasks_router,
+        versions_router,
+        aliases_router,
+        traffic_router,
+        registry_feed_router,
+        keys_router,
+        backbone_router,
+    )
     for make_router in routers:
         app.include_router(make_router(admin))
     _add_error_handlers(app)

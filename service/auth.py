@@ -46,9 +46,13 @@ class Principal:
         if refusal is not None:
             raise refusal
 
+    def may_everywhere(self, action: Action) -> bool:
+        """True if a scope without a glob allows ``action``."""
+        return any(scope.action == action and scope.tasks == ALL_TASKS for scope in self.scopes)
+
     def require_everywhere(self, action: Action) -> None:
         """Forbidden unless a scope without a glob allows ``action``."""
-        if not any(scope.action == action and scope.tasks == ALL_TASKS for scope in self.scopes):
+        if not self.may_everywhere(action):
             raise Forbidden(
                 f"this key has no {action} scope for all tasks.",
                 hint=f"Use a key with the scope {action}.",

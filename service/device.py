@@ -36,12 +36,13 @@ from service.messages import (
     Synced,
     TableAck,
     ToDevice,
+    TrafficSeen,
     Welcome,
     encode,
     to_device,
 )
 from service.scheduler import QueuedRow, RowQueue, Worker
-from service.serving_table import IDLE_RESIDENCIES, Desired, ServingTable
+from service.serving_table import IDLE_RESIDENCIES, Desired, ServingTable, TaskKey
 from service.slots import EngineRow, SlotStore
 
 log = structlog.get_logger()
@@ -60,6 +61,9 @@ class Follower(Protocol):
 
     def prove(self, worker: Worker, request: Prove) -> None:
         """Verify a spooled bundle, have it loaded, and send ``Proved`` to the worker."""
+
+    def see(self, seen: TrafficSeen) -> None:
+        """Count what a worker saw of a task's traffic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,7 @@ class DeviceLoop:
             Prove: self._on_prove,
             Sync: self._on_sync,
             Goodbye: self._on_goodbye,
+            TrafficSeen: self._on_traffic_seen,
         }
 
     def submit(self, job: Callable[[], Result]) -> Future[Result]:
@@ -156,6 +161,12 @@ class DeviceLoop:
             self._emit(BundleSwapped(time.monotonic() - seen_at, len(update.bundles), freed))
         self._answer_syncs()
         return self.table.missing()
+
+    def withdraw(self, key: TaskKey, traffic_revision: int) -> None:
+        """Let prod answer alone, if this is still the task's traffic."""
+        update = self.table.withdraw(key, traffic_revision)
+        if update is not None:
+            self._broadcast(update)
 
     def send(self, worker: Worker, message: FromDevice) -> None:
         """Send to one worker; silently nothing if it has gone."""
@@ -210,6 +221,10 @@ class DeviceLoop:
     def _on_prove(self, worker: Worker, message: ToDevice) -> None:
         assert isinstance(message, Prove)
         self._follower.prove(worker, message)
+
+    def _on_traffic_seen(self, worker: Worker, message: ToDevice) -> None:
+        assert isinstance(message, TrafficSeen)
+        self._follower.see(message)
 
     def _on_sync(self, worker: Worker, message: ToDevice) -> None:
         assert isinstance(message, Sync)

@@ -5,6 +5,7 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 import zmq
@@ -27,6 +28,7 @@ from service.messages import (
     TableAck,
     TableUpdate,
     ToDevice,
+    TrafficSeen,
     Welcome,
     encode,
     from_device,
@@ -54,28 +56,42 @@ class AdmittedRow:
 
 @dataclass(slots=True, eq=False)
 class _Pending:
-    """A request under way. ``sent``: which of its rows the last message carried, in order."""
+    """A request under way. ``sent``: which of its rows the last message carried, in order.
+
+    ``missing`` counts the rows that the caller waits for: those after them are silent.
+    """
 
     rows: Sequence[AdmittedRow]
     deadline: float
-    future: asyncio.Future[list[RowResult]]
+    future: asyncio.Future[str]
     results: list[RowResult | None]
     sent: list[int]
     missing: int
+    awaited: int
 
     def take(self, result: RowResult, at: int) -> None:
-        if self.results[at] is None and not self.future.done():
+        if self.results[at] is None:
             self.results[at] = result
-            self.missing -= 1
-            if not self.missing:
-                self.finish("")
+            if at < self.awaited:
+                self.missing -= 1
+                if not self.missing:
+                    self.finish("")
 
     def finish(self, error: str) -> None:
-        """Answer the caller; rows still missing get ``error``."""
+        """Let the caller go on; rows still missing get ``error``."""
         if not self.future.done():
-            self.future.set_result(
-                [r or RowResult(0, at, b"", error=error) for at, r in enumerate(self.results)]
-            )
+            self.future.set_result(error)
+
+    def answer(self, error: str) -> list[RowResult]:
+        rows = self.results[: self.awaited]
+        return [r or RowResult(0, at, b"", error=error) for at, r in enumerate(rows)]
+
+
+class Results(NamedTuple):
+    """One result per row; of the silent ones those that were there when the last row's was."""
+
+    rows: list[RowResult]
+    silent: list[RowResult | None]
 
 
 @dataclass(slots=True, eq=False)
@@ -168,9 +184,12 @@ class DeviceLink:
             return False
         return True
 
-    async def predict(self, rows: Sequence[AdmittedRow], deadline: float) -> list[RowResult]:
+    async def predict(
+        self, rows: Sequence[AdmittedRow], deadline: float, silent: Sequence[AdmittedRow] = ()
+    ) -> Results:
         """One result per row, in order; a row without an answer carries its error's code.
 
+        ``silent`` rows run in the same batch if it has room, and are waited for by nobody.
         ``deadline`` is on ``time.monotonic``. DeviceUnavailable and QueueFull refuse at once;
         cancelling the call drops the rows that still wait.
         """
@@ -179,9 +198,18 @@ class DeviceLink:
         if self.state.waiting_rows + len(rows) > self._max_rows:
             raise QueueFull(f"{self.state.waiting_rows} rows wait already.", hint="Try again.")
         request_id = next(self._ids)
+        awaited = len(rows)
+        if silent and self.state.waiting_rows + awaited + len(silent) <= self._max_rows:
+            rows = [*rows, *silent]
         count = len(rows)
         pending = _Pending(
-            rows, deadline, self._loop.create_future(), [None] * count, list(range(count)), count
+            rows,
+            deadline,
+            self._loop.create_future(),
+            [None] * count,
+            list(range(count)),
+            awaited,
+            awaited,
         )
         self._pending[request_id] = pending
         self.state.waiting_rows += count
@@ -190,13 +218,26 @@ class DeviceLink:
             max(0.0, deadline - time.monotonic()), pending.finish, "deadline_exceeded"
         )
         try:
-            return await pending.future
+            answered = pending.answer(await pending.future)
+            left_out: list[RowResult | None] = [None] * (awaited + len(silent) - count)
+            return Results(answered, [*pending.results[awaited:], *left_out])
         finally:
             timer.cancel()
             del self._pending[request_id]
             self.state.waiting_rows -= count
-            if pending.missing:
+            if None in pending.results:
                 self._send(Cancel(request_id))
+
+    def renewed(self, row: AdmittedRow) -> AdmittedRow | None:
+        """The row under the handle that its digest has now; None if it has left the device."""
+        bundle = self._table.resident(row.digest)
+        if bundle is None:
+            return None
+        return AdmittedRow(msgspec.structs.replace(row.row, handle=bundle.handle), row.digest)
+
+    def tell(self, seen: TrafficSeen) -> None:
+        """Tell what was seen of a task's traffic; lost if the device process is away."""
+        self._send(seen)
 
     async def prove(self, path: str, timeout_s: float) -> Proved:
         """Have a spooled bundle verified and its probes run; DeviceUnavailable refuses at once."""
@@ -315,11 +356,11 @@ class DeviceLink:
         for at, admitted in enumerate(pending.rows):
             if pending.results[at] is not None:
                 continue
-            bundle = self._table.resident(admitted.digest)
-            if bundle is None:
+            renewed = self.renewed(admitted)
+            if renewed is None:
                 pending.take(RowResult(request_id, at, b"", error="bundle_gone"), at)
             else:
-                rows.append(msgspec.structs.replace(admitted.row, handle=bundle.handle))
+                rows.append(renewed.row)
                 pending.sent.append(at)
         if rows:
             self._send(Predict(request_id, self._table.epoch, pending.deadline, rows))

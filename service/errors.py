@@ -13,6 +13,7 @@ HTTP_STATUS: Mapping[Category, int] = {
     Category.FORBIDDEN: 403,
     Category.NOT_FOUND: 404,
     Category.CONFLICT: 409,
+    Category.GONE: 410,
     Category.STALE: 412,
     Category.TOO_LARGE: 413,
     Category.UNSAFE_FORMAT: 415,
@@ -100,6 +101,31 @@ class RouteNotFound(PeterRecError):
     category = Category.NOT_FOUND
 
 
+class EventsLost(PeterRecError):
+    """Changes that a stream would have to begin with are no longer kept, or are of another past."""
+
+    code = "events_lost"
+    category = Category.GONE
+
+    def __init__(self, since: int, oldest: int, revision: int) -> None:
+        super().__init__(
+            f"changes after revision {since} can't be told: those from {oldest} to {revision} "
+            "are kept.",
+            hint=f"Read the tasks again, then follow from since={revision} on.",
+        )
+
+
+class TooManyStreams(PeterRecError):
+    code = "too_many_streams"
+    category = Category.OVERLOADED
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"{limit} clients follow the registry through this worker already.",
+            hint="Try again; or read /registry/audit from time to time.",
+        )
+
+
 class TaskNotActive(PeterRecError):
     code = "task_not_active"
     category = Category.CONFLICT
@@ -108,6 +134,24 @@ class TaskNotActive(PeterRecError):
         super().__init__(
             f"task {task!r} has no version named prod.",
             hint=f"PUT /tasks/{task}/aliases/prod with the version that should serve.",
+        )
+
+
+class VersionNotServed(PeterRecError):
+    """A request asks for a version that no alias and no traffic keeps loaded."""
+
+    code = "version_not_served"
+    category = Category.CONFLICT
+
+    def __init__(self, task: str, version: str, served: Mapping[int, Sequence[str]]) -> None:
+        listed = [
+            f"{number} ({', '.join(aliases)})" if aliases else f"{number}"
+            for number, aliases in sorted(served.items())
+        ]
+        super().__init__(
+            f"version {version:.80} of task {task!r} is not served; these are: "
+            f"{', '.join(listed) or 'none'}.",
+            hint=f"Give it an alias of its own, then it stays loaded: PUT /tasks/{task}/aliases/…",
         )
 
 

@@ -79,6 +79,41 @@ class ChildRestarted(msgspec.Struct, frozen=True, array_like=True, tag=10, gc=Fa
     child: str
 
 
+class TrafficCounted(msgspec.Struct, frozen=True, array_like=True, tag=11, gc=False):
+    """Rows that a version of a task's traffic computed in a role, and how many it failed."""
+
+    tenant: str
+    task: str
+    role: str
+    rows: int
+    errors: int
+
+
+class TrafficMeasured(msgspec.Struct, frozen=True, array_like=True, tag=12, gc=False):
+    """The worst version of a role within the guard's window; ``divergence`` from prod, if known."""
+
+    tenant: str
+    task: str
+    role: str
+    p99_s: float
+    divergence: float | None
+
+
+class TrafficEnded(msgspec.Struct, frozen=True, array_like=True, tag=13, gc=False):
+    """Prod answers a task alone again, or with other traffic."""
+
+    tenant: str
+    task: str
+
+
+class GuardBroken(msgspec.Struct, frozen=True, array_like=True, tag=14, gc=False):
+    """This replica judged a task's traffic and let prod answer alone."""
+
+    tenant: str
+    task: str
+    reason: str
+
+
 Event = (
     RequestFinished
     | ItemsMapped
@@ -90,6 +125,10 @@ Event = (
     | RegistryUnreachable
     | DeviceMeasured
     | ChildRestarted
+    | TrafficCounted
+    | TrafficMeasured
+    | TrafficEnded
+    | GuardBroken
 )
 
 Emit = Callable[[Event], None]

@@ -18,14 +18,15 @@ import structlog
 from model.errors import PeterRecError
 from patches.errors import BundleRejected, RegistryUnavailable
 from patches.identity import TaskRef
-from patches.records import RegistrySnapshot, TaskRecord, VersionSummary
+from patches.records import ActiveTraffic, RegistrySnapshot, TaskRecord, VersionSummary
 from patches.registry import Registry
 from service.bundle_loader import RETRY_S, BundleLoader
 from service.bundle_source import BundleSource
 from service.device import DeviceLoop
 from service.events import BundleRefused, Emit, RegistrySynced, RegistryUnreachable
+from service.guard_watch import GuardWatch
 from service.loading import Failures
-from service.messages import KeyEntry, ProofReason, Prove, Proved, TaskEntry
+from service.messages import KeyEntry, ProofReason, Prove, Proved, TaskEntry, TrafficSeen
 from service.scheduler import Worker
 from service.serving_table import Desired, TaskKey
 from service.slots import LocalBundle
@@ -73,6 +74,7 @@ class RegistryFollower:
         self._look = asyncio.Event()
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._guards = GuardWatch(registry, self._traffic, self._withdraw, self._spawn, emit)
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
 
     def start(self) -> None:
@@ -92,6 +94,10 @@ class RegistryFollower:
         """Verify a spooled file, load and probe it on the device, and answer the worker."""
         self._loop.call_soon_threadsafe(lambda: self._spawn(self._prove(worker, request)))
 
+    def see(self, seen: TrafficSeen) -> None:
+        """Count what a worker saw of a task's traffic."""
+        self._loop.call_soon_threadsafe(self._guards.see, seen)
+
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
             runner.run(self._main())
@@ -100,6 +106,7 @@ class RegistryFollower:
         for work in (self._hear_hints, self._save_sometimes, self._collect_sometimes):
             self._spawn(_again_and_again(work))
         self._spawn(_again_and_again(self._loader.run))
+        self._spawn(_again_and_again(self._guards.report_sometimes))
         self._spawn(self._follow())
         await self._stopping.wait()
         for task in self._tasks:
@@ -281,6 +288,13 @@ class RegistryFollower:
         log.warning("bundle_refused", bundle=Path(what).name, codes=",".join(codes))
         self._emit(BundleRefused(codes))
 
+    def _traffic(self, ref: TaskRef) -> ActiveTraffic | None:
+        known = self._entries.get(ref)
+        return known[0].traffic if known else None
+
+    async def _withdraw(self, ref: TaskRef, traffic_revision: int) -> None:
+        await self._on_device(lambda: self._device.withdraw(ref, traffic_revision))
+
     async def _on_device(self, job: Callable[[], Result]) -> Result:
         return await asyncio.wrap_future(self._device.submit(job))
 
@@ -307,12 +321,16 @@ async def _within(timeout_s: float, answer: Awaitable[Result]) -> Result:
 
 
 def _task_entry(record: TaskRecord) -> TaskEntry:
+    versions = {target.version: str(target.digest) for target in record.aliases.values()}
+    if record.traffic is not None:
+        versions |= {number: digest for digest, number in record.traffic.versions.items()}
     return TaskEntry(
         tenant=record.tenant,
         task=record.task,
         revision=record.revision,
         aliases={alias: target.version for alias, target in record.aliases.items()},
-        versions={target.version: target.digest for target in record.aliases.values()},
+        versions=versions,
+        traffic=record.traffic,
     )
 
 

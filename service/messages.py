@@ -9,6 +9,8 @@ fields go last and have defaults.
 
 import msgspec
 
+from patches.records import ActiveTraffic
+
 Handle = int
 """One residency of one bundle on the device, unique within an epoch; never used again."""
 
@@ -80,7 +82,32 @@ class Goodbye(msgspec.Struct, frozen=True, array_like=True, tag=7):
     worker: str
 
 
-ToDevice = Predict | Cancel | Hello | TableAck | Prove | Sync | Goodbye
+class VersionSeen(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a worker saw of one version in one role since its last message, in rows.
+
+    ``latencies``: rows by bucket (``service/observing.py``). ``divergence`` is the sum over the
+    ``compared`` rows that prod answered too.
+    """
+
+    digest: str
+    role: str
+    requests: int
+    errors: int
+    latencies: dict[int, int]
+    compared: int
+    divergence: float
+
+
+class TrafficSeen(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """What a worker saw of one task's traffic, which is named by its revision; no answer."""
+
+    tenant: str
+    task: str
+    traffic_revision: int
+    versions: list[VersionSeen]
+
+
+ToDevice = Predict | Cancel | Hello | TableAck | Prove | Sync | Goodbye | TrafficSeen
 
 
 class BundleEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -99,13 +126,14 @@ class BundleEntry(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TaskEntry(msgspec.Struct, frozen=True, array_like=True):
-    """A task: aliases name versions; ``versions`` has the digests of those that one names."""
+    """A task: ``versions`` has the digests of those that an alias or the traffic names."""
 
     tenant: str
     task: str
     revision: int
     aliases: dict[str, int]
     versions: dict[int, str]
+    traffic: ActiveTraffic | None = None
 
 
 class KeyEntry(msgspec.Struct, frozen=True, array_like=True):

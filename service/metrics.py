@@ -15,6 +15,7 @@ from prometheus_client import (
 )
 
 from patches.identity import DEFAULT_TENANT
+from patches.traffic import GuardReason
 from service.events import (
     BatchFinished,
     BundleRefused,
@@ -22,12 +23,17 @@ from service.events import (
     ChildRestarted,
     DeviceMeasured,
     Event,
+    GuardBroken,
     ItemsMapped,
     RegistrySynced,
     RegistryUnreachable,
     RequestFinished,
     RowsRefused,
+    TrafficCounted,
+    TrafficEnded,
+    TrafficMeasured,
 )
+from service.rollout import Role
 
 UNKNOWN = "__unknown__"
 """Label of requests for tasks that are not registered, and of calls for several tasks."""
@@ -52,6 +58,7 @@ class Metrics:
         self._make_request_series()
         self._make_batch_series()
         self._make_registry_series()
+        self._make_traffic_series()
         self._make_device_series()
         self._handlers: Mapping[type[Event], Callable[[Any], None]] = {
             # Any: each handler takes its own event, which the key names
@@ -65,6 +72,10 @@ class Metrics:
             RegistryUnreachable: self._on_unreachable,
             DeviceMeasured: self._on_measured,
             ChildRestarted: self._on_restart,
+            TrafficCounted: self._on_traffic_counted,
+            TrafficMeasured: self._on_traffic_measured,
+            TrafficEnded: self._on_traffic_ended,
+            GuardBroken: self._on_guard_broken,
         }
 
     def record(self, event: Event) -> None:
@@ -128,6 +139,23 @@ class Metrics:
         )
         self._registry_up = self._gauge("registry_up", "1 if the registry answered last time.")
         self._tasks = self._gauge("tasks", "Registered tasks.")
+
+    def _make_traffic_series(self) -> None:
+        self._traffic_rows = self._counter(
+            "traffic_rows_total", "Rows computed for a task with traffic.", "task", "role"
+        )
+        self._traffic_errors = self._counter(
+            "traffic_errors_total", "Those that the version failed.", "task", "role"
+        )
+        self._traffic_p99 = self._gauge(
+            "traffic_p99_seconds", "Latency in the guard's window, worst version.", "task", "role"
+        )
+        self._divergence = self._gauge(
+            "traffic_divergence", "Mean from prod in the guard's window.", "task", "role"
+        )
+        self._guard_trips = self._counter(
+            "guard_trips_total", "Traffic that this replica judged and ended.", "task", "reason"
+        )
 
     def _make_device_series(self) -> None:
         self._queue_depth = self._gauge("queue_depth", "Rows waiting for the device.")
@@ -200,6 +228,28 @@ class Metrics:
     def _on_restart(self, event: ChildRestarted) -> None:
         self._restarts.labels(event.child).inc()
 
+    def _on_traffic_counted(self, event: TrafficCounted) -> None:
+        label = self._label(event.tenant, event.task)
+        self._traffic_rows.labels(label, event.role).inc(event.rows)
+        self._traffic_errors.labels(label, event.role).inc(event.errors)
+
+    def _on_traffic_measured(self, event: TrafficMeasured) -> None:
+        label = self._label(event.tenant, event.task)
+        self._traffic_p99.labels(label, event.role).set(event.p99_s)
+        if event.divergence is not None:
+            self._divergence.labels(label, event.role).set(event.divergence)
+
+    def _on_traffic_ended(self, event: TrafficEnded) -> None:
+        self._forget_gauges(self._label(event.tenant, event.task))
+
+    def _on_guard_broken(self, event: GuardBroken) -> None:
+        self._guard_trips.labels(self._label(event.tenant, event.task), event.reason).inc()
+
+    def _forget_gauges(self, label: str) -> None:
+        for role in Role:
+            self._traffic_p99.remove(label, role)
+            self._divergence.remove(label, role)
+
     def _label(self, tenant: str, task: str) -> str:
         label = _label(tenant, task)
         return label if label in self._known else UNKNOWN
@@ -222,6 +272,12 @@ class Metrics:
                 self._requests.remove(label, outcome)
             self._durations.remove(label)
             self._instances.remove(label)
+        self._forget_gauges(label)
+        for role in Role:
+            self._traffic_rows.remove(label, role)
+            self._traffic_errors.remove(label, role)
+        for reason in GuardReason:
+            self._guard_trips.remove(label, reason)
 
 
 @dataclass(frozen=True, slots=True)

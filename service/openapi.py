@@ -26,7 +26,7 @@ Send an API key as `Authorization: Bearer prk_…` or `X-API-Key`.
 """
 
 _USED = {"used_items": 3, "unknown_items": 0, "unknown": [], "truncated": False, "cold": False}
-_BUNDLE = {"version": 7, "digest": "sha256:5f1c…", "alias": "prod"}
+_BUNDLE = {"version": 7, "digest": "sha256:5f1c…", "alias": "prod", "role": "prod"}
 _GENDER = {"kind": "classification", **_USED, "label": "F", "scores": {"F": 0.81, "M": 0.19}}
 _FILMS = {"kind": "ranking", **_USED, "items": [{"id": "260", "score": 8.4}], "filtered": 3}
 

@@ -3,47 +3,38 @@
 Every step passes an error through in its own slot, so a bad row never fails its neighbours.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from model.errors import PeterRecError
 from patches.identity import TenantId
-from service.answers import ANSWERS, Ranked, Subject
-from service.catalogs import Catalogs
-from service.device_link import AdmittedRow, DeviceLink
-from service.errors import HistoryTooLong, NotARankingTask, UnknownItemsRefused, row_error
-from service.events import Emit, ItemsMapped
-from service.item_mapping import (
-    Catalog,
-    ItemId,
-    ItemVocabulary,
-    MappedHistory,
-    UnknownItems,
-    map_selection,
+from service.admission import (
+    RANKING,
+    Admission,
+    Catalogued,
+    Question,
+    admit,
+    prediction,
 )
-from service.messages import BundleEntry, Row, RowResult
-from service.schemas import MAX_HISTORY_ITEMS, Instance, Parameters, Prediction
-from service.task_table import ServedTask, TaskTable
+from service.catalogs import Catalogs
+from service.device_link import DeviceLink
+from service.errors import HistoryTooLong, UnknownItemsRefused
+from service.events import Emit, ItemsMapped
+from service.item_mapping import Catalog, ItemId, ItemVocabulary, MappedHistory, UnknownItems
+from service.messages import BundleEntry
+from service.observing import TrafficObserver
+from service.rollout import ServedTask
+from service.schemas import MAX_HISTORY_ITEMS, Instance, Parameters
+from service.splitting import Answered, Splitter
+from service.task_table import TaskTable, VersionName
 
-RANKING = "ranking"
 
-Answer = Prediction | PeterRecError
-Catalogued = Mapping[str, Catalog | PeterRecError]
-"""Catalogs by digest, or why one can't be read."""
+class Wanted(NamedTuple):
+    """A task that is asked for, and by which version, if not by whom its traffic gives."""
 
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One history, mapped once, and what to answer for it."""
-
-    history: MappedHistory
-    ids: Sequence[ItemId]
-    top_k: int
-    exclude_seen: bool
-    exclude: Sequence[ItemId] | None = None
-    candidates: Sequence[ItemId] | None = None
-    user_id: str | int | None = None
+    task: str
+    version: VersionName | None = None
 
 
 class Asked(NamedTuple):
@@ -59,14 +50,6 @@ class Resolved(NamedTuple):
     served: Sequence[ServedTask | PeterRecError]
     catalogs: Catalogued
     registry_revision: int
-
-
-@dataclass(frozen=True, slots=True)
-class Admission:
-    """A row ready for the device and what its answer will need."""
-
-    row: AdmittedRow
-    subject: Subject
 
 
 class Predictor:
@@ -85,6 +68,7 @@ class Predictor:
         self._link = link
         self._catalogs = catalogs
         self._emit = emit
+        self._splitter = Splitter(link, TrafficObserver(link.tell))
 
     def map_history(self, ids: Sequence[ItemId], policy: UnknownItems) -> MappedHistory:
         """The history as tokens; HistoryTooLong or UnknownItemsRefused if it is refused."""
@@ -112,7 +96,7 @@ class Predictor:
             for given in instances
         ]
 
-    async def resolve(self, tenant: TenantId, tasks: Sequence[str]) -> Resolved:
+    async def resolve(self, tenant: TenantId, tasks: Sequence[Wanted]) -> Resolved:
         """The versions that answer now, all of one table, with the catalogs that they need.
 
         Reading a catalog takes a while, so the tasks are resolved anew afterwards: between this
@@ -120,11 +104,13 @@ class Predictor:
         """
         held: dict[str, Catalog | PeterRecError] = {}
         while True:
-            served = [self._resolve(tenant, task) for task in tasks]
+            served = [self._resolve(tenant, wanted) for wanted in tasks]
             missing = [
-                task.bundle
+                bundle
                 for task in served
-                if isinstance(task, ServedTask) and not self._is_held(task.bundle, held)
+                if isinstance(task, ServedTask)
+                for bundle in _bundles(task)
+                if not self._is_held(bundle, held)
             ]
             if not missing:
                 return Resolved(served, held, self._table.revision)
@@ -136,19 +122,39 @@ class Predictor:
     ) -> list[Admission | PeterRecError]:
         """Rows bound to the bundles that their tasks resolved to."""
         return [
-            each if isinstance(each, PeterRecError) else _admit(*each, catalogs) for each in asked
+            each if isinstance(each, PeterRecError) else self._admit(*each, catalogs)
+            for each in asked
         ]
 
     async def answer(
         self, admitted: Sequence[Admission | PeterRecError], deadline: float
-    ) -> list[Answer]:
+    ) -> list[Answered]:
         """Each admission's prediction, or why it has none, in order."""
         rows = [each.row for each in admitted if isinstance(each, Admission)]
-        results = iter(await self._link.predict(rows, deadline) if rows else ())
-        return [
-            _prediction(each.subject, next(results)) if isinstance(each, Admission) else each
+        if not rows:
+            return [Answered(each) for each in admitted if isinstance(each, PeterRecError)]
+        beside = [each.beside for each in admitted if isinstance(each, Admission) and each.beside]
+        silent = [quiet.row for each in beside for quiet in each.silent] if beside else ()
+        started = time.monotonic()
+        found = await self._link.predict(rows, deadline, silent)
+        results = iter(found.rows)
+        answered = [
+            Answered(prediction(each.subject, next(results)), each.by)
+            if isinstance(each, Admission)
+            else Answered(each)
             for each in admitted
         ]
+        if not beside:
+            return answered
+        latency_s = time.monotonic() - started
+        return await self._splitter.settle(admitted, answered, found.silent, latency_s, deadline)
+
+    def _admit(
+        self, served: ServedTask, question: Question, catalogs: Catalogued
+    ) -> Admission | PeterRecError:
+        if served.split is None:
+            return admit(served, question, catalogs)
+        return self._splitter.admit(served.split, served, question, catalogs)
 
     def _question(self, instance: Instance, parameters: Parameters) -> Question | PeterRecError:
         try:
@@ -166,9 +172,9 @@ class Predictor:
             user_id=instance.user_id,
         )
 
-    def _resolve(self, tenant: TenantId, task: str) -> ServedTask | PeterRecError:
+    def _resolve(self, tenant: TenantId, wanted: Wanted) -> ServedTask | PeterRecError:
         try:
-            return self._table.resolve(tenant, task)
+            return self._table.resolve(tenant, *wanted)
         except PeterRecError as error:
             return error
 
@@ -187,38 +193,9 @@ class Predictor:
         return catalog is not None
 
 
-def _admit(
-    served: ServedTask, question: Question, catalogs: Catalogued
-) -> Admission | PeterRecError:
-    bundle = served.bundle
-    if bundle.kind == RANKING:
-        return _admit_ranking(bundle, question, catalogs[bundle.digest])
-    if question.exclude is not None or question.candidates is not None:
-        return NotARankingTask(served.task, bundle.kind)
-    row = Row(bundle.handle, question.history.tokens)
-    subject = Subject(bundle, question.history, question.user_id, None)
-    return Admission(AdmittedRow(row, bundle.digest), subject)
-
-
-def _admit_ranking(
-    bundle: BundleEntry, question: Question, catalog: Catalog | PeterRecError
-) -> Admission | PeterRecError:
-    if isinstance(catalog, PeterRecError):
-        return catalog
-    excluded = [*(question.exclude or ()), *(question.ids if question.exclude_seen else ())]
-    selection = map_selection(catalog, excluded, question.candidates)
-    row = Row(
-        bundle.handle,
-        question.history.tokens,
-        min(question.top_k, bundle.outputs),
-        selection.excluded,
-        selection.candidates,
-    )
-    subject = Subject(bundle, question.history, question.user_id, Ranked(catalog, selection))
-    return Admission(AdmittedRow(row, bundle.digest), subject)
-
-
-def _prediction(subject: Subject, result: RowResult) -> Answer:
-    if result.error:
-        return row_error(result.error, result.detail)
-    return ANSWERS[subject.bundle.kind](subject, result)
+def _bundles(task: ServedTask) -> list[BundleEntry]:
+    """Every bundle that may be asked for the task."""
+    if task.split is None:
+        return [task.bundle]
+    others = (*task.split.canaries.values(), *task.split.shadows)
+    return [task.bundle, *(other.bundle for other in others)]

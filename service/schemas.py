@@ -7,6 +7,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from service.errors import ErrorBody
 from service.item_mapping import ItemId, UnknownItems
+from service.rollout import Role
 
 MAX_TOP_K = 1000
 DEFAULT_TOP_K = 10
@@ -15,7 +16,29 @@ MAX_TASKS = 512
 MAX_HISTORY_ITEMS = 10_000
 MAX_BODY_BYTES = 2_000_000
 
+Version = Annotated[
+    int | str,
+    Meta(
+        description="The version that is to answer, instead of prod and its canaries: its number, "
+        "its digest, or an alias. It must be served: named by an alias or the traffic.",
+        examples=[7, "sha256:5f1c…", "next"],
+    ),
+]
+AnswerRole = Annotated[
+    Role,
+    Meta(
+        description="Why this version answered; pinned: the request asked for it. A shadow never "
+        "answers."
+    ),
+]
 TopK = Annotated[int, Meta(ge=1, le=MAX_TOP_K, description="How many items a ranking returns.")]
+UserId = Annotated[
+    str | int,
+    Meta(
+        description="Returned as it is; not looked up. A canary answers the same users each time; "
+        "without it, the same histories."
+    ),
+]
 History = Annotated[
     list[ItemId],
     Meta(
@@ -38,6 +61,7 @@ class Parameters(Struct, frozen=True, forbid_unknown_fields=True):
         UnknownItems,
         Meta(description="Items the backbone does not know: drop, map (to UNK) or error."),
     ] = "drop"
+    version: Version | None = None
 
 
 NO_PARAMETERS = Parameters()
@@ -47,9 +71,7 @@ class Instance(Struct, frozen=True, forbid_unknown_fields=True):
     """One user to predict for."""
 
     history: History
-    user_id: Annotated[str | int | None, Meta(description="Returned as it is; not looked up.")] = (
-        None
-    )
+    user_id: UserId | None = None
     top_k: TopK | None = None
     exclude: Annotated[
         list[ItemId] | None, Meta(description="Items that a ranking must not return.")
@@ -83,6 +105,7 @@ class TaskChoice(Struct, frozen=True, forbid_unknown_fields=True):
     task: str
     top_k: TopK | None = None
     exclude_seen: bool | None = None
+    version: Version | None = None
 
 
 class UsersPredictRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -94,17 +117,19 @@ class UsersPredictRequest(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description='Names, {"task", "top_k"} objects, or "all" that this key may read.'),
     ]
     parameters: Parameters = NO_PARAMETERS
+    user_id: UserId | None = None
 
 
 class Used(Struct, frozen=True, kw_only=True, tag_field="kind"):
     """What of the history the answer rests on; ``kind`` is the task's.
 
-    In a call for many tasks each answer also names its own bundle.
+    In a call for many tasks, and of a task with traffic, each answer also names its own bundle.
     """
 
     version: int | UnsetType = UNSET
     digest: str | UnsetType = UNSET
-    alias: str | UnsetType = UNSET
+    alias: str | UnsetType | None = UNSET
+    role: AnswerRole | UnsetType = UNSET
     used_items: Annotated[int, Meta(description="Items that the network read.")]
     unknown_items: Annotated[int, Meta(description="Items outside the backbone's vocabulary.")]
     unknown: Annotated[list[ItemId], Meta(description="The first ten of them.")]
@@ -169,12 +194,16 @@ Prediction = ClassPrediction | TagsPrediction | ValuePrediction | RankingPredict
 
 
 class PredictResponse(Struct, frozen=True):
-    """Predictions in the order of the instances, all by the one bundle that is named."""
+    """Predictions in the order of the instances, by the bundle that is named.
+
+    If a canary answered some of several instances, this names prod, and they name their own.
+    """
 
     task: str
     version: int
     digest: str
-    alias: str
+    alias: Annotated[str | None, Meta(description="The alias by which it was found, if by one.")]
+    role: AnswerRole
     kind: str
     registry_revision: int
     request_id: str

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from patches.records import ActiveTraffic
 from service.messages import BundleEntry, Handle, KeyEntry, TableUpdate, TaskEntry
 from service.scheduler import Worker
 from service.slots import Residency
@@ -40,9 +41,10 @@ class WorkerState:
     acked_version: int = 0
 
 
-def aliased(task: TaskEntry) -> dict[str, str]:
-    """Digest of each alias."""
-    return {alias: task.versions[number] for alias, number in task.aliases.items()}
+def named(task: TaskEntry) -> set[str]:
+    """Digests that the aliases and the traffic name."""
+    digests = {task.versions[number] for number in task.aliases.values()}
+    return digests if task.traffic is None else digests | task.traffic.versions.keys()
 
 
 class ServingTable:
@@ -56,6 +58,7 @@ class ServingTable:
         self._tasks: dict[TaskKey, TaskEntry] = {}
         self._wanted: Mapping[TaskKey, TaskEntry] = {}
         self._lagging: set[TaskKey] = set()
+        self._withdrawn: dict[TaskKey, ActiveTraffic] = {}
         self._namings: Counter[str] = Counter()
         self._keys: list[KeyEntry] = []
         self._resident: dict[str, Residency] = {}
@@ -73,7 +76,7 @@ class ServingTable:
 
     def missing(self) -> list[str]:
         """Digests that tasks want and the device has not."""
-        lagging = (aliased(self._wanted[key]).values() for key in self._lagging)
+        lagging = (named(self._wanted[key]) for key in self._lagging)
         return sorted({d for digests in lagging for d in digests if d not in self._resident})
 
     def apply(self, desired: Desired) -> TableUpdate:
@@ -88,10 +91,33 @@ class ServingTable:
         for key in removed:
             touched |= self._serve(key, None)
             self._lagging.discard(key)
+            self._withdrawn.pop(key, None)
         self._wanted = desired.tasks
-        added, dropped = self._announce(touched)
         keys = desired.keys if desired.keys != self._keys else None
         self._keys = desired.keys
+        return self._update(changed, removed, touched, keys)
+
+    def withdraw(self, key: TaskKey, traffic_revision: int) -> TableUpdate | None:
+        """Let prod answer alone from now on, whatever the registry says of this very traffic.
+
+        None if the task has other traffic, or none.
+        """
+        wanted = self._wanted.get(key)
+        if wanted is None or wanted.traffic is None or wanted.traffic.revision != traffic_revision:
+            return None
+        self._withdrawn[key] = wanted.traffic
+        self.version += 1
+        served = self._served(wanted)
+        return self._update([served], [], self._serve(key, served), None)
+
+    def _update(
+        self,
+        changed: list[TaskEntry],
+        removed: list[TaskKey],
+        touched: set[str],
+        keys: list[KeyEntry] | None,
+    ) -> TableUpdate:
+        added, dropped = self._announce(touched)
         return TableUpdate(
             epoch=self.epoch,
             version=self.version,
@@ -161,20 +187,20 @@ class ServingTable:
             if served != self._tasks.get(key):
                 changed.append(served)
                 touched |= self._serve(key, served)
-            lags = any(digest not in self._resident for digest in aliased(task).values())
+            lags = any(digest not in self._resident for digest in named(task))
             (self._lagging.add if lags else self._lagging.discard)(key)
         return changed, touched
 
     def _serve(self, key: TaskKey, task: TaskEntry | None) -> set[str]:
         """Put a task's entry in the place of its old one; the digests of both."""
         old = self._tasks.pop(key, None)
-        before = list(aliased(old).values()) if old else []
-        after = list(aliased(task).values()) if task else []
+        before = named(old) if old else set()
+        after = named(task) if task else set()
         if task is not None:
             self._tasks[key] = task
         self._namings.update(after)
         self._namings.subtract(before)
-        return {*before, *after}
+        return before | after
 
     def _announce(self, touched: set[str]) -> tuple[list[str], list[str]]:
         """Digests that are named now and were not, and those that are no longer named."""
@@ -193,8 +219,10 @@ class ServingTable:
         return added, dropped
 
     def _served(self, task: TaskEntry) -> TaskEntry:
-        """The task with each alias at a resident version: the wanted one, else the old one."""
-        if all(digest in self._resident for digest in aliased(task).values()):
+        """The task as far as it is resident: an alias stays at its old version until the wanted
+        one is there, and prod answers alone until the whole traffic is."""
+        task = self._without_withdrawn(task)
+        if all(digest in self._resident for digest in named(task)):
             return task
         old = self._tasks.get((task.tenant, task.task))
         aliases, versions = {}, dict(task.versions)
@@ -204,7 +232,17 @@ class ServingTable:
             elif old is not None and alias in old.aliases:
                 aliases[alias] = old.aliases[alias]
                 versions[old.aliases[alias]] = old.versions[old.aliases[alias]]
-        return msgspec.structs.replace(task, aliases=aliases, versions=versions)
+        traffic = task.traffic
+        if traffic is not None and not traffic.versions.keys() <= self._resident.keys():
+            traffic = None
+        return msgspec.structs.replace(task, aliases=aliases, versions=versions, traffic=traffic)
+
+    def _without_withdrawn(self, task: TaskEntry) -> TaskEntry:
+        key = (task.tenant, task.task)
+        if task.traffic is not None and task.traffic == self._withdrawn.get(key):
+            return msgspec.structs.replace(task, traffic=None)
+        self._withdrawn.pop(key, None)
+        return task
 
     def _entry(self, digest: str) -> BundleEntry:
         residency = self._resident[digest]

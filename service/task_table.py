@@ -1,31 +1,20 @@
 """What this worker serves: a mirror of the device process's table, changed only by its messages."""
 
+import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from patches.errors import TaskNotFound
-from patches.identity import Digest, TenantId, format_digest
-from service.errors import BundleNotReady, TaskNotActive
+from patches.errors import AliasNotFound, InvalidDigest, TaskNotFound
+from patches.identity import Digest, TaskId, TaskRef, TenantId, parse_digest
+from patches.records import ActiveTraffic
+from patches.traffic import PROD
+from service.errors import BundleNotReady, TaskNotActive, VersionNotServed
 from service.messages import BundleEntry, Handle, TableUpdate, TaskEntry
+from service.rollout import Role, ServedTask, Split
 
-PROD = "prod"
-"""The alias that predictions are answered by."""
+VersionName = int | str
+"""A version by its number, its digest, or an alias that names it."""
 
-
-@dataclass(frozen=True, slots=True)
-class ServedTask:
-    """A task resolved to one version: all that a request needs until its answer is encoded."""
-
-    tenant: str
-    task: str
-    version: int
-    alias: str
-    bundle: BundleEntry
-
-    @property
-    def digest(self) -> str:
-        """The bundle's digest as shown outside."""
-        return format_digest(Digest(self.bundle.digest))
+MAX_DIGITS = 18
 
 
 class TaskTable:
@@ -41,6 +30,8 @@ class TaskTable:
         self._tasks: dict[tuple[str, str], TaskEntry] = {}
         self._bundles: dict[Handle, BundleEntry] = {}
         self._by_digest: dict[str, BundleEntry] = {}
+        self._splits: dict[tuple[str, str], Split] = {}
+        self._turned = asyncio.Event()
 
     def apply(self, update: TableUpdate) -> None:
         """Take over a change; a full one replaces everything known so far."""
@@ -55,9 +46,21 @@ class TaskTable:
             self._tasks.pop((tenant, task), None)
         for entry in update.tasks:
             self._tasks[entry.tenant, entry.task] = entry
+        self._splits.clear()
         self.epoch = update.epoch
         self.version = update.version
         self.revision = update.revision
+        turned, self._turned = self._turned, asyncio.Event()
+        turned.set()
+
+    async def turn(self, timeout_s: float) -> bool:
+        """Wait for the next change; False if there was none in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._turned.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def _forget(self, handle: Handle) -> None:
         bundle = self._bundles.pop(handle, None)
@@ -73,19 +76,85 @@ class TaskTable:
         owned = (entry for entry in self._tasks.values() if entry.tenant == tenant)
         return sorted(owned, key=lambda entry: entry.task)
 
-    def resolve(self, tenant: TenantId, task: str, alias: str = PROD) -> ServedTask:
-        """The version that answers now; TaskNotFound, TaskNotActive or BundleNotReady if none."""
+    def resolve(
+        self, tenant: TenantId, task: str, version: VersionName | None = None
+    ) -> ServedTask:
+        """What answers now: prod with its traffic, or the version that is asked for.
+
+        TaskNotFound, TaskNotActive, VersionNotServed, AliasNotFound or BundleNotReady if none.
+        """
         entry = self._tasks.get((tenant, task))
         if entry is None:
             raise TaskNotFound(task)
-        version = entry.aliases.get(alias)
-        if version is None:
+        if version is not None:
+            return self._pinned(entry, version)
+        number = entry.aliases.get(PROD)
+        if number is None:
             raise TaskNotActive(task)
-        bundle = self._by_digest.get(entry.versions.get(version, ""))
-        if bundle is None:
-            raise BundleNotReady(f"of task {task!r}")
-        return ServedTask(tenant, task, version, alias, bundle)
+        bundle = self._bundle(entry, number)
+        split = None if entry.traffic is None else self._split(entry, entry.traffic)
+        return ServedTask(tenant, task, number, PROD, bundle, Role.PROD, split)
 
     def resident(self, digest: str) -> BundleEntry | None:
         """The current residency of a bundle; None if the device does not hold it."""
         return self._by_digest.get(digest)
+
+    def _bundle(self, entry: TaskEntry, number: int) -> BundleEntry:
+        bundle = self._by_digest.get(entry.versions.get(number, ""))
+        if bundle is None:
+            raise BundleNotReady(f"of task {entry.task!r}")
+        return bundle
+
+    def _split(self, entry: TaskEntry, active: ActiveTraffic) -> Split:
+        """The task's traffic; made once a table, for all its requests."""
+        key = (entry.tenant, entry.task)
+        split = self._splits.get(key)
+        if split is None:
+            split = self._splits[key] = self._make_split(entry, active)
+        return split
+
+    def _make_split(self, entry: TaskEntry, active: ActiveTraffic) -> Split:
+        def served(digest: Digest, role: Role) -> ServedTask:
+            number = active.versions[digest]
+            bundle = self._bundle(entry, number)
+            return ServedTask(entry.tenant, entry.task, number, None, bundle, role)
+
+        traffic = active.traffic
+        return Split(
+            ref=TaskRef(TenantId(entry.tenant), TaskId(entry.task)),
+            traffic=traffic,
+            revision=active.revision,
+            canaries={each.digest: served(each.digest, Role.CANARY) for each in traffic.canary},
+            shadows=tuple(served(digest, Role.SHADOW) for digest in traffic.shadow),
+        )
+
+    def _pinned(self, entry: TaskEntry, wanted: VersionName) -> ServedTask:
+        number, alias = _find(entry, wanted)
+        bundle = self._bundle(entry, number)
+        return ServedTask(entry.tenant, entry.task, number, alias, bundle, Role.PINNED)
+
+
+def _find(entry: TaskEntry, wanted: VersionName) -> tuple[int, str | None]:
+    """The number of the version that is asked for, and the alias if it was by one."""
+    text = str(wanted)
+    if text.isdecimal() and len(text) <= MAX_DIGITS:
+        if int(text) in entry.versions:
+            return int(text), None
+        raise _not_served(entry, text)
+    if text in entry.aliases:
+        return entry.aliases[text], text
+    try:
+        digest = parse_digest(text)
+    except InvalidDigest:
+        raise AliasNotFound(entry.task, text[:128]) from None
+    for number, found in entry.versions.items():
+        if found == digest:
+            return number, None
+    raise _not_served(entry, text)
+
+
+def _not_served(entry: TaskEntry, wanted: str) -> VersionNotServed:
+    named: dict[int, list[str]] = {number: [] for number in entry.versions}
+    for alias, number in sorted(entry.aliases.items()):
+        named[number].append(alias)
+    return VersionNotServed(entry.task, wanted, named)

@@ -1,6 +1,7 @@
 """What the admin routes receive, and the few things that all of them do."""
 
 import re
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,15 +12,19 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BaseModel, ConfigDict
 
 from model.backbone_info import BackboneInfo
-from patches.identity import TaskId, parse_task
+from patches.identity import TaskId, TaskRef, parse_task
 from patches.registry import Registry
 from service.auth import Authenticator, Principal
 from service.device_link import DeviceLink
 from service.errors import MalformedRequest
+from service.messages import TaskEntry
 from service.task_table import TaskTable
 
 SYNC_TIMEOUT_S = 30.0
 """How long a change may take to reach every worker of this replica."""
+
+LOAD_TIMEOUT_S = 5.0
+"""How long a change waits for a version that has to be loaded first."""
 
 PROVE_TIMEOUT_S = 120.0
 """How long verification and probes of a pushed bundle may take."""
@@ -54,6 +59,25 @@ class AdminContext:
     async def served(self, revision: int) -> None:
         """Wait until every worker of this replica serves a registry revision."""
         await self.link.sync(revision, SYNC_TIMEOUT_S)
+
+    async def served_as(
+        self, ref: TaskRef, revision: int, is_so: Callable[[TaskEntry], bool]
+    ) -> None:
+        """Wait until the replica serves a revision, and the task as it is there: a version that
+        nobody asked for lately has to be loaded again. Gives up on one that can't be."""
+        await self.served(revision)
+        if self._is_served(ref, revision, is_so):
+            return
+        deadline = time.monotonic() + LOAD_TIMEOUT_S
+        while not self._is_served(ref, revision, is_so):
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or not await self.table.turn(left_s):
+                return
+        await self.served(revision)
+
+    def _is_served(self, ref: TaskRef, revision: int, is_so: Callable[[TaskEntry], bool]) -> bool:
+        entry = self.table.entry(*ref)
+        return entry is None or entry.revision > revision or is_so(entry)
 
 
 class ClosedModel(BaseModel):

@@ -11,6 +11,8 @@ from starlette.types import Receive, Scope, Send
 
 from model.errors import PeterRecError
 from patches.errors import TaskNotFound
+from patches.traffic import PROD
+from service.admission import Admission, Question
 from service.asgi import (
     ClientLeft,
     Headers,
@@ -34,7 +36,8 @@ from service.errors import (
 from service.events import Emit, RequestFinished
 from service.item_mapping import MappedHistory
 from service.parsing import parse_predict, parse_users_predict
-from service.predicting import Admission, Answer, Asked, Predictor, Question
+from service.predicting import Asked, Predictor, Wanted
+from service.rollout import ServedTask
 from service.schemas import (
     MAX_BODY_BYTES,
     MAX_TASKS,
@@ -46,7 +49,8 @@ from service.schemas import (
     UsersPredictRequest,
     UsersPredictResponse,
 )
-from service.task_table import PROD, ServedTask, TaskTable
+from service.splitting import Answered
+from service.task_table import TaskTable
 
 log = structlog.get_logger()
 
@@ -141,26 +145,32 @@ class PredictRoutes:
         instances, parameters = parse_predict(body)
         call.rows = len(instances)
         questions = self._predictor.questions(instances, parameters)
-        resolved = await self._predictor.resolve(principal.tenant, (task,))
+        wanted = Wanted(task, parameters.version)
+        resolved = await self._predictor.resolve(principal.tenant, (wanted,))
         served = resolved.served[0]
         if isinstance(served, PeterRecError):
             raise served
         asked = [q if isinstance(q, PeterRecError) else Asked(served, q) for q in questions]
         admitted = self._predictor.admit(asked, resolved.catalogs)
-        answers = await self._answer(call, admitted, deadline)
-        if len(answers) == 1 and isinstance(answers[0], PeterRecError):
-            raise answers[0]
+        answered = await self._answer(call, admitted, deadline)
+        if len(answered) == 1 and isinstance(answered[0].answer, PeterRecError):
+            raise answered[0].answer
+        by = served if served.split is None else _speaker(served, answered)
         response = PredictResponse(
             task=task,
-            version=served.version,
-            digest=served.digest,
-            alias=served.alias,
-            kind=served.bundle.kind,
+            version=by.version,
+            digest=by.digest,
+            alias=by.alias,
+            role=by.role,
+            kind=by.bundle.kind,
             registry_revision=resolved.registry_revision,
             request_id=call.head.request_id,
-            predictions=[_slot(*pair) for pair in zip(instances, answers, strict=True)],
+            predictions=[
+                _slot(*pair, has_traffic=served.split is not None)
+                for pair in zip(instances, answered, strict=True)
+            ],
         )
-        await _send(call, encode_json(response), served.digest)
+        await _send(call, encode_json(response), by.digest)
 
     async def _users_predict(self, call: Call) -> None:
         principal, body, deadline = await self._begin(call)
@@ -169,14 +179,15 @@ class PredictRoutes:
         call.rows = 1
         call.tasks = self._known(principal, choices)
         history = self._predictor.map_history(request.history, request.parameters.unknown_items)
-        resolved = await self._predictor.resolve(principal.tenant, [c.task for c in choices])
+        resolved = await self._predictor.resolve(
+            principal.tenant, [_wanted(choice, request) for choice in choices]
+        )
         asked = [
             _ask(principal, served, _user_question(request, history, choice))
             for choice, served in zip(choices, resolved.served, strict=True)
         ]
         admitted = self._predictor.admit(asked, resolved.catalogs)
-        answers = await self._answer(call, admitted, deadline)
-        results, errors = _split(choices, resolved.served, answers)
+        results, errors = _sort(choices, await self._answer(call, admitted, deadline))
         if errors and not results:
             raise NothingAnswered(errors)
         response = UsersPredictResponse(
@@ -211,7 +222,7 @@ class PredictRoutes:
 
     async def _answer(
         self, call: Call, admitted: Sequence[Admission | PeterRecError], deadline: float
-    ) -> list[Answer]:
+    ) -> list[Answered]:
         return await unless_client_leaves(call.receive, self._predictor.answer(admitted, deadline))
 
 
@@ -233,34 +244,49 @@ def _user_question(
         ids=request.history,
         top_k=parameters.top_k if choice.top_k is None else choice.top_k,
         exclude_seen=parameters.exclude_seen if seen is None else seen,
+        user_id=request.user_id,
     )
 
 
-def _split(
-    choices: Sequence[TaskChoice],
-    served: Sequence[ServedTask | PeterRecError],
-    answers: Sequence[Answer],
+def _wanted(choice: TaskChoice, request: UsersPredictRequest) -> Wanted:
+    pinned = request.parameters.version if choice.version is None else choice.version
+    return Wanted(choice.task, pinned)
+
+
+def _sort(
+    choices: Sequence[TaskChoice], answered: Sequence[Answered]
 ) -> tuple[dict[str, Prediction], dict[str, PeterRecError]]:
     """Answers that name their bundles, and errors, by task."""
     results: dict[str, Prediction] = {}
     errors: dict[str, PeterRecError] = {}
-    for choice, task, answer in zip(choices, served, answers, strict=True):
+    for choice, (answer, by) in zip(choices, answered, strict=True):
         if isinstance(answer, PeterRecError):
             errors[choice.task] = answer
         else:
-            assert isinstance(task, ServedTask)
-            results[choice.task] = structs.replace(
-                answer,
-                version=task.version,
-                digest=task.digest,
-                alias=task.alias,
-            )
+            results[choice.task] = _signed(answer, by)
     return results, errors
 
 
-def _slot(given: Instance | PeterRecError, answer: Answer) -> Prediction | FailedRow:
+def _speaker(prod: ServedTask, answered: Sequence[Answered]) -> ServedTask:
+    """Who answered, if all answers are by one version; else prod."""
+    by = {each.by.bundle.digest: each.by for each in answered if each.by is not None}
+    return next(iter(by.values())) if len(by) == 1 else prod
+
+
+def _signed(answer: Prediction, by: ServedTask | None) -> Prediction:
+    """The answer with the name of the version that gave it."""
+    assert by is not None
+    return structs.replace(
+        answer, version=by.version, digest=by.digest, alias=by.alias, role=by.role
+    )
+
+
+def _slot(
+    given: Instance | PeterRecError, answered: Answered, *, has_traffic: bool
+) -> Prediction | FailedRow:
+    answer = answered.answer
     if not isinstance(answer, PeterRecError):
-        return answer
+        return _signed(answer, answered.by) if has_traffic else answer
     user_id = given.user_id if isinstance(given, Instance) else None
     return FailedRow(error_body(answer), UNSET if user_id is None else user_id)
 

@@ -27,8 +27,8 @@ from service.routes.context import (
     find_caller,
     set_etag,
 )
+from service.routes.finding import find_version
 from service.routes.task_views import Changed, VersionView
-from service.routes.tasks import find_version
 from service.spool import spooled
 
 RAW_BODY = {
@@ -51,6 +51,7 @@ class BundleSummary(BaseModel):
     patch_bytes: int
     head_bytes: int
     metrics: dict[str, float]
+    signed_by: list[str]
 
 
 class Pushed(BaseModel):
@@ -132,15 +133,16 @@ def versions_router(context: AdminContext) -> APIRouter:
 
     @router.delete("/{version}")
     async def delete_version(
-        caller: Caller, task: str, version: str, if_match: IfMatch = None
+        caller: Caller, task: str, version: str, response: Response, if_match: IfMatch = None
     ) -> Changed:
-        """Forget a version that no alias names."""
+        """Forget a version that neither an alias nor the traffic names."""
         name = admin_task(caller, task)
         found = await find_version(registry, caller.tenant, name, version)
         revision = await registry.delete_version(
             caller.tenant, name, found.digest, caller.key_id, expected_revision(if_match)
         )
         await context.served(revision)
+        set_etag(response, revision)
         return Changed(task=name, registry_revision=revision)
 
     return router

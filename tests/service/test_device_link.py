@@ -121,7 +121,11 @@ def soon_due(seconds: float = 10.0) -> float:
 
 
 def ask(link: DeviceLink, *rows: AdmittedRow, within_s: float = 10.0) -> "asyncio.Task":
-    return asyncio.create_task(link.predict([*rows], soon_due(within_s)))
+    return asyncio.create_task(_rows(link, rows, within_s))
+
+
+async def _rows(link: DeviceLink, rows: tuple[AdmittedRow, ...], within_s: float) -> object:
+    return (await link.predict(rows, soon_due(within_s))).rows
 
 
 def answer(asked: Predict, at: int, values: bytes = b"ok") -> RowResult:

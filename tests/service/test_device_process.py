@@ -73,7 +73,7 @@ class Replica:
     async def ask(self, bundle: BundleEntry, history: list[int]) -> RowResult:
         tokens = np.array(history, np.int32).tobytes()
         rows = [AdmittedRow(Row(bundle.handle, tokens, top_k=3), bundle.digest)]
-        return (await self.link.predict(rows, time.monotonic() + PATIENCE_S))[0]
+        return (await self.link.predict(rows, time.monotonic() + PATIENCE_S)).rows[0]
 
 
 @pytest.fixture(scope="module")
