@@ -18,6 +18,7 @@ from model.cone import plan
 from model.device_plan import DeviceConv, DevicePlan, to_device
 from model.patch import PatchWeights
 from model.spec import PAD, BackboneSpec
+from model.training_kernels.products import linear
 
 
 def user_vectors(backbone: Backbone, tokens: Tensor, patch: PatchWeights | None) -> Tensor:
@@ -86,7 +87,7 @@ def _conv(
     gathered = padded.index_select(1, step.taps.flatten())  # [M, k] -> [B, M·k, C]
     gathered = gathered.view(len(x), *step.taps.shape, -1)  # [B, M, k, C]
     weight = conv.weight.permute(0, 2, 1).flatten(1)  # [C, C, k] -> [C, k·C]
-    out = functional.linear(gathered.flatten(2), weight, conv.bias)  # [B, M, k·C] -> [B, M, C]
+    out = linear(gathered.flatten(2), weight, conv.bias)  # [B, M, k·C] -> [B, M, C]
     return out if patch is None else patch.join(out, gathered[:, :, step.centre], *at)
 
 

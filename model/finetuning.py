@@ -12,7 +12,6 @@ from torch import Tensor
 from model.backbone import new_patch
 from model.backbone_folder import LoadedBackbone
 from model.batches import seeded
-from model.encoders import PatchedBackbone
 from model.evaluation import TaskModel, evaluate_prior, evaluate_task
 from model.examples import Examples, join_answers, keep_frequent
 from model.finetuning_run import FinetuneRun
@@ -20,6 +19,7 @@ from model.finetuning_settings import FinetuneSettings
 from model.goals import TaskGoal
 from model.heads import Head
 from model.histories import Histories, UserLabels
+from model.kept_trunk import PatchedTop, patch_encoder
 from model.objectives import TASKS
 from model.patch import PatchWeights
 from model.progress import Watch, unwatched
@@ -82,8 +82,11 @@ def finetune(
     generator = seeded(settings.seed, "patch")
     patch = new_patch(loaded.backbone, settings.geometry(loaded.backbone), generator)
     goal = TaskGoal(objective, loaded.backbone.spec.channels, generator)
-    encoder = PatchedBackbone(loaded.backbone, patch)
-    run = FinetuneRun(encoder, goal, examples, split, settings.loop())
+    variants = settings.trunk_variants if settings.item_dropout else 1
+    histories_met = variants * len(split.train) + len(split.validation)
+    encoder = patch_encoder(loaded.backbone, patch, histories_met if settings.trunk_variants else 0)
+    is_kept = isinstance(encoder, PatchedTop)
+    run = FinetuneRun(encoder, goal, examples, split, settings.loop(variants if is_kept else 0))
     run.train(watch)
     model = TaskModel(loaded.backbone, patch.weights(), goal.head)
     baseline = evaluate_prior(objective, split.train, split.test)

@@ -15,6 +15,7 @@ from model.finetuning_settings import LoopSettings
 from model.goals import Goal
 from model.progress import Progress, Watch
 from model.splits import UserSplit
+from model.thinning import thinned
 from model.training_errors import require_finite
 
 VALIDATION_ROWS = 256
@@ -102,7 +103,7 @@ class FinetuneRun:
         """One pass over the training users; the mean loss per user."""
         epoch, settings = len(self.epochs), self._settings
         generator = seeded(settings.seed, "finetune", epoch)
-        rows, train = self._thinned_rows(generator), torch.from_numpy(self._split.train)
+        rows, train = self._thinned_rows(epoch, generator), torch.from_numpy(self._split.train)
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         batches = bucketed_batches(lengths, settings.batch_size, generator)
         phase, total, users = f"fine-tune epoch {epoch + 1}/{settings.epochs}", 0.0, 0
@@ -125,20 +126,12 @@ class FinetuneRun:
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * (1 - done)
 
-    def _thinned_rows(self, generator: torch.Generator) -> list[TokenRow]:
-        """Training histories' newest items, each without a random share of them.
-
-        The share is uniform from 0 to twice the mean, so nearly empty histories are learned too.
-        """
-        limit = 2 * self._settings.item_dropout
+    def _thinned_rows(self, epoch: int, generator: torch.Generator) -> list[TokenRow]:
+        """Training histories' newest items, thinned anew or as the epoch's variant says."""
         newest = [self._examples.rows[i][-self._encoder.max_len :] for i in self._split.train]
-        if limit == 0:
-            return newest
-        lengths = torch.tensor([len(row) for row in newest])
-        shares = torch.rand(len(newest), generator=generator) * limit
-        draws = torch.rand(int(lengths.sum()), generator=generator)
-        is_kept = torch.split(draws >= shares.repeat_interleave(lengths), lengths.tolist())
-        return [row[kept.numpy()] for row, kept in zip(newest, is_kept, strict=True)]
+        if self._settings.variants:
+            generator = seeded(self._settings.seed, "variant", epoch % self._settings.variants)
+        return thinned(newest, self._settings.item_dropout, generator)
 
     @torch.no_grad()
     def _validate(self) -> tuple[float, dict[str, float]]:

@@ -8,7 +8,10 @@ from model.spec import HeadKind, Insertion, PatchGeometry
 
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
-    """How a task is trained, whatever it is that learns."""
+    """How a task is trained, whatever it is that learns.
+
+    ``variants`` thinned forms of each history are met in turn; 0 thins anew in every epoch.
+    """
 
     epochs: int = 12
     batch_size: int = 128
@@ -17,6 +20,7 @@ class LoopSettings:
     item_dropout: float = 0.2
     seed: int = 0
     patience: int = 3
+    variants: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +29,9 @@ class FinetuneSettings:
 
     ``blocks`` are the patched blocks, None for all. ``has_cls`` None trains ``[CLS]`` if the first
     block is patched: otherwise a ``[CLS]`` of its own would cost the trunk that tasks share.
-    ``item_dropout`` is the mean share of items left out of a history while training.
+    ``item_dropout`` is the mean share of items left out of a history while training. If only top
+    blocks are patched, ``trunk_variants`` so thinned forms of each history are met in turn, and
+    what the blocks below give for them is computed once; 0 thins anew in every epoch.
     """
 
     kind: HeadKind
@@ -47,6 +53,7 @@ class FinetuneSettings:
     patience: int = 3
     min_label_count: int = 1
     max_unknown_share: float = 0.1
+    trunk_variants: int = 4
 
     def geometry(self, backbone: Backbone) -> PatchGeometry:
         """Where the patch sits in this backbone."""
@@ -61,8 +68,8 @@ class FinetuneSettings:
             has_cls=(0 in blocks) if self.has_cls is None else self.has_cls,
         )
 
-    def loop(self) -> LoopSettings:
-        """The part that says how to train."""
+    def loop(self, variants: int = 0) -> LoopSettings:
+        """The part that says how to train, with so many variants of each history."""
         return LoopSettings(
             epochs=self.epochs,
             batch_size=self.batch_size,
@@ -71,4 +78,5 @@ class FinetuneSettings:
             item_dropout=self.item_dropout,
             seed=self.seed,
             patience=self.patience,
+            variants=variants,
         )
