@@ -21,7 +21,10 @@ class ManyTasksGoal:
     The loss sums the tasks' losses, each weighted by its share of answers in the batch.
     """
 
-    def __init__(self, goals: Sequence[TaskGoal], rows: Sequence[Tensor]) -> None:
+    def __init__(
+        self, names: Sequence[str], goals: Sequence[TaskGoal], rows: Sequence[Tensor]
+    ) -> None:
+        self._names = names
         self.head = nn.ModuleList([goal.head for goal in goals])
         self._goals = goals
         self._rows = rows
@@ -40,8 +43,13 @@ class ManyTasksGoal:
         return total
 
     def metrics(self, vectors: Tensor, rows: Tensor) -> dict[str, float]:
-        """Of every task; the joint run is judged task by task afterwards."""
-        return {}
+        """Of every task, named ``task/metric``."""
+        metrics: dict[str, float] = {}
+        for name, goal, own in zip(self._names, self._goals, self._rows, strict=True):
+            at = (own[rows] != ABSENT).nonzero().squeeze(1)  # [B] -> [b]
+            found = goal.metrics(vectors[at.to(vectors.device)], own[rows[at]])
+            metrics |= {f"{name}/{metric}": value for metric, value in found.items()}
+        return metrics
 
     def finish(self) -> None:
         for goal in self._goals:

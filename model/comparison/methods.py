@@ -19,9 +19,6 @@ Document = dict[str, Any]  # Any: a JSON document
 
 Start = Literal["pretrained", "random"]
 
-PEER_OF_ALL = "fineall"
-"""The method whose trained parameters are the whole."""
-
 PRIOR = "prior"
 """The best answer that ignores the history: majority class, most popular items."""
 

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from model.comparison.markdown import markdown_of
-from model.comparison.methods import PEER_OF_ALL, PRIOR
+from model.comparison.methods import PRIOR
 from model.comparison.run import Workplace, corpora_at
 from model.comparison.schedule import Unit
+from model.comparison.verdict import verdicts_of
 
 Document = dict[str, Any]  # Any: a JSON document
 
@@ -59,15 +60,14 @@ def report_of(place: Workplace, units: list[Unit]) -> Document:
         own = [unit for unit in units if unit.corpus == corpus and task in unit.tasks]
         kind = corpora[corpus].task(task).kind
         rows = [row for unit in own if (row := _row(unit, task)) is not None]
-        tables.append(
-            {
-                "corpus": corpus,
-                "task": task,
-                "kind": kind,
-                "primary": PRIMARY[kind],
-                "rows": rows,
-            }
-        )
+        table: Document = {
+            "corpus": corpus,
+            "task": task,
+            "kind": kind,
+            "primary": PRIMARY[kind],
+            "rows": rows,
+        }
+        tables.append(table | {"verdicts": verdicts_of(table, place.out)})
     return {
         "settings": place.settings.to_json(),
         "corpora": {c.name: {**c.facts, "digest": c.digest} for c in corpora.values()},
@@ -125,6 +125,7 @@ def _training(unit: Unit, whole: list[Document], task: str) -> Document:
         "share": parameters["trained"] / parameters["backbone"],
         "share_of_blocks": parameters["trained"] / parameters["backbone_blocks"],
         "seconds": statistics.fmean(result["seconds"] for result in whole),
+        "cpu_seconds": statistics.fmean(result["cpu_seconds"] for result in whole),
         "epochs": statistics.fmean(len(result["epochs"]) for result in whole),
         "rates": {"encoder": rates.encoder, "head": rates.head},
         "rate_trials": [
@@ -132,7 +133,7 @@ def _training(unit: Unit, whole: list[Document], task: str) -> Document:
             for rate, loss in zip(unit.rates, losses, strict=True)
         ],
         "is_rate_at_edge": _is_at_edge(unit),
-        "curve": _curve(whole),
+        "curve": _curve(whole, task),
     }
 
 
@@ -144,29 +145,23 @@ def _is_at_edge(unit: Unit) -> bool:
     return len(tried) > 1 and (rates.encoder, rates.head) in (min(tried), max(tried))
 
 
-def _curve(whole: list[Document]) -> list[Document]:
+def _curve(whole: list[Document], task: str) -> list[Document]:
     """Validation users' loss and metrics after each epoch, means over the seeds that reached it."""
     longest = max(len(result["epochs"]) for result in whole)
     curve = []
     for at in range(longest):
         epochs = [result["epochs"][at] for result in whole if len(result["epochs"]) > at]
         names = epochs[0]["validation_metrics"]
-        curve.append(
-            {
-                "epoch": at + 1,
-                "runs": len(epochs),
-                "validation_loss": statistics.fmean(e["validation_loss"] for e in epochs),
-                **{
-                    name: statistics.fmean(e["validation_metrics"][name] for e in epochs)
-                    for name in names
-                },
-            }
-        )
+        point: Document = {
+            name.removeprefix(f"{task}/"): statistics.fmean(
+                epoch["validation_metrics"][name] for epoch in epochs
+            )
+            for name in names
+        }
+        loss = statistics.fmean(epoch["validation_loss"] for epoch in epochs)
+        curve.append({"epoch": at + 1, "runs": len(epochs), "validation_loss": loss, **point})
     return curve
 
 
 def _device_name(device: str) -> str:
     return torch.cuda.get_device_name() if device.startswith("cuda") else device
-
-
-__all__ = ["PEER_OF_ALL", "PRIMARY", "Spread", "report_of", "write_report"]

@@ -92,14 +92,17 @@ def run_key(place: Workplace, spec: RunSpec) -> str:
 
 def execute(place: Workplace, spec: RunSpec) -> Document:
     """Train and judge; a JSON document of the result. Predictions go into their own files."""
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     key = run_key(place, spec)
     result: Document = {"key": key, "spec": asdict(spec), "label": spec.variant.label}
     try:
         result |= _prior(place, spec, key) if _is_prior(spec) else _trained(place, spec, key)
     except TrainingDiverged as error:
         result["failed"] = error.code
-    return result | {"wall_seconds": round(time.perf_counter() - started, 3)}
+    return result | {
+        "wall_seconds": round(time.perf_counter() - started, 3),
+        "cpu_seconds": round(time.process_time() - cpu_started, 3),
+    }
 
 
 def _is_prior(spec: RunSpec) -> bool:
@@ -169,7 +172,7 @@ def _joint(
     if len(tasks) == 1:
         return tasks[0].examples, splits[0], goals[0]
     examples, split, rows = join_tasks(tasks, splits)
-    return examples, split, ManyTasksGoal(goals, rows)
+    return examples, split, ManyTasksGoal([data.name for data in tasks], goals, rows)
 
 
 def _loop(settings: ComparisonSettings, spec: RunSpec, kind: str) -> LoopSettings:

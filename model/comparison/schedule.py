@@ -198,9 +198,9 @@ def _run_units(
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 unit, spec = running.pop(future)
-                result = future.result()
-                unit.results[spec] = result
-                journal.write(json.dumps(result) + "\n")
+                line = json.dumps(future.result())
+                unit.results[spec] = json.loads(line)  # as it will be recalled
+                journal.write(line + "\n")
                 journal.flush()
                 done = sum(len(unit.results) for unit in units)
                 watch(Progress("runs", done, total, spec.name))
