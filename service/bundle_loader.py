@@ -13,7 +13,7 @@ from service.loading import Failures
 from service.slots import LocalBundle, ProbeFailed
 
 RETRY_S = 0.5
-RETRY_LOAD_S = 5.0
+RETRY_LOAD_S = 2.0
 FLIP_INTERVAL_S = 0.25
 """While many bundles load, the table is flipped this often: what is there is served already."""
 

@@ -52,6 +52,15 @@ def test_only_the_bundles_still_needed_are_retained(cache: BlobCache, tmp_path: 
     assert names == {f"{DIGEST}.bundle", SNAPSHOT_NAME}
 
 
+def test_a_snapshot_is_saved_though_a_bundle_kept_before_it_was_dropped_by_others(
+    cache: BlobCache, tmp_path: Path
+) -> None:
+    cache.put(DIGEST, DATA)
+    cache.path_of(DIGEST).unlink()
+    cache.save_snapshot(RegistrySnapshot(1, {}, {}))
+    assert BlobCache(tmp_path / "cache").load_snapshot() == RegistrySnapshot(1, {}, {})
+
+
 async def test_a_snapshot_comes_back_equal(cache: BlobCache, registry: Registry) -> None:
     await add(registry, "a")
     await registry.put_task(DEFAULT_TENANT, GENDER, TaskOptions("who", is_sensitive=True), "ann")

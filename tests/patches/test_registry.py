@@ -529,6 +529,28 @@ async def test_a_blob_of_several_pieces_comes_back_whole(registry: Registry) -> 
     assert await registry.get_blob(await registry.put_blob(data)) == data
 
 
+async def test_several_blobs_come_together_each_by_itself_whole_missing_or_damaged(
+    registry: Registry, redis: Redis, redis_prefix: str
+) -> None:
+    damaged = await registry.put_blob(b"damaged")
+    await redis.set((await blob_keys(redis, redis_prefix))[0], b"other")
+    large = bytes(PIECE_BYTES) + b"the rest"
+    whole = [await registry.put_blob(data) for data in (b"a", large)]
+    found = await registry.get_blobs([whole[0], digest_of(b"?"), damaged, whole[1]], 1 << 30)
+    assert found[whole[0]] == b"a"
+    assert found[whole[1]] == large
+    assert isinstance(found[damaged], BlobCorrupt)
+    assert isinstance(found[digest_of(b"?")], BlobMissing)
+
+
+@pytest.mark.parametrize(("max_bytes", "count"), [(0, 1), (25, 2), (30, 3), (1000, 3)])
+async def test_only_as_many_blobs_come_together_as_there_is_room_for(
+    registry: Registry, max_bytes: int, count: int
+) -> None:
+    digests = [await registry.put_blob(bytes([n]) * 10) for n in range(3)]
+    assert list(await registry.get_blobs(digests, max_bytes)) == digests[:count]
+
+
 async def test_a_blob_that_nobody_stored_is_missing(registry: Registry) -> None:
     with pytest.raises(BlobMissing, match="sha256:"):
         await registry.get_blob(digest_of(b"?"))
