@@ -82,7 +82,8 @@ def run_key(place: Workplace, spec: RunSpec) -> str:
     identity = {
         "protocol": PROTOCOL,
         "spec": asdict(spec),
-        "loop": [asdict(_loop(settings, spec, kind)) for kind in ("classification", "ranking")],
+        "loop": [settings.epochs, settings.patience, settings.batch_size],
+        "item_dropout": [settings.item_dropout, settings.ranking_item_dropout],
         "min_label_count": settings.min_label_count,
         "backbone": folder.name,
         "data": corpus.digest,
