@@ -259,7 +259,7 @@ def _views(
     """Second views of the windows' users, if the contrastive loss is wanted."""
     if settings.contrast_weight == 0:
         return None
-    users = torch.from_numpy(part.windows[indices, 0])  # [B]
+    users = torch.from_numpy(part.windows[indices.numpy(), 0])  # [B]
     rows = [part.rows[user] for user in users.tolist()]
     spec = settings.backbone_spec(1)
     return Views(second_views(rows, spec, generator), users, settings.contrast_weight)
