@@ -45,7 +45,7 @@ def evaluate_task(
         objective.judge(model.logits([examples.rows[i] for i in part.tolist()]), part)
         for part in torch.split(ordered, EVALUATION_ROWS)
     ]
-    return _defined(objective.metrics(torch.cat(judged), ordered))
+    return defined(objective.metrics(torch.cat(judged), ordered))
 
 
 @torch.no_grad()
@@ -59,8 +59,9 @@ def evaluate_prior(objective: Objective, train: Rows, test: Rows) -> dict[str, f
         objective.judge(prior.expand(len(part), -1), part)  # [K] -> [B, K]
         for part in torch.split(rows, EVALUATION_ROWS)
     ]
-    return _defined(objective.metrics(torch.cat(judged), rows))
+    return defined(objective.metrics(torch.cat(judged), rows))
 
 
-def _defined(metrics: dict[str, float]) -> dict[str, float]:
+def defined(metrics: dict[str, float]) -> dict[str, float]:
+    """Without metrics that are no number, such as the AUC of a single class."""
     return {name: value for name, value in metrics.items() if np.isfinite(value)}

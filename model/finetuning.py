@@ -14,14 +14,14 @@ from model.backbone_folder import LoadedBackbone
 from model.batches import seeded
 from model.evaluation import TaskModel, evaluate_prior, evaluate_task
 from model.examples import Examples, join_answers, keep_frequent
-from model.finetuning_run import FinetuneRun
+from model.finetuning_run import FinetuneEpoch, FinetuneRun
 from model.finetuning_settings import FinetuneSettings
 from model.goals import TaskGoal
 from model.heads import Head
 from model.histories import Histories, UserLabels
 from model.kept_trunk import PatchedTop, patch_encoder
 from model.objectives import TASKS
-from model.patch import PatchWeights
+from model.patch import Patch, PatchWeights
 from model.progress import Watch, unwatched
 from model.spec import PatchGeometry
 from model.splits import UserSplit, split_users
@@ -58,6 +58,29 @@ class FinetunedTask:
         return PatchWeights.from_named(self.geometry, self.patch)
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedTask:
+    """A task about to be trained: its users and answers, an untrained patch and head."""
+
+    settings: FinetuneSettings
+    examples: Examples
+    split: UserSplit
+    outputs: tuple[str, ...]
+    patch: Patch
+    goal: TaskGoal
+    facts: Document
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What training a prepared task took, and its metrics on the test part."""
+
+    epochs: list[FinetuneEpoch]
+    best_epoch: int
+    metrics: dict[str, float]
+    seconds: float
+
+
 def finetune(
     loaded: LoadedBackbone,
     histories: Histories,
@@ -71,6 +94,26 @@ def finetune(
     those of the best answer that ignores the history (``baseline_…``).
     """
     started = time.perf_counter()
+    task = prepare_task(loaded, histories, labels, settings)
+    goal, split, examples = task.goal, task.split, task.examples
+    variants = settings.trunk_variants if settings.item_dropout else 1
+    histories_met = variants * len(split.train) + len(split.validation)
+    encoder = patch_encoder(
+        loaded.backbone, task.patch, histories_met if settings.trunk_variants else 0
+    )
+    is_kept = isinstance(encoder, PatchedTop)
+    run = FinetuneRun(encoder, goal, examples, split, settings.loop(variants if is_kept else 0))
+    run.train(watch)
+    model = TaskModel(loaded.backbone, task.patch.weights(), goal.head)
+    metrics = evaluate_task(model, goal.objective, examples, split.test)
+    seconds = time.perf_counter() - started
+    return finished_task(task, loaded, Training(run.epochs, run.best_epoch, metrics, seconds))
+
+
+def prepare_task(
+    loaded: LoadedBackbone, histories: Histories, labels: UserLabels, settings: FinetuneSettings
+) -> PreparedTask:
+    """Split a task's users and build what is to be trained."""
     examples = prepare_examples(loaded, histories, labels, settings.max_unknown_share)
     examples = keep_frequent(examples, settings.min_label_count)
     split = split_users(
@@ -82,32 +125,30 @@ def finetune(
     generator = seeded(settings.seed, "patch")
     patch = new_patch(loaded.backbone, settings.geometry(loaded.backbone), generator)
     goal = TaskGoal(objective, loaded.backbone.spec.channels, generator)
-    variants = settings.trunk_variants if settings.item_dropout else 1
-    histories_met = variants * len(split.train) + len(split.validation)
-    encoder = patch_encoder(loaded.backbone, patch, histories_met if settings.trunk_variants else 0)
-    is_kept = isinstance(encoder, PatchedTop)
-    run = FinetuneRun(encoder, goal, examples, split, settings.loop(variants if is_kept else 0))
-    run.train(watch)
-    model = TaskModel(loaded.backbone, patch.weights(), goal.head)
-    baseline = evaluate_prior(objective, split.train, split.test)
-    metrics = evaluate_task(model, objective, examples, split.test)
-    metrics |= {BASELINE_PREFIX + name: value for name, value in baseline.items()}
+    facts = _facts(histories, labels, examples, split)
+    return PreparedTask(settings, examples, split, outputs, patch, goal, facts)
+
+
+def finished_task(task: PreparedTask, loaded: LoadedBackbone, training: Training) -> FinetunedTask:
+    """A trained task with its record; its metrics stand beside the baseline's."""
+    baseline = evaluate_prior(task.goal.objective, task.split.train, task.split.test)
+    metrics = training.metrics | {BASELINE_PREFIX + k: value for k, value in baseline.items()}
     return FinetunedTask(
-        geometry=patch.geometry,
-        patch=patch.folded(),
-        head=goal.head.requires_grad_(False),
-        outputs=outputs,
+        geometry=task.patch.geometry,
+        patch=task.patch.folded(),
+        head=task.goal.head.requires_grad_(False),
+        outputs=task.outputs,
         metrics=metrics,
-        examples=examples,
-        split=split,
+        examples=task.examples,
+        split=task.split,
         record={
-            "settings": asdict(settings),
+            "settings": asdict(task.settings),
             "backbone": loaded.fingerprint,
-            "data": _facts(histories, labels, examples, split),
-            "best_epoch": run.best_epoch,
-            "epochs": [asdict(epoch) for epoch in run.epochs],
+            "data": task.facts,
+            "best_epoch": training.best_epoch,
+            "epochs": [asdict(epoch) for epoch in training.epochs],
             "metrics": metrics,
-            "seconds": round(time.perf_counter() - started, 3),
+            "seconds": round(training.seconds, 3),
             "software": {"python": platform.python_version(), "torch": torch.__version__},
         },
     )

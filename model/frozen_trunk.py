@@ -59,7 +59,8 @@ class FrozenTrunk:
     ) -> None:
         above, spec = backbone.blocks[block], backbone.spec
         assert isinstance(above, ResidualBlock)
-        self._backbone, self._block, self._conv = backbone, block, above.conv1
+        self.block = block
+        self._backbone, self._conv = backbone, above.conv1
         device = backbone.embedding.weight.device
         first = plan(spec, spec.frame_len).blocks[block].first
         self._offsets = torch.from_numpy(first.outputs.copy()).to(device)  # [M], back from the last
@@ -67,6 +68,11 @@ class FrozenTrunk:
         self._kept = torch.empty(shape, dtype=dtype, device=device)
         self._lengths = torch.empty(capacity, dtype=torch.int64, device=device)
         self._slot_of: dict[bytes, int] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where states are kept and computed."""
+        return self._kept.device
 
     @staticmethod
     def history_numbers(backbone: Backbone, block: int) -> int:
@@ -101,7 +107,7 @@ class FrozenTrunk:
         tokens = frame_histories(rows, spec).to(self._kept.device)  # [B, T]
         packing = pack(tokens, spec)
         embedded = self._backbone.embedding(tokens.flatten()[packing.places])  # [N, C]
-        x = packed_states(self._backbone, embedded, packing, below=self._block)  # [1 + N, C]
+        x = packed_states(self._backbone, embedded, packing, below=self.block)  # [1 + N, C]
         lengths = packing.last + 1 - packing.first  # [B]
         inside = self._offsets < lengths.unsqueeze(1)  # [B, M]
         at = torch.where(inside, packing.last.unsqueeze(1) - self._offsets, 0)  # [B, M]

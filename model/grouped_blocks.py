@@ -15,6 +15,7 @@ from model.backbone import Backbone, DilatedConv, ResidualBlock
 from model.cone import ConvPlan, plan
 from model.frozen_trunk import TopStates
 from model.patch_stack import PatchStack
+from model.spec import CLS
 from model.training_kernels.products import linear
 
 
@@ -29,7 +30,7 @@ class _Step:
 
 
 class GroupedBlocks:
-    """The blocks from ``first`` up."""
+    """The blocks from ``first`` up; if patches bring their own [CLS], ``first`` must be 0."""
 
     def __init__(self, backbone: Backbone, first: int) -> None:
         blocks = plan(backbone.spec, backbone.spec.frame_len).blocks[first:]
@@ -37,6 +38,7 @@ class GroupedBlocks:
         self._blocks = [
             block for block in backbone.blocks[first:] if isinstance(block, ResidualBlock)
         ]
+        self._cls = backbone.embedding.weight[CLS].detach()
         self._kernel_size = backbone.spec.kernel_size
         self._steps = [
             (_step(block.first, device), _step(block.second, device)) for block in blocks
@@ -48,6 +50,7 @@ class GroupedBlocks:
 
     def user_vectors(self, states: TopStates, patches: PatchStack) -> Tensor:
         """User vectors [G·B, C] of the rows of G tasks, B each, one task after the other."""
+        states = states if patches.cls is None else self._with_own_cls(states, patches.cls)
         x, shortest = states.source, int(states.lengths.min())
         for number, (block, steps) in enumerate(zip(self._blocks, self._steps, strict=True)):
             first, second = steps
@@ -65,6 +68,21 @@ class GroupedBlocks:
             out = _masked(out, states.lengths, shortest, second)
             x = out + x.index_select(1, self._residuals[number])
         return x[:, -1]
+
+    def _with_own_cls(self, states: TopStates, cls: Tensor) -> TopStates:
+        """Embedded rows whose last position holds their task's [CLS] [G, C], not the shared one.
+
+        Only the last output of a causal convolution reads it, through the last tap.
+        """
+        change = (cls - self._cls).repeat_interleave(len(states.source) // len(cls), 0)  # [G·B, C]
+        last = torch.zeros_like(states.source[:1, :, :1])  # [1, M, 1]
+        last[:, -1] = 1
+        of_conv = linear(change, self._blocks[0].conv1.weight[:, :, -1])  # [G·B, C]
+        return TopStates(
+            states.conv + last * of_conv.unsqueeze(1),
+            states.source + last * change.unsqueeze(1),
+            states.lengths,
+        )
 
     def _gathered(self, x: Tensor, step: _Step) -> Tensor:
         """What the taps read: x [R, N, C] -> [R, M, k, C]."""

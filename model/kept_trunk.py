@@ -9,7 +9,6 @@ from model.frozen_trunk import FrozenTrunk, first_patched
 from model.grouped_blocks import GroupedBlocks
 from model.patch import Patch
 from model.patch_stack import PatchStack
-from model.spec import PatchGeometry
 
 TRUNK_LIMIT_BYTES = 2 << 30
 """Memory for kept states: 270,000 histories in float32 at 64 channels and two blocks of 1 and 4."""
@@ -18,11 +17,11 @@ TRUNK_LIMIT_BYTES = 2 << 30
 class PatchedTop(OnBackbone):
     """A frozen backbone with a patch in its top blocks, whose trunk is kept for each history."""
 
-    def __init__(self, backbone: Backbone, patch: Patch, trunk: FrozenTrunk, first: int) -> None:
+    def __init__(self, backbone: Backbone, patch: Patch, trunk: FrozenTrunk) -> None:
         super().__init__(backbone)
         self.patch = patch.to(self.device)
         self._trunk = trunk
-        self._blocks = GroupedBlocks(backbone, first)
+        self._blocks = GroupedBlocks(backbone, trunk.block)
 
     @property
     def trained(self) -> nn.Module:
@@ -35,26 +34,20 @@ class PatchedTop(OnBackbone):
 
 def patch_encoder(backbone: Backbone, patch: Patch, histories: int) -> Encoder:
     """What trains a patch fastest that will meet so many different histories; 0: ever new ones."""
-    trunk = keep_trunk(backbone, patch.geometry, histories)
     first = first_patched(backbone, patch.geometry)
-    if trunk is None or first is None:
+    if first is None or not histories:
         return PatchedBackbone(backbone, patch)
-    return PatchedTop(backbone, patch, trunk, first)
+    trunk = keep_trunk(backbone, first, histories)
+    return PatchedBackbone(backbone, patch) if trunk is None else PatchedTop(backbone, patch, trunk)
 
 
 def keep_trunk(
-    backbone: Backbone,
-    geometry: PatchGeometry,
-    histories: int,
-    limit_bytes: int = TRUNK_LIMIT_BYTES,
+    backbone: Backbone, first: int, histories: int, limit_bytes: int = TRUNK_LIMIT_BYTES
 ) -> FrozenTrunk | None:
-    """Room for the trunk of so many histories, in float32 or else bfloat16; None if neither fits.
+    """Room for so many histories' states below block ``first``; None if there is too little.
 
-    Also None if the patch leaves no trunk that depends on the history alone.
+    They are kept in float32, or in bfloat16 if only that fits.
     """
-    first = first_patched(backbone, geometry)
-    if first is None or not histories:
-        return None
     numbers = histories * FrozenTrunk.history_numbers(backbone, first)
     for dtype in (torch.float32, torch.bfloat16):
         if numbers * dtype.itemsize <= limit_bytes:

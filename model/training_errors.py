@@ -14,6 +14,20 @@ class CheckpointMismatch(PeterRecError):
     category = Category.INCOMPATIBLE
 
 
+class TasksDiffer(PeterRecError):
+    """Tasks that cannot be trained in one run."""
+
+    code = "tasks_differ"
+    category = Category.INCOMPATIBLE
+
+
+class TrunkTooLarge(PeterRecError):
+    """More histories than the memory for trunk states holds."""
+
+    code = "trunk_too_large"
+    category = Category.TOO_LARGE
+
+
 def require_finite(loss: Tensor, step: int, learning_rate: float) -> float:
     """The loss as a number, refused if it is none any more; steps count from 0."""
     value = loss.item()

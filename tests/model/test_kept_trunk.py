@@ -92,9 +92,9 @@ def test_states_that_do_not_fit_in_float32_are_kept_in_half_of_it_or_not_at_all(
     backbone = trained_backbone()
     numbers = FrozenTrunk.history_numbers(backbone, 2)
     limit = 2 * 10 * numbers
-    assert keep_trunk(backbone, TOP, 5, limit)._kept.dtype == torch.float32
-    assert keep_trunk(backbone, TOP, 10, limit)._kept.dtype == torch.bfloat16
-    assert keep_trunk(backbone, TOP, 11, limit) is None
+    assert keep_trunk(backbone, 2, 5, limit)._kept.dtype == torch.float32
+    assert keep_trunk(backbone, 2, 10, limit)._kept.dtype == torch.bfloat16
+    assert keep_trunk(backbone, 2, 11, limit) is None
 
 
 @pytest.mark.parametrize(
