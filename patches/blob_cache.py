@@ -16,6 +16,7 @@ from patches.identity import Digest, digest_of
 from patches.records import RegistrySnapshot, TaskRecord
 
 SNAPSHOT_NAME = "snapshot.json"
+SETTLED_AT_ONCE = 64
 _BLOB_NAME = re.compile(r"[0-9a-f]{64}\.bundle\Z")
 _TEMPORARY_PREFIX = ".writing-"
 
@@ -30,24 +31,38 @@ class _SavedSnapshot(msgspec.Struct, frozen=True):
 class BlobCache:
     """Bundles by digest and the last snapshot, in a directory of this process alone.
 
-    Every file is complete or absent while the machine runs; what a snapshot names survives the
-    machine's end too. All methods block; one thread at a time. Raises CacheUnwritable if the
-    directory can't be written.
+    Every file is complete or absent, whenever the process ends; should the machine end too, a
+    bundle that was not settled may be damaged, which ``get`` notices. All methods block; one
+    thread at a time. Raises CacheUnwritable if the directory can't be written.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._unsynced: set[Path] = set()
+        self._unsettled: set[Path] = set()
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise _unwritable(error) from error
 
     def put(self, digest: Digest, data: bytes) -> None:
-        """Keep a bundle, whose digest was verified; lasting with the next snapshot."""
+        """Keep a bundle, whose digest was verified; ``settle`` it later."""
         path = self.path_of(digest)
         self._write(path, data, is_lasting=False)
-        self._unsynced.add(path)
+        self._unsettled.add(path)
+
+    def settle(self) -> bool:
+        """Have the disk write a few bundles that were put; False if there may be more.
+
+        Thousands are put at a start: waiting for the disk at each would take longer than all else.
+        """
+        try:
+            for path in list(self._unsettled)[:SETTLED_AT_ONCE]:
+                self._unsettled.discard(path)
+                with suppress(FileNotFoundError):
+                    _sync(path)
+        except OSError as error:
+            raise _unwritable(error) from error
+        return not self._unsettled
 
     def get(self, digest: Digest) -> bytes:
         """A kept bundle; BlobMissing, or BlobCorrupt after dropping one that was damaged."""
@@ -73,10 +88,10 @@ class BlobCache:
             is_other = _BLOB_NAME.match(path.name) and Digest(path.name[:64]) not in digests
             if is_other or path.name.startswith(_TEMPORARY_PREFIX):
                 path.unlink(missing_ok=True)
-                self._unsynced.discard(path)
+                self._unsettled.discard(path)
 
     def save_snapshot(self, snapshot: RegistrySnapshot) -> None:
-        """Keep the registry's state; put the bundles that it names first."""
+        """Keep the registry's state; put and settle the bundles that it names first."""
         saved = _SavedSnapshot(
             snapshot.revision,
             tuple(snapshot.tasks.values()),
@@ -84,7 +99,6 @@ class BlobCache:
             snapshot.mark,
         )
         text = msgspec.json.encode(saved)
-        self._sync_bundles()
         path = self.directory / SNAPSHOT_NAME
         self._write(path, _checksum(text) + b"\n" + text, is_lasting=True)
 
@@ -115,17 +129,6 @@ class BlobCache:
     def path_of(self, digest: Digest) -> Path:
         """Where a kept bundle lies."""
         return self.directory / f"{digest}.bundle"
-
-    def _sync_bundles(self) -> None:
-        """Thousands are written at a start: waiting for the disk at each would take longer than
-        to load them all."""
-        try:
-            while self._unsynced:
-                path = self._unsynced.pop()
-                with suppress(FileNotFoundError):
-                    _sync(path)
-        except OSError as error:
-            raise _unwritable(error) from error
 
     def _write(self, path: Path, data: bytes, *, is_lasting: bool) -> None:
         """Write beside, rename: whoever reads finds the old file or the new one.

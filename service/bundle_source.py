@@ -125,6 +125,11 @@ class BundleSource:
         if dropped.blobs:
             log.info("blobs_collected", blobs=dropped.blobs, size_bytes=dropped.size_bytes)
 
+    async def settle(self) -> None:
+        """Wait until the disk holds what was cached; may be cancelled without harm."""
+        while not await self._on_disk(self._cache.settle):
+            pass
+
     async def remember(self, snapshot: RegistrySnapshot, in_use: Collection[str]) -> None:
         """Keep what is served, and only that, for a restart while Redis is away.
 

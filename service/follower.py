@@ -204,6 +204,9 @@ class RegistryFollower:
         """Write the last-known-good copy, but not at each of many changes in a row."""
         while True:
             await asyncio.sleep(SAVE_INTERVAL_S)
+            if self._unsaved is not None and self._loader.is_idle:
+                with contextlib.suppress(PeterRecError):  # told when the copy is written
+                    await self._source.settle()
             await self._save()
 
     async def _collect_sometimes(self) -> None:
