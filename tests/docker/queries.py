@@ -12,9 +12,12 @@ import yaml
 from service.events import (
     BatchFinished,
     BundleRefused,
+    GuardBroken,
     RegistrySynced,
     RequestFinished,
     RowsRefused,
+    TrafficCounted,
+    TrafficMeasured,
 )
 from service.metrics import CHILDREN, OUTCOMES, Metrics
 
@@ -42,6 +45,9 @@ def exposed_labels() -> dict[str, set[str]]:
         BatchFinished(1, 1, 1, 0.1, [0.1]),
         RowsRefused("queue_full", 1),
         BundleRefused(["tensor_shape"]),
+        TrafficCounted("default", "gender", "canary", 1, 0),
+        TrafficMeasured("default", "gender", "canary", 0.1, 0.5),
+        GuardBroken("default", "gender", "divergence"),
     ):
         metrics.record(event)
     found: dict[str, set[str]] = {}

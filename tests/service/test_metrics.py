@@ -11,11 +11,15 @@ from service.events import (
     BundleSwapped,
     ChildRestarted,
     DeviceMeasured,
+    GuardBroken,
     ItemsMapped,
     RegistrySynced,
     RegistryUnreachable,
     RequestFinished,
     RowsRefused,
+    TrafficCounted,
+    TrafficEnded,
+    TrafficMeasured,
     decode_events,
     encode_events,
 )
@@ -147,3 +151,24 @@ def test_events_arrive_from_any_thread_and_the_last_ones_on_closing(tmp_path):
 def test_every_event_survives_the_way():
     events = [RequestFinished("t", "x", "ok", 0.5, 2), BatchFinished(1, 1, 3, 0.5, [0.25])]
     assert decode_events(encode_events(events)) == events
+
+
+def test_traffic_is_counted_by_role_and_its_gauges_end_with_it(metrics):
+    metrics.record(TrafficCounted("default", "gender", "canary", 5, 2))
+    metrics.record(TrafficMeasured("default", "gender", "canary", 0.02, None))
+    assert value(metrics, "traffic_rows_total", task="gender", role="canary") == 5
+    assert value(metrics, "traffic_errors_total", task="gender", role="canary") == 2
+    assert value(metrics, "traffic_p99_seconds", task="gender", role="canary") == 0.02
+    assert value(metrics, "traffic_divergence", task="gender", role="canary") is None
+    metrics.record(TrafficEnded("default", "gender"))
+    assert value(metrics, "traffic_p99_seconds", task="gender", role="canary") is None
+    assert value(metrics, "traffic_rows_total", task="gender", role="canary") == 5
+
+
+def test_the_series_of_traffic_go_with_their_task(metrics):
+    metrics.record(TrafficCounted("default", "gender", "canary", 5, 2))
+    metrics.record(TrafficMeasured("default", "gender", "shadow", 0.02, 0.5))
+    metrics.record(GuardBroken("default", "gender", "divergence"))
+    assert value(metrics, "guard_trips_total", task="gender", reason="divergence") == 1
+    metrics.record(RegistrySynced(8, 124.0, []))
+    assert 'task="gender"' not in text(metrics)

@@ -2,6 +2,8 @@
 
 import pytest
 
+from patches.records import ActiveTraffic
+from patches.traffic import Canary, Traffic
 from patches.verify import BundleLimits, verify_bundle
 from service.messages import TaskEntry
 from service.serving_table import SILENT_AFTER_S, Desired, ServingTable
@@ -149,3 +151,45 @@ def test_a_digest_that_two_tasks_name_is_retired_with_the_last_of_them(
     table.apply(desired(1, gender=residencies[0], age=residencies[0]))
     assert table.apply(desired(2, gender=residencies[0])).removed_handles == []
     assert table.apply(desired(3)).removed_handles == [residencies[0].handle]
+
+
+def split_task(revision: int, prod: Residency, canary: Residency, *, put_at: int = 1) -> Desired:
+    active = ActiveTraffic(Traffic(1, (Canary(canary.digest, 1),)), {canary.digest: 2}, put_at)
+    versions = {1: str(prod.digest), 2: str(canary.digest)}
+    entry = TaskEntry("acme", "gender", revision, {"prod": 1}, versions, active)
+    return Desired(revision, {("acme", "gender"): entry})
+
+
+def test_a_canary_is_announced_with_the_traffic_that_names_it_and_retired_with_it(
+    table: ServingTable, residencies: list[Residency]
+) -> None:
+    update = table.apply(split_task(1, *residencies[:2]))
+    assert {entry.handle for entry in update.bundles} == {r.handle for r in residencies[:2]}
+    update = table.apply(desired(2, gender=residencies[0]))
+    assert update.removed_handles == [residencies[1].handle]
+
+
+def test_prod_answers_alone_until_the_whole_traffic_is_resident(
+    table: ServingTable, residencies: list[Residency]
+) -> None:
+    wanted = split_task(1, residencies[0], residencies[3])
+    update = table.apply(wanted)
+    assert (update.tasks[0].aliases, update.tasks[0].traffic) == ({"prod": 1}, None)
+    assert table.missing() == [residencies[3].digest]
+    table.admit(residencies[3])
+    assert table.apply(wanted).tasks[0].traffic is not None
+
+
+def test_traffic_that_was_withdrawn_stays_away_until_other_traffic_is_put(
+    table: ServingTable, residencies: list[Residency]
+) -> None:
+    table.apply(split_task(1, *residencies[:2]))
+    assert table.withdraw(("acme", "gender"), 99) is None
+    assert table.withdraw(("acme", "age"), 1) is None
+    update = table.withdraw(("acme", "gender"), 1)
+    assert update is not None
+    assert update.tasks[0].traffic is None
+    assert update.removed_handles == [residencies[1].handle]
+    assert table.apply(split_task(2, *residencies[:2])).tasks[0].traffic is None
+    again = table.apply(split_task(3, *residencies[:2], put_at=3))
+    assert again.tasks[0].traffic is not None

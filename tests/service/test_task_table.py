@@ -1,10 +1,14 @@
 """The worker's mirror of what is served."""
 
+import asyncio
+
 import pytest
 
-from patches.errors import TaskNotFound
-from patches.identity import TenantId
-from service.errors import BundleNotReady, TaskNotActive
+from patches.errors import AliasNotFound, TaskNotFound
+from patches.identity import Digest, TenantId
+from patches.records import ActiveTraffic
+from patches.traffic import Canary, Guard, Traffic
+from service.errors import BundleNotReady, TaskNotActive, VersionNotServed
 from service.messages import TaskEntry
 from service.task_table import TaskTable
 from tests.service.messages import DIGEST_A, DIGEST_B, bundle_entry, full_update, update
@@ -81,3 +85,77 @@ def test_a_tenants_tasks_are_listed_by_name(table):
     foreign = TaskEntry("rival", "b", 1, {}, {})
     table.apply(update(2, tasks=[other, foreign]))
     assert [entry.task for entry in table.entries("acme")] == ["age", "films"]
+
+
+def with_traffic(traffic: Traffic, revision: int = 3) -> TaskEntry:
+    versions = {1: DIGEST_A, 2: DIGEST_B}
+    active = ActiveTraffic(traffic, {Digest(DIGEST_B): 2}, revision)
+    return TaskEntry("acme", "films", revision, {"prod": 1, "next": 2}, versions, active)
+
+
+CANARY = Canary(Digest(DIGEST_B), 1)
+
+
+@pytest.fixture
+def split_table() -> TaskTable:
+    table = TaskTable()
+    bundles = [bundle_entry(7, DIGEST_A), bundle_entry(8, DIGEST_B)]
+    entry = with_traffic(Traffic(1, (CANARY,)))
+    table.apply(full_update(epoch=1, bundles=bundles, tasks=[entry]))
+    return table
+
+
+@pytest.mark.parametrize(
+    ("wanted", "handle", "alias"),
+    [
+        (1, 7, None),
+        ("2", 8, None),
+        ("next", 8, "next"),
+        (DIGEST_B, 8, None),
+        (f"sha256:{DIGEST_A}", 7, None),
+    ],
+)
+def test_a_version_is_pinned_by_number_digest_or_alias(split_table, wanted, handle, alias):
+    served = split_table.resolve(ACME, "films", wanted)
+    assert (served.bundle.handle, served.alias, served.role) == (handle, alias, "pinned")
+    assert served.split is None
+
+
+def test_a_pin_that_is_not_served_is_told_what_is(split_table):
+    for wanted in (3, "sha256:" + "c" * 64):
+        with pytest.raises(VersionNotServed, match=r"1 \(prod\), 2 \(next\)"):
+            split_table.resolve(ACME, "films", wanted)
+    with pytest.raises(AliasNotFound):
+        split_table.resolve(ACME, "films", "unheard-of")
+
+
+def test_a_canary_answers_alone_unless_its_answers_are_compared(split_table):
+    def cast(traffic: Traffic, revision: int):
+        split_table.apply(update(revision, tasks=[with_traffic(traffic, revision)]))
+        prod = split_table.resolve(ACME, "films")
+        assert prod.split is not None
+        return prod.split.cast(prod, b"anybody")
+
+    alone = cast(Traffic(0, (CANARY,)), 4)
+    assert (alone.answering.role, alone.silent) == ("canary", ())
+    compared = cast(Traffic(0, (CANARY,), guard=Guard(max_divergence=0.1)), 5)
+    assert [each.role for each in compared.silent] == ["prod"]
+    both = cast(Traffic(0, (CANARY,), (Digest(DIGEST_B),)), 6)
+    assert [each.role for each in both.silent] == ["prod"]
+    shadowed = cast(Traffic(1, (), (Digest(DIGEST_B),)), 7)
+    assert (shadowed.answering.role, [s.role for s in shadowed.silent]) == ("prod", ["shadow"])
+
+
+def test_a_tasks_split_is_made_once_a_table(split_table):
+    first, second = (split_table.resolve(ACME, "films").split for _ in range(2))
+    assert first is second
+    split_table.apply(update(9))
+    assert split_table.resolve(ACME, "films").split is not first
+
+
+async def test_waiting_for_the_next_table_ends_with_it_or_in_time(table):
+    assert not await table.turn(0.01)
+    turning = asyncio.create_task(table.turn(10))
+    await asyncio.sleep(0)
+    table.apply(update(2))
+    assert await turning
