@@ -83,6 +83,26 @@ def first_times(events: Events) -> dict[str, float]:
     return earliest
 
 
+def cuts_after(inputs: Events, targets: Events, least: int) -> dict[str, float]:
+    """When each user's first target was that at least so many inputs precede; others have none."""
+    seen = histories_times(inputs)
+    cuts: dict[str, float] = {}
+    for user, times in histories_times(targets).items():
+        earlier = np.searchsorted(seen.get(user, np.empty(0)), times, side="left")
+        late_enough = times[earlier >= least]
+        if len(late_enough):
+            cuts[user] = float(late_enough[0])
+    return cuts
+
+
+def histories_times(events: Events) -> dict[str, Times]:
+    """Each user's times, ascending."""
+    order = np.lexsort((events.time, events.user))
+    present, starts = np.unique(events.user[order], return_index=True)
+    times = np.split(events.time[order], starts[1:])
+    return {events.users[u]: t for u, t in zip(present.tolist(), times, strict=True)}
+
+
 def is_past(events: Events, cuts: dict[str, float]) -> Flags:
     """True for events strictly before their user's cut, and for users without one."""
     cut_of = np.array([cuts.get(user, np.inf) for user in events.users])

@@ -19,6 +19,9 @@ Document = dict[str, Any]  # Any: a JSON document
 
 Start = Literal["pretrained", "random"]
 
+DEFAULT_WIDTH = 8
+"""Bottleneck of a patch that none is named for; tables do not repeat it."""
+
 PRIOR = "prior"
 """The best answer that ignores the history: majority class, most popular items."""
 
@@ -81,7 +84,7 @@ class Variant:
         name += "" if self.is_causal else NONCAUSAL
         said = {
             "top": "" if self.depth in ("all", "side") else str(self.depth),
-            "bottleneck": str(self.bottleneck or ""),
+            "bottleneck": "" if self.bottleneck in (None, DEFAULT_WIDTH) else str(self.bottleneck),
             "cardinality": str(self.cardinality) if self.cardinality > 1 else "",
             "labels": f"{self.label_share:.0%}" if self.label_share < 1 else "",
         }
@@ -115,7 +118,7 @@ def _patched(material: Material) -> Encoder:
     top = count if variant.depth == "all" else min(count, int(variant.depth))
     geometry = PatchGeometry(
         insertion=variant.insertion or "serial2",
-        bottleneck=variant.bottleneck or 8,
+        bottleneck=variant.bottleneck or DEFAULT_WIDTH,
         blocks=tuple(range(count - top, count)),
         cardinality=variant.cardinality,
         has_norms=True,
@@ -126,7 +129,7 @@ def _patched(material: Material) -> Encoder:
 
 def _side(material: Material) -> Encoder:
     return SidePatchedBackbone(
-        material.backbone, material.variant.bottleneck or 8, material.generator
+        material.backbone, material.variant.bottleneck or DEFAULT_WIDTH, material.generator
     )
 
 

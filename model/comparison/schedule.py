@@ -97,12 +97,13 @@ def plan_units(place: Workplace) -> list[Unit]:
 def _task_groups(
     pairs: list[tuple[Corpus, str]], together: bool
 ) -> Iterable[tuple[str, tuple[str, ...]]]:
+    """Each task alone, or a corpus's tasks together; a single one has nothing to be with."""
     if not together:
         return [(corpus.name, (task,)) for corpus, task in pairs]
     groups: dict[str, list[str]] = {}
     for corpus, task in pairs:
         groups.setdefault(corpus.name, []).append(task)
-    return [(corpus, tuple(tasks)) for corpus, tasks in groups.items()]
+    return [(corpus, tuple(tasks)) for corpus, tasks in groups.items() if len(tasks) > 1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ from model.comparison.corpus import KINDS, Corpus, CorpusTask
 from model.comparison.errors import ComparisonSettingsInvalid
 from model.comparison.events import (
     Events,
+    Flags,
+    cuts_after,
     first_targets,
     first_times,
     histories_of,
@@ -33,12 +35,17 @@ HISTORY_SHARE = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """How users are split, and how many first targets each has at most."""
+    """How users are split, how many first targets each has at most, and how many inputs at least.
+
+    With ``min_history`` above 1, between domains, a user's targets begin where so many inputs
+    precede them, not at the very first one.
+    """
 
     validation_share: float = 0.1
     test_share: float = 0.2
     seed: int = 0
     most_targets: int = 5
+    min_history: int = 0
 
     def corpus(
         self,
@@ -163,23 +170,35 @@ def _where(table: TableSource, column: str, value: str) -> TableSource:
 
 
 def _direction(source: str, target: str, parts: dict[str, Events], cut: Cut) -> Corpus:
-    """Input: a user's events in the source domain on days before the first one in the target's.
+    """Input: a user's events in the source domain on days before the first target.
 
+    That is the user's first event in the target domain; with ``min_history``, the first that so
+    many inputs precede, and what the user took there before is neither read nor a target.
     Pretraining reads the later source events too, of users who are not held out.
     """
-    events, targets = parts[source], parts[target]
-    cuts = first_times(targets)
-    inputs = events.select(is_past(events, cuts))
+    events, every = parts[source], parts[target]
+    cuts = cuts_after(events, every, cut.min_history) if cut.min_history else first_times(every)
+    targets = every.select(~is_past(every, cuts) & _belongs(every, cuts))
+    inputs = events.select(is_past(events, cuts) & _belongs(events, cuts))
     require_past(inputs, targets)
     answers = first_targets(targets, cut.most_targets)
-    histories = histories_of(inputs)
+    preceded = f" with {cut.min_history} earlier ones in {source}" if cut.min_history else ""
     facts = {
         "source": events.source,
-        "input": f"events in {source} before a user's first one in {target}; equal times not",
-        "targets": f"the first {cut.most_targets} items in {target}",
+        "input": f"events in {source} before a user's first one in {target}{preceded}; equal "
+        "times not",
+        "targets": f"the first {cut.most_targets} items in {target} from then on",
     }
     tasks = [CorpusTask("first-items", "ranking", answers)]
-    return cut.corpus(f"{source}-to-{target}", histories, tasks, facts, histories_of(events))
+    name, histories = f"{source}-to-{target}", histories_of(inputs)
+    return cut.corpus(name, histories, tasks, facts, histories_of(events))
+
+
+def _belongs(events: Events, cuts: dict[str, float]) -> Flags:
+    """True for events of users who have a cut."""
+    has_cut = np.array([user in cuts for user in events.users])
+    flags: Flags = has_cut[events.user]
+    return flags
 
 
 def file_corpora(document: Document, folder: Path, cut: Cut) -> list[Corpus]:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from model.spec import Insertion
     from service.training.comparing import DomainEvents
 
+PIPE_WIDTH = 240
+"""Columns of a table that goes into a file or a pipe, where nothing need be wrapped."""
+
 DATA, METHOD, MODEL, RUN = "Data", "Methods", "Backbone", "Runs"
 
 
@@ -90,6 +93,12 @@ def compare(
     most_targets: Annotated[
         int, typer.Option(min=1, help="First targets of a user.", rich_help_panel=DATA)
     ] = 5,
+    min_history: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Between domains: inputs before the first target.", rich_help_panel=DATA
+        ),
+    ] = 0,
     min_label_count: Annotated[
         int, typer.Option(min=1, help="Of training users, for a class.", rich_help_panel=DATA)
     ] = 5,
@@ -193,7 +202,7 @@ def compare(
             ),
             prepared=prepared,
         ),
-        cut=Cut(validation_share, test_share, split_seed, most_targets),
+        cut=Cut(validation_share, test_share, split_seed, most_targets, min_history),
         settings=settings,
         out=out,
         device=device.value,
@@ -206,6 +215,8 @@ def compare(
     with ProgressBars() as bars:
         document, pictures = run_comparison(job, bars)
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
     for table in rich_tables(document):
         console.print(table)
     print(f"Wrote {out}/comparison.md, comparison.json and {len(pictures)} pictures.")

@@ -6,6 +6,7 @@ import pytest
 from model.comparison.errors import FutureItem
 from model.comparison.events import (
     Events,
+    cuts_after,
     first_targets,
     first_times,
     histories_of,
@@ -56,6 +57,14 @@ def test_what_happened_on_the_day_of_the_first_target_is_not_past():
     given = events(("a", "x", 1), ("a", "y", 2), ("a", "z", 3), ("b", "x", 7))
     assert is_past(given, {"a": 2}).tolist() == [True, False, False, True]
     assert first_times(given) == {"a": 1, "b": 7}
+
+
+def test_a_cut_waits_until_enough_inputs_precede_it():
+    inputs = events(("a", "x", 1), ("a", "y", 4), ("b", "x", 9))
+    targets = events(("a", "t", 1), ("a", "u", 4), ("a", "v", 5), ("b", "t", 2))
+    assert cuts_after(inputs, targets, 1) == {"a": 4}
+    assert cuts_after(inputs, targets, 2) == {"a": 5}
+    assert cuts_after(inputs, targets, 3) == {}
 
 
 @pytest.mark.parametrize("time", [5, 6])

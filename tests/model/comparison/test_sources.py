@@ -79,6 +79,14 @@ def test_inputs_of_a_direction_end_before_the_first_target(two_domains):
     assert to_food.histories.users == tuple(str(user) for user in range(1, USERS, 2))
 
 
+def test_targets_can_wait_for_a_history(two_domains):
+    to_kitchen, _ = domain_corpora(two_domains, "domain", ("food", "kitchen"), Cut(min_history=1))
+    assert len(to_kitchen.histories.users) == USERS
+    targets = to_kitchen.task("first-items").labels.by_user
+    assert targets["0"] == ("kitchen-0-2", "kitchen-0-5")
+    assert targets["1"] == ("kitchen-1-5",)  # the one of day 1 has nothing before it
+
+
 def test_pretraining_reads_no_history_of_a_user_who_is_held_out(two_domains):
     corpus, _ = domain_corpora(two_domains, "domain", ("food", "kitchen"), Cut())
     parts = (corpus.split.validation, corpus.split.test)
