@@ -14,7 +14,7 @@ from bench.random_fleet import FleetShape, make_backbone, make_patch
 from model.backbone import Backbone
 from model.framing import Tokens
 from model.lanes import SlotRef
-from model.mixed import MixedForward
+from model.mixed import MixedForward, mixed_forward
 from model.slab import Slab
 from model.spec import FIRST_ITEM
 
@@ -35,7 +35,7 @@ def resident_tasks(shape: FleetShape, dtype: torch.dtype = torch.float32) -> Res
     slab = Slab(shape.geometry.shapes(shape.channels), torch.device("cpu"), dtype)
     slots = [slab.write(make_patch(shape, task).named()) for task in range(shape.tasks)]
     refs = [SlotRef(shape.geometry, slab, slot) for slot in slots]
-    return ResidentTasks(backbone, MixedForward(backbone, dtype), refs)
+    return ResidentTasks(backbone, mixed_forward(backbone, dtype), refs)
 
 
 def random_histories(shape: FleetShape, lengths: np.ndarray, seed: int = 0) -> list[Tokens]:

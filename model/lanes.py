@@ -5,15 +5,17 @@ computes. So a chunk starts with one lane per distinct history, and rows branch 
 where their patch begins: a *stage* is a stretch of blocks between two such points.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from model.slab import Slab
 from model.spec import PatchGeometry
+
+Indices = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,35 +29,31 @@ class SlotRef:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Neighbouring lanes [start, stop) whose patches lie in one slab."""
+    """Neighbouring lanes [start, stop) whose patches lie in one slab, at ``slots``."""
 
     start: int
     stop: int
     geometry: PatchGeometry
-    tensors: dict[str, Tensor]
-    first_slot: int
-    slots: Tensor
-
-    def weights(self, name: str, index: int) -> Tensor:
-        """Each lane's own tensor [stop - start, ...] at stacked position ``index``."""
-        stacked = self.tensors[name].select(1, index)  # [S, P, ...] -> [S, ...]
-        if self.stop - self.start == 1:
-            return stacked.narrow(0, self.first_slot, 1)
-        return stacked.index_select(0, self.slots)
+    slab: Slab
+    slots: Indices
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Blocks from ``block`` on. ``select``: each lane's lane in the stage before; None if same."""
+    """Blocks from ``block`` on. ``select``: each lane's lane in the stage before; None if same.
+
+    ``joined`` has the lanes of the stage before that rows branch off from, by their histories.
+    """
 
     block: int
-    select: Tensor | None
+    select: Indices | None
     groups: list[Group]
+    joined: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Lanes:
-    """A chunk: its distinct histories, its stages, and its rows in the order of the last one."""
+    """A chunk: the histories of its first lanes, its stages, and its rows as the last lanes."""
 
     histories: list[int]
     stages: list[Stage]
@@ -70,45 +68,58 @@ def entry_block(geometry: PatchGeometry, block_count: int) -> int:
 
 
 def plan_lanes(
-    rows: Sequence[int],
-    history_of: Sequence[int],
-    refs: Sequence[SlotRef],
-    block_count: int,
-    device: torch.device,
+    rows: Iterable[int], history_of: Sequence[int], refs: Sequence[SlotRef], block_count: int
 ) -> Lanes:
     """Plan a chunk of ``rows``; row i has history ``history_of[i]`` and patch ``refs[i]``."""
-    entries = {row: entry_block(refs[row].geometry, block_count) for row in rows}
-    ordered = sorted(rows, key=lambda row: (entries[row], id(refs[row].slab)))
-    histories = list(dict.fromkeys(history_of[row] for row in ordered))
-    trunk, branched = histories, 0  # the lanes now: one per trunk history, then the branched rows
-    stages: list[Stage] = []
-    for block in sorted({0, block_count, *entries.values()}):
-        until = sum(entries[row] <= block for row in ordered)
+    by_slab: defaultdict[int, list[int]] = defaultdict(list)
+    for row in rows:
+        by_slab[id(refs[row].slab)].append(row)
+    entries = {
+        slab: entry_block(refs[members[0]].geometry, block_count)
+        for slab, members in by_slab.items()
+    }
+    slabs = sorted(by_slab, key=entries.__getitem__)
+    ordered = [row for slab in slabs for row in by_slab[slab]]
+    branched = sum(len(by_slab[slab]) for slab in slabs if entries[slab] == 0)
+    trunk = list(dict.fromkeys(history_of[row] for row in ordered[branched:]))
+    histories = [*trunk, *(history_of[row] for row in ordered[:branched])]
+    groups = _groups([by_slab[slab] for slab in slabs if entries[slab] == 0], len(trunk), refs)
+    stages = [Stage(0, None, groups)]  # its lanes: one per trunk history, then the branched rows
+    for block in sorted({*entries.values()} - {0}):
+        begun = [slab for slab in slabs if entries[slab] <= block]
+        until = sum(len(by_slab[slab]) for slab in begun)
         still = list(dict.fromkeys(history_of[row] for row in ordered[until:]))
         lane_of = {history: lane for lane, history in enumerate(trunk)}
+        joined = {history_of[row]: lane_of[history_of[row]] for row in ordered[branched:until]}
         select = [lane_of[history] for history in still]
         select += range(len(trunk), len(trunk) + branched)
-        select += [lane_of[history_of[row]] for row in ordered[branched:until]]
+        select += [joined[history_of[row]] for row in ordered[branched:until]]
+        groups = _groups([by_slab[slab] for slab in begun], len(still), refs)
         is_same = select == list(range(len(trunk) + branched))
-        groups = _groups(ordered[:until], len(still), refs, device)
-        stages.append(Stage(block, None if is_same else _indices(select, device), groups))
+        stages.append(Stage(block, None if is_same else _indices(select), groups, joined))
         trunk, branched = still, until
     return Lanes(histories, stages, ordered)
 
 
-def _groups(
-    rows: Sequence[int], start: int, refs: Sequence[SlotRef], device: torch.device
-) -> list[Group]:
+def resumed_lanes(rows: Sequence[int], refs: Sequence[SlotRef], block: int) -> Lanes:
+    """Rows that all go on from known states at ``block``: each row is a lane of its own."""
+    by_slab: defaultdict[int, list[int]] = defaultdict(list)
+    for row in rows:
+        by_slab[id(refs[row].slab)].append(row)
+    ordered = [row for members in by_slab.values() for row in members]
+    groups = _groups(list(by_slab.values()), 0, refs)
+    return Lanes(ordered, [Stage(block, None, groups)], ordered)
+
+
+def _groups(members: Sequence[list[int]], start: int, refs: Sequence[SlotRef]) -> list[Group]:
     groups: list[Group] = []
-    for _, members in groupby(rows, key=lambda row: id(refs[row].slab)):
-        own = [refs[row] for row in members]
-        ref, slots, stop = own[0], [r.slot for r in own], start + len(own)
-        groups.append(
-            Group(start, stop, ref.geometry, ref.slab.tensors, slots[0], _indices(slots, device))
-        )
+    for rows in members:
+        ref, stop = refs[rows[0]], start + len(rows)
+        slots = _indices([refs[row].slot for row in rows])
+        groups.append(Group(start, stop, ref.geometry, ref.slab, slots))
         start = stop
     return groups
 
 
-def _indices(numbers: list[int], device: torch.device) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.int32, device=device)
+def _indices(numbers: list[int]) -> Indices:
+    return np.array(numbers, dtype=np.int32)

@@ -15,6 +15,7 @@ class Slab:
     """Slots for tensors ``[S, *shape]`` by name. Written by the device thread between batches.
 
     ``capacity`` is the number of slots at first; by default as many as the reserve holds.
+    ``generation`` changes when the tensors move to hold more.
     """
 
     def __init__(
@@ -25,6 +26,7 @@ class Slab:
         capacity: int | None = None,
     ) -> None:
         numel = sum(torch.Size(shape).numel() for shape in shapes.values())
+        self.dtype = dtype
         self.slot_bytes = dtype.itemsize * numel
         wanted = RESERVED_BYTES // max(1, self.slot_bytes) if device.type == "cpu" else FEWEST_SLOTS
         capacity = capacity or max(FEWEST_SLOTS, min(wanted, MOST_SLOTS))
@@ -32,6 +34,7 @@ class Slab:
             name: torch.empty(capacity, *shape, device=device, dtype=dtype)
             for name, shape in shapes.items()
         }
+        self.generation = 0
         self._capacity = capacity
         self._free: list[int] = []
         self._used = 0
@@ -64,3 +67,4 @@ class Slab:
             new[: len(old)] = old
             self.tensors[name] = new
         self._capacity *= 2
+        self.generation += 1

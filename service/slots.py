@@ -11,7 +11,7 @@ from torch import Tensor
 from model.backbone import Backbone
 from model.errors import Category, PeterRecError
 from model.lanes import SlotRef
-from model.mixed import MixedForward
+from model.mixed import mixed_forward
 from model.mixed_heads import HeadRef, MixedHeads, RowScores, Selection
 from model.slab import Slab
 from model.spec import FIRST_ITEM, PAD, PatchGeometry
@@ -101,7 +101,7 @@ class SlotStore:
         self._channels = backbone.spec.channels
         self._device = backbone.embedding.weight.device
         self._dtype = dtype
-        self._forward = MixedForward(backbone, dtype)
+        self._forward = mixed_forward(backbone, dtype)
         self._heads = MixedHeads(self._channels, self._device)
         self._head_limit_bytes = head_limit_bytes
         self._slabs: dict[PatchGeometry, Slab] = {}

@@ -1,5 +1,8 @@
 """Residual blocks as two Triton launches per group of rows: chosen on an NVIDIA device."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -14,8 +17,18 @@ from model.kernels.fused_conv import (
     Positions,
     fused_conv,
 )
-from model.lanes import Group
 from model.spec import PatchGeometry
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """Neighbouring rows [start, stop) whose patches lie in one slab, at ``slots`` int32."""
+
+    start: int
+    stop: int
+    geometry: PatchGeometry
+    tensors: Mapping[str, Tensor]
+    slots: Tensor
 
 
 class FusedBlocks:
@@ -27,7 +40,12 @@ class FusedBlocks:
         self._convs = [_pack_block(block, eps, dtype) for block in backbone.blocks]
 
     def run(
-        self, x: Tensor, number: int, at: DeviceBlock, lengths: Tensor | None, groups: list[Group]
+        self,
+        x: Tensor,
+        number: int,
+        at: DeviceBlock,
+        lengths: Tensor | None,
+        groups: list[RowGroup],
     ) -> Tensor:
         """Block ``number`` of x [B, 1 + N_in, C] -> [B, 1 + N_out, C]; entry 0 stays zero.
 
@@ -49,9 +67,9 @@ class FusedBlocks:
         return out
 
 
-def _ranges(rows: int, groups: list[Group]) -> list[tuple[int, int, Group | None]]:
+def _ranges(rows: int, groups: list[RowGroup]) -> list[tuple[int, int, RowGroup | None]]:
     """Rows by group; those before the first group carry no patch."""
-    ranges: list[tuple[int, int, Group | None]] = [(g.start, g.stop, g) for g in groups]
+    ranges: list[tuple[int, int, RowGroup | None]] = [(g.start, g.stop, g) for g in groups]
     first = groups[0].start if groups else rows
     return [(0, first, None), *ranges] if first else ranges
 
@@ -60,7 +78,7 @@ def _positions(at: DeviceConv, lengths: Tensor, residual: Tensor | None = None) 
     return Positions(at.taps, at.centre, at.offsets, lengths, residual)
 
 
-def _operands(group: Group | None, block: int, conv: int) -> PatchOperands | None:
+def _operands(group: RowGroup | None, block: int, conv: int) -> PatchOperands | None:
     if group is None:
         return None
     geometry, tensors = group.geometry, group.tensors

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model.lanes import SlotRef
-from model.mixed import MixedForward
+from model.mixed import mixed_forward
+from model.packed_forward import PackedForward
 from model.slab import Slab
 from model.spec import BackboneSpec, HeadSpec, PatchGeometry
 from tests.model.random_tasks import RandomTask, random_backbone, random_history, random_task
@@ -16,20 +17,22 @@ from tests.model.random_tasks import RandomTask, random_backbone, random_history
 TOLERANCE = 1e-5
 
 GEOMETRIES = [
-    PatchGeometry("serial2", 4, (0, 1, 2)),
-    PatchGeometry("serial2", 8, (2,), has_norms=True, has_cls=True),
-    PatchGeometry("serial1", 6, (1, 2), has_norms=True),
-    PatchGeometry("parallel2", 4, (0, 1, 2), has_inner_skip=True),
-    PatchGeometry("parallel2", 4, (0, 2), has_cls=True),
+    PatchGeometry("serial2", 4, (0, 1)),
+    PatchGeometry("serial2", 8, (1,), has_norms=True, has_cls=True),
+    PatchGeometry("serial1", 6, (0, 1), has_norms=True),
+    PatchGeometry("parallel2", 4, (0, 1), has_inner_skip=True),
+    PatchGeometry("parallel2", 4, (1,), has_cls=True),
     PatchGeometry("serial2", 1, ()),
+    PatchGeometry("serial2", 20, (1,), has_norms=True),
 ]
 
 SPECS = [
-    BackboneSpec(60, 16, (1, 4, 2), kernel, is_causal, padding, max_len=20)
+    BackboneSpec(60, 16, (1, 4), kernel, is_causal, padding, max_len=20)
     for kernel in (3, 5)
     for is_causal in (True, False)
     for padding in ("exact", "embedded")
 ]
+SPECS.append(BackboneSpec(60, 17, (2, 1), max_len=20))
 
 
 class Fleet:
@@ -37,7 +40,9 @@ class Fleet:
 
     def __init__(self, spec: BackboneSpec, tasks_per_geometry: int, chunk_positions: int) -> None:
         backbone = random_backbone(spec)
-        self.forward = MixedForward(backbone, chunk_positions=chunk_positions)
+        self.forward = PackedForward(
+            backbone, torch.float32, chunk_positions, trunk_cache_bytes=8_000
+        )
         self.tasks: list[RandomTask] = []
         self.refs: list[SlotRef] = []
         for number, geometry in enumerate(GEOMETRIES):
@@ -106,7 +111,7 @@ def test_a_released_slot_serves_the_next_bundle_written_into_it() -> None:
     ref = SlotRef(geometry, slab, slab.write(new.patch.named()))
     assert ref.slot == slot
     history = random_history(spec, 9, 0)
-    found = MixedForward(backbone).user_vectors([history], [ref])[0]
+    found = mixed_forward(backbone).user_vectors([history], [ref])[0]
     torch.testing.assert_close(found, new.user_vector(history), rtol=TOLERANCE, atol=TOLERANCE)
 
 
@@ -133,7 +138,7 @@ def test_histories_that_differ_only_before_what_is_read_share_their_trunk() -> N
 def test_bfloat16_storage_stays_close_to_the_reference() -> None:
     spec = BackboneSpec(60, 32, (1, 4, 2), max_len=20)
     backbone = random_backbone(spec)
-    forward = MixedForward(backbone, torch.bfloat16)
+    forward = mixed_forward(backbone, torch.bfloat16)
     for geometry in GEOMETRIES:
         slab = Slab(geometry.shapes(spec.channels), torch.device("cpu"), torch.bfloat16)
         task = random_task(backbone, geometry, HeadSpec("value", 1), seed=3)
@@ -142,3 +147,33 @@ def test_bfloat16_storage_stays_close_to_the_reference() -> None:
         found = forward.user_vectors([history, history[:4]], [ref, ref])
         expected = torch.stack([task.user_vector(history), task.user_vector(history[:4])])
         assert ((found - expected).norm(dim=1) / expected.norm(dim=1)).max() < 0.03
+
+
+def test_a_history_asked_again_goes_on_from_its_trunk() -> None:
+    spec, geometry = BackboneSpec(60, 16, (1, 4, 2), max_len=20), PatchGeometry("serial2", 4, (2,))
+    backbone = random_backbone(spec)
+    forward = PackedForward(backbone, torch.float32, trunk_cache_bytes=100_000)
+    slab = Slab(geometry.shapes(spec.channels), torch.device("cpu"))
+    tasks = [random_task(backbone, geometry, HeadSpec("value", 1), seed) for seed in range(3)]
+    refs = [SlotRef(geometry, slab, slab.write(task.patch.named())) for task in tasks]
+    histories = [random_history(spec, length, length) for length in (9, 20, 0)]
+    expected = torch.stack([tasks[at].user_vector(histories[at]) for at in range(3)])
+    first = forward.user_vectors(histories, refs)
+    again = forward.user_vectors(histories, refs)
+    torch.testing.assert_close(first, expected, rtol=TOLERANCE, atol=TOLERANCE)
+    assert torch.equal(again, first)
+    assert forward.trunk_states.hits == 3
+
+
+def test_an_answer_has_the_same_bits_whatever_it_is_batched_with() -> None:
+    spec = BackboneSpec(60, 64, (1, 4, 1, 4), max_len=20)
+    backbone, geometry = random_backbone(spec), PatchGeometry("serial2", 8, (0, 1, 2, 3))
+    forward = PackedForward(backbone, torch.float32)
+    slab = Slab(geometry.shapes(spec.channels), torch.device("cpu"))
+    tasks = [random_task(backbone, geometry, HeadSpec("value", 1), seed) for seed in range(40)]
+    refs = [SlotRef(geometry, slab, slab.write(task.patch.named())) for task in tasks]
+    histories = [random_history(spec, length % 21, length) for length in range(40)]
+    together = forward.user_vectors(histories, refs)
+    for row in range(40):
+        alone = forward.user_vectors(histories[row : row + 1], refs[row : row + 1])
+        assert torch.equal(alone[0], together[row])

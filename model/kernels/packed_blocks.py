@@ -1,0 +1,338 @@
+"""A backbone on a CPU over packed lanes: a product per convolution, a kernel between products."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import local
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.backbone import Backbone, DilatedConv, ResidualBlock
+from model.cone import ConvPlan, plan
+from model.framing import frame_histories
+from model.kernels.cpu import Linear, packed_linear
+from model.kernels.packed_kernels import (
+    PARALLEL,
+    PARALLEL_SKIP,
+    SERIAL,
+    branch,
+    enter,
+    finish,
+    gather,
+    scratch_numbers,
+)
+from model.lanes import Group, Indices, Stage
+from model.packed_plan import Chunk, TrunkState, position_counts
+from model.slab import Slab
+from model.spec import PatchGeometry
+
+NOTHING = 0
+"""The address of what is not there."""
+
+NUMBERS: dict[torch.dtype, np.float32 | np.uint16] = {
+    torch.float32: np.float32(0),
+    torch.bfloat16: np.uint16(0),
+}
+"""A sample of how the kernels see each storage type."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedConv:
+    """A convolution as a product over its concatenated taps, its LayerNorm, and its taps.
+
+    ``taps`` int32 [N, k] are those of the longest row; ``residual`` int32 [N] says where its
+    outputs stand among the block's inputs, None for a block's first convolution.
+    """
+
+    linear: Linear
+    norm_weight: Tensor
+    norm_bias: Tensor
+    taps: Indices
+    residual: Indices | None
+
+
+class ConvArgs(NamedTuple):
+    """What ``finish`` is told of a convolution: addresses and sizes that never change.
+
+    ``taps`` are the next convolution's.
+    """
+
+    norm_weight: int
+    norm_bias: int
+    residual: int
+    longest_in: int
+    longest: int
+    taps: int
+    longest_next: int
+
+
+@dataclass(slots=True)
+class Run:
+    """A chunk in flight: lane l holds ``bases[level, l] .. bases[level, l + 1]`` of ``x``."""
+
+    chunk: Chunk
+    lengths: Indices
+    bases: Indices
+    x: Tensor
+    buffers: "Buffers"
+
+
+class Buffers(local):
+    """Storage of a thread, kept from chunk to chunk; two for states, which take turns."""
+
+    def __init__(self) -> None:
+        self._stored: dict[str, Tensor] = {}
+        self._turn = 0
+
+    def states(self, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """A tensor that does not overlap the one asked for before."""
+        self._turn = 1 - self._turn
+        return self.take(f"states {self._turn}", shape, dtype)
+
+    def take(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor; what had the name before is overwritten."""
+        wanted = shape[0] * shape[1]
+        stored = self._stored.get(name)
+        if stored is None or stored.numel() < wanted:
+            stored = self._stored[name] = torch.empty(wanted * 5 // 4, dtype=dtype)
+        return stored[:wanted].view(shape)
+
+
+class PackedBlocks:
+    """Everything that is fixed for a backbone. May run on several threads at once."""
+
+    def __init__(self, backbone: Backbone, dtype: torch.dtype) -> None:
+        self.spec = spec = backbone.spec
+        cone = plan(spec, spec.frame_len)
+        self.counts = position_counts(cone, spec)
+        self._dtype, self._number = dtype, NUMBERS[dtype]
+        self._embedding = backbone.embedding.weight.detach().to(dtype).contiguous()
+        self._convs: list[PackedConv] = []
+        for block, at in zip(backbone.blocks, cone.blocks, strict=True):
+            assert isinstance(block, ResidualBlock)
+            self._convs.append(_pack(block.conv1, block.norm1, at.first, None, dtype))
+            self._convs.append(_pack(block.conv2, block.norm2, at.second, at.residual, dtype))
+        self._args = [self._conv_args(conv) for conv in range(len(self._convs))]
+        self._patch_args: WeakKeyDictionary[Slab, tuple[int, list[PatchArgs]]] = WeakKeyDictionary()
+        centre, eps = cone.blocks[0].first.centre, np.float32(spec.layer_norm_eps)
+        self._constants = (spec.channels, spec.kernel_size, centre, eps, self._number)
+        self._buffers = Buffers()
+
+    @torch.inference_mode()
+    def run(self, chunk: Chunk) -> tuple[Tensor, list[TrunkState]]:
+        """User vectors [rows, C] in the order of ``lanes.rows``, and states worth keeping."""
+        stages, kept = chunk.lanes.stages, []
+        run = self._begin(chunk)
+        for stage, following in zip(stages, [*stages[1:], None], strict=True):
+            self._branch(run, stage)
+            self._run_stage(run, stage, following.block if following else len(self._convs) // 2)
+            if following is not None and chunk.keys:
+                kept += _trunk_states(run, following)
+        return self._pool(run), kept
+
+    def _begin(self, chunk: Chunk) -> Run:
+        """Lanes at the first stage's input: embedded, or as their known states."""
+        first, spec = chunk.lanes.stages[0], self.spec
+        specials = 1 if spec.is_causal else 2
+        lengths = np.array([len(h) + specials for h in chunk.histories], dtype=np.int32)
+        if spec.padding == "embedded":
+            lengths[:] = spec.frame_len
+        bases = self._bases(lengths)
+        size = int(bases[2 * first.block, -1])
+        x = self._buffers.states((size, spec.channels), self._dtype)
+        run = Run(chunk, lengths, bases, x, self._buffers)
+        if chunk.states:
+            torch.cat(chunk.states, out=x)
+        else:
+            self._enter(run, frame_histories(chunk.histories, spec).to(torch.int32), first)
+        return run
+
+    def _enter(self, run: Run, framed: Tensor, stage: Stage) -> None:
+        """Embed framed tokens int32 [lanes, T]."""
+        first = stage.groups[0].start if stage.groups else len(framed)
+        places = [(0, first, NOTHING, NOTHING, self._number)]
+        for group in stage.groups:
+            own = group.slab.tensors.get("patch.cls")
+            cls = NOTHING if own is None else own.data_ptr()
+            slots = group.slots.ctypes.data
+            places.append((group.start, group.stop, slots, cls, NUMBERS[group.slab.dtype]))
+        for start, stop, slots, cls, number in places:
+            enter(
+                framed.data_ptr(), framed.shape[1], self._embedding.data_ptr(), run.x.data_ptr(),
+                run.bases.ctypes.data, start, stop, slots, cls, self.spec.channels,
+                self._number, number,
+            )  # fmt: skip
+
+    def _branch(self, run: Run, stage: Stage) -> None:
+        """Copy lanes to where the stage's rows begin."""
+        if stage.select is None:
+            return
+        level, old = 2 * stage.block, run.bases
+        run.lengths = run.lengths[stage.select]
+        run.bases = self._bases(run.lengths)
+        new = self._buffers.states((int(run.bases[level, -1]), self.spec.channels), self._dtype)
+        branch(
+            run.x.data_ptr(), old[level].ctypes.data, new.data_ptr(),
+            run.bases[level].ctypes.data, stage.select.ctypes.data, len(stage.select),
+            self.spec.channels, self._number,
+        )  # fmt: skip
+        run.x = new
+
+    def _run_stage(self, run: Run, stage: Stage, end: int) -> None:
+        """Blocks from the stage's first up to ``end``."""
+        if stage.block == end:
+            return
+        level, channels, bases = 2 * stage.block, self.spec.channels, run.bases
+        base, step = bases.ctypes.data, bases.strides[0]
+        rows = bases[level + 1 : 2 * end + 1, -1].tolist()
+        shape = (rows[0], self.spec.kernel_size * channels)
+        gathered = self._buffers.take("gathered", shape, self._dtype)
+        address = gathered.data_ptr()
+        longest, longest_out = self.counts[level : level + 2, -1].tolist()
+        gather(
+            run.x.data_ptr(), base + level * step, address, base + (level + 1) * step,
+            len(run.lengths), self._convs[level].taps.ctypes.data, longest, longest_out,
+            channels, self.spec.kernel_size, self._number,
+        )  # fmt: skip
+        parts = self._parts(len(run.lengths), stage.groups)
+        scratch, middle = self._scratch(stage.groups)
+        x, out = run.x, run.x
+        for conv, count in zip(range(level, 2 * end), rows, strict=True):
+            if len(gathered) != count:
+                gathered = gathered[:count]
+            y = self._convs[conv].linear(gathered)
+            to = middle
+            if conv % 2:
+                out = self._buffers.states((count, channels), self._dtype)
+                to = out.data_ptr()
+            block, is_last = conv - conv % 2, conv + 1 == 2 * end
+            operands = (
+                y.data_ptr(), address, x.data_ptr(), base + block * step, to,
+                base + (conv + 1) * step, NOTHING if is_last else base + (conv + 2) * step, scratch,
+            )  # fmt: skip
+            for part in parts:
+                finish(
+                    *operands, *part.lanes, *part.patches[conv], *self._args[conv],
+                    *self._constants, part.number,
+                )  # fmt: skip
+            x = out
+        run.x = x
+
+    def _parts(self, lanes: int, groups: list[Group]) -> list["Part"]:
+        """Lanes by group; those before the first group carry no patch."""
+        first = groups[0].start if groups else lanes
+        unpatched = [UNPATCHED] * len(self._convs)
+        parts = [Part((0, first, NOTHING), unpatched, self._number)] if first else []
+        for group in groups:
+            place = (group.start, group.stop, group.slots.ctypes.data)
+            parts.append(Part(place, self._patches(group), NUMBERS[group.slab.dtype]))
+        return parts
+
+    def _patches(self, group: Group) -> list["PatchArgs"]:
+        """The group's tensors at every convolution; looked up anew when its slab has moved."""
+        known = self._patch_args.get(group.slab)
+        if known is None or known[0] != group.slab.generation:
+            args = [_patch_args(group, conv) for conv in range(len(self._convs))]
+            known = self._patch_args[group.slab] = (group.slab.generation, args)
+        return known[1]
+
+    def _scratch(self, groups: list[Group]) -> tuple[int, int]:
+        """Addresses of the kernel's float32 scratch and of one lane's states behind it."""
+        bottleneck = max((group.geometry.bottleneck for group in groups), default=0)
+        lane = self.spec.frame_len * self.spec.channels
+        own = scratch_numbers(self.spec.channels, bottleneck)
+        stored = self._buffers.take("scratch", (1, own + lane), torch.float32)
+        return stored.data_ptr(), stored.data_ptr() + own * stored.itemsize
+
+    def _pool(self, run: Run) -> Tensor:
+        """User vectors [rows, C]: the last state, and the first one's sum with it if non-causal."""
+        top = run.bases[-1]
+        last = run.x[torch.from_numpy(top[1:] - 1)]
+        return last if self.spec.is_causal else last + run.x[torch.from_numpy(top[:-1])]
+
+    def _conv_args(self, number: int) -> ConvArgs:
+        conv, is_last = self._convs[number], number + 1 == len(self._convs)
+        return ConvArgs(
+            norm_weight=conv.norm_weight.data_ptr(),
+            norm_bias=conv.norm_bias.data_ptr(),
+            residual=NOTHING if conv.residual is None else conv.residual.ctypes.data,
+            longest_in=int(self.counts[number - number % 2, -1]),
+            longest=int(self.counts[number + 1, -1]),
+            taps=NOTHING if is_last else self._convs[number + 1].taps.ctypes.data,
+            longest_next=0 if is_last else int(self.counts[number + 2, -1]),
+        )
+
+    def _bases(self, lengths: Indices) -> Indices:
+        """Where lanes begin at every level, [2·blocks + 1, lanes + 1]."""
+        bases = np.zeros((len(self.counts), len(lengths) + 1), dtype=np.int32)
+        np.cumsum(self.counts[:, lengths], axis=1, out=bases[:, 1:])
+        return bases
+
+
+PatchArgs = tuple[int, int, int, int, int, int, int, int, int, int, int, int]
+"""mode, bottleneck, stacked, index, down, its bias, up, its bias; norms, index, weight, bias."""
+
+UNPATCHED: PatchArgs = (0,) * 12
+
+
+class Part(NamedTuple):
+    """Neighbouring lanes (start, stop, address of their slots) with their patches' storage."""
+
+    lanes: tuple[int, int, int]
+    patches: Sequence[PatchArgs]
+    number: np.float32 | np.uint16
+
+
+def _patch_args(group: Group, number: int) -> PatchArgs:
+    geometry, tensors = group.geometry, group.slab.tensors
+    block, conv = divmod(number, 2)
+    index, norm = geometry.conv_index(block, conv), geometry.norm_index(block, conv)
+    if index is None:
+        return UNPATCHED
+    names = ("patch.down", "patch.down_bias", "patch.up", "patch.up_bias")
+    down, down_bias, up, up_bias = (tensors[name].data_ptr() for name in names)
+    weight, bias = NOTHING, NOTHING
+    if norm is not None:
+        weight, bias = (tensors[f"patch.norm_{name}"].data_ptr() for name in ("weight", "bias"))
+    return (
+        _mode(geometry), geometry.bottleneck, geometry.patched_convs, index,
+        down, down_bias, up, up_bias, len(geometry.blocks), norm or 0, weight, bias,
+    )  # fmt: skip
+
+
+def _mode(geometry: PatchGeometry) -> int:
+    if geometry.insertion != "parallel2":
+        return SERIAL
+    return PARALLEL_SKIP if geometry.has_inner_skip else PARALLEL
+
+
+def _trunk_states(run: Run, following: Stage) -> list[TrunkState]:
+    """The states that rows branch off from, by history."""
+    bases = run.bases[2 * following.block]
+    return [
+        TrunkState(
+            (run.chunk.keys[history], following.block),
+            run.x[int(bases[lane]) : int(bases[lane + 1])].clone(),
+        )
+        for history, lane in following.joined.items()
+    ]
+
+
+def _pack(
+    conv: DilatedConv,
+    norm: torch.nn.LayerNorm,
+    at: ConvPlan,
+    residual: np.ndarray | None,
+    dtype: torch.dtype,
+) -> PackedConv:
+    weight = conv.weight.detach().transpose(1, 2).flatten(1)  # [C, C, k] -> [C, k·C]
+    return PackedConv(
+        packed_linear(weight.to(dtype), conv.bias.detach().to(dtype)),
+        norm.weight.detach().float().contiguous(),
+        norm.bias.detach().float().contiguous(),
+        np.ascontiguousarray(at.taps, dtype=np.int32),
+        None if residual is None else np.ascontiguousarray(residual, dtype=np.int32),
+    )

@@ -1,0 +1,274 @@
+# mypy: ignore-errors
+# What follows is numba's to type: names hold vectors and typed addresses.
+"""What happens between two convolutions on a CPU, in one pass over each lane's positions.
+
+A *lane* is a row's positions without any padding, one after the other in a packed buffer. After
+the product of a convolution, ``finish`` adds the lane's own patch, normalises, rectifies, adds the
+residual and lays out the taps of the next product while the lane is still in the first cache.
+``enter`` begins with embeddings, ``branch`` copies lanes, ``gather`` lays out taps alone.
+
+Names that end in ``_`` are addresses (``Tensor.data_ptr()``; 0: not there). ``number`` and
+``task_number`` are samples of how activations, and patches and norms of tasks, are stored:
+``np.float32`` or, for bfloat16, ``np.uint16``. ``C`` channels, ``K`` taps, ``H`` bottleneck.
+Every lane is computed by itself in a fixed order: its neighbours change no bit of it. The compiled
+code is kept on disk beside this file, or in the user's cache.
+"""
+
+import numpy as np
+from numba import njit
+
+from model.kernels.simd import (
+    LANES,
+    add,
+    copy_first,
+    div,
+    exp2,
+    first,
+    float_pointer,
+    fma,
+    int_pointer,
+    load,
+    load_first,
+    mul,
+    number,
+    pointer_like,
+    rectify,
+    splat,
+    store,
+    store_first,
+    sub,
+    total,
+)
+from model.spec import CLS
+
+SERIAL, PARALLEL, PARALLEL_SKIP = 1, 2, 3
+"""How a patch reads and writes; 0: there is none."""
+
+AT_ONCE = 4
+"""Positions of a lane that are in the registers together."""
+
+GELU_LINEAR = np.float32(-2.302208198)  # -2·sqrt(2/π)·log2(e)
+GELU_CUBIC = np.float32(-0.1029432396)  # the same by 0.044715
+ONE, ZERO = np.float32(1), np.float32(0)
+
+
+def scratch_numbers(channels: int, bottleneck: int) -> int:
+    """Size of ``finish``'s float32 scratch."""
+    padded = (-(-count // LANES) * LANES for count in (channels, bottleneck))
+    return AT_ONCE * sum(padded)
+
+
+@njit(nogil=True, cache=True)
+def enter(tokens_, width, embedding_, x_, base_, start, stop, slots_, cls_, C, activation, weight):
+    """Lanes' embedded inputs: the newest of tokens int32 [lanes, width]."""
+    tokens, base, slots = int_pointer(tokens_), int_pointer(base_), int_pointer(slots_)
+    embedding, x = pointer_like(embedding_, activation), pointer_like(x_, activation)
+    cls = pointer_like(cls_, weight)
+    for lane in range(start, stop):
+        begin, count = np.int64(base[lane]), np.int64(base[lane + 1]) - np.int64(base[lane])
+        for position in range(count):
+            token = np.int64(tokens[lane * width + width - count + position])
+            to = (begin + position) * C
+            if cls_ != 0 and token == CLS:
+                own = np.int64(slots[lane - start]) * C
+                for c in range(0, C, LANES):
+                    store_first(x, to + c, load_first(cls, own + c, C - c), C - c)
+            else:
+                for c in range(0, C, LANES):
+                    copy_first(x, to + c, embedding, token * C + c, C - c)
+
+
+@njit(nogil=True, cache=True)
+def branch(old_, old_base_, new_, new_base_, select_, lanes, C, activation):
+    """New lane i is a copy of old lane ``select[i]``."""
+    old, new = pointer_like(old_, activation), pointer_like(new_, activation)
+    old_base, new_base, select = (
+        int_pointer(old_base_), int_pointer(new_base_), int_pointer(select_),
+    )  # fmt: skip
+    for lane in range(lanes):
+        source, to = np.int64(old_base[select[lane]]) * C, np.int64(new_base[lane]) * C
+        size = np.int64(new_base[lane + 1]) * C - to
+        for at in range(0, size, LANES):
+            copy_first(new, to + at, old, source + at, size - at)
+
+
+@njit(nogil=True, cache=True)
+def gather(x_, base_, out_, out_base_, lanes, taps_, longest, longest_out, C, K, activation):
+    """Taps [positions out, K·C] of each lane; ``taps`` int32 [N, K] are the longest lane's."""
+    x, out = pointer_like(x_, activation), pointer_like(out_, activation)
+    base, out_base, taps = int_pointer(base_), int_pointer(out_base_), int_pointer(taps_)
+    for lane in range(lanes):
+        at, to = np.int64(base[lane]), np.int64(out_base[lane])
+        missing = longest - (np.int64(base[lane + 1]) - at)
+        wanted = np.int64(out_base[lane + 1]) - to
+        _lay_out(x, at, missing, out, to, wanted, taps, longest_out - wanted, C, K)
+
+
+@njit
+def _lay_out(x, at, missing, out, to, wanted, taps, skipped, C, K):
+    """The taps of a lane's wanted positions side by side; zeros where there are none.
+
+    The lane lacks the longest lane's first ``missing`` inputs and first ``skipped`` outputs.
+    """
+    nothing = splat(ZERO)
+    for position in range(wanted):
+        for tap in range(K):
+            entry = np.int64(taps[(skipped + position) * K + tap]) - missing
+            where = ((to + position) * K + tap) * C
+            source = (at + entry - 1) * C
+            for c in range(0, C, LANES):
+                if entry < 1:
+                    store_first(out, where + c, nothing, C - c)
+                else:
+                    copy_first(out, where + c, x, source + c, C - c)
+
+
+@njit
+def _gelu(x):
+    """The tanh form: x·sigmoid(2·sqrt(2/π)·(x + 0.044715·x³))."""
+    power = mul(x, fma(mul(x, x), splat(GELU_CUBIC), splat(GELU_LINEAR)))
+    return div(x, add(splat(ONE), exp2(power)))
+
+
+@njit
+def _narrow(s, s0, s1, s2, s3, down, patch, H, C, h):
+    """Columns h.. of ``s D`` for four positions; two sums each, so that additions overlap."""
+    zero = splat(ZERO)
+    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zero
+    d, n = patch * C * H + h, H - h
+    for c in range(0, C - 1, 2):
+        w = load_first(down, d + c * H, n)
+        a0, a1 = fma(splat(number(s, s0 + c)), w, a0), fma(splat(number(s, s1 + c)), w, a1)
+        a2, a3 = fma(splat(number(s, s2 + c)), w, a2), fma(splat(number(s, s3 + c)), w, a3)
+        w = load_first(down, d + c * H + H, n)
+        b0, b1 = fma(splat(number(s, s0 + c + 1)), w, b0), fma(splat(number(s, s1 + c + 1)), w, b1)
+        b2, b3 = fma(splat(number(s, s2 + c + 1)), w, b2), fma(splat(number(s, s3 + c + 1)), w, b3)
+    if C % 2 == 1:
+        c = C - 1
+        w = load_first(down, d + c * H, n)
+        a0, a1 = fma(splat(number(s, s0 + c)), w, a0), fma(splat(number(s, s1 + c)), w, a1)
+        a2, a3 = fma(splat(number(s, s2 + c)), w, a2), fma(splat(number(s, s3 + c)), w, a3)
+    return add(a0, b0), add(a1, b1), add(a2, b2), add(a3, b3)
+
+
+@njit
+def _widen(hidden, tall, up, at, H, C, n, a0, a1, a2, a3):
+    """``a + h U`` for four positions' hidden values and sixteen channels."""
+    for h in range(H):
+        w = load_first(up, at + h * C, n)
+        a0 = fma(splat(number(hidden, h)), w, a0)
+        a1 = fma(splat(number(hidden, tall + h)), w, a1)
+        a2 = fma(splat(number(hidden, 2 * tall + h)), w, a2)
+        a3 = fma(splat(number(hidden, 3 * tall + h)), w, a3)
+    return a0, a1, a2, a3
+
+
+@njit
+def _scale(rows, mean, C, eps):
+    """One over the standard deviation of a row of C numbers."""
+    squares = splat(ZERO)
+    for c in range(0, C, LANES):
+        d = first(sub(load(rows, c), mean), C - c)
+        squares = fma(d, d, squares)
+    return splat(ONE / np.sqrt(total(squares) / np.float32(C) + eps))
+
+
+@njit(nogil=True, cache=True)
+def finish(
+    y_, gathered_, x_, x_base_, out_, base_, next_base_, scratch_,
+    start, stop, slots_,
+    mode, H, stacked, at, down_, down_bias_, up_, up_bias_, norms, norm_at, own_weight_, own_bias_,
+    norm_weight_, norm_bias_, residual_, longest_in, longest, taps_, longest_next,
+    C, K, centre, eps, activation, weight,
+):  # fmt: skip
+    """relu(LN(patched y)) (+ residual) of each lane, and the taps of the next product.
+
+    ``next_base`` 0: lay out nothing; ``residual`` 0: this is a block's first convolution, whose
+    output only the taps need: ``out`` is then one lane's scratch. ``mode`` to ``own_bias`` are a
+    group's patches, ``norm_weight`` to ``longest_next`` the convolution.
+    """
+    y, gathered = pointer_like(y_, activation), pointer_like(gathered_, activation)
+    x, out = pointer_like(x_, activation), pointer_like(out_, activation)
+    x_base, base, next_base = int_pointer(x_base_), int_pointer(base_), int_pointer(next_base_)
+    slots, residual, taps = int_pointer(slots_), int_pointer(residual_), int_pointer(taps_)
+    down, down_bias = pointer_like(down_, weight), pointer_like(down_bias_, weight)
+    up, up_bias = pointer_like(up_, weight), pointer_like(up_bias_, weight)
+    own_weight, own_bias = pointer_like(own_weight_, weight), pointer_like(own_bias_, weight)
+    norm_weight, norm_bias = float_pointer(norm_weight_), float_pointer(norm_bias_)
+    wide, tall = (C + LANES - 1) // LANES * LANES, (H + LANES - 1) // LANES * LANES
+    row0, row1 = float_pointer(scratch_), float_pointer(scratch_ + 4 * wide)
+    row2, row3 = float_pointer(scratch_ + 8 * wide), float_pointer(scratch_ + 12 * wide)
+    hidden = float_pointer(scratch_ + 16 * wide)
+    size, zero = np.float32(C), splat(ZERO)
+    for lane in range(start, stop):
+        slot = np.int64(slots[lane - start]) if mode != 0 else np.int64(0)
+        patch, norm = slot * stacked + at, (slot * norms + norm_at) * C
+        begin = np.int64(base[lane])
+        count = np.int64(base[lane + 1]) - begin
+        to = begin if residual_ != 0 else np.int64(0)
+        for p in range(0, count, AT_ONCE):
+            p1, p2, p3 = min(p + 1, count - 1), min(p + 2, count - 1), min(p + 3, count - 1)
+            r0, r1, r2, r3 = (begin + p) * C, (begin + p1) * C, (begin + p2) * C, (begin + p3) * C
+            s, s0, s1, s2, s3 = y, r0, r1, r2, r3
+            if mode > SERIAL:
+                s, own = gathered, centre * C
+                s0, s1, s2, s3 = r0 * K + own, r1 * K + own, r2 * K + own, r3 * K + own
+            for h in range(0, H, LANES):
+                w = load_first(down_bias, patch * H + h, H - h)
+                a0, a1, a2, a3 = _narrow(s, s0, s1, s2, s3, down, patch, H, C, h)
+                store(hidden, h, _gelu(add(a0, w)))
+                store(hidden, tall + h, _gelu(add(a1, w)))
+                store(hidden, 2 * tall + h, _gelu(add(a2, w)))
+                store(hidden, 3 * tall + h, _gelu(add(a3, w)))
+            m0 = m1 = m2 = m3 = zero
+            for c in range(0, C, LANES):
+                n = C - c
+                a0, a1 = load_first(y, r0 + c, n), load_first(y, r1 + c, n)
+                a2, a3 = load_first(y, r2 + c, n), load_first(y, r3 + c, n)
+                if mode != 0:
+                    w = load_first(up_bias, patch * C + c, n)
+                    a0, a1, a2, a3 = _widen(
+                        hidden, tall, up, patch * H * C + c, H, C, n,
+                        add(a0, w), add(a1, w), add(a2, w), add(a3, w),
+                    )  # fmt: skip
+                if mode == PARALLEL_SKIP:
+                    a0, a1 = add(a0, load_first(s, s0 + c, n)), add(a1, load_first(s, s1 + c, n))
+                    a2, a3 = add(a2, load_first(s, s2 + c, n)), add(a3, load_first(s, s3 + c, n))
+                m0, m1, m2, m3 = add(m0, a0), add(m1, a1), add(m2, a2), add(m3, a3)
+                store(row0, c, a0)
+                store(row1, c, a1)
+                store(row2, c, a2)
+                store(row3, c, a3)
+            m0, m1 = splat(total(m0) / size), splat(total(m1) / size)
+            m2, m3 = splat(total(m2) / size), splat(total(m3) / size)
+            v0, v1 = _scale(row0, m0, C, eps), _scale(row1, m1, C, eps)
+            v2, v3 = _scale(row2, m2, C, eps), _scale(row3, m3, C, eps)
+            o0, o1, o2, o3 = (to + p) * C, (to + p1) * C, (to + p2) * C, (to + p3) * C
+            e0 = e1 = e2 = e3 = np.int64(0)
+            if residual_ != 0:
+                shift = longest - count
+                entry = np.int64(x_base[lane + 1]) - longest_in
+                e0, e1 = (entry + residual[shift + p]) * C, (entry + residual[shift + p1]) * C
+                e2, e3 = (entry + residual[shift + p2]) * C, (entry + residual[shift + p3]) * C
+            for c in range(0, C, LANES):
+                n = C - c
+                if own_weight_ != 0:
+                    w, z = load_first(own_weight, norm + c, n), load_first(own_bias, norm + c, n)
+                else:
+                    w, z = load_first(norm_weight, c, n), load_first(norm_bias, c, n)
+                a0 = rectify(fma(mul(sub(load(row0, c), m0), v0), w, z))
+                a1 = rectify(fma(mul(sub(load(row1, c), m1), v1), w, z))
+                a2 = rectify(fma(mul(sub(load(row2, c), m2), v2), w, z))
+                a3 = rectify(fma(mul(sub(load(row3, c), m3), v3), w, z))
+                if residual_ != 0:
+                    a0, a1 = add(a0, load_first(x, e0 + c, n)), add(a1, load_first(x, e1 + c, n))
+                    a2, a3 = add(a2, load_first(x, e2 + c, n)), add(a3, load_first(x, e3 + c, n))
+                store_first(out, o0 + c, a0, n)
+                store_first(out, o1 + c, a1, n)
+                store_first(out, o2 + c, a2, n)
+                store_first(out, o3 + c, a3, n)
+        if next_base_ != 0:
+            where = np.int64(next_base[lane])
+            wanted = np.int64(next_base[lane + 1]) - where
+            missing, skipped = longest - count, longest_next - wanted
+            _lay_out(out, to, missing, gathered, where, wanted, taps, skipped, C, K)

@@ -1,0 +1,310 @@
+"""Vectors of sixteen numbers for numba kernels: arithmetic that no compiler has to discover.
+
+A ``vec`` is a value of type ``<16 x float>`` in LLVM, so the code is right on any processor and
+fast on one with wide registers. Numbers in memory are float32 (``floats``) or bfloat16
+(``halves``); arithmetic is in float32. The functions below exist inside numba-compiled code only.
+"""
+
+from typing import Any  # numba and llvmlite have no types
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.datamodel import models
+from numba.extending import intrinsic, register_model
+
+LANES = 16
+
+_F32, _I16, _I32 = ir.FloatType(), ir.IntType(16), ir.IntType(32)
+_VECTOR, _BITS, _HALF = (ir.VectorType(element, LANES) for element in (_F32, _I32, _I16))
+
+_REORDERABLE = ("contract", "reassoc", "nsz", "arcp")
+"""What float arithmetic may assume; never that numbers are finite."""
+
+EXP2_POLYNOMIAL = (
+    1.5403530393381610e-4,
+    1.3333558146428443e-3,
+    9.6181291076284772e-3,
+    5.5504108664821580e-2,
+    2.4022650695910071e-1,
+    6.9314718055994531e-1,
+    1.0,
+)
+"""Taylor terms ln(2)^n/n! of 2^r for |r| <= 1/2, highest first: within 2e-7 of it."""
+
+ROUNDING = 12582912.0
+"""1.5·2^23: adding and subtracting it rounds a float32 to the nearest integer."""
+
+
+class _Vector(types.Type):
+    def __init__(self) -> None:
+        super().__init__(name="Vector16")
+
+
+vec = _Vector()
+floats = types.CPointer(types.float32)  # type: ignore[attr-defined]  # numba fills it in
+halves = types.CPointer(types.uint16)  # type: ignore[attr-defined]  # numba fills it in
+ints = types.CPointer(types.int32)  # type: ignore[attr-defined]  # numba fills it in
+
+
+@register_model(_Vector)
+class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]  # numba is untyped
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, _VECTOR)
+
+
+def _pointer_to(kind: Any) -> Any:
+    @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
+    def pointer(context: Any, address: Any) -> Any:
+        return kind(types.int64), _address_as(kind)
+
+    return pointer
+
+
+float_pointer, int_pointer = _pointer_to(floats), _pointer_to(ints)
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
+def pointer_like(context: Any, address: Any, sample: Any) -> Any:
+    """An address as that of float32 if ``sample`` is one, of bfloat16 if it is a uint16."""
+    kind = halves if sample == types.uint16 else floats
+    return kind(types.int64, sample), _address_as(kind)
+
+
+def _address_as(kind: Any) -> Any:
+    def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], target.get_value_type(kind))
+
+    return build
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
+def splat(context: Any, number: Any) -> Any:
+    """Sixteen times the same float32."""
+
+    def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _broadcast(builder, args[0], _VECTOR)
+
+    return vec(types.float32), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
+def number(context: Any, pointer: Any, index: Any) -> Any:
+    """One number of memory as float32."""
+
+    def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+        found = builder.load(builder.gep(args[0], [args[1]]))
+        if pointer != halves:
+            return found
+        bits = builder.shl(builder.zext(found, _I32), ir.Constant(_I32, 16))
+        return builder.bitcast(bits, _F32)
+
+    return types.float32(pointer, types.int64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
+def load(context: Any, pointer: Any, index: Any) -> Any:
+    """Sixteen numbers from ``index`` on."""
+
+    def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+        at = _vector_at(builder, args[0], args[1], pointer)
+        return _widened(builder, builder.load(at, align=_alignment(pointer)))
+
+    return vec(pointer, types.int64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
+def load_first(context: Any, pointer: Any, index: Any, count: Any) -> Any:
+    """The first ``count`` numbers from ``index`` on, then zeros; what is beyond is not read."""
+
+    def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+        at, mask = _vector_at(builder, args[0], args[1], pointer), _first(builder, args[2])
+        return _widened(builder, _masked_load(builder, at, mask, pointer))
+
+    return vec(pointer, types.int64, types.int64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
+def store(context: Any, pointer: Any, index: Any, value: Any) -> Any:
+    """Write sixteen numbers, rounded to the nearest that the memory can hold."""
+
+    def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+        at = _vector_at(builder, args[0], args[1], pointer)
+        builder.store(_narrowed(builder, args[2], pointer), at, align=_alignment(pointer))
+        return target.get_dummy_value()
+
+    return types.void(pointer, types.int64, vec), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
+def store_first(context: Any, pointer: Any, index: Any, value: Any, count: Any) -> Any:
+    """Write the first ``count`` numbers only."""
+
+    def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+        at, mask = _vector_at(builder, args[0], args[1], pointer), _first(builder, args[3])
+        _masked_store(builder, _narrowed(builder, args[2], pointer), at, mask, pointer)
+        return target.get_dummy_value()
+
+    return types.void(pointer, types.int64, vec, types.int64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
+def copy_first(context: Any, out: Any, to: Any, source: Any, at: Any, count: Any) -> Any:
+    """Copy up to sixteen numbers, ``count`` if it is less, between memory of one type."""
+
+    def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+        mask = _first(builder, args[4])
+        read = _masked_load(builder, _vector_at(builder, args[2], args[3], source), mask, source)
+        _masked_store(builder, read, _vector_at(builder, args[0], args[1], out), mask, out)
+        return target.get_dummy_value()
+
+    return types.void(out, types.int64, source, types.int64, types.int64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
+def first(context: Any, value: Any, count: Any) -> Any:
+    """The first ``count`` lanes of a vector, then zeros."""
+
+    def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+        zeros = ir.Constant(_VECTOR, [0.0] * LANES)
+        return builder.select(_first(builder, args[1]), args[0], zeros)
+
+    return vec(vec, types.int64), build
+
+
+def _lanewise(operation: str) -> Any:
+    @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
+    def apply(context: Any, a: Any, b: Any) -> Any:
+        def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return getattr(builder, operation)(args[0], args[1], flags=_REORDERABLE)
+
+        return vec(vec, vec), build
+
+    return apply
+
+
+add, sub, mul, div = (_lanewise(name) for name in ("fadd", "fsub", "fmul", "fdiv"))
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
+def fma(context: Any, a: Any, b: Any, c: Any) -> Any:
+    """``a·b + c``, rounded once."""
+
+    def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _fma(builder, *args)
+
+    return vec(vec, vec, vec), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
+def rectify(context: Any, value: Any) -> Any:
+    """``max(value, 0)``; what is not a number stays so."""
+
+    def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+        zeros = ir.Constant(_VECTOR, [0.0] * LANES)
+        return builder.select(builder.fcmp_ordered("<", args[0], zeros), zeros, args[0])
+
+    return vec(vec), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
+def total(context: Any, value: Any) -> Any:
+    """The sum of the lanes, in an order that is always the same."""
+
+    def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+        form = ir.FunctionType(_F32, [_F32, _VECTOR])
+        name = "llvm.vector.reduce.fadd.v16f32"
+        function = cgutils.get_or_insert_function(builder.module, form, name)
+        return builder.call(function, [ir.Constant(_F32, -0.0), args[0]], fastmath=("reassoc",))
+
+    return types.float32(vec), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
+def exp2(context: Any, value: Any) -> Any:
+    """2 to the power of each lane, clamped to ±126; what is not a number stays so."""
+
+    def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x = args[0]
+        for bound, order in ((126.0, ">"), (-126.0, "<")):
+            limit = _constant(bound)
+            x = builder.select(builder.fcmp_ordered(order, x, limit), limit, x)
+        whole = builder.fsub(builder.fadd(x, _constant(ROUNDING)), _constant(ROUNDING))
+        rest = builder.fsub(x, whole)
+        power = _constant(EXP2_POLYNOMIAL[0])
+        for term in EXP2_POLYNOMIAL[1:]:
+            power = _fma(builder, power, rest, _constant(term))
+        exponent = builder.add(builder.fptosi(whole, _BITS), ir.Constant(_BITS, [127] * LANES))
+        scale = builder.shl(exponent, ir.Constant(_BITS, [23] * LANES))
+        return builder.fmul(power, builder.bitcast(scale, _VECTOR))
+
+    return vec(vec), build
+
+
+def _constant(value: float) -> Any:
+    return ir.Constant(_VECTOR, [value] * LANES)
+
+
+def _broadcast(builder: Any, value: Any, kind: Any) -> Any:
+    nothing, lane = ir.Constant(kind, ir.Undefined), ir.Constant(_I32, 0)
+    single = builder.insert_element(nothing, value, lane)
+    return builder.shuffle_vector(single, nothing, ir.Constant(_BITS, [0] * LANES))
+
+
+def _first(builder: Any, count: Any) -> Any:
+    """A mask of the first ``count`` lanes."""
+    lanes = ir.Constant(_BITS, list(range(LANES)))
+    return builder.icmp_signed("<", lanes, _broadcast(builder, builder.trunc(count, _I32), _BITS))
+
+
+def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    form = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+    function = cgutils.get_or_insert_function(builder.module, form, "llvm.fma.v16f32")
+    return builder.call(function, [a, b, c])
+
+
+def _vector_at(builder: Any, pointer: Any, index: Any, kind: Any) -> Any:
+    wide = _HALF if kind == halves else _VECTOR
+    return builder.bitcast(builder.gep(pointer, [index]), wide.as_pointer())
+
+
+def _masked_load(builder: Any, at: Any, mask: Any, kind: Any) -> Any:
+    wide = at.type.pointee
+    form = ir.FunctionType(wide, [at.type, _I32, mask.type, wide])
+    name = f"llvm.masked.load.{_suffix(kind)}.p0"
+    function = cgutils.get_or_insert_function(builder.module, form, name)
+    alignment, zeros = ir.Constant(_I32, _alignment(kind)), ir.Constant(wide, [0] * LANES)
+    return builder.call(function, [at, alignment, mask, zeros])
+
+
+def _masked_store(builder: Any, value: Any, at: Any, mask: Any, kind: Any) -> None:
+    form = ir.FunctionType(ir.VoidType(), [value.type, at.type, _I32, mask.type])
+    name = f"llvm.masked.store.{_suffix(kind)}.p0"
+    function = cgutils.get_or_insert_function(builder.module, form, name)
+    builder.call(function, [value, at, ir.Constant(_I32, _alignment(kind)), mask])
+
+
+def _alignment(kind: Any) -> int:
+    return 2 if kind == halves else 4
+
+
+def _suffix(kind: Any) -> str:
+    return "v16i16" if kind == halves else "v16f32"
+
+
+def _widened(builder: Any, value: Any) -> Any:
+    """bfloat16 is the upper half of a float32."""
+    if value.type != _HALF:
+        return value
+    bits = builder.shl(builder.zext(value, _BITS), ir.Constant(_BITS, [16] * LANES))
+    return builder.bitcast(bits, _VECTOR)
+
+
+def _narrowed(builder: Any, value: Any, kind: Any) -> Any:
+    """To the nearest, ties to even; what is not a number stays so unless its payload overflows."""
+    if kind != halves:
+        return value
+    bits, one = builder.bitcast(value, _BITS), ir.Constant(_BITS, [1] * LANES)
+    sixteen, below_half = (ir.Constant(_BITS, [n] * LANES) for n in (16, 0x7FFF))
+    odd = builder.and_(builder.lshr(bits, sixteen), one)
+    rounded = builder.add(builder.add(bits, below_half), odd)
+    return builder.trunc(builder.lshr(rounded, sixteen), _HALF)

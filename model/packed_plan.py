@@ -1,0 +1,146 @@
+"""Rows of a batch cut into chunks of lanes that fit the processor's cache."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from model.cone import Plan
+from model.framing import Tokens
+from model.lanes import Indices, Lanes, SlotRef, entry_block, plan_lanes, resumed_lanes
+from model.spec import BackboneSpec
+from model.trunk_states import TrunkKey, TrunkStates
+
+SHARED_OVERDRAFT = 3
+"""So many chunks' worth of rows of one history may join one chunk, so that its trunk runs once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows that run together.
+
+    ``histories`` are the lanes' at the start; ``keys`` those of all rows of the batch, empty if no
+    states are to be kept; ``states`` are the lanes' known block inputs if they go on from there.
+    """
+
+    lanes: Lanes
+    histories: list[Indices]
+    keys: list[bytes]
+    states: list[Tensor] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class TrunkState:
+    """A history's block input that other rows may go on from."""
+
+    key: TrunkKey
+    states: Tensor
+
+
+def position_counts(cone: Plan, spec: BackboneSpec) -> Indices:
+    """Positions of a row of each length before and after each convolution, [2·blocks + 1, length].
+
+    The positions of a shorter row are the newest of the longest row's.
+    """
+    outputs = [cone.inputs]
+    for block in cone.blocks:
+        outputs += [block.first.outputs, block.second.outputs]
+    lengths = np.arange(spec.frame_len + 1)
+    below = [np.searchsorted(positions[::-1], lengths, side="left") for positions in outputs]
+    return np.array(below, dtype=np.int32)
+
+
+class ChunkPlanner:
+    """Plans batches; ``counts`` as of ``position_counts``."""
+
+    def __init__(self, spec: BackboneSpec, counts: Indices, chunk_positions: int) -> None:
+        self._spec = spec
+        self._counts = counts
+        self._chunk_positions = chunk_positions
+        self._block_count = len(spec.dilations)
+
+    def plan(
+        self, histories: Sequence[Tokens], refs: Sequence[SlotRef], trunks: TrunkStates
+    ) -> list[Chunk]:
+        """Chunks of all rows; those whose trunk states are known go on from there."""
+        newest = [np.asarray(h[-self._spec.max_len :], dtype=np.int32) for h in histories]
+        keys = [history.tobytes() for history in newest]
+        first: dict[bytes, int] = {}
+        history_of = [first.setdefault(key, row) for row, key in enumerate(keys)]
+        entries = [entry_block(ref.geometry, self._block_count) for ref in refs]
+        fresh, resumed = self._recall(keys, entries, trunks)
+        chunks, kept_keys = [], keys if trunks.is_on else []
+        for rows in self._cut(fresh, newest, history_of, entries):
+            lanes = plan_lanes(rows, history_of, refs, self._block_count)
+            at = lanes.histories
+            chunks.append(Chunk(lanes, [newest[row] for row in at], kept_keys))
+        for block, states in resumed.items():
+            for rows in self._split(list(states), block):
+                lanes = resumed_lanes(rows, refs, block)
+                at = lanes.rows
+                known = [states[row] for row in at]
+                chunks.append(Chunk(lanes, [newest[row] for row in at], [], known))
+        return chunks
+
+    def _recall(
+        self, keys: Sequence[bytes], entries: Sequence[int], trunks: TrunkStates
+    ) -> tuple[list[int], dict[int, dict[int, Tensor]]]:
+        """Rows to run from the start; and by block those to go on, with their states."""
+        if not trunks.is_on or not any(entries):
+            return list(range(len(keys))), {}
+        fresh: list[int] = []
+        resumed: defaultdict[int, dict[int, Tensor]] = defaultdict(dict)
+        for row, (key, entry) in enumerate(zip(keys, entries, strict=True)):
+            states = trunks.get((key, entry)) if entry else None
+            if states is None:
+                fresh.append(row)
+            else:
+                resumed[entry][row] = states
+        return fresh, resumed
+
+    def _cost(self, history: Indices, entry: int) -> tuple[int, int]:
+        """Positions where a row's own blocks begin, and those of the trunk below, if any."""
+        length = len(history) + (1 if self._spec.is_causal else 2)
+        if self._spec.padding == "embedded":
+            length = self._spec.frame_len
+        trunk = int(self._counts[0, length]) if entry else 0
+        return int(self._counts[2 * entry, length]), trunk
+
+    def _split(self, rows: list[int], block: int) -> list[list[int]]:
+        """Rows that go on at ``block``, a chunk's worth at a time."""
+        at_once = max(1, self._chunk_positions // int(self._counts[2 * block, -1]))
+        return [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
+
+    def _cut(
+        self,
+        rows: Sequence[int],
+        histories: Sequence[Indices],
+        history_of: Sequence[int],
+        entries: Sequence[int],
+    ) -> list[list[int]]:
+        """Rows of one history together, in as few chunks as hold them."""
+        by_history: defaultdict[int, list[int]] = defaultdict(list)
+        for row in rows:
+            by_history[history_of[row]].append(row)
+        cost = {row: self._cost(histories[row], entries[row]) for row in rows}
+        at_once = _even_share(sum(map(sum, cost.values())), self._chunk_positions)
+        chunks: list[list[int]] = []
+        room = 0
+        for members in by_history.values():
+            for row in members:
+                is_new = row is members[0]
+                if not chunks or room <= (0 if is_new else -SHARED_OVERDRAFT * at_once):
+                    chunks.append([])
+                    room, is_new = at_once, True
+                own, trunk = cost[row]
+                room -= own + (trunk if is_new else 0)
+                chunks[-1].append(row)
+        return chunks
+
+
+def _even_share(total: int, at_once: int) -> int:
+    """``total`` over as many equal parts as come nearest to ``at_once`` each."""
+    return math.ceil(total / max(1, round(total / at_once)))
