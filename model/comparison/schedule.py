@@ -120,7 +120,7 @@ def compare(place: Workplace, effort: Effort, watch: Watch) -> list[Unit]:
     units = plan_units(place)
     _recall(place, units)
     with _pool(effort.jobs) as start:
-        _pretrain(place, units, start, watch)
+        _pretrain(place, units, start, effort.jobs, watch)
         _run_units(place, units, start, _Limits(effort.jobs, deadline), watch)
     return units
 
@@ -168,20 +168,23 @@ def _pool(jobs: int) -> _Inline | _Processes:
     return _Inline() if jobs == 1 else _Processes(jobs)
 
 
-def _pretrain(place: Workplace, units: list[Unit], start: Start, watch: Watch) -> None:
+def _pretrain(place: Workplace, units: list[Unit], start: Start, jobs: int, watch: Watch) -> None:
     needed = list(dict.fromkeys((unit.corpus, unit.variant.is_causal) for unit in units))
     watch(Progress("pretraining", 0, len(needed)))
-    futures = [start(pretrain_kind, place, corpus, is_causal) for corpus, is_causal in needed]
+    threads = max(1, jobs // max(1, len(needed)))
+    futures = [start(pretrain_kind, place, corpus, kind, threads) for corpus, kind in needed]
     for done, future in enumerate(futures, 1):
         future.result()
         watch(Progress("pretraining", done, len(needed)))
 
 
-def pretrain_kind(place: Workplace, corpus_name: str, is_causal: bool) -> None:
-    """One backbone, in whatever process this runs."""
+def pretrain_kind(place: Workplace, corpus_name: str, is_causal: bool, threads: int) -> None:
+    """One backbone, in whatever process this runs, on the threads that would else be idle."""
     corpus = corpora_at(place.prepared)[corpus_name]
     folder = backbone_folder(place.out, corpus, place.settings, is_causal)
+    torch.set_num_threads(threads)
     ensure_backbone(folder, corpus, place.settings, is_causal)
+    torch.set_num_threads(1)
 
 
 def _run_units(
