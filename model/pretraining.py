@@ -31,7 +31,13 @@ from model.pretraining_state import (
 )
 from model.pretraining_step import Moment, Views, predicting, train_step
 from model.progress import Progress, Watch, unwatched
-from model.softmax_loss import PRETRAINING_LIMIT, LossName, OutputLayer, choose_loss
+from model.softmax_loss import (
+    PRETRAINING_LIMIT,
+    LossName,
+    OutputLayer,
+    choose_loss,
+    start_at_popularity,
+)
 from model.spec import FIRST_ITEM, BackboneSpec
 from model.spectral import spectral_embedding
 from model.splits import split_users
@@ -200,6 +206,7 @@ def _new_state(corpus: _Corpus, settings: PretrainSettings) -> PretrainingState:
         torch.manual_seed(settings.seed)
         backbone = Backbone(settings.backbone_spec(items))
         output = OutputLayer(items, settings.channels)
+    start_at_popularity(output, corpus.train.rows)
     if settings.start == "spectral":
         generator = seeded(settings.seed, "spectral")
         vectors = spectral_embedding(corpus.train.rows, items, settings.channels, generator)

@@ -10,6 +10,7 @@ from model.errors import PeterRecError
 
 COMMAND_GROUPS = (
     "training",
+    "many",
     "compare",
     "reference",
     "bundles",

@@ -187,7 +187,9 @@ def pretrain(
         start=start.value,
         contrast_weight=contrast_weight,
     )
-    source = _source(interactions, user_column, item_column, order_column, delimiter, where)
+    source = interaction_source(
+        interactions, user_column, item_column, order_column, delimiter, where
+    )
     with ProgressBars() as bars:
         trained, fingerprint = run_pretrain(
             source, settings, out, _on_existing(resume, overwrite), bars
@@ -285,7 +287,9 @@ def finetune(
         delimiter,
         answers_where,
     )
-    source = _source(interactions, user_column, item_column, order_column, delimiter, where)
+    source = interaction_source(
+        interactions, user_column, item_column, order_column, delimiter, where
+    )
     job = FinetuneJob(source, answers, out, name or out.name.removesuffix(".bundle"), overwrite)
     with ProgressBars() as bars:
         task = run_finetune(loaded, job, settings, bars)
@@ -333,7 +337,7 @@ def evaluate(
     )
     job = EvaluateJob(
         bundle=bundle,
-        interactions=_source(
+        interactions=interaction_source(
             interactions, user_column, item_column, order_column, delimiter, where
         ),
         answers=answers,
@@ -350,9 +354,10 @@ def evaluate(
         _print_metrics(f"{bundle}, {users} users", metrics)
 
 
-def _source(
+def interaction_source(
     path: Path, user: str, item: str, order: str | None, delimiter: str, where: list[str] | None
 ) -> "InteractionSource":
+    """Events as the options of the input panel describe them."""
     from model.data import InteractionSource
     from service.training.options import table_source
 

@@ -20,3 +20,10 @@ class TaskUnpackable(PeterRecError):
 class DownloadFailed(PeterRecError):
     code = "download_failed"
     category = Category.UNAVAILABLE
+
+
+class TaskFileInvalid(PeterRecError):
+    """A file of tasks that cannot be read as one."""
+
+    code = "task_file_invalid"
+    category = Category.MALFORMED

@@ -83,12 +83,16 @@ def run_finetune(
         raise OutputExists(f"{job.out} exists.", hint="Give another --out, or --overwrite.")
     labels = read_answers(job.answers)
     task = finetune(loaded, read_histories(job.interactions), labels, settings, watch)
-    data = pack_task(task, loaded, job.name)
-    job.out.parent.mkdir(parents=True, exist_ok=True)
-    partial = job.out.with_name(job.out.name + ".partial")
-    partial.write_bytes(data)
-    partial.replace(job.out)
+    write_bundle(job.out, pack_task(task, loaded, job.name))
     return task
+
+
+def write_bundle(out: Path, data: bytes) -> None:
+    """Write a bundle; a reader sees the old file or the whole new one."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(out.name + ".partial")
+    partial.write_bytes(data)
+    partial.replace(out)
 
 
 def run_evaluate(backbone: Path, job: EvaluateJob) -> tuple[dict[str, float], int]:

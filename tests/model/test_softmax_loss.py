@@ -1,5 +1,6 @@
 """The chunked loss is the plain cross-entropy; the sampled one is close to it and never lost."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
@@ -8,11 +9,14 @@ from model.batches import seeded
 from model.sampled_softmax import draw_negatives
 from model.softmax_loss import (
     FULL_SOFTMAX_LIMIT,
+    OutputLayer,
     choose_loss,
     draw_log_uniform,
     full_softmax_loss,
     sampled_softmax_loss,
+    start_at_popularity,
 )
+from model.spec import FIRST_ITEM
 from model.training_kernels.products import chunk_rows
 
 
@@ -93,3 +97,11 @@ def test_with_every_item_drawn_the_sampled_loss_is_the_exact_one(problem):
     torch.testing.assert_close(
         sampled, full_softmax_loss(hidden, weight[:5], bias[:5], targets % 5)
     )
+
+
+def test_biases_start_at_the_items_log_shares():
+    output = OutputLayer(3, 2)
+    rows = [np.array([FIRST_ITEM, FIRST_ITEM + 2]), np.array([FIRST_ITEM])]
+    start_at_popularity(output, rows)
+    shares = torch.tensor([2.5, 0.5, 1.5]) / 4.5
+    torch.testing.assert_close(output.bias.exp(), shares)
