@@ -16,6 +16,8 @@ COMMAND_GROUPS = (
     "bundles",
     "signing",
     "serving",
+    "rollout",
+    "audit",
     "registry",
     "demo",
 )
@@ -35,16 +37,18 @@ def build_app() -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command line; our own errors become one line on stderr and exit status 1."""
+    """Run the command line; our own errors become a line on stderr and an exit status."""
     try:
         build_app()()
     except PeterRecError as error:
+        from service.api_client import exit_status
+
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         console.print(f"[red]{error.code}[/red]: ", end="")
         console.print(error.message, markup=False)
         if error.hint:
             console.print(f"  {error.hint}", markup=False)
-        sys.exit(1)
+        sys.exit(exit_status(error))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model.errors import PeterRecError
+from service.commands.server_options import DEFAULT_URL, ApiKey, Url
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -38,18 +39,11 @@ Auth = Annotated[
     Literal["on", "off"] | None, typer.Option(help="Off only on loopback.", show_default="on")
 ]
 
-Url = Annotated[str, typer.Option(envvar="PETERREC_URL", help="Where the server is.")]
-ApiKey = Annotated[
-    str | None, typer.Option(envvar="PETERREC_API_KEY", help="Key with the scope admin.")
-]
-DEFAULT_URL = "http://127.0.0.1:8000"
-
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
     app.command("serve")(serve)
     app.command("push")(push)
-    app.command("tasks")(tasks)
     keys = typer.Typer(help="API keys.", no_args_is_help=True)
     keys.command("create")(create_key)
     keys.command("list")(list_keys)
@@ -131,19 +125,6 @@ def push(
     served = f", served as {pushed['alias']}" if pushed["alias"] else ""
     print(f"{task} version {pushed['version']}: {kind}, {size} bytes{served}.")
     print(f"  {pushed['digest']} at registry revision {pushed['registry_revision']}")
-
-
-def tasks(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
-    """List the tasks of a running server."""
-    from service.api_client import ApiClient
-
-    with ApiClient(url, api_key) as client:
-        listed = client.get("/tasks")
-    table = Table("task", "aliases", "revision", "description")
-    for task in listed:
-        aliases = ", ".join(f"{name} → {a['version']}" for name, a in task["aliases"].items())
-        table.add_row(task["task"], aliases, str(task["revision"]), task["description"])
-    Console().print(table)
 
 
 def create_key(
