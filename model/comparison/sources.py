@@ -79,9 +79,18 @@ def read_events(source: InteractionSource) -> Events:
 
 def movielens_corpora(folder: Path, domain: str, cut: Cut) -> list[Corpus]:
     """The profiles of all users who tell them, and films of one domain recommended from others."""
-    data = read_movielens(folder)
+    data = _without_id_order(folder, read_movielens(folder))
     recommendation = _film_corpus(data, domain, cut)
     return [*_profile_corpus(data, cut), recommendation]
+
+
+def _without_id_order(folder: Path, data: MovieLens) -> MovieLens:
+    """The newer form is sorted by film, so ratings of one second would come in the ids' order."""
+    ratings = folder / "ratings.csv"
+    if not ratings.exists():
+        return data
+    events = read_events(InteractionSource(TableSource(ratings), "userId", "movieId", "timestamp"))
+    return replace(data, histories=histories_of(events))
 
 
 def _profile_corpus(data: MovieLens, cut: Cut) -> list[Corpus]:

@@ -48,6 +48,19 @@ def test_a_domain_can_be_the_newer_films(movielens):
     assert films.task("films").labels.by_user["1"] == ("19", "20")
 
 
+def test_ratings_of_one_second_do_not_come_in_the_order_of_ids(tmp_path):
+    films = [f"{i},Film {i} (1990),Drama" for i in range(1, 31)]
+    (tmp_path / "movies.csv").write_text(
+        "movieId,title,genres\n" + "\n".join([*films, "31,A,Comedy"])
+    )
+    rows = [f"{user},{film},5,{film // 31}" for user in range(USERS) for film in range(1, 32)]
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + "\n".join(rows))
+    (films_corpus,) = movielens_corpora(tmp_path, "genre:Comedy", Cut())
+    read = [int(item) for item in films_corpus.histories.items_of(0)]
+    assert read != sorted(read)
+    assert films_corpus.task("films").labels.by_user["0"] == ("31",)
+
+
 def test_a_domain_without_films_is_refused(movielens):
     with pytest.raises(ComparisonSettingsInvalid, match="genre:Nonsense"):
         movielens_corpora(movielens, "genre:Nonsense", Cut())
