@@ -6,7 +6,7 @@ The folder needs nothing but numpy to be read, so a comparison can run where it 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,23 @@ class Corpus:
         for part in (self.split.train, self.split.validation, self.split.test):
             sha.update(part.tobytes())
         return sha.hexdigest()
+
+
+def shuffled(corpus: Corpus) -> Corpus:
+    """The same answers, given to users at random: what is learned from these is a leak."""
+    random = np.random.default_rng(0)
+    tasks = []
+    for task in corpus.tasks:
+        users, answers = list(task.labels.by_user), list(task.labels.by_user.values())
+        order = random.permutation(len(users)).tolist()
+        mixed = {user: answers[i] for user, i in zip(users, order, strict=True)}
+        tasks.append(replace(task, labels=UserLabels(mixed, task.labels.source)))
+    return replace(
+        corpus,
+        name=f"{corpus.name}-shuffled",
+        tasks=tuple(tasks),
+        facts={**corpus.facts, "answers": "shuffled among users"},
+    )
 
 
 def write_corpora(folder: Path, corpora: Sequence[Corpus]) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from model.backbone import Backbone, new_patch
 from model.comparison.errors import MethodUnknown
-from model.comparison.settings import NONCAUSAL, Axes, Depth
+from model.comparison.settings import NONCAUSAL, Axes, Depth, Extras
 from model.encoders import Encoder, FrozenBackbone, PatchedBackbone, TunedBackbone
 from model.side_patch import SidePatchedBackbone
 from model.spec import BackboneSpec, Insertion, PatchGeometry
@@ -75,6 +75,7 @@ class Variant:
     bottleneck: int | None = None
     cardinality: int = 1
     depth: Depth = "all"
+    extras: Extras = "auto"
     label_share: float = 1.0
 
     @property
@@ -86,6 +87,7 @@ class Variant:
             "top": "" if self.depth in ("all", "side") else str(self.depth),
             "bottleneck": "" if self.bottleneck in (None, DEFAULT_WIDTH) else str(self.bottleneck),
             "cardinality": str(self.cardinality) if self.cardinality > 1 else "",
+            "trains": "" if self.extras == "auto" else self.extras,
             "labels": f"{self.label_share:.0%}" if self.label_share < 1 else "",
         }
         return " ".join([name, *(f"{key} {value}" for key, value in said.items() if value)])
@@ -121,8 +123,8 @@ def _patched(material: Material) -> Encoder:
         bottleneck=variant.bottleneck or DEFAULT_WIDTH,
         blocks=tuple(range(count - top, count)),
         cardinality=variant.cardinality,
-        has_norms=True,
-        has_cls=top == count,
+        has_norms=variant.extras in ("auto", "norms", "both"),
+        has_cls=variant.extras in ("cls", "both") or (variant.extras == "auto" and top == count),
     )
     return PatchedBackbone(backbone, new_patch(backbone, geometry, material.generator))
 
@@ -204,12 +206,12 @@ def _variants(name: str, axes: Axes) -> list[Variant]:
     if method != "peterrec":
         return [Variant(method, is_causal)]
     insertions = [one for one in axes.insertions if insertion in ("", one)]
-    grid = product(insertions, axes.depths, axes.bottlenecks, axes.cardinalities)
+    grid = product(insertions, axes.depths, axes.bottlenecks, axes.cardinalities, axes.extras)
     variants = [
         Variant("side", is_causal, bottleneck=width, depth="side")
         if depth == "side"
-        else Variant(method, is_causal, one, width, branches, depth)
-        for one, depth, width, branches in grid
+        else Variant(method, is_causal, one, width, branches, depth, extras)
+        for one, depth, width, branches, extras in grid
         if width % branches == 0
     ]
     return list(dict.fromkeys(variants))

@@ -114,23 +114,18 @@ def _parameters(table: Document, rows: list[Document]) -> "Figure":
 def _depth(table: Document, rows: list[Document]) -> "Figure":
     """Test users' quality against the number of patched top blocks, for each width."""
     figure, axes = _axes(table, "patched top blocks")
-    kinds = dict.fromkeys((row["insertion"], row["bottleneck"], row["is_causal"]) for row in rows)
+    curves: dict[str, list[Document]] = {}
+    for row in rows:
+        curves.setdefault(_curve_name(row), []).append(row)
     names = sorted({str(row["depth"]) for row in rows}, key=_depth_order)
-    for insertion, width, is_causal in kinds:
-        own = [
-            row
-            for row in rows
-            if (row["insertion"], row["bottleneck"], row["is_causal"])
-            == (insertion, width, is_causal)
-        ]
+    for label, own in curves.items():
         own.sort(key=lambda row: _depth_order(str(row["depth"])))
         metrics = [row["metrics"][table["primary"]] for row in own]
         axes.errorbar(
             [names.index(str(row["depth"])) for row in own],
             [metric["mean"] for metric in metrics],
             yerr=[metric["std"] or 0 for metric in metrics],
-            label=f"{insertion or 'side'}, bottleneck {width}"
-            + ("" if is_causal else ", non-causal"),
+            label=label,
             marker="o",
             capsize=3,
         )
@@ -138,6 +133,15 @@ def _depth(table: Document, rows: list[Document]) -> "Figure":
     _prior_line(table, axes)
     axes.legend(fontsize="small")
     return figure
+
+
+def _curve_name(row: Document) -> str:
+    """What the points of one line of the depth picture have in common."""
+    said = [row["insertion"] or "side", f"bottleneck {row['bottleneck']}"]
+    said += [f"cardinality {row['cardinality']}"] if row["cardinality"] > 1 else []
+    said += [f"trains {row['extras']}"] if row["extras"] != "auto" else []
+    said += [f"labels {row['label_share']:.0%}"] if row["label_share"] < 1 else []
+    return ", ".join(said + ([] if row["is_causal"] else ["non-causal"]))
 
 
 def _depth_order(depth: str) -> tuple[int, int]:

@@ -100,6 +100,7 @@ def _row(unit: Unit, task: str) -> Document | None:
         "bottleneck": unit.variant.bottleneck,
         "cardinality": unit.variant.cardinality,
         "depth": unit.variant.depth,
+        "extras": unit.variant.extras,
         "label_share": unit.variant.label_share,
         "metrics": {
             name: Spread.of([result["metrics"][task][name] for result in whole]).to_json()

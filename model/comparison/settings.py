@@ -33,6 +33,11 @@ Depth = int | Literal["all", "side"]
 """Top blocks that carry a patch; ``side`` is a network beside the frozen trunk."""
 
 
+Extras = Literal["auto", "none", "norms", "cls", "both"]
+"""What a patch trains beside its bottlenecks: second norms of patched blocks, ``[CLS]``; ``auto``
+is the norms, and ``[CLS]`` where the lowest block is patched."""
+
+
 @dataclass(frozen=True, slots=True)
 class Axes:
     """What is varied of a patch; PeterRec is run for every combination."""
@@ -41,6 +46,7 @@ class Axes:
     bottlenecks: tuple[int, ...] = (8,)
     cardinalities: tuple[int, ...] = (1,)
     depths: tuple[Depth, ...] = ("all",)
+    extras: tuple[Extras, ...] = ("auto",)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from rich.console import Console
 from model.spec import CONVS_PER_BLOCK
 
 if TYPE_CHECKING:
-    from model.comparison.settings import Axes, Depth, Document
+    from model.comparison.settings import Axes, Depth, Document, Extras
     from model.spec import Insertion
     from service.training.comparing import DomainEvents
 
@@ -116,6 +116,12 @@ def compare(
     depths: Annotated[
         str, typer.Option(help="Patched top blocks: 1,2,all,side.", rich_help_panel=METHOD)
     ] = "all",
+    extras: Annotated[
+        str,
+        typer.Option(
+            help="What patches train besides: auto,none,norms,cls,both.", rich_help_panel=METHOD
+        ),
+    ] = "auto",
     label_share: Annotated[
         str, typer.Option(help="Of training users: 0.05,0.25,1.", rich_help_panel=METHOD)
     ] = "1",
@@ -148,6 +154,10 @@ def compare(
     prepare_only: Annotated[
         bool, typer.Option("--prepare-only", help="Only write OUT/prepared.", rich_help_panel=RUN)
     ] = False,
+    shuffle_labels: Annotated[
+        bool,
+        typer.Option("--shuffle-labels", help="A leak test: all must fall to the prior."),
+    ] = False,
     plots: Annotated[bool, typer.Option(help="Needs matplotlib.", rich_help_panel=RUN)] = True,
 ) -> None:
     """Train and judge the paper's methods side by side, with mean and spread over seeds."""
@@ -168,7 +178,7 @@ def compare(
     settings = ComparisonSettings(
         methods=_texts(methods) or DEFAULT_METHODS,
         tasks=_texts(tasks),
-        axes=_axes(insertions, bottlenecks, cardinalities, depths),
+        axes=_axes(insertions, bottlenecks, cardinalities, depths, extras),
         label_shares=tuple(float(share) for share in _texts(label_share)),
         seeds=seeds,
         first_seed=seed,
@@ -208,6 +218,7 @@ def compare(
         device=device.value,
         effort=Effort(jobs, math.inf if time_limit is None else time_limit),
         has_plots=plots,
+        shuffles_labels=shuffle_labels,
     )
     if prepare_only:
         print(f"Wrote {prepare(job)}")
@@ -224,7 +235,9 @@ def compare(
         print(f"{document['unfinished']} runs are missing; repeat the command to go on.")
 
 
-def _axes(insertions: str, bottlenecks: str, cardinalities: str, depths: str) -> "Axes":
+def _axes(
+    insertions: str, bottlenecks: str, cardinalities: str, depths: str, extras: str
+) -> "Axes":
     from model.comparison.settings import Axes
 
     return Axes(
@@ -232,6 +245,7 @@ def _axes(insertions: str, bottlenecks: str, cardinalities: str, depths: str) ->
         bottlenecks=tuple(_number(text, "--bottlenecks") for text in _texts(bottlenecks)),
         cardinalities=tuple(_number(text, "--cardinalities") for text in _texts(cardinalities)),
         depths=tuple(_depth(text) for text in _texts(depths)),
+        extras=tuple(_extras(text) for text in _texts(extras)),
     )
 
 
@@ -245,6 +259,14 @@ def _insertion(text: str) -> "Insertion":
 def _depth(text: str) -> "Depth":
     words: tuple[Depth, ...] = ("all", "side")
     return next((word for word in words if word == text), None) or _number(text, "--depths")
+
+
+def _extras(text: str) -> "Extras":
+    known: tuple[Extras, ...] = ("auto", "none", "norms", "cls", "both")
+    for word in known:
+        if word == text:
+            return word
+    raise typer.BadParameter(f"--extras {text!r} is none of {', '.join(known)}")
 
 
 def _number(text: str, option: str) -> int:

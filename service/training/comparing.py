@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from model.comparison.corpus import Corpus, write_corpora
+from model.comparison.corpus import Corpus, shuffled, write_corpora
 from model.comparison.errors import ComparisonSettingsInvalid, PreparedFolderInvalid
 from model.comparison.markdown import cells_of, header_of
 from model.comparison.plots import draw_plots, require_matplotlib
@@ -55,6 +55,7 @@ class CompareJob:
     device: str
     effort: Effort
     has_plots: bool = True
+    shuffles_labels: bool = False
 
 
 def prepare(job: CompareJob) -> Path:
@@ -62,6 +63,8 @@ def prepare(job: CompareJob) -> Path:
     if job.sources.prepared is not None:
         return job.sources.prepared
     corpora = list(_corpora(job.sources, job.cut))
+    if job.shuffles_labels:
+        corpora = [shuffled(corpus) for corpus in corpora]
     if not corpora:
         raise ComparisonSettingsInvalid(
             "there is nothing to compare on.",

@@ -3,8 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from model.comparison.corpus import Corpus, CorpusTask, write_corpora
 from model.comparison.run import Workplace
 from model.comparison.settings import Axes, ComparisonSettings
@@ -33,14 +31,6 @@ def targets() -> UserLabels:
         for i, (user, answer) in enumerate(groups(USERS).by_user.items())
     }
     return UserLabels(by_user, "targets.csv")
-
-
-def shuffled(labels: UserLabels, seed: int = 0) -> UserLabels:
-    """The same answers, given to users at random."""
-    order = np.random.default_rng(seed).permutation(len(labels.by_user))
-    answers = list(labels.by_user.values())
-    users = zip(labels.by_user, order.tolist(), strict=True)
-    return UserLabels({user: answers[i] for user, i in users}, labels.source)
 
 
 def shop_corpus(name: str = "shop", labels: UserLabels | None = None) -> Corpus:

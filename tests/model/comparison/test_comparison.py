@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from model.comparison.corpus import shuffled
 from model.comparison.errors import MethodUnknown, TaskUnknown
 from model.comparison.report import report_of, write_report
 from model.comparison.run import Workplace
@@ -18,7 +19,6 @@ from model.progress import Progress, unwatched
 from tests.model.comparison.small_comparison import (
     SETTINGS,
     shop_corpus,
-    shuffled,
     workplace,
 )
 from tests.model.small_shop import groups
@@ -200,8 +200,7 @@ def test_a_class_too_rare_among_training_users_is_left_out():
 
 def test_shuffled_labels_fall_to_the_prior(tmp_path):
     settings = replace(SETTINGS, tasks=("group",), rate_trials=1, epochs=6)
-    corpus = shop_corpus(labels=shuffled(groups(160)))
-    own = workplace(tmp_path, settings, corpus)
+    own = workplace(tmp_path, settings, shuffled(shop_corpus()))
     rows = rows_of(report_of(own, compare(own, Effort(), unwatched)), "group")
     for row in rows.values():
         assert row["metrics"]["auc"]["mean"] == pytest.approx(0.5, abs=0.2)
@@ -244,3 +243,15 @@ def test_an_unknown_method_is_refused(place):
 def test_an_unknown_task_is_refused(place):
     with pytest.raises(TaskUnknown, match="'age'"):
         compare(replace(place, settings=replace(SETTINGS, tasks=("age",))), Effort(), unwatched)
+
+
+def test_what_a_patch_trains_besides_is_an_axis(tmp_path):
+    axes = Axes(("serial2",), (4,), depths=("all",), extras=("auto", "none", "norms", "cls"))
+    settings = replace(EVERY_METHOD, methods=("peterrec",), axes=axes, tasks=("group",))
+    own = workplace(tmp_path, settings)
+    rows = rows_of(report_of(own, compare(own, Effort(), unwatched)), "group")
+    counts = {name: row.get("trained_parameters", 0) for name, row in rows.items()}
+    plain = counts["peterrec-serial2 bottleneck 4 trains none"]
+    assert counts["peterrec-serial2 bottleneck 4 trains norms"] == plain + 2 * 2 * 8
+    assert counts["peterrec-serial2 bottleneck 4 trains cls"] == plain + 8
+    assert counts["peterrec-serial2 bottleneck 4"] == plain + 2 * 2 * 8 + 8
