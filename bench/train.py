@@ -7,24 +7,23 @@ and predicted, full softmax, Adam over everything.
 import argparse
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
 
+from bench.plain_network import PlainNextItNet, plain_rate
 from bench.report import Report
+from bench.training_data import random_histories, random_labels
+from bench.training_scale import measure_many_items, measure_many_tasks
 from model.backbone_folder import LoadedBackbone, load_backbone, save_backbone
 from model.finetuning import finetune
 from model.finetuning_settings import FinetuneSettings
-from model.histories import Histories, UserLabels
+from model.histories import Histories
 from model.pretraining import PretrainSettings, pretrain
 
-DILATIONS = (1, 4, 1, 4, 1, 4, 1, 4)
-CLASSES = 5
+TOP = (6, 7)
+"""The top two of eight blocks."""
 
 
 def main(arguments: list[str]) -> None:
@@ -35,6 +34,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--history", type=int, default=100, help="items per sequence")
     parser.add_argument("--items", type=int, default=10_000)
     parser.add_argument("--sequences", type=int, default=960)
+    parser.add_argument("--tasks", type=int, default=32, help="trained together and alone; or 0")
+    parser.add_argument("--million", action="store_true", help="pretrain 1,000,000 items as well")
     parser.add_argument("--repeats", type=int, default=3, help="paired; the median is reported")
     run(parser.parse_args(arguments)).show()
 
@@ -45,56 +46,44 @@ def run(options: argparse.Namespace) -> Report:
     histories = random_histories(options)
     plain = PlainNextItNet(options.items, options.channels)
     loaded = _pretrained(histories, options)
-    measured: dict[str, list[float]] = {
-        "pretrain": [],
-        "plain_pretrain": [],
-        "finetune_all": [],
-        "finetune_top2": [],
-        "plain_fine_all": [],
-    }
+    measured: dict[str, list[float]] = {}
     for repeat in range(options.repeats):
-        measured["pretrain"].append(_pretrain_rate(histories, options, seed=repeat))
-        measured["plain_pretrain"].append(_plain_rate(plain, options, plain.pretraining_loss))
-        measured["finetune_all"].append(_finetune_rate(loaded, histories, options, None))
-        measured["finetune_top2"].append(_finetune_rate(loaded, histories, options, (6, 7)))
-        measured["plain_fine_all"].append(_plain_rate(plain, options, plain.class_loss))
-    rates = {name: statistics.median(values) for name, values in measured.items()}
-    figures = {f"{name}_sequences_per_s": rate for name, rate in rates.items()}
-    figures["pretrain_vs_plain"] = rates["pretrain"] / rates["plain_pretrain"]
-    figures["finetune_vs_plain_fine_all"] = rates["finetune_all"] / rates["plain_fine_all"]
-    figures["top2_vs_plain_fine_all"] = rates["finetune_top2"] / rates["plain_fine_all"]
+        rates = {
+            "pretrain": _pretrain_rate(histories, options, seed=repeat),
+            "plain_pretrain": plain_rate(plain, options, plain.pretraining_loss),
+            "finetune_all": _finetune_rates(loaded, histories, options, None).steady,
+            **_top_rates(loaded, histories, options),
+            "plain_fine_all": plain_rate(plain, options, plain.class_loss),
+        }
+        for name, rate in rates.items():
+            measured.setdefault(name, []).append(rate)
+    figures = {f"{n}_sequences_per_s": statistics.median(rates) for n, rates in measured.items()}
+    figures |= {
+        "pretrain_vs_plain": _ratio(measured, "pretrain", "plain_pretrain"),
+        "finetune_vs_plain_fine_all": _ratio(measured, "finetune_all", "plain_fine_all"),
+        "top2_vs_plain_fine_all": _ratio(measured, "finetune_top2", "plain_fine_all"),
+        "top2_with_trunk_vs_plain_fine_all": _ratio(
+            measured, "finetune_top2_with_trunk", "plain_fine_all"
+        ),
+    }
+    rows = [[name, f"{statistics.median(rates):.0f}"] for name, rates in measured.items()]
+    if options.tasks:
+        figures |= measure_many_tasks(loaded, histories, options)
+    if options.million:
+        figures |= measure_many_items()
     return Report(
         name="train",
         figures=figures,
         settings={**vars(options), "threads": 1},
         columns=("step", "sequences/s"),
-        rows=[[name, f"{rate:.0f}"] for name, rate in rates.items()],
+        rows=rows,
     )
 
 
-def random_histories(options: argparse.Namespace) -> Histories:
-    """Sequences of ``history`` + 1 items drawn with Zipf-like popularity."""
-    random = np.random.default_rng(0)
-    weights = 1 / np.arange(1, options.items + 1) ** 0.8
-    length = options.history + 1
-    codes = random.choice(
-        options.items, options.sequences * length, p=weights / weights.sum()
-    ).astype(np.int64)
-    return Histories(
-        users=tuple(f"u{user}" for user in range(options.sequences)),
-        items=tuple(f"i{item}" for item in range(options.items)),
-        codes=codes,
-        offsets=np.arange(options.sequences + 1) * length,
-    )
-
-
-def random_labels(histories: Histories) -> UserLabels:
-    """A random class for every user."""
-    random = np.random.default_rng(1)
-    classes = random.integers(0, CLASSES, len(histories.users)).tolist()
-    return UserLabels(
-        {u: (f"c{c}",) for u, c in zip(histories.users, classes, strict=True)}, source="random"
-    )
+def _ratio(measured: dict[str, list[float]], ours: str, theirs: str) -> float:
+    """Median of the repeats' own ratios: what else the machine does changes between them."""
+    pairs = zip(measured[ours], measured[theirs], strict=True)
+    return statistics.median(one / other for one, other in pairs)
 
 
 def _pretrain_settings(options: argparse.Namespace, seed: int) -> PretrainSettings:
@@ -122,77 +111,38 @@ def _pretrain_rate(histories: Histories, options: argparse.Namespace, seed: int)
     return float(record["epochs"][0]["sequences_per_second"])
 
 
-def _finetune_rate(
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Sequences per second of an epoch when everything is in place, and of all epochs."""
+
+    steady: float
+    whole: float
+
+
+def _top_rates(
+    loaded: LoadedBackbone, histories: Histories, options: argparse.Namespace
+) -> dict[str, float]:
+    """Patches in the top two blocks; the first four epochs also compute the trunk."""
+    rates = _finetune_rates(loaded, histories, options, TOP)
+    return {"finetune_top2": rates.steady, "finetune_top2_with_trunk": rates.whole}
+
+
+def _finetune_rates(
     loaded: LoadedBackbone,
     histories: Histories,
     options: argparse.Namespace,
     blocks: tuple[int, ...] | None,
-) -> float:
+) -> Rates:
     settings = FinetuneSettings(
         "classification",
         blocks=blocks,
-        epochs=2,
+        epochs=2 if blocks is None else 12,
         batch_size=options.batch,
         max_unknown_share=1.0,
-        item_dropout=0.0,
+        patience=12,
     )
-    record = finetune(loaded, histories, random_labels(histories), settings).record
-    return float(statistics.median(epoch["sequences_per_second"] for epoch in record["epochs"]))
-
-
-class PlainNextItNet(nn.Module):
-    """The first thing one would write: no cone, no packing, no sampling."""
-
-    def __init__(self, items: int, channels: int) -> None:
-        super().__init__()
-        self.items = items
-        self.embedding = nn.Embedding(items, channels)
-        self.convs = nn.ModuleList(
-            nn.Conv1d(channels, channels, 3, dilation=dilation * factor)
-            for dilation in DILATIONS
-            for factor in (1, 2)
-        )
-        self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in self.convs)
-        self.output = nn.Linear(channels, items)
-        self.classes = nn.Linear(channels, CLASSES)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """tokens [B, T] -> hidden [B, T, C]."""
-        x: Tensor = self.embedding(tokens)
-        for block in range(0, len(self.convs), 2):
-            y = x
-            for conv, norm in zip(
-                self.convs[block : block + 2], self.norms[block : block + 2], strict=True
-            ):
-                reach = 2 * int(conv.dilation[0])  # type: ignore[index]  # a Conv1d's
-                padded = functional.pad(y.transpose(1, 2), (reach, 0))
-                y = torch.relu(norm(conv(padded).transpose(1, 2)))
-            x = x + y
-        return x
-
-    def pretraining_loss(self, tokens: Tensor) -> Tensor:
-        """Mean cross-entropy of the next item at every position, over all items."""
-        logits = self.output(self(tokens[:, :-1]))  # [B, T, N]
-        return functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-
-    def class_loss(self, tokens: Tensor) -> Tensor:
-        """Mean cross-entropy of a class read at the last position; everything is trained."""
-        return functional.cross_entropy(self.classes(self(tokens)[:, -1]), tokens[:, 0] % CLASSES)
-
-
-def _plain_rate(
-    network: PlainNextItNet, options: argparse.Namespace, loss_of: Callable[[Tensor], Tensor]
-) -> float:
-    """Sequences per second of whole steps, the first one not counted."""
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    generator = torch.Generator().manual_seed(0)
-    shape = (options.batch, options.history + 1)
-    seconds = []
-    for _ in range(6):
-        tokens = torch.randint(options.items, shape, generator=generator)
-        started = time.perf_counter()
-        optimizer.zero_grad()
-        torch.autograd.backward(loss_of(tokens))
-        optimizer.step()
-        seconds.append(time.perf_counter() - started)
-    return float(options.batch / statistics.median(seconds[1:]))
+    task = finetune(loaded, histories, random_labels(histories), settings)
+    epochs = task.record["epochs"]
+    users, seconds = len(task.split.train), sum(epoch["seconds"] for epoch in epochs)
+    steady = statistics.median(epoch["sequences_per_second"] for epoch in epochs)
+    return Rates(float(steady), float(users * len(epochs) / seconds))
