@@ -5,6 +5,7 @@ The folder needs nothing but numpy to be read, so a comparison can run where it 
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from model.comparison.errors import PreparedFolderInvalid, TaskUnknown
+from model.comparison.errors import (
+    ComparisonSettingsInvalid,
+    PreparedFolderInvalid,
+    TaskUnknown,
+)
 from model.errors import TensorFileInvalid
 from model.histories import Histories, UserLabels
 from model.npzfile import NumpyArray, read_npz, write_npz
@@ -87,7 +92,9 @@ def shuffled(corpus: Corpus) -> Corpus:
 
 def write_corpora(folder: Path, corpora: Sequence[Corpus]) -> None:
     """Write a prepared folder; names of corpora and tasks become file names."""
+    _require_names([corpus.name for corpus in corpora], "data sets")
     for corpus in corpora:
+        _require_names([task.name for task in corpus.tasks], f"tasks of {corpus.name}")
         own = folder / corpus.name
         parts = {part: getattr(corpus.split, part) for part in PARTS}
         write_npz(own / HISTORIES, {**_packed(corpus.histories), **parts})
@@ -104,6 +111,16 @@ def write_corpora(folder: Path, corpora: Sequence[Corpus]) -> None:
         for corpus in corpora
     }
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _require_names(names: Sequence[str], what: str) -> None:
+    bad = [name for name in names if not re.fullmatch(r"\w[\w .+-]*", name)]
+    bad += [name for name in names if names.count(name) > 1]
+    if bad:
+        raise ComparisonSettingsInvalid(
+            f"{what} cannot be called {bad[0]!r}.",
+            hint="Give each its own name of letters, digits, spaces, dots, + and -.",
+        )
 
 
 def read_corpora(folder: Path) -> list[Corpus]:

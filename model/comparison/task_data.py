@@ -36,7 +36,8 @@ def prepare_task(corpus: Corpus, name: str, items: list[str], min_label_count: i
     vocabulary = Vocabulary(tuple(items))
     wanted = np.flatnonzero([user in task.labels.by_user for user in corpus.histories.users])
     known = tokenize(corpus.histories.select(wanted), vocabulary)
-    part_of = _parts(corpus)
+    readable = {user for user, row in zip(known.users, known.rows, strict=True) if len(row)}
+    part_of = {user: part for user, part in _parts(corpus).items() if user in readable}
     labels = task.labels
     if task.kind == "classification":
         labels = _without_rare(labels, part_of, min_label_count)

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from model.comparison.corpus import Corpus, shuffled, write_corpora
-from model.comparison.errors import ComparisonSettingsInvalid, PreparedFolderInvalid
+from model.comparison.errors import ComparisonSettingsInvalid
 from model.comparison.markdown import cells_of, header_of
 from model.comparison.plots import draw_plots, require_matplotlib
 from model.comparison.report import Document, report_of, write_report
@@ -69,11 +69,6 @@ def prepare(job: CompareJob) -> Path:
         raise ComparisonSettingsInvalid(
             "there is nothing to compare on.",
             hint="Give --movielens, --events, --task-list, --interactions or --prepared.",
-        )
-    names = [corpus.name for corpus in corpora]
-    if len(set(names)) < len(names):
-        raise PreparedFolderInvalid(
-            f"two data sets are called {max(names, key=names.count)!r}.", hint="Rename one."
         )
     folder = job.out / PREPARED
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Corpora from files: users split first, inputs before targets."""
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -181,3 +182,11 @@ def test_a_changed_prepared_folder_is_refused(tmp_path):
     )
     with pytest.raises(PreparedFolderInvalid, match="its index records"):
         read_corpora(tmp_path / "prepared")
+
+
+@pytest.mark.parametrize("names", [("../away", "next"), ("next", "next")])
+def test_names_that_are_no_file_names_of_their_own_are_refused(tmp_path, names):
+    (corpus,) = file_corpora(task_list(tmp_path), tmp_path, Cut())
+    tasks = tuple(replace(task, name=name) for task, name in zip(corpus.tasks, names, strict=True))
+    with pytest.raises(ComparisonSettingsInvalid, match=f"cannot be called '{names[0]}'"):
+        write_corpora(tmp_path / "prepared", [replace(corpus, tasks=tasks)])
