@@ -4,7 +4,20 @@ from uuid import uuid4
 
 import pytest
 
-from peterrec_client import Conflict, Incompatible, NotFound, StaleRevision, UnsafeFormat
+from peterrec_client import (
+    Conflict,
+    Incompatible,
+    NotFound,
+    StaleRevision,
+    TaskChoice,
+    UnsafeFormat,
+)
+
+
+@pytest.fixture
+def api(server):
+    with server.client() as api:
+        yield api
 
 
 @pytest.fixture
@@ -72,6 +85,37 @@ def test_aliases_move_by_version_and_by_digest_and_roll_back(client, save, task)
     assert client.rollback(task).version == 2
     assert client.predict(task, []).version == 2
     assert client.set_alias(task, 1, alias="next").alias == "next"
+
+
+def test_a_call_can_ask_for_a_version_of_its_own(client, save, task):
+    first = client.push(task, save("value", 1))
+    second = client.push(task, save("value", 2))
+    client.set_alias(task, 1, alias="old")
+    for wanted in (1, "old", first.digest):
+        found = client.predict(task, [], version=wanted)
+        assert (found.digest, found.role) == (first.digest, "pinned")
+    (many,) = client.predict_many(task, [[]], version="old")
+    card = client.predict_user([], [TaskChoice(task, version=1)], user_id="u1")
+    assert (many.digest, card.results[task].digest) == (first.digest, first.digest)
+    assert card.results[task].user_id == "u1"
+    found = client.predict(task, [])
+    assert (found.digest, found.role, found.alias) == (second.digest, "prod", "prod")
+    with pytest.raises(Conflict) as refused:
+        client.predict(task, [], version=9)
+    assert refused.value.code == "version_not_served"
+
+
+def test_a_rollback_tells_the_state_that_it_restored(client, api, save, task):
+    client.push(task, save("value", 1))
+    client.push(task, save("value", 2))
+    split = {"prod_weight": 3, "canary": [{"version": 1, "weight": 1}], "guard": {"max_p99_ms": 9}}
+    assert api.put(f"/tasks/{task}/traffic", json=split).status_code == 200
+    seen = client.task(task).traffic
+    assert (seen.prod_weight, [each.version for each in seen.canary]) == (3, [1])
+    assert seen.guard["max_p99_ms"] == 9
+    api.delete(f"/tasks/{task}/traffic")
+    back = client.rollback(task)
+    assert (back.traffic, set(back.aliases)) == (seen, {"prod"})
 
 
 def test_a_task_tells_its_aliases_and_versions(client, save, task):

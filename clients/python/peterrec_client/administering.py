@@ -11,6 +11,7 @@ from peterrec_client.answers import (
     Changed,
     Pushed,
     Readiness,
+    RolledBack,
     Task,
     TaskDetail,
 )
@@ -63,12 +64,12 @@ def set_alias(
     )
 
 
-def rollback(task: str, alias: str, if_revision: int | None) -> Call[AliasMoved]:
-    """Point an alias at what it named before. Twice is two steps: repeated only if unsent."""
+def rollback(task: str, alias: str, if_revision: int | None) -> Call[RolledBack]:
+    """Restore the task's state before. Twice is two steps: repeated only if unsent."""
     return Call(
         "POST",
         f"{_path(task)}:rollback",
-        msgspec.json.Decoder(AliasMoved).decode,
+        msgspec.json.Decoder(RolledBack).decode,
         params={"alias": alias},
         headers=_if_match(if_revision),
         repeat=Repeat.IF_UNSENT,

@@ -12,7 +12,9 @@ ItemId = str | int
 class Answered(Struct, frozen=True, kw_only=True, tag_field="kind"):
     """What every prediction tells beside its result.
 
-    ``digest`` (``sha256:…``) and ``version`` name the bundle that answered. ``used_items`` were
+    ``digest`` (``sha256:…``) and ``version`` name the bundle that answered, ``role`` says why it
+    was this one (``prod``, ``canary``, or ``pinned`` by the call), ``alias`` by which name it was
+    found, if by one. ``used_items`` were
     read by the network, newest first if ``truncated``; ``unknown_items`` are not in the backbone's
     vocabulary, and ``unknown`` holds the first ten of them. ``cold``: no known item was read.
     """
@@ -20,7 +22,7 @@ class Answered(Struct, frozen=True, kw_only=True, tag_field="kind"):
     task: str
     version: int
     digest: str
-    alias: str
+    alias: str | None
     registry_revision: int
     request_id: str
     used_items: int
@@ -29,6 +31,7 @@ class Answered(Struct, frozen=True, kw_only=True, tag_field="kind"):
     cold: bool
     unknown: tuple[ItemId, ...] = ()
     user_id: str | int | None = None
+    role: str = "prod"
 
 
 class ClassificationPrediction(Answered, frozen=True, kw_only=True, tag="classification"):
@@ -124,6 +127,28 @@ class BundleSummary(Struct, frozen=True, kw_only=True):
     metrics: Mapping[str, float]
 
 
+class TrafficVersion(Struct, frozen=True):
+    """A version that takes part in a task's traffic."""
+
+    version: int | None
+    digest: str
+
+
+class Canary(TrafficVersion, frozen=True):
+    """A version that answers a share of the users: its weight in relation to all weights."""
+
+    weight: int
+
+
+class Traffic(Struct, frozen=True, kw_only=True):
+    """Who answers beside what ``prod`` names; shadows compute every answer and give none."""
+
+    prod_weight: int
+    canary: tuple[Canary, ...]
+    shadow: tuple[TrafficVersion, ...]
+    guard: Mapping[str, float | None] | None
+
+
 class Version(BundleSummary, frozen=True, kw_only=True):
     """One registered bundle of a task."""
 
@@ -131,6 +156,7 @@ class Version(BundleSummary, frozen=True, kw_only=True):
     digest: str
     created_at: datetime
     actor: str
+    signed_by: tuple[str, ...] = ()
 
 
 class Task(Struct, frozen=True, kw_only=True):
@@ -144,6 +170,7 @@ class Task(Struct, frozen=True, kw_only=True):
     aliases: Mapping[str, Alias]
     created_at: datetime
     updated_at: datetime
+    traffic: Traffic | None = None
 
 
 class TaskDetail(Task, frozen=True, kw_only=True):
@@ -180,6 +207,13 @@ class AliasMoved(Changed, frozen=True, kw_only=True):
     version: int
     digest: str
     previous: str | None
+
+
+class RolledBack(AliasMoved, frozen=True, kw_only=True):
+    """The state that was restored as a whole, beside where the asked alias points now."""
+
+    aliases: Mapping[str, Alias]
+    traffic: Traffic | None
 
 
 class Backbone(Struct, frozen=True, kw_only=True):

@@ -21,13 +21,14 @@ from peterrec_client.answers import (
     Prediction,
     Pushed,
     Readiness,
+    RolledBack,
     Task,
     TaskDetail,
     UserPrediction,
 )
 from peterrec_client.call import Call, Lost, Outcome, Reply, T, timeouts
 from peterrec_client.connecting import DEFAULT_TIMEOUT_S, http_options
-from peterrec_client.questions import CallOptions, Instance, PredictOptions, TaskChoice
+from peterrec_client.questions import CallOptions, Instance, PredictOptions, TaskChoice, UserOptions
 from peterrec_client.retrying import Exchange, RetryPolicy, Wait
 
 CHUNK_BYTES = 1 << 20
@@ -90,7 +91,7 @@ class AsyncClient:
         self,
         history: Sequence[ItemId],
         tasks: Sequence[str | TaskChoice] | Literal["all"] = "all",
-        **options: Unpack[CallOptions],
+        **options: Unpack[UserOptions],
     ) -> UserPrediction:
         """One user's profile; see ``Client.predict_user``."""
         return await self._run(predicting.predict_user(history, tasks, options))
@@ -125,8 +126,8 @@ class AsyncClient:
 
     async def rollback(
         self, task: str, *, alias: str = "prod", if_revision: int | None = None
-    ) -> AliasMoved:
-        """Point an alias at what it named before; see ``Client.rollback``."""
+    ) -> RolledBack:
+        """Restore a task's state before; see ``Client.rollback``."""
         return await self._run(administering.rollback(task, alias, if_revision))
 
     async def delete_task(self, task: str, *, if_revision: int | None = None) -> Changed:

@@ -61,7 +61,7 @@ class Forbidden(PeterRecError):
 
 
 class NotFound(PeterRecError):
-    """404: no such task, version or route."""
+    """404, 410: no such task, version or route, or no longer."""
 
 
 class Conflict(PeterRecError):
@@ -117,6 +117,7 @@ BY_STATUS: Mapping[int, type[PeterRecError]] = {
     401: Unauthenticated,
     403: Forbidden,
     404: NotFound,
+    410: NotFound,
     409: Conflict,
     412: StaleRevision,
     413: TooLarge,

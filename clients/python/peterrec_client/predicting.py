@@ -23,6 +23,7 @@ from peterrec_client.questions import (
     PredictOptions,
     TaskChoice,
     UserBody,
+    UserOptions,
     check_items,
     check_options,
     encode,
@@ -35,10 +36,11 @@ class _Answer(Struct, frozen=True):
     task: str
     version: int
     digest: str
-    alias: str
+    alias: str | None
     registry_revision: int
     request_id: str
     predictions: list[Fields]
+    role: str = "prod"
 
 
 class _UserAnswer(Struct, frozen=True):
@@ -88,10 +90,10 @@ def predict_many(
 def predict_user(
     history: Sequence[ItemId],
     tasks: Sequence[str | TaskChoice] | Literal["all"],
-    options: CallOptions,
+    options: UserOptions,
 ) -> Call[UserPrediction]:
     """Many tasks' predictions for one user."""
-    check_options(options, CallOptions.__optional_keys__)
+    check_options(options, UserOptions.__optional_keys__)
     check_items(history, "history")
     if isinstance(tasks, str) and tasks != "all":
         raise TypeError(f'tasks is a list of names or "all", not the text {tasks[:40]!r}')
@@ -99,7 +101,7 @@ def predict_user(
         "POST",
         "/users/predict",
         _read_user,
-        encode(UserBody(history, tasks, _parameters(options))),
+        encode(UserBody(history, tasks, _parameters(options), options.get("user_id"))),
         timeout_s=options.get("timeout_s"),
     )
 
@@ -110,7 +112,10 @@ def _path(task: str) -> str:
 
 def _parameters(options: CallOptions) -> Parameters:
     return Parameters(
-        options.get("top_k"), options.get("exclude_seen"), options.get("unknown_items")
+        options.get("top_k"),
+        options.get("exclude_seen"),
+        options.get("unknown_items"),
+        options.get("version"),
     )
 
 
@@ -147,6 +152,7 @@ def _named(answer: _Answer, fields: Fields) -> Fields:
         "version": answer.version,
         "digest": answer.digest,
         "alias": answer.alias,
+        "role": answer.role,
         "registry_revision": answer.registry_revision,
         "request_id": answer.request_id,
         **fields,

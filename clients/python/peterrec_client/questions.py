@@ -19,20 +19,32 @@ class CallOptions(TypedDict, total=False):
     ``top_k``: how many items a ranking returns, 1 to 1000 (server: 10). ``exclude_seen``: whether
     a ranking leaves out the history's items (server: yes). ``unknown_items``: whether items outside
     the backbone's vocabulary are left out (``drop``, server), read as UNK (``map``) or refused.
+    ``version``: who answers instead of prod and its canaries, by number, digest or alias.
     ``timeout_s``: seconds for the whole call, retries included, instead of the client's.
     """
 
     top_k: int | None
     exclude_seen: bool | None
     unknown_items: UnknownItems | None
+    version: int | str | None
     timeout_s: float | None
+
+
+class UserOptions(CallOptions, total=False):
+    """Keywords of a prediction of many tasks for one user.
+
+    ``user_id`` comes back in the answers; a canary answers the same users each time.
+    """
+
+    user_id: str | int | None
 
 
 class PredictOptions(CallOptions, total=False):
     """Keywords of a prediction for one user.
 
     ``exclude``: items that a ranking must not return. ``candidates``: the only ones that it may.
-    ``user_id`` comes back in the answer; the server does not look it up.
+    ``user_id`` comes back in the answer; the server does not look it up, but a canary answers the
+    same users each time.
     """
 
     exclude: Sequence[ItemId] | None
@@ -65,6 +77,7 @@ class TaskChoice(Struct, frozen=True, omit_defaults=True):
     task: str
     top_k: int | None = None
     exclude_seen: bool | None = None
+    version: int | str | None = None
 
 
 class Parameters(Struct, frozen=True, omit_defaults=True):
@@ -73,6 +86,7 @@ class Parameters(Struct, frozen=True, omit_defaults=True):
     top_k: int | None = None
     exclude_seen: bool | None = None
     unknown_items: UnknownItems | None = None
+    version: int | str | None = None
 
 
 class PredictBody(Struct, frozen=True):
@@ -82,12 +96,13 @@ class PredictBody(Struct, frozen=True):
     parameters: Parameters
 
 
-class UserBody(Struct, frozen=True):
+class UserBody(Struct, frozen=True, omit_defaults=True):
     """Body of ``POST /users/predict``."""
 
     history: Sequence[ItemId]
     tasks: Sequence[str | TaskChoice] | str
     parameters: Parameters
+    user_id: str | int | None = None
 
 
 class AliasBody(Struct, frozen=True, omit_defaults=True):

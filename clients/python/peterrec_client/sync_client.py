@@ -19,13 +19,14 @@ from peterrec_client.answers import (
     Prediction,
     Pushed,
     Readiness,
+    RolledBack,
     Task,
     TaskDetail,
     UserPrediction,
 )
 from peterrec_client.call import Call, Lost, Outcome, Reply, T, timeouts
 from peterrec_client.connecting import DEFAULT_TIMEOUT_S, http_options
-from peterrec_client.questions import CallOptions, Instance, PredictOptions, TaskChoice
+from peterrec_client.questions import CallOptions, Instance, PredictOptions, TaskChoice, UserOptions
 from peterrec_client.retrying import Exchange, RetryPolicy, Wait
 
 
@@ -99,7 +100,7 @@ class Client:
         self,
         history: Sequence[ItemId],
         tasks: Sequence[str | TaskChoice] | Literal["all"] = "all",
-        **options: Unpack[CallOptions],
+        **options: Unpack[UserOptions],
     ) -> UserPrediction:
         """One user's profile: many tasks, at most 512, by one registry revision.
 
@@ -140,8 +141,11 @@ class Client:
 
     def rollback(
         self, task: str, *, alias: str = "prod", if_revision: int | None = None
-    ) -> AliasMoved:
-        """Point an alias at what it named before; again: one step further back."""
+    ) -> RolledBack:
+        """Restore a task's state before, all aliases and the traffic; again: one step further.
+
+        ``alias`` names a version afterwards: states in which it named none are passed over.
+        """
         return self._run(administering.rollback(task, alias, if_revision))
 
     def delete_task(self, task: str, *, if_revision: int | None = None) -> Changed:
