@@ -1,6 +1,11 @@
-"""One user, many tasks: what a hundred tasks for one history cost against one task."""
+"""One user, many tasks: a hundred tasks for one history against one; the next task later on.
+
+``trunk_cache`` is the time of a task with patches in the top two blocks when the history was asked
+before (for another task) over the time when it was not.
+"""
 
 import argparse
+import time
 from functools import partial
 from statistics import median
 
@@ -45,5 +50,20 @@ def run(options: argparse.Namespace) -> Report:
         figures[name] = paired_ratio(seconds, "card", "one")
         times = [f"{1000 * median(seconds[side]):.2f}" for side in ("one", "card")]
         rows.append([depth, *times, f"{figures[name]:.1f}"])
+    figures["trunk_cache"] = _trunk_cache(options)
     columns = ("patched blocks", "one task, ms", f"{options.tasks} tasks, ms", "ratio")
     return Report("card", figures, {**vars(options), "threads": 1}, columns, rows)
+
+
+def _trunk_cache(options: argparse.Namespace) -> float:
+    """Each repeat asks for a history of its own, twice: the second time its trunk is known."""
+    shape = FleetShape(2, options.channels, blocks=DEPTHS["top2"])
+    tasks = resident_tasks(shape, trunk_cache_bytes=1 << 26)
+    lengths = np.full(10 * options.repeats + 1, options.history)
+    seconds: dict[str, list[float]] = {"fresh": [], "known": []}
+    for history in random_histories(shape, lengths):
+        for ref, name in zip(tasks.refs, seconds, strict=True):
+            started = time.perf_counter()
+            tasks.forward.user_vectors([history], [ref])
+            seconds[name].append(time.perf_counter() - started)
+    return paired_ratio(seconds, "known", "fresh")

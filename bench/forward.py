@@ -56,6 +56,10 @@ def run(options: argparse.Namespace) -> Report:
         found = measure(FleetShape(options.tasks, channels), options)
         rows += [[str(channels), name, f"{value:.2f}"] for name, value in found.items()]
         figures |= {f"{name}_c{channels}": value for name, value in found.items()}
+    for name in ("vs_loop", "vs_bmm_fp32", "vs_bmm_bf16", "ragged"):
+        figures[name] = min(figures[f"{name}_c{channels}"] for channels in options.channels)
+    for name in ("gemm_share_fp32", "gemm_share_bf16"):  # of the widest, where products dominate
+        figures[name] = figures[f"{name}_c{max(options.channels)}"]
     settings = {**vars(options), "threads": 1}
     return Report("forward", figures, settings, ("channels", "figure", "ratio"), rows)
 

@@ -28,14 +28,16 @@ class ResidentTasks:
     refs: list[SlotRef]
 
 
-def resident_tasks(shape: FleetShape, dtype: torch.dtype = torch.float32) -> ResidentTasks:
+def resident_tasks(
+    shape: FleetShape, dtype: torch.dtype = torch.float32, trunk_cache_bytes: int = 0
+) -> ResidentTasks:
     """Load every task of the shape."""
     with tempfile.TemporaryDirectory() as folder:
         backbone = make_backbone(shape, Path(folder)).backbone
     slab = Slab(shape.geometry.shapes(shape.channels), torch.device("cpu"), dtype)
     slots = [slab.write(make_patch(shape, task).named()) for task in range(shape.tasks)]
     refs = [SlotRef(shape.geometry, slab, slot) for slot in slots]
-    return ResidentTasks(backbone, mixed_forward(backbone, dtype), refs)
+    return ResidentTasks(backbone, mixed_forward(backbone, dtype, trunk_cache_bytes), refs)
 
 
 def random_histories(shape: FleetShape, lengths: np.ndarray, seed: int = 0) -> list[Tokens]:

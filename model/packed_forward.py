@@ -5,7 +5,10 @@ products is one kernel (``model/kernels/packed_kernels.py``). Chunks run on as m
 PyTorch was given when the forward was made.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -14,7 +17,7 @@ from model.backbone import Backbone
 from model.framing import Tokens
 from model.kernels.packed_blocks import PackedBlocks
 from model.lanes import SlotRef
-from model.packed_plan import ChunkPlanner
+from model.packed_plan import Chunk, ChunkPlanner, TrunkState
 from model.trunk_states import TrunkStates
 
 CHUNK_POSITIONS = 1_600
@@ -22,7 +25,7 @@ CHUNK_POSITIONS = 1_600
 
 
 class PackedForward:
-    """User vectors on a CPU. Used by one thread."""
+    """User vectors on a CPU. Used by one thread, which gives chunks to others if it may."""
 
     def __init__(
         self,
@@ -31,18 +34,44 @@ class PackedForward:
         chunk_positions: int | None = None,
         trunk_cache_bytes: int = 0,
     ) -> None:
+        threads = torch.get_num_threads()
         self._blocks = PackedBlocks(backbone, dtype)
         self.trunk_states = TrunkStates(trunk_cache_bytes)
         positions = chunk_positions or CHUNK_POSITIONS
-        self._planner = ChunkPlanner(backbone.spec, self._blocks.counts, positions)
+        self._planner = ChunkPlanner(backbone.spec, self._blocks.counts, positions, threads)
+        self._pool = ThreadPoolExecutor(threads, "forward") if threads > 1 else None
 
-    @torch.inference_mode()
     def user_vectors(self, histories: Sequence[Tokens], refs: Sequence[SlotRef]) -> Tensor:
         """User vectors float32 [B, C]: history i through the backbone patched by slot i."""
+        chunks = self._planner.plan(histories, refs, self.trunk_states)
+        with _one_thread():
+            if self._pool is None or len(chunks) == 1:
+                done = [self._run(chunk) for chunk in chunks]
+            else:
+                done = list(self._pool.map(self._run, chunks))
+        for state in chain.from_iterable(kept for _, kept in done):
+            self.trunk_states.put(state.key, state.states)
+        if len(chunks) == 1 and chunks[0].lanes.rows == list(range(len(histories))):
+            return done[0][0]
         out = torch.empty(len(histories), self._blocks.spec.channels)
-        for chunk in self._planner.plan(histories, refs, self.trunk_states):
-            vectors, kept = self._blocks.run(chunk)
-            out[chunk.lanes.rows] = vectors.float()
-            for state in kept:
-                self.trunk_states.put(state.key, state.states)
+        for chunk, (vectors, _) in zip(chunks, done, strict=True):
+            out[chunk.lanes.rows] = vectors
         return out
+
+    @torch.inference_mode()  # of each thread
+    def _run(self, chunk: Chunk) -> tuple[Tensor, list[TrunkState]]:
+        return self._blocks.run(chunk)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """A chunk's products are too small to share: threads that wait for each other cost more."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

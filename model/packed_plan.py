@@ -14,6 +14,9 @@ from model.lanes import Indices, Lanes, SlotRef, entry_block, plan_lanes, resume
 from model.spec import BackboneSpec
 from model.trunk_states import TrunkKey, TrunkStates
 
+FEWEST_POSITIONS = 256
+"""Chunks are not cut smaller than this only to occupy every thread."""
+
 SHARED_OVERDRAFT = 3
 """So many chunks' worth of rows of one history may join one chunk, so that its trunk runs once."""
 
@@ -56,10 +59,13 @@ def position_counts(cone: Plan, spec: BackboneSpec) -> Indices:
 class ChunkPlanner:
     """Plans batches; ``counts`` as of ``position_counts``."""
 
-    def __init__(self, spec: BackboneSpec, counts: Indices, chunk_positions: int) -> None:
+    def __init__(
+        self, spec: BackboneSpec, counts: Indices, chunk_positions: int, threads: int = 1
+    ) -> None:
         self._spec = spec
         self._counts = counts
         self._chunk_positions = chunk_positions
+        self._threads = threads
         self._block_count = len(spec.dilations)
 
     def plan(
@@ -126,7 +132,7 @@ class ChunkPlanner:
         for row in rows:
             by_history[history_of[row]].append(row)
         cost = {row: self._cost(histories[row], entries[row]) for row in rows}
-        at_once = _even_share(sum(map(sum, cost.values())), self._chunk_positions)
+        at_once = self._even_share(sum(map(sum, cost.values())))
         chunks: list[list[int]] = []
         room = 0
         for members in by_history.values():
@@ -140,7 +146,9 @@ class ChunkPlanner:
                 chunks[-1].append(row)
         return chunks
 
-
-def _even_share(total: int, at_once: int) -> int:
-    """``total`` over as many equal parts as come nearest to ``at_once`` each."""
-    return math.ceil(total / max(1, round(total / at_once)))
+    def _even_share(self, total: int) -> int:
+        """``total`` positions over equal chunks of about the right size, some for every thread."""
+        chunks = max(1, round(total / self._chunk_positions))
+        if total >= self._threads * FEWEST_POSITIONS:
+            chunks = math.ceil(chunks / self._threads) * self._threads
+        return math.ceil(total / chunks)

@@ -33,7 +33,12 @@ def run_device(settings: Settings) -> None:
     backbone = loaded.backbone.to(_device(settings.device))
     identity = BackboneIdentity(loaded.fingerprint, loaded.backbone.spec)
     events = EventSender(settings.metrics_endpoint)
-    store = SlotStore(backbone, settings.head_limit_bytes, DTYPES[settings.precision])
+    store = SlotStore(
+        backbone,
+        settings.head_limit_bytes,
+        DTYPES[settings.precision],
+        settings.trunk_cache_bytes,
+    )
     store.warm_up()
     context = zmq.Context()
     socket = context.socket(zmq.ROUTER)

@@ -77,6 +77,11 @@ class Settings(BaseSettings):
     head_limit_bytes: Positive = Field(
         4 << 30, description="Bytes of heads on the device; patches always stay."
     )
+    trunk_cache_bytes: Annotated[int, Field(ge=0)] = Field(
+        64 << 20,
+        description="Bytes of recent histories' states below the patched blocks, on a CPU; "
+        "a history asked again for a task with patches in the top blocks goes on from them.",
+    )
     drain_delay_s: Annotated[float, Field(ge=0, le=600)] = Field(
         1.0, description="Seconds between going unready and closing the port, after SIGTERM."
     )

@@ -97,11 +97,12 @@ class SlotStore:
         backbone: Backbone,
         head_limit_bytes: int,
         dtype: torch.dtype = torch.float32,
+        trunk_cache_bytes: int = 0,
     ) -> None:
         self._channels = backbone.spec.channels
         self._device = backbone.embedding.weight.device
         self._dtype = dtype
-        self._forward = mixed_forward(backbone, dtype)
+        self._forward = mixed_forward(backbone, dtype, trunk_cache_bytes)
         self._heads = MixedHeads(self._channels, self._device)
         self._head_limit_bytes = head_limit_bytes
         self._slabs: dict[PatchGeometry, Slab] = {}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import local
-from typing import NamedTuple
+from typing import NamedTuple, Self
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -22,12 +22,16 @@ from model.kernels.packed_kernels import (
     enter,
     finish,
     gather,
+    run_few,
     scratch_numbers,
 )
 from model.lanes import Group, Indices, Stage
 from model.packed_plan import Chunk, TrunkState, position_counts
 from model.slab import Slab
 from model.spec import PatchGeometry
+
+FEW_OPERATIONS = 2.5e6
+"""Products smaller than this cost oneDNN more to begin (11 µs) than our own kernel to do."""
 
 NOTHING = 0
 """The address of what is not there."""
@@ -43,11 +47,14 @@ NUMBERS: dict[torch.dtype, np.float32 | np.uint16] = {
 class PackedConv:
     """A convolution as a product over its concatenated taps, its LayerNorm, and its taps.
 
-    ``taps`` int32 [N, k] are those of the longest row; ``residual`` int32 [N] says where its
-    outputs stand among the block's inputs, None for a block's first convolution.
+    ``weight`` float32 [k·C, C] and ``bias`` are ``linear``'s. ``taps`` int32 [N, k] are those of
+    the longest row; ``residual`` int32 [N] says where its outputs stand among the block's inputs,
+    None for a block's first convolution.
     """
 
     linear: Linear
+    weight: Tensor
+    bias: Tensor
     norm_weight: Tensor
     norm_bias: Tensor
     taps: Indices
@@ -77,28 +84,36 @@ class Run:
     lengths: Indices
     bases: Indices
     x: Tensor
-    buffers: "Buffers"
 
 
 class Buffers(local):
-    """Storage of a thread, kept from chunk to chunk; two for states, which take turns."""
+    """Storage of a thread, kept from chunk to chunk."""
 
-    def __init__(self) -> None:
-        self._stored: dict[str, Tensor] = {}
-        self._turn = 0
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._stored: dict[tuple[str, int], Tensor] = {}
 
-    def states(self, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """A tensor that does not overlap the one asked for before."""
-        self._turn = 1 - self._turn
-        return self.take(f"states {self._turn}", shape, dtype)
+    def room(self, name: str, rows: int, columns: int) -> Tensor:
+        """Uninitialised [at least rows, columns]; what had the name before is overwritten."""
+        stored = self._stored.get((name, columns))
+        if stored is None or len(stored) < rows:
+            stored = torch.empty(rows * 5 // 4, columns, dtype=self._dtype)
+            self._stored[name, columns] = stored
+        return stored
 
-    def take(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor; what had the name before is overwritten."""
-        wanted = shape[0] * shape[1]
-        stored = self._stored.get(name)
-        if stored is None or stored.numel() < wanted:
-            stored = self._stored[name] = torch.empty(wanted * 5 // 4, dtype=dtype)
-        return stored[:wanted].view(shape)
+    def states(self, rows: int, channels: int, beside: Tensor | None = None) -> Tensor:
+        """Room for states; it never overlaps ``beside``."""
+        room = self.room("states", rows, channels)
+        if beside is not None and room.data_ptr() == beside.data_ptr():
+            room = self.room("other states", rows, channels)
+        return room
+
+    def numbers(self, count: int) -> int:
+        """The address of float32 scratch."""
+        stored = self._stored.get(("scratch", 1))
+        if stored is None or len(stored) < count:
+            stored = self._stored["scratch", 1] = torch.empty(count)
+        return stored.data_ptr()
 
 
 class PackedBlocks:
@@ -116,14 +131,20 @@ class PackedBlocks:
             self._convs.append(_pack(block.conv1, block.norm1, at.first, None, dtype))
             self._convs.append(_pack(block.conv2, block.norm2, at.second, at.residual, dtype))
         self._args = [self._conv_args(conv) for conv in range(len(self._convs))]
-        self._patch_args: WeakKeyDictionary[Slab, tuple[int, list[PatchArgs]]] = WeakKeyDictionary()
+        self._patch_args: WeakKeyDictionary[Slab, tuple[int, Patches]] = WeakKeyDictionary()
+        self._unpatched = Patches.of([UNPATCHED] * len(self._convs))
+        self._few_args = np.array(
+            [
+                (*args, conv.weight.data_ptr(), conv.bias.data_ptr())
+                for args, conv in zip(self._args, self._convs, strict=True)
+            ]
+        )
         centre, eps = cone.blocks[0].first.centre, np.float32(spec.layer_norm_eps)
         self._constants = (spec.channels, spec.kernel_size, centre, eps, self._number)
-        self._buffers = Buffers()
+        self._buffers = Buffers(dtype)
 
-    @torch.inference_mode()
     def run(self, chunk: Chunk) -> tuple[Tensor, list[TrunkState]]:
-        """User vectors [rows, C] in the order of ``lanes.rows``, and states worth keeping."""
+        """User vectors float32 [rows, C] as ``lanes.rows``, and states worth keeping."""
         stages, kept = chunk.lanes.stages, []
         run = self._begin(chunk)
         for stage, following in zip(stages, [*stages[1:], None], strict=True):
@@ -142,10 +163,10 @@ class PackedBlocks:
             lengths[:] = spec.frame_len
         bases = self._bases(lengths)
         size = int(bases[2 * first.block, -1])
-        x = self._buffers.states((size, spec.channels), self._dtype)
-        run = Run(chunk, lengths, bases, x, self._buffers)
+        x = self._buffers.states(size, spec.channels)
+        run = Run(chunk, lengths, bases, x)
         if chunk.states:
-            torch.cat(chunk.states, out=x)
+            torch.cat(chunk.states, out=x.narrow(0, 0, size))
         else:
             self._enter(run, frame_histories(chunk.histories, spec).to(torch.int32), first)
         return run
@@ -173,7 +194,7 @@ class PackedBlocks:
         level, old = 2 * stage.block, run.bases
         run.lengths = run.lengths[stage.select]
         run.bases = self._bases(run.lengths)
-        new = self._buffers.states((int(run.bases[level, -1]), self.spec.channels), self._dtype)
+        new = self._buffers.states(int(run.bases[level, -1]), self.spec.channels, run.x)
         branch(
             run.x.data_ptr(), old[level].ctypes.data, new.data_ptr(),
             run.bases[level].ctypes.data, stage.select.ctypes.data, len(stage.select),
@@ -188,8 +209,7 @@ class PackedBlocks:
         level, channels, bases = 2 * stage.block, self.spec.channels, run.bases
         base, step = bases.ctypes.data, bases.strides[0]
         rows = bases[level + 1 : 2 * end + 1, -1].tolist()
-        shape = (rows[0], self.spec.kernel_size * channels)
-        gathered = self._buffers.take("gathered", shape, self._dtype)
+        gathered = self._buffers.room("gathered", rows[0], self.spec.kernel_size * channels)
         address = gathered.data_ptr()
         longest, longest_out = self.counts[level : level + 2, -1].tolist()
         gather(
@@ -199,14 +219,15 @@ class PackedBlocks:
         )  # fmt: skip
         parts = self._parts(len(run.lengths), stage.groups)
         scratch, middle = self._scratch(stage.groups)
+        if self._is_few(rows[0], stage.groups):
+            self._run_few(run, (level, 2 * end), address, parts, (scratch, middle))
+            return
         x, out = run.x, run.x
         for conv, count in zip(range(level, 2 * end), rows, strict=True):
-            if len(gathered) != count:
-                gathered = gathered[:count]
-            y = self._convs[conv].linear(gathered)
+            y = self._convs[conv].linear(gathered.narrow(0, 0, count))
             to = middle
             if conv % 2:
-                out = self._buffers.states((count, channels), self._dtype)
+                out = self._buffers.states(count, channels, x)
                 to = out.data_ptr()
             block, is_last = conv - conv % 2, conv + 1 == 2 * end
             operands = (
@@ -215,28 +236,55 @@ class PackedBlocks:
             )  # fmt: skip
             for part in parts:
                 finish(
-                    *operands, *part.lanes, *part.patches[conv], *self._args[conv],
+                    *operands, *part.lanes, *part.patches.args[conv], *self._args[conv],
                     *self._constants, part.number,
                 )  # fmt: skip
             x = out
         run.x = x
 
+    def _is_few(self, positions: int, groups: list[Group]) -> bool:
+        """True if the whole stage is best left to one kernel."""
+        operations = 2 * positions * self.spec.kernel_size * self.spec.channels**2
+        stored = {self._dtype, *(group.slab.dtype for group in groups)}
+        return operations < FEW_OPERATIONS and stored == {torch.float32}
+
+    def _run_few(
+        self,
+        run: Run,
+        convs: tuple[int, int],
+        gathered: int,
+        parts: list["Part"],
+        scratch: tuple[int, int],
+    ) -> None:
+        """Convolutions [first, end) in one call."""
+        first, end = convs
+        rows, channels = int(run.bases[first, -1]), self.spec.channels
+        y = self._buffers.room("product", rows, channels)
+        other = self._buffers.states(rows, channels, run.x)
+        table = np.array([(*part.lanes, part.patches.table.ctypes.data) for part in parts])
+        run_few(
+            run.x.data_ptr(), other.data_ptr(), gathered, y.data_ptr(),
+            run.bases.ctypes.data, len(run.lengths), first, end,
+            table.ctypes.data, len(parts), self._few_args.ctypes.data, *scratch,
+            *self._constants, self._number,
+        )  # fmt: skip
+        run.x = other if (end - first) // 2 % 2 else run.x
+
     def _parts(self, lanes: int, groups: list[Group]) -> list["Part"]:
         """Lanes by group; those before the first group carry no patch."""
         first = groups[0].start if groups else lanes
-        unpatched = [UNPATCHED] * len(self._convs)
-        parts = [Part((0, first, NOTHING), unpatched, self._number)] if first else []
+        parts = [Part((0, first, NOTHING), self._unpatched, self._number)] if first else []
         for group in groups:
             place = (group.start, group.stop, group.slots.ctypes.data)
             parts.append(Part(place, self._patches(group), NUMBERS[group.slab.dtype]))
         return parts
 
-    def _patches(self, group: Group) -> list["PatchArgs"]:
+    def _patches(self, group: Group) -> "Patches":
         """The group's tensors at every convolution; looked up anew when its slab has moved."""
         known = self._patch_args.get(group.slab)
         if known is None or known[0] != group.slab.generation:
-            args = [_patch_args(group, conv) for conv in range(len(self._convs))]
-            known = self._patch_args[group.slab] = (group.slab.generation, args)
+            patches = Patches.of([_patch_args(group, conv) for conv in range(len(self._convs))])
+            known = self._patch_args[group.slab] = (group.slab.generation, patches)
         return known[1]
 
     def _scratch(self, groups: list[Group]) -> tuple[int, int]:
@@ -244,14 +292,17 @@ class PackedBlocks:
         bottleneck = max((group.geometry.bottleneck for group in groups), default=0)
         lane = self.spec.frame_len * self.spec.channels
         own = scratch_numbers(self.spec.channels, bottleneck)
-        stored = self._buffers.take("scratch", (1, own + lane), torch.float32)
-        return stored.data_ptr(), stored.data_ptr() + own * stored.itemsize
+        address = self._buffers.numbers(own + lane)
+        return address, address + 4 * own
 
     def _pool(self, run: Run) -> Tensor:
         """User vectors [rows, C]: the last state, and the first one's sum with it if non-causal."""
+        if self.spec.is_causal:  # the last position is all that is left of a lane
+            x = run.x.narrow(0, 0, len(run.lengths))
+            return x.float() if self._dtype != torch.float32 else x.clone()
         top = run.bases[-1]
-        last = run.x[torch.from_numpy(top[1:] - 1)]
-        return last if self.spec.is_causal else last + run.x[torch.from_numpy(top[:-1])]
+        last, first = run.x[torch.from_numpy(top[1:] - 1)], run.x[torch.from_numpy(top[:-1])]
+        return (last + first).float()
 
     def _conv_args(self, number: int) -> ConvArgs:
         conv, is_last = self._convs[number], number + 1 == len(self._convs)
@@ -278,11 +329,22 @@ PatchArgs = tuple[int, int, int, int, int, int, int, int, int, int, int, int]
 UNPATCHED: PatchArgs = (0,) * 12
 
 
+class Patches(NamedTuple):
+    """A slab's tensors at every convolution, for Python and as int64 [convs, 12]."""
+
+    args: Sequence[PatchArgs]
+    table: np.ndarray
+
+    @classmethod
+    def of(cls, args: Sequence[PatchArgs]) -> Self:
+        return cls(args, np.array(args, dtype=np.int64))
+
+
 class Part(NamedTuple):
     """Neighbouring lanes (start, stop, address of their slots) with their patches' storage."""
 
     lanes: tuple[int, int, int]
-    patches: Sequence[PatchArgs]
+    patches: "Patches"
     number: np.float32 | np.uint16
 
 
@@ -331,6 +393,8 @@ def _pack(
     weight = conv.weight.detach().transpose(1, 2).flatten(1)  # [C, C, k] -> [C, k·C]
     return PackedConv(
         packed_linear(weight.to(dtype), conv.bias.detach().to(dtype)),
+        weight.T.float().contiguous(),
+        conv.bias.detach().float().contiguous(),
         norm.weight.detach().float().contiguous(),
         norm.bias.detach().float().contiguous(),
         np.ascontiguousarray(at.taps, dtype=np.int32),

@@ -29,9 +29,11 @@ from model.kernels.simd import (
     int_pointer,
     load,
     load_first,
+    long_pointer,
     mul,
     number,
     pointer_like,
+    prefetch,
     rectify,
     splat,
     store,
@@ -152,6 +154,14 @@ def _narrow(s, s0, s1, s2, s3, down, patch, H, C, h):
 
 
 @njit
+def _expect(down, up, patch, size):
+    """Have the next lane's patch brought near while this one's is in use."""
+    for i in range(0, size, LANES):  # a cache line of float32 at a time
+        prefetch(down, patch * size + i)
+        prefetch(up, patch * size + i)
+
+
+@njit
 def _widen(hidden, tall, up, at, H, C, n, a0, a1, a2, a3):
     """``a + h U`` for four positions' hidden values and sixteen channels."""
     for h in range(H):
@@ -206,6 +216,8 @@ def finish(
         begin = np.int64(base[lane])
         count = np.int64(base[lane + 1]) - begin
         to = begin if residual_ != 0 else np.int64(0)
+        if mode != 0 and lane + 1 < stop:
+            _expect(down, up, np.int64(slots[lane + 1 - start]) * stacked + at, H * C)
         for p in range(0, count, AT_ONCE):
             p1, p2, p3 = min(p + 1, count - 1), min(p + 2, count - 1), min(p + 3, count - 1)
             r0, r1, r2, r3 = (begin + p) * C, (begin + p1) * C, (begin + p2) * C, (begin + p3) * C
@@ -272,3 +284,80 @@ def finish(
             wanted = np.int64(next_base[lane + 1]) - where
             missing, skipped = longest - count, longest_next - wanted
             _lay_out(out, to, missing, gathered, where, wanted, taps, skipped, C, K)
+
+
+@njit
+def _product(x, weight, bias, y, count, C, K):
+    """``y = x W + b`` of float32 x [count, K·C], W [K·C, C]; four positions by 64 channels at once.
+
+    Sums run over the inputs in their order and end with the bias, as the large product's do, so
+    both give the same bits.
+    """
+    zero = splat(ZERO)
+    for c in range(0, C, 4 * LANES):
+        n = C - c
+        for p in range(0, count, AT_ONCE):
+            p1, p2, p3 = min(p + 1, count - 1), min(p + 2, count - 1), min(p + 3, count - 1)
+            r0, r1, r2, r3 = p * K * C, p1 * K * C, p2 * K * C, p3 * K * C
+            a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zero
+            d0 = d1 = d2 = d3 = e0 = e1 = e2 = e3 = zero
+            for k in range(K * C):
+                at = k * C + c
+                wa, wb = load_first(weight, at, n), load_first(weight, at + 16, n - 16)
+                wd, we = load_first(weight, at + 32, n - 32), load_first(weight, at + 48, n - 48)
+                v = splat(number(x, r0 + k))
+                a0, b0, d0, e0 = fma(v, wa, a0), fma(v, wb, b0), fma(v, wd, d0), fma(v, we, e0)
+                v = splat(number(x, r1 + k))
+                a1, b1, d1, e1 = fma(v, wa, a1), fma(v, wb, b1), fma(v, wd, d1), fma(v, we, e1)
+                v = splat(number(x, r2 + k))
+                a2, b2, d2, e2 = fma(v, wa, a2), fma(v, wb, b2), fma(v, wd, d2), fma(v, we, e2)
+                v = splat(number(x, r3 + k))
+                a3, b3, d3, e3 = fma(v, wa, a3), fma(v, wb, b3), fma(v, wd, d3), fma(v, we, e3)
+            _keep(y, p * C + c, bias, c, n, a0, b0, d0, e0)
+            _keep(y, p1 * C + c, bias, c, n, a1, b1, d1, e1)
+            _keep(y, p2 * C + c, bias, c, n, a2, b2, d2, e2)
+            _keep(y, p3 * C + c, bias, c, n, a3, b3, d3, e3)
+
+
+@njit
+def _keep(y, at, bias, c, n, a, b, d, e):
+    store_first(y, at, add(a, load_first(bias, c, n)), n)
+    store_first(y, at + 16, add(b, load_first(bias, c + 16, n - 16)), n - 16)
+    store_first(y, at + 32, add(d, load_first(bias, c + 32, n - 32)), n - 32)
+    store_first(y, at + 48, add(e, load_first(bias, c + 48, n - 48)), n - 48)
+
+
+@njit(nogil=True, cache=True)
+def run_few(
+    x, other, gathered, y, base_, lanes, begin, end, parts_, part_count, convs_, scratch, middle,
+    C, K, centre, eps, activation, weight,
+):  # fmt: skip
+    """Convolutions ``begin`` to ``end`` with their products, for too few positions to leave for.
+
+    ``parts`` int64 [part_count, 4]: first lane, end, address of slots, address of the patches'
+    arguments int64 [convs, 12]. ``convs`` int64 [convs, 9]: ``finish``'s arguments from
+    ``norm_weight`` on, the product's weight and its bias. ``x`` and ``other`` take turns.
+    """
+    parts, convs = long_pointer(parts_), long_pointer(convs_)
+    base, step = int_pointer(base_), (lanes + 1) * 4
+    for conv in range(begin, end):
+        a = conv * 9
+        count = np.int64(base[(conv + 1) * (lanes + 1) + lanes])
+        w, b = float_pointer(convs[a + 7]), float_pointer(convs[a + 8])
+        _product(float_pointer(gathered), w, b, float_pointer(y), count, C, K)
+        out = other if conv % 2 == 1 else middle
+        to = base_ + (conv + 1) * step
+        following = to + step if conv + 1 < end else 0
+        for part in range(part_count):
+            g = long_pointer(parts[part * 4 + 3])
+            p = conv * 12
+            finish(
+                y, gathered, x, base_ + (conv - conv % 2) * step, out, to, following, scratch,
+                parts[part * 4], parts[part * 4 + 1], parts[part * 4 + 2],
+                g[p], g[p + 1], g[p + 2], g[p + 3], g[p + 4], g[p + 5], g[p + 6], g[p + 7],
+                g[p + 8], g[p + 9], g[p + 10], g[p + 11],
+                convs[a], convs[a + 1], convs[a + 2], convs[a + 3], convs[a + 4], convs[a + 5],
+                convs[a + 6], C, K, centre, eps, activation, weight,
+            )  # fmt: skip
+        if conv % 2 == 1:
+            x, other = other, x

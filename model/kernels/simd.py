@@ -43,6 +43,7 @@ class _Vector(types.Type):
 vec = _Vector()
 floats = types.CPointer(types.float32)  # type: ignore[attr-defined]  # numba fills it in
 halves = types.CPointer(types.uint16)  # type: ignore[attr-defined]  # numba fills it in
+longs = types.CPointer(types.int64)  # type: ignore[attr-defined]  # numba fills it in
 ints = types.CPointer(types.int32)  # type: ignore[attr-defined]  # numba fills it in
 
 
@@ -60,7 +61,7 @@ def _pointer_to(kind: Any) -> Any:
     return pointer
 
 
-float_pointer, int_pointer = _pointer_to(floats), _pointer_to(ints)
+float_pointer, int_pointer, long_pointer = map(_pointer_to, (floats, ints, longs))
 
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
@@ -169,6 +170,21 @@ def first(context: Any, value: Any, count: Any) -> Any:
         return builder.select(_first(builder, args[1]), args[0], zeros)
 
     return vec(vec, types.int64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
+def prefetch(context: Any, pointer: Any, index: Any) -> Any:
+    """Ask for the cache line of a number that will be read soon."""
+
+    def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+        at = builder.bitcast(builder.gep(args[0], [args[1]]), ir.IntType(8).as_pointer())
+        form = ir.FunctionType(ir.VoidType(), [at.type, _I32, _I32, _I32])
+        function = cgutils.get_or_insert_function(builder.module, form, "llvm.prefetch.p0")
+        read, near, data = (ir.Constant(_I32, value) for value in (0, 2, 1))
+        builder.call(function, [at, read, near, data])
+        return target.get_dummy_value()
+
+    return types.void(pointer, types.int64), build
 
 
 def _lanewise(operation: str) -> Any:
