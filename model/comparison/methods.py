@@ -35,26 +35,20 @@ class Rates:
 
 
 PATCH_RATES = (
-    Rates(1e-2, 1e-2),
     Rates(3e-3, 1e-2),
-    Rates(3e-2, 1e-2),
     Rates(1e-3, 3e-3),
-    Rates(1e-1, 1e-2),
+    Rates(1e-2, 1e-2),
+    Rates(3e-4, 1e-3),
+    Rates(3e-2, 1e-2),
 )
 WHOLE_RATES = (
     Rates(1e-3, 1e-2),
-    Rates(3e-4, 1e-2),
+    Rates(3e-4, 3e-3),
     Rates(3e-3, 1e-2),
-    Rates(1e-4, 1e-2),
+    Rates(1e-4, 1e-3),
     Rates(1e-2, 1e-2),
 )
-LAST_RATES = (
-    Rates(3e-3, 1e-2),
-    Rates(1e-3, 1e-2),
-    Rates(1e-2, 1e-2),
-    Rates(3e-4, 1e-2),
-    Rates(3e-2, 1e-2),
-)
+LAST_RATES = PATCH_RATES
 HEAD_RATES = (
     Rates(0.0, 1e-2),
     Rates(0.0, 3e-3),

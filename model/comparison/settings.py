@@ -66,7 +66,7 @@ class ComparisonSettings:
     first_seed: int = 0
     rate_trials: int = 3
     epochs: int = 12
-    patience: int = 2
+    patience: int = 3
     batch_size: int = 128
     item_dropout: float = 0.5
     ranking_item_dropout: float = 0.2

@@ -138,7 +138,7 @@ def compare(
         int, typer.Option(min=1, max=5, help="Learning rates tried.", rich_help_panel=RUN)
     ] = 3,
     epochs: Annotated[int, typer.Option(min=1, rich_help_panel=RUN)] = 12,
-    patience: Annotated[int, typer.Option(min=1, rich_help_panel=RUN)] = 2,
+    patience: Annotated[int, typer.Option(min=1, rich_help_panel=RUN)] = 3,
     batch_size: Annotated[int, typer.Option(min=1, rich_help_panel=RUN)] = 128,
     item_dropout: Annotated[
         float, typer.Option(min=0, max=1, help="Of profile tasks.", rich_help_panel=RUN)
