@@ -107,8 +107,7 @@ class ApiClient:
         self, method: str, path: str, body: Document = None, if_match: int | None = None
     ) -> Document:
         """The answer to a change, made only if the task is still at revision ``if_match``."""
-        headers = {} if if_match is None else {"If-Match": f'"{if_match}"'}
-        return self._call(method, path, json=body, headers=headers)
+        return self._call(method, path, json=body, headers=_if_match(if_match))
 
     def lines(self, path: str, **parameters: str) -> tuple[list[str], httpx.Headers]:
         """The lines of a text, and the headers that came with it."""
@@ -129,7 +128,15 @@ class ApiClient:
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
 
-    def push(self, file: Path, task: str, *, alias: str, validate_only: bool) -> Document:
+    def push(
+        self,
+        file: Path,
+        task: str,
+        *,
+        alias: str,
+        validate_only: bool,
+        if_match: int | None = None,
+    ) -> Document:
         """Register a bundle file; the refusal lists every reason."""
         parameters = {"alias": alias, "validate_only": str(validate_only).lower()}
         try:
@@ -141,6 +148,7 @@ class ApiClient:
                 "POST",
                 task_path(task, "/versions"),
                 params=parameters,
+                headers=_if_match(if_match),
                 content=content,
             )
 
@@ -161,6 +169,10 @@ class ApiClient:
             f"no server answers at {self._url}: {error}.",
             hint="Start one with `peterrec serve`, or give --url.",
         )
+
+
+def _if_match(revision: int | None) -> dict[str, str]:
+    return {} if revision is None else {"If-Match": f'"{revision}"'}
 
 
 def _refusal(response: httpx.Response) -> ServerRefused:

@@ -69,9 +69,12 @@ class Authenticator:
     def __init__(self, is_required: bool) -> None:
         self._is_required = is_required
         self._by_hash: dict[str, tuple[str, Principal]] | None = None
+        self._key_ids: frozenset[str] = frozenset()
 
     def replace_keys(self, keys: Iterable[KeyEntry]) -> None:
         """From now on exactly these keys are valid."""
+        keys = list(keys)
+        self._key_ids = frozenset(key.key_id for key in keys)
         self._by_hash = {
             key.sha256: (
                 key.sha256,
@@ -83,6 +86,10 @@ class Authenticator:
             )
             for key in keys
         }
+
+    def is_valid(self, principal: Principal) -> bool:
+        """True if a caller that was authenticated before still is one."""
+        return not self._is_required or principal.key_id in self._key_ids
 
     def authenticate(self, authorization: bytes, api_key: bytes) -> Principal:
         """The caller, by the raw values of the two headers (empty: absent).

@@ -45,7 +45,8 @@ def latency_of(bucket: int) -> float:
 
 
 def is_fault(error: PeterRecError) -> bool:
-    """True if the version, not the caller or the load, is to blame."""
+    """True if the version may be to blame, and not the caller. That it ran out of time may be due
+    to the load: a guard errs on the safe side."""
     of_bundle = isinstance(error, BundleGone | BundleNotReady)
     return of_bundle or error.category in {Category.INTERNAL, Category.DEADLINE}
 

@@ -105,11 +105,12 @@ class TaskTable:
             raise BundleNotReady(f"of task {entry.task!r}")
         return bundle
 
-    def _split(self, entry: TaskEntry, active: ActiveTraffic) -> Split:
-        """The task's traffic; made once a table, for all its requests."""
+    def _split(self, entry: TaskEntry, active: ActiveTraffic) -> Split | None:
+        """The task's traffic; made once a table, for all its requests. None if it lacks a bundle:
+        a canary that is not there must not keep prod from answering."""
         key = (entry.tenant, entry.task)
         split = self._splits.get(key)
-        if split is None:
+        if split is None and active.versions.keys() <= self._by_digest.keys():
             split = self._splits[key] = self._make_split(entry, active)
         return split
 

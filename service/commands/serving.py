@@ -7,11 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from model.errors import PeterRecError
-from service.commands.server_options import DEFAULT_URL, ApiKey, Url
+from service.commands.server_options import (
+    DEFAULT_URL,
+    ApiKey,
+    AsJson,
+    IfMatch,
+    Url,
+    print_json,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -112,12 +118,19 @@ def push(
     api_key: ApiKey = None,
     alias: Annotated[str, typer.Option(help="Alias to point at it; empty for none.")] = "prod",
     validate_only: Annotated[bool, typer.Option(help="Change nothing.")] = False,
+    if_match: IfMatch = None,
+    as_json: AsJson = False,
 ) -> None:
     """Register a bundle on a running server, and let it serve."""
     from service.api_client import ApiClient
 
     with ApiClient(url, api_key) as client:
-        pushed = client.push(file, task, alias=alias, validate_only=validate_only)
+        pushed = client.push(
+            file, task, alias=alias, validate_only=validate_only, if_match=if_match
+        )
+    if as_json:
+        print_json(pushed)
+        return
     kind, size = pushed["summary"]["kind"], pushed["summary"]["size_bytes"]
     if validate_only:
         print(f"{pushed['digest']} is valid: {kind}, {size} bytes. Nothing was changed.")
@@ -148,16 +161,19 @@ def create_key(
         print(client.post("/keys", {"name": name, "scopes": scope})["api_key"])
 
 
-def list_keys(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
+def list_keys(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
     """List the API keys, without their secrets."""
     from service.api_client import ApiClient
 
     with ApiClient(url, api_key) as client:
         listed = client.get("/keys")
-    table = Table("id", "name", "scopes", "created")
-    for key in listed:
-        table.add_row(key["key_id"], key["name"], " ".join(key["scopes"]), key["created_at"])
-    Console().print(table)
+    if as_json:
+        print_json(listed)
+        return
+    rows = [
+        (key["key_id"], key["name"], " ".join(key["scopes"]), key["created_at"]) for key in listed
+    ]
+    print_table(("id", "name", "scopes", "created"), rows)
 
 
 def revoke_key(

@@ -1,7 +1,7 @@
 """One client that follows the registry's changes, as server-sent events."""
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 from patches.errors import RegistryUnavailable
 from service.asgi import encode_json
@@ -33,17 +33,23 @@ class EventStream:
         self._since = since
         self._told_at = time.monotonic()
 
-    async def chunks(self, on_end: Callable[[], None]) -> AsyncIterator[bytes]:
-        """The stream's bytes; ``on_end`` is called however it ends."""
+    async def chunks(self, streams: set["EventStream"]) -> AsyncIterator[bytes]:
+        """The stream's bytes; it is one of ``streams`` from its first byte to its end."""
+        streams.add(self)
         try:
             yield b": following\n\n"
-            while not self._context.readiness.is_draining:
+            while self._goes_on():
                 async for chunk in self._news():
                     self._told_at = time.monotonic()
                     yield chunk
                 await self._context.table.turn(LOOK_INTERVAL_S)
         finally:
-            on_end()
+            streams.discard(self)
+
+    def _goes_on(self) -> bool:
+        """A revoked key ends its streams, and so does a drain."""
+        is_valid = self._context.authenticator.is_valid(self._caller)
+        return is_valid and not self._context.readiness.is_draining
 
     async def _news(self) -> AsyncIterator[bytes]:
         """What has happened since the last look; a comment if nothing was told for long."""

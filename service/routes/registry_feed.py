@@ -84,9 +84,8 @@ def registry_feed_router(context: AdminContext) -> APIRouter:
         elif begun > revision or await _oldest(registry) > begun + 1:
             raise EventsLost(begun, await _oldest(registry), revision)
         stream = EventStream(context, caller, begun)
-        streams.add(stream)
         return StreamingResponse(
-            stream.chunks(lambda: streams.discard(stream)),
+            stream.chunks(streams),
             media_type=SSE,
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )

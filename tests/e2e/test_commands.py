@@ -129,6 +129,18 @@ def test_exit_statuses_tell_what_went_wrong(peterrec, task, digests):
     assert peterrec.run("traffic", "set", task, "--canary", "2").returncode == 2
 
 
+def test_a_push_can_be_conditional_and_tell_its_answer_as_json(
+    peterrec, api, task, digests, workshop, tmp_path
+):
+    path = tmp_path / "third.bundle"
+    path.write_bytes(workshop.bundle("classification", seed=83))
+    late = peterrec.run("push", path, "--task", task, "--if-match", 1)
+    assert (late.returncode, late.stderr.partition(":")[0]) == (4, "revision_mismatch")
+    seen = api.get(f"/tasks/{task}").json()["revision"]
+    pushed = peterrec.json("push", path, "--task", task, "--if-match", seen)
+    assert (pushed["version"], pushed["alias"]) == (3, "prod")
+
+
 def test_the_shell_completes_tasks_from_the_server(peterrec, task, digests):
     words = {"COMP_WORDS": f"peterrec rollback {task[:-3]}", "COMP_CWORD": "2"}
     done = peterrec.run(program=INSTALLED, _PETERREC_COMPLETE="complete_bash", **words)

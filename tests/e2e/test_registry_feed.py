@@ -1,6 +1,7 @@
 """What changes, as a stream that loses nothing, and as a trail that says who did it."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -43,6 +44,11 @@ class Stream:
                 elif fields:
                     return Event(int(fields["id"]), fields["event"], json.loads(fields["data"]))
             raise EOFError
+
+    async def ended(self) -> None:
+        with contextlib.suppress(EOFError):
+            while True:
+                await self.next()
 
     async def has_begun(self) -> None:
         assert (await anext(self._lines)).startswith(":")
@@ -123,6 +129,13 @@ async def test_a_key_sees_the_tasks_that_it_may_administer(server, api, task):
     assert {event["task"] for event in found} == {f"{task}-mine"}
 
 
+async def test_a_stream_ends_when_its_key_is_revoked(server, api):
+    made = api.post("/keys", json={"name": "short", "scopes": ["admin"]}).json()
+    async with following(server, made["api_key"]) as stream:
+        api.delete(f"/keys/{made['key_id']}")
+        await stream.ended()
+
+
 @pytest.mark.parametrize("path", ["/registry/events", "/registry/audit"])
 def test_a_key_that_may_only_predict_sees_nothing(server, api, path):
     made = api.post("/keys", json={"name": "p", "scopes": ["predict"]}).json()
@@ -150,9 +163,8 @@ async def test_tenants_see_their_own_and_streams_end_with_the_server(
                 seen = client.get("/registry/audit").json()["events"]
             assert {event["task"] for event in seen} == {"a", None}
             server.terminate()
-            for stream in (ours, rivals):
-                with pytest.raises(EOFError):
-                    await stream.next()
+            await ours.ended()
+            await rivals.ended()
         assert await asyncio.to_thread(server.wait) == 0
     await registry.close()
 

@@ -146,6 +146,12 @@ def test_a_canary_answers_alone_unless_its_answers_are_compared(split_table):
     assert (shadowed.answering.role, [s.role for s in shadowed.silent]) == ("prod", ["shadow"])
 
 
+def test_a_canary_that_is_not_there_does_not_keep_prod_from_answering(split_table):
+    split_table.apply(update(4, removed=[8]))
+    served = split_table.resolve(ACME, "films")
+    assert (served.bundle.handle, served.split) == (7, None)
+
+
 def test_a_tasks_split_is_made_once_a_table(split_table):
     first, second = (split_table.resolve(ACME, "films").split for _ in range(2))
     assert first is second
