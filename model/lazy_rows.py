@@ -1,7 +1,5 @@
 """Adam on the rows of a large table that a step reads, as if the table had no others."""
 
-from typing import Self
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -17,24 +15,21 @@ class LazyRows:
 
     def __init__(self, table: Tensor, rows: Tensor) -> None:
         self.weight = table.detach()[rows].requires_grad_(True)  # [K, ...] -> [R, ...]
-        self._table, self._rows = table, rows
+        self.table, self._rows = table, rows
 
-    @classmethod
-    def of_tokens(cls, table: Tensor, tokens: Tensor) -> tuple[Self, Tensor]:
-        """The rows that tokens int64 [N] name, and their embeddings [N, C]."""
-        rows, places = torch.unique(tokens, return_inverse=True)
-        own = cls(table, rows)
-        return own, functional.embedding(places, own.weight)
+    def read(self, tokens: Tensor) -> Tensor:
+        """What tokens int64 [N] name in the table, [N, ...]; rows must be sorted and hold them."""
+        return functional.embedding(torch.searchsorted(self._rows, tokens), self.weight)
 
     @torch.no_grad()
     def update(self, optimizer: torch.optim.Adam) -> None:
         """One step of Adam with the optimiser's rate and moments; the gradient is then used up."""
         assert self.weight.grad is not None
-        group, state = optimizer.param_groups[0], optimizer.state[self._table]
+        group, state = optimizer.param_groups[0], optimizer.state[self.table]
         if not state:
             state["step"] = torch.zeros(())
-            state["exp_avg"] = torch.zeros_like(self._table)
-            state["exp_avg_sq"] = torch.zeros_like(self._table)
+            state["exp_avg"] = torch.zeros_like(self.table)
+            state["exp_avg_sq"] = torch.zeros_like(self.table)
         state["step"] += 1
         step, slope, (beta1, beta2) = float(state["step"]), self.weight.grad, group["betas"]
         mean = state["exp_avg"][self._rows].lerp_(slope, 1 - beta1)
@@ -43,7 +38,7 @@ class LazyRows:
         rate = group["lr"] / (1 - beta1**step)
         updated = self.weight.detach().addcdiv_(mean, spread, value=-rate)
         for table, rows in (
-            (self._table, updated),
+            (self.table, updated),
             (state["exp_avg"], mean),
             (state["exp_avg_sq"], square),
         ):

@@ -31,6 +31,10 @@ class ExampleBatch:
     tokens: Tensor
     targets: Tensor
 
+    def to(self, device: torch.device) -> "ExampleBatch":
+        """The same on another device."""
+        return ExampleBatch(self.tokens.to(device), self.targets.to(device))
+
 
 MakeBatch = Callable[[Sequence[TokenRow], BackboneSpec, torch.Generator], ExampleBatch]
 

@@ -15,6 +15,7 @@ from model.lazy_rows import LazyRows
 from model.softmax_loss import OutputLayer
 from model.tensorfile import read_tensors, write_tensors
 from model.training_errors import CheckpointMismatch
+from model.workers import Workers
 
 Document = dict[str, Any]  # Any: a JSON document
 
@@ -47,16 +48,31 @@ class PretrainingState(nn.Module):
         self.best_weights: dict[str, Tensor] = {}
 
     @property
+    def device(self) -> torch.device:
+        """Where it is trained."""
+        return self.output.bias.device
+
+    @property
     def best_epoch(self) -> int:
         """Index of the epoch with the lowest validation loss, the first of equals; -1 if none."""
         losses = [record.validation_loss for record in self.epochs]
         return losses.index(min(losses)) if losses else -1
 
-    def optimize(self, loss: Tensor, rate: float, tables: Sequence[LazyRows]) -> None:
-        """One step of Adam with this learning rate on what has gradients, and on tables' rows."""
-        self.optimizer.param_groups[0]["lr"] = rate
+    def backward(self, loss: Tensor, tables: Sequence[LazyRows], workers: Workers) -> None:
+        """Gradients of the loss, added up over all workers, for a step of Adam."""
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch's
+        lazy = {id(rows.table) for rows in tables}
+        dense = [parameter for parameter in self.parameters() if id(parameter) not in lazy]
+        for tensor in (*dense, *(rows.weight for rows in tables)):
+            if tensor.grad is None:  # a worker without rows
+                tensor.grad = torch.zeros_like(tensor)
+        grads = (tensor.grad for tensor in (*dense, *(rows.weight for rows in tables)))
+        workers.add_up([grad for grad in grads if grad is not None])
+
+    def step(self, rate: float, tables: Sequence[LazyRows]) -> None:
+        """One step of Adam with this learning rate on what has gradients, and on tables' rows."""
+        self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()
         for rows in tables:
             rows.update(self.optimizer)
@@ -100,7 +116,8 @@ def restore_checkpoint(folder: Path, state: PretrainingState, identity: Document
     state.best_weights = _below(tensors, BEST)
     state.epochs = [EpochRecord(**record) for record in journal["epochs"]]
     for name, parameter in state.named_parameters():
-        state.optimizer.state[parameter] = _below(tensors, f"{ADAM}{name}:")
+        moments = _below(tensors, f"{ADAM}{name}:")
+        state.optimizer.state[parameter] = {k: t.to(parameter.device) for k, t in moments.items()}
     return True
 
 

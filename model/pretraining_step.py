@@ -16,6 +16,7 @@ from model.spec import PAD, BackboneSpec
 from model.training_errors import require_finite
 from model.training_kernels.packed_blocks import packed_states
 from model.training_kernels.packing import ZERO_ROW, Packing, pack
+from model.workers import ALONE, Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +33,13 @@ class Views:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A step of the whole run, from 0, its learning rate and where it draws from."""
+    """A step of the whole run, from 0: its learning rate, and where and how it computes."""
 
     step: int
     learning_rate: float
     generator: torch.Generator
+    dtype: torch.dtype = torch.float32
+    workers: Workers = ALONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,33 +58,51 @@ def train_step(
     at: Moment,
 ) -> StepLoss:
     """One step of Adam; with the sampled loss only rows of items that were read change."""
-    batch = batch if views is None else _stacked(batch, views.tokens)
-    packing = pack(batch.tokens, state.backbone.spec)
-    tokens = batch.tokens.flatten()[packing.places]  # [B, T] -> [N]
+    everyone = batch if views is None else _stacked(batch, views.tokens)
+    own = _share(everyone, len(batch.tokens), at.workers)
+    packing = pack(own.tokens, state.backbone.spec)
+    tokens = own.tokens.flatten()[packing.places]  # [B, T] -> [N]
     tables: list[LazyRows] = []
     if loss == "sampled":
-        own, embedded = LazyRows.of_tokens(state.backbone.embedding.weight, tokens)
-        tables.append(own)
+        tables.append(LazyRows(state.backbone.embedding.weight, torch.unique(everyone.tokens)))
+        embedded = tables[0].read(tokens)
     else:
         embedded = state.backbone.embedding(tokens)  # [N] -> [N, C]
-    states = packed_states(state.backbone, embedded, packing)  # [1 + N, C]
-    hidden, targets = predicting(states, batch, packing)
+    states = packed_states(state.backbone, embedded, packing, at.dtype)  # [1 + N, C]
+    hidden, targets = predicting(states, own, packing)
+    total = batch.targets[batch.targets != NO_TARGET]  # [M] of all workers
     if loss == "sampled":
-        draw = draw_negatives(targets, len(state.output.bias), at.generator)
+        draw = draw_negatives(total, len(state.output.bias), at.generator)
         scores = [LazyRows(table, draw.items) for table in (state.output.weight, state.output.bias)]
         tables += scores
-        items_loss = sampled_softmax(hidden, scores[0].weight, scores[1].weight, draw)
+        draw = draw.of_targets(targets)
+        items_loss = sampled_softmax(hidden, scores[0].weight, scores[1].weight, draw, at.dtype)
     else:
-        items_loss = full_softmax_loss(hidden, state.output.weight, state.output.bias, targets)
-    value = require_finite(items_loss, at.step, at.learning_rate)
-    total = items_loss
+        output = state.output
+        items_loss = full_softmax_loss(hidden, output.weight, output.bias, targets, at.dtype)
+    items_loss = items_loss * (len(targets) / len(total))  # workers' parts add up to the mean
+    objective = items_loss
     if views is not None:
-        users = packed_users(states, packing, state.backbone.spec)  # [2B, C]
-        first, second = torch.split(users, len(views.users))
-        total = items_loss + views.weight * contrastive_loss(first, second, views.users)
-        require_finite(total, at.step, at.learning_rate)
-    state.optimize(total, at.learning_rate, tables)
-    return StepLoss(value, len(targets))
+        users = packed_users(states, packing, state.backbone.spec)  # [2·B', C]
+        first, second = (
+            at.workers.joined(half, len(views.users)) for half in torch.chunk(users, 2)
+        )
+        objective = items_loss + views.weight * contrastive_loss(first, second, views.users)
+    state.backward(objective, tables, at.workers)
+    values = torch.stack([items_loss.detach(), objective.detach()])
+    at.workers.add_up([values])
+    require_finite(values[1], at.step, at.learning_rate)
+    state.step(at.learning_rate, tables)
+    return StepLoss(float(values[0]), len(total))
+
+
+def _share(everyone: ExampleBatch, rows: int, workers: Workers) -> ExampleBatch:
+    """This worker's rows of a batch, and of the views behind them."""
+    part = workers.share(rows)
+    behind = slice(rows + part.start, rows + part.stop)  # empty without views
+    return ExampleBatch(
+        *(torch.cat([x[part], x[behind]]) for x in (everyone.tokens, everyone.targets))
+    )
 
 
 def predicting(states: Tensor, batch: ExampleBatch, packing: Packing) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Cross-entropy against sampled negatives that all rows of a step share."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
-from model.training_kernels.products import chunk_rows, product
+from model.training_kernels.products import biased_product, chunk_rows, product
 
 NEGATIVES = 4096
 """Draws per step; what is drawn twice counts once. MovieLens 1M, four epochs: 4,096 reach the exact
@@ -31,19 +31,21 @@ class Draw:
     log_chance: Tensor
     hits: Tensor
 
-    def of_rows(self, rows: Tensor) -> "Draw":
-        """The same negatives for some of the rows only."""
-        return Draw(self.items, self.own[rows], self.negatives, self.log_chance, self.hits[rows])
+    def of_targets(self, targets: Tensor) -> "Draw":
+        """The same negatives for other rows, whose targets int64 [M'] are among the items."""
+        own = torch.searchsorted(self.items, targets)
+        column_of = torch.full_like(self.items, len(self.negatives))  # [R]
+        column_of[self.negatives] = torch.arange(len(self.negatives), device=targets.device)
+        return replace(self, own=own, hits=column_of[own])
 
 
 def draw_negatives(targets: Tensor, items: int, generator: torch.Generator) -> Draw:
     """Draw negatives for targets int64 [M] among items ordered by descending frequency."""
     drawn = torch.unique(draw_log_uniform(items, NEGATIVES, generator)).to(targets.device)  # [S]
-    distinct, places = torch.unique(torch.cat([targets, drawn]), return_inverse=True)
-    own, negatives = places[: len(targets)], places[len(targets) :]
-    column_of = torch.full_like(distinct, len(drawn))  # [R]
-    column_of[negatives] = torch.arange(len(drawn), device=targets.device)
-    return Draw(distinct, own, negatives, _log_chance(drawn, items), column_of[own])
+    items_met = torch.unique(torch.cat([targets, drawn]))  # [R], ascending
+    negatives = torch.searchsorted(items_met, drawn)
+    none = targets[:0]
+    return Draw(items_met, none, negatives, _log_chance(drawn, items), none).of_targets(targets)
 
 
 def draw_log_uniform(items: int, count: int, generator: torch.Generator) -> Tensor:
@@ -58,14 +60,17 @@ def _log_chance(indices: Tensor, items: int) -> Tensor:
     return (-torch.expm1(NEGATIVES * torch.log1p(-share))).log().float()
 
 
-def sampled_softmax(hidden: Tensor, weight: Tensor, bias: Tensor, draw: Draw) -> Tensor:
+def sampled_softmax(
+    hidden: Tensor, weight: Tensor, bias: Tensor, draw: Draw, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Mean cross-entropy of hidden [M, C] over the draw's items: weight [R, C], bias [R].
 
     Each negative's share is divided by its chance to be drawn, so the sum over negatives is an
     unbiased estimate of the sum over all items. A negative that is a row's own target is left out.
+    Products are computed in ``dtype``.
     """
     loss: Tensor = _SampledSoftmax.apply(  # type: ignore[no-untyped-call]  # torch's
-        hidden, weight, bias, draw
+        hidden, weight, bias, draw, dtype
     )
     return loss
 
@@ -87,13 +92,19 @@ class _SampledSoftmax(Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor, draw: Draw
+        ctx: FunctionCtx,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        draw: Draw,
+        dtype: torch.dtype,
     ) -> Tensor:
-        work = _Chunk(weight[draw.negatives], bias[draw.negatives] - draw.log_chance, len(hidden))
+        shifted = bias[draw.negatives] - draw.log_chance
+        work = _Chunk(weight[draw.negatives].to(dtype), shifted, max(1, len(hidden)))
         positive = weight[draw.own]  # [R, C] -> [M, C]
         right = (hidden * positive).sum(1, keepdim=True) + bias[draw.own].unsqueeze(1)  # [M, 1]
         of_hidden, of_right = torch.empty_like(hidden), torch.empty_like(right)
-        losses = []
+        losses = [hidden.new_zeros(())]
         for part in range(0, len(hidden), chunk_rows(len(draw.negatives))):
             rows = slice(part, part + chunk_rows(len(draw.negatives)))
             loss, of_hidden[rows], of_right[rows] = work.run(
@@ -111,20 +122,22 @@ class _SampledSoftmax(Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, scale: Tensor) -> tuple[Tensor | None, ...]:
-        return (*(grad * scale for grad in ctx.saved_tensors), None)  # type: ignore[attr-defined]  # set by torch
+        return (*(grad * scale for grad in ctx.saved_tensors), None, None)  # type: ignore[attr-defined]  # set by torch
 
 
 class _Chunk:
     """Losses and gradients of some rows against the negatives weight [S, C] and bias [S]."""
 
     def __init__(self, weight: Tensor, bias: Tensor, count: int) -> None:
-        self.of_weight, self.of_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+        self.of_weight = torch.zeros_like(weight, dtype=bias.dtype)
+        self.of_bias = torch.zeros_like(bias)
         self._weight, self._bias, self._count = weight, bias, count
         self._turned = weight.t().contiguous()  # [S, C] -> [C, S]
 
     def run(self, hidden: Tensor, right: Tensor, hits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Summed loss / count, and slopes of hidden [m, C] (negatives' part) and right [m, 1]."""
-        logits = product(hidden, self._weight, self._bias)  # [m, C] -> [m, S]
+        rows = hidden.to(self._weight.dtype)
+        logits = biased_product(rows, self._weight, self._bias)  # [m, C] -> [m, S]
         is_hit = hits < logits.shape[1]
         at = is_hit.nonzero().squeeze(1)
         logits[at, hits[at]] = -math.inf
@@ -133,7 +146,8 @@ class _Chunk:
         own = (right - top).exp()
         total = exps.sum(1, keepdim=True) + own
         slope = exps.mul_(1 / (total * self._count))
-        self.of_weight += product(slope.t(), hidden.t())  # [S, m] @ [m, C]
         self.of_bias += slope.sum(0)
+        slope = slope.to(rows.dtype)
+        self.of_weight += product(slope.t(), rows.t())  # [S, m] @ [m, C]
         loss = (total.log() + top - right).sum() / self._count
         return loss, product(slope, self._turned), (own / total - 1) / self._count

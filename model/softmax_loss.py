@@ -12,7 +12,7 @@ from torch.autograd.function import FunctionCtx
 
 from model.sampled_softmax import draw_log_uniform, sampled_softmax_loss
 from model.spec import FIRST_ITEM
-from model.training_kernels.products import chunk_rows, product
+from model.training_kernels.products import biased_product, chunk_rows, product
 
 __all__ = [
     "FULL_SOFTMAX_LIMIT",
@@ -66,25 +66,33 @@ class _ChunkedCrossEntropy(Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor
+        ctx: FunctionCtx,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        targets: Tensor,
+        dtype: torch.dtype,
     ) -> Tensor:
         grads = torch.empty_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
+        weight = weight.to(dtype)
         turned = weight.t().contiguous()  # [K, C] -> [C, K]
-        losses = []
+        losses = [hidden.new_zeros(1, 1)]
         for start in range(0, len(hidden), chunk_rows(len(weight))):
             part = slice(start, start + chunk_rows(len(weight)))
-            logits = product(hidden[part], weight, bias)  # [M, C] -> [M, K]
+            rows = hidden[part].to(dtype)
+            logits = biased_product(rows, weight, bias)  # [M, C] -> [M, K]
             loss, slope = _loss_and_slope(logits, targets[part], len(hidden))
-            grads[0][part] = product(slope, turned)  # [M, K] @ [K, C] -> [M, C]
-            grads[1].add_(product(slope.t(), hidden[part].t()))  # [K, M] @ [M, C] -> [K, C]
             grads[2].add_(slope.sum(0))
-            losses.append(loss.sum())
+            slope = slope.to(dtype)
+            grads[0][part] = product(slope, turned)  # [M, K] @ [K, C] -> [M, C]
+            grads[1].add_(product(slope.t(), rows.t()))  # [K, M] @ [M, C] -> [K, C]
+            losses.append(loss)
         ctx.save_for_backward(*grads)
-        return torch.stack(losses).sum() / len(hidden)
+        return torch.cat(losses).sum() / max(1, len(hidden))
 
     @staticmethod
     def backward(ctx: FunctionCtx, scale: Tensor) -> tuple[Tensor | None, ...]:
-        return (*(grad * scale for grad in ctx.saved_tensors), None)  # type: ignore[attr-defined]  # set by torch
+        return (*(grad * scale for grad in ctx.saved_tensors), None, None)  # type: ignore[attr-defined]  # set by torch
 
 
 def _loss_and_slope(logits: Tensor, targets: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -100,10 +108,19 @@ def _loss_and_slope(logits: Tensor, targets: Tensor, count: int) -> tuple[Tensor
     return loss, slope
 
 
-def full_softmax_loss(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of hidden [M, C] against targets int64 [M] over all K rows of weight."""
+def full_softmax_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Mean cross-entropy of hidden [M, C] against targets int64 [M] over all K rows of weight.
+
+    Products are computed in ``dtype``.
+    """
     loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch's
-        hidden, weight, bias, targets
+        hidden, weight, bias, targets, dtype
     )
     return loss
 

@@ -32,6 +32,13 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return functional.linear(x, weight, bias)
 
 
+def biased_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``x W^T + b`` in float32 of a product in x's dtype; the bias keeps its precision."""
+    if x.dtype == torch.float32:
+        return product(x, weight, bias)
+    return product(x, weight).float().add_(bias)
+
+
 class _Linear(Function):
     """``x W^T + b`` with gradients for what needs them."""
 

@@ -50,6 +50,20 @@ class StartChoice(StrEnum):
     RANDOM = "random"
 
 
+class PrecisionChoice(StrEnum):
+    """What blocks and products are computed in."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class DeviceChoice(StrEnum):
+    """What to compute on."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 class PartChoice(StrEnum):
     """Whose answers are judged."""
 
@@ -161,14 +175,22 @@ def pretrain(
     contrast_weight: Annotated[
         float, typer.Option(min=0, help="Of the user vectors' loss.", rich_help_panel=RUN)
     ] = 0.5,
+    precision: Annotated[
+        PrecisionChoice, typer.Option(help="Of states and products.", rich_help_panel=RUN)
+    ] = PrecisionChoice.FLOAT32,
+    device: Annotated[
+        DeviceChoice, typer.Option(help="What to compute on.", rich_help_panel=RUN)
+    ] = DeviceChoice.CPU,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train a backbone on users' sequences, without labels."""
+    """Train a backbone on users' sequences, without labels; also in several torchrun processes."""
     from model.pretraining import PretrainSettings
+    from model.progress import unwatched
     from service.training.jobs import run_pretrain
     from service.training.options import parse_dilations
     from service.training.progress_bar import ProgressBars
+    from service.training.torchrun import place_of
 
     settings = PretrainSettings(
         channels=channels,
@@ -186,14 +208,17 @@ def pretrain(
         loss=loss.value,
         start=start.value,
         contrast_weight=contrast_weight,
+        precision=precision.value,
     )
     source = interaction_source(
         interactions, user_column, item_column, order_column, delimiter, where
     )
-    with ProgressBars() as bars:
-        trained, fingerprint = run_pretrain(
-            source, settings, out, _on_existing(resume, overwrite), bars
-        )
+    on_existing = _on_existing(resume, overwrite)
+    with place_of(device.value) as place, ProgressBars() as bars:
+        watch = bars if place.workers.writes else unwatched
+        trained, fingerprint = run_pretrain(source, settings, out, on_existing, watch, place)
+    if not place.workers.writes:
+        return
     epoch = trained.record["epochs"][trained.record["best_epoch"]]
     rows = {"validation loss": epoch["validation_loss"], **epoch["validation_metrics"]}
     _print_metrics(f"{out}, best epoch {epoch['epoch'] + 1}", rows)

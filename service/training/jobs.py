@@ -21,6 +21,7 @@ from model.tensorfile import write_tensors
 from service.training.errors import OutputExists
 from service.training.options import AnswerOptions, read_answers
 from service.training.packing import pack_task, unpack_task
+from service.training.torchrun import Place
 
 OUTPUT_LAYER = "pretraining_output.safetensors"
 """Scores of every item beside the backbone: serving needs none of it, further pretraining does."""
@@ -61,13 +62,24 @@ def run_pretrain(
     out: Path,
     on_existing: OnExisting,
     watch: Watch,
+    place: Place,
 ) -> tuple[PretrainedBackbone, str]:
-    """Pretrain into a folder; the result and the backbone's fingerprint."""
+    """Pretrain into a folder; the result and the backbone's fingerprint.
+
+    Of several processes that train together only the first writes, and knows the fingerprint.
+    """
     _prepare_folder(out, on_existing)
-    histories = read_histories(interactions)
     trained = pretrain(
-        histories, settings, checkpoints=out, resume=on_existing == "resume", watch=watch
+        read_histories(interactions),
+        settings,
+        checkpoints=out,
+        resume=on_existing == "resume",
+        watch=watch,
+        workers=place.workers,
+        device=place.device,
     )
+    if not place.workers.writes:
+        return trained, ""
     write_tensors(out / OUTPUT_LAYER, trained.output.state_dict())
     items = list(trained.vocabulary.items)
     fingerprint = save_backbone(out, trained.backbone, items, trained.record)
