@@ -149,15 +149,15 @@ def test_the_command_line_tells_every_reason_of_a_refusal(server, workshop, tmp_
 
 
 @pytest.mark.parametrize(
-    ("arguments", "key", "code"),
+    ("arguments", "key", "code", "status"),
     [
-        (["push", "no-such-file", "--task", "x"], None, "file_unreadable"),
-        (["tasks"], "prk_wrong", "unauthenticated"),
-        (["tasks", "--url", "http://127.0.0.1:1"], None, "server_unreachable"),
-        (["keys", "revoke", "nope"], None, "key_not_found"),
+        (["push", "no-such-file", "--task", "x"], None, "file_unreadable", 1),
+        (["tasks"], "prk_wrong", "unauthenticated", 1),
+        (["tasks", "--url", "http://127.0.0.1:1"], None, "server_unreachable", 5),
+        (["keys", "revoke", "nope"], None, "key_not_found", 3),
     ],
 )
-def test_the_command_line_fails_with_a_code_and_status_one(server, arguments, key, code):
+def test_the_command_line_fails_with_a_code_and_a_status(server, arguments, key, code, status):
     failed = run(server, *arguments, key=key)
-    assert failed.returncode == 1
+    assert failed.returncode == status
     assert failed.stderr.startswith(code), failed.stderr
