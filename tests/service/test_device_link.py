@@ -298,3 +298,47 @@ async def test_many_requests_at_once_are_all_answered(peer, link, monkeypatch):
         asked = await peer.next(Predict)
         await peer.send(BatchResults(1, 0.1, [answer(asked, 0)]))
     assert [[r.values for r in await task] for task in tasks] == [[b"ok"]] * 500
+
+
+async def test_silent_rows_ride_in_the_same_message_and_come_back_with_the_others(peer, link):
+    await peer.welcome(table(1, a=7, b=8))
+    task = asyncio.create_task(link.predict([row()], soon_due(), [row(8, DIGEST_B)]))
+    asked = await peer.next(Predict)
+    assert isinstance(asked, Predict)
+    assert [each.handle for each in asked.rows] == [7, 8]
+    await peer.send(BatchResults(1, 0.1, [answer(asked, 0, b"told"), answer(asked, 1, b"kept")]))
+    results = await task
+    assert [result.values for result in results.rows] == [b"told"]
+    assert [result and result.values for result in results.silent] == [b"kept"]
+
+
+async def test_nobody_waits_for_a_silent_row(peer, link):
+    await peer.welcome(table(1, a=7))
+    task = asyncio.create_task(link.predict([row()], soon_due(), [row()]))
+    asked = await peer.next(Predict)
+    await peer.send(BatchResults(1, 0.1, [answer(asked, 0, b"told")]))
+    results = await task
+    assert ([result.values for result in results.rows], results.silent) == ([b"told"], [None])
+    assert await peer.next(Cancel) == Cancel(asked.request_id)
+    assert link.state.waiting_rows == 0
+
+
+async def test_silent_rows_are_left_out_rather_than_a_request_refused(peer, link):
+    await peer.welcome(table(1, a=7))
+    silent = [row(), row()]
+    task = asyncio.create_task(link.predict([row(), row(), row()], soon_due(), silent))
+    asked = await peer.next(Predict)
+    assert isinstance(asked, Predict)
+    assert len(asked.rows) == 3
+    await peer.send(BatchResults(1, 0.1, [answer(asked, at) for at in range(3)]))
+    assert (await task).silent == [None, None]
+
+
+async def test_a_row_is_renewed_under_the_handle_that_its_bundle_has_now(peer, link):
+    await peer.welcome(table(1, a=7))
+    await peer.send(update(2, bundles=[bundle_entry(9, DIGEST_A)], removed=[7]))
+    await peer.next(TableAck)
+    renewed = link.renewed(row(7, DIGEST_A))
+    assert renewed is not None
+    assert renewed.row.handle == 9
+    assert link.renewed(row(8, DIGEST_B)) is None
