@@ -30,9 +30,10 @@ class DeviceBlock:
 
 @dataclass(frozen=True, slots=True)
 class DevicePlan:
-    """``input_count`` positions enter; ``entry_sizes`` has the positions at each block's input."""
+    """``inputs`` int32 count back from the last position; ``entry_sizes``: positions at each block's
+    input."""
 
-    input_count: int
+    inputs: Tensor
     blocks: tuple[DeviceBlock, ...]
     entry_sizes: tuple[int, ...]
 
@@ -48,7 +49,7 @@ def to_device(cone: Plan, device: torch.device) -> DevicePlan:
         for block in cone.blocks
     )
     sizes = (len(cone.inputs), *(len(block.second.outputs) for block in cone.blocks))
-    return DevicePlan(int(cone.inputs[0]) + 1, blocks, sizes)
+    return DevicePlan(_indices(cone.inputs, device), blocks, sizes)
 
 
 def _conv(conv: ConvPlan, device: torch.device) -> DeviceConv:

@@ -135,7 +135,7 @@ class PaddedForward:
                 rows = slice(group.start, group.stop)
                 own = group.tensors["patch.cls"][group.slots].unsqueeze(1)  # [b, C] -> [b, 1, C]
                 x[rows] = torch.where((tokens[rows] == CLS).unsqueeze(2), own, x[rows])
-        read = x[:, x.shape[1] - device_plan.input_count :]  # the inputs are contiguous
+        read = x.index_select(1, x.shape[1] - 1 - device_plan.inputs)
         return functional.pad(read, (0, 0, 1, 0))  # a zero row in front, for taps outside
 
     def _pool(self, x: Tensor, tokens: Tensor) -> Tensor:

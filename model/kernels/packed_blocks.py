@@ -24,6 +24,7 @@ from model.kernels.packed_kernels import (
     gather,
     run_few,
     scratch_numbers,
+    width_of,
 )
 from model.lanes import Group, Indices, Stage
 from model.packed_plan import Chunk, TrunkState, position_counts
@@ -125,6 +126,7 @@ class PackedBlocks:
         self.counts = position_counts(cone, spec)
         self._dtype, self._number = dtype, NUMBERS[dtype]
         self._embedding = backbone.embedding.weight.detach().to(dtype).contiguous()
+        self._inputs = np.ascontiguousarray(cone.inputs, dtype=np.int32)
         self._convs: list[PackedConv] = []
         for block, at in zip(backbone.blocks, cone.blocks, strict=True):
             assert isinstance(block, ResidualBlock)
@@ -140,7 +142,8 @@ class PackedBlocks:
             ]
         )
         centre, eps = cone.blocks[0].first.centre, np.float32(spec.layer_norm_eps)
-        self._constants = (spec.channels, spec.kernel_size, centre, eps, self._number)
+        self._width = width_of(spec.channels)
+        self._constants = (self._width, spec.kernel_size, centre, eps, self._number)
         self._buffers = Buffers(dtype)
 
     def run(self, chunk: Chunk) -> tuple[Tensor, list[TrunkState]]:
@@ -182,8 +185,9 @@ class PackedBlocks:
             places.append((group.start, group.stop, slots, cls, NUMBERS[group.slab.dtype]))
         for start, stop, slots, cls, number in places:
             enter(
-                framed.data_ptr(), framed.shape[1], self._embedding.data_ptr(), run.x.data_ptr(),
-                run.bases.ctypes.data, start, stop, slots, cls, self.spec.channels,
+                framed.data_ptr(), framed.shape[1], self._inputs.ctypes.data, len(self._inputs),
+                self._embedding.data_ptr(), run.x.data_ptr(),
+                run.bases.ctypes.data, start, stop, slots, cls, self._width,
                 self._number, number,
             )  # fmt: skip
 
@@ -198,7 +202,7 @@ class PackedBlocks:
         branch(
             run.x.data_ptr(), old[level].ctypes.data, new.data_ptr(),
             run.bases[level].ctypes.data, stage.select.ctypes.data, len(stage.select),
-            self.spec.channels, self._number,
+            self._width, self._number,
         )  # fmt: skip
         run.x = new
 
@@ -215,7 +219,7 @@ class PackedBlocks:
         gather(
             run.x.data_ptr(), base + level * step, address, base + (level + 1) * step,
             len(run.lengths), self._convs[level].taps.ctypes.data, longest, longest_out,
-            channels, self.spec.kernel_size, self._number,
+            self._width, self.spec.kernel_size, self._number,
         )  # fmt: skip
         parts = self._parts(len(run.lengths), stage.groups)
         scratch, middle = self._scratch(stage.groups)

@@ -9,7 +9,8 @@ residual and lays out the taps of the next product while the lane is still in th
 
 Names that end in ``_`` are addresses (``Tensor.data_ptr()``; 0: not there). ``number`` and
 ``task_number`` are samples of how activations, and patches and norms of tasks, are stored:
-``np.float32`` or, for bfloat16, ``np.uint16``. ``C`` channels, ``K`` taps, ``H`` bottleneck.
+``np.float32`` or, for bfloat16, ``np.uint16``. ``width`` tells C channels (``width_of``); ``K``
+taps, ``H`` bottleneck.
 Every lane is computed by itself in a fixed order: its neighbours change no bit of it. The compiled
 code is kept on disk beside this file, or in the user's cache.
 """
@@ -54,6 +55,16 @@ GELU_CUBIC = np.float32(-0.1029432396)  # the same by 0.044715
 ONE, ZERO = np.float32(1), np.float32(0)
 
 
+def width_of(channels: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """How kernels are told C: by the *type* of an argument, so that they are compiled for it."""
+    return (0,) * (channels // LANES), (0,) * (channels % LANES)
+
+
+@njit
+def _channels(width):
+    return len(width[0]) * LANES + len(width[1])
+
+
 def scratch_numbers(channels: int, bottleneck: int) -> int:
     """Size of ``finish``'s float32 scratch."""
     padded = (-(-count // LANES) * LANES for count in (channels, bottleneck))
@@ -61,15 +72,24 @@ def scratch_numbers(channels: int, bottleneck: int) -> int:
 
 
 @njit(nogil=True, cache=True)
-def enter(tokens_, width, embedding_, x_, base_, start, stop, slots_, cls_, C, activation, weight):
-    """Lanes' embedded inputs: the newest of tokens int32 [lanes, width]."""
+def enter(
+    tokens_, longest, offsets_, inputs, embedding_, x_, base_, start, stop, slots_, cls_,
+    width, activation, weight,
+):  # fmt: skip
+    """Lanes' embedded inputs: tokens int32 [lanes, longest] at offsets int32 [inputs] from the end.
+
+    A shorter lane has the last of the ``inputs`` that the longest one has.
+    """
+    C = _channels(width)
     tokens, base, slots = int_pointer(tokens_), int_pointer(base_), int_pointer(slots_)
+    offsets = int_pointer(offsets_)
     embedding, x = pointer_like(embedding_, activation), pointer_like(x_, activation)
     cls = pointer_like(cls_, weight)
     for lane in range(start, stop):
         begin, count = np.int64(base[lane]), np.int64(base[lane + 1]) - np.int64(base[lane])
         for position in range(count):
-            token = np.int64(tokens[lane * width + width - count + position])
+            offset = np.int64(offsets[inputs - count + position])
+            token = np.int64(tokens[(lane + 1) * longest - 1 - offset])
             to = (begin + position) * C
             if cls_ != 0 and token == CLS:
                 own = np.int64(slots[lane - start]) * C
@@ -81,8 +101,9 @@ def enter(tokens_, width, embedding_, x_, base_, start, stop, slots_, cls_, C, a
 
 
 @njit(nogil=True, cache=True)
-def branch(old_, old_base_, new_, new_base_, select_, lanes, C, activation):
+def branch(old_, old_base_, new_, new_base_, select_, lanes, width, activation):
     """New lane i is a copy of old lane ``select[i]``."""
+    C = _channels(width)
     old, new = pointer_like(old_, activation), pointer_like(new_, activation)
     old_base, new_base, select = (
         int_pointer(old_base_), int_pointer(new_base_), int_pointer(select_),
@@ -95,7 +116,7 @@ def branch(old_, old_base_, new_, new_base_, select_, lanes, C, activation):
 
 
 @njit(nogil=True, cache=True)
-def gather(x_, base_, out_, out_base_, lanes, taps_, longest, longest_out, C, K, activation):
+def gather(x_, base_, out_, out_base_, lanes, taps_, longest, longest_out, width, K, activation):
     """Taps [positions out, K·C] of each lane; ``taps`` int32 [N, K] are the longest lane's."""
     x, out = pointer_like(x_, activation), pointer_like(out_, activation)
     base, out_base, taps = int_pointer(base_), int_pointer(out_base_), int_pointer(taps_)
@@ -103,15 +124,16 @@ def gather(x_, base_, out_, out_base_, lanes, taps_, longest, longest_out, C, K,
         at, to = np.int64(base[lane]), np.int64(out_base[lane])
         missing = longest - (np.int64(base[lane + 1]) - at)
         wanted = np.int64(out_base[lane + 1]) - to
-        _lay_out(x, at, missing, out, to, wanted, taps, longest_out - wanted, C, K)
+        _lay_out(x, at, missing, out, to, wanted, taps, longest_out - wanted, width, K)
 
 
 @njit
-def _lay_out(x, at, missing, out, to, wanted, taps, skipped, C, K):
+def _lay_out(x, at, missing, out, to, wanted, taps, skipped, width, K):
     """The taps of a lane's wanted positions side by side; zeros where there are none.
 
     The lane lacks the longest lane's first ``missing`` inputs and first ``skipped`` outputs.
     """
+    C = _channels(width)
     nothing = splat(ZERO)
     for position in range(wanted):
         for tap in range(K):
@@ -133,8 +155,9 @@ def _gelu(x):
 
 
 @njit
-def _narrow(s, s0, s1, s2, s3, down, patch, H, C, h):
+def _narrow(s, s0, s1, s2, s3, down, patch, H, width, h):
     """Columns h.. of ``s D`` for four positions; two sums each, so that additions overlap."""
+    C = _channels(width)
     zero = splat(ZERO)
     a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zero
     d, n = patch * C * H + h, H - h
@@ -162,8 +185,9 @@ def _expect(down, up, patch, size):
 
 
 @njit
-def _widen(hidden, tall, up, at, H, C, n, a0, a1, a2, a3):
+def _widen(hidden, tall, up, at, H, width, n, a0, a1, a2, a3):
     """``a + h U`` for four positions' hidden values and sixteen channels."""
+    C = _channels(width)
     for h in range(H):
         w = load_first(up, at + h * C, n)
         a0 = fma(splat(number(hidden, h)), w, a0)
@@ -174,8 +198,9 @@ def _widen(hidden, tall, up, at, H, C, n, a0, a1, a2, a3):
 
 
 @njit
-def _scale(rows, mean, C, eps):
+def _scale(rows, mean, width, eps):
     """One over the standard deviation of a row of C numbers."""
+    C = _channels(width)
     squares = splat(ZERO)
     for c in range(0, C, LANES):
         d = first(sub(load(rows, c), mean), C - c)
@@ -189,7 +214,7 @@ def finish(
     start, stop, slots_,
     mode, H, stacked, at, down_, down_bias_, up_, up_bias_, norms, norm_at, own_weight_, own_bias_,
     norm_weight_, norm_bias_, residual_, longest_in, longest, taps_, longest_next,
-    C, K, centre, eps, activation, weight,
+    width, K, centre, eps, activation, weight,
 ):  # fmt: skip
     """relu(LN(patched y)) (+ residual) of each lane, and the taps of the next product.
 
@@ -197,6 +222,7 @@ def finish(
     output only the taps need: ``out`` is then one lane's scratch. ``mode`` to ``own_bias`` are a
     group's patches, ``norm_weight`` to ``longest_next`` the convolution.
     """
+    C = _channels(width)
     y, gathered = pointer_like(y_, activation), pointer_like(gathered_, activation)
     x, out = pointer_like(x_, activation), pointer_like(out_, activation)
     x_base, base, next_base = int_pointer(x_base_), int_pointer(base_), int_pointer(next_base_)
@@ -227,7 +253,7 @@ def finish(
                 s0, s1, s2, s3 = r0 * K + own, r1 * K + own, r2 * K + own, r3 * K + own
             for h in range(0, H, LANES):
                 w = load_first(down_bias, patch * H + h, H - h)
-                a0, a1, a2, a3 = _narrow(s, s0, s1, s2, s3, down, patch, H, C, h)
+                a0, a1, a2, a3 = _narrow(s, s0, s1, s2, s3, down, patch, H, width, h)
                 store(hidden, h, _gelu(add(a0, w)))
                 store(hidden, tall + h, _gelu(add(a1, w)))
                 store(hidden, 2 * tall + h, _gelu(add(a2, w)))
@@ -240,7 +266,7 @@ def finish(
                 if mode != 0:
                     w = load_first(up_bias, patch * C + c, n)
                     a0, a1, a2, a3 = _widen(
-                        hidden, tall, up, patch * H * C + c, H, C, n,
+                        hidden, tall, up, patch * H * C + c, H, width, n,
                         add(a0, w), add(a1, w), add(a2, w), add(a3, w),
                     )  # fmt: skip
                 if mode == PARALLEL_SKIP:
@@ -253,8 +279,8 @@ def finish(
                 store(row3, c, a3)
             m0, m1 = splat(total(m0) / size), splat(total(m1) / size)
             m2, m3 = splat(total(m2) / size), splat(total(m3) / size)
-            v0, v1 = _scale(row0, m0, C, eps), _scale(row1, m1, C, eps)
-            v2, v3 = _scale(row2, m2, C, eps), _scale(row3, m3, C, eps)
+            v0, v1 = _scale(row0, m0, width, eps), _scale(row1, m1, width, eps)
+            v2, v3 = _scale(row2, m2, width, eps), _scale(row3, m3, width, eps)
             o0, o1, o2, o3 = (to + p) * C, (to + p1) * C, (to + p2) * C, (to + p3) * C
             e0 = e1 = e2 = e3 = np.int64(0)
             if residual_ != 0:
@@ -283,16 +309,17 @@ def finish(
             where = np.int64(next_base[lane])
             wanted = np.int64(next_base[lane + 1]) - where
             missing, skipped = longest - count, longest_next - wanted
-            _lay_out(out, to, missing, gathered, where, wanted, taps, skipped, C, K)
+            _lay_out(out, to, missing, gathered, where, wanted, taps, skipped, width, K)
 
 
 @njit
-def _product(x, weight, bias, y, count, C, K):
+def _product(x, weight, bias, y, count, width, K):
     """``y = x W + b`` of float32 x [count, K·C], W [K·C, C]; four positions by 64 channels at once.
 
     Sums run over the inputs in their order and end with the bias, as the large product's do, so
     both give the same bits.
     """
+    C = _channels(width)
     zero = splat(ZERO)
     for c in range(0, C, 4 * LANES):
         n = C - c
@@ -330,7 +357,7 @@ def _keep(y, at, bias, c, n, a, b, d, e):
 @njit(nogil=True, cache=True)
 def run_few(
     x, other, gathered, y, base_, lanes, begin, end, parts_, part_count, convs_, scratch, middle,
-    C, K, centre, eps, activation, weight,
+    width, K, centre, eps, activation, weight,
 ):  # fmt: skip
     """Convolutions ``begin`` to ``end`` with their products, for too few positions to leave for.
 
@@ -344,7 +371,7 @@ def run_few(
         a = conv * 9
         count = np.int64(base[(conv + 1) * (lanes + 1) + lanes])
         w, b = float_pointer(convs[a + 7]), float_pointer(convs[a + 8])
-        _product(float_pointer(gathered), w, b, float_pointer(y), count, C, K)
+        _product(float_pointer(gathered), w, b, float_pointer(y), count, width, K)
         out = other if conv % 2 == 1 else middle
         to = base_ + (conv + 1) * step
         following = to + step if conv + 1 < end else 0
@@ -357,7 +384,7 @@ def run_few(
                 g[p], g[p + 1], g[p + 2], g[p + 3], g[p + 4], g[p + 5], g[p + 6], g[p + 7],
                 g[p + 8], g[p + 9], g[p + 10], g[p + 11],
                 convs[a], convs[a + 1], convs[a + 2], convs[a + 3], convs[a + 4], convs[a + 5],
-                convs[a + 6], C, K, centre, eps, activation, weight,
+                convs[a + 6], width, K, centre, eps, activation, weight,
             )  # fmt: skip
         if conv % 2 == 1:
             x, other = other, x

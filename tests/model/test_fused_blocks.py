@@ -58,6 +58,7 @@ class Mix:
         BackboneSpec(60, 24, (1, 4, 2), kernel_size=5, max_len=20),
         BackboneSpec(60, 16, (1, 4, 2), is_causal=False, max_len=20),
         BackboneSpec(60, 16, (1, 4, 2), padding="embedded", max_len=20),
+        BackboneSpec(60, 16, (2, 4, 2), max_len=20),
     ],
     ids=str,
 )

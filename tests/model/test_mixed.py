@@ -33,6 +33,7 @@ SPECS = [
     for padding in ("exact", "embedded")
 ]
 SPECS.append(BackboneSpec(60, 17, (2, 1), max_len=20))
+SPECS.append(BackboneSpec(60, 16, (2, 4), max_len=20))  # reads every second position only
 
 
 class Fleet:
