@@ -34,6 +34,9 @@ PREDICT_REQUESTS: dict[str, Document] = {
     "one user": {"value": {"history": ["1193", "661", "914"]}},
     "int ids": {"value": {"history": [1193, 661, 914]}},
     "cold start": {"value": {"history": []}},
+    "a version of one's own": {
+        "value": {"history": ["1193"], "parameters": {"version": "next"}},
+    },
     "several users": {
         "value": {
             "instances": [
@@ -76,7 +79,11 @@ PREDICT_RESPONSES: dict[str, Document] = {
 
 USERS_REQUESTS: dict[str, Document] = {
     "some tasks": {
-        "value": {"history": [1193, 661], "tasks": ["gender", {"task": "films", "top_k": 20}]}
+        "value": {
+            "history": [1193, 661],
+            "user_id": "u1",
+            "tasks": ["gender", {"task": "films", "top_k": 20, "version": 7}],
+        }
     },
     "all tasks": {"value": {"history": [1193, 661], "tasks": "all"}},
 }
@@ -99,8 +106,8 @@ _STATUSES = {
     400: "Malformed: the message names the place.",
     401: "No valid API key.",
     403: "The key may not do this.",
-    404: "No such task.",
-    409: "The task has no prod version.",
+    404: "No such task, or it has no such alias.",
+    409: "The task has no prod version, or the version that is asked for is not served.",
     413: "The body, the history or the number of rows is too large.",
     429: "Too many rows wait; see Retry-After.",
     503: "The device process or the bundle is not there yet; see Retry-After.",

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from service.api_client import ApiClient
 
 COMPLETION_TIMEOUT_S = 2.0
+
+PIPED_WIDTH = 200
+"""Columns of a table that goes to another program, which has no width of its own."""
+
 SHORT_DIGEST = len("sha256:") + 12
 
 
@@ -68,7 +72,10 @@ def print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> No
     table = Table(*columns)
     for row in rows:
         table.add_row(*(printable(text) for text in row))
-    Console(highlight=False, markup=False).print(table)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = max(console.width, PIPED_WIDTH)
+    console.print(table)
 
 
 def short(digest: str | None) -> str:

@@ -30,6 +30,10 @@ def traffic_of(api, task):
     return api.get(f"/tasks/{task}").json()["traffic"]
 
 
+def predict_status(api, task):
+    return api.post(f"/tasks/{task}/predict", json={"history": []}).status_code
+
+
 def trips(api, task):
     found = api.get("/registry/audit", params={"task": task}).json()["events"]
     return [event for event in found if event["action"] == "trip_guard"]
@@ -137,6 +141,23 @@ def test_a_guard_acts_while_redis_is_away_and_tells_it_later(workshop, tmp_path,
         eventually(lambda: traffic_of(api, task) is None, 30)
         assert [trip["reason"] for trip in trips(api, task)] == ["divergence"]
         assert {ask(api, task, user)["digest"] for user in USERS} == {prod}
+
+
+@pytest.mark.timeout(180)
+def test_users_keep_their_version_when_the_device_process_dies(workshop, tmp_path, task):
+    bundles = [workshop.bundle("classification", seed) for seed in (44, 45)]
+    with (
+        running_server(workshop.folder, tmp_path, workers=1) as server,
+        server.client() as api,
+    ):
+        digests = with_two_versions(api, task, *bundles)
+        put_traffic(api, task, prod_weight=1, canary=[{"version": 2, "weight": 1}], shadow=[2])
+        before = [ask(api, task, user)["digest"] for user in USERS]
+        server.child("device").kill()
+        eventually(lambda: server.is_ready() and "child_died" in server.log, 30)
+        eventually(lambda: predict_status(api, task) == 200, 30)
+        assert [ask(api, task, user)["digest"] for user in USERS] == before
+        assert set(before) == set(digests)
 
 
 @pytest.mark.timeout(180)
