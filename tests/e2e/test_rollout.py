@@ -194,15 +194,31 @@ def test_aliases_come_and_go(api, task, digests):
     assert (gone.status_code, gone.json()["code"]) == (404, "alias_not_found")
 
 
-def test_a_version_that_was_forgotten_by_the_device_is_served_when_its_alias_is_set(
-    api, task, workshop
-):
+@pytest.fixture
+def evicted(api, task, workshop) -> str:
+    """Version 1 of the task, which the device has long forgotten."""
     first = push(api, task, workshop.bundle("value", seed=500)).json()
     for seed in range(501, 520):
         push(api, task, workshop.bundle("value", seed=seed))
+    digest: str = first["digest"]
+    return digest
+
+
+def test_a_version_that_was_forgotten_by_the_device_is_served_when_its_alias_is_set(
+    server, api, task, evicted
+):
     api.put(f"/tasks/{task}/aliases/old", json={"version": 1})
-    answers = [
-        api.post(f"/tasks/{task}/predict", json={"history": [], "parameters": {"version": "old"}})
-        for _ in range(4)
-    ]
-    assert [answer.json()["digest"] for answer in answers] == [first["digest"]] * 4
+    body = {"history": [], "parameters": {"version": "old"}}
+    for _ in range(4):
+        with server.client() as client:
+            answer = client.post(f"/tasks/{task}/predict", json=body)
+        assert answer.json()["digest"] == evicted
+
+
+def test_a_canary_that_was_forgotten_by_the_device_answers_when_its_traffic_is_put(
+    server, api, task, evicted
+):
+    put_traffic(api, task, canary=[{"version": 1, "weight": 1}])
+    for user in range(4):
+        with server.client() as client:
+            assert ask(client, task, user)["digest"] == evicted
