@@ -3,7 +3,9 @@
 import argparse
 import multiprocessing
 import statistics
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -57,7 +59,7 @@ def _mean_loss(tasks: list[FinetunedTask]) -> float:
 
 
 def measure_many_items() -> dict[str, float]:
-    """Pretrain a million items in a process of its own, from data to the best weights."""
+    """Pretrain a million items, checkpoint included, in a process of its own."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_pretrain_a_million)
@@ -78,7 +80,8 @@ def _pretrain_a_million() -> dict[str, float]:
         offsets=np.arange(count + 1) * WINDOW,
     )
     settings = PretrainSettings(max_len=WINDOW, epochs=1, batch_size=32, validation_share=0.01)
-    record = pretrain(histories, settings).record
+    with tempfile.TemporaryDirectory() as folder:
+        record = pretrain(histories, settings, checkpoints=Path(folder)).record
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "items_1m_peak_gib": peak / 2**20,

@@ -167,7 +167,7 @@ def pretrain(
         int, typer.Option(min=1, help="Leave rarer items out.", rich_help_panel=RUN)
     ] = 1,
     loss: Annotated[
-        LossChoice, typer.Option(help="auto: exact up to 20,000 items.", rich_help_panel=RUN)
+        LossChoice, typer.Option(help="auto: exact up to 5,000 items.", rich_help_panel=RUN)
     ] = LossChoice.AUTO,
     start: Annotated[
         StartChoice, typer.Option(help="Item embeddings' start.", rich_help_panel=RUN)
