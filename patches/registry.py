@@ -46,7 +46,7 @@ from patches.records import (
     VersionAdded,
     VersionSummary,
 )
-from patches.redis_client import Client, open_redis, redis_errors
+from patches.redis_client import Client, drop_idle_connections, open_redis, redis_errors
 from patches.scripts import tasks
 from patches.scripts.reading import READ_TASK
 from patches.scripts.traffic import CLEAR_TRAFFIC, PUT_TRAFFIC, TRIP_GUARD
@@ -87,6 +87,10 @@ class Registry:
     async def close(self) -> None:
         """Give the connections back."""
         await self.store.redis.aclose()
+
+    async def drop_idle_connections(self) -> None:
+        """Connect anew at the next call: after a silence the others may be dead as well."""
+        await drop_idle_connections(self.store.redis)
 
     # Bundles
 

@@ -148,6 +148,11 @@ class DeviceLoop:
             self._run_batch()
             self._tick()
 
+    def close(self) -> None:
+        """Give back what wakes the thread; nobody may ``submit`` any more."""
+        self._wake.close()
+        self._waker.close()
+
     def apply(self, desired: Desired, seen_at: float) -> list[str]:
         """Flip the table towards what the registry wants; the digests still to be loaded.
 

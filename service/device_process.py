@@ -53,6 +53,7 @@ def run_device(settings: Settings) -> None:
         device.run(follower, lambda: bool(stopping))
     finally:
         follower.stop()
+        device.close()
         events.close()
         context.destroy(linger=1000)
 

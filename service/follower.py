@@ -35,9 +35,12 @@ log = structlog.get_logger()
 
 Result = TypeVar("Result")
 
-LOOK_TIMEOUT_S = 1.0
-"""A Redis that says nothing for so long is away: a cut connection may be silent much longer."""
+LOOK_TIMEOUT_S = 0.5
+LONGEST_LOOK_TIMEOUT_S = 1.5
+"""A Redis that says nothing for so long is away: a cut connection may be silent much longer. The
+first time is shorter, since Redis may be reachable over another connection."""
 
+CHANGES_TIMEOUT_S = 1.0
 READ_TIMEOUT_S = 10.0
 """For the whole registry, and for changes after they took too long."""
 
@@ -65,10 +68,12 @@ class RegistryFollower:
         self._known: RegistrySnapshot | None = None
         self._desired: Desired | None = None
         self._seen_at = 0.0
+        self._look_timeout_s = LOOK_TIMEOUT_S
         self._read_timeout_s = READ_TIMEOUT_S
         self._in_use: frozenset[str] = frozenset()
         self._entries: dict[TaskRef, tuple[TaskRecord, TaskEntry]] = {}
         self._has_news = False
+        self._is_away = False
         self._unsaved: RegistrySnapshot | None = None
         self._loop = asyncio.new_event_loop()
         self._look = asyncio.Event()
@@ -139,15 +144,21 @@ class RegistryFollower:
 
     async def _keep_in_step(self) -> None:
         while True:
+            started = time.monotonic()
             try:
                 await self._reconcile()
             except PeterRecError as error:
-                log.warning(error.code, reason=error.message)
+                if not self._is_away:  # once, not twice a second
+                    log.warning(error.code, reason=error.message)
+                self._is_away = True
                 self._emit(RegistryUnreachable(time.time()))
                 self._source.give_up()
                 self._note_progress()
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(max(0.0, started + RETRY_S - time.monotonic()))
             else:
+                if self._is_away:
+                    log.info("registry_is_back")
+                self._is_away = False
                 await self._sleep_until_hint()
 
     async def _sleep_until_hint(self) -> None:
@@ -158,7 +169,7 @@ class RegistryFollower:
     async def _start_from_cache(self) -> None:
         """If the registry can't be read now, serve what was served last."""
         try:
-            await _within(LOOK_TIMEOUT_S, self._registry.revision())
+            await self._look_at_revision()
         except PeterRecError:
             snapshot = await self._recalled()
             if snapshot is not None:
@@ -179,14 +190,32 @@ class RegistryFollower:
 
     async def _read(self) -> RegistrySnapshot:
         """The registry as it is now; RegistryUnavailable soon if Redis is silent."""
-        await _within(LOOK_TIMEOUT_S, self._registry.revision())
+        await self._look_at_revision()
         try:
-            found = await _within(self._read_timeout_s, self._registry.catch_up(self._known))
+            found = await self._within(self._read_timeout_s, self._registry.catch_up(self._known))
         except RegistryUnavailable:
             self._read_timeout_s = min(READ_TIMEOUT_S, 2 * self._read_timeout_s)
             raise
-        self._read_timeout_s = LOOK_TIMEOUT_S
+        self._read_timeout_s = CHANGES_TIMEOUT_S
         return found
+
+    async def _look_at_revision(self) -> None:
+        try:
+            await self._within(self._look_timeout_s, self._registry.revision())
+        except RegistryUnavailable:
+            self._look_timeout_s = min(LONGEST_LOOK_TIMEOUT_S, 2 * self._look_timeout_s)
+            raise
+        self._look_timeout_s = LOOK_TIMEOUT_S
+
+    async def _within(self, timeout_s: float, answer: Awaitable[Result]) -> Result:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await answer
+        except TimeoutError as error:
+            await self._registry.drop_idle_connections()
+            raise RegistryUnavailable(
+                f"Redis did not answer within {timeout_s:g} s.", hint="Serving goes on."
+            ) from error
 
     def _note_progress(self) -> None:
         """Ready as soon as all that can be loaded now has been; a bad bundle changes nothing."""
@@ -311,16 +340,6 @@ async def _again_and_again(work: Callable[[], Awaitable[None]]) -> None:
         except Exception:
             log.exception("follower_failed")
             await asyncio.sleep(RETRY_S)
-
-
-async def _within(timeout_s: float, answer: Awaitable[Result]) -> Result:
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await answer
-    except TimeoutError as error:
-        raise RegistryUnavailable(
-            f"Redis did not answer within {timeout_s:g} s.", hint="Serving goes on."
-        ) from error
 
 
 def _task_entry(record: TaskRecord) -> TaskEntry:

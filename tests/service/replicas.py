@@ -1,0 +1,91 @@
+"""A replica within the test: a real device loop and follower in threads, and a worker's table."""
+
+import threading
+from pathlib import Path
+
+import zmq
+
+from patches.blob_cache import BlobCache
+from patches.identity import DEFAULT_TENANT, Digest
+from patches.registry import Registry, open_redis
+from patches.verify import BundleLimits
+from service.bundle_source import BundleSource, Demands
+from service.device import DeviceLimits, DeviceLoop
+from service.device_link import DeviceLink
+from service.events import Event
+from service.follower import RegistryFollower
+from service.slots import SlotStore
+from service.task_table import TaskTable
+from tests.service.random_bundles import Workshop
+
+Served = dict[str, tuple[dict[str, str], frozenset[str]]]
+"""By task: the digest of each alias, and the digests that take part in its traffic."""
+
+
+class Replica:
+    """``start`` and ``stop`` the device as often as you like; the worker and the disk stay.
+
+    The worker's side belongs to the event loop that ``open`` ran on.
+    """
+
+    def __init__(self, workshop: Workshop, folder: Path, redis_url: str, prefix: str) -> None:
+        self._workshop = workshop
+        self._folder = folder
+        self._redis_url = redis_url
+        self._prefix = prefix
+        self._thread: threading.Thread | None = None
+        folder.mkdir()
+        self._endpoint = f"ipc://{folder}/device"
+        self.table = TaskTable()
+        self.link = DeviceLink(
+            self._endpoint, "worker-1", self.table, max_rows=100, on_update=lambda update: None
+        )
+        self.events: list[Event] = []
+
+    async def open(self) -> None:
+        await self.link.start()
+        self.start()
+
+    async def close(self) -> None:
+        await self.link.close()
+        self.stop()
+
+    def start(self) -> None:
+        self._is_stopping = False
+        self._context = zmq.Context()
+        socket = self._context.socket(zmq.ROUTER)
+        socket.bind(self._endpoint)
+        store = SlotStore(self._workshop.loaded.backbone, head_limit_bytes=1 << 20)
+        limits = DeviceLimits(max_queue_rows=100, max_batch_rows=16)
+        self.device = DeviceLoop(socket, store, limits, self.events.append)
+        registry = Registry(open_redis(self._redis_url), self._prefix)
+        cache = BlobCache(self._folder / "cache")
+        source = BundleSource(registry, cache, Demands(self._workshop.identity, BundleLimits()))
+        self.follower = RegistryFollower(registry, source, self.device, 1.0, self.events.append)
+        self._thread = threading.Thread(target=self._serve, args=(socket,), daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        if self._thread is not None:
+            self._is_stopping = True
+            self._thread.join()
+            self._thread = None
+
+    def _serve(self, socket: "zmq.Socket[bytes]") -> None:
+        self.follower.start()
+        self.device.run(self.follower, lambda: self._is_stopping)
+        self.follower.stop()
+        self.device.close()
+        self._context.destroy(linger=0)
+
+    def served(self) -> Served:
+        """What the worker would answer with now; a bundle that it could not find is an error."""
+        served: Served = {}
+        for entry in self.table.entries(DEFAULT_TENANT):
+            aliases = {alias: entry.versions[number] for alias, number in entry.aliases.items()}
+            split = frozenset(map(str, entry.traffic.versions)) if entry.traffic else frozenset()
+            for digest in {*aliases.values(), *split}:
+                bundle = self.table.resident(Digest(digest))
+                assert bundle is not None, f"{entry.task} names {digest}, which is not there"
+            served[entry.task] = (aliases, split)
+        return served
