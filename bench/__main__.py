@@ -9,6 +9,7 @@ MEASUREMENTS = {
     "mixed": "rows of all different tasks against the same rows of one task",
     "forward": "the bare forward against a loop over tasks, a gathered product, and the core",
     "card": "a hundred tasks for one history against one task",
+    "registry": "registrations, swaps on three replicas, starts with many bundles, memory",
     "train": "sequences per second in pretraining and fine-tuning, against a plain PyTorch step",
 }
 TOOLS = {"fleet": "start the service with random tasks and keep it running for load generators"}

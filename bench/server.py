@@ -21,6 +21,17 @@ def serving(
     backbone: Path, data_dir: Path, port: int, cpus: str | None = None, **settings: object
 ) -> Iterator[str]:
     """``peterrec serve`` without authentication on loopback; yields its URL when it is ready."""
+    with serving_process(backbone, data_dir, port, cpus, **settings) as process:
+        url = f"http://127.0.0.1:{port}"
+        wait_until_ready(url, process)
+        yield url
+
+
+@contextmanager
+def serving_process(
+    backbone: Path, data_dir: Path, port: int, cpus: str | None = None, **settings: object
+) -> "Iterator[subprocess.Popen[bytes]]":
+    """The same process as soon as it is started."""
     environment = os.environ | {
         "PETERREC_AUTH": "off",
         "PETERREC_DATA_DIR": str(data_dir),
@@ -31,10 +42,8 @@ def serving(
     pinned = ["taskset", "-c", cpus] if cpus else []
     command = [*pinned, sys.executable, "-m", "service.cli", "serve", "--backbone", str(backbone)]
     process = subprocess.Popen([*command, "--port", str(port)], env=environment)
-    url = f"http://127.0.0.1:{port}"
     try:
-        wait_until_ready(url, process)
-        yield url
+        yield process
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=60)
