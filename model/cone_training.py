@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from model.backbone import Backbone, DilatedConv, ResidualBlock, pool
 from model.cone import plan
-from model.device_plan import DeviceConv, DevicePlan, to_device
+from model.device_plan import DeviceBlock, DeviceConv, DevicePlan, to_device
 from model.patch import PatchWeights
 from model.spec import PAD, BackboneSpec
 from model.training_kernels.products import linear
@@ -33,6 +33,21 @@ def user_states(backbone: Backbone, tokens: Tensor) -> Tensor:
     """User vectors as they would be read below the first block and above each, [B, L + 1, C]."""
     states = _cone_states if backbone.spec.is_causal else _whole_states
     return torch.stack(list(states(backbone, tokens, None)), 1)
+
+
+@torch.no_grad()
+def first_conv(backbone: Backbone, tokens: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """A block's input and its first convolution's output where the cone needs the latter.
+
+    Both [B, M, C], oldest position first; zero, or what no one reads, where a row has no item.
+    """
+    entering, cone = _device_plan(backbone.spec, tokens.shape[1], tokens.device)
+    x, valid = _entered(backbone, tokens, entering, None)
+    for number in range(block):
+        x = _block(x, _residual_block(backbone, number), cone.blocks[number], valid, None)
+    step = cone.blocks[block].first
+    gathered = _gathered(x, step)  # [B, M, k, C]
+    return gathered[:, :, step.centre], _product(gathered, _residual_block(backbone, block).conv1)
 
 
 def _whole_states(
@@ -54,19 +69,42 @@ def _cone_states(
 ) -> Iterator[Tensor]:
     """States [B, C] of the last position, below the first block and above each."""
     entering, cone = _device_plan(backbone.spec, tokens.shape[1], tokens.device)
+    x, valid = _entered(backbone, tokens, entering, patch)
+    yield x[:, -1]
+    for number, steps in enumerate(cone.blocks):
+        x = _block(x, _residual_block(backbone, number), steps, valid, patch)
+        yield x[:, -1]
+
+
+def _entered(
+    backbone: Backbone, tokens: Tensor, entering: Tensor, patch: PatchWeights | None
+) -> tuple[Tensor, Tensor | None]:
+    """Embedded positions [B, N, C], and what marks the real ones [B, T, 1] if not all are."""
     is_ragged = backbone.spec.padding == "exact" and bool((tokens == PAD).any())
     valid = (tokens != PAD).unsqueeze(2).float() if is_ragged else None  # [B, T, 1]
     x = backbone.embed(tokens.index_select(1, entering), patch)  # [B, T] -> [B, N, C]
-    x = x if valid is None else x * valid.index_select(1, entering)
-    yield x[:, -1]
-    for block, steps in zip(backbone.blocks, cone.blocks, strict=True):
-        assert isinstance(block, ResidualBlock)
-        middle = _conv(x, block.conv1, steps.first, (block.block, 0), patch)
-        middle = _masked(functional.relu(block.norm1(middle)), valid, steps.first)
-        out = _conv(middle, block.conv2, steps.second, (block.block, 1), patch)
-        out = _masked(functional.relu(block.second_norm(out, patch)), valid, steps.second)
-        x = out + x.index_select(1, steps.residual - 1)  # the plan counts a zero row before x
-        yield x[:, -1]
+    return x if valid is None else x * valid.index_select(1, entering), valid
+
+
+def _residual_block(backbone: Backbone, number: int) -> ResidualBlock:
+    block = backbone.blocks[number]
+    assert isinstance(block, ResidualBlock)
+    return block
+
+
+def _block(
+    x: Tensor,
+    block: ResidualBlock,
+    steps: DeviceBlock,
+    valid: Tensor | None,
+    patch: PatchWeights | None,
+) -> Tensor:
+    """A patched block's outputs [B, M, C] at the cone's positions."""
+    middle = _conv(x, block.conv1, steps.first, (block.block, 0), patch)
+    middle = _masked(functional.relu(block.norm1(middle)), valid, steps.first)
+    out = _conv(middle, block.conv2, steps.second, (block.block, 1), patch)
+    out = _masked(functional.relu(block.second_norm(out, patch)), valid, steps.second)
+    return out + x.index_select(1, steps.residual - 1)  # the plan counts a zero row before x
 
 
 @cache
@@ -83,12 +121,21 @@ def _conv(
     x: Tensor, conv: DilatedConv, step: DeviceConv, at: tuple[int, int], patch: PatchWeights | None
 ) -> Tensor:
     """A patched convolution of x [B, N, C] at the plan's outputs -> [B, M, C]."""
+    gathered = _gathered(x, step)
+    out = _product(gathered, conv)
+    return out if patch is None else patch.join(out, gathered[:, :, step.centre], *at)
+
+
+def _gathered(x: Tensor, step: DeviceConv) -> Tensor:
+    """What the taps read of x [B, N, C] -> [B, M, k, C]."""
     padded = functional.pad(x, (0, 0, 1, 0))  # entry 0 is the zero row that taps outside read
     gathered = padded.index_select(1, step.taps.flatten())  # [M, k] -> [B, M·k, C]
-    gathered = gathered.view(len(x), *step.taps.shape, -1)  # [B, M, k, C]
+    return gathered.view(len(x), *step.taps.shape, -1)
+
+
+def _product(gathered: Tensor, conv: DilatedConv) -> Tensor:
     weight = conv.weight.permute(0, 2, 1).flatten(1)  # [C, C, k] -> [C, k·C]
-    out = linear(gathered.flatten(2), weight, conv.bias)  # [B, M, k·C] -> [B, M, C]
-    return out if patch is None else patch.join(out, gathered[:, :, step.centre], *at)
+    return linear(gathered.flatten(2), weight, conv.bias)  # [B, M, k·C] -> [B, M, C]
 
 
 def _masked(x: Tensor, valid: Tensor | None, step: DeviceConv) -> Tensor:

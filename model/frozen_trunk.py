@@ -13,13 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.backbone import Backbone, ResidualBlock
+from model.backbone import Backbone
 from model.cone import plan
+from model.cone_training import first_conv
 from model.framing import frame_histories
-from model.spec import PatchGeometry
-from model.training_kernels.packed_blocks import packed_states
-from model.training_kernels.packing import pack
-from model.training_kernels.products import linear
+from model.spec import PAD, PatchGeometry
 
 TokenRow = npt.NDArray[np.int64]
 
@@ -57,13 +55,10 @@ class FrozenTrunk:
     def __init__(
         self, backbone: Backbone, block: int, capacity: int, dtype: torch.dtype = torch.float32
     ) -> None:
-        above, spec = backbone.blocks[block], backbone.spec
-        assert isinstance(above, ResidualBlock)
+        spec, device = backbone.spec, backbone.embedding.weight.device
         self.block = block
-        self._backbone, self._conv = backbone, above.conv1
-        device = backbone.embedding.weight.device
+        self._backbone = backbone
         first = plan(spec, spec.frame_len).blocks[block].first
-        self._offsets = torch.from_numpy(first.outputs.copy()).to(device)  # [M], back from the last
         shape = (capacity, 2, len(first.outputs), spec.channels)
         self._kept = torch.empty(shape, dtype=dtype, device=device)
         self._lengths = torch.empty(capacity, dtype=torch.int64, device=device)
@@ -100,20 +95,13 @@ class FrozenTrunk:
             )
         return torch.tensor([self._slot_of[key] for key in keys], device=self._kept.device)
 
-    @torch.no_grad()
     def _keep(self, rows: list[TokenRow]) -> None:
         """Compute histories into the next free slots."""
-        spec, start = self._backbone.spec, len(self._slot_of)
-        tokens = frame_histories(rows, spec).to(self._kept.device)  # [B, T]
-        packing = pack(tokens, spec)
-        embedded = self._backbone.embedding(tokens.flatten()[packing.places])  # [N, C]
-        x = packed_states(self._backbone, embedded, packing, below=self.block)  # [1 + N, C]
-        lengths = packing.last + 1 - packing.first  # [B]
-        inside = self._offsets < lengths.unsqueeze(1)  # [B, M]
-        at = torch.where(inside, packing.last.unsqueeze(1) - self._offsets, 0)  # [B, M]
-        taps = packing.taps[self._conv.dilation].forward.view(len(x), -1)[at]  # [B, M, k]
-        weight = self._conv.weight.permute(0, 2, 1).flatten(1)  # [C, C, k] -> [C, k·C]
-        conv = linear(x[taps].flatten(2), weight, self._conv.bias)  # [B, M, k·C] -> [B, M, C]
-        slots = slice(start, start + len(rows))
-        self._kept[slots, 0], self._kept[slots, 1] = conv, x[at]
-        self._lengths[slots] = lengths
+        tokens = frame_histories(rows, self._backbone.spec).to(self.device)  # [B, T]
+        source, conv = first_conv(self._backbone, tokens, self.block)  # [B, M', C], M' <= M
+        slots = slice(len(self._slot_of), len(self._slot_of) + len(rows))
+        reached = slice(self._kept.shape[2] - source.shape[1], None)  # positions within T tokens
+        self._kept[slots] = 0
+        self._kept[slots, 0, reached], self._kept[slots, 1, reached] = conv, source
+        is_read = (tokens != PAD) | (self._backbone.spec.padding == "embedded")
+        self._lengths[slots] = is_read.sum(1)

@@ -72,15 +72,14 @@ def packed_states(
     embedded: Tensor,
     packing: Packing,
     dtype: torch.dtype = torch.float32,
-    below: int | None = None,
 ) -> Tensor:
     """Hidden states [1 + N, C] of embedded positions [N, C]; differentiable.
 
     The same as ``Backbone.hidden`` at the valid positions; row 0 is the packing's zero row.
-    ``dtype`` is what blocks are computed in; with ``below`` only the blocks below that one are.
+    ``dtype`` is what blocks are computed in.
     """
     x = functional.pad(embedded.to(dtype), (0, 0, ZERO_ROW, 0))  # [N, C] -> [1 + N, C]
-    for block in backbone.blocks[:below]:
+    for block in backbone.blocks:
         assert isinstance(block, ResidualBlock)
         middle = _half_block(x, block.conv1, block.norm1, packing)
         x = x + _half_block(middle, block.conv2, block.norm2, packing)

@@ -64,6 +64,15 @@ def test_vectors_and_gradients_are_those_of_the_whole_backbone(geometry):
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
+def test_embedded_padding_is_read_as_the_whole_backbone_reads_it():
+    backbone = trained_backbone(replace(SPEC, padding="embedded"))
+    patch = trained_patch(backbone, TOP)
+    encoder = patch_encoder(backbone, patch, histories=len(LENGTHS))
+    kept = encoder.user_vectors(UserRows(histories(), torch.arange(len(LENGTHS))))
+    whole = user_vectors(backbone, frame_histories(histories(), backbone.spec), patch.weights())
+    torch.testing.assert_close(kept, whole, rtol=1e-4, atol=1e-5)
+
+
 def test_a_history_is_computed_once_however_often_it_is_met():
     backbone = trained_backbone()
     trunk = FrozenTrunk(backbone, 2, capacity=len(LENGTHS))

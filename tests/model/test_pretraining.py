@@ -91,6 +91,7 @@ def test_pretraining_lowers_the_loss_below_that_of_guessing():
         {"loss": "sampled"},
         {"start": "random"},
         {"contrast_weight": 0.0},
+        {"precision": "bfloat16"},
     ],
 )
 def test_the_same_seed_gives_the_same_weights_bit_for_bit(changes):

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from model.batches import seeded
-from model.sampled_softmax import draw_negatives
+from model.sampled_softmax import draw_negatives, sampled_softmax
 from model.softmax_loss import (
     FULL_SOFTMAX_LIMIT,
     OutputLayer,
@@ -105,3 +105,21 @@ def test_biases_start_at_the_items_log_shares():
     start_at_popularity(output, rows)
     shares = torch.tensor([2.5, 0.5, 1.5]) / 4.5
     torch.testing.assert_close(output.bias.exp(), shares)
+
+
+@pytest.mark.parametrize("name", ["full", "sampled"])
+def test_in_half_precision_losses_and_gradients_stay_close(problem, name):
+    hidden, weight, bias, targets = problem
+    draw = draw_negatives(targets, len(bias), seeded(0))
+    losses = {
+        "full": lambda dtype: full_softmax_loss(hidden, weight, bias, targets, dtype),
+        "sampled": lambda dtype: sampled_softmax(
+            hidden, weight[draw.items], bias[draw.items], draw, dtype
+        ),
+    }
+    exact, half = losses[name](torch.float32), losses[name](torch.bfloat16)
+    assert abs(half - exact) < 0.01 * exact
+    expected = torch.autograd.grad(exact, (hidden, weight, bias))
+    found = torch.autograd.grad(half, (hidden, weight, bias))
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).norm() < 0.02 * other.norm()
