@@ -61,18 +61,18 @@ _DENIED = (
 _NOT_NOW = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "BUSY ")
 
 
-def open_redis(url: str, *, retries: int = RETRIES) -> Client:
+def open_redis(url: str, *, retries: int = RETRIES, timeout_s: float = SOCKET_TIMEOUT_S) -> Client:
     """A client for one of the addresses below; it connects at the first command.
 
     ``redis://``, ``rediss://`` (TLS), ``unix://``: one server. ``sentinel://host,host/service``:
     the primary that the Sentinels name. ``cluster://host,host``: a Redis Cluster. ``sentinels://``
     and ``clusters://`` with TLS. Options of the connection follow after ``?``, for instance
     ``ssl_ca_certs``. A lost connection is retried with backoff; the registry's scripts bear being
-    sent twice.
+    sent twice. A command may take ``timeout_s`` each time that it is sent.
     """
     scheme = url.partition("://")[0]
     try:
-        return _OPENERS[scheme](url, _common_options(retries))
+        return _OPENERS[scheme](url, _common_options(retries, timeout_s))
     except (KeyError, ValueError, TypeError) as error:
         raise RegistryUnavailable(
             "the registry's address is no Redis URL.",
@@ -150,12 +150,12 @@ class _Servers:
     options: Options
 
 
-def _common_options(retries: int) -> Options:
+def _common_options(retries: int, timeout_s: float) -> Options:
     return {
         "decode_responses": False,
         "retry": Retry(ExponentialWithJitterBackoff(BACKOFF_CAP_S, BACKOFF_BASE_S), retries),
-        "socket_timeout": SOCKET_TIMEOUT_S,
-        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": min(timeout_s, CONNECT_TIMEOUT_S),
         "health_check_interval": HEALTH_CHECK_INTERVAL_S,
     }
 

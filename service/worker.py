@@ -35,6 +35,9 @@ KEEP_ALIVE_S = 75
 WELCOME_TIMEOUT_S = 1.0
 """A restarted worker accepts once it knows the table; at a cold start it soon says unready."""
 
+REDIS_TIMEOUT_S = 3.0
+"""With one repetition: whoever asks for a change hears within seconds that Redis is away."""
+
 
 def run_worker(settings: Settings, listener: socket.socket) -> None:
     """Serve until SIGTERM and what was in flight then is answered. Blocks."""
@@ -63,7 +66,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     )
     events = EventSender(settings.metrics_endpoint)
     assert settings.redis_url, "the supervisor sets the registry's URL"
-    redis = open_redis(settings.redis_url)
+    redis = open_redis(settings.redis_url, retries=1, timeout_s=REDIS_TIMEOUT_S)
     readiness = Readiness()
     app = create_app(
         AdminContext(

@@ -93,9 +93,10 @@ class BreakableProxy:
         if self._server is not None:
             self._server.close()
             self._server = None
-        for connection in list(self._connections):
-            connection.abort()
-        await asyncio.gather(*self._serving)
+        while self._serving:  # also those that are only about to connect
+            for connection in list(self._connections):
+                connection.abort()
+            await asyncio.wait(self._serving, timeout=0.01)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
