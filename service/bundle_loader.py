@@ -12,7 +12,7 @@ from service.bundle_source import BundleSource, Fetched
 from service.loading import Failures
 from service.slots import LocalBundle, ProbeFailed
 
-RETRY_S = 0.5
+RETRY_FETCH_S = 0.2
 RETRY_LOAD_S = 2.0
 FLIP_INTERVAL_S = 0.25
 """While many bundles load, the table is flipped this often: what is there is served already."""
@@ -83,7 +83,7 @@ class BundleLoader:
         try:
             fetched = await self._source.fetch_some(some)
         except RegistryUnavailable:
-            self._put_off(some, RETRY_S)  # none of them is cached
+            self._put_off(some, RETRY_FETCH_S)  # none of them is cached
         except PeterRecError as error:
             self._put_off(some, RETRY_LOAD_S)
             self._refuse(some[0], error)

@@ -20,7 +20,7 @@ from patches.errors import BundleRejected, RegistryUnavailable
 from patches.identity import TaskRef
 from patches.records import ActiveTraffic, RegistrySnapshot, TaskRecord, VersionSummary
 from patches.registry import Registry
-from service.bundle_loader import RETRY_S, BundleLoader
+from service.bundle_loader import BundleLoader
 from service.bundle_source import BundleSource
 from service.device import DeviceLoop
 from service.events import BundleRefused, Emit, RegistrySynced, RegistryUnreachable
@@ -35,14 +35,15 @@ log = structlog.get_logger()
 
 Result = TypeVar("Result")
 
+RETRY_S = 0.5
 LOOK_TIMEOUT_S = 0.5
 LONGEST_LOOK_TIMEOUT_S = 1.5
 """A Redis that says nothing for so long is away: a cut connection may be silent much longer. The
 first time is shorter, since Redis may be reachable over another connection."""
 
-CHANGES_TIMEOUT_S = 1.0
-READ_TIMEOUT_S = 10.0
-"""For the whole registry, and for changes after they took too long."""
+READ_TIMEOUT_S = 1.0
+LONGEST_READ_TIMEOUT_S = 10.0
+"""For the changes or the whole registry: longer each time while they take too long."""
 
 SAVE_INTERVAL_S = 1.0
 COLLECT_INTERVAL_S = 3600.0
@@ -194,9 +195,9 @@ class RegistryFollower:
         try:
             found = await self._within(self._read_timeout_s, self._registry.catch_up(self._known))
         except RegistryUnavailable:
-            self._read_timeout_s = min(READ_TIMEOUT_S, 2 * self._read_timeout_s)
+            self._read_timeout_s = min(LONGEST_READ_TIMEOUT_S, 2 * self._read_timeout_s)
             raise
-        self._read_timeout_s = CHANGES_TIMEOUT_S
+        self._read_timeout_s = READ_TIMEOUT_S
         return found
 
     async def _look_at_revision(self) -> None:

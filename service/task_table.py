@@ -7,7 +7,7 @@ from patches.errors import AliasNotFound, InvalidDigest, TaskNotFound
 from patches.identity import Digest, TaskId, TaskRef, TenantId, parse_digest
 from patches.records import ActiveTraffic
 from patches.traffic import PROD
-from service.errors import BundleNotReady, TaskNotActive, VersionNotServed
+from service.errors import BundleNotReady, TaskNotActive, VersionNotServed, row_error
 from service.messages import BundleEntry, Handle, TableUpdate, TaskEntry
 from service.rollout import Role, ServedTask, Split
 
@@ -85,12 +85,13 @@ class TaskTable:
         """
         entry = self._tasks.get((tenant, task))
         if entry is None:
-            raise TaskNotFound(task)
+            raise TaskNotFound(task) if self.epoch else row_error("device_unavailable")
         if version is not None:
             return self._pinned(entry, version)
         number = entry.aliases.get(PROD)
         if number is None:
-            raise TaskNotActive(task)
+            is_loading = any(digest not in self._by_digest for digest in entry.versions.values())
+            raise BundleNotReady(f"of task {task!r}") if is_loading else TaskNotActive(task)
         bundle = self._bundle(entry, number)
         split = None if entry.traffic is None else self._split(entry, entry.traffic)
         return ServedTask(tenant, task, number, PROD, bundle, Role.PROD, split)

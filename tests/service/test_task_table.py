@@ -8,7 +8,7 @@ from patches.errors import AliasNotFound, TaskNotFound
 from patches.identity import Digest, TenantId
 from patches.records import ActiveTraffic
 from patches.traffic import Canary, Guard, Traffic
-from service.errors import BundleNotReady, TaskNotActive, VersionNotServed
+from service.errors import BundleNotReady, DeviceUnavailable, TaskNotActive, VersionNotServed
 from service.messages import TaskEntry
 from service.task_table import TaskTable
 from tests.service.messages import DIGEST_A, DIGEST_B, bundle_entry, full_update, update
@@ -44,6 +44,17 @@ def test_a_task_without_prod_is_not_active(table):
     table.apply(update(2, tasks=[TaskEntry("acme", "films", 2, {"canary": 1}, {1: DIGEST_A})]))
     with pytest.raises(TaskNotActive):
         table.resolve(ACME, "films")
+
+
+def test_a_task_whose_prod_still_loads_is_not_ready_rather_than_not_active(table):
+    table.apply(update(2, tasks=[TaskEntry("acme", "films", 2, {}, {1: DIGEST_B})]))
+    with pytest.raises(BundleNotReady):
+        table.resolve(ACME, "films")
+
+
+def test_before_the_device_has_told_anything_no_task_is_unknown():
+    with pytest.raises(DeviceUnavailable):
+        TaskTable().resolve(ACME, "films")
 
 
 def test_a_version_that_is_not_resident_is_not_ready(table):
