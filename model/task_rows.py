@@ -39,8 +39,10 @@ class Wanted:
 
 
 def variant_count(settings: FinetuneSettings) -> int:
-    """Thinned forms of each training history: one if nothing is left out."""
-    return max(1, settings.trunk_variants) if settings.item_dropout else 1
+    """Thinned forms of each training history: one if nothing is left out, at most one an epoch."""
+    if not settings.item_dropout:
+        return 1
+    return min(settings.trunk_variants or settings.epochs, settings.epochs)
 
 
 def distinct_histories(tasks: Sequence[Wanted], max_len: int) -> int:

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from model.backbone_folder import load_backbone, save_backbone
-from model.finetuning import FinetuneSettings, finetune
+from model.finetuning import FinetuneSettings, finetune, prepare_task
 from model.histories import Histories, UserLabels
 from model.many_tasks import TaskToTrain, finetune_many
 from model.pretraining import pretrain
 from model.progress import Progress
+from model.task_rows import Wanted, distinct_histories, variant_count
 from model.training_errors import TasksDiffer
 from tests.model.small_shop import TINY, groups, shop_histories
 
@@ -111,6 +112,29 @@ def test_tasks_with_left_out_items_learn_what_one_alone_learns(loaded):
     alone = finetune(loaded, shop_histories(), groups(), settings)
     assert together.metrics["auc"] > 0.9
     assert together.metrics["auc"] == pytest.approx(alone.metrics["auc"], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [
+        ({"item_dropout": 0.0}, 1),
+        ({"trunk_variants": 2}, 2),
+        ({"trunk_variants": 0}, 6),
+        ({"trunk_variants": 9}, 6),
+    ],
+)
+def test_histories_have_as_many_thinned_forms_as_are_met(changes, count):
+    settings = replace(SETTINGS, item_dropout=0.2, epochs=6)
+    assert variant_count(replace(settings, **changes)) == count
+
+
+def test_tasks_of_the_same_users_share_every_history(loaded):
+    settings = replace(SETTINGS, item_dropout=0.2, epochs=6, trunk_variants=2)
+    task = prepare_task(loaded, HISTORIES, groups(), settings)
+    wanted = Wanted(task.examples, task.split, settings)
+    alone = distinct_histories([wanted], TINY.max_len)
+    assert alone == 2 * 96 + 24
+    assert distinct_histories([wanted] * 5, TINY.max_len) == alone
 
 
 def test_tasks_that_patch_different_places_are_refused(loaded):
