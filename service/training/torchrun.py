@@ -24,7 +24,7 @@ def place_of(device: str) -> Iterator[Place]:
 
     Without ``torchrun`` it is alone. The processes part when the block ends.
     """
-    if not dist.is_torchelastic_launched():
+    if not dist.is_available() or not dist.is_torchelastic_launched():
         yield Place(ALONE, torch.device(device))
         return
     own = torch.device(device)
