@@ -8,7 +8,11 @@ MEASUREMENTS = {
     "predict": "requests per second and latency over HTTP at 1, 16 and 64 clients, 500 tasks",
     "mixed": "rows of all different tasks against the same rows of one task",
     "forward": "the bare forward against a loop over tasks, a gathered product, and the core",
-    "card": "a hundred tasks for one history against one task",
+    "card": "a hundred tasks for one history against one task; a history asked again",
+    "tasks": "10,000 registered tasks, asked uniformly, against a single one",
+    "memory": "resident bytes per additional task over its weights",
+    "swap": "registered until served, under load; what swaps cost other tasks' requests",
+    "peers": "end to end over HTTP against other model servers, in turn with ours",
     "registry": "registrations, swaps on three replicas, starts with many bundles, memory",
     "train": "sequences per second in pretraining and fine-tuning, against a plain PyTorch step",
 }

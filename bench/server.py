@@ -64,17 +64,17 @@ def wait_until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
     raise SystemExit(f"the server was not ready within {START_TIMEOUT_S} s")
 
 
-def register(url: str, bundles: Iterable[bytes]) -> float:
-    """Register bundles as tasks t0, t1, … over REST; seconds it took."""
+def register(url: str, bundles: Iterable[bytes], first: int = 0) -> float:
+    """Register bundles as tasks t0, t1, … (or from ``first`` on) over REST; seconds it took."""
     started = time.perf_counter()
-    asyncio.run(_register(url, bundles))
+    asyncio.run(_register(url, bundles, first))
     return time.perf_counter() - started
 
 
-async def _register(url: str, bundles: Iterable[bytes]) -> None:
+async def _register(url: str, bundles: Iterable[bytes], first: int) -> None:
     pending: set[asyncio.Task[None]] = set()
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-        for task, bundle in enumerate(bundles):
+        for task, bundle in enumerate(bundles, first):
             if len(pending) >= UPLOADS_AT_ONCE:
                 done, pending = await asyncio.wait(pending, return_when="FIRST_COMPLETED")
                 for upload in done:

@@ -30,8 +30,8 @@ class DeviceBlock:
 
 @dataclass(frozen=True, slots=True)
 class DevicePlan:
-    """``inputs`` int32 count back from the last position; ``entry_sizes``: positions at each block's
-    input."""
+    """``inputs`` int32 count back from the last position; ``entry_sizes`` has the positions at each
+    block's input."""
 
     inputs: Tensor
     blocks: tuple[DeviceBlock, ...]

@@ -13,7 +13,6 @@ from torch import Tensor
 from model.backbone import Backbone
 from model.framing import Tokens
 from model.lanes import SlotRef
-from model.packed_forward import PackedForward
 
 
 class MixedForward(Protocol):
@@ -35,4 +34,6 @@ def mixed_forward(
         from model.padded_forward import PaddedForward  # needs Triton, which comes with CUDA builds
 
         return PaddedForward(backbone, dtype)
+    from model.packed_forward import PackedForward  # needs numba, which a GPU does without
+
     return PackedForward(backbone, dtype, trunk_cache_bytes=trunk_cache_bytes)

@@ -38,6 +38,7 @@ def run_device(settings: Settings) -> None:
         settings.head_limit_bytes,
         DTYPES[settings.precision],
         settings.trunk_cache_bytes,
+        DTYPES.get(settings.patch_precision),
     )
     store.warm_up()
     context = zmq.Context()

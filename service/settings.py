@@ -58,6 +58,11 @@ class Settings(BaseSettings):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="Arithmetic of the forward."
     )
+    patch_precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="How tasks' patches are kept; auto as `precision` says. bfloat16 halves a "
+        "task's memory.",
+    )
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(
         0, description="Threads of one forward on the CPU; 0 takes every core."
     )

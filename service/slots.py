@@ -98,10 +98,11 @@ class SlotStore:
         head_limit_bytes: int,
         dtype: torch.dtype = torch.float32,
         trunk_cache_bytes: int = 0,
+        patch_dtype: torch.dtype | None = None,
     ) -> None:
         self._channels = backbone.spec.channels
         self._device = backbone.embedding.weight.device
-        self._dtype = dtype
+        self._dtype, self._patch_dtype = dtype, patch_dtype or dtype
         self._forward = mixed_forward(backbone, dtype, trunk_cache_bytes)
         self._heads = MixedHeads(self._channels, self._device)
         self._head_limit_bytes = head_limit_bytes
@@ -181,7 +182,7 @@ class SlotStore:
     def _proven(
         self, outcome: Residency | PeterRecError, errors: Mapping[Handle, float]
     ) -> Residency | PeterRecError:
-        tolerance = PROBE_TOLERANCES[self._dtype]
+        tolerance = max(PROBE_TOLERANCES[kind] for kind in (self._dtype, self._patch_dtype))
         if isinstance(outcome, PeterRecError) or errors[outcome.handle] <= tolerance:
             return outcome
         self.free(outcome)
@@ -244,7 +245,8 @@ class SlotStore:
 
     def _slab(self, geometry: PatchGeometry) -> Slab:
         if geometry not in self._slabs:
-            self._slabs[geometry] = Slab(geometry.shapes(self._channels), self._device, self._dtype)
+            shapes = geometry.shapes(self._channels)
+            self._slabs[geometry] = Slab(shapes, self._device, self._patch_dtype)
         return self._slabs[geometry]
 
 

@@ -249,8 +249,9 @@ class PackedBlocks:
     def _is_few(self, positions: int, groups: list[Group]) -> bool:
         """True if the whole stage is best left to one kernel."""
         operations = 2 * positions * self.spec.kernel_size * self.spec.channels**2
-        stored = {self._dtype, *(group.slab.dtype for group in groups)}
-        return operations < FEW_OPERATIONS and stored == {torch.float32}
+        patches = {group.slab.dtype for group in groups}
+        is_one_kind = self._dtype == torch.float32 and len(patches) <= 1
+        return operations < FEW_OPERATIONS and is_one_kind
 
     def _run_few(
         self,
@@ -270,7 +271,7 @@ class PackedBlocks:
             run.x.data_ptr(), other.data_ptr(), gathered, y.data_ptr(),
             run.bases.ctypes.data, len(run.lengths), first, end,
             table.ctypes.data, len(parts), self._few_args.ctypes.data, *scratch,
-            *self._constants, self._number,
+            *self._constants, parts[-1].number,
         )  # fmt: skip
         run.x = other if (end - first) // 2 % 2 else run.x
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from model.lanes import SlotRef
 from model.mixed import mixed_forward
 from model.packed_forward import PackedForward
+from model.patch import PatchWeights
 from model.slab import Slab
 from model.spec import BackboneSpec, HeadSpec, PatchGeometry
 from tests.model.random_tasks import RandomTask, random_backbone, random_history, random_task
@@ -178,3 +179,19 @@ def test_an_answer_has_the_same_bits_whatever_it_is_batched_with() -> None:
     for row in range(40):
         alone = forward.user_vectors(histories[row : row + 1], refs[row : row + 1])
         assert torch.equal(alone[0], together[row])
+
+
+def test_patches_may_be_kept_in_half_the_bytes_of_the_activations() -> None:
+    spec, geometry = BackboneSpec(60, 16, (1, 4), max_len=20), PatchGeometry("serial2", 4, (0, 1))
+    backbone = random_backbone(spec)
+    slab = Slab(geometry.shapes(spec.channels), torch.device("cpu"), torch.bfloat16)
+    task = random_task(backbone, geometry, HeadSpec("value", 1), seed=1)
+    ref = SlotRef(geometry, slab, slab.write(task.patch.named()))
+    rounded = {name: t.bfloat16().float() for name, t in task.patch.named().items()}
+    history = random_history(spec, 12, 1)
+    found = mixed_forward(backbone).user_vectors([history] * 90, [ref] * 90)
+    exact = RandomTask(backbone, PatchWeights.from_named(geometry, rounded), task.head)
+    expected = exact.user_vector(history).expand(90, -1)
+    torch.testing.assert_close(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
+    alone = mixed_forward(backbone).user_vectors([history], [ref])
+    torch.testing.assert_close(alone, expected[:1], rtol=TOLERANCE, atol=TOLERANCE)
