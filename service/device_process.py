@@ -1,6 +1,7 @@
 """The device process: composes the device thread, the follower and their connections."""
 
 import signal
+import sys
 from pathlib import Path
 
 import structlog
@@ -22,12 +23,16 @@ from service.slots import SlotStore
 
 log = structlog.get_logger()
 
+SWITCH_INTERVAL_S = 0.0002
+"""The device thread waits at most so long for the follower's Python to let go; 5 ms by default."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def run_device(settings: Settings) -> None:
     """Serve the device until SIGTERM, then answer what waits and return."""
     torch.set_num_threads(settings.threads or core_count())
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     stopping = _on_sigterm()
     loaded = load_backbone(settings.backbone_dir)
     backbone = loaded.backbone.to(_device(settings.device))
