@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from model.backbone import Backbone
+from model.calibration import calibration_metrics, fit_temperature
 from model.examples import Examples
 from model.framing import frame_histories
 from model.heads import Head
-from model.objectives import Objective
+from model.objectives import Objective, ProbableObjective
 from model.patch import PatchWeights
 
 EVALUATION_ROWS = 256
@@ -35,17 +36,49 @@ class TaskModel:
         return self.head.logits(self.backbone.user_vectors(tokens, self.patch))
 
 
-@torch.no_grad()
 def evaluate_task(
-    model: TaskModel, objective: Objective, examples: Examples, rows: Rows
+    model: TaskModel,
+    objective: Objective,
+    examples: Examples,
+    rows: Rows,
+    temperature: float = 1.0,
 ) -> dict[str, float]:
-    """Quality on some of the examples; an undefined metric (an AUC of one class) is left out."""
+    """Quality on some of the examples; an undefined metric (an AUC of one class) is left out.
+
+    Where the kind answers probabilities: also their calibration error, before and after logits
+    are divided by the temperature.
+    """
+    return quality(objective, *_judged(model, objective, examples, rows), temperature)
+
+
+def quality(
+    objective: Objective, judged: Tensor, rows: Tensor, temperature: float
+) -> dict[str, float]:
+    """Metrics of judged rows, and how well their probabilities are calibrated."""
+    metrics = defined(objective.metrics(judged, rows))
+    if isinstance(objective, ProbableObjective):
+        metrics |= calibration_metrics(objective.choices(judged, rows), temperature)
+    return metrics
+
+
+def calibrate_task(model: TaskModel, objective: Objective, examples: Examples, rows: Rows) -> float:
+    """The temperature that suits some of the examples; 1 where no probabilities are given."""
+    if not isinstance(objective, ProbableObjective):
+        return 1.0
+    return fit_temperature(objective.choices(*_judged(model, objective, examples, rows)))
+
+
+@torch.no_grad()
+def _judged(
+    model: TaskModel, objective: Objective, examples: Examples, rows: Rows
+) -> tuple[Tensor, Tensor]:
+    """What the objective judges by, and the rows in the order of the answers."""
     ordered = torch.from_numpy(rows[np.argsort(examples.lengths[rows], kind="stable")])
     judged = [
         objective.judge(model.logits([examples.rows[i] for i in part.tolist()]), part)
         for part in torch.split(ordered, EVALUATION_ROWS)
     ]
-    return defined(objective.metrics(torch.cat(judged), ordered))
+    return torch.cat(judged), ordered
 
 
 @torch.no_grad()

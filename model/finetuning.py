@@ -12,7 +12,7 @@ from torch import Tensor
 from model.backbone import new_patch
 from model.backbone_folder import LoadedBackbone
 from model.batches import seeded
-from model.evaluation import TaskModel, evaluate_prior, evaluate_task
+from model.evaluation import TaskModel, calibrate_task, evaluate_prior, evaluate_task
 from model.examples import Examples, join_answers, keep_frequent
 from model.finetuning_run import FinetuneEpoch, FinetuneRun
 from model.finetuning_settings import FinetuneSettings
@@ -40,7 +40,8 @@ class FinetunedTask:
     """What fine-tuning gives: weights, the names of the outputs, metrics and their record.
 
     ``outputs`` are labels, tags or catalog items in the order of the head's rows; empty for a
-    value. ``examples`` and ``split`` are what it was trained and judged on.
+    value. ``examples`` and ``split`` are what it was trained and judged on. ``temperature``, which
+    logits are divided by, was fitted on the validation part.
     """
 
     geometry: PatchGeometry
@@ -51,6 +52,7 @@ class FinetunedTask:
     examples: Examples
     split: UserSplit
     record: Document
+    temperature: float = 1.0
 
     @property
     def patch_weights(self) -> PatchWeights:
@@ -73,12 +75,16 @@ class PreparedTask:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What training a prepared task took, and its metrics on the test part."""
+    """What training a prepared task took, and its metrics on the test part.
+
+    ``temperature`` is fitted on the validation part; the metrics tell what it improved.
+    """
 
     epochs: list[FinetuneEpoch]
     best_epoch: int
     metrics: dict[str, float]
     seconds: float
+    temperature: float
 
 
 def finetune(
@@ -105,9 +111,11 @@ def finetune(
     run = FinetuneRun(encoder, goal, examples, split, settings.loop(variants if is_kept else 0))
     run.train(watch)
     model = TaskModel(loaded.backbone, task.patch.weights(), goal.head)
-    metrics = evaluate_task(model, goal.objective, examples, split.test)
+    temperature = calibrate_task(model, goal.objective, examples, split.validation)
+    metrics = evaluate_task(model, goal.objective, examples, split.test, temperature)
     seconds = time.perf_counter() - started
-    return finished_task(task, loaded, Training(run.epochs, run.best_epoch, metrics, seconds))
+    training = Training(run.epochs, run.best_epoch, metrics, seconds, temperature)
+    return finished_task(task, loaded, training)
 
 
 def prepare_task(
@@ -148,9 +156,11 @@ def finished_task(task: PreparedTask, loaded: LoadedBackbone, training: Training
             "best_epoch": training.best_epoch,
             "epochs": [asdict(epoch) for epoch in training.epochs],
             "metrics": metrics,
+            "temperature": training.temperature,
             "seconds": round(training.seconds, 3),
             "software": {"python": platform.python_version(), "torch": torch.__version__},
         },
+        temperature=training.temperature,
     )
 
 

@@ -48,9 +48,12 @@ class TaskGoal:
         return self.objective.loss(self.head, vectors, rows, generator)
 
     def metrics(self, vectors: Tensor, rows: Tensor) -> dict[str, float]:
+        return self.objective.metrics(self.judged(vectors, rows), rows)
+
+    def judged(self, vectors: Tensor, rows: Tensor) -> Tensor:
+        """What the objective judges by, of user vectors [B, C] of examples int64 [B]."""
         parts = zip(torch.split(vectors, JUDGED_ROWS), torch.split(rows, JUDGED_ROWS), strict=True)
-        judged = [self.objective.judge(self.head.logits(u).cpu(), part) for u, part in parts]
-        return self.objective.metrics(torch.cat(judged), rows)
+        return torch.cat([self.objective.judge(self.head.logits(u).cpu(), r) for u, r in parts])
 
     def finish(self) -> None:
         self.objective.finish(self.head)

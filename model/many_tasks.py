@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from model.backbone import Backbone
 from model.backbone_folder import LoadedBackbone
 from model.batches import bucketed_batches, seeded
-from model.evaluation import defined
+from model.calibration import fit_temperature
+from model.evaluation import quality
 from model.finetuning import (
     FinetunedTask,
     PreparedTask,
@@ -32,6 +33,7 @@ from model.frozen_trunk import FrozenTrunk
 from model.grouped_blocks import GroupedBlocks
 from model.histories import Histories, UserLabels
 from model.kept_trunk import keep_trunk
+from model.objectives import ProbableObjective
 from model.patch_stack import PatchStack
 from model.progress import Progress, Watch, unwatched
 from model.spec import PatchGeometry
@@ -152,12 +154,19 @@ class ManyTasksRun:
     def training(self, task: int, seconds: float) -> Training:
         """What a task's training took, and its metrics on the test part."""
         prepared, course = self._tasks[task], self._courses[task]
-        rows = torch.from_numpy(prepared.split.test)
-        vectors = torch.cat(
-            [self._vectors([task], [part])[0] for part in torch.split(rows, VALIDATION_ROWS)]
-        )
-        metrics = prepared.goal.metrics(vectors, rows)
-        return Training(course.epochs, course.best_epoch, defined(metrics), seconds)
+        objective, rows = prepared.goal.objective, torch.from_numpy(prepared.split.test)
+        temperature = 1.0
+        if isinstance(objective, ProbableObjective):
+            held_out = torch.from_numpy(prepared.split.validation)
+            temperature = fit_temperature(objective.choices(self._judged(task, held_out), held_out))
+        metrics = quality(objective, self._judged(task, rows), rows, temperature)
+        return Training(course.epochs, course.best_epoch, metrics, seconds, temperature)
+
+    def _judged(self, task: int, rows: Tensor) -> Tensor:
+        """What a trained task's objective judges by, of some of its examples."""
+        parts = torch.split(rows, VALIDATION_ROWS)
+        vectors = torch.cat([self._vectors([task], [part])[0] for part in parts])
+        return self._tasks[task].goal.judged(vectors, rows)
 
     def _begin_epoch(self, task: int) -> None:
         course, settings = self._courses[task], self._tasks[task].settings

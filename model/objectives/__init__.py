@@ -1,7 +1,7 @@
 """Kinds of task; a new kind of head is trained by one module here and one line in the table."""
 
 from model.objectives.classification import ClassificationTask
-from model.objectives.objective import Objective, Task
+from model.objectives.objective import Objective, ProbableObjective, Task
 from model.objectives.ranking import RankingTask
 from model.objectives.tags import TagsTask
 from model.objectives.value import ValueTask
@@ -14,4 +14,4 @@ TASKS: dict[HeadKind, Task] = {
     "value": ValueTask(),
 }
 
-__all__ = ["TASKS", "Objective", "Task"]
+__all__ = ["TASKS", "Objective", "ProbableObjective", "Task"]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.calibration import Choices
 from model.data_errors import TooFewClasses
 from model.examples import Examples
 from model.heads import HEAD_KINDS, Head
@@ -42,6 +43,9 @@ class ClassificationObjective:
 
     def metrics(self, judged: Tensor, rows: Tensor) -> dict[str, float]:
         return dict(KIND.metrics(judged, self.targets[rows]))
+
+    def choices(self, judged: Tensor, rows: Tensor) -> Choices:
+        return Choices(judged, self.targets[rows])
 
 
 class ClassificationTask:

@@ -1,12 +1,13 @@
 """What a kind of task must bring so that a patch and a head can be trained and judged for it."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from model.calibration import Choices
 from model.examples import Examples
 from model.heads import Head
 from model.spec import HeadSpec
@@ -38,6 +39,14 @@ class Objective(Protocol):
 
     def metrics(self, judged: Tensor, rows: Tensor) -> dict[str, float]:
         """Quality over all judged rows, by metric name."""
+
+
+@runtime_checkable
+class ProbableObjective(Objective, Protocol):
+    """An objective whose task answers probabilities, so that they can be calibrated."""
+
+    def choices(self, judged: Tensor, rows: Tensor) -> Choices:
+        """What a temperature is fitted to, of judged rows."""
 
 
 class Task(Protocol):

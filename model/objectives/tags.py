@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.calibration import Choices, tag_choices
 from model.examples import Examples
 from model.heads import HEAD_KINDS, Head
 from model.objectives.labels import label_indices, learnable_labels, require_labels
@@ -41,6 +42,9 @@ class TagsObjective:
 
     def metrics(self, judged: Tensor, rows: Tensor) -> dict[str, float]:
         return dict(KIND.metrics(judged, self.targets[rows]))
+
+    def choices(self, judged: Tensor, rows: Tensor) -> Choices:
+        return tag_choices(judged, self.targets[rows])
 
 
 class TagsTask:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from service.commands.training import (
     MODEL,
@@ -80,11 +80,14 @@ def finetune_many(
     job = ManyJob(source, read_task_file(tasks), tasks.parent, geometry, overwrite)
     with ProgressBars() as bars:
         trained = run_finetune_many(loaded, job, bars)
-    table = Table("bundle", "test users", "metric", "value", "no history")
+    bundle = Column("bundle", no_wrap=True)
+    table = Table(bundle, "test users", "metric", "value", "no history", "ECE: raw, calibrated")
     for out, task in trained:
         name = next(iter(task.metrics))
         baseline = task.metrics.get(f"baseline_{name}")
         beside = "" if baseline is None else f"{baseline:.4f}"
         users = str(task.record["data"]["test_users"])
-        table.add_row(out.name, users, name, f"{task.metrics[name]:.4f}", beside)
+        errors = [task.metrics[n] for n in ("ece_uncalibrated", "ece") if n in task.metrics]
+        shown = ", ".join(f"{error:.3f}" for error in errors)
+        table.add_row(out.name, users, name, f"{task.metrics[name]:.4f}", beside, shown)
     Console(highlight=False).print(table)

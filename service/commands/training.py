@@ -320,6 +320,8 @@ def finetune(
         task = run_finetune(loaded, job, settings, bars)
     data = task.record["data"]
     _print_metrics(f"{out}, {data['test_users']} test users", task.metrics)
+    if "ece" in task.metrics:
+        print(f"temperature {task.temperature:.3f}, fitted on the validation users")
     if data["without_history"]:
         print(f"{data['without_history']} users without a known history were left out")
 

@@ -121,7 +121,8 @@ def run_evaluate(backbone: Path, job: EvaluateJob) -> tuple[dict[str, float], in
     if job.part == "test":
         seed = manifest.provenance.seed
         rows = split_users(examples.users, job.validation_share, job.test_share, seed).test
-    return evaluate_task(task.model, objective, examples, rows), len(rows)
+    temperature = manifest.head.temperature
+    return evaluate_task(task.model, objective, examples, rows, temperature), len(rows)
 
 
 def _prepare_folder(out: Path, on_existing: OnExisting) -> None:

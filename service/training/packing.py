@@ -97,6 +97,7 @@ def _manifest(
             outputs=spec.outputs,
             has_bias=spec.has_bias,
             labels=task.outputs if spec.kind in LABELLED_KINDS else None,
+            temperature=task.temperature,
         ),
         probes=ManifestProbes(count=probe_shape[0], columns=probe_shape[1]),
         metrics=task.metrics,

@@ -32,7 +32,7 @@ def test_a_finished_task_is_judged_as_in_training_in_any_order_of_users(loaded, 
     objective = TASKS["classification"].objective(task.outputs, task.examples)
     model = TaskModel(loaded.backbone, task.patch_weights, task.head)
     for rows in (task.split.test, task.split.test[::-1].copy()):
-        metrics = evaluate_task(model, objective, task.examples, rows)
+        metrics = evaluate_task(model, objective, task.examples, rows, task.temperature)
         assert metrics == pytest.approx({name: task.metrics[name] for name in metrics})
 
 

@@ -123,6 +123,15 @@ def test_evaluating_the_test_part_repeats_the_manifests_metrics(kind, backbone, 
     )
 
 
+@pytest.mark.parametrize("kind", ["classification", "tags"])
+def test_a_bundle_carries_its_temperature_and_both_calibration_errors(
+    kind, backbone, shop, tmp_path
+):
+    manifest = read_manifest(tune(kind, backbone, shop, tmp_path / "task.bundle"))
+    assert manifest.head.temperature != 1.0
+    assert {"ece", "ece_uncalibrated"} <= manifest.metrics.keys()
+
+
 def test_tags_and_catalog_are_named_in_the_bundle(backbone, loaded, shop, tmp_path):
     tags = unpack_task(tune("tags", backbone, shop, tmp_path / "t.bundle").read_bytes(), loaded)
     ranking = unpack_task(
