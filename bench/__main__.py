@@ -9,6 +9,7 @@ MEASUREMENTS = {
     "mixed": "rows of all different tasks against the same rows of one task",
     "forward": "the bare forward against a loop over tasks, a gathered product, and the core",
     "card": "a hundred tasks for one history against one task; a history asked again",
+    "heads": "the top 100 of a million items, against one product and topk",
     "tasks": "10,000 registered tasks, asked uniformly, against a single one",
     "memory": "resident bytes per additional task over its weights",
     "swap": "registered until served, under load; what swaps cost other tasks' requests",

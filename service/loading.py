@@ -49,9 +49,9 @@ class Loading:
         ]
         if crowded:
             self._make_room()
-            for local in crowded:
+            for local in crowded:  # one by one: what is proven may make room for the next
                 del failures[local.bundle.digest]
-            failures |= self._load(crowded)
+                failures |= self._load([local])
         return failures
 
     def prove(self, local: LocalBundle) -> None:

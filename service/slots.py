@@ -17,7 +17,17 @@ from model.slab import Slab
 from model.spec import FIRST_ITEM, PAD, PatchGeometry
 from patches.identity import Digest
 from patches.verify import VerifiedBundle
+from service.head_room import HeadBudgetExceeded, HeadRoom
 from service.messages import Handle
+
+__all__ = [
+    "EngineRow",
+    "HeadBudgetExceeded",
+    "LocalBundle",
+    "ProbeFailed",
+    "Residency",
+    "SlotStore",
+]
 
 PROBE_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Largest difference of a probe's logit, relative to the largest expected one, by precision."""
@@ -29,17 +39,6 @@ SMALLEST_SCALE = 1e-3
 
 PROBE_ROWS = 256
 """Probes that run in one forward; more would hold up the requests that wait meanwhile."""
-
-
-class HeadBudgetExceeded(PeterRecError):
-    code = "head_budget_exceeded"
-    category = Category.NO_ROOM
-
-    def __init__(self, wanted: int, used: int, limit: int) -> None:
-        super().__init__(
-            f"the head needs {wanted} bytes; {used} of {limit} are in use.",
-            hint="Raise PETERREC_HEAD_LIMIT_BYTES, or retire tasks with large catalogs.",
-        )
 
 
 class ProbeFailed(PeterRecError):
@@ -60,7 +59,8 @@ class ProbeFailed(PeterRecError):
 class Residency:
     """A bundle whose weights lie on the device, proven there.
 
-    ``catalog_path`` is the local bundle file that a ranking head's item ids are read from.
+    ``catalog_path`` is the local bundle file that a ranking head's item ids are read from, and its
+    weights when they have left the device.
     """
 
     handle: Handle
@@ -74,7 +74,10 @@ class Residency:
 
 @dataclass(frozen=True, slots=True)
 class LocalBundle:
-    """A verified bundle and the file on this machine that a ranking head's items are read from."""
+    """A verified bundle and the file on this machine that a ranking head is read from.
+
+    Without a path the head never leaves the device.
+    """
 
     bundle: VerifiedBundle
     path: str = ""
@@ -105,13 +108,17 @@ class SlotStore:
         self._dtype, self._patch_dtype = dtype, patch_dtype or dtype
         self._forward = mixed_forward(backbone, dtype, trunk_cache_bytes)
         self._heads = MixedHeads(self._channels, self._device)
-        self._head_limit_bytes = head_limit_bytes
+        self.head_room = HeadRoom(head_limit_bytes)
         self._slabs: dict[PatchGeometry, Slab] = {}
         self._handles = count(1)
         self.resident: dict[Handle, Residency] = {}
         self.patch_bytes = 0
-        self.head_bytes = 0
         self.backbone_bytes = sum(t.numel() * t.element_size() for t in backbone.parameters())
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes of heads on the device, room for one that returns included."""
+        return self.head_room.used_bytes
 
     def load(self, bundle: VerifiedBundle, catalog_path: str = "") -> Residency:
         """Copy a bundle's weights to the device and run its probes there.
@@ -144,15 +151,29 @@ class SlotStore:
                 if isinstance(outcome, Residency):
                     self.free(outcome)
             raise
+        finally:
+            self.head_room.release_held()
         return [self._proven(outcome, errors) for outcome in outcomes]
 
     def free(self, residency: Residency) -> None:
         """Give the memory back; no row may be waiting for this residency."""
         del self.resident[residency.handle]
         residency.patch.slab.release(residency.patch.slot)
+        self.head_room.remove(residency.handle, residency.head)
         self._heads.remove(residency.head)
         self.patch_bytes -= residency.patch.slab.slot_bytes
-        self.head_bytes -= residency.head.size_bytes
+
+    def put_head_back(self, handle: Handle, tensors: Mapping[str, Tensor] | None) -> bool:
+        """End the return of a head: with its tensors, or without if they could not be read.
+
+        False if it is not awaited any more: the residency was freed, or its room was taken.
+        """
+        if not self.head_room.is_returning(handle):
+            return False
+        if tensors is not None:
+            self._heads.put_back(self.resident[handle].head, tensors)
+        self.head_room.end_return(handle, is_here=tensors is not None)
+        return True
 
     def warm_up(self) -> None:
         """Run the forward once per common shape, so that the first request pays for nothing."""
@@ -165,7 +186,8 @@ class SlotStore:
         slab.release(ref.slot)
 
     def score(self, rows: Sequence[EngineRow]) -> list[RowScores]:
-        """One forward over rows of any tasks; answers in the rows' order."""
+        """One forward over rows of any tasks; answers in the rows' order. No head is away."""
+        self.head_room.use(row.residency.handle for row in rows)
         users = self._forward.user_vectors(
             [row.tokens for row in rows], [row.residency.patch for row in rows]
         )
@@ -174,10 +196,14 @@ class SlotStore:
         )
 
     def _written(self, local: LocalBundle) -> Residency | HeadBudgetExceeded:
-        used, wanted = self.head_bytes, local.bundle.head_bytes
-        if used + wanted > self._head_limit_bytes:
-            return HeadBudgetExceeded(wanted, used, self._head_limit_bytes)
-        return self._write(local.bundle, local.path)
+        is_movable = local.bundle.manifest.kind == "ranking" and local.path != ""
+        try:
+            self.head_room.admit(local.bundle.head_bytes, is_movable=is_movable)
+        except HeadBudgetExceeded as error:
+            return error
+        residency = self._write(local.bundle, local.path)
+        self.head_room.add(residency.handle, residency.head, is_movable=is_movable)
+        return residency
 
     def _proven(
         self, outcome: Residency | PeterRecError, errors: Mapping[Handle, float]
@@ -209,7 +235,6 @@ class SlotStore:
         )
         self.resident[residency.handle] = residency
         self.patch_bytes += slab.slot_bytes
-        self.head_bytes += residency.head.size_bytes
         return residency
 
     def _probe_errors(
@@ -237,8 +262,9 @@ class SlotStore:
 
     def _probe_error(self, residency: Residency, bundle: VerifiedBundle, users: Tensor) -> float:
         """``users`` [n, C] are the probes' user vectors."""
-        logits = self._heads.logits(users, residency.head).cpu().numpy()  # [n, K]
-        found = logits[:, bundle.tensors["probe.columns"]] * bundle.manifest.head.temperature
+        columns = torch.from_numpy(bundle.tensors["probe.columns"].astype(np.int64))  # [m]
+        logits = self._heads.logits(users, residency.head, columns.to(users.device))  # [n, m]
+        found = logits.cpu().numpy() * bundle.manifest.head.temperature
         expected = bundle.tensors["probe.logits"]  # [n, m]
         scale = max(SMALLEST_SCALE, float(np.abs(expected).max()))
         return float(np.abs(found - expected).max()) / scale

@@ -1,0 +1,105 @@
+"""Ranking a large catalog exactly: the top 100 with exclusions, against one product and ``topk``.
+
+Both run on one thread over the same weights and user vectors; the plain side holds all logits.
+"""
+
+import argparse
+from functools import partial
+from statistics import median
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.forward_fixture import paired_ratio, paired_seconds
+from bench.report import Report
+from model.catalog_ranking import CatalogRanking, CatalogWeights, Selection
+from model.mixed_heads import FLOAT_BYTES
+
+EXCLUDED = 50
+CANDIDATES = 500
+
+
+def main(arguments: list[str]) -> None:
+    """``python -m bench heads``."""
+    parser = argparse.ArgumentParser(prog="python -m bench heads", description=__doc__)
+    parser.add_argument("--items", type=int, default=1_000_000)
+    parser.add_argument("--channels", type=int, default=64)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--top-k", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=15)
+    run(parser.parse_args(arguments)).show()
+
+
+def run(options: argparse.Namespace) -> Report:
+    """Whole catalog and candidate lists, at each number of rows."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    weights = random_catalog(options.items, options.channels)
+    ranking = CatalogRanking(torch.device("cpu"))
+    figures: dict[str, float] = {"weight_mib": weights.size_bytes / 2**20}
+    table: list[list[str]] = []
+    for rows in options.rows:
+        users = torch.randn(rows, options.channels)
+        chosen = _selections(options, rows)
+        among = [Selection(options.top_k, s.excluded, s.candidates) for s in chosen]
+        whole = [Selection(options.top_k, s.excluded) for s in chosen]
+        _require_equal(ranking, users, weights, options.top_k)
+        seconds = paired_seconds(
+            {
+                "whole": partial(ranking.top, users, weights, whole),
+                "candidates": partial(ranking.top, users, weights, among),
+                "plain": partial(_plain, users, weights, options.top_k),
+                "product": partial(_product, users, weights),
+            },
+            options.repeats,
+        )
+        per_row = {name: 1000 * median(found) / rows for name, found in seconds.items()}
+        figures[f"rank_ms_{rows}"] = per_row["whole"]
+        figures[f"rank_vs_plain_{rows}"] = paired_ratio(seconds, "plain", "whole")
+        figures[f"rank_vs_product_{rows}"] = paired_ratio(seconds, "product", "whole")
+        figures[f"candidates_ms_{rows}"] = per_row["candidates"]
+        table.append([str(rows), *(f"{ms:.3f}" for ms in per_row.values())])
+    columns = ("rows", "ms a row", f"among {CANDIDATES}", "matmul + topk", "matmul alone")
+    return Report("heads", figures, {**vars(options), "threads": 1}, columns, table)
+
+
+def random_catalog(items: int, channels: int) -> CatalogWeights:
+    """A random ranking head."""
+    weight, bias = torch.randn(items, channels) * channels**-0.5, torch.randn(items)
+    return CatalogWeights(FLOAT_BYTES * (weight.numel() + bias.numel()), weight, bias)
+
+
+@torch.inference_mode()
+def _product(users: Tensor, weights: CatalogWeights) -> Tensor:
+    assert weights.weight is not None
+    return torch.matmul(users, weights.weight.T)
+
+
+@torch.inference_mode()
+def _plain(users: Tensor, weights: CatalogWeights, top_k: int) -> tuple[Tensor, Tensor]:
+    assert weights.bias is not None
+    values, indices = torch.topk(_product(users, weights).add_(weights.bias), top_k, dim=1)
+    return values, indices
+
+
+def _selections(options: argparse.Namespace, rows: int) -> list[Selection]:
+    random = np.random.default_rng(0)
+    return [
+        Selection(
+            options.top_k,
+            random.integers(0, options.items, EXCLUDED),
+            random.integers(0, options.items, CANDIDATES),
+        )
+        for _ in range(rows)
+    ]
+
+
+def _require_equal(
+    ranking: CatalogRanking, users: Tensor, weights: CatalogWeights, top_k: int
+) -> None:
+    values, _ = _plain(users, weights, top_k)
+    found = ranking.top(users, weights, [Selection(top_k)] * len(users))
+    for row, scores in zip(values.numpy(), found, strict=True):
+        if not np.allclose(row, scores.values, rtol=1e-5, atol=1e-5):
+            raise SystemExit("the contenders disagree")

@@ -1,0 +1,192 @@
+"""The best items of large catalogs: exact, within bounded memory, of equal scores the lower index.
+
+Logits are made a piece of the catalog at a time, and of every ``GROUP`` items the largest is noted
+while they are in the cache. The k best items lie in the k groups with the largest such maxima, so
+that only those groups are searched.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LOGITS_AT_ONCE = 1 << 24
+"""Ranking logits held at a time (64 MiB), whatever the catalog and the batch; at least a row's."""
+
+GROUP = 64
+
+LOGITS_PER_PRODUCT = 1 << 18
+"""The logits of one product (1 MiB) then are still in the cache when their maxima are noted."""
+
+
+@dataclass(slots=True, eq=False)
+class CatalogWeights:
+    """A ranking head's weights, None while they are not on the device. ``size_bytes`` when there.
+
+    ``weight`` float32 [N, C], ``bias`` float32 [N].
+    """
+
+    size_bytes: int
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+    @property
+    def is_here(self) -> bool:
+        """True if the weights lie on the device."""
+        return self.weight is not None
+
+    def take_off(self) -> None:
+        """Give the memory back; the weights may be put back later."""
+        self.weight = self.bias = None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a ranking row asks for: catalog indices int64; candidates None means the whole."""
+
+    top_k: int = 0
+    excluded: np.ndarray | None = None
+    candidates: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RowScores:
+    """One row's scores float32: one per output, or the top-k's with their catalog indices."""
+
+    values: np.ndarray
+    indices: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+
+
+class CatalogRanking:
+    """Ranks whole catalogs and candidates. Used by one thread; its buffer is kept between calls."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._buffer = torch.empty(0, device=device)
+
+    def top(
+        self, users: Tensor, weights: CatalogWeights, selections: Sequence[Selection]
+    ) -> list[RowScores]:
+        """The best items of user vectors [B, C], row i as selection i asks."""
+        found: dict[int, RowScores] = {}
+        whole: list[int] = []
+        for row, selection in enumerate(selections):
+            if selection.candidates is None:
+                whole.append(row)
+            else:
+                found[row] = _top_candidates(users[row], weights, selection)
+        if whole:
+            chosen = users if len(whole) == len(users) else users[whole]
+            asked = [selections[row] for row in whole]
+            found |= zip(whole, self._top_of_all(chosen, weights, asked), strict=True)
+        return [found[row] for row in range(len(selections))]
+
+    def _top_of_all(
+        self, users: Tensor, weights: CatalogWeights, selections: Sequence[Selection]
+    ) -> Iterator[RowScores]:
+        assert weights.weight is not None
+        rows_at_once = max(1, LOGITS_AT_ONCE // len(weights.weight))
+        for start in range(0, len(users), rows_at_once):
+            part = slice(start, start + rows_at_once)
+            yield from self._top_rows(users[part], weights, selections[part])
+
+    def _top_rows(
+        self, users: Tensor, weights: CatalogWeights, selections: Sequence[Selection]
+    ) -> Iterator[RowScores]:
+        assert weights.weight is not None
+        items = len(weights.weight)
+        logits, maxima = self._scored(users, weights)  # [b, G * GROUP], [b, G]
+        excluded = [_unique(selection.excluded) for selection in selections]
+        for row, indices in enumerate(excluded):
+            _hold_back(logits[row], maxima[row], indices)
+        count = min(items, max(selection.top_k for selection in selections))
+        values, indices = (t.cpu().numpy() for t in _largest(logits, maxima, count, items))
+        for row, selection in enumerate(selections):
+            top = slice(0, min(selection.top_k, items - len(excluded[row])))
+            yield RowScores(values[row, top], indices[row, top])
+
+    def _scored(self, users: Tensor, weights: CatalogWeights) -> tuple[Tensor, Tensor]:
+        """Logits [b, G * GROUP], those past the catalog's end -inf, and groups' maxima [b, G]."""
+        weight, bias = weights.weight, weights.bias
+        assert weight is not None
+        assert bias is not None
+        items = len(weight)
+        groups = -(-items // GROUP)
+        logits = self._room(len(users), groups * GROUP)
+        logits[:, items:] = -torch.inf
+        maxima = torch.empty(len(users), groups, device=users.device)
+        at_once = GROUP * max(1, LOGITS_PER_PRODUCT // (GROUP * len(users)))
+        for start in range(0, items, at_once):
+            end = min(start + at_once, items)
+            part = logits[:, start:end]
+            torch.addmm(bias[start:end], users, weight[start:end].T, out=part)  # [b, n]
+            first, last = start // GROUP, -(-end // GROUP)
+            grouped = _grouped(logits[:, first * GROUP : last * GROUP])
+            torch.amax(grouped, 2, out=maxima[:, first:last])  # [b, g]
+        return logits, maxima
+
+    def _room(self, rows: int, width: int) -> Tensor:
+        if self._buffer.numel() < rows * width:
+            self._buffer = torch.empty(rows * width, device=self._buffer.device)
+        return self._buffer[: rows * width].view(rows, width)
+
+
+def _grouped(logits: Tensor) -> Tensor:
+    """Logits [b, n * GROUP] -> [b, n, GROUP], without a copy."""
+    return logits.view(len(logits), -1, GROUP)
+
+
+def _unique(indices: np.ndarray | None) -> np.ndarray:
+    return np.empty(0, np.int64) if indices is None else np.unique(indices)
+
+
+def _hold_back(logits: Tensor, maxima: Tensor, indices: np.ndarray) -> None:
+    """Give excluded items [n] of one row, logits [G * GROUP], the lowest score there is."""
+    if not len(indices):
+        return
+    logits[torch.from_numpy(indices).to(logits.device)] = -torch.inf
+    touched = torch.from_numpy(np.unique(indices // GROUP)).to(logits.device)
+    maxima[touched] = logits.view(-1, GROUP)[touched].amax(1)  # [n, GROUP] -> [n]
+
+
+def _largest(logits: Tensor, maxima: Tensor, count: int, items: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` largest logits of each row and their indices, both [b, count].
+
+    One more is looked for: two equal values beside each other tell of ties, which are rare.
+    """
+    wanted = min(count + 1, items)
+    if 2 * wanted * GROUP >= logits.shape[1]:
+        values, indices = torch.topk(logits, wanted, dim=1)
+    else:
+        groups = torch.topk(maxima, wanted, dim=1, sorted=False).indices  # [b, k]
+        spread = groups.unsqueeze(2).expand(-1, -1, GROUP)  # [b, k, GROUP]
+        members = _grouped(logits).gather(1, spread).flatten(1)  # [b, k * GROUP]
+        values, at = torch.topk(members, wanted, dim=1)
+        indices = groups.gather(1, at // GROUP) * GROUP + at % GROUP
+    tied = (values[:, 1:] == values[:, :-1]).any(1) & ~values[:, :1].isnan().any(1)
+    values, indices = values[:, :count], indices[:, :count]
+    for row in tied.nonzero().flatten().tolist() if count else []:
+        indices[row] = _settled(logits[row], values[row])
+    return values, indices
+
+
+def _settled(logits: Tensor, values: Tensor) -> Tensor:
+    """Indices [k] of the k largest logits, whose values are known: of equal ones the first."""
+    above = (logits > values[-1]).nonzero().flatten()
+    equal = (logits == values[-1]).nonzero().flatten()
+    order = torch.sort(logits[above], descending=True, stable=True).indices
+    return torch.cat((above[order], equal))[: len(values)]
+
+
+def _top_candidates(user: Tensor, weights: CatalogWeights, selection: Selection) -> RowScores:
+    """The best of a few items for one user vector [C]: only their weights are read."""
+    assert weights.weight is not None
+    assert weights.bias is not None
+    assert selection.candidates is not None
+    allowed = np.setdiff1d(selection.candidates, _unique(selection.excluded))
+    items = torch.from_numpy(allowed).to(user.device)
+    logits = torch.addmv(weights.bias[items], weights.weight[items], user)  # [n]
+    values, order = torch.sort(logits, descending=True, stable=True)
+    top = slice(0, selection.top_k)
+    return RowScores(values[top].cpu().numpy(), items[order[top]].cpu().numpy())
