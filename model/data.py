@@ -1,31 +1,33 @@
-"""Interactions, labels and targets from CSV or Parquet. All ids are strings."""
+"""Interactions, labels and targets from tables. All ids are strings."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from model.data_errors import (
     DataFileEmpty,
     LabelDuplicate,
     NumberUnreadable,
-    OrderUnreadable,
 )
+from model.event_stream import EventColumns, InteractionSource, read_events
 from model.histories import Histories, UserLabels
+from model.order_columns import order_values
 from model.tables import TablePart, TableSource, read_parts, text_column
 
-
-@dataclass(frozen=True, slots=True)
-class InteractionSource:
-    """Where interactions are: one row per event, ordered by ``order_column`` or as in the file."""
-
-    table: TableSource
-    user_column: str = "user_id"
-    item_column: str = "item_id"
-    order_column: str | None = None
+__all__ = [
+    "InteractionSource",
+    "LabelSource",
+    "encode",
+    "order_values",
+    "read_histories",
+    "read_labels",
+    "read_tags",
+    "read_targets",
+    "read_values",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +40,28 @@ class LabelSource:
 
 
 def read_histories(source: InteractionSource) -> Histories:
-    """Every user's items in order; events of equal order keep the order of the files."""
-    ordering = [] if source.order_column is None else [source.order_column]
-    parts = read_parts(source.table, [source.user_column, source.item_column, *ordering])
-    users, user_of_event = encode(text_column(parts, source.user_column))
-    items, code_of_event = encode(text_column(parts, source.item_column))
-    order = [] if source.order_column is None else [order_values(parts, source.order_column)]
-    by_user = np.lexsort((*order, user_of_event))  # stable; the last key is the first criterion
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(user_of_event, minlength=len(users)))])
-    return Histories(users, items, code_of_event[by_user], offsets)
+    """Every user's items in order; events of equal order keep the order of the files.
+
+    Files may be larger than memory: some 30 bytes stay for each event.
+    """
+    events = read_events(source)
+    counts = np.bincount(events.user, minlength=len(events.users))
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    by_user = _sorting(events)
+    codes = events.item if by_user is None else events.item[by_user]
+    return Histories(events.users, events.items, codes.astype(np.int64), offsets)
+
+
+def _sorting(events: EventColumns) -> npt.NDArray[np.int64] | None:
+    """The events' places when sorted by user and order; None if they stand so already."""
+    user, order = events.user, events.order
+    is_next = user[1:] > user[:-1]
+    is_same = user[1:] == user[:-1]
+    in_order = is_same if order is None else is_same & (order[1:] >= order[:-1])
+    if np.all(is_next | in_order):
+        return None
+    keys = (user,) if order is None else (order, user)
+    return np.lexsort(keys)  # stable; the last key is the first criterion
 
 
 def read_labels(source: LabelSource) -> UserLabels:
@@ -139,69 +154,3 @@ def encode(values: pa.ChunkedArray) -> tuple[tuple[str, ...], npt.NDArray[np.int
     """Distinct values by first appearance, and each row's index among them."""
     encoded = values.combine_chunks().dictionary_encode()
     return tuple(encoded.dictionary.to_pylist()), encoded.indices.to_numpy().astype(np.int64)
-
-
-def order_values(parts: Sequence[TablePart], column: str) -> npt.NDArray[np.int64 | np.float64]:
-    """Sortable numbers of an order column; numbers and timestamps do not mix."""
-    arrays = [_part_order(part, column) for part in parts if part.table.num_rows]
-    kinds = {"time" if pa.types.is_timestamp(array.type) else "number" for array in arrays}
-    if len(kinds) > 1:
-        raise OrderUnreadable(
-            f"column {column!r} holds numbers in one file and timestamps in another.",
-            hint="Convert the files to one form.",
-        )
-    plain = [array.cast(pa.int64()) if "time" in kinds else array for array in arrays]
-    return np.concatenate([array.to_numpy() for array in plain])
-
-
-def _part_order(part: TablePart, column: str) -> pa.ChunkedArray:
-    values = part.table[column]
-    _refuse_order(part, column, values.is_null(nan_is_null=True))
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        values = _parse_order(part, column)
-    if pa.types.is_temporal(values.type):
-        values = values.cast(pa.timestamp("us"), safe=False)
-    _refuse_order(part, column, values.is_null(nan_is_null=True))
-    return values
-
-
-ORDER_TYPES = (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", tz="UTC"))
-
-
-def _parse_order(part: TablePart, column: str) -> pa.ChunkedArray:
-    values = part.table[column]
-    for arrow_type in ORDER_TYPES:
-        try:
-            return values.cast(arrow_type)
-        except pa.ArrowInvalid:
-            continue
-    raise _unreadable(part, column, _first_unparsable(values.to_pylist()))
-
-
-def _first_unparsable(texts: Sequence[str]) -> int:
-    """The row to blame: the first that is not what the first row is."""
-    for arrow_type in ORDER_TYPES[1:]:
-        if _casts(texts[0], arrow_type):
-            return next(i for i, text in enumerate(texts) if not _casts(text, arrow_type))
-    return 0
-
-
-def _casts(text: str, arrow_type: pa.DataType) -> bool:
-    try:
-        pa.array([text], pa.string()).cast(arrow_type)
-    except pa.ArrowInvalid:
-        return False
-    return True
-
-
-def _refuse_order(part: TablePart, column: str, bad: pa.ChunkedArray) -> None:
-    if pc.any(bad).as_py():
-        raise _unreadable(part, column, pc.index(bad, True).as_py())
-
-
-def _unreadable(part: TablePart, column: str, row: int) -> OrderUnreadable:
-    value = part.table[column][row].as_py()
-    return OrderUnreadable(
-        f"{part.place(row, column)}: {value!r} is neither a number nor a timestamp.",
-        hint="Correct the row, or name another column with --order-column.",
-    )

@@ -1,6 +1,7 @@
 """Interactions, labels and targets are read in order; every bad input is named with its place."""
 
 import gzip
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -156,8 +157,13 @@ BAD_INTERACTIONS = [
     ("user_id,item_id,at\nu,a,now\nu,b,2\n", OrderUnreadable, "line 2, column 'at': 'now'"),
     ("user_id,item_id,at\nu,a,2024-01-01\nu,b,2\n", OrderUnreadable, "line 3, column 'at': '2'"),
     ("user_id,item_id,at\nu,a,nan\n", OrderUnreadable, "line 2, column 'at'"),
-    ("user_id,item_id,at\nu,a,1\nu,b\n", DataFileUnreadable, "Row #3: Expected 3 columns, got 2"),
-    ("user_id,item_id,at\nu,\udc00,1\n", DataFileUnreadable, "events.csv"),
+    ("user_id,item_id,at\nu,a,1\nu,b\n", DataFileUnreadable, "line 3: 2 fields, not 3"),
+    ("user_id,item_id,at\nu,a,1\n\nu,b,2,c\n", DataFileUnreadable, "line 4: 4 fields, not 3"),
+    ('user_id,item_id,at\n"u\nu",a,1\nu,,2\n', ValueMissing, "line 4, column 'item_id'"),
+    ('user_id,item_id,at\n"u\nu",a,1\nu,2\n', DataFileUnreadable, "line 4: 2 fields, not 3"),
+    ("user_id,item_id,at\n\nu,a,1\n\n\nu,b,soon\n", OrderUnreadable, "line 6, column 'at'"),
+    ('user_id,item_id,at\nu,a,1\nu,"b,2\n', DataFileUnreadable, "the row after line 2"),
+    ("user_id,item_id,at\nu,\udc00,1\n", DataFileUnreadable, "line 2, column 'item_id'"),
 ]
 
 
@@ -212,7 +218,7 @@ def test_a_filter_that_is_no_assignment_is_refused():
 def test_numbers_in_one_file_and_times_in_another_are_refused(tmp_path):
     csv_file(tmp_path, "user_id,item_id,at\nu,a,1\n", "a.csv")
     csv_file(tmp_path, "user_id,item_id,at\nu,a,2024-01-01\n", "b.csv")
-    with pytest.raises(OrderUnreadable, match="timestamps in another"):
+    with pytest.raises(OrderUnreadable, match=r"b\.csv, line 2, column .at.: .* is a timestamp"):
         read(tmp_path, "at")
 
 
@@ -233,3 +239,81 @@ def test_a_column_of_empty_labels_is_refused(tmp_path):
     path = csv_file(tmp_path, "user_id,label\nu,\nv,\n", "users.csv")
     with pytest.raises(DataFileEmpty, match="no user has a value"):
         read_labels(labels(path))
+
+
+def test_a_field_in_quotes_may_hold_a_line_break(tmp_path):
+    path = csv_file(tmp_path, 'user_id,item_id\n"u\nu","a,b"\n"u\nu",c\n')
+    assert read(path) == {"u\nu": ("a,b", "c")}
+
+
+def test_files_of_many_batches_read_as_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("model.tables.CSV_BLOCK_BYTES", 64)
+    monkeypatch.setattr("model.tables.PARQUET_BATCH_ROWS", 3)
+    rows = [(f"u{i % 7}", f"i{i * i % 11}", 100 - i) for i in range(60)]
+    text = "".join(f"{user},{item},{at}\n" for user, item, at in rows)
+    one = csv_file(tmp_path, "user_id,item_id,at\n" + text)
+    columns = zip(("user_id", "item_id", "at"), zip(*rows, strict=True), strict=True)
+    pq.write_table(pa.table({n: list(v) for n, v in columns}), tmp_path / "same.parquet")
+    wanted = {}
+    for user, item, _ in reversed(rows):
+        wanted[user] = (*wanted.get(user, ()), item)
+    assert read(one, "at") == wanted
+    assert read(tmp_path / "same.parquet", "at") == wanted
+
+
+def test_a_fault_far_behind_the_first_batch_is_named_by_its_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("model.tables.CSV_BLOCK_BYTES", 64)
+    path = csv_file(tmp_path, "user_id,item_id\n" + "u,a\n" * 50 + "u,\n")
+    with pytest.raises(ValueMissing, match="line 52, column 'item_id'"):
+        read(path)
+
+
+def test_whole_floats_are_the_ids_of_whole_numbers_in_every_batch(tmp_path):
+    table = pa.table({"user_id": [1.0, 2.5], "item_id": [7.0, 7.0]})
+    pq.write_table(table, tmp_path / "events.parquet")
+    assert read(tmp_path / "events.parquet") == {"1": ("7",), "2.5": ("7",)}
+
+
+@pytest.mark.parametrize(
+    ("times", "bound"),
+    [
+        (("10", "20", "30"), "20"),
+        (("1.5", "2.5", "3.5"), "2.5"),
+        (("2024-01-01", "2024-01-02", "2024-01-03"), "2024-01-02"),
+        (
+            ("2024-01-01T10:00:00Z", "2024-01-01T11:00:00Z", "2024-01-02T00:00:00Z"),
+            "2024-01-01 11:00:00",
+        ),
+    ],
+)
+def test_a_cut_off_parts_events_before_it_from_those_at_it_and_after(tmp_path, times, bound):
+    rows = "".join(f"u,{item},{at}\n" for item, at in zip("abc", times, strict=True))
+    source = InteractionSource(
+        TableSource(csv_file(tmp_path, "user_id,item_id,at\n" + rows)), order_column="at"
+    )
+    past, future = replace(source, before=bound), replace(source, since=bound)
+    assert by_user(read_histories(past)) == {"u": ("a",)}
+    assert by_user(read_histories(future)) == {"u": ("b", "c")}
+
+
+@pytest.mark.parametrize(
+    ("order", "bound", "error", "message"),
+    [
+        (None, "2", OrderUnreadable, "needs an order column"),
+        ("at", "2024-01-01", OrderUnreadable, "'2024-01-01' is no number"),
+        ("at", "0", FilterMatchesNothing, "within the cut-off"),
+    ],
+)
+def test_a_cut_off_that_cannot_be_applied_is_refused(tmp_path, order, bound, error, message):
+    path = csv_file(tmp_path, "user_id,item_id,at\nu,a,1\n")
+    source = InteractionSource(TableSource(path), order_column=order, before=bound)
+    with pytest.raises(error, match=message):
+        read_histories(source)
+
+
+def test_recboles_atomic_files_are_read_as_they_are(tmp_path):
+    text = 'user_id:token\titem_id:token\ttimestamp:float\nu\t"b\t2\nu\ta\t1.5\n'
+    path = csv_file(tmp_path, text, "shop.inter")
+    assert read(path, "timestamp") == {"u": ("a", '"b')}
+    with pytest.raises(ColumnMissing, match="only user_id, item_id, timestamp"):
+        read(path, "when")
