@@ -37,7 +37,7 @@ Result = TypeVar("Result")
 
 RETRY_S = 0.5
 LOOK_TIMEOUT_S = 0.5
-LONGEST_LOOK_TIMEOUT_S = 1.5
+LONGEST_LOOK_TIMEOUT_S = 1.0
 """A Redis that says nothing for so long is away: a cut connection may be silent much longer. The
 first time is shorter, since Redis may be reachable over another connection."""
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 HOST = "127.0.0.1"
+QUIET_TURNS = 20
 
 Result = TypeVar("Result")
 
@@ -93,10 +94,12 @@ class BreakableProxy:
         if self._server is not None:
             self._server.close()
             self._server = None
-        while self._serving:  # also those that are only about to connect
-            for connection in list(self._connections):
-                connection.abort()
-            await asyncio.wait(self._serving, timeout=0.01)
+        for _ in range(QUIET_TURNS):  # a client that was just accepted comes a few turns later
+            await asyncio.sleep(0)
+            while self._serving:
+                for connection in list(self._connections):
+                    connection.abort()
+                await asyncio.wait(self._serving, timeout=0.01)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -118,6 +121,11 @@ class BreakableProxy:
             except OSError:
                 writer.transport.abort()
                 return
+        if self._server is None:  # cut while it connected
+            for end in (writer, upstream_writer):
+                if end is not None:
+                    end.transport.abort()
+            return
         connection = Connection(writer, upstream_writer)
         self._connections.add(connection)
         downward = [] if upstream_reader is None else [connection.copy(upstream_reader, writer)]

@@ -1,7 +1,10 @@
 """A replica within the test: a real device loop and follower in threads, and a worker's table."""
 
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from queue import SimpleQueue
 
 import zmq
 
@@ -22,18 +25,48 @@ Served = dict[str, tuple[dict[str, str], frozenset[str]]]
 """By task: the digest of each alias, and the digests that take part in its traffic."""
 
 
+class DeviceThread:
+    """Runs one device after another and never ends: a thread that has computed may hang as it
+    ends, in what the native libraries clean up. (A server's device has the main thread.)"""
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[tuple[Callable[[], None], Future[None]]] = SimpleQueue()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def submit(self, job: Callable[[], None]) -> "Future[None]":
+        done: Future[None] = Future()
+        self._jobs.put((job, done))
+        return done
+
+    def _run(self) -> None:
+        while True:
+            job, done = self._jobs.get()
+            try:
+                done.set_result(job())
+            except Exception as error:
+                done.set_exception(error)
+
+
 class Replica:
     """``start`` and ``stop`` the device as often as you like; the worker and the disk stay.
 
     The worker's side belongs to the event loop that ``open`` ran on.
     """
 
-    def __init__(self, workshop: Workshop, folder: Path, redis_url: str, prefix: str) -> None:
+    def __init__(
+        self,
+        thread: DeviceThread,
+        workshop: Workshop,
+        folder: Path,
+        redis_url: str,
+        prefix: str,
+    ) -> None:
+        self._thread = thread
+        self._running: Future[None] | None = None
         self._workshop = workshop
         self._folder = folder
         self._redis_url = redis_url
         self._prefix = prefix
-        self._thread: threading.Thread | None = None
         folder.mkdir()
         self._endpoint = f"ipc://{folder}/device"
         self.table = TaskTable()
@@ -62,14 +95,13 @@ class Replica:
         cache = BlobCache(self._folder / "cache")
         source = BundleSource(registry, cache, Demands(self._workshop.identity, BundleLimits()))
         self.follower = RegistryFollower(registry, source, self.device, 1.0, self.events.append)
-        self._thread = threading.Thread(target=self._serve, args=(socket,), daemon=True)
-        self._thread.start()
+        self._running = self._thread.submit(lambda: self._serve(socket))
 
     def stop(self) -> None:
-        if self._thread is not None:
+        if self._running is not None:
             self._is_stopping = True
-            self._thread.join()
-            self._thread = None
+            self._running.result(timeout=30)
+            self._running = None
 
     def _serve(self, socket: "zmq.Socket[bytes]") -> None:
         self.follower.start()
