@@ -76,7 +76,8 @@ def read_events(source: InteractionSource) -> EventColumns:
     order = None if source.order_column is None else OrderColumn(source.order_column)
     if order is None and (source.since or source.before):
         raise OrderUnreadable(
-            "a cut-off needs an order column.", hint="Name the times with --order-column."
+            "a cut-off needs an order column.",
+            hint="Name it with --order-column, that of targets with --target-order-column.",
         )
     user: list[Codes] = []
     item: list[Codes] = []

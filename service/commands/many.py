@@ -10,12 +10,14 @@ from rich.table import Column, Table
 from service.commands.training import (
     MODEL,
     BackboneFolder,
+    CutOff,
     Delimiter,
     Insertion,
     Interactions,
     ItemColumn,
     OrderColumn,
     Overwrite,
+    Until,
     UserColumn,
     Where,
     interaction_source,
@@ -38,6 +40,8 @@ def finetune_many(
     order_column: OrderColumn = None,
     delimiter: Delimiter = ",",
     where: Where = None,
+    cut_off: CutOff = None,
+    until: Until = None,
     insertion: Annotated[Insertion, typer.Option(rich_help_panel=MODEL)] = Insertion.SERIAL2,
     bottleneck: Annotated[
         int, typer.Option(min=1, help="Summed over branches.", rich_help_panel=MODEL)
@@ -77,7 +81,8 @@ def finetune_many(
     source = interaction_source(
         interactions, user_column, item_column, order_column, delimiter, where
     )
-    job = ManyJob(source, read_task_file(tasks), tasks.parent, geometry, overwrite)
+    entries = read_task_file(tasks)
+    job = ManyJob(source, entries, tasks.parent, geometry, overwrite, cut_off, until)
     with ProgressBars() as bars:
         trained = run_finetune_many(loaded, job, bars)
     bundle = Column("bundle", no_wrap=True)

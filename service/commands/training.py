@@ -112,6 +112,16 @@ AnswerWhere = Annotated[
         metavar="COLUMN=VALUE", help="Keep such labels or targets only.", rich_help_panel=INPUT
     ),
 ]
+CutOff = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME", help="Histories before it, targets from it on.", rich_help_panel=INPUT
+    ),
+]
+Until = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="Read no event from it on.", rich_help_panel=INPUT),
+]
 MaxUnknownShare = Annotated[
     float,
     typer.Option(min=0, max=1, help="Unknown items and users borne.", rich_help_panel=INPUT),
@@ -148,6 +158,7 @@ def pretrain(
     order_column: OrderColumn = None,
     delimiter: Delimiter = ",",
     where: Where = None,
+    until: Until = None,
     channels: Annotated[int, typer.Option(min=1, rich_help_panel=MODEL)] = 64,
     dilations: Annotated[
         str, typer.Option(help="One per block.", rich_help_panel=MODEL)
@@ -211,7 +222,7 @@ def pretrain(
         precision=precision.value,
     )
     source = interaction_source(
-        interactions, user_column, item_column, order_column, delimiter, where
+        interactions, user_column, item_column, order_column, delimiter, where, until
     )
     on_existing = _on_existing(resume, overwrite)
     with place_of(device.value) as place, ProgressBars() as bars:
@@ -243,6 +254,8 @@ def finetune(
     target_column: TargetColumn = "item_id",
     target_order_column: TargetOrder = None,
     answers_where: AnswerWhere = None,
+    cut_off: CutOff = None,
+    until: Until = None,
     min_label_count: MinLabelCount = 1,
     max_unknown_share: MaxUnknownShare = 0.1,
     insertion: Annotated[Insertion, typer.Option(rich_help_panel=MODEL)] = Insertion.SERIAL2,
@@ -279,7 +292,7 @@ def finetune(
     from model.backbone_folder import load_backbone
     from model.finetuning import FinetuneSettings
     from service.training.jobs import FinetuneJob, run_finetune
-    from service.training.options import parse_blocks
+    from service.training.options import cut_in_time, parse_blocks
     from service.training.progress_bar import ProgressBars
 
     loaded = load_backbone(backbone)
@@ -312,8 +325,11 @@ def finetune(
         delimiter,
         answers_where,
     )
-    source = interaction_source(
-        interactions, user_column, item_column, order_column, delimiter, where
+    source, answers = cut_in_time(
+        interaction_source(interactions, user_column, item_column, order_column, delimiter, where),
+        answers,
+        cut_off,
+        until,
     )
     job = FinetuneJob(source, answers, out, name or out.name.removesuffix(".bundle"), overwrite)
     with ProgressBars() as bars:
@@ -342,6 +358,8 @@ def evaluate(
     target_column: TargetColumn = "item_id",
     target_order_column: TargetOrder = None,
     answers_where: AnswerWhere = None,
+    cut_off: CutOff = None,
+    until: Until = None,
     min_label_count: MinLabelCount = 1,
     max_unknown_share: MaxUnknownShare = 0.1,
     part: Annotated[
@@ -353,6 +371,7 @@ def evaluate(
 ) -> None:
     """Measure a bundle again, on any users, through the plain forward."""
     from service.training.jobs import EvaluateJob, run_evaluate
+    from service.training.options import cut_in_time
 
     answers = _answers(
         "classification",  # the bundle says its kind
@@ -362,11 +381,15 @@ def evaluate(
         delimiter,
         answers_where,
     )
+    source, answers = cut_in_time(
+        interaction_source(interactions, user_column, item_column, order_column, delimiter, where),
+        answers,
+        cut_off,
+        until,
+    )
     job = EvaluateJob(
         bundle=bundle,
-        interactions=interaction_source(
-            interactions, user_column, item_column, order_column, delimiter, where
-        ),
+        interactions=source,
         answers=answers,
         part=part.value,
         min_label_count=min_label_count,
@@ -382,13 +405,20 @@ def evaluate(
 
 
 def interaction_source(
-    path: Path, user: str, item: str, order: str | None, delimiter: str, where: list[str] | None
+    path: Path,
+    user: str,
+    item: str,
+    order: str | None,
+    delimiter: str,
+    where: list[str] | None,
+    before: str | None = None,
 ) -> "InteractionSource":
     """Events as the options of the input panel describe them."""
     from model.data import InteractionSource
     from service.training.options import table_source
 
-    return InteractionSource(table_source(path, delimiter, where or ()), user, item, order)
+    table = table_source(path, delimiter, where or ())
+    return InteractionSource(table, user, item, order, before=before)
 
 
 def _answers(

@@ -1,30 +1,46 @@
 """The work of ``peterrec finetune-many``: read every task's answers, train together, save."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model.backbone_folder import LoadedBackbone
 from model.data import InteractionSource, read_histories
 from model.finetuning import FinetunedTask
+from model.histories import Histories, UserLabels
 from model.many_tasks import TaskToTrain, finetune_many
 from model.progress import Watch
 from model.spec import PatchGeometry
 from service.training.errors import OutputExists
 from service.training.jobs import write_bundle
-from service.training.options import read_answers
+from service.training.options import cut_in_time, read_answers
 from service.training.packing import pack_task
 from service.training.task_file import TaskEntry
 
 
 @dataclass(frozen=True, slots=True)
 class ManyJob:
-    """Tasks to train together; their paths count from ``folder``."""
+    """Tasks to train together; their paths count from ``folder``.
+
+    Histories end before ``cut_off``, targets begin with it; nothing from ``until`` on is read.
+    """
 
     interactions: InteractionSource
     tasks: tuple[TaskEntry, ...]
     folder: Path
     geometry: PatchGeometry
     overwrite: bool = False
+    cut_off: str | None = None
+    until: str | None = None
+
+    def answers(self, entry: TaskEntry) -> UserLabels:
+        """One task's answers."""
+        options = entry.answers(self.folder, self.interactions.user_column)
+        return read_answers(cut_in_time(self.interactions, options, self.cut_off, self.until)[1])
+
+    def histories(self) -> Histories:
+        """What all tasks read."""
+        before = self.until if self.cut_off is None else self.cut_off
+        return read_histories(replace(self.interactions, before=before))
 
 
 def run_finetune_many(
@@ -37,14 +53,8 @@ def run_finetune_many(
         raise OutputExists(
             f"{', '.join(existing)} exists.", hint="Give other names, or --overwrite."
         )
-    user_column = job.interactions.user_column
-    tasks = [
-        TaskToTrain(
-            read_answers(entry.answers(job.folder, user_column)), entry.settings(job.geometry)
-        )
-        for entry in job.tasks
-    ]
-    trained = finetune_many(loaded, read_histories(job.interactions), tasks, watch)
+    tasks = [TaskToTrain(job.answers(entry), entry.settings(job.geometry)) for entry in job.tasks]
+    trained = finetune_many(loaded, job.histories(), tasks, watch)
     names = [entry.name or entry.out.name.removesuffix(".bundle") for entry in job.tasks]
     bundles = [pack_task(task, loaded, name) for task, name in zip(trained, names, strict=True)]
     for out, data in zip(outs, bundles, strict=True):

@@ -1,7 +1,7 @@
 """The training commands' options, read into the model's terms. No torch here."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import typer
@@ -33,11 +33,32 @@ class AnswerOptions:
     target_order_column: str | None = None
     delimiter: str = ","
     where: tuple[Condition, ...] = ()
+    since: str | None = None
+    before: str | None = None
 
 
 def table_source(path: Path, delimiter: str, where: Sequence[str]) -> TableSource:
     """A table with the conditions of ``--where``."""
     return TableSource(path, delimiter, tuple(Condition.parse(text) for text in where))
+
+
+def cut_in_time(
+    source: InteractionSource, answers: AnswerOptions, cut_off: str | None, until: str | None
+) -> tuple[InteractionSource, AnswerOptions]:
+    """Histories before the cut-off, targets from it on, nothing of either from ``until`` on.
+
+    Targets that are not said to be elsewhere are the later events of the same table.
+    """
+    answers = replace(answers, since=cut_off, before=until)
+    if cut_off is not None and answers.targets is None:
+        answers = replace(
+            answers,
+            targets=source.table.path,
+            target_column=source.item_column,
+            target_order_column=source.order_column,
+            where=answers.where or source.table.where,
+        )
+    return replace(source, before=until if cut_off is None else cut_off), answers
 
 
 def read_answers(options: AnswerOptions) -> UserLabels:
@@ -59,7 +80,12 @@ def _read_ranking(options: AnswerOptions) -> UserLabels:
     table = TableSource(options.targets, options.delimiter, options.where)
     return read_targets(
         InteractionSource(
-            table, options.user_column, options.target_column, options.target_order_column
+            table,
+            options.user_column,
+            options.target_column,
+            options.target_order_column,
+            options.since,
+            options.before,
         )
     )
 
