@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from queue import Empty, SimpleQueue
 from socket import socketpair
 from typing import Protocol, TypeVar
@@ -20,7 +20,16 @@ import structlog
 import zmq
 
 from model.mixed_heads import RowScores, Selection
-from service.events import BatchFinished, BundleSwapped, DeviceMeasured, Emit, RowsRefused
+from service.events import (
+    BatchFinished,
+    BundleSwapped,
+    DeviceMeasured,
+    Emit,
+    HeadsMoved,
+    RowsRefused,
+)
+from service.head_returns import HeadReturns
+from service.head_room import HeadMoves
 from service.loading import Loading
 from service.messages import (
     BatchResults,
@@ -51,6 +60,7 @@ Result = TypeVar("Result")
 
 STATUS_INTERVAL_S = 1.0
 MESSAGES_PER_TURN = 1024
+IDLE_POLL_MS, PARKED_POLL_MS = 100, 20
 
 
 class Follower(Protocol):
@@ -103,6 +113,7 @@ class DeviceLoop:
         self.table = ServingTable(epoch=time.time_ns())
         self.queue = RowQueue(limits.max_queue_rows)
         self.loading = Loading(store, self.table, lambda: self._free_idle(keep=0))
+        self._returns = HeadReturns(store, self.queue, self.submit, self._refuse)
         self.is_open = False  # workers are told the table, which may still lack bundles
         self.is_ready = False
         self.registry_synced_at = 0.0
@@ -142,7 +153,7 @@ class DeviceLoop:
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._wake.fileno(), zmq.POLLIN)
         while not (is_stopping() and not len(self.queue)):
-            poller.poll(0 if len(self.queue) else 100)
+            poller.poll(self._patience_ms())
             self._read_messages()
             self._do_jobs()
             self._run_batch()
@@ -150,6 +161,7 @@ class DeviceLoop:
 
     def close(self) -> None:
         """Give back what wakes the thread; nobody may ``submit`` any more."""
+        self._returns.close()
         self._wake.close()
         self._waker.close()
 
@@ -176,6 +188,12 @@ class DeviceLoop:
     def send(self, worker: Worker, message: FromDevice) -> None:
         """Send to one worker; silently nothing if it has gone."""
         self._socket.send_multipart([worker, encode(message)])
+
+    def _patience_ms(self) -> int:
+        """How long to wait for messages: rows whose head is away only have a deadline."""
+        if self.queue.is_runnable:
+            return 0
+        return PARKED_POLL_MS if len(self.queue) else IDLE_POLL_MS
 
     def _read_messages(self) -> None:
         for _ in range(MESSAGES_PER_TURN):
@@ -256,13 +274,17 @@ class DeviceLoop:
             self._refuse(rows, "queue_full", f"{self._limits.max_queue_rows} rows wait already")
 
     def _run_batch(self) -> None:
-        taken = self.queue.take(self._limits.max_batch_rows, time.monotonic())
+        away = self.store.head_room.away
+        taken = self.queue.take(self._limits.max_batch_rows, time.monotonic(), away)
         self._refuse(taken.expired, "deadline_exceeded", "the deadline passed in the queue")
         gone = [row for row in taken.rows if row.row.handle not in self.store.resident]
         self._refuse(gone, "bundle_gone", "the bundle has left the device")
         rows = [row for row in taken.rows if row.row.handle in self.store.resident]
-        if not rows:
-            return
+        if rows:
+            self._run_rows(rows)
+        self._returns.begin_next()
+
+    def _run_rows(self, rows: Sequence[QueuedRow]) -> None:
         started = time.monotonic()
         scores = self._score(rows)
         duration = time.monotonic() - started
@@ -364,6 +386,9 @@ class DeviceLoop:
                 backbone_bytes=self.store.backbone_bytes,
             )
         )
+        moves = self.store.head_room.take_moves()
+        if moves != HeadMoves():
+            self._emit(HeadsMoved(**asdict(moves)))
 
 
 def _refusal(queued: QueuedRow, code: str, detail: str) -> RowResult:

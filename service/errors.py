@@ -175,6 +175,13 @@ class BundleGone(PeterRecError):
     category = Category.UNAVAILABLE
 
 
+class HeadUnreadable(PeterRecError):
+    """A ranking head that had left the device can't be read from its local file."""
+
+    code = "head_unreadable"
+    category = Category.UNAVAILABLE
+
+
 class DeviceUnavailable(PeterRecError):
     code = "device_unavailable"
     category = Category.UNAVAILABLE
@@ -258,6 +265,7 @@ _ROW_ERRORS: Mapping[str, tuple[type[PeterRecError], str]] = {
         "the device process is not there; it is being started again.",
     ),
     "bundle_gone": (BundleGone, "the bundle was removed while the request waited."),
+    "head_unreadable": (HeadUnreadable, "the task's catalog can't be read back; see the log."),
     "deadline_exceeded": (DeadlineExceeded, "the request's time ran out while it waited."),
     "queue_full": (QueueFull, "too many rows wait for the device."),
 }

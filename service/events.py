@@ -114,6 +114,15 @@ class GuardBroken(msgspec.Struct, frozen=True, array_like=True, tag=14, gc=False
     reason: str
 
 
+class HeadsMoved(msgspec.Struct, frozen=True, array_like=True, tag=15, gc=False):
+    """Ranking heads that left the device for others, and those that came back, since the last."""
+
+    evicted: int
+    evicted_bytes: int
+    returned: int
+    returned_bytes: int
+
+
 Event = (
     RequestFinished
     | ItemsMapped
@@ -129,6 +138,7 @@ Event = (
     | TrafficMeasured
     | TrafficEnded
     | GuardBroken
+    | HeadsMoved
 )
 
 Emit = Callable[[Event], None]

@@ -24,6 +24,7 @@ from service.events import (
     DeviceMeasured,
     Event,
     GuardBroken,
+    HeadsMoved,
     ItemsMapped,
     RegistrySynced,
     RegistryUnreachable,
@@ -39,6 +40,7 @@ UNKNOWN = "__unknown__"
 """Label of requests for tasks that are not registered, and of calls for several tasks."""
 
 OUTCOMES = ("ok", "client_error", "rejected", "deadline", "error", "client_left")
+HEAD_DIRECTIONS = ("evicted", "returned")
 CHILDREN = ("device", "worker", "redis")
 
 LATENCY_S = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -76,6 +78,7 @@ class Metrics:
             TrafficMeasured: self._on_traffic_measured,
             TrafficEnded: self._on_traffic_ended,
             GuardBroken: self._on_guard_broken,
+            HeadsMoved: self._on_heads_moved,
         }
 
     def record(self, event: Event) -> None:
@@ -162,6 +165,15 @@ class Metrics:
         self._resident = self._gauge("resident_bundles", "Bundles on the device.")
         self._patch_bytes = self._gauge("patch_bytes", "Device memory of patches.")
         self._head_bytes = self._gauge("head_bytes", "Device memory of heads.")
+        self._head_moves = self._counter(
+            "head_moves_total", "Ranking heads that left the device or came back.", "direction"
+        )
+        self._head_moved_bytes = self._counter(
+            "head_moved_bytes_total", "Bytes of those heads.", "direction"
+        )
+        for direction in HEAD_DIRECTIONS:
+            self._head_moves.labels(direction)
+            self._head_moved_bytes.labels(direction)
         self._backbone_bytes = self._gauge("backbone_bytes", "Device memory of the backbone.")
         self._restarts = self._counter(
             "child_restarts_total", "Child processes that died and were started again.", "child"
@@ -224,6 +236,12 @@ class Metrics:
         self._patch_bytes.set(event.patch_bytes)
         self._head_bytes.set(event.head_bytes)
         self._backbone_bytes.set(event.backbone_bytes)
+
+    def _on_heads_moved(self, event: HeadsMoved) -> None:
+        counts, sizes = (event.evicted, event.returned), (event.evicted_bytes, event.returned_bytes)
+        for direction, count, size in zip(HEAD_DIRECTIONS, counts, sizes, strict=True):
+            self._head_moves.labels(direction).inc(count)
+            self._head_moved_bytes.labels(direction).inc(size)
 
     def _on_restart(self, event: ChildRestarted) -> None:
         self._restarts.labels(event.child).inc()

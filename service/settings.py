@@ -80,7 +80,9 @@ class Settings(BaseSettings):
         None, description="PEM file, or folder of *.pub files: bundles must be signed by one."
     )
     head_limit_bytes: Positive = Field(
-        4 << 30, description="Bytes of heads on the device; patches always stay."
+        4 << 30,
+        description="Bytes of heads on the device; beyond them the ranking heads used least "
+        "recently leave and are read back when asked for. Patches always stay.",
     )
     trunk_cache_bytes: Annotated[int, Field(ge=0)] = Field(
         64 << 20,

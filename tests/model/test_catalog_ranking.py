@@ -1,5 +1,7 @@
 """The best items of large catalogs equal those of a full sort, ties by the lower index."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -84,7 +86,9 @@ def test_candidates_are_ranked_alone_beside_rows_that_rank_the_whole(count: int)
 
 @pytest.mark.parametrize("numbers", [real_numbers, half_numbers])
 @pytest.mark.parametrize("count", COUNTS)
-def test_scores_equal_those_of_a_full_sort_in_double_precision(numbers, count: int) -> None:
+def test_scores_equal_those_of_a_full_sort_in_double_precision(
+    numbers: Callable[..., Tensor], count: int
+) -> None:
     catalog = catalog_of(numbers(40_001, CHANNELS, seed=10), numbers(40_001, seed=11))
     users = numbers(5, CHANNELS, seed=12)
     found = CatalogRanking(CPU).top(users, catalog, [Selection(top_k=count)] * len(users))

@@ -97,6 +97,7 @@ def test_a_call_that_answers_nothing_takes_the_first_errors_status():
     ("code", "status"),
     [
         ("bundle_gone", 503),
+        ("head_unreadable", 503),
         ("device_unavailable", 503),
         ("deadline_exceeded", 504),
         ("queue_full", 429),

@@ -12,6 +12,7 @@ from service.events import (
     ChildRestarted,
     DeviceMeasured,
     GuardBroken,
+    HeadsMoved,
     ItemsMapped,
     RegistrySynced,
     RegistryUnreachable,
@@ -115,6 +116,7 @@ def test_the_other_events_have_their_series(metrics):
     metrics.record(BundleRefused(["tensor_shape", "oversize"]))
     metrics.record(DeviceMeasured(6, 5, 4, 3, 2))
     metrics.record(ChildRestarted("device"))
+    metrics.record(HeadsMoved(3, 3000, 1, 1000))
     assert value(metrics, "items_total") == 50
     assert value(metrics, "unknown_items_total") == 2
     assert value(metrics, "rejected_total", code="queue_full") == 4
@@ -122,6 +124,8 @@ def test_the_other_events_have_their_series(metrics):
     assert value(metrics, "bundle_rejected_total", reason="oversize") == 1
     assert value(metrics, "queue_depth") == 6
     assert value(metrics, "backbone_bytes") == 2
+    assert value(metrics, "head_moves_total", direction="evicted") == 3
+    assert value(metrics, "head_moved_bytes_total", direction="returned") == 1000
     assert value(metrics, "child_restarts_total", child="device") == 1
     assert value(metrics, "child_restarts_total", child="redis") == 0
 
