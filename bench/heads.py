@@ -1,10 +1,14 @@
 """Ranking a large catalog exactly: the top 100 with exclusions, against one product and ``topk``.
 
 Both run on one thread over the same weights and user vectors; the plain side holds all logits.
+``return_ms`` is what reading an evicted head back from its bundle's file takes, hashing included.
 """
 
 import argparse
+import tempfile
+import time
 from functools import partial
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -12,12 +16,18 @@ import torch
 from torch import Tensor
 
 from bench.forward_fixture import paired_ratio, paired_seconds
+from bench.random_fleet import FleetShape, make_backbone, make_bundles
 from bench.report import Report
 from model.catalog_ranking import CatalogRanking, CatalogWeights, Selection
 from model.mixed_heads import FLOAT_BYTES
+from patches.bundle import Catalog, build_bundle, open_bundle
+from patches.identity import digest_of
+from patches.manifest import ManifestHead
+from service.head_reading import read_head
 
 EXCLUDED = 50
 CANDIDATES = 500
+RETURNS = 5
 
 
 def main(arguments: list[str]) -> None:
@@ -60,6 +70,7 @@ def run(options: argparse.Namespace) -> Report:
         figures[f"rank_vs_product_{rows}"] = paired_ratio(seconds, "product", "whole")
         figures[f"candidates_ms_{rows}"] = per_row["candidates"]
         table.append([str(rows), *(f"{ms:.3f}" for ms in per_row.values())])
+    figures["return_ms"] = _return_ms(options, weights)
     columns = ("rows", "ms a row", f"among {CANDIDATES}", "matmul + topk", "matmul alone")
     return Report("heads", figures, {**vars(options), "threads": 1}, columns, table)
 
@@ -93,6 +104,33 @@ def _selections(options: argparse.Namespace, rows: int) -> list[Selection]:
         )
         for _ in range(rows)
     ]
+
+
+def _return_ms(options: argparse.Namespace, weights: CatalogWeights) -> float:
+    """A bundle of this catalog on the disk, read back a few times; the file is cached."""
+    seconds = []
+    with tempfile.TemporaryDirectory(prefix="peterrec-bench-") as scratch:
+        path = Path(scratch) / "large.bundle"
+        path.write_bytes(ranking_bundle(options, weights, Path(scratch)))
+        digest = digest_of(path.read_bytes())
+        for _ in range(RETURNS):
+            started = time.perf_counter()
+            read_head(path, digest)
+            seconds.append(time.perf_counter() - started)
+    return 1000 * median(seconds)
+
+
+def ranking_bundle(options: argparse.Namespace, weights: CatalogWeights, scratch: Path) -> bytes:
+    """A bundle with this catalog as its head; its probes are those of another head."""
+    shape = FleetShape(1, options.channels, 1000)
+    contents = open_bundle(next(make_bundles(shape, make_backbone(shape, scratch / "backbone"))))
+    head = ManifestHead(kind="ranking", outputs=options.items)
+    assert weights.weight is not None
+    assert weights.bias is not None
+    replaced = {"head.weight": weights.weight.numpy(), "head.bias": weights.bias.numpy()}
+    catalog = Catalog.pack([str(item) for item in range(options.items)]).tensors()
+    manifest = contents.manifest.model_copy(update={"head": head})
+    return build_bundle(manifest, {**contents.tensors, **replaced, **catalog})
 
 
 def _require_equal(
