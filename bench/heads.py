@@ -16,13 +16,11 @@ import torch
 from torch import Tensor
 
 from bench.forward_fixture import paired_ratio, paired_seconds
-from bench.random_fleet import FleetShape, make_backbone, make_bundles
+from bench.random_fleet import FleetShape, make_backbone
+from bench.random_ranking import head_of, random_catalog, ranking_bundle
 from bench.report import Report
 from model.catalog_ranking import CatalogRanking, CatalogWeights, Selection
-from model.mixed_heads import FLOAT_BYTES
-from patches.bundle import Catalog, build_bundle, open_bundle
 from patches.identity import digest_of
-from patches.manifest import ManifestHead
 from service.head_reading import read_head
 
 EXCLUDED = 50
@@ -75,12 +73,6 @@ def run(options: argparse.Namespace) -> Report:
     return Report("heads", figures, {**vars(options), "threads": 1}, columns, table)
 
 
-def random_catalog(items: int, channels: int) -> CatalogWeights:
-    """A random ranking head."""
-    weight, bias = torch.randn(items, channels) * channels**-0.5, torch.randn(items)
-    return CatalogWeights(FLOAT_BYTES * (weight.numel() + bias.numel()), weight, bias)
-
-
 @torch.inference_mode()
 def _product(users: Tensor, weights: CatalogWeights) -> Tensor:
     assert weights.weight is not None
@@ -111,26 +103,15 @@ def _return_ms(options: argparse.Namespace, weights: CatalogWeights) -> float:
     seconds = []
     with tempfile.TemporaryDirectory(prefix="peterrec-bench-") as scratch:
         path = Path(scratch) / "large.bundle"
-        path.write_bytes(ranking_bundle(options, weights, Path(scratch)))
+        shape = FleetShape(1, options.channels, items=1000)
+        loaded = make_backbone(shape, Path(scratch) / "backbone")
+        path.write_bytes(ranking_bundle(shape, loaded, head_of(weights)))
         digest = digest_of(path.read_bytes())
         for _ in range(RETURNS):
             started = time.perf_counter()
             read_head(path, digest)
             seconds.append(time.perf_counter() - started)
     return 1000 * median(seconds)
-
-
-def ranking_bundle(options: argparse.Namespace, weights: CatalogWeights, scratch: Path) -> bytes:
-    """A bundle with this catalog as its head; its probes are those of another head."""
-    shape = FleetShape(1, options.channels, 1000)
-    contents = open_bundle(next(make_bundles(shape, make_backbone(shape, scratch / "backbone"))))
-    head = ManifestHead(kind="ranking", outputs=options.items)
-    assert weights.weight is not None
-    assert weights.bias is not None
-    replaced = {"head.weight": weights.weight.numpy(), "head.bias": weights.bias.numpy()}
-    catalog = Catalog.pack([str(item) for item in range(options.items)]).tensors()
-    manifest = contents.manifest.model_copy(update={"head": head})
-    return build_bundle(manifest, {**contents.tensors, **replaced, **catalog})
 
 
 def _require_equal(

@@ -40,6 +40,7 @@ class FleetShape:
     channels: int = 64
     items: int = 20_000
     blocks: tuple[int, ...] = tuple(range(8))
+    max_len: int = 50
 
     @property
     def geometry(self) -> PatchGeometry:
@@ -50,7 +51,7 @@ class FleetShape:
 def make_backbone(shape: FleetShape, folder: Path, seed: int = 0) -> LoadedBackbone:
     """A random backbone saved in ``folder`` and opened again."""
     torch.manual_seed(seed)
-    spec = BackboneSpec(shape.items, shape.channels)
+    spec = BackboneSpec(shape.items, shape.channels, max_len=shape.max_len)
     backbone = Backbone(spec)
     with torch.no_grad():
         backbone.embedding.weight.normal_()

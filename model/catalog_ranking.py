@@ -98,8 +98,7 @@ class CatalogRanking:
         items = len(weights.weight)
         logits, maxima = self._scored(users, weights)  # [b, G * GROUP], [b, G]
         excluded = [_unique(selection.excluded) for selection in selections]
-        for row, indices in enumerate(excluded):
-            _hold_back(logits[row], maxima[row], indices)
+        _hold_back(logits, maxima, excluded)
         count = min(items, max(selection.top_k for selection in selections))
         values, indices = (t.cpu().numpy() for t in _largest(logits, maxima, count, items))
         for row, selection in enumerate(selections):
@@ -141,13 +140,15 @@ def _unique(indices: np.ndarray | None) -> np.ndarray:
     return np.empty(0, np.int64) if indices is None else np.unique(indices)
 
 
-def _hold_back(logits: Tensor, maxima: Tensor, indices: np.ndarray) -> None:
-    """Give excluded items [n] of one row, logits [G * GROUP], the lowest score there is."""
-    if not len(indices):
+def _hold_back(logits: Tensor, maxima: Tensor, excluded: Sequence[np.ndarray]) -> None:
+    """Give each row's excluded items the lowest score there is, and their groups new maxima."""
+    width = logits.shape[1]
+    flat = np.concatenate([row * width + indices for row, indices in enumerate(excluded)])
+    if not len(flat):
         return
-    logits[torch.from_numpy(indices).to(logits.device)] = -torch.inf
-    touched = torch.from_numpy(np.unique(indices // GROUP)).to(logits.device)
-    maxima[touched] = logits.view(-1, GROUP)[touched].amax(1)  # [n, GROUP] -> [n]
+    logits.view(-1)[torch.from_numpy(flat).to(logits.device)] = -torch.inf
+    touched = torch.from_numpy(np.unique(flat // GROUP)).to(logits.device)
+    maxima.view(-1)[touched] = logits.view(-1, GROUP)[touched].amax(1)  # [n, GROUP] -> [n]
 
 
 def _largest(logits: Tensor, maxima: Tensor, count: int, items: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,49 @@
+"""Bundles with a random catalog as their head, for measurements of ranking."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from bench.random_fleet import FleetShape, make_bundles, make_patch
+from model.backbone_folder import LoadedBackbone
+from model.catalog_ranking import CatalogWeights
+from model.heads import Head
+from model.mixed_heads import FLOAT_BYTES
+from model.probes import probe_tensors
+from model.spec import FIRST_ITEM, HeadSpec
+from patches.bundle import Catalog, build_bundle, open_bundle
+from patches.manifest import ManifestHead, ManifestProbes
+
+
+def random_catalog(items: int, channels: int) -> CatalogWeights:
+    """A random ranking head."""
+    weight, bias = torch.randn(items, channels) * channels**-0.5, torch.randn(items)
+    return CatalogWeights(FLOAT_BYTES * (weight.numel() + bias.numel()), weight, bias)
+
+
+def head_of(weights: CatalogWeights) -> Head:
+    """The same head as a trainer has it."""
+    assert weights.weight is not None
+    assert weights.bias is not None
+    items, channels = weights.weight.shape
+    head = Head(HeadSpec("ranking", 1), channels).requires_grad_(False)
+    head.spec = HeadSpec("ranking", items)
+    head.weight = nn.Parameter(weights.weight, requires_grad=False)
+    head.bias = nn.Parameter(weights.bias, requires_grad=False)
+    return head
+
+
+def ranking_bundle(shape: FleetShape, loaded: LoadedBackbone, head: Head) -> bytes:
+    """The fleet's first task with this head in the place of its own, with true probes."""
+    contents = open_bundle(next(make_bundles(shape, loaded)))
+    histories = [np.arange(FIRST_ITEM, FIRST_ITEM + length) for length in (0, 7)]
+    probes = probe_tensors(loaded.backbone, make_patch(shape, 0), head, histories)
+    manifest = contents.manifest.model_copy(
+        update={
+            "head": ManifestHead(kind="ranking", outputs=head.spec.outputs),
+            "probes": ManifestProbes(count=len(histories), columns=len(probes["probe.columns"])),
+        }
+    )
+    catalog = Catalog.pack([str(item) for item in range(head.spec.outputs)]).tensors()
+    named = {name: tensor.numpy() for name, tensor in head.named().items()}
+    return build_bundle(manifest, {**contents.tensors, **named, **probes, **catalog})
