@@ -177,11 +177,14 @@ def _narrow(s, s0, s1, s2, s3, down, patch, H, width, h):
 
 
 @njit
-def _expect(down, up, patch, size):
-    """Have the next lane's patch brought near while this one's is in use."""
-    for i in range(0, size, LANES):  # a cache line of float32 at a time
-        prefetch(down, patch * size + i)
-        prefetch(up, patch * size + i)
+def _expect(down, up, at, size, begin, share):
+    """Have a share of the next lane's patch brought near while this one's is in use.
+
+    All of it at once would wait for the processor's few pending reads.
+    """
+    for i in range(begin, min(begin + share, size), LANES):  # a line of float32 at a time
+        prefetch(down, at + i)
+        prefetch(up, at + i)
 
 
 @njit
@@ -242,9 +245,15 @@ def finish(
         begin = np.int64(base[lane])
         count = np.int64(base[lane + 1]) - begin
         to = begin if residual_ != 0 else np.int64(0)
-        if mode != 0 and lane + 1 < stop:
-            _expect(down, up, np.int64(slots[lane + 1 - start]) * stacked + at, H * C)
+        is_followed = mode != 0 and lane + 1 < stop
+        next_patch = np.int64(slots[lane + 1 - start]) * stacked + at if is_followed else patch
+        share = H * C * AT_ONCE // max(count, AT_ONCE) + LANES
         for p in range(0, count, AT_ONCE):
+            if is_followed:
+                _expect(down, up, next_patch * H * C, H * C, p // AT_ONCE * share, share)
+                if p == 0:
+                    _expect(down_bias, down_bias, next_patch * H, H, 0, H)
+                    _expect(up_bias, up_bias, next_patch * C, C, 0, C)
             p1, p2, p3 = min(p + 1, count - 1), min(p + 2, count - 1), min(p + 3, count - 1)
             r0, r1, r2, r3 = (begin + p) * C, (begin + p1) * C, (begin + p2) * C, (begin + p3) * C
             s, s0, s1, s2, s3 = y, r0, r1, r2, r3
