@@ -1,0 +1,251 @@
+"""Throughput, p99 of a batch and memory as tasks, batch, history, channels and catalog grow.
+
+In process, one thread: forward and heads through the store that the device process uses. Points of
+an axis are measured in turn, several times over, so that noise hits all alike. A picture each is
+written to ``--folder``. ``step_AXIS`` is the largest factor by which a unit of work (a row; a
+position; a multiplication; an item) becomes dearer from one point to the next: a cliff if it is
+far above 1.
+"""
+
+import argparse
+import gc
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import psutil
+import torch
+
+from bench.growth_plots import Curve, save_plot
+from bench.random_fleet import FleetShape, make_backbone, make_bundles
+from bench.random_ranking import head_of, random_catalog, ranking_bundle
+from bench.report import Report
+from model.backbone_folder import LoadedBackbone
+from model.catalog_ranking import Selection
+from model.spec import FIRST_ITEM
+from patches.verify import BackboneIdentity, BundleLimits, VerifiedBundle, verify_bundle
+from service.slots import EngineRow, LocalBundle, Residency, SlotStore
+
+ROWS, HISTORY, CHANNELS = 128, 50, 64
+DISTINCT_BUNDLES = 64
+LOADED_AT_ONCE = 64
+TOP_K, EXCLUDED = 100, 50
+POINT_S, FEWEST_BATCHES = 0.25, 3
+
+
+@dataclass(slots=True)
+class Point:
+    """One value of an axis: a batch to run, and what was seen. ``units``: work in one row.
+
+    ``is_separate``: it has an engine of its own, so that its memory counts from just before it.
+    """
+
+    value: int
+    rows: int
+    run: Callable[[], object]
+    units: float = 1.0
+    is_separate: bool = False
+    memory_mib: float = 0.0
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def rows_per_s(self) -> float:
+        """Throughput of a median batch."""
+        return self.rows / median(self.seconds)
+
+    @property
+    def unit_s(self) -> float:
+        """Seconds of one unit of work."""
+        return 1 / (self.rows_per_s * self.units)
+
+
+def main(arguments: list[str]) -> None:
+    """``python -m bench growth``."""
+    parser = argparse.ArgumentParser(prog="python -m bench growth", description=__doc__)
+    parser.add_argument("--axes", nargs="+", default=[*AXES], choices=[*AXES])
+    parser.add_argument("--most-tasks", type=int, default=10_000)
+    parser.add_argument("--most-items", type=int, default=1_000_000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--folder", type=Path, default=Path("runs/growth"), help="of the pictures")
+    run(parser.parse_args(arguments)).show()
+
+
+def run(options: argparse.Namespace) -> Report:
+    """Each axis by itself."""
+    torch.set_num_threads(1)
+    figures: dict[str, float] = {}
+    table: list[list[str]] = []
+    for axis in options.axes:
+        points = _measured(AXES[axis](options), options.repeats)
+        figures |= _figures(axis, points)
+        table += [
+            [axis, str(p.value), f"{p.rows_per_s:.0f}", f"{_p99_ms(p):.2f}", f"{p.memory_mib:.1f}"]
+            for p in points
+        ]
+        save_plot(options.folder / f"{axis}.png", axis, _curves(points))
+        gc.collect()
+    settings = {**vars(options), "folder": str(options.folder), "threads": 1}
+    columns = ("axis", "value", "rows/s", "p99 of a batch, ms", "memory, MiB")
+    return Report("growth", figures, settings, columns, table)
+
+
+def _measured(points: Iterator[Point], repeats: int) -> list[Point]:
+    """Make the points in their order, noting memory, then run them in turn."""
+    process = psutil.Process()
+    first = last = process.memory_info().rss
+    made: list[Point] = []
+    for point in points:
+        point.run()
+        now = process.memory_info().rss
+        point.memory_mib = (now - (last if point.is_separate else first)) / 2**20
+        last = now
+        made.append(point)
+    for _ in range(repeats):
+        for point in made:
+            _run_for_a_while(point)
+    return made
+
+
+def _run_for_a_while(point: Point) -> None:
+    begun = time.perf_counter()
+    batches = 0
+    while batches < FEWEST_BATCHES or time.perf_counter() - begun < POINT_S:
+        started = time.perf_counter()
+        point.run()
+        point.seconds.append(time.perf_counter() - started)
+        batches += 1
+
+
+def _figures(axis: str, points: Sequence[Point]) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for point in points:
+        name = f"{axis}_{point.value}"
+        figures[f"{name}_rows_per_s"] = point.rows_per_s
+        figures[f"{name}_p99_ms"] = _p99_ms(point)
+        figures[f"{name}_mib"] = point.memory_mib
+    steps = [b.unit_s / a.unit_s for a, b in pairwise(points)]
+    figures[f"step_{axis}"] = max(steps, default=1.0)
+    return figures
+
+
+def _p99_ms(point: Point) -> float:
+    return float(np.percentile(point.seconds, 99)) * 1000
+
+
+def _curves(points: Sequence[Point]) -> list[Curve]:
+    values = [point.value for point in points]
+    return [
+        Curve("rows per second", values, [point.rows_per_s for point in points]),
+        Curve("p99 of a batch, ms", values, [_p99_ms(point) for point in points]),
+        Curve("memory, MiB", values, [point.memory_mib for point in points]),
+    ]
+
+
+class Engine:
+    """A store with resident tasks, and rows for them."""
+
+    def __init__(self, shape: FleetShape) -> None:
+        self.shape = shape
+        with tempfile.TemporaryDirectory(prefix="peterrec-bench-") as folder:
+            self.loaded: LoadedBackbone = make_backbone(shape, Path(folder))
+        self.store = SlotStore(self.loaded.backbone, head_limit_bytes=1 << 34)
+        self.tasks: list[Residency] = []
+        few = FleetShape(
+            min(shape.tasks, DISTINCT_BUNDLES), shape.channels, shape.items, max_len=shape.max_len
+        )
+        self._bundles = [self.verified(data) for data in make_bundles(few, self.loaded)]
+        self._random = np.random.default_rng(0)
+
+    def verified(self, data: bytes) -> VerifiedBundle:
+        """A bundle that may be loaded."""
+        identity = BackboneIdentity(self.loaded.fingerprint, self.loaded.backbone.spec)
+        return verify_bundle(data, backbone=identity, limits=BundleLimits(max_bytes=len(data)))
+
+    def grow(self, tasks: int) -> None:
+        """Load until there are so many; each has slots of its own, few have weights of theirs."""
+        while len(self.tasks) < tasks:
+            count = min(LOADED_AT_ONCE, tasks - len(self.tasks))
+            some = [self._bundles[i % len(self._bundles)] for i in range(count)]
+            for outcome in self.store.load_many([LocalBundle(bundle) for bundle in some]):
+                assert isinstance(outcome, Residency), outcome
+                self.tasks.append(outcome)
+
+    def rank(self, items: int) -> None:
+        """Load a task that ranks a random catalog."""
+        head = head_of(random_catalog(items, self.shape.channels))
+        bundle = self.verified(ranking_bundle(self.shape, self.loaded, head))
+        self.tasks.append(self.store.load(bundle))
+
+    def batch(
+        self, rows: int, tasks: int, length: int = HISTORY, selection: Selection | None = None
+    ) -> Callable[[], object]:
+        """Runs rows of histories of one length, for tasks drawn uniformly from the first ones."""
+        stop = FIRST_ITEM + self.shape.items
+        made = [
+            EngineRow(
+                self.tasks[task],
+                self._random.integers(FIRST_ITEM, stop, length, dtype=np.int32),
+                selection or Selection(),
+            )
+            for task in self._random.integers(0, tasks, rows)
+        ]
+        return lambda: self.store.score(made)
+
+
+def _tasks(options: argparse.Namespace) -> Iterator[Point]:
+    engine = Engine(FleetShape(options.most_tasks, CHANNELS))
+    for tasks in _up_to(options.most_tasks, 1, 10, 100, 1_000, 3_000, 10_000):
+        engine.grow(tasks)
+        yield Point(tasks, ROWS, engine.batch(ROWS, tasks))
+
+
+def _batch(options: argparse.Namespace) -> Iterator[Point]:
+    engine = Engine(FleetShape(500, CHANNELS))
+    engine.grow(500)
+    for rows in (1, 4, 16, 64, 256, 1_024):
+        yield Point(rows, rows, engine.batch(rows, 500))
+
+
+def _history(options: argparse.Namespace) -> Iterator[Point]:
+    lengths = (1, 5, 10, 25, 50, 100, 200, 400)
+    engine = Engine(FleetShape(DISTINCT_BUNDLES, CHANNELS, max_len=max(lengths)))
+    engine.grow(DISTINCT_BUNDLES)
+    for length in lengths:
+        run = engine.batch(ROWS, DISTINCT_BUNDLES, length)
+        yield Point(length, ROWS, run, units=length)
+
+
+def _channels(options: argparse.Namespace) -> Iterator[Point]:
+    for channels in (32, 64, 128, 256, 512):
+        engine = Engine(FleetShape(DISTINCT_BUNDLES, channels, items=5_000))
+        engine.grow(DISTINCT_BUNDLES)
+        yield Point(
+            channels, 32, engine.batch(32, DISTINCT_BUNDLES), units=channels**2, is_separate=True
+        )
+
+
+def _catalog(options: argparse.Namespace) -> Iterator[Point]:
+    excluded = np.arange(EXCLUDED)
+    for items in _up_to(options.most_items, 1_000, 10_000, 100_000, 1_000_000):
+        engine = Engine(FleetShape(1, CHANNELS))
+        engine.rank(items)
+        run = engine.batch(16, 1, selection=Selection(TOP_K, excluded))
+        yield Point(items, 16, run, units=items, is_separate=True)
+
+
+def _up_to(most: int, *values: int) -> list[int]:
+    return [value for value in values if value <= most]
+
+
+AXES: Mapping[str, Callable[[argparse.Namespace], Iterator[Point]]] = {
+    "tasks": _tasks,
+    "batch": _batch,
+    "history": _history,
+    "channels": _channels,
+    "catalog": _catalog,
+}
