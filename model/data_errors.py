@@ -47,6 +47,12 @@ class FilterUnreadable(DataError):
     code = "data_filter_unreadable"
 
 
+class PictureUnwritable(DataError):
+    """A picture's file name that says neither PNG nor SVG."""
+
+    code = "data_picture_unwritable"
+
+
 class LabelDuplicate(DataError):
     code = "data_label_duplicate"
 

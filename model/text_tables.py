@@ -41,6 +41,16 @@ def text_form(path: Path, delimiter: str) -> TextForm:
     return TextForm(delimiter, has_quotes=True, has_types=False)
 
 
+def header_types(path: Path) -> dict[str, str]:
+    """The columns of an atomic file with their types; ``token`` where a header tells none."""
+    form = text_form(path, "\t")
+    _, header = next(_records(path, form), (1, []))
+    return {
+        form.name_of(text): text.rpartition(":")[2] if form.name_of(text) != text else "token"
+        for text in header
+    }
+
+
 def line_of_row(path: Path, form: TextForm, row: int) -> int:
     """The line, counted from 1, where a row begins; the first one below the header is row 0."""
     for number, (line, _) in enumerate(_records(path, form)):
