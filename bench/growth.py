@@ -78,6 +78,9 @@ def main(arguments: list[str]) -> None:
 def run(options: argparse.Namespace) -> Report:
     """Each axis by itself."""
     torch.set_num_threads(1)
+    warm = Engine(FleetShape(1, CHANNELS, items=100))  # what is compiled once counts for no axis
+    warm.grow(1)
+    warm.batch(1, 1)()
     figures: dict[str, float] = {}
     table: list[list[str]] = []
     for axis in options.axes:

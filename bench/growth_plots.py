@@ -28,7 +28,7 @@ def save_plot(path: Path, axis: str, curves: Sequence[Curve]) -> None:
         plot.set_xscale("log")
         plot.set_xticks(curve.x, [f"{value:g}" for value in curve.x], rotation=45)
         plot.minorticks_off()
-        plot.set_ylim(bottom=0)
+        plot.set_ylim(0, 1.1 * max(curve.y))
         plot.set_xlabel(axis)
         plot.set_title(curve.title)
         plot.grid(alpha=0.3)
