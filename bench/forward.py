@@ -36,6 +36,9 @@ from model.spec import BackboneSpec
 LARGE = 2048
 MEAN_LENGTH, LONGEST = 12, 50
 
+SMALLEST_OF_WIDTHS = {"vs_loop", "vs_bmm_fp32", "vs_bmm_bf16", "ragged"}
+"""Figures quoted for the width where they are worst."""
+
 
 def main(arguments: list[str]) -> None:
     """``python -m bench forward``."""
@@ -43,6 +46,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--channels", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--tasks", type=int, default=500)
     parser.add_argument("--rows", type=int, default=128)
+    parser.add_argument("--device", default="cpu", help="on cuda: vs_loop and ragged only")
     parser.add_argument("--repeats", type=int, default=7)
     run(parser.parse_args(arguments)).show()
 
@@ -53,15 +57,43 @@ def run(options: argparse.Namespace) -> Report:
     figures: dict[str, float] = {}
     rows: list[list[str]] = []
     for channels in options.channels:
-        found = measure(FleetShape(options.tasks, channels), options)
+        shape = FleetShape(options.tasks, channels)
+        found = measure(shape, options) if options.device == "cpu" else on_gpu(shape, options)
         rows += [[str(channels), name, f"{value:.2f}"] for name, value in found.items()]
         figures |= {f"{name}_c{channels}": value for name, value in found.items()}
-    for name in ("vs_loop", "vs_bmm_fp32", "vs_bmm_bf16", "ragged"):
+    for name in {name.rpartition("_c")[0] for name in figures} & SMALLEST_OF_WIDTHS:
         figures[name] = min(figures[f"{name}_c{channels}"] for channels in options.channels)
-    for name in ("gemm_share_fp32", "gemm_share_bf16"):  # of the widest, where products dominate
-        figures[name] = figures[f"{name}_c{max(options.channels)}"]
+    if options.device == "cpu":
+        for name in ("gemm_share_fp32", "gemm_share_bf16"):  # of the widest
+            figures[name] = figures[f"{name}_c{max(options.channels)}"]
     settings = {**vars(options), "threads": 1}
     return Report("forward", figures, settings, ("channels", "figure", "ratio"), rows)
+
+
+def on_gpu(shape: FleetShape, options: argparse.Namespace) -> dict[str, float]:
+    """What is compared on a GPU; the plain loop runs there too."""
+    tasks = resident_tasks(shape, device=options.device)
+    narrow = resident_tasks(shape, torch.bfloat16, device=options.device)
+    chosen = np.random.default_rng(3).integers(0, shape.tasks, options.rows).tolist()
+    full = random_histories(shape, np.full(options.rows, LONGEST))
+    short = random_histories(shape, zipf_lengths(options.rows))
+    batch = Batch(tasks, chosen)
+    _require_equal(batch.mixed(full), batch.loop(full))
+    seconds = paired_seconds(
+        {
+            "fp32": lambda: batch.mixed(full),
+            "bf16": lambda: Batch(narrow, chosen).mixed(full),
+            "ragged": lambda: batch.mixed(short),
+            "loop": lambda: batch.loop(full),
+        },
+        options.repeats,
+    )
+    return {
+        "vs_loop": paired_ratio(seconds, "loop", "fp32"),
+        "ragged": paired_ratio(seconds, "fp32", "ragged"),
+        "rows_per_s_fp32": options.rows / median(seconds["fp32"]),
+        "rows_per_s_bf16": options.rows / median(seconds["bf16"]),
+    }
 
 
 def measure(shape: FleetShape, options: argparse.Namespace) -> dict[str, float]:
@@ -134,17 +166,21 @@ class Batch:
         return self.tasks.forward.user_vectors(histories, self.refs)
 
     @torch.inference_mode()
-    def loop(self, histories: list[Tokens]) -> None:
-        """The plain padded forward once per distinct task."""
+    def loop(self, histories: list[Tokens]) -> Tensor:
+        """The plain padded forward once per distinct task; user vectors [B, C]."""
         groups: defaultdict[int, list[int]] = defaultdict(list)
         for row, task in enumerate(self.chosen):
             groups[task].append(row)
         backbone = self.tasks.backbone
+        device = backbone.embedding.weight.device
+        out = torch.empty(len(histories), backbone.spec.channels, device=device)
         for task, members in groups.items():
             ref = self.tasks.refs[task]
             named = {name: tensor[ref.slot] for name, tensor in ref.slab.tensors.items()}
             tokens = frame_histories([histories[row] for row in members], backbone.spec)
-            backbone.user_vectors(tokens, PatchWeights.from_named(ref.geometry, named))
+            patch = PatchWeights.from_named(ref.geometry, named)
+            out[members] = backbone.user_vectors(tokens.to(device), patch)
+        return out
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,12 +29,15 @@ class ResidentTasks:
 
 
 def resident_tasks(
-    shape: FleetShape, dtype: torch.dtype = torch.float32, trunk_cache_bytes: int = 0
+    shape: FleetShape,
+    dtype: torch.dtype = torch.float32,
+    trunk_cache_bytes: int = 0,
+    device: str = "cpu",
 ) -> ResidentTasks:
     """Load every task of the shape."""
     with tempfile.TemporaryDirectory() as folder:
-        backbone = make_backbone(shape, Path(folder)).backbone
-    slab = Slab(shape.geometry.shapes(shape.channels), torch.device("cpu"), dtype)
+        backbone = make_backbone(shape, Path(folder)).backbone.to(device)
+    slab = Slab(shape.geometry.shapes(shape.channels), torch.device(device), dtype)
     slots = [slab.write(make_patch(shape, task).named()) for task in range(shape.tasks)]
     refs = [SlotRef(shape.geometry, slab, slot) for slot in slots]
     return ResidentTasks(backbone, mixed_forward(backbone, dtype, trunk_cache_bytes), refs)
@@ -56,6 +59,8 @@ def paired_seconds(
         for name, work in contenders.items():
             started = time.perf_counter()
             work()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             if repeat:
                 seconds[name].append(time.perf_counter() - started)
     return seconds

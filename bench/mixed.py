@@ -18,6 +18,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--channels", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--rows", type=int, nargs="+", default=[8, 128])
     parser.add_argument("--history", type=int, default=50)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=21)
     run(parser.parse_args(arguments)).show()
 
@@ -29,7 +30,7 @@ def run(options: argparse.Namespace) -> Report:
     rows: list[list[str]] = []
     for channels in options.channels:
         shape = FleetShape(tasks=max(options.rows), channels=channels)
-        tasks = resident_tasks(shape)
+        tasks = resident_tasks(shape, device=options.device)
         for count in options.rows:
             histories = random_histories(shape, np.full(count, options.history))
             forward, refs = tasks.forward.user_vectors, tasks.refs
