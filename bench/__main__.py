@@ -11,6 +11,7 @@ MEASUREMENTS = {
     "card": "a hundred tasks for one history against one task; a history asked again",
     "heads": "the top 100 of a million items, against one product and topk",
     "growth": "throughput, p99 and memory as tasks, batch, history, channels, catalog grow",
+    "numerics": "float32 and bfloat16 against the plain reference on a trained backbone",
     "tasks": "10,000 registered tasks, asked uniformly, against a single one",
     "memory": "resident bytes per additional task over its weights",
     "swap": "registered until served, under load; what swaps cost other tasks' requests",
