@@ -4,6 +4,7 @@ Reads the 1M form (``ratings.dat`` or a pre-ordered ``ratings_ordered.csv``), th
 (``u.data``) and the newer CSV form (``ratings.csv``, which tells nothing of its users).
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -170,25 +171,29 @@ def _by_time(path: Path, separator: str) -> Histories:
     item_index = {item: i for i, item in enumerate(items)}
     of_user = np.array([user_index[row[0]] for row in fields])
     codes = np.array([item_index[row[1]] for row in fields])
-    order = np.lexsort((_times(path, fields), of_user))
+    order = np.lexsort((_times(path, separator, fields), of_user))
     offsets = np.concatenate([[0], np.cumsum(np.bincount(of_user, minlength=len(users)))])
     return Histories(tuple(users), tuple(items), codes[order], offsets)
 
 
-def _times(path: Path, fields: list[list[str]]) -> npt.NDArray[np.int64]:
+def _times(path: Path, separator: str, fields: list[list[str]]) -> npt.NDArray[np.int64]:
     try:
         return np.array([int(row[3]) for row in fields])
     except ValueError as error:
-        line = next(i for i, row in enumerate(fields, 1) if not row[3].strip().isdigit())
+        number, text = next(
+            (number, row[3])
+            for number, row in _numbered_fields(path, separator, 4)
+            if not re.fullmatch(r"\s*[+-]?[0-9]+\s*", row[3])
+        )
         raise DataFileUnreadable(
-            f"{path}, line {line}: the timestamp is {fields[line - 1][3]!r}.",
+            f"{path}, line {number}, field 4: the timestamp is {text!r}.",
             hint="Unpack the data set again.",
         ) from error
 
 
 def _profiles_1m(folder: Path) -> Iterator[Profile]:
     path = folder / "users.dat"
-    for number, row in enumerate(_fields(path, "::", 5), 1):
+    for number, row in _numbered_fields(path, "::", 5):
         user, gender, age, occupation, _ = row
         if not occupation.isdigit() or int(occupation) >= len(OCCUPATIONS):
             raise _bad_profile(path, number, f"occupation {occupation!r}")
@@ -197,7 +202,7 @@ def _profiles_1m(folder: Path) -> Iterator[Profile]:
 
 def _profiles_100k(folder: Path) -> Iterator[Profile]:
     path = folder / "u.user"
-    for number, row in enumerate(_fields(path, "|", 5), 1):
+    for number, row in _numbered_fields(path, "|", 5):
         user, age, gender, occupation, _ = row
         yield _profile(path, number, user, gender, age, occupation)
 
@@ -243,7 +248,12 @@ def _films_csv(folder: Path) -> Iterator[Film]:
 
 
 def _fields(path: Path, separator: str, count: int) -> Iterator[list[str]]:
-    """The fields of every line; Latin-1, as these files are."""
+    """The fields of every line."""
+    return (row for _, row in _numbered_fields(path, separator, count))
+
+
+def _numbered_fields(path: Path, separator: str, count: int) -> Iterator[tuple[int, list[str]]]:
+    """The number of every line that is not empty, and its fields; Latin-1, as these files are."""
     if not path.exists():
         raise DataFileMissing(f"{path} does not exist.", hint="Give the whole data set's folder.")
     with path.open(encoding="latin-1") as lines:
@@ -256,7 +266,7 @@ def _fields(path: Path, separator: str, count: int) -> Iterator[list[str]]:
                     f"{path}, line {number}: {len(row)} fields, not {count}.",
                     hint="Unpack the data set again.",
                 )
-            yield row
+            yield number, row
 
 
 def _events(histories: Histories) -> Events:

@@ -162,7 +162,7 @@ def text_column(
 
 def require_values(part: TablePart, column: str) -> None:
     """Refuse a column with a missing value, naming the first one's place."""
-    missing = part.table[column].is_null()
+    missing = part.table[column].is_null(nan_is_null=True)
     if pc.any(missing).as_py():
         row = pc.index(missing, True).as_py()
         raise ValueMissing(
@@ -188,8 +188,8 @@ def _file_batches(path: Path, delimiter: str, columns: list[str]) -> Iterator[Ta
             rows = np.arange(first, first + table.num_rows, dtype=np.int64)
             first += table.num_rows
             yield TablePart(path, table, rows, form)
-    except (pa.ArrowInvalid, OSError) as error:
-        fault = first_fault(path, form) if form and isinstance(error, pa.ArrowInvalid) else None
+    except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
+        fault = first_fault(path, form) if form and not isinstance(error, OSError) else None
         place = f"{path}, {fault}" if fault else f"{path}: {str(error).splitlines()[0]}"
         raise DataFileUnreadable(place, hint="Check the format and the delimiter.") from error
 
@@ -197,9 +197,29 @@ def _file_batches(path: Path, delimiter: str, columns: list[str]) -> Iterator[Ta
 def _parquet(path: Path, columns: list[str]) -> Iterator[pa.Table]:
     with pq.ParquetFile(path, buffer_size=PARQUET_BUFFER_BYTES, pre_buffer=False) as file:
         _require_columns(path, columns, file.schema_arrow.names)
-        yield file.schema_arrow.empty_table().select(columns)
+        stored = file.schema_arrow.empty_table().select(columns)
+        plain = pa.schema([(f.name, _plain_type(path, f.name, f.type)) for f in stored.schema])
+        yield stored.cast(plain)
         for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=columns):
-            yield pa.Table.from_batches([batch])
+            yield pa.Table.from_batches([batch]).select(columns).cast(plain)
+
+
+def _plain_type(path: Path, column: str, stored: pa.DataType) -> pa.DataType:
+    """What a Parquet column is read as; refused if it holds neither texts, numbers nor times."""
+    types = pa.types
+    if types.is_dictionary(stored):
+        return _plain_type(path, column, stored.value_type)
+    if types.is_large_string(stored) or types.is_string_view(stored) or types.is_null(stored):
+        return pa.string()
+    if types.is_decimal(stored):
+        return pa.float64()
+    known = (types.is_string, types.is_boolean, types.is_integer, types.is_floating)
+    if any(is_kind(stored) for is_kind in (*known, types.is_date, types.is_timestamp)):
+        return stored
+    raise DataFileUnreadable(
+        f"{path}, column {column!r}: values of type {stored} are no texts, numbers or times.",
+        hint="Write the column as one of these.",
+    )
 
 
 def _text(path: Path, form: TextForm, columns: list[str]) -> Iterator[pa.Table]:
@@ -246,12 +266,17 @@ def _require_columns(
                 f"{path}{split}: there is no column {column!r}, only {', '.join(found)}.",
                 hint="Name the column with its option, or check the delimiter.",
             )
+        if list(found).count(column) > 1:
+            raise DataFileUnreadable(
+                f"{path}, line 1: the column {column!r} stands there twice.",
+                hint="Name the columns apart.",
+            )
 
 
 def _keep_matching(part: TablePart, where: Sequence[Condition]) -> TablePart:
     table, rows = part.table, part.rows
     for condition in where:
-        text = table[condition.column].cast(pa.string())
+        text = as_text(table[condition.column])
         matches = pc.fill_null(pc.equal(text, condition.value), False)
         table, rows = table.filter(matches), rows[matches.to_numpy()]
     return TablePart(part.path, table, rows, part.form)

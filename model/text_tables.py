@@ -6,6 +6,7 @@ empty lines are no rows. So where a refusal needs a line, the file is read again
 
 import csv
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
@@ -53,10 +54,11 @@ def header_types(path: Path) -> dict[str, str]:
 
 def line_of_row(path: Path, form: TextForm, row: int) -> int:
     """The line, counted from 1, where a row begins; the first one below the header is row 0."""
-    for number, (line, _) in enumerate(_records(path, form)):
-        if number == row + 1:
-            return line
-    return row + 2  # the file changed since; the line it would have without breaks in fields
+    with suppress(csv.Error):  # a field too large for this reader
+        for number, (line, _) in enumerate(_records(path, form)):
+            if number == row + 1:
+                return line
+    return row + 2  # the line that it has unless fields hold breaks
 
 
 def first_fault(path: Path, form: TextForm) -> str | None:

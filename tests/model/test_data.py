@@ -317,3 +317,52 @@ def test_recboles_atomic_files_are_read_as_they_are(tmp_path):
     assert read(path, "timestamp") == {"u": ("a", '"b')}
     with pytest.raises(ColumnMissing, match="only user_id, item_id, timestamp"):
         read(path, "when")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([["a"], ["b"]], "column 'item_id': values of type list"),
+        ([b"a", b"b"], "column 'item_id': values of type binary"),
+        ([{"a": 1}, {"a": 2}], "column 'item_id': values of type struct"),
+    ],
+)
+def test_parquet_columns_of_other_types_are_refused_by_name(tmp_path, values, message):
+    pq.write_table(pa.table({"user_id": ["u", "v"], "item_id": values}), tmp_path / "e.parquet")
+    with pytest.raises(DataFileUnreadable, match=message):
+        read(tmp_path / "e.parquet")
+
+
+def test_parquet_columns_that_are_encoded_otherwise_read_as_text(tmp_path):
+    user = pa.array(["u", "v", "u"]).dictionary_encode()
+    item = pa.array(["a", "b", "c"], pa.large_string())
+    pq.write_table(pa.table({"user_id": user, "item_id": item}), tmp_path / "e.parquet")
+    assert read(tmp_path / "e.parquet") == {"u": ("a", "c"), "v": ("b",)}
+
+
+def test_an_id_that_is_no_number_among_numbers_is_missing(tmp_path):
+    path = tmp_path / "e.parquet"
+    pq.write_table(pa.table({"user_id": [1.0, float("nan")], "item_id": ["a", "b"]}), path)
+    with pytest.raises(ValueMissing, match="row 2, column 'user_id'"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"user_id,item_id,item_id\nu,a,b\n", "line 1: the column 'item_id' stands there twice"),
+        (b"user_id,item_id,\xff\nu,a,b\n", "line 1, column .*: the text is not UTF-8"),
+        ("user_id,item_id\nu,a\n".encode("utf-16"), "line 1, column .*: the text is not UTF-8"),
+    ],
+)
+def test_a_broken_header_is_refused_with_its_place(tmp_path, data, message):
+    (tmp_path / "events.csv").write_bytes(data)
+    with pytest.raises(DataFileUnreadable, match=message):
+        read(tmp_path / "events.csv")
+
+
+def test_a_truncated_gzipped_file_is_refused_by_name(tmp_path):
+    data = gzip.compress(b"user_id,item_id\n" + b"".join(b"u%d,a\n" % i for i in range(9999)))
+    (tmp_path / "events.csv.gz").write_bytes(data[:-2000])
+    with pytest.raises(DataFileUnreadable, match=r"events\.csv\.gz"):
+        read(tmp_path / "events.csv.gz")

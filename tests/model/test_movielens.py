@@ -136,7 +136,7 @@ def test_a_folder_of_another_kind_is_refused(tmp_path):
     ("name", "text", "message"),
     [
         ("ratings.dat", "7::1::5\n", "line 1: 3 fields, not 4"),
-        ("ratings.dat", "7::1::5::now\n", "line 1: the timestamp is 'now'"),
+        ("ratings.dat", "7::1::5::now\n", "line 1, field 4: the timestamp is 'now'"),
         ("users.dat", "7::X::1::10::12345\n", "line 1: gender 'X'"),
         ("users.dat", "7::F::1::99::12345\n", "line 1: occupation '99'"),
         ("users.dat", "7::F::old::1::12345\n", "line 1: age 'old'"),
@@ -152,3 +152,9 @@ def test_a_missing_file_of_the_set_is_named(folder_1m, tmp_path):
     (folder_1m / "users.dat").unlink()
     with pytest.raises(DataFileMissing, match=r"users\.dat"):
         convert_movielens(folder_1m, tmp_path / "out")
+
+
+def test_a_broken_timestamp_is_named_by_its_line_behind_empty_ones(folder_100k, tmp_path):
+    (folder_100k / "u.data").write_text("7\t1\t3\t-5\n\n7\t2\t3\tnow\n")
+    with pytest.raises(DataFileUnreadable, match=r"u\.data, line 3, field 4: .* 'now'"):
+        convert_movielens(folder_100k, tmp_path / "out")
