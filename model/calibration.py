@@ -5,6 +5,7 @@ users, never on those trained on, and changes no decision. One thing is added: a
 choice, so that a handful of users who are all answered rightly do not make the rest certain.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -67,17 +68,37 @@ def calibration_error(choices: Choices, temperature: float = 1.0) -> float:
     Over ranges of confidence, the mean distance between how sure the answers are and how often
     they are right, weighted by their number.
     """
-    shares = torch.softmax(choices.logits.double() / temperature, 1)
-    confidence, best = shares.max(1)  # [M, K] -> [M]
+    confidence, best = _answers(choices, temperature)
     gaps = confidence - (best == choices.chosen).double()
-    bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
-    sums = torch.zeros(BINS, dtype=torch.double).index_add_(0, bins, gaps)
-    return float(sums.abs().sum()) / len(confidence)
+    return float(_by_bin(confidence, gaps).abs().sum()) / len(confidence)
+
+
+def chance_error(choices: Choices, temperature: float = 1.0) -> float:
+    """The calibration error that these answers would show by chance if they were calibrated.
+
+    A range's gaps then sum to a normal number of mean 0 whose variance is that of its coin tosses.
+    """
+    confidence, _ = _answers(choices, temperature)
+    variances = _by_bin(confidence, confidence * (1 - confidence))
+    return float((variances * 2 / math.pi).sqrt().sum()) / len(confidence)
 
 
 def calibration_metrics(choices: Choices, temperature: float) -> dict[str, float]:
-    """The error without the temperature and with it."""
+    """The error without the temperature and with it, and what is due to chance alone."""
     return {
         "ece_uncalibrated": calibration_error(choices),
         "ece": calibration_error(choices, temperature),
+        "ece_by_chance": chance_error(choices, temperature),
     }
+
+
+def _answers(choices: Choices, temperature: float) -> tuple[Tensor, Tensor]:
+    """Probability [M] and index [M] of each choice's likeliest alternative."""
+    confidence, best = torch.softmax(choices.logits.double() / temperature, 1).max(1)
+    return confidence, best
+
+
+def _by_bin(confidence: Tensor, values: Tensor) -> Tensor:
+    """Sums [BINS] of values [M] over the ranges of confidence."""
+    bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+    return torch.zeros(BINS, dtype=torch.double).index_add_(0, bins, values)

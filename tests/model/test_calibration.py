@@ -11,6 +11,7 @@ from model.calibration import (
     TEMPERATURES,
     Choices,
     calibration_error,
+    chance_error,
     fit_temperature,
     tag_choices,
 )
@@ -79,6 +80,15 @@ def test_the_calibration_error_weighs_fifteen_ranges_by_their_answers():
     choices = Choices(logits, torch.tensor([0, 0, 1, 0]))
     wanted = (3 * abs(0.95 - 2 / 3) + abs(0.55 - 1)) / 4
     assert calibration_error(choices) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_calibrated_answers_show_the_error_that_chance_explains():
+    errors = [
+        (calibration_error(choices), chance_error(choices))
+        for choices in (drawn_choices(count, 1.0) for count in (200, 2_000, 20_000))
+    ]
+    for error, chance in errors:
+        assert chance / 2 < error < 2 * chance
 
 
 def test_every_pair_of_user_and_tag_is_a_choice_of_its_own():
