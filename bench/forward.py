@@ -72,6 +72,7 @@ def run(options: argparse.Namespace) -> Report:
 
 def on_gpu(shape: FleetShape, options: argparse.Namespace) -> dict[str, float]:
     """What is compared on a GPU; the plain loop runs there too."""
+    torch.backends.cudnn.allow_tf32 = False  # the loop's convolutions would lose three digits
     tasks = resident_tasks(shape, device=options.device)
     narrow = resident_tasks(shape, torch.bfloat16, device=options.device)
     chosen = np.random.default_rng(3).integers(0, shape.tasks, options.rows).tolist()
