@@ -135,5 +135,6 @@ def _small(users: Tensor, refs: Sequence[HeadRef]) -> list[RowScores]:
     assert slab is not None
     slots = torch.tensor([ref.slot for ref in refs], device=users.device)
     weight, bias = slab.tensors["head.weight"][slots], slab.tensors["head.bias"][slots]
-    logits = torch.baddbmm(bias.unsqueeze(2), weight, users.unsqueeze(2)).squeeze(2)  # [b, K]
+    # A batched product would round by the number of rows; here a row is the same in any batch.
+    logits = weight.mul_(users.unsqueeze(1)).sum(2).add_(bias)  # [b, K, C] -> [b, K]
     return [RowScores(row) for row in HEAD_KINDS[kind].scores(logits).cpu().numpy()]

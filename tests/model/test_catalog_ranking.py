@@ -128,3 +128,13 @@ def test_scores_that_are_not_numbers_are_told_not_hidden() -> None:
     users = torch.full((1, CHANNELS), torch.nan)
     found = CatalogRanking(CPU).top(users, catalog, [Selection(top_k=10)])[0]
     assert np.isnan(found.values).all()
+
+
+def test_a_row_is_ranked_alike_alone_and_in_a_batch() -> None:
+    catalog = catalog_of(real_numbers(5_000, CHANNELS, seed=20), real_numbers(5_000, seed=21))
+    users = real_numbers(17, CHANNELS, seed=22)
+    ranking = CatalogRanking(CPU)
+    batch = ranking.top(users, catalog, [Selection(top_k=100)] * len(users))
+    for row, scores in enumerate(batch):
+        alone = ranking.top(users[row : row + 1], catalog, [Selection(top_k=100)])[0]
+        np.testing.assert_allclose(alone.values, scores.values, rtol=1e-5)

@@ -6,7 +6,7 @@ import torch
 
 from model.heads import HEAD_KINDS
 from model.mixed_heads import MixedHeads, Selection
-from model.spec import HeadSpec
+from model.spec import HeadKind, HeadSpec
 
 CHANNELS = 8
 CPU = torch.device("cpu")
@@ -40,6 +40,23 @@ def test_rows_of_all_kinds_in_one_call_equal_each_kind_alone() -> None:
     for row, (spec, own) in enumerate(zip(specs, tensors, strict=True)):
         expected = HEAD_KINDS[spec.kind].scores(reference(users[row], own))
         np.testing.assert_allclose(found[row].values, expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "outputs"), [("classification", 10), ("value", 1)])
+def test_a_row_has_the_same_bits_alone_and_in_any_batch(kind: HeadKind, outputs: int) -> None:
+    channels = 64
+    heads, spec = MixedHeads(channels, CPU), HeadSpec(kind, outputs)
+    generator = torch.Generator().manual_seed(1)
+    shapes = spec.shapes(channels).items()
+    tensors = [
+        {name: torch.randn(shape, generator=generator) for name, shape in shapes} for _ in range(3)
+    ]
+    refs = [heads.add(spec, own) for own in tensors] * 9
+    users = torch.randn(len(refs), channels, generator=generator)
+    batch = heads.scores(users, refs, [Selection()] * len(refs))
+    for row, (ref, scores) in enumerate(zip(refs, batch, strict=True)):
+        alone = heads.scores(users[row : row + 1], [ref], [Selection()])[0]
+        np.testing.assert_array_equal(alone.values, scores.values)
 
 
 def test_a_temperature_softens_the_classes() -> None:
