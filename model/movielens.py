@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from model.data import InteractionSource, read_histories
 from model.data_errors import DataFileMissing, DataFileUnreadable
-from model.dataset_files import Events, write_columns, write_events
+from model.dataset_files import write_columns
 from model.histories import Histories
+from model.history_files import history_lengths, write_all, write_halves
 from model.tables import TableSource, read_parts, text_column
 
 FAVOURITES = 3
@@ -103,13 +104,10 @@ class Converted:
 def convert_movielens(folder: Path, out: Path) -> Converted:
     """Write interactions, histories, targets, tags, items and (if told) users as Parquet."""
     data = read_movielens(folder)
-    events = _events(data.histories)
-    is_history = events.history_mask()
-    targets = events.select(~is_history)
-    write_events(out / "interactions.parquet", events)
-    write_events(out / "histories.parquet", events.select(is_history))
-    write_events(out / "targets.parquet", targets)
-    write_columns(out / "tags.parquet", _favourite_genres(targets, data.films))
+    out.mkdir(parents=True, exist_ok=True)
+    write_all(data.histories, out / "interactions.parquet")
+    write_halves(data.histories, out)
+    write_columns(out / "tags.parquet", _favourite_genres(data.histories, data.films))
     _write_films(out / "items.parquet", data.films)
     if data.profiles:
         _write_profiles(out / "users.parquet", data.profiles)
@@ -269,23 +267,15 @@ def _numbered_fields(path: Path, separator: str, count: int) -> Iterator[tuple[i
             yield number, row
 
 
-def _events(histories: Histories) -> Events:
-    lengths = np.diff(histories.offsets)
-    users = [
-        user for user, n in zip(histories.users, lengths.tolist(), strict=True) for _ in range(n)
-    ]
-    items = [histories.items[code] for code in histories.codes.tolist()]
-    positions = np.arange(len(items)) - np.repeat(histories.offsets[:-1], lengths)
-    return Events(users, items, positions.astype(np.int64))
-
-
-def _favourite_genres(targets: Events, films: list[Film]) -> dict[str, list[str]]:
+def _favourite_genres(histories: Histories, films: list[Film]) -> dict[str, list[str]]:
     """Rows of user_id and tag: the genres each user met most often among the held-out films."""
     genres_of = {film.item: film.genres for film in films}
-    counts: dict[str, Counter[str]] = {}
-    for user, item in zip(targets.users, targets.items, strict=True):
-        counts.setdefault(user, Counter()).update(genres_of.get(item, ()))
-    rows = [(user, tag) for user, counter in counts.items() for tag in _most_common(counter)]
+    kept = history_lengths(np.diff(histories.offsets)).tolist()
+    rows: list[tuple[str, str]] = []
+    for at, user in enumerate(histories.users):
+        targets = histories.items_of(at)[kept[at] :]
+        counter = Counter(genre for item in targets for genre in genres_of.get(item, ()))
+        rows += [(user, tag) for tag in _most_common(counter)]
     return {"user_id": [user for user, _ in rows], "tag": [tag for _, tag in rows]}
 
 

@@ -5,19 +5,15 @@ each for lists with spaces between. The other commands read such files too; conv
 numbers and every user's newest events stand apart as targets.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from model.data import InteractionSource, read_histories
 from model.data_errors import DataFileMissing, NumberUnreadable
-from model.dataset_files import HISTORY_SHARE
-from model.histories import Histories
+from model.history_files import write_halves
 from model.tables import TablePart, TableSource, read_batches
 from model.text_tables import header_types
 
@@ -49,7 +45,7 @@ def convert_recbole(folder: Path, out: Path) -> Converted:
     for suffix, path in files.items():
         if path is not None:
             _write_table(path, out / f"{NAMES[suffix]}.parquet")
-    _write_parts(histories, out)
+    write_halves(histories, out)
     written = tuple(NAMES[suffix] for suffix, path in files.items() if path is not None)
     return Converted(len(histories.users), len(histories.items), len(histories.codes), written)
 
@@ -97,37 +93,3 @@ def _is_number(text: str) -> bool:
     except pa.ArrowInvalid:
         return False
     return True
-
-
-def _write_parts(histories: Histories, out: Path) -> None:
-    """Every user's events in order: the oldest four fifths as histories, the rest as targets."""
-    parts = ("histories", "targets")
-    writers = [pq.ParquetWriter(out / f"{part}.parquet", PART_SCHEMA) for part in parts]
-    for table, is_history in _tables(histories):
-        for writer, chosen in zip(writers, (is_history, pc.invert(is_history)), strict=True):
-            writer.write_table(table.filter(chosen))
-    for writer in writers:
-        writer.close()
-
-
-PART_SCHEMA = pa.schema(
-    [("user_id", pa.string()), ("item_id", pa.string()), ("position", pa.int64())]
-)
-USERS_AT_ONCE = 1 << 14
-
-
-def _tables(histories: Histories) -> Iterator[tuple[pa.Table, pa.Array]]:
-    """Some users' events at a time, and which of them are history."""
-    items = pa.array(histories.items, pa.string())
-    for start in range(0, len(histories.users), USERS_AT_ONCE):
-        offsets = histories.offsets[start : start + USERS_AT_ONCE + 1]
-        lengths = np.diff(offsets)
-        users = pa.array(histories.users[start : start + USERS_AT_ONCE], pa.string())
-        positions = np.arange(offsets[0], offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        kept = np.maximum(1, (lengths * HISTORY_SHARE).astype(np.int64))
-        columns = [
-            users.take(pa.array(np.repeat(np.arange(len(lengths)), lengths))),
-            items.take(pa.array(histories.codes[offsets[0] : offsets[-1]])),
-            pa.array(positions),
-        ]
-        yield pa.table(columns, schema=PART_SCHEMA), pa.array(positions < np.repeat(kept, lengths))

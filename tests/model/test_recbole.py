@@ -34,7 +34,7 @@ def test_all_three_files_become_tables_with_typed_columns(tmp_path):
 
 
 def test_the_newest_fifth_of_each_users_events_are_targets_by_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("model.recbole.USERS_AT_ONCE", 1)
+    monkeypatch.setattr("model.history_files.USERS_AT_ONCE", 1)
     lines = [f"{user}\t{user}-{9 - i}\t1\t{100 - i}\n" for i in range(10) for user in "uv"]
     convert_recbole(data_set(tmp_path, "".join(lines)), tmp_path / "out")
     targets = rows(tmp_path / "out" / "targets.parquet")
