@@ -115,8 +115,12 @@ def _judged(tasks: Sequence[Trained], loaded: LoadedBackbone) -> dict[str, float
         )
         classes = [(o, t.logits) for o, t in zip(found, tasks, strict=True) if t.kind != "ranking"]
         ranked = [(o, t.logits) for o, t in zip(found, tasks, strict=True) if t.kind == "ranking"]
-        agreeing = torch.cat([o.argmax(1) == t.argmax(1) for o, t in classes])
-        figures[f"{name}_class_agreement"] = agreeing.double().mean().item()
+        agreeing = [o.argmax(1) == t.argmax(1) for o, t in classes]
+        figures[f"{name}_class_agreement"] = torch.cat(agreeing).double().mean().item()
+        margins = [_margin(t)[~same] for (_, t), same in zip(classes, agreeing, strict=True)]
+        figures[f"{name}_undecided"] = max(torch.cat(margins).tolist(), default=0.0)
+        for task, same in zip((t for t in tasks if t.kind != "ranking"), agreeing, strict=True):
+            figures[f"{name}_class_agreement_{task.name}"] = same.double().mean().item()
         overlaps = torch.cat([_overlap(o, t) for o, t in ranked])
         figures[f"{name}_top10_overlap"] = overlaps.mean().item()
     figures["same_bits_alone"] = _same_bits(tasks, loaded)
@@ -195,6 +199,12 @@ def _batches(rows: Sequence[Row]) -> Iterator[list[Row]]:
 
 def _relative(ours: Tensor, theirs: Tensor) -> float:
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+def _margin(logits: Tensor) -> Tensor:
+    """How much more probable [n] the first class of each row is than the second."""
+    best = torch.softmax(logits, 1).topk(2, dim=1).values
+    return best[:, 0] - best[:, 1]
 
 
 def _overlap(ours: Tensor, theirs: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class HeadReturns:
 
         Called after a batch: the rows of a head that has come back run before it may leave again.
         """
-        handle = next(iter(self._queue.parked), None)
+        handle = next(self._queue.parked, None)
         if handle is None or self._is_reading:
             return
         residency = self._store.resident[handle]

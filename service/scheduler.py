@@ -1,7 +1,7 @@
 """The device process's queue: bounded, first come first served, deadlines and leavers dropped."""
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from service.messages import Handle, Row
@@ -55,9 +55,12 @@ class RowQueue:
         return bool(self._rows)
 
     @property
-    def parked(self) -> Iterable[Handle]:
-        """Residencies that parked rows wait for, in the order of their first row."""
-        return self._parked.keys()
+    def parked(self) -> Iterator[Handle]:
+        """Residencies that parked rows wait for, in the order of their first row.
+
+        Without those whose rows were all cancelled: they may have been freed meanwhile.
+        """
+        return (handle for handle in self._parked if self._by_handle[handle])
 
     def __len__(self) -> int:
         return self._by_handle.total()

@@ -102,6 +102,7 @@ def test_parked_rows_of_a_client_that_left_are_dropped() -> None:
     queue.push(rows(1, 2, handle=7))
     queue.take(9, now=0, away={7})
     assert queue.cancel(b"w", 1) == 2
+    assert list(queue.parked) == []
     queue.unpark(7)
     assert numbers(queue.take(9, now=1).rows) == []
 
