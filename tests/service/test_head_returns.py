@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from patches.registry import Registry
 from patches.verify import BundleLimits, verify_bundle
 from service.device_link import AdmittedRow
 from service.head_reading import read_head
+from service.head_returns import HeadReturns
 from service.messages import BundleEntry, Row, RowResult
+from service.scheduler import QueuedRow, RowQueue
 from service.slots import LocalBundle, Residency, SlotStore
 from tests.model.random_tasks import random_history
 from tests.service.random_bundles import SPEC, Workshop
@@ -99,6 +102,87 @@ async def test_a_task_whose_head_can_not_be_read_is_refused_and_the_others_go_on
     assert (await ask(replica, served["one"], [])).error == "head_unreadable"
     assert (await ask(replica, classes, [])).error == ""
     assert (await ask(replica, served["two"], [])).error == ""
+
+
+class Device:
+    """What the device thread owns, its turns taken one by one."""
+
+    def __init__(self, workshop: Workshop, folder: Path) -> None:
+        self.store = SlotStore(workshop.loaded.backbone, head_limit_bytes=ONE_HEAD + 1000)
+        self.queue = RowQueue(max_rows=9)
+        self.jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self.refused: list[str] = []
+        self.returns = HeadReturns(
+            self.store,
+            self.queue,
+            self.jobs.put,
+            lambda rows, code, detail: self.refused.append(code),
+        )
+        self.ranking = self._load(workshop, folder, workshop.bundle("ranking", 1, outputs=ITEMS))
+        self.other = self._load(workshop, folder, workshop.bundle("ranking", 2, outputs=ITEMS))
+
+    def _load(self, workshop: Workshop, folder: Path, data: bytes) -> Residency:
+        path = folder / digest_of(data)
+        path.write_bytes(data)
+        bundle = verify_bundle(data, backbone=workshop.identity, limits=BundleLimits())
+        return self.store.load(bundle, str(path))
+
+    def push(self, *residencies: Residency) -> None:
+        rows = [
+            QueuedRow(b"w", 1, n, Row(r.handle, b""), 9.0, 0.0) for n, r in enumerate(residencies)
+        ]
+        assert self.queue.push(rows)
+
+    def take(self) -> list[int]:
+        """Handles of the rows that may run now."""
+        taken = self.queue.take(9, 0.0, self.store.head_room.away)
+        return [row.row.handle for row in taken.rows]
+
+
+@pytest.fixture
+def device(workshop: Workshop, tmp_path: Path) -> Iterator[Device]:
+    device = Device(workshop, tmp_path)
+    yield device
+    device.returns.close()
+
+
+def test_rows_of_other_tasks_go_on_while_a_head_is_read(device: Device) -> None:
+    device.push(device.ranking, device.other, device.ranking)
+    assert device.take() == [device.other.handle]
+    device.returns.begin_next()
+    came_back = device.jobs.get(timeout=PATIENCE_S)
+    device.returns.begin_next()
+    assert device.take() == []
+    came_back()
+    assert device.take() == [device.ranking.handle] * 2
+    assert device.ranking.head.is_here
+    assert not device.other.head.is_here
+
+
+def test_a_head_whose_residency_was_freed_while_it_was_read_is_let_go(device: Device) -> None:
+    device.push(device.ranking)
+    assert device.take() == []
+    device.returns.begin_next()
+    came_back = device.jobs.get(timeout=PATIENCE_S)
+    device.queue.cancel(b"w", 1)
+    device.store.free(device.ranking)
+    came_back()
+    device.store.free(device.other)
+    assert device.store.head_bytes == 0
+    assert device.refused == []
+
+
+def test_a_head_that_can_not_be_read_gives_its_room_back_and_its_rows_are_refused(
+    device: Device,
+) -> None:
+    Path(device.ranking.catalog_path).unlink()
+    device.push(device.ranking)
+    assert device.take() == []
+    device.returns.begin_next()
+    device.jobs.get(timeout=PATIENCE_S)()
+    assert device.refused == ["head_unreadable"]
+    assert len(device.queue) == 0
+    assert device.store.head_bytes == 0
 
 
 def test_a_head_read_from_its_file_has_the_bits_that_were_loaded(

@@ -1,5 +1,8 @@
 """Heads share a limit in bytes: ranking heads give way to each other, and can all come back."""
 
+from contextlib import suppress
+
+import numpy as np
 import pytest
 import torch
 
@@ -105,3 +108,33 @@ def test_removing_every_head_gives_every_byte_back(*, is_returning: bool) -> Non
     assert heads.room.used_bytes == 0
     assert heads.room.away == set()
     heads.settle(4, 5)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_comes_and_goes_the_bytes_are_right_and_within_the_limit(seed: int) -> None:
+    heads, random = Heads(3.5), np.random.default_rng(seed)
+    returning: list[int] = []
+    for handle in range(200):
+        deed = random.integers(4)
+        if deed == 0:
+            with suppress(HeadBudgetExceeded):
+                heads.load(handle, items=int(random.integers(1, 2 * ITEMS)))
+                heads.room.release_held()
+        elif deed == 1 and heads.refs:
+            gone = int(random.choice(list(heads.refs)))
+            heads.room.remove(gone, heads.refs.pop(gone))
+        elif deed == 2 and heads.room.away and not returning:
+            returning = [int(random.choice(list(heads.room.away)))]
+            heads.room.begin_return(returning[0])
+        elif deed == 3 and returning:
+            back = returning.pop()
+            if heads.room.is_returning(back):
+                zeros = {
+                    n: torch.zeros(s) for n, s in heads.refs[back].spec.shapes(CHANNELS).items()
+                }
+                heads.mixed.put_back(heads.refs[back], zeros)
+                heads.room.end_return(back, is_here=True)
+        here = {h: ref.size_bytes for h, ref in heads.refs.items() if ref.is_here}
+        kept = sum(heads.refs[h].size_bytes for h in returning if heads.room.is_returning(h))
+        assert heads.room.used_bytes == sum(here.values()) + kept <= 3.5 * CATALOG
+        assert heads.room.away == heads.refs.keys() - here.keys()
