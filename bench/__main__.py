@@ -17,6 +17,7 @@ MEASUREMENTS = {
     "swap": "registered until served, under load; what swaps cost other tasks' requests",
     "peers": "end to end over HTTP against other model servers, in turn with ours",
     "registry": "registrations, swaps on three replicas, starts with many bundles, memory",
+    "reading": "peak memory and speed of reading interactions, against whole text columns",
     "train": "sequences per second in pretraining and fine-tuning, against a plain PyTorch step",
 }
 TOOLS = {"fleet": "start the service with random tasks and keep it running for load generators"}

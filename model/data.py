@@ -47,21 +47,21 @@ def read_histories(source: InteractionSource) -> Histories:
     events = read_events(source)
     counts = np.bincount(events.user, minlength=len(events.users))
     offsets = np.concatenate([[0], np.cumsum(counts)])
-    by_user = _sorting(events)
-    codes = events.item if by_user is None else events.item[by_user]
-    return Histories(events.users, events.items, codes.astype(np.int64), offsets)
+    codes = _sorted_items(events).astype(np.int64)
+    return Histories(events.users, events.items, codes, offsets)
 
 
-def _sorting(events: EventColumns) -> npt.NDArray[np.int64] | None:
-    """The events' places when sorted by user and order; None if they stand so already."""
+def _sorted_items(events: EventColumns) -> npt.NDArray[np.int32]:
+    """Each event's item, sorted by user and order."""
     user, order = events.user, events.order
-    is_next = user[1:] > user[:-1]
-    is_same = user[1:] == user[:-1]
-    in_order = is_same if order is None else is_same & (order[1:] >= order[:-1])
-    if np.all(is_next | in_order):
-        return None
-    keys = (user,) if order is None else (order, user)
-    return np.lexsort(keys)  # stable; the last key is the first criterion
+    in_order = user[1:] == user[:-1]
+    if order is not None:
+        in_order &= order[1:] >= order[:-1]
+    in_order |= user[1:] > user[:-1]
+    if in_order.all():
+        return events.item
+    by_user = np.lexsort((user,) if order is None else (order, user))  # stable; last key first
+    return events.item[by_user]
 
 
 def read_labels(source: LabelSource) -> UserLabels:
