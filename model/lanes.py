@@ -103,9 +103,9 @@ def plan_lanes(
 
 def resumed_lanes(rows: Sequence[int], refs: Sequence[SlotRef], block: int) -> Lanes:
     """Rows that all go on from known states at ``block``: each row is a lane of its own."""
-    by_slab: defaultdict[int, list[int]] = defaultdict(list)
+    by_slab: dict[int, list[int]] = {}
     for row in rows:
-        by_slab[id(refs[row].slab)].append(row)
+        by_slab.setdefault(id(refs[row].slab), []).append(row)
     ordered = [row for members in by_slab.values() for row in members]
     groups = _groups(list(by_slab.values()), 0, refs)
     return Lanes(ordered, [Stage(block, None, groups)], ordered)

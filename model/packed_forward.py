@@ -5,10 +5,8 @@ products is one kernel (``model/kernels/packed_kernels.py``). Chunks run on as m
 PyTorch was given when the forward was made.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -44,13 +42,10 @@ class PackedForward:
     def user_vectors(self, histories: Sequence[Tokens], refs: Sequence[SlotRef]) -> Tensor:
         """User vectors float32 [B, C]: history i through the backbone patched by slot i."""
         chunks = self._planner.plan(histories, refs, self.trunk_states)
-        with _one_thread():
-            if self._pool is None or len(chunks) == 1:
-                done = [self._run(chunk) for chunk in chunks]
-            else:
-                done = list(self._pool.map(self._run, chunks))
-        for state in chain.from_iterable(kept for _, kept in done):
-            self.trunk_states.put(state.key, state.states)
+        done = self._run_all(chunks)
+        for _, kept in done:
+            for state in kept:
+                self.trunk_states.put(state.key, state.states)
         if len(chunks) == 1 and chunks[0].lanes.rows == list(range(len(histories))):
             return done[0][0]
         out = torch.empty(len(histories), self._blocks.spec.channels)
@@ -58,20 +53,19 @@ class PackedForward:
             out[chunk.lanes.rows] = vectors
         return out
 
+    def _run_all(self, chunks: Sequence[Chunk]) -> list[tuple[Tensor, list[TrunkState]]]:
+        """Each chunk on one thread: products too small to share cost more in waiting for others."""
+        if self._pool is None:
+            return [self._run(chunk) for chunk in chunks]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            run = self._pool.map if len(chunks) > 1 else map
+            return list(run(self._run, chunks))
+        finally:
+            torch.set_num_threads(threads)
+
     @torch.inference_mode()  # of each thread
     def _run(self, chunk: Chunk) -> tuple[Tensor, list[TrunkState]]:
         return self._blocks.run(chunk)
 
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """A chunk's products are too small to share: threads that wait for each other cost more."""
-    threads = torch.get_num_threads()
-    if threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -64,6 +64,7 @@ class ChunkPlanner:
     ) -> None:
         self._spec = spec
         self._counts = counts
+        self._longest: list[int] = counts[:, -1].tolist()
         self._chunk_positions = chunk_positions
         self._threads = threads
         self._block_count = len(spec.dilations)
@@ -79,7 +80,7 @@ class ChunkPlanner:
         entries = [entry_block(ref.geometry, self._block_count) for ref in refs]
         fresh, resumed = self._recall(keys, entries, trunks)
         chunks, kept_keys = [], keys if trunks.is_on else []
-        for rows in self._cut(fresh, newest, history_of, entries):
+        for rows in self._cut(fresh, newest, history_of, entries) if fresh else ():
             lanes = plan_lanes(rows, history_of, refs, self._block_count)
             at = lanes.histories
             chunks.append(Chunk(lanes, [newest[row] for row in at], kept_keys))
@@ -117,7 +118,7 @@ class ChunkPlanner:
 
     def _split(self, rows: list[int], block: int) -> list[list[int]]:
         """Rows that go on at ``block``, a chunk's worth at a time."""
-        at_once = max(1, self._chunk_positions // int(self._counts[2 * block, -1]))
+        at_once = max(1, self._chunk_positions // self._longest[2 * block])
         return [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
 
     def _cut(

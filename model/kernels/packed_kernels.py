@@ -67,8 +67,8 @@ def _channels(width):
 
 def scratch_numbers(channels: int, bottleneck: int) -> int:
     """Size of ``finish``'s float32 scratch."""
-    padded = (-(-count // LANES) * LANES for count in (channels, bottleneck))
-    return AT_ONCE * sum(padded)
+    padded = -(-channels // LANES) - (-bottleneck // LANES)
+    return AT_ONCE * LANES * padded
 
 
 @njit(nogil=True, cache=True)
