@@ -52,16 +52,16 @@ class Point:
     is_separate: bool = False
     memory_mib: float = 0.0
     seconds: list[float] = field(default_factory=list)
+    medians: list[float] = field(default_factory=list)
 
     @property
     def rows_per_s(self) -> float:
         """Throughput of a median batch."""
         return self.rows / median(self.seconds)
 
-    @property
-    def unit_s(self) -> float:
-        """Seconds of one unit of work."""
-        return 1 / (self.rows_per_s * self.units)
+    def unit_s(self) -> list[float]:
+        """Seconds of one unit of work, by repeat."""
+        return [seconds / (self.rows * self.units) for seconds in self.medians]
 
 
 def main(arguments: list[str]) -> None:
@@ -122,6 +122,7 @@ def _run_for_a_while(point: Point) -> None:
         point.run()
         point.seconds.append(time.perf_counter() - started)
         batches += 1
+    point.medians.append(median(point.seconds[-batches:]))
 
 
 def _figures(axis: str, points: Sequence[Point]) -> dict[str, float]:
@@ -131,9 +132,13 @@ def _figures(axis: str, points: Sequence[Point]) -> dict[str, float]:
         figures[f"{name}_rows_per_s"] = point.rows_per_s
         figures[f"{name}_p99_ms"] = _p99_ms(point)
         figures[f"{name}_mib"] = point.memory_mib
-    steps = [b.unit_s / a.unit_s for a, b in pairwise(points)]
-    figures[f"step_{axis}"] = max(steps, default=1.0)
+    figures[f"step_{axis}"] = max((_step(*pair) for pair in pairwise(points)), default=1.0)
     return figures
+
+
+def _step(smaller: Point, larger: Point) -> float:
+    """Median over the repeats of a unit's time at the larger value over that at the smaller."""
+    return median(b / a for a, b in zip(smaller.unit_s(), larger.unit_s(), strict=True))
 
 
 def _p99_ms(point: Point) -> float:
