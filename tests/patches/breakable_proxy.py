@@ -1,13 +1,14 @@
 """A network between a replica and Redis that a test may cut, silence and mend."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import Coroutine
 from contextlib import suppress
 from typing import TypeVar
 
 HOST = "127.0.0.1"
-QUIET_TURNS = 20
+BACKLOG = 128
 
 Result = TypeVar("Result")
 
@@ -40,6 +41,9 @@ class BreakableProxy:
 
     ``cut`` resets all connections and refuses new ones. ``silence`` leaves them open, and those
     made meanwhile too, but nothing ever comes through them again: as when a firewall forgot them.
+
+    It accepts by itself, in one step with noting the client: an ``asyncio.Server`` that is closed
+    a moment later loses a client on the way, whose socket then stays open for ever.
     """
 
     def __init__(self, upstream_port: int) -> None:
@@ -49,7 +53,7 @@ class BreakableProxy:
         self._thread.start()
         self._connections: set[Connection] = set()
         self._serving: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
         self.is_silent = False
         self.port = 0
         self.mend()
@@ -57,7 +61,7 @@ class BreakableProxy:
     @property
     def is_open(self) -> bool:
         """True if a client could reach the other side."""
-        return self._server is not None and not self.is_silent
+        return self._listener is not None and not self.is_silent
 
     def cut(self) -> None:
         self._run(self._cut())
@@ -80,9 +84,11 @@ class BreakableProxy:
 
     async def _mend(self) -> None:
         self.is_silent = False
-        if self._server is None:
-            self._server = await asyncio.start_server(self._serve, HOST, self.port)
-            self.port = self._server.sockets[0].getsockname()[1]
+        if self._listener is None:
+            self._listener = socket.create_server((HOST, self.port), backlog=BACKLOG)
+            self._listener.setblocking(False)
+            self.port = self._listener.getsockname()[1]
+            self._loop.add_reader(self._listener, self._accept, self._listener)
 
     async def _silence(self) -> None:
         await self._mend()
@@ -91,24 +97,25 @@ class BreakableProxy:
             connection.is_mute = True
 
     async def _cut(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-        for _ in range(QUIET_TURNS):  # a client that was just accepted comes a few turns later
-            await asyncio.sleep(0)
-            while self._serving:
-                for connection in list(self._connections):
-                    connection.abort()
-                await asyncio.wait(self._serving, timeout=0.01)
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
+        while self._serving:
+            for connection in list(self._connections):
+                connection.abort()
+            await asyncio.wait(self._serving, timeout=0.01)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._serving.add(task)
-        try:
-            await self._connect(reader, writer)
-        finally:
-            self._serving.discard(task)
+    def _accept(self, listener: socket.socket) -> None:
+        with suppress(BlockingIOError, ConnectionAbortedError):  # the client left meanwhile
+            client, _ = listener.accept()
+            task = self._loop.create_task(self._serve(client))
+            self._serving.add(task)
+            task.add_done_callback(self._serving.discard)
+
+    async def _serve(self, client: socket.socket) -> None:
+        client.setblocking(False)
+        await self._connect(*await asyncio.open_connection(sock=client))
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream_reader: asyncio.StreamReader | None = None
@@ -121,7 +128,7 @@ class BreakableProxy:
             except OSError:
                 writer.transport.abort()
                 return
-        if self._server is None:  # cut while it connected
+        if self._listener is None:  # cut while it connected
             for end in (writer, upstream_writer):
                 if end is not None:
                     end.transport.abort()
