@@ -48,13 +48,16 @@ class MixedHeads:
         self._slabs: dict[int, Slab] = {}
         self._ranking = CatalogRanking(device)
 
+    def size_bytes(self, spec: HeadSpec) -> int:
+        """Bytes of such a head on the device, where each has a bias."""
+        return FLOAT_BYTES * spec.outputs * (self._channels + 1)
+
     def add(
         self, spec: HeadSpec, tensors: Mapping[str, Tensor], temperature: float = 1.0
     ) -> HeadRef:
         """Store ``head.weight`` and ``head.bias``; a temperature is folded into them."""
         if spec.kind == "ranking":
-            size_bytes = FLOAT_BYTES * spec.outputs * (self._channels + 1)
-            ref = HeadRef(spec, None, 0, CatalogWeights(size_bytes))
+            ref = HeadRef(spec, None, 0, CatalogWeights(self.size_bytes(spec)))
             self.put_back(ref, tensors, temperature)
             return ref
         slab = self._slab(spec.outputs)

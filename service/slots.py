@@ -196,9 +196,10 @@ class SlotStore:
         )
 
     def _written(self, local: LocalBundle) -> Residency | HeadBudgetExceeded:
-        is_movable = local.bundle.manifest.kind == "ranking" and local.path != ""
+        head = local.bundle.manifest.head.spec()
+        is_movable = head.kind == "ranking" and local.path != ""
         try:
-            self.head_room.admit(local.bundle.head_bytes, is_movable=is_movable)
+            self.head_room.admit(self._heads.size_bytes(head), is_movable=is_movable)
         except HeadBudgetExceeded as error:
             return error
         residency = self._write(local.bundle, local.path)
