@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +81,16 @@ class RunningServer:
 
     def wait(self) -> int:
         return self.process.wait(STOP_TIMEOUT_S)
+
+
+def kill_everything(server: RunningServer) -> None:
+    """The supervisor first: it would start the others again."""
+    processes = [psutil.Process(server.process.pid), *server.children()]
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGKILL)
+    server.wait()
+    psutil.wait_procs(processes[1:], timeout=10)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ A longer run: ``DURABILITY_REGISTRATIONS=1000 pytest tests/e2e/test_durability.p
 """
 
 import os
-import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +12,9 @@ from itertools import count
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
-from tests.e2e.running import RunningServer, running_server
+from tests.e2e.running import RunningServer, kill_everything, running_server
 from tests.service.random_bundles import Workshop
 from tests.waiting import eventually
 
@@ -49,16 +47,6 @@ class Registering:
                 self.answered[task] = answer.json()["digest"]
             else:
                 self.refused.append(answer.text)
-
-
-def kill_everything(server: RunningServer) -> None:
-    """The supervisor first: it would start the others again."""
-    processes = [psutil.Process(server.process.pid), *server.children()]
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGKILL)
-    server.wait()
-    psutil.wait_procs(processes[1:], timeout=10)
 
 
 @pytest.fixture(scope="module")

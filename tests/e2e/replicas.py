@@ -1,0 +1,146 @@
+"""Several real servers that follow one Redis; a test may kill each and start it again."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+
+from patches.identity import Digest, TaskId, format_digest
+from patches.records import EventAction
+from patches.traffic import PROD
+from tests.e2e.running import RunningServer, kill_everything, running_server
+from tests.patches.reference_registry import Change, ReferenceRegistry, Task
+from tests.waiting import eventually
+
+ALIASES = (PROD, "candidate")
+READY_AGAIN_S = 30.0
+DEVICE_DEATHS = 'peterrec_child_restarts_total{child="device"}'
+
+Answers = dict[tuple[str, str], str]
+"""By task and the version that is asked for (empty: none): the digest that answers, or the code
+of the refusal; and under ``registered`` the digest of each alias as the registry lists it."""
+
+
+class Replica:
+    """One `peterrec serve` at a time, on a folder that outlives it."""
+
+    def __init__(self, backbone: Path, folder: Path, redis_url: str) -> None:
+        self._backbone = backbone
+        self._folder = folder
+        self._redis_url = redis_url
+        self._life = ExitStack()
+
+    def start(self) -> None:
+        """Start the server and wait until it is ready."""
+        self.server: RunningServer = self._life.enter_context(
+            running_server(
+                self._backbone,
+                self._folder,
+                redis_url=self._redis_url,
+                auth="off",
+                workers=1,
+                drain_delay_s=0,
+            )
+        )
+        self.api: httpx.Client = self._life.enter_context(self.server.client())
+
+    def stop(self) -> None:
+        self._life.close()
+
+    def kill(self) -> None:
+        """End all of its processes at once."""
+        kill_everything(self.server)
+        self.stop()
+
+    def kill_device(self) -> None:
+        """End the device process alone, and see that the supervisor has noticed."""
+        before = self.server.metrics().get(DEVICE_DEATHS, 0.0)
+        self.server.child("device").kill()
+        eventually(lambda: self.server.metrics().get(DEVICE_DEATHS) == before + 1)
+
+    def wait_until_it_answers(self, task: str) -> None:
+        """Until it is ready and a device answers for a task that is never without a version."""
+        eventually(
+            lambda: self.server.is_ready() and self._answer(task, "").startswith("sha256:"),
+            READY_AGAIN_S,
+        )
+
+    def answers(self, wanted: Answers) -> Answers:
+        """What it says now where ``wanted`` says what it should."""
+        asked = [key for key in wanted if key[0] != "registered"]
+        return self._registered() | {(task, name): self._answer(task, name) for task, name in asked}
+
+    def _registered(self) -> Answers:
+        return {
+            ("registered", f"{task['task']} {alias}"): target["digest"]
+            for task in self.api.get("/tasks").json()
+            for alias, target in task["aliases"].items()
+        }
+
+    def _answer(self, task: str, version: str) -> str:
+        body = {"history": [], "parameters": {"version": version} if version else {}}
+        answer = self.api.post(f"/tasks/{task}/predict", json=body)
+        return str(answer.json()["digest" if answer.status_code == 200 else "code"])
+
+    def make(self, change: Change, bundles: Mapping[Digest, bytes]) -> int:
+        """Ask for a change and insist that it is made; its revision."""
+        answer = self._send(change, bundles)
+        assert answer.status_code in {200, 201}, f"{change}: {answer.text}"
+        return int(answer.json()["registry_revision"])
+
+    def _send(self, change: Change, bundles: Mapping[Digest, bytes]) -> httpx.Response:
+        task, digest = f"/tasks/{change.task}", change.digest or Digest("")
+        alias = {"alias": change.alias}
+        match change.action:
+            case EventAction.ADD_VERSION:
+                return self.api.post(f"{task}/versions", content=bundles[digest], params=alias)
+            case EventAction.DELETE_TASK:
+                return self.api.delete(task)
+            case EventAction.SET_ALIAS:
+                named = {"digest": format_digest(digest)}
+                return self.api.put(f"{task}/aliases/{change.alias}", json=named)
+            case EventAction.DELETE_ALIAS:
+                return self.api.delete(f"{task}/aliases/{change.alias}")
+            case EventAction.ROLLBACK:
+                return self.api.post(f"{task}:rollback", params=alias)
+        raise AssertionError(change.action)
+
+
+def expected(model: ReferenceRegistry, tasks: list[TaskId], digests: list[Digest]) -> Answers:
+    """What a replica that has caught up says of every task, alias and bundle."""
+    found: Answers = {}
+    by_name = {ref.task: task for ref, task in model.tasks.items()}
+    for name in tasks:
+        for version in ("", *ALIASES, *map(format_digest, digests)):
+            found[name, version] = _expected(by_name.get(name), version)
+    for ref, task in model.tasks.items():
+        for alias, digest in task.state.aliases:
+            found["registered", f"{ref.task} {alias}"] = format_digest(digest)
+    return found
+
+
+def _expected(task: Task | None, version: str) -> str:
+    if task is None:
+        return "task_not_found"
+    named = {alias: format_digest(digest) for alias, digest in task.state.aliases}
+    if version == "":
+        return named.get(PROD, "task_not_active")
+    if version in ALIASES:
+        return named.get(version, "alias_not_found")
+    return version if version in named.values() else "version_not_served"
+
+
+def possible(
+    model: ReferenceRegistry, action: EventAction, tasks: list[TaskId], digests: list[Digest]
+) -> list[Change]:
+    """The changes of a kind that would change something now."""
+    found = []
+    for task in tasks:
+        for digest in digests:
+            for alias in ALIASES:
+                change, trial = Change(action, task, digest, alias), model.copy()
+                trial.apply(change)
+                if trial.revision != model.revision:
+                    found.append(change)
+    return found
