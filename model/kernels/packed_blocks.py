@@ -185,7 +185,12 @@ class PackedBlocks:
         return run
 
     def _enter(self, run: Run, framed: Tensor, stage: Stage) -> None:
-        """Embed framed tokens int32 [lanes, T]."""
+        """Embed framed tokens int32 [lanes, T]; the kernel would read whatever it is told to."""
+        if (
+            framed.numel()
+            and not 0 <= int(framed.min()) <= int(framed.max()) < self.spec.token_count
+        ):
+            raise IndexError(f"a history has a token outside 0..{self.spec.token_count - 1}")
         first = stage.groups[0].start if stage.groups else len(framed)
         places = [(0, first, NOTHING, NOTHING, self._number)]
         for group in stage.groups:

@@ -195,3 +195,9 @@ def test_patches_may_be_kept_in_half_the_bytes_of_the_activations() -> None:
     torch.testing.assert_close(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
     alone = mixed_forward(backbone).user_vectors([history], [ref])
     torch.testing.assert_close(alone, expected[:1], rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("token", [-1, SPECS[0].token_count])
+def test_a_token_that_is_none_is_refused(token: int) -> None:
+    with pytest.raises(IndexError, match="outside"):
+        FLEETS[SPECS[0]].run([(0, [5, token, 7])])
