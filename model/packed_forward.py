@@ -68,4 +68,3 @@ class PackedForward:
     @torch.inference_mode()  # of each thread
     def _run(self, chunk: Chunk) -> tuple[Tensor, list[TrunkState]]:
         return self._blocks.run(chunk)
-
