@@ -96,7 +96,7 @@ class Fleet:
         for replica in replicas:
             while (found := replica.answers(wanted)) != wanted:
                 if time.monotonic() - started > WITHIN_S:
-                    assert found == wanted, (self._name(replica), self.history)
+                    assert found == wanted, f"{self._name(replica)} after {'; '.join(self.history)}"
         self.slowest_s = max(self.slowest_s, time.monotonic() - started)
 
     def _one_and_others(self) -> tuple[Replica, list[Replica]]:
