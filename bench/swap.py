@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--history", type=int, default=50)
     parser.add_argument("--swaps", type=int, default=1000)
-    parser.add_argument("--rate", type=float, default=20.0, help="swaps per second")
+    parser.add_argument("--rate", type=float, default=5.0, help="swaps per second")
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--windows", type=int, default=10, help="pairs, with swaps and without")
     parser.add_argument("--port", type=int, default=8100)
