@@ -175,6 +175,7 @@ def test_two_replicas_that_judge_the_same_traffic_end_it_once(
         prod, _ = with_two_versions(one, task, bundle, opposite_bundle(bundle))
         guard = {"max_divergence": 0.5, "min_requests": 20}
         put_traffic(one, task, prod_weight=1, canary=[{"version": 2, "weight": 1}], guard=guard)
+        eventually(lambda: predict_status(two, task) == 200)
         eventually(lambda: {ask(two, task, user)["digest"] for user in range(9)} > {prod})
         for user in USERS:
             ask(one, task, user)
