@@ -20,8 +20,7 @@ def frame_histories(histories: Sequence[Tokens], spec: BackboneSpec) -> Tensor:
     stands at position 0, before the padding, as in the published code.
     """
     newest = [history[-spec.max_len :] for history in histories]
-    specials = 1 if spec.is_causal else 2
-    longest = max((len(items) for items in newest), default=0) + specials
+    longest = spec.framed_len(max((len(items) for items in newest), default=0))
     width = spec.frame_len if spec.padding == "embedded" else longest
     tokens = np.full((len(newest), width), PAD, dtype=np.int64)  # [B, T]
     tokens[:, -1] = CLS

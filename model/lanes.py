@@ -17,6 +17,9 @@ from model.spec import PatchGeometry
 
 Indices = npt.NDArray[np.int32]
 
+SHARED_OVERDRAFT = 3
+"""So many chunks' worth of rows of one history may join one chunk, so that its trunk runs once."""
+
 
 @dataclass(frozen=True, slots=True)
 class SlotRef:
@@ -65,6 +68,13 @@ def entry_block(geometry: PatchGeometry, block_count: int) -> int:
     if geometry.has_cls:
         return 0
     return geometry.blocks[0] if geometry.blocks else block_count
+
+
+def number_histories(newest: Sequence[Indices]) -> tuple[list[bytes], list[int]]:
+    """A key for each row's history, and the first row that has the same one."""
+    keys = [history.tobytes() for history in newest]
+    first: dict[bytes, int] = {}
+    return keys, [first.setdefault(key, row) for row, key in enumerate(keys)]
 
 
 def plan_lanes(

@@ -10,15 +10,21 @@ from torch import Tensor
 
 from model.cone import Plan
 from model.framing import Tokens
-from model.lanes import Indices, Lanes, SlotRef, entry_block, plan_lanes, resumed_lanes
+from model.lanes import (
+    SHARED_OVERDRAFT,
+    Indices,
+    Lanes,
+    SlotRef,
+    entry_block,
+    number_histories,
+    plan_lanes,
+    resumed_lanes,
+)
 from model.spec import BackboneSpec
 from model.trunk_states import TrunkKey, TrunkStates
 
 FEWEST_POSITIONS = 256
 """Chunks are not cut smaller than this only to occupy every thread."""
-
-SHARED_OVERDRAFT = 3
-"""So many chunks' worth of rows of one history may join one chunk, so that its trunk runs once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +80,7 @@ class ChunkPlanner:
     ) -> list[Chunk]:
         """Chunks of all rows; those whose trunk states are known go on from there."""
         newest = [np.asarray(h[-self._spec.max_len :], dtype=np.int32) for h in histories]
-        keys = [history.tobytes() for history in newest]
-        first: dict[bytes, int] = {}
-        history_of = [first.setdefault(key, row) for row, key in enumerate(keys)]
+        keys, history_of = number_histories(newest)
         entries = [entry_block(ref.geometry, self._block_count) for ref in refs]
         fresh, resumed = self._recall(keys, entries, trunks)
         chunks, kept_keys = [], keys if trunks.is_on else []
@@ -110,7 +114,7 @@ class ChunkPlanner:
 
     def _cost(self, history: Indices, entry: int) -> tuple[int, int]:
         """Positions where a row's own blocks begin, and those of the trunk below, if any."""
-        length = len(history) + (1 if self._spec.is_causal else 2)
+        length = self._spec.framed_len(len(history))
         if self._spec.padding == "embedded":
             length = self._spec.frame_len
         trunk = int(self._counts[0, length]) if entry else 0

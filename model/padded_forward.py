@@ -17,7 +17,15 @@ from model.cone import plan
 from model.device_plan import DevicePlan, to_device
 from model.framing import Tokens, frame_histories
 from model.kernels.fused_blocks import FusedBlocks, RowGroup
-from model.lanes import Lanes, SlotRef, Stage, entry_block, plan_lanes
+from model.lanes import (
+    SHARED_OVERDRAFT,
+    Lanes,
+    SlotRef,
+    Stage,
+    entry_block,
+    number_histories,
+    plan_lanes,
+)
 from model.spec import CLS, PAD
 
 CHUNK_POSITIONS = 1 << 20
@@ -25,9 +33,6 @@ CHUNK_POSITIONS = 1 << 20
 
 CHUNK_COST = 1 << 22
 """A chunk more costs as much as this over C positions: so many may be padding before one is cut."""
-
-SHARED_OVERDRAFT = 3
-"""So many chunks' worth of rows of one history may join one chunk, so that its trunk runs once."""
 
 
 class PaddedForward:
@@ -52,7 +57,8 @@ class PaddedForward:
     def user_vectors(self, histories: Sequence[Tokens], refs: Sequence[SlotRef]) -> Tensor:
         """User vectors float32 [B, C]: history i through the backbone patched by slot i."""
         out = torch.empty(len(histories), self.spec.channels, device=self._device)
-        history_of = _numbered(histories, self.spec.max_len)
+        newest = [np.asarray(h[-self.spec.max_len :], dtype=np.int32) for h in histories]
+        _, history_of = number_histories(newest)
         for rows in self._chunks(histories, history_of, refs):
             lanes = plan_lanes(rows, history_of, refs, self._block_count)
             vectors = self._run_chunk([histories[first] for first in lanes.histories], lanes)
@@ -63,8 +69,7 @@ class PaddedForward:
         self, histories: Sequence[Tokens], history_of: Sequence[int], refs: Sequence[SlotRef]
     ) -> list[list[int]]:
         """Row numbers per chunk: rows of like length together, rows of one history as well."""
-        specials = 1 if self.spec.is_causal else 2
-        lengths = np.minimum([len(history) for history in histories], self.spec.max_len) + specials
+        lengths = np.array([self.spec.framed_len(len(h[-self.spec.max_len :])) for h in histories])
         order = np.lexsort((np.asarray(history_of), -lengths))
         chunks: list[list[int]] = []
         room, waste, longest, last = 0, 0, 0, -1
@@ -147,10 +152,3 @@ class PaddedForward:
             return last + x[:, 1]
         first = (tokens != PAD).int().argmax(1)  # [B, T] -> [B]
         return last + x[torch.arange(len(x), device=x.device), 1 + first]
-
-
-def _numbered(histories: Sequence[Tokens], max_len: int) -> list[int]:
-    """For each row the first row with the same history, as far as the network reads it."""
-    first: dict[bytes, int] = {}
-    keys = (np.asarray(history[-max_len:], dtype=np.int64).tobytes() for history in histories)
-    return [first.setdefault(key, row) for row, key in enumerate(keys)]

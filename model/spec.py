@@ -70,7 +70,11 @@ class BackboneSpec:
     @property
     def frame_len(self) -> int:
         """Tokens of a full history: a causal one ends in [CLS], a non-causal one also begins so."""
-        return self.max_len + (1 if self.is_causal else 2)
+        return self.framed_len(self.max_len)
+
+    def framed_len(self, items: int) -> int:
+        """Tokens of a history of ``items``, without padding."""
+        return items + (1 if self.is_causal else 2)
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON document
         return {**asdict(self), "dilations": list(self.dilations)}

@@ -9,14 +9,12 @@ from torch import Tensor
 from model.backbone import Backbone, DilatedConv, ResidualBlock
 from model.device_plan import DeviceBlock, DeviceConv
 from model.kernels.fused_conv import (
-    PARALLEL,
-    PARALLEL_SKIP,
-    SERIAL,
     ConvWeights,
     PatchOperands,
     Positions,
     fused_conv,
 )
+from model.kernels.patch_modes import mode_of
 from model.spec import PatchGeometry
 
 
@@ -87,7 +85,7 @@ def _operands(group: RowGroup | None, block: int, conv: int) -> PatchOperands | 
     if index is None:
         return None
     return PatchOperands(
-        mode=_mode(geometry),
+        mode=mode_of(geometry),
         slots=group.slots,
         index=index,
         down=tensors["patch.down"],
@@ -98,12 +96,6 @@ def _operands(group: RowGroup | None, block: int, conv: int) -> PatchOperands | 
         norm_weight=tensors.get("patch.norm_weight"),
         norm_bias=tensors.get("patch.norm_bias"),
     )
-
-
-def _mode(geometry: PatchGeometry) -> int:
-    if geometry.insertion != "parallel2":
-        return SERIAL
-    return PARALLEL_SKIP if geometry.has_inner_skip else PARALLEL
 
 
 def _pack_block(

@@ -13,8 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PLAIN, SERIAL, PARALLEL, PARALLEL_SKIP = 0, 1, 2, 3
-"""How a program's rows are patched (``MODE``)."""
+from model.kernels.patch_modes import PLAIN
 
 FEWEST_POSITIONS = 16
 """Convolutions with fewer outputs a row take their product from cuBLAS over all rows at once."""

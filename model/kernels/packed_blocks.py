@@ -15,9 +15,6 @@ from model.cone import ConvPlan, plan
 from model.framing import frame_histories
 from model.kernels.cpu import Linear, packed_linear
 from model.kernels.packed_kernels import (
-    PARALLEL,
-    PARALLEL_SKIP,
-    SERIAL,
     branch,
     enter,
     finish,
@@ -26,10 +23,10 @@ from model.kernels.packed_kernels import (
     scratch_numbers,
     width_of,
 )
+from model.kernels.patch_modes import mode_of
 from model.lanes import Group, Indices, Stage
 from model.packed_plan import Chunk, TrunkState, position_counts
 from model.slab import Slab
-from model.spec import PatchGeometry
 
 FEW_OPERATIONS = 2.5e6
 """Products smaller than this cost oneDNN more to begin (11 µs) than our own kernel to do."""
@@ -170,8 +167,7 @@ class PackedBlocks:
     def _begin(self, chunk: Chunk) -> Run:
         """Lanes at the first stage's input: embedded, or as their known states."""
         first, spec = chunk.lanes.stages[0], self.spec
-        specials = 1 if spec.is_causal else 2
-        lengths = np.array([len(h) + specials for h in chunk.histories], dtype=np.int32)
+        lengths = np.array([spec.framed_len(len(h)) for h in chunk.histories], dtype=np.int32)
         if spec.padding == "embedded":
             lengths[:] = spec.frame_len
         bases = self._bases(lengths)
@@ -383,15 +379,9 @@ def _patch_args(group: Group, number: int) -> PatchArgs:
     if norm is not None:
         weight, bias = (tensors[f"patch.norm_{name}"].data_ptr() for name in ("weight", "bias"))
     return (
-        _mode(geometry), geometry.bottleneck, geometry.patched_convs, index,
+        mode_of(geometry), geometry.bottleneck, geometry.patched_convs, index,
         down, down_bias, up, up_bias, len(geometry.blocks), norm or 0, weight, bias,
     )  # fmt: skip
-
-
-def _mode(geometry: PatchGeometry) -> int:
-    if geometry.insertion != "parallel2":
-        return SERIAL
-    return PARALLEL_SKIP if geometry.has_inner_skip else PARALLEL
 
 
 def _trunk_states(run: Run, following: Stage) -> list[TrunkState]:

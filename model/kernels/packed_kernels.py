@@ -18,6 +18,7 @@ code is kept on disk beside this file, or in the user's cache.
 import numpy as np
 from numba import njit
 
+from model.kernels.patch_modes import PARALLEL_SKIP, SERIAL
 from model.kernels.simd import (
     LANES,
     add,
@@ -43,9 +44,6 @@ from model.kernels.simd import (
     total,
 )
 from model.spec import CLS
-
-SERIAL, PARALLEL, PARALLEL_SKIP = 1, 2, 3
-"""How a patch reads and writes; 0: there is none."""
 
 AT_ONCE = 4
 """Positions of a lane that are in the registers together."""
