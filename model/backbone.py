@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.errors import InvalidSpec
+from model.item_reader import ItemReader, find_items
 from model.patch import Patch, PatchWeights
 from model.spec import CLS, PAD, BackboneSpec, PatchGeometry
 
@@ -107,8 +108,19 @@ class Backbone(nn.Module):
         return self.encode(self.embed(tokens, patch), valid, patch)
 
     def user_vectors(self, tokens: Tensor, patch: PatchWeights | None = None) -> Tensor:
-        """User vectors [B, C]: the state at the last position, plus the first if non-causal."""
-        return pool(self.hidden(tokens, patch), tokens, self.spec)
+        """User vectors [B, C]: the state at the last position, plus the first if non-causal.
+
+        A patch that reads the items themselves adds what it finds there.
+        """
+        users = pool(self.hidden(tokens, patch), tokens, self.spec)
+        reader = patch.reader if patch is not None else None
+        return users if reader is None else users + self.read_items(tokens, reader)
+
+    def read_items(self, tokens: Tensor, reader: ItemReader) -> Tensor:
+        """Changes of user vectors [G·B, C]: framed tokens [G·B, T], B rows of each task in turn."""
+        embedded = self.embedding(tokens)  # [G·B, T] -> [G·B, T, C]
+        items = functional.layer_norm(embedded, embedded.shape[2:], eps=self.spec.layer_norm_eps)
+        return reader(items, find_items(tokens))
 
 
 def pool(hidden: Tensor, tokens: Tensor, spec: BackboneSpec) -> Tensor:

@@ -26,7 +26,8 @@ def user_vectors(backbone: Backbone, tokens: Tensor, patch: PatchWeights | None)
     if not backbone.spec.is_causal:  # a non-causal user vector looks everywhere
         return backbone.user_vectors(tokens, patch)
     *_, last = _cone_states(backbone, tokens, patch)
-    return last
+    reader = patch.reader if patch is not None else None
+    return last if reader is None else last + backbone.read_items(tokens, reader)
 
 
 def user_states(backbone: Backbone, tokens: Tensor) -> Tensor:

@@ -27,7 +27,8 @@ class LoopSettings:
 class FinetuneSettings:
     """Everything that shapes a fine-tuning run; recorded with its result.
 
-    ``blocks`` are the patched blocks, None for all. ``has_cls`` None trains ``[CLS]`` if the first
+    ``blocks`` are the patched blocks, None for all; with ``queries`` the patch also reads the
+    history's items beside the network (``model/item_reader.py``), and may have no blocks at all. ``has_cls`` None trains ``[CLS]`` if the first
     block is patched: otherwise a ``[CLS]`` of its own would cost the trunk that tasks share.
     ``item_dropout`` is the mean share of items left out of a history while training. If only top
     blocks are patched, ``trunk_variants`` so thinned forms of each history are met in turn, and
@@ -42,6 +43,7 @@ class FinetuneSettings:
     has_inner_skip: bool = False
     has_norms: bool = True
     has_cls: bool | None = None
+    queries: int = 0
     epochs: int = 12
     batch_size: int = 128
     learning_rate: float = 1e-2
@@ -64,8 +66,9 @@ class FinetuneSettings:
             blocks=blocks,
             cardinality=self.cardinality,
             has_inner_skip=self.has_inner_skip,
-            has_norms=self.has_norms,
+            has_norms=self.has_norms and bool(blocks),
             has_cls=(0 in blocks) if self.has_cls is None else self.has_cls,
+            queries=self.queries,
         )
 
     def loop(self, variants: int = 0) -> LoopSettings:

@@ -7,6 +7,7 @@ patched, that is 30 of 1,600 vectors of a history of 100 items: 7.7 kB in float3
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from model.backbone import Backbone
 from model.cone import plan
-from model.cone_training import first_conv
+from model.cone_training import first_conv, user_vectors
 from model.framing import frame_histories
 from model.spec import PAD, PatchGeometry
 
@@ -28,9 +29,10 @@ TRUNK_ROWS = 64
 def first_patched(backbone: Backbone, geometry: PatchGeometry) -> int | None:
     """The lowest patched block if all below depends on the history alone, else None.
 
-    A non-causal user vector looks at every position, so keeping its trunk would gain little.
+    One past the last block if none is patched: then the whole network does. A non-causal user
+    vector looks at every position, so keeping its trunk would gain little.
     """
-    lowest = min(geometry.blocks, default=0)
+    lowest = min(geometry.blocks, default=len(backbone.blocks))
     is_kept = backbone.spec.is_causal and lowest > 0 and not geometry.has_cls
     return lowest if is_kept else None
 
@@ -41,12 +43,14 @@ class TopStates:
 
     ``source`` [B, M, C] enters the first patched block at the M positions where its first
     convolution is needed, ``conv`` [B, M, C] is that convolution's output, and ``lengths`` int64
-    [B] are the histories' positions: what is further back is zero.
+    [B] are the histories' positions: what is further back is zero. Above the last block both are
+    the user vector [B, 1, C]. ``tokens`` int64 [B, T] are what a reader looks at, PAD in front.
     """
 
     conv: Tensor
     source: Tensor
     lengths: Tensor
+    tokens: Tensor
 
 
 class FrozenTrunk:
@@ -58,9 +62,8 @@ class FrozenTrunk:
         spec, device = backbone.spec, backbone.embedding.weight.device
         self.block = block
         self._backbone = backbone
-        first = plan(spec, spec.frame_len).blocks[block].first
-        shape = (capacity, 2, len(first.outputs), spec.channels)
-        self._kept = torch.empty(shape, dtype=dtype, device=device)
+        self._kept = torch.empty((capacity, *_kept_shape(backbone, block)), dtype=dtype).to(device)
+        self._tokens = torch.full((capacity, spec.max_len), PAD, dtype=torch.int32, device=device)
         self._lengths = torch.empty(capacity, dtype=torch.int64, device=device)
         self._slot_of: dict[bytes, int] = {}
 
@@ -71,15 +74,13 @@ class FrozenTrunk:
 
     @staticmethod
     def history_numbers(backbone: Backbone, block: int) -> int:
-        """Numbers kept of each history."""
-        spec = backbone.spec
-        first = plan(spec, spec.frame_len).blocks[block].first
-        return 2 * len(first.outputs) * spec.channels
+        """Numbers kept of each history, its tokens apart."""
+        return prod(_kept_shape(backbone, block))
 
     def states(self, slots: Tensor) -> TopStates:
         """States in float32 of the histories at slots int64 [B]."""
-        conv, source = self._kept[slots].float().unbind(1)  # [B, 2, M, C] -> 2 of [B, M, C]
-        return TopStates(conv, source, self._lengths[slots])
+        kept = self._kept[slots].float()  # [B, 2 or 1, M, C]
+        return TopStates(kept[:, 0], kept[:, -1], self._lengths[slots], self._tokens[slots].long())
 
     def slots(self, rows: Sequence[TokenRow]) -> Tensor:
         """Where histories (token ids, oldest first) are kept, int64 [B]; new ones are computed."""
@@ -98,10 +99,23 @@ class FrozenTrunk:
     def _keep(self, rows: list[TokenRow]) -> None:
         """Compute histories into the next free slots."""
         tokens = frame_histories(rows, self._backbone.spec).to(self.device)  # [B, T]
-        source, conv = first_conv(self._backbone, tokens, self.block)  # [B, M', C], M' <= M
         slots = slice(len(self._slot_of), len(self._slot_of) + len(rows))
-        reached = slice(self._kept.shape[2] - source.shape[1], None)  # positions within T tokens
         self._kept[slots] = 0
-        self._kept[slots, 0, reached], self._kept[slots, 1, reached] = conv, source
+        if self.block == len(self._backbone.blocks):
+            self._kept[slots, 0, 0] = user_vectors(self._backbone, tokens, None)
+        else:
+            source, conv = first_conv(self._backbone, tokens, self.block)  # [B, M', C], M' <= M
+            reached = slice(self._kept.shape[2] - source.shape[1], None)  # within T tokens
+            self._kept[slots, 0, reached], self._kept[slots, 1, reached] = conv, source
+        for slot, row in zip(range(slots.start, slots.stop), rows, strict=True):
+            self._tokens[slot, self._tokens.shape[1] - len(row) :] = torch.from_numpy(row)
         is_read = (tokens != PAD) | (self._backbone.spec.padding == "embedded")
         self._lengths[slots] = is_read.sum(1)
+
+
+def _kept_shape(backbone: Backbone, block: int) -> tuple[int, int, int]:
+    """The first patched convolution's outputs and inputs [2, M, C], or the user vector [1, 1, C]."""
+    spec = backbone.spec
+    if block == len(backbone.blocks):
+        return 1, 1, spec.channels
+    return 2, len(plan(spec, spec.frame_len).blocks[block].first.outputs), spec.channels

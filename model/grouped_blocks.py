@@ -30,10 +30,11 @@ class _Step:
 
 
 class GroupedBlocks:
-    """The blocks from ``first`` up; if patches bring their own [CLS], ``first`` must be 0."""
+    """The blocks from ``first`` up, or none; if patches bring their own [CLS], it must be 0."""
 
     def __init__(self, backbone: Backbone, first: int) -> None:
         blocks = plan(backbone.spec, backbone.spec.frame_len).blocks[first:]
+        self._backbone = backbone
         device = backbone.embedding.weight.device
         self._blocks = [
             block for block in backbone.blocks[first:] if isinstance(block, ResidualBlock)
@@ -43,9 +44,11 @@ class GroupedBlocks:
         self._steps = [
             (_step(block.first, device), _step(block.second, device)) for block in blocks
         ]
-        lowest = blocks[0]
-        among = np.flatnonzero(np.isin(lowest.first.outputs, lowest.second.outputs))
-        residuals = [among, *(block.residual for block in blocks[1:])]
+        among = [
+            np.flatnonzero(np.isin(lowest.first.outputs, lowest.second.outputs))
+            for lowest in blocks[:1]
+        ]
+        residuals = [*among, *(block.residual for block in blocks[1:])]
         self._residuals = [torch.from_numpy(places.copy()).to(device) for places in residuals]
 
     def user_vectors(self, states: TopStates, patches: PatchStack) -> Tensor:
@@ -67,7 +70,8 @@ class GroupedBlocks:
             out = functional.relu(patches.second_norm(out, block.norm2, block.block))
             out = _masked(out, states.lengths, shortest, second)
             x = out + x.index_select(1, self._residuals[number])
-        return x[:, -1]
+        users, reader = x[:, -1], patches.reader
+        return users if reader is None else users + self._backbone.read_items(states.tokens, reader)
 
     def _with_own_cls(self, states: TopStates, cls: Tensor) -> TopStates:
         """Embedded rows whose last position holds their task's [CLS] [G, C], not the shared one.
@@ -82,6 +86,7 @@ class GroupedBlocks:
             states.conv + last * of_conv.unsqueeze(1),
             states.source + last * change.unsqueeze(1),
             states.lengths,
+            states.tokens,
         )
 
     def _gathered(self, x: Tensor, step: _Step) -> Tensor:

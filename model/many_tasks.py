@@ -281,7 +281,7 @@ class ManyTasksRun:
 
 def _trunk_of(backbone: Backbone, geometry: PatchGeometry, tasks: Sequence[Wanted]) -> FrozenTrunk:
     """Room for all histories' states below what depends on the task."""
-    first = 0 if geometry.has_cls else min(geometry.blocks)
+    first = 0 if geometry.has_cls else min(geometry.blocks, default=len(backbone.blocks))
     histories = distinct_histories(tasks, backbone.spec.max_len)
     trunk = keep_trunk(backbone, first, histories)
     if trunk is None:

@@ -4,14 +4,15 @@
 stacked, so a bundle is a handful of tensors and a slot is one row of each.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.item_reader import ItemReader
 from model.spec import Insertion, PatchGeometry
 
 
@@ -63,6 +64,16 @@ class PatchWeights:
     norm_weight: Tensor | None = None
     norm_bias: Tensor | None = None
     cls: Tensor | None = None
+    query: Tensor | None = None
+    read_down: Tensor | None = None
+    read_down_bias: Tensor | None = None
+    read_up: Tensor | None = None
+    read_up_bias: Tensor | None = None
+
+    @property
+    def reader(self) -> ItemReader | None:
+        """What the patch reads beside the network, if it does."""
+        return reader_of({name: tensor.unsqueeze(0) for name, tensor in self.named().items()})
 
     def at(self, block: int, conv: int) -> Bottleneck | None:
         """The bottleneck at convolution ``conv`` (0 or 1) of ``block``, if that one is patched."""
@@ -90,26 +101,31 @@ class PatchWeights:
 
     def named(self) -> dict[str, Tensor]:
         """Tensors by their names in a bundle."""
-        tensors = {
-            "patch.down": self.down,
-            "patch.down_bias": self.down_bias,
-            "patch.up": self.up,
-            "patch.up_bias": self.up_bias,
-            "patch.norm_weight": self.norm_weight,
-            "patch.norm_bias": self.norm_bias,
-            "patch.cls": self.cls,
-        }
+        tensors = {f"patch.{name}": getattr(self, name) for name in WEIGHTS}
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     @classmethod
     def from_named(cls, geometry: PatchGeometry, tensors: dict[str, Tensor]) -> Self:
         """The inverse of ``named``; names that belong to no patch are ignored."""
-        fields = {
+        own = {
             name.removeprefix("patch."): tensor
             for name, tensor in tensors.items()
             if name.startswith("patch.")
         }
-        return cls(geometry=geometry, **fields)
+        return cls(geometry=geometry, **own)
+
+
+READER = ("query", "read_down", "read_down_bias", "read_up", "read_up_bias")
+"""Names of a reader's weights in a patch, in the order of ``ItemReader``'s fields."""
+
+WEIGHTS = tuple(field.name for field in fields(PatchWeights) if field.name != "geometry")
+
+
+def reader_of(tensors: Mapping[str, Tensor]) -> ItemReader | None:
+    """The reader among the stacked tensors of several patches, by their names in a bundle."""
+    if "patch.query" not in tensors:
+        return None
+    return ItemReader(*(tensors[f"patch.{name}"] for name in READER))
 
 
 class Patch(nn.Module):
@@ -136,6 +152,14 @@ class Patch(nn.Module):
         self.norm_weight = nn.Parameter(torch.ones(norms)) if norms else None
         self.norm_bias = nn.Parameter(torch.zeros(norms)) if norms else None
         self.cls = nn.Parameter(torch.zeros(channels)) if geometry.has_cls else None
+        reads = {} if geometry.queries == 0 else geometry.shapes(channels)
+        for name in READER:
+            shape = reads.get(f"patch.{name}")
+            self.register_parameter(name, nn.Parameter(torch.zeros(shape)) if shape else None)
+        if geometry.queries:
+            for name in ("query", "read_down"):
+                weight = self.get_parameter(name)
+                nn.init.normal_(weight, std=len(weight) ** -0.5, generator=generator)
 
     def weights(self) -> PatchWeights:
         """The folded weights, differentiable with respect to the branches."""
@@ -148,6 +172,7 @@ class Patch(nn.Module):
             norm_weight=self.norm_weight,
             norm_bias=self.norm_bias,
             cls=self.cls,
+            **{name: getattr(self, name) for name in READER},
         )
 
     def folded(self) -> dict[str, Tensor]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.patch import PatchWeights
+from model.item_reader import ItemReader
+from model.patch import READER, PatchWeights, reader_of
 from model.spec import PatchGeometry
 
 
@@ -24,12 +25,15 @@ class PatchStack:
     norm_weight: Tensor | None = None
     norm_bias: Tensor | None = None
     cls: Tensor | None = None
+    reader: ItemReader | None = None
 
     @classmethod
     def of_one(cls, patch: PatchWeights) -> Self:
         """A stack of a single patch."""
-        tensors = {name.removeprefix("patch."): t.unsqueeze(0) for name, t in patch.named().items()}
-        return cls(patch.geometry, **tensors)
+        own = {name: tensor.unsqueeze(0) for name, tensor in patch.named().items()}
+        folded = {name.removeprefix("patch."): tensor for name, tensor in own.items()}
+        inside = {name: tensor for name, tensor in folded.items() if name not in READER}
+        return cls(patch.geometry, **inside, reader=reader_of(own))
 
     @classmethod
     def of_branches(cls, geometry: PatchGeometry, tensors: Mapping[str, Tensor]) -> Self:
@@ -43,6 +47,7 @@ class PatchStack:
             norm_weight=tensors.get("norm_weight"),
             norm_bias=tensors.get("norm_bias"),
             cls=tensors.get("cls"),
+            reader=reader_of({f"patch.{name}": tensor for name, tensor in tensors.items()}),
         )
 
     def join(self, conv_out: Tensor, conv_in: Tensor, block: int, conv: int) -> Tensor:

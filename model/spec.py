@@ -101,6 +101,8 @@ class PatchGeometry:
     ``bottleneck`` is the folded width: the sum over the ``cardinality`` branches it was trained
     with. ``blocks`` are the patched residual blocks, ascending. ``has_inner_skip`` adds the source
     itself in the parallel insertion (``y = conv(x) + x + f(x)``), as the published code does.
+    With ``queries`` the patch also reads the history's items beside the network: so many attention
+    queries pool their vectors into a bottleneck of the same width (``model/item_reader.py``).
     """
 
     insertion: Insertion
@@ -110,6 +112,7 @@ class PatchGeometry:
     has_inner_skip: bool = False
     has_norms: bool = False
     has_cls: bool = False
+    queries: int = 0
 
     def __post_init__(self) -> None:
         _require(self.insertion in CONVS_PER_BLOCK, f"insertion {self.insertion!r} is unknown.")
@@ -125,6 +128,7 @@ class PatchGeometry:
             not self.has_inner_skip or self.insertion == "parallel2",
             "has_inner_skip belongs to the parallel insertion only.",
         )
+        _require(self.queries >= 0, f"queries is {self.queries}, at least 0 is needed.")
 
     @property
     def patched_convs(self) -> int:
@@ -158,6 +162,10 @@ class PatchGeometry:
             shapes |= {"patch.norm_bias": (len(self.blocks), c)}
         if self.has_cls:
             shapes["patch.cls"] = (c,)
+        if self.queries:
+            shapes |= {"patch.query": (c, self.queries)}
+            shapes |= {"patch.read_down": (self.queries * c, h), "patch.read_down_bias": (h,)}
+            shapes |= {"patch.read_up": (h, c), "patch.read_up_bias": (c,)}
         return shapes
 
 

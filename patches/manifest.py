@@ -77,6 +77,7 @@ class ManifestPatch(_Part):
     has_inner_skip: bool = False
     has_norms: bool = False
     has_cls: bool = False
+    queries: Index = 0
 
     @classmethod
     def of(cls, geometry: PatchGeometry) -> Self:

@@ -11,6 +11,7 @@ from model.errors import PeterRecError
 from patches.bundle import Catalog, Contents, Manifest, format_digest
 from patches.comparison import BundleDifference, BundleFacts, FieldChange, NamesChange, OpenedBundle
 from patches.errors import BundleRejected
+from patches.manifest import ManifestPatch
 
 NAMES_SHOWN = 10
 NAME_WIDTH = 20
@@ -149,7 +150,6 @@ def refusal_document(error: PeterRecError) -> list[dict[str, str]]:
 
 def _patch(manifest: Manifest) -> str:
     patch = manifest.patch
-    blocks = ", ".join(map(str, patch.blocks))
     extras = {
         "inner skip": patch.has_inner_skip,
         "trained norms": patch.has_norms,
@@ -158,10 +158,16 @@ def _patch(manifest: Manifest) -> str:
     parts = [
         patch.insertion,
         f"bottleneck {patch.bottleneck}",
-        f"blocks {blocks}" if blocks else "no blocks (head only)",
+        *_places(patch),
         *(name for name, is_there in extras.items() if is_there),
     ]
     return ", ".join(parts)
+
+
+def _places(patch: ManifestPatch) -> list[str]:
+    blocks = [f"blocks {', '.join(map(str, patch.blocks))}"] if patch.blocks else []
+    reader = [f"reads the items with {patch.queries} queries"] if patch.queries else []
+    return [*blocks, *reader] or ["no blocks (head only)"]
 
 
 def _some(names: Iterable[str], count: int) -> str:

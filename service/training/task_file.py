@@ -69,6 +69,7 @@ class TaskEntry(BaseModel):
             has_inner_skip=geometry.has_inner_skip,
             has_norms=geometry.has_norms,
             has_cls=geometry.has_cls,
+            queries=geometry.queries,
             epochs=self.epochs,
             batch_size=self.batch_size,
             learning_rate=self.lr,

@@ -23,6 +23,8 @@ GEOMETRIES = [
     replace(TOP, blocks=(3,), has_norms=False),
     replace(TOP, insertion="serial1", cardinality=2),
     replace(TOP, insertion="parallel2", blocks=(1, 3), has_inner_skip=True),
+    replace(TOP, queries=3),
+    PatchGeometry("serial2", 4, (), queries=2),
 ]
 LENGTHS = (30, 1, 45, 7, 0, 18)
 
@@ -58,7 +60,7 @@ def test_vectors_and_gradients_are_those_of_the_whole_backbone(geometry):
     kept = encoder.user_vectors(UserRows(histories(), torch.arange(len(LENGTHS))))
     whole = user_vectors(backbone, frame_histories(histories(), SPEC), patch.weights())
     torch.testing.assert_close(kept, whole, rtol=1e-4, atol=1e-5)
-    parameters = tuple(patch.parameters())
+    parameters = tuple(p for p in patch.parameters() if p.numel())  # none at no block
     found = torch.autograd.grad((kept**2).sum(), parameters)
     expected = torch.autograd.grad((whole**2).sum(), parameters)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
@@ -81,15 +83,18 @@ def test_a_history_is_computed_once_however_often_it_is_met():
     assert torch.equal(again, first.flip(0))
 
 
-def test_rows_of_several_tasks_each_pass_through_their_own_patch():
+@pytest.mark.parametrize(
+    ("geometry", "first"), [(TOP, 2), (PatchGeometry("serial2", 4, (), queries=2), 4)]
+)
+def test_rows_of_several_tasks_each_pass_through_their_own_patch(geometry, first):
     backbone = trained_backbone()
-    patches = [trained_patch(backbone, TOP, seed) for seed in range(3)]
-    trunk = FrozenTrunk(backbone, 2, capacity=len(LENGTHS))
+    patches = [trained_patch(backbone, geometry, seed) for seed in range(3)]
+    trunk = FrozenTrunk(backbone, first, capacity=len(LENGTHS))
     names = [name for name, _ in patches[0].named_parameters()]
     stacked = {name: torch.stack([p.get_parameter(name) for p in patches]) for name in names}
-    stack = PatchStack.of_branches(TOP, stacked)
+    stack = PatchStack.of_branches(geometry, stacked)
     states = trunk.states(trunk.slots(histories()))  # two rows for each of the three tasks
-    together = GroupedBlocks(backbone, 2).user_vectors(states, stack)
+    together = GroupedBlocks(backbone, first).user_vectors(states, stack)
     tokens = [frame_histories([row], SPEC) for row in histories()]
     alone = [
         user_vectors(backbone, row, patches[at // 2].weights()) for at, row in enumerate(tokens)
