@@ -119,8 +119,7 @@ class Backbone(nn.Module):
     def read_items(self, tokens: Tensor, reader: ItemReader) -> Tensor:
         """Changes of user vectors [G·B, C]: framed tokens [G·B, T], B rows of each task in turn."""
         embedded = self.embedding(tokens)  # [G·B, T] -> [G·B, T, C]
-        items = functional.layer_norm(embedded, embedded.shape[2:], eps=self.spec.layer_norm_eps)
-        return reader(items, find_items(tokens))
+        return reader(embedded, find_items(tokens), self.spec.layer_norm_eps)
 
 
 def pool(hidden: Tensor, tokens: Tensor, spec: BackboneSpec) -> Tensor:

@@ -1,6 +1,6 @@
 """What maps histories to user vectors, and which of its parameters a task trains."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Protocol
@@ -103,14 +103,13 @@ class FrozenBackbone(OnBackbone):
 
 
 class TunedBackbone(OnBackbone):
-    """A copy of the backbone whose top blocks learn (FineLast), or all of it (FineAll)."""
+    """A copy of the backbone of which the ``chosen`` part learns; all of it is FineAll."""
 
-    def __init__(self, backbone: Backbone, top_blocks: int | None = None) -> None:
+    def __init__(
+        self, backbone: Backbone, chosen: Callable[[Backbone], nn.Module] = lambda whole: whole
+    ) -> None:
         super().__init__(deepcopy(backbone).requires_grad_(False))
-        self.trained: nn.Module = self.backbone
-        if top_blocks is not None:
-            self.trained = self.backbone.blocks[-top_blocks:]
-        self.trained.requires_grad_(True)
+        self.trained: nn.Module = chosen(self.backbone).requires_grad_(True)
 
     def user_vectors(self, users: UserRows) -> Tensor:
         return user_vectors(self.backbone, self.tokens(users), None)

@@ -28,11 +28,12 @@ class FinetuneSettings:
     """Everything that shapes a fine-tuning run; recorded with its result.
 
     ``blocks`` are the patched blocks, None for all; with ``queries`` the patch also reads the
-    history's items beside the network (``model/item_reader.py``), and may have no blocks at all. ``has_cls`` None trains ``[CLS]`` if the first
-    block is patched: otherwise a ``[CLS]`` of its own would cost the trunk that tasks share.
-    ``item_dropout`` is the mean share of items left out of a history while training. If only top
-    blocks are patched, ``trunk_variants`` so thinned forms of each history are met in turn, and
-    what the blocks below give for them is computed once; 0 thins anew in every epoch.
+    history's items beside the network (``model/item_reader.py``) and may do without any block.
+    ``has_cls`` None trains ``[CLS]`` if the first block is patched: otherwise a ``[CLS]`` of its
+    own would cost the trunk that tasks share. ``item_dropout`` is the mean share of items left out
+    of a history while training. If only top blocks are patched, ``trunk_variants`` so thinned forms
+    of each history are met in turn, and what the blocks below give for them is computed once; 0
+    thins anew in every epoch.
     """
 
     kind: HeadKind

@@ -114,7 +114,7 @@ class FrozenTrunk:
 
 
 def _kept_shape(backbone: Backbone, block: int) -> tuple[int, int, int]:
-    """The first patched convolution's outputs and inputs [2, M, C], or the user vector [1, 1, C]."""
+    """The first patched convolution's outputs and inputs [2, M, C]; or a user vector [1, 1, C]."""
     spec = backbone.spec
     if block == len(backbone.blocks):
         return 1, 1, spec.channels

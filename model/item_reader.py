@@ -5,7 +5,7 @@ know of the history as a whole it would have to carry there. A reader looks at a
 each query of the task pools them by attention, and a bottleneck turns the pooled vectors into a
 change of the user vector. With items ``v_t`` (their embeddings, normalised) and queries ``q_k``:
 
-``p_k = sum_t softmax_t(v_t q_k) v_t``,  ``u <- u + gelu([p_1 .. p_K] D + d) U + b``.
+``p_k = LN(sum_t softmax_t(v_t q_k) v_t)``,  ``u <- u + gelu([p_1 .. p_K] D + d) U + b``.
 
 Not in the paper. It costs ``C K + H (K C + C + 1) + C`` numbers a task, whatever the vocabulary,
 and leaves all blocks to be shared.
@@ -33,18 +33,20 @@ class ItemReader:
     up: Tensor
     up_bias: Tensor
 
-    def __call__(self, items: Tensor, is_item: Tensor) -> Tensor:
-        """Changes of the user vectors [G·B, C] of items [G·B, T, C], B rows of each task in turn.
+    def __call__(self, embedded: Tensor, is_item: Tensor, eps: float) -> Tensor:
+        """Changes of user vectors [G·B, C]: embedded rows [G·B, T, C], B of each task in turn.
 
-        ``is_item`` bool [G·B, T] says where a history has an item.
+        ``is_item`` bool [G·B, T] says where a history has an item; ``eps`` is the backbone's.
         """
+        items = functional.layer_norm(embedded, embedded.shape[2:], eps=eps)
         tasks, channels, queries = self.query.shape
         read = items.view(tasks, -1, channels)  # [G·B, T, C] -> [G, B·T, C]
         scores = (read @ self.query).view(*items.shape[:2], queries)  # [G·B, T, K]
         at_item = is_item.unsqueeze(2)  # [G·B, T, 1]
         weights = scores.masked_fill(~at_item, NOWHERE).softmax(1) * at_item
         pooled = weights.transpose(1, 2) @ items  # [G·B, K, T] @ [G·B, T, C] -> [G·B, K, C]
-        narrow = pooled.view(tasks, -1, queries * channels) @ self.down  # [G, B, H]
+        normal = functional.layer_norm(pooled, pooled.shape[2:], eps=eps)
+        narrow = normal.view(tasks, -1, queries * channels) @ self.down  # [G, B, H]
         hidden = functional.gelu(narrow + self.down_bias.unsqueeze(1), approximate="tanh")
         change = hidden @ self.up + self.up_bias.unsqueeze(1)  # [G, B, C]
         return change.view(-1, channels)

@@ -22,6 +22,9 @@ Start = Literal["pretrained", "random"]
 DEFAULT_WIDTH = 8
 """Bottleneck of a patch that none is named for; tables do not repeat it."""
 
+DEFAULT_QUERIES = 8
+"""Queries of a reader that none are named for."""
+
 PRIOR = "prior"
 """The best answer that ignores the history: majority class, most popular items."""
 
@@ -71,6 +74,7 @@ class Variant:
     depth: Depth = "all"
     extras: Extras = "auto"
     label_share: float = 1.0
+    queries: int = 0
 
     @property
     def label(self) -> str:
@@ -78,13 +82,18 @@ class Variant:
         name = self.method + (f"-{self.insertion}" if self.insertion else "")
         name += "" if self.is_causal else NONCAUSAL
         said = {
-            "top": "" if self.depth in ("all", "side") else str(self.depth),
+            "top": str(self.depth) if isinstance(self.depth, int) else "",
             "bottleneck": "" if self.bottleneck in (None, DEFAULT_WIDTH) else str(self.bottleneck),
             "cardinality": str(self.cardinality) if self.cardinality > 1 else "",
+            "queries": str(self.queries or "") if not self._has_usual_queries else "",
             "trains": "" if self.extras == "auto" else self.extras,
             "labels": f"{self.label_share:.0%}" if self.label_share < 1 else "",
         }
         return " ".join([name, *(f"{key} {value}" for key, value in said.items() if value)])
+
+    @property
+    def _has_usual_queries(self) -> bool:
+        return self.method == "reader" and self.queries == DEFAULT_QUERIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +120,16 @@ class Method:
 def _patched(material: Material) -> Encoder:
     variant, backbone = material.variant, material.backbone
     count = len(backbone.blocks)
-    top = count if variant.depth == "all" else min(count, int(variant.depth))
+    top = variant.depth if isinstance(variant.depth, int) else {"none": 0}.get(variant.depth, count)
+    blocks = tuple(range(max(0, count - top), count))
     geometry = PatchGeometry(
         insertion=variant.insertion or "serial2",
         bottleneck=variant.bottleneck or DEFAULT_WIDTH,
-        blocks=tuple(range(count - top, count)),
+        blocks=blocks,
         cardinality=variant.cardinality,
-        has_norms=variant.extras in ("auto", "norms", "both"),
-        has_cls=variant.extras in ("cls", "both") or (variant.extras == "auto" and top == count),
+        has_norms=variant.extras in ("auto", "norms", "both") and bool(blocks),
+        has_cls=variant.extras in ("cls", "both") or (variant.extras == "auto" and 0 in blocks),
+        queries=variant.queries,
     )
     return PatchedBackbone(backbone, new_patch(backbone, geometry, material.generator))
 
@@ -136,12 +147,27 @@ def _two_tower(material: Material) -> Encoder:
 
 METHODS: dict[str, Method] = {
     "peterrec": Method("patch in a frozen backbone", _patched, PATCH_RATES, is_patched=True),
+    "reader": Method(
+        "reader of the items beside a frozen backbone", _patched, PATCH_RATES, is_patched=True
+    ),
     "side": Method("network beside a frozen backbone", _side, PATCH_RATES, is_patched=True),
     "fineall": Method(
         "the whole backbone", lambda given: TunedBackbone(given.backbone), WHOLE_RATES
     ),
     "finelast": Method(
-        "the last block", lambda given: TunedBackbone(given.backbone, top_blocks=1), LAST_RATES
+        "the last block",
+        lambda given: TunedBackbone(given.backbone, lambda whole: whole.blocks[-1:]),
+        LAST_RATES,
+    ),
+    "fineblocks": Method(
+        "the backbone but its item vectors",
+        lambda given: TunedBackbone(given.backbone, lambda whole: whole.blocks),
+        WHOLE_RATES,
+    ),
+    "fineitems": Method(
+        "the backbone's item vectors only",
+        lambda given: TunedBackbone(given.backbone, lambda whole: whole.embedding),
+        WHOLE_RATES,
     ),
     "finecls": Method(
         "only a head on the frozen backbone",
@@ -195,17 +221,24 @@ def _variants(name: str, axes: Axes) -> list[Variant]:
         )
     if method == "side":
         return [Variant(method, is_causal, bottleneck=width) for width in axes.bottlenecks]
+    if method == "reader":
+        asked = [queries for queries in axes.queries if queries] or [DEFAULT_QUERIES]
+        return [
+            Variant(method, is_causal, bottleneck=width, depth="none", queries=queries)
+            for width, queries in product(axes.bottlenecks, asked)
+        ]
     if method == "peterzero":
         return [Variant(method, is_causal, "serial2", axes.bottlenecks[0])]
     if method != "peterrec":
         return [Variant(method, is_causal)]
     insertions = [one for one in axes.insertions if insertion in ("", one)]
-    grid = product(insertions, axes.depths, axes.bottlenecks, axes.cardinalities, axes.extras)
+    patches = product(insertions, axes.depths, axes.bottlenecks, axes.cardinalities, axes.extras)
+    grid = product(patches, axes.queries)
     variants = [
         Variant("side", is_causal, bottleneck=width, depth="side")
         if depth == "side"
-        else Variant(method, is_causal, one, width, branches, depth, extras)
-        for one, depth, width, branches, extras in grid
+        else Variant(method, is_causal, one, width, branches, depth, extras, queries=queries)
+        for (one, depth, width, branches, extras), queries in grid
         if width % branches == 0
     ]
     return list(dict.fromkeys(variants))

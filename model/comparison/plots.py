@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.comparison.errors import PlottingMissing
+from model.comparison.verdict import PATCHED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +57,7 @@ def _figures(table: Document) -> "Iterator[tuple[str, Figure]]":
         return
     yield "epochs", _epochs(table, trained)
     yield "parameters", _parameters(table, trained)
-    depths = [row for row in trained if row["family"] in ("peterrec", "side")]
+    depths = [row for row in trained if row["family"] in PATCHED]
     if len({str(row["depth"]) for row in depths}) > 1:
         yield "depth", _depth(table, depths)
 
@@ -137,7 +138,8 @@ def _depth(table: Document, rows: list[Document]) -> "Figure":
 
 def _curve_name(row: Document) -> str:
     """What the points of one line of the depth picture have in common."""
-    said = [row["insertion"] or "side", f"bottleneck {row['bottleneck']}"]
+    said = [row["insertion"] or row["family"], f"bottleneck {row['bottleneck']}"]
+    said += [f"queries {row['queries']}"] if row["queries"] else []
     said += [f"cardinality {row['cardinality']}"] if row["cardinality"] > 1 else []
     said += [f"trains {row['extras']}"] if row["extras"] != "auto" else []
     said += [f"labels {row['label_share']:.0%}"] if row["label_share"] < 1 else []
@@ -145,7 +147,7 @@ def _curve_name(row: Document) -> str:
 
 
 def _depth_order(depth: str) -> tuple[int, int]:
-    return {"side": (0, 0), "all": (2, 0)}.get(depth) or (1, int(depth))
+    return {"side": (0, 0), "none": (0, 1), "all": (2, 0)}.get(depth) or (1, int(depth))
 
 
 def _prior_line(table: Document, axes: "Axes") -> None:

@@ -101,6 +101,7 @@ def _row(unit: Unit, task: str) -> Document | None:
         "cardinality": unit.variant.cardinality,
         "depth": unit.variant.depth,
         "extras": unit.variant.extras,
+        "queries": unit.variant.queries,
         "label_share": unit.variant.label_share,
         "metrics": {
             name: Spread.of([result["metrics"][task][name] for result in whole]).to_json()

@@ -16,6 +16,7 @@ NONCAUSAL = "-noncausal"
 
 DEFAULT_METHODS = (
     "peterrec",
+    "reader",
     "fineall",
     "finelast",
     "finecls",
@@ -29,8 +30,9 @@ DEFAULT_METHODS = (
 
 PretrainOn = Literal["train", "all"]
 
-Depth = int | Literal["all", "side"]
-"""Top blocks that carry a patch; ``side`` is a network beside the frozen trunk."""
+Depth = int | Literal["all", "side", "none"]
+"""Top blocks that carry a patch; ``side`` is a network beside the frozen trunk, ``none`` a reader
+alone."""
 
 
 Extras = Literal["auto", "none", "norms", "cls", "both"]
@@ -47,6 +49,7 @@ class Axes:
     cardinalities: tuple[int, ...] = (1,)
     depths: tuple[Depth, ...] = ("all",)
     extras: tuple[Extras, ...] = ("auto",)
+    queries: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ class ComparisonSettings:
             f"label shares {self.label_shares} must be above 0 and at most 1",
         )
         _require(
-            all(depth in ("all", "side") or int(depth) >= 1 for depth in self.axes.depths),
+            all(depth in ("all", "side", "none") or int(depth) >= 1 for depth in self.axes.depths),
             f"depths {self.axes.depths} must be numbers of blocks, all or side",
         )
 

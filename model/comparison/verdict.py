@@ -16,6 +16,7 @@ POINTS, RELATIVE, SHARE = 0.005, 0.02, 0.1
 """PeterRec shall be within 0.5 points of FineAll's accuracy, or within 2 % of its MRR@5, training
 at most a tenth of its parameters, and ahead of FineLast and FineCLS."""
 
+PATCHED = ("peterrec", "reader", "side")
 RIVALS = ("fineall", "finelast", "finecls")
 
 CUTOFF = 5
@@ -33,12 +34,17 @@ class Difference:
 
 
 def verdicts_of(table: Document, out: Path) -> list[Document]:
-    """One for each PeterRec variant with all labels, against each rival on the same backbone."""
+    """One for each patch with all labels, against each rival on the same backbone.
+
+    A reader is also held against the patches without one.
+    """
     rows = [row for row in table["rows"] if row["label_share"] == 1]
     found = []
-    for row in (row for row in rows if row["family"] in ("peterrec", "side")):
+    for row in (row for row in rows if row["family"] in PATCHED):
         for rival in rows:
-            if rival["family"] in RIVALS and rival["is_causal"] == row["is_causal"]:
+            is_plain = rival["family"] == "peterrec" and not rival["queries"] and row["queries"]
+            is_rival = rival["family"] in RIVALS or is_plain
+            if is_rival and rival["is_causal"] == row["is_causal"]:
                 found.append(_verdict(row, rival, table, out))
     return found
 

@@ -122,6 +122,12 @@ def compare(
             help="What patches train besides: auto,none,norms,cls,both.", rich_help_panel=METHOD
         ),
     ] = "auto",
+    queries: Annotated[
+        str,
+        typer.Option(
+            help="Of a patch's reader: 0,8; 0 is a patch without.", rich_help_panel=METHOD
+        ),
+    ] = "0",
     label_share: Annotated[
         str, typer.Option(help="Of training users: 0.05,0.25,1.", rich_help_panel=METHOD)
     ] = "1",
@@ -178,7 +184,7 @@ def compare(
     settings = ComparisonSettings(
         methods=_texts(methods) or DEFAULT_METHODS,
         tasks=_texts(tasks),
-        axes=_axes(insertions, bottlenecks, cardinalities, depths, extras),
+        axes=_axes(insertions, bottlenecks, cardinalities, depths, extras, queries),
         label_shares=tuple(float(share) for share in _texts(label_share)),
         seeds=seeds,
         first_seed=seed,
@@ -236,7 +242,7 @@ def compare(
 
 
 def _axes(
-    insertions: str, bottlenecks: str, cardinalities: str, depths: str, extras: str
+    insertions: str, bottlenecks: str, cardinalities: str, depths: str, extras: str, queries: str
 ) -> "Axes":
     from model.comparison.settings import Axes
 
@@ -246,6 +252,7 @@ def _axes(
         cardinalities=tuple(_number(text, "--cardinalities") for text in _texts(cardinalities)),
         depths=tuple(_depth(text) for text in _texts(depths)),
         extras=tuple(_extras(text) for text in _texts(extras)),
+        queries=tuple(_number(text, "--queries") for text in _texts(queries)),
     )
 
 

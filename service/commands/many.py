@@ -10,6 +10,7 @@ from rich.table import Column, Table
 from service.commands.training import (
     MODEL,
     BackboneFolder,
+    Blocks,
     CutOff,
     Delimiter,
     Insertion,
@@ -17,6 +18,7 @@ from service.commands.training import (
     ItemColumn,
     OrderColumn,
     Overwrite,
+    Queries,
     Until,
     UserColumn,
     Where,
@@ -47,9 +49,8 @@ def finetune_many(
         int, typer.Option(min=1, help="Summed over branches.", rich_help_panel=MODEL)
     ] = 8,
     cardinality: Annotated[int, typer.Option(min=1, rich_help_panel=MODEL)] = 1,
-    blocks: Annotated[
-        str, typer.Option(help="all, top:2 or 0,1.", rich_help_panel=MODEL)
-    ] = "top:2",
+    blocks: Blocks = "top:2",
+    queries: Queries = 0,
     inner_skip: Annotated[
         bool, typer.Option(help="Published form of parallel2.", rich_help_panel=MODEL)
     ] = False,
@@ -68,15 +69,16 @@ def finetune_many(
 
     loaded = load_backbone(backbone)
     count = len(loaded.backbone.blocks)
-    patched = parse_blocks(blocks, count) or tuple(range(count))
+    patched = parse_blocks(blocks, count)
     geometry = PatchGeometry(
         insertion=insertion.value,
         bottleneck=bottleneck,
         blocks=patched,
         cardinality=cardinality,
         has_inner_skip=inner_skip,
-        has_norms=norms,
+        has_norms=norms and bool(patched),
         has_cls=0 in patched,
+        queries=queries,
     )
     source = interaction_source(
         interactions, user_column, item_column, order_column, delimiter, where

@@ -130,6 +130,15 @@ MinLabelCount = Annotated[
     int, typer.Option(min=1, help="Leave rarer labels, tags or targets out.", rich_help_panel=INPUT)
 ]
 BackboneFolder = Annotated[Path, typer.Option(help="Folder written by `peterrec pretrain`.")]
+Blocks = Annotated[
+    str, typer.Option(help="Patched ones: all, none, top:2 or 0,1.", rich_help_panel=MODEL)
+]
+Queries = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Of a reader of the history beside the network; 0: none.", rich_help_panel=MODEL
+    ),
+]
 ValidationShare = Annotated[float, typer.Option(min=0, max=0.9, rich_help_panel=RUN)]
 TestShare = Annotated[float, typer.Option(min=0, max=0.9, rich_help_panel=RUN)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
@@ -263,7 +272,8 @@ def finetune(
         int, typer.Option(min=1, help="Summed over branches.", rich_help_panel=MODEL)
     ] = 8,
     cardinality: Annotated[int, typer.Option(min=1, rich_help_panel=MODEL)] = 1,
-    blocks: Annotated[str, typer.Option(help="all, top:2 or 0,1.", rich_help_panel=MODEL)] = "all",
+    blocks: Blocks = "all",
+    queries: Queries = 0,
     inner_skip: Annotated[
         bool, typer.Option(help="Published form of parallel2.", rich_help_panel=MODEL)
     ] = False,
@@ -305,6 +315,7 @@ def finetune(
         has_inner_skip=inner_skip,
         has_norms=norms,
         has_cls=cls,
+        queries=queries,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=lr,

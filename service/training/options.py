@@ -95,10 +95,10 @@ def parse_dilations(text: str) -> tuple[int, ...]:
     return _integers(text, "--dilations")
 
 
-def parse_blocks(text: str, count: int) -> tuple[int, ...] | None:
-    """Read ``all``, ``top:2`` or ``0,1`` for a backbone of ``count`` blocks; None is all."""
-    if text == "all":
-        return None
+def parse_blocks(text: str, count: int) -> tuple[int, ...]:
+    """Read ``all``, ``none``, ``top:2`` or ``0,1`` for a backbone of ``count`` blocks."""
+    if text in ("all", "none"):
+        return tuple(range(count if text == "all" else 0))
     if text.startswith("top:"):
         (top,) = _integers(text.removeprefix("top:"), "--blocks")[:1]
         return tuple(range(max(0, count - top), count))

@@ -278,9 +278,15 @@ def test_resume_and_overwrite_exclude_each_other(shop, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "blocks"),
-    [("all", None), ("top:2", (2, 3)), ("top:9", (0, 1, 2, 3)), ("2,0", (0, 2))],
+    [
+        ("all", (0, 1, 2, 3)),
+        ("none", ()),
+        ("top:2", (2, 3)),
+        ("top:9", (0, 1, 2, 3)),
+        ("2,0", (0, 2)),
+    ],
 )
-def test_blocks_are_named_in_three_ways(text, blocks):
+def test_blocks_are_named_in_four_ways(text, blocks):
     assert parse_blocks(text, 4) == blocks
 
 

@@ -26,7 +26,8 @@ from tests.model.small_shop import groups
 EVERY_METHOD = replace(
     SETTINGS,
     methods=(
-        *("peterrec", "side", "fineall", "finelast", "finecls", "peterzero"),
+        *("peterrec", "reader", "side", "fineall", "finelast", "finecls", "peterzero"),
+        *("fineblocks", "fineitems", "reader-noncausal"),
         *("random", "scratch", "mtl", "dssm", "peterrec-noncausal", "side-noncausal"),
     ),
     axes=Axes(insertions=("serial1",), bottlenecks=(4,), depths=("all", 1, "side")),
@@ -168,6 +169,7 @@ def test_every_method_runs(tmp_path):
         rows = rows_of(report, task)
         assert set(rows) == {
             *("prior", "fineall", "finelast", "finecls", "random", "scratch", "mtl", "dssm"),
+            *("fineblocks", "fineitems", "reader bottleneck 4", "reader-noncausal bottleneck 4"),
             *("peterrec-serial1 bottleneck 4", "peterrec-serial1 top 1 bottleneck 4"),
             *("side bottleneck 4", "peterzero-serial2 bottleneck 4"),
             *("peterrec-serial1-noncausal bottleneck 4", "side-noncausal bottleneck 4"),
@@ -176,6 +178,11 @@ def test_every_method_runs(tmp_path):
         assert rows["finecls"]["trained_parameters"] == 0
         side = rows["side bottleneck 4"]["trained_parameters"]
         assert 0 < side < rows["scratch"]["trained_parameters"]
+        parts = ("fineblocks", "fineitems")
+        assert (
+            sum(rows[part]["trained_parameters"] for part in parts)
+            == (rows["fineall"]["trained_parameters"])
+        )
         assert all(row["curve"][0]["epoch"] == 1 for row in rows.values() if "curve" in row)
 
 
@@ -243,6 +250,23 @@ def test_an_unknown_method_is_refused(place):
 def test_an_unknown_task_is_refused(place):
     with pytest.raises(TaskUnknown, match="'age'"):
         compare(replace(place, settings=replace(SETTINGS, tasks=("age",))), Effort(), unwatched)
+
+
+def test_a_reader_s_queries_are_an_axis_and_a_patch_may_have_one(tmp_path):
+    axes = Axes(("serial2",), (4,), queries=(0, 2))
+    settings = replace(EVERY_METHOD, methods=("peterrec", "reader"), axes=axes, tasks=("group",))
+    own = workplace(tmp_path, settings)
+    report = report_of(own, compare(own, Effort(), unwatched))
+    rows = rows_of(report, "group")
+    trained = {name: row.get("trained_parameters") for name, row in rows.items()}
+    plain, reader = (
+        trained["peterrec-serial2 bottleneck 4"],
+        trained["reader bottleneck 4 queries 2"],
+    )
+    assert trained["peterrec-serial2 bottleneck 4 queries 2"] == plain + reader
+    (table,) = report["tables"]
+    ahead = {(verdict["method"], verdict["rival"]) for verdict in table["verdicts"]}
+    assert ("reader bottleneck 4 queries 2", "peterrec-serial2 bottleneck 4") in ahead
 
 
 def test_what_a_patch_trains_besides_is_an_axis(tmp_path):
