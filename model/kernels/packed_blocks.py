@@ -31,6 +31,10 @@ from model.slab import Slab
 FEW_OPERATIONS = 2.5e6
 """Products smaller than this cost oneDNN more to begin (11 µs) than our own kernel to do."""
 
+EXACT_BLOCKS = 1
+"""So many blocks at the bottom multiply in float32 in any case: half of what bfloat16 changes in an
+answer is the rounding of the first block, which all others read (``bench numerics``)."""
+
 NOTHING = 0
 """The address of what is not there."""
 
@@ -45,11 +49,13 @@ NUMBERS: dict[torch.dtype, np.float32 | np.uint16] = {
 class PackedConv:
     """A convolution as a product over its concatenated taps, its LayerNorm, and its taps.
 
-    ``weight`` float32 [k·C, C] and ``bias`` are ``linear``'s. ``taps`` int32 [N, k] are those of
+    ``operand`` stores what the product reads and writes, ``number`` tells the kernels so. ``weight`` float32 [k·C, C] and ``bias`` are ``linear``'s. ``taps`` int32 [N, k] are those of
     the longest row; ``residual`` int32 [N] says where its outputs stand among the block's inputs,
     None for a block's first convolution.
     """
 
+    operand: torch.dtype
+    number: np.float32 | np.uint16
     linear: Linear
     weight: Tensor
     bias: Tensor
@@ -87,20 +93,11 @@ class Run:
 class Buffers(local):
     """Storage of a thread, kept from chunk to chunk."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-        self._stored: dict[tuple[str, int], Tensor] = {}
-
-    def room(self, name: str, rows: int, columns: int) -> Tensor:
-        """Uninitialised [at least rows, columns]; what had the name before is overwritten."""
-        stored = self._stored.get((name, columns))
-        if stored is None or len(stored) < rows:
-            stored = torch.empty(rows * 5 // 4, columns, dtype=self._dtype)
-            self._stored[name, columns] = stored
-        return stored
+    def __init__(self) -> None:
+        self._stored: dict[str, Tensor] = {}
 
     def states(self, rows: int, channels: int, beside: Tensor | None = None) -> Tensor:
-        """Room for states; it never overlaps ``beside``."""
+        """Room for states in float32; it never overlaps ``beside``."""
         room = self.room("states", rows, channels)
         if beside is not None and room.data_ptr() == beside.data_ptr():
             room = self.room("other states", rows, channels)
@@ -108,10 +105,14 @@ class Buffers(local):
 
     def numbers(self, count: int) -> int:
         """The address of float32 scratch."""
-        stored = self._stored.get(("scratch", 1))
-        if stored is None or len(stored) < count:
-            stored = self._stored["scratch", 1] = torch.empty(count)
-        return stored.data_ptr()
+        return self.room("scratch", count, 1).data_ptr()
+
+    def room(self, name: str, rows: int, columns: int) -> Tensor:
+        """Uninitialised float32 [at least rows, columns]; what had the name is overwritten."""
+        stored = self._stored.get(name)
+        if stored is None or len(stored) < rows:
+            stored = self._stored[name] = torch.empty(rows * 5 // 4, columns)
+        return stored
 
 
 def _joined(states: Sequence[Tensor], out: Tensor) -> None:
@@ -128,14 +129,14 @@ class PackedBlocks:
         self.spec = spec = backbone.spec
         cone = plan(spec, spec.frame_len)
         self.counts = position_counts(cone, spec)
-        self._dtype, self._number = dtype, NUMBERS[dtype]
-        self._embedding = backbone.embedding.weight.detach().to(dtype).contiguous()
+        self._embedding = backbone.embedding.weight.detach().float().contiguous()
         self._inputs = np.ascontiguousarray(cone.inputs, dtype=np.int32)
         self._convs: list[PackedConv] = []
         for block, at in zip(backbone.blocks, cone.blocks, strict=True):
             assert isinstance(block, ResidualBlock)
-            self._convs.append(_pack(block.conv1, block.norm1, at.first, None, dtype))
-            self._convs.append(_pack(block.conv2, block.norm2, at.second, at.residual, dtype))
+            operand = torch.float32 if block.block < EXACT_BLOCKS else dtype
+            self._convs.append(_pack(block.conv1, block.norm1, at.first, None, operand))
+            self._convs.append(_pack(block.conv2, block.norm2, at.second, at.residual, operand))
         self._args = [self._conv_args(conv) for conv in range(len(self._convs))]
         self._patch_args: WeakKeyDictionary[Slab, tuple[int, Patches]] = WeakKeyDictionary()
         self._unpatched = Patches.of([UNPATCHED] * len(self._convs))
@@ -150,8 +151,8 @@ class PackedBlocks:
         self._few_address = self._few_args.ctypes.data
         centre, eps = cone.blocks[0].first.centre, np.float32(spec.layer_norm_eps)
         self._width = width_of(spec.channels)
-        self._constants = (self._width, spec.kernel_size, centre, eps, self._number)
-        self._buffers = Buffers(dtype)
+        self._constants = (self._width, spec.kernel_size, centre, eps)
+        self._buffers = Buffers()
 
     def run(self, chunk: Chunk) -> tuple[Tensor, list[TrunkState]]:
         """User vectors float32 [rows, C] as ``lanes.rows``, and states worth keeping."""
@@ -188,7 +189,7 @@ class PackedBlocks:
         ):
             raise IndexError(f"a history has a token outside 0..{self.spec.token_count - 1}")
         first = stage.groups[0].start if stage.groups else len(framed)
-        places = [(0, first, NOTHING, NOTHING, self._number)]
+        places = [(0, first, NOTHING, NOTHING, NUMBERS[torch.float32])]
         for group in stage.groups:
             own = group.slab.tensors.get("patch.cls")
             cls = NOTHING if own is None else own.data_ptr()
@@ -198,8 +199,7 @@ class PackedBlocks:
             enter(
                 framed.data_ptr(), framed.shape[1], self._inputs.ctypes.data, len(self._inputs),
                 self._embedding.data_ptr(), run.x.data_ptr(),
-                run.bases.ctypes.data, start, stop, slots, cls, self._width,
-                self._number, number,
+                run.bases.ctypes.data, start, stop, slots, cls, self._width, number,
             )  # fmt: skip
 
     def _branch(self, run: Run, stage: Stage) -> None:
@@ -212,8 +212,7 @@ class PackedBlocks:
         new = self._buffers.states(int(run.bases[level, -1]), self.spec.channels, run.x)
         branch(
             run.x.data_ptr(), old[level].ctypes.data, new.data_ptr(),
-            run.bases[level].ctypes.data, stage.select.ctypes.data, len(stage.select),
-            self._width, self._number,
+            run.bases[level].ctypes.data, stage.select.ctypes.data, len(stage.select), self._width,
         )  # fmt: skip
         run.x = new
 
@@ -225,26 +224,29 @@ class PackedBlocks:
         base, step = torch.from_numpy(bases).data_ptr(), bases.strides[0]
         rows = bases[level + 1 : 2 * end + 1, -1].tolist()
         gathered = self._buffers.room("gathered", rows[0], self.spec.kernel_size * channels)
-        address = gathered.data_ptr()
+        address, width = gathered.data_ptr(), gathered.shape[1]
+        parts, is_few = self._parts(len(run.lengths), stage.groups), self._is_few(rows[0], stage)
+        number = NUMBERS[torch.float32] if is_few else self._convs[level].number
         longest, longest_out = self._longest[level : level + 2]
         gather(
             run.x.data_ptr(), base + level * step, address, base + (level + 1) * step,
             len(run.lengths), self._taps[level], longest, longest_out,
-            self._width, self.spec.kernel_size, self._number,
+            self._width, self.spec.kernel_size, number,
         )  # fmt: skip
-        parts = self._parts(len(run.lengths), stage.groups)
         scratch, middle = self._scratch(stage.groups)
-        if self._is_few(rows[0], stage.groups):
+        if is_few:
             self._run_few(run, (level, 2 * end), (base, address), parts, (scratch, middle))
             return
         x, out = run.x, run.x
         for conv, count in zip(range(level, 2 * end), rows, strict=True):
-            y = self._convs[conv].linear(gathered.narrow(0, 0, count))
+            own = self._convs[conv]
+            y = own.linear(gathered.view(own.operand).view(-1, width).narrow(0, 0, count))
             to = middle
             if conv % 2:
                 out = self._buffers.states(count, channels, x)
                 to = out.data_ptr()
             block, is_last = conv - conv % 2, conv + 1 == 2 * end
+            following = own if is_last else self._convs[conv + 1]
             operands = (
                 y.data_ptr(), address, x.data_ptr(), base + block * step, to,
                 base + (conv + 1) * step, NOTHING if is_last else base + (conv + 2) * step, scratch,
@@ -252,17 +254,15 @@ class PackedBlocks:
             for part in parts:
                 finish(
                     *operands, *part.lanes, *part.patches.args[conv], *self._args[conv],
-                    *self._constants, part.number,
+                    *self._constants, own.number, following.number, part.number,
                 )  # fmt: skip
             x = out
         run.x = x
 
-    def _is_few(self, positions: int, groups: list[Group]) -> bool:
+    def _is_few(self, positions: int, stage: Stage) -> bool:
         """True if the whole stage is best left to one kernel."""
         operations = 2 * positions * self.spec.kernel_size * self.spec.channels**2
-        patches = {group.slab.dtype for group in groups}
-        is_one_kind = self._dtype == torch.float32 and len(patches) <= 1
-        return operations < FEW_OPERATIONS and is_one_kind
+        return operations < FEW_OPERATIONS and len({g.slab.dtype for g in stage.groups}) <= 1
 
     def _run_few(
         self,
@@ -289,7 +289,8 @@ class PackedBlocks:
     def _parts(self, lanes: int, groups: list[Group]) -> list["Part"]:
         """Lanes by group; those before the first group carry no patch."""
         first = groups[0].start if groups else lanes
-        parts = [Part((0, first, NOTHING), self._unpatched, self._number)] if first else []
+        number = NUMBERS[groups[0].slab.dtype if groups else torch.float32]
+        parts = [Part((0, first, NOTHING), self._unpatched, number)] if first else []
         for group in groups:
             slots = torch.from_numpy(group.slots).data_ptr()  # four times as fast as ctypes'
             place = (group.start, group.stop, slots)
@@ -315,11 +316,10 @@ class PackedBlocks:
     def _pool(self, run: Run) -> Tensor:
         """User vectors [rows, C]: the last state, and the first one's sum with it if non-causal."""
         if self.spec.is_causal:  # the last position is all that is left of a lane
-            x = run.x.narrow(0, 0, len(run.lengths))
-            return x.float() if self._dtype != torch.float32 else x.clone()
+            return run.x.narrow(0, 0, len(run.lengths)).clone()
         top = run.bases[-1]
         last, first = run.x[torch.from_numpy(top[1:] - 1)], run.x[torch.from_numpy(top[:-1])]
-        return (last + first).float()
+        return last + first
 
     def _conv_args(self, number: int) -> ConvArgs:
         conv, is_last = self._convs[number], number + 1 == len(self._convs)
@@ -401,11 +401,13 @@ def _pack(
     norm: torch.nn.LayerNorm,
     at: ConvPlan,
     residual: np.ndarray | None,
-    dtype: torch.dtype,
+    operand: torch.dtype,
 ) -> PackedConv:
     weight = conv.weight.detach().transpose(1, 2).flatten(1)  # [C, C, k] -> [C, k·C]
     return PackedConv(
-        packed_linear(weight.to(dtype), conv.bias.detach().to(dtype)),
+        operand,
+        NUMBERS[operand],
+        packed_linear(weight.to(operand), conv.bias.detach().float()),
         weight.T.float().contiguous(),
         conv.bias.detach().float().contiguous(),
         norm.weight.detach().float().contiguous(),
