@@ -346,7 +346,7 @@ class PackedBlocks:
     def _bases(self, lengths: Indices) -> Indices:
         """Where lanes begin at every level, [2·blocks + 1, lanes + 1]."""
         if len(lengths) == 1:
-            return self._bases_alone[lengths[0]]
+            return self._bases_alone[int(lengths[0])]
         return self._added_up(lengths)
 
     def _added_up(self, lengths: Indices) -> Indices:
