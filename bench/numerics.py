@@ -52,7 +52,7 @@ PRECISIONS = {
     "bf16_states": (torch.bfloat16, torch.float32),
     "bf16_patches": (torch.float32, torch.bfloat16),
 }
-"""Of activations and of patches."""
+"""Of products and of patches."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,10 +25,10 @@ class MixedForward(Protocol):
 def mixed_forward(
     backbone: Backbone, dtype: torch.dtype = torch.float32, trunk_cache_bytes: int = 0
 ) -> MixedForward:
-    """The forward for the device that the backbone is on; ``dtype`` stores its activations.
+    """The forward for the device that the backbone is on; ``dtype`` is what its products read.
 
-    On a CPU, states below the patched blocks are kept for recent histories within
-    ``trunk_cache_bytes``.
+    On a GPU it stores all activations. On a CPU, states between blocks stay float32, and those
+    below the patched blocks are kept for recent histories within ``trunk_cache_bytes``.
     """
     if backbone.embedding.weight.is_cuda:
         from model.padded_forward import PaddedForward  # needs Triton, which comes with CUDA builds

@@ -56,15 +56,11 @@ class PackedForward:
     def _run_all(self, chunks: Sequence[Chunk]) -> list[tuple[Tensor, list[TrunkState]]]:
         """Each chunk on one thread: products too small to share cost more in waiting for others."""
         if self._pool is None:
-            return [self._run(chunk) for chunk in chunks]
+            return [self._blocks.run(chunk) for chunk in chunks]
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
             run = self._pool.map if len(chunks) > 1 else map
-            return list(run(self._run, chunks))
+            return list(run(self._blocks.run, chunks))
         finally:
             torch.set_num_threads(threads)
-
-    @torch.inference_mode()  # of each thread
-    def _run(self, chunk: Chunk) -> tuple[Tensor, list[TrunkState]]:
-        return self._blocks.run(chunk)

@@ -15,11 +15,17 @@ LARGE_PAGE = 2 << 20
 FEWEST_SLOTS, MOST_SLOTS = 16, 65_536
 
 
+KEPT_EXACT = frozenset({"patch.norm_weight", "patch.norm_bias"})
+"""In float32 whatever the rest is kept in: rounded norms change answers four times as much as all
+of a patch's other weights together, and are a twentieth of them (``bench numerics``)."""
+
+
 class Slab:
     """Slots for tensors ``[S, *shape]`` by name. Written by the device thread between batches.
 
     ``capacity`` is the number of slots at first; by default as many as the reserve holds.
-    ``generation`` changes when the tensors move to hold more.
+    ``dtype`` stores all but ``KEPT_EXACT``. ``generation`` changes when the tensors move to hold
+    more.
     """
 
     def __init__(
@@ -29,13 +35,16 @@ class Slab:
         dtype: torch.dtype = torch.float32,
         capacity: int | None = None,
     ) -> None:
-        numel = sum(torch.Size(shape).numel() for shape in shapes.values())
+        dtypes = {name: torch.float32 if name in KEPT_EXACT else dtype for name in shapes}
         self.dtype = dtype
-        self.slot_bytes = dtype.itemsize * numel
+        self.slot_bytes = sum(
+            dtypes[name].itemsize * torch.Size(shape).numel() for name, shape in shapes.items()
+        )
         wanted = RESERVED_BYTES // max(1, self.slot_bytes) if device.type == "cpu" else FEWEST_SLOTS
         capacity = capacity or max(FEWEST_SLOTS, min(wanted, MOST_SLOTS))
         self.tensors = {
-            name: _storage((capacity, *shape), device, dtype) for name, shape in shapes.items()
+            name: _storage((capacity, *shape), device, dtypes[name])
+            for name, shape in shapes.items()
         }
         self.generation = 0
         self._capacity = capacity

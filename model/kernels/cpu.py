@@ -16,13 +16,16 @@ ROWS_HINT = 1600
 
 
 def packed_linear(weight: Tensor, bias: Tensor) -> Linear:
-    """``x W^T + b`` for a fixed weight [out, in]: x [N, in] -> [N, out], all of one dtype."""
+    """``x W^T + b`` for a fixed weight [out, in]: x [N, in] -> [N, out], in the weight's dtype.
+
+    A float32 bias is added before the sum is rounded where oneDNN is there.
+    """
     if weight.device.type == "cpu" and _has_onednn():
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS_HINT)
         linear = torch.ops.mkldnn._linear_pointwise.default
         return lambda x: linear(x, packed, bias, "none", [], "")
-    transposed = weight.T.contiguous()
-    return lambda x: torch.addmm(bias, x, transposed)
+    transposed, rounded = weight.T.contiguous(), bias.to(weight.dtype)
+    return lambda x: torch.addmm(rounded, x, transposed)
 
 
 def _has_onednn() -> bool:

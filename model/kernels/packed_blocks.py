@@ -31,6 +31,10 @@ from model.slab import Slab
 FEW_OPERATIONS = 2.5e6
 """Products smaller than this cost oneDNN more to begin (11 µs) than our own kernel to do."""
 
+EXACT_BLOCKS = 1
+"""So many blocks at the bottom multiply in float32 in any case: half of what bfloat16 changes in an
+answer is the rounding of the first block, which all others read (``bench numerics``)."""
+
 NOTHING = 0
 """The address of what is not there."""
 
@@ -45,11 +49,14 @@ NUMBERS: dict[torch.dtype, np.float32 | np.uint16] = {
 class PackedConv:
     """A convolution as a product over its concatenated taps, its LayerNorm, and its taps.
 
+    ``operand`` stores what the product reads and writes, ``number`` tells the kernels so.
     ``weight`` float32 [k·C, C] and ``bias`` are ``linear``'s. ``taps`` int32 [N, k] are those of
     the longest row; ``residual`` int32 [N] says where its outputs stand among the block's inputs,
     None for a block's first convolution.
     """
 
+    operand: torch.dtype
+    number: np.float32 | np.uint16
     linear: Linear
     weight: Tensor
     bias: Tensor
@@ -74,6 +81,14 @@ class ConvArgs(NamedTuple):
     longest_next: int
 
 
+class Room(NamedTuple):
+    """Uninitialised float32 storage [rows, columns], and where it lies."""
+
+    tensor: Tensor
+    rows: int
+    address: int
+
+
 @dataclass(slots=True)
 class Run:
     """A chunk in flight: lane l holds ``bases[level, l] .. bases[level, l + 1]`` of ``x``."""
@@ -81,37 +96,32 @@ class Run:
     chunk: Chunk
     lengths: Indices
     bases: Indices
-    x: Tensor
+    x: Room
 
 
 class Buffers(local):
     """Storage of a thread, kept from chunk to chunk."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-        self._stored: dict[tuple[str, int], Tensor] = {}
+    def __init__(self) -> None:
+        self._stored: dict[str, Room] = {}
 
-    def room(self, name: str, rows: int, columns: int) -> Tensor:
-        """Uninitialised [at least rows, columns]; what had the name before is overwritten."""
-        stored = self._stored.get((name, columns))
-        if stored is None or len(stored) < rows:
-            stored = torch.empty(rows * 5 // 4, columns, dtype=self._dtype)
-            self._stored[name, columns] = stored
-        return stored
+    def room(self, name: str, rows: int, columns: int) -> Room:
+        """At least ``rows`` long; what had the name before is overwritten."""
+        found = self._stored.get(name)
+        if found is None or found.rows < rows:
+            tensor = torch.empty(rows * 5 // 4, columns)
+            found = self._stored[name] = Room(tensor, len(tensor), tensor.data_ptr())
+        return found
 
-    def states(self, rows: int, channels: int, beside: Tensor | None = None) -> Tensor:
+    def states(self, rows: int, channels: int, beside: Room | None = None) -> Room:
         """Room for states; it never overlaps ``beside``."""
         room = self.room("states", rows, channels)
-        if beside is not None and room.data_ptr() == beside.data_ptr():
-            room = self.room("other states", rows, channels)
-        return room
+        return self.room("other states", rows, channels) if room is beside else room
 
-    def numbers(self, count: int) -> int:
-        """The address of float32 scratch."""
-        stored = self._stored.get(("scratch", 1))
-        if stored is None or len(stored) < count:
-            stored = self._stored["scratch", 1] = torch.empty(count)
-        return stored.data_ptr()
+
+def _address(array: np.ndarray) -> int:
+    """Where an array lies; four times as fast as ``array.ctypes.data``."""
+    return torch.from_numpy(array).data_ptr()
 
 
 def _joined(states: Sequence[Tensor], out: Tensor) -> None:
@@ -128,14 +138,15 @@ class PackedBlocks:
         self.spec = spec = backbone.spec
         cone = plan(spec, spec.frame_len)
         self.counts = position_counts(cone, spec)
-        self._dtype, self._number = dtype, NUMBERS[dtype]
-        self._embedding = backbone.embedding.weight.detach().to(dtype).contiguous()
+        self._embedding = backbone.embedding.weight.detach().float().contiguous()
         self._inputs = np.ascontiguousarray(cone.inputs, dtype=np.int32)
+        self._inputs_address = _address(self._inputs)
         self._convs: list[PackedConv] = []
         for block, at in zip(backbone.blocks, cone.blocks, strict=True):
             assert isinstance(block, ResidualBlock)
-            self._convs.append(_pack(block.conv1, block.norm1, at.first, None, dtype))
-            self._convs.append(_pack(block.conv2, block.norm2, at.second, at.residual, dtype))
+            operand = torch.float32 if block.block < EXACT_BLOCKS else dtype
+            self._convs.append(_pack(block.conv1, block.norm1, at.first, None, operand))
+            self._convs.append(_pack(block.conv2, block.norm2, at.second, at.residual, operand))
         self._args = [self._conv_args(conv) for conv in range(len(self._convs))]
         self._patch_args: WeakKeyDictionary[Slab, tuple[int, Patches]] = WeakKeyDictionary()
         self._unpatched = Patches.of([UNPATCHED] * len(self._convs))
@@ -147,11 +158,13 @@ class PackedBlocks:
                 for args, conv in zip(self._args, self._convs, strict=True)
             ]
         )
-        self._few_address = self._few_args.ctypes.data
+        self._few_address = _address(self._few_args)
+        lengths = np.arange(spec.frame_len + 1, dtype=np.int32)
+        self._bases_alone: list[Indices] = [self._added_up(lengths[n : n + 1]) for n in lengths]
         centre, eps = cone.blocks[0].first.centre, np.float32(spec.layer_norm_eps)
         self._width = width_of(spec.channels)
-        self._constants = (self._width, spec.kernel_size, centre, eps, self._number)
-        self._buffers = Buffers(dtype)
+        self._constants = (self._width, spec.kernel_size, centre, eps)
+        self._buffers = Buffers()
 
     def run(self, chunk: Chunk) -> tuple[Tensor, list[TrunkState]]:
         """User vectors float32 [rows, C] as ``lanes.rows``, and states worth keeping."""
@@ -175,31 +188,28 @@ class PackedBlocks:
         x = self._buffers.states(size, spec.channels)
         run = Run(chunk, lengths, bases, x)
         if chunk.states:
-            _joined(chunk.states, x.narrow(0, 0, size))
+            _joined(chunk.states, x.tensor.narrow(0, 0, size))
         else:
-            self._enter(run, frame_histories(chunk.histories, spec).to(torch.int32), first)
+            self._enter(run, frame_histories(chunk.histories, spec).numpy().astype(np.int32), first)
         return run
 
-    def _enter(self, run: Run, framed: Tensor, stage: Stage) -> None:
+    def _enter(self, run: Run, framed: Indices, stage: Stage) -> None:
         """Embed framed tokens int32 [lanes, T]; the kernel would read whatever it is told to."""
-        if (
-            framed.numel()
-            and not 0 <= int(framed.min()) <= int(framed.max()) < self.spec.token_count
-        ):
+        if framed.size and not 0 <= framed.min() <= framed.max() < self.spec.token_count:
             raise IndexError(f"a history has a token outside 0..{self.spec.token_count - 1}")
         first = stage.groups[0].start if stage.groups else len(framed)
-        places = [(0, first, NOTHING, NOTHING, self._number)]
+        places = [(0, first, NOTHING, NOTHING, NUMBERS[torch.float32])] if first else []
         for group in stage.groups:
             own = group.slab.tensors.get("patch.cls")
             cls = NOTHING if own is None else own.data_ptr()
-            slots = group.slots.ctypes.data
+            slots = _address(group.slots)
             places.append((group.start, group.stop, slots, cls, NUMBERS[group.slab.dtype]))
+        tokens, bases = _address(framed), _address(run.bases)
         for start, stop, slots, cls, number in places:
             enter(
-                framed.data_ptr(), framed.shape[1], self._inputs.ctypes.data, len(self._inputs),
-                self._embedding.data_ptr(), run.x.data_ptr(),
-                run.bases.ctypes.data, start, stop, slots, cls, self._width,
-                self._number, number,
+                tokens, framed.shape[1], self._inputs_address, len(self._inputs),
+                self._embedding.data_ptr(), run.x.address, bases, start, stop, slots, cls,
+                self._width, number,
             )  # fmt: skip
 
     def _branch(self, run: Run, stage: Stage) -> None:
@@ -211,9 +221,8 @@ class PackedBlocks:
         run.bases = self._bases(run.lengths)
         new = self._buffers.states(int(run.bases[level, -1]), self.spec.channels, run.x)
         branch(
-            run.x.data_ptr(), old[level].ctypes.data, new.data_ptr(),
-            run.bases[level].ctypes.data, stage.select.ctypes.data, len(stage.select),
-            self._width, self._number,
+            run.x.address, _address(old[level]), new.address, _address(run.bases[level]),
+            _address(stage.select), len(stage.select), self._width,
         )  # fmt: skip
         run.x = new
 
@@ -222,47 +231,49 @@ class PackedBlocks:
         if stage.block == end:
             return
         level, channels, bases = 2 * stage.block, self.spec.channels, run.bases
-        base, step = torch.from_numpy(bases).data_ptr(), bases.strides[0]
+        width = self.spec.kernel_size * channels
+        base, step = _address(bases), bases.strides[0]
         rows = bases[level + 1 : 2 * end + 1, -1].tolist()
-        gathered = self._buffers.room("gathered", rows[0], self.spec.kernel_size * channels)
-        address = gathered.data_ptr()
+        gathered = self._buffers.room("gathered", rows[0], width)
+        address = gathered.address
+        parts, is_few = self._parts(len(run.lengths), stage.groups), self._is_few(rows[0], stage)
+        number = NUMBERS[torch.float32] if is_few else self._convs[level].number
         longest, longest_out = self._longest[level : level + 2]
         gather(
-            run.x.data_ptr(), base + level * step, address, base + (level + 1) * step,
+            run.x.address, base + level * step, address, base + (level + 1) * step,
             len(run.lengths), self._taps[level], longest, longest_out,
-            self._width, self.spec.kernel_size, self._number,
+            self._width, self.spec.kernel_size, number,
         )  # fmt: skip
-        parts = self._parts(len(run.lengths), stage.groups)
         scratch, middle = self._scratch(stage.groups)
-        if self._is_few(rows[0], stage.groups):
+        if is_few:
             self._run_few(run, (level, 2 * end), (base, address), parts, (scratch, middle))
             return
         x, out = run.x, run.x
         for conv, count in zip(range(level, 2 * end), rows, strict=True):
-            y = self._convs[conv].linear(gathered.narrow(0, 0, count))
+            own = self._convs[conv]
+            y = own.linear(gathered.tensor.view(own.operand).view(-1, width).narrow(0, 0, count))
             to = middle
             if conv % 2:
                 out = self._buffers.states(count, channels, x)
-                to = out.data_ptr()
+                to = out.address
             block, is_last = conv - conv % 2, conv + 1 == 2 * end
+            following = own if is_last else self._convs[conv + 1]
             operands = (
-                y.data_ptr(), address, x.data_ptr(), base + block * step, to,
+                y.data_ptr(), address, x.address, base + block * step, to,
                 base + (conv + 1) * step, NOTHING if is_last else base + (conv + 2) * step, scratch,
             )  # fmt: skip
             for part in parts:
                 finish(
                     *operands, *part.lanes, *part.patches.args[conv], *self._args[conv],
-                    *self._constants, part.number,
+                    *self._constants, own.number, following.number, part.number,
                 )  # fmt: skip
             x = out
         run.x = x
 
-    def _is_few(self, positions: int, groups: list[Group]) -> bool:
+    def _is_few(self, positions: int, stage: Stage) -> bool:
         """True if the whole stage is best left to one kernel."""
         operations = 2 * positions * self.spec.kernel_size * self.spec.channels**2
-        patches = {group.slab.dtype for group in groups}
-        is_one_kind = self._dtype == torch.float32 and len(patches) <= 1
-        return operations < FEW_OPERATIONS and is_one_kind
+        return operations < FEW_OPERATIONS and len({g.slab.dtype for g in stage.groups}) <= 1
 
     def _run_few(
         self,
@@ -279,9 +290,9 @@ class PackedBlocks:
         other = self._buffers.states(rows, channels, run.x)
         table = np.array([(*part.lanes, part.patches.address) for part in parts])
         run_few(
-            run.x.data_ptr(), other.data_ptr(), gathered, y.data_ptr(),
+            run.x.address, other.address, gathered, y.address,
             base, len(run.lengths), first, end,
-            torch.from_numpy(table).data_ptr(), len(parts), self._few_address, *scratch,
+            _address(table), len(parts), self._few_address, *scratch,
             *self._constants, parts[-1].number,
         )  # fmt: skip
         run.x = other if (end - first) // 2 % 2 else run.x
@@ -289,10 +300,10 @@ class PackedBlocks:
     def _parts(self, lanes: int, groups: list[Group]) -> list["Part"]:
         """Lanes by group; those before the first group carry no patch."""
         first = groups[0].start if groups else lanes
-        parts = [Part((0, first, NOTHING), self._unpatched, self._number)] if first else []
+        number = NUMBERS[groups[0].slab.dtype if groups else torch.float32]
+        parts = [Part((0, first, NOTHING), self._unpatched, number)] if first else []
         for group in groups:
-            slots = torch.from_numpy(group.slots).data_ptr()  # four times as fast as ctypes'
-            place = (group.start, group.stop, slots)
+            place = (group.start, group.stop, _address(group.slots))
             parts.append(Part(place, self._patches(group), NUMBERS[group.slab.dtype]))
         return parts
 
@@ -309,17 +320,16 @@ class PackedBlocks:
         bottleneck = max([group.geometry.bottleneck for group in groups], default=0)
         lane = self.spec.frame_len * self.spec.channels
         own = scratch_numbers(self.spec.channels, bottleneck)
-        address = self._buffers.numbers(own + lane)
+        address = self._buffers.room("scratch", own + lane, 1).address
         return address, address + 4 * own
 
     def _pool(self, run: Run) -> Tensor:
         """User vectors [rows, C]: the last state, and the first one's sum with it if non-causal."""
         if self.spec.is_causal:  # the last position is all that is left of a lane
-            x = run.x.narrow(0, 0, len(run.lengths))
-            return x.float() if self._dtype != torch.float32 else x.clone()
+            return run.x.tensor.narrow(0, 0, len(run.lengths)).clone()
         top = run.bases[-1]
-        last, first = run.x[torch.from_numpy(top[1:] - 1)], run.x[torch.from_numpy(top[:-1])]
-        return (last + first).float()
+        last, first = (torch.from_numpy(at) for at in (top[1:] - 1, top[:-1]))
+        return run.x.tensor[last] + run.x.tensor[first]
 
     def _conv_args(self, number: int) -> ConvArgs:
         conv, is_last = self._convs[number], number + 1 == len(self._convs)
@@ -335,6 +345,11 @@ class PackedBlocks:
 
     def _bases(self, lengths: Indices) -> Indices:
         """Where lanes begin at every level, [2·blocks + 1, lanes + 1]."""
+        if len(lengths) == 1:
+            return self._bases_alone[int(lengths[0])]
+        return self._added_up(lengths)
+
+    def _added_up(self, lengths: Indices) -> Indices:
         bases = np.zeros((len(self.counts), len(lengths) + 1), dtype=np.int32)
         self.counts[:, lengths].cumsum(axis=1, dtype=np.int32, out=bases[:, 1:])
         return bases
@@ -390,7 +405,7 @@ def _trunk_states(run: Run, following: Stage) -> list[TrunkState]:
     return [
         TrunkState(
             (run.chunk.keys[history], following.block),
-            run.x[int(bases[lane]) : int(bases[lane + 1])].clone(),
+            run.x.tensor[int(bases[lane]) : int(bases[lane + 1])].clone(),
         )
         for history, lane in following.joined.items()
     ]
@@ -401,11 +416,13 @@ def _pack(
     norm: torch.nn.LayerNorm,
     at: ConvPlan,
     residual: np.ndarray | None,
-    dtype: torch.dtype,
+    operand: torch.dtype,
 ) -> PackedConv:
     weight = conv.weight.detach().transpose(1, 2).flatten(1)  # [C, C, k] -> [C, k·C]
     return PackedConv(
-        packed_linear(weight.to(dtype), conv.bias.detach().to(dtype)),
+        operand,
+        NUMBERS[operand],
+        packed_linear(weight.to(operand), conv.bias.detach().float()),
         weight.T.float().contiguous(),
         conv.bias.detach().float().contiguous(),
         norm.weight.detach().float().contiguous(),

@@ -7,10 +7,12 @@ the product of a convolution, ``finish`` adds the lane's own patch, normalises, 
 residual and lays out the taps of the next product while the lane is still in the first cache.
 ``enter`` begins with embeddings, ``branch`` copies lanes, ``gather`` lays out taps alone.
 
-Names that end in ``_`` are addresses (``Tensor.data_ptr()``; 0: not there). ``number`` and
-``task_number`` are samples of how activations, and patches and norms of tasks, are stored:
-``np.float32`` or, for bfloat16, ``np.uint16``. ``width`` tells C channels (``width_of``); ``K``
-taps, ``H`` bottleneck.
+Names that end in ``_`` are addresses (``Tensor.data_ptr()``; 0: not there). ``operand``,
+``following`` and ``weight`` are samples of how numbers are stored that a product, the next product
+and a task's patch read: ``np.float32`` or, for bfloat16, ``np.uint16``. States between blocks and
+norms are float32 in any case, as is all arithmetic here: what is rounded for a product is not
+rounded for what lies beyond it. ``width`` tells C channels (``width_of``); ``K`` taps, ``H``
+bottleneck.
 Every lane is computed by itself in a fixed order: its neighbours change no bit of it. The compiled
 code is kept on disk beside this file, or in the user's cache.
 """
@@ -72,7 +74,7 @@ def scratch_numbers(channels: int, bottleneck: int) -> int:
 @njit(nogil=True, cache=True)
 def enter(
     tokens_, longest, offsets_, inputs, embedding_, x_, base_, start, stop, slots_, cls_,
-    width, activation, weight,
+    width, weight,
 ):  # fmt: skip
     """Lanes' embedded inputs: tokens int32 [lanes, longest] at offsets int32 [inputs] from the end.
 
@@ -81,7 +83,7 @@ def enter(
     C = _channels(width)
     tokens, base, slots = int_pointer(tokens_), int_pointer(base_), int_pointer(slots_)
     offsets = int_pointer(offsets_)
-    embedding, x = pointer_like(embedding_, activation), pointer_like(x_, activation)
+    embedding, x = float_pointer(embedding_), float_pointer(x_)
     cls = pointer_like(cls_, weight)
     for lane in range(start, stop):
         begin, count = np.int64(base[lane]), np.int64(base[lane + 1]) - np.int64(base[lane])
@@ -99,10 +101,10 @@ def enter(
 
 
 @njit(nogil=True, cache=True)
-def branch(old_, old_base_, new_, new_base_, select_, lanes, width, activation):
+def branch(old_, old_base_, new_, new_base_, select_, lanes, width):
     """New lane i is a copy of old lane ``select[i]``."""
     C = _channels(width)
-    old, new = pointer_like(old_, activation), pointer_like(new_, activation)
+    old, new = float_pointer(old_), float_pointer(new_)
     old_base, new_base, select = (
         int_pointer(old_base_), int_pointer(new_base_), int_pointer(select_),
     )  # fmt: skip
@@ -114,9 +116,9 @@ def branch(old_, old_base_, new_, new_base_, select_, lanes, width, activation):
 
 
 @njit(nogil=True, cache=True)
-def gather(x_, base_, out_, out_base_, lanes, taps_, longest, longest_out, width, K, activation):
+def gather(x_, base_, out_, out_base_, lanes, taps_, longest, longest_out, width, K, operand):
     """Taps [positions out, K·C] of each lane; ``taps`` int32 [N, K] are the longest lane's."""
-    x, out = pointer_like(x_, activation), pointer_like(out_, activation)
+    x, out = float_pointer(x_), pointer_like(out_, operand)
     base, out_base, taps = int_pointer(base_), int_pointer(out_base_), int_pointer(taps_)
     for lane in range(lanes):
         at, to = np.int64(base[lane]), np.int64(out_base[lane])
@@ -142,7 +144,7 @@ def _lay_out(x, at, missing, out, to, wanted, taps, skipped, width, K):
                 if entry < 1:
                     store_first(out, where + c, nothing, C - c)
                 else:
-                    copy_first(out, where + c, x, source + c, C - c)
+                    store_first(out, where + c, load_first(x, source + c, C - c), C - c)
 
 
 @njit
@@ -215,22 +217,24 @@ def finish(
     start, stop, slots_,
     mode, H, stacked, at, down_, down_bias_, up_, up_bias_, norms, norm_at, own_weight_, own_bias_,
     norm_weight_, norm_bias_, residual_, longest_in, longest, taps_, longest_next,
-    width, K, centre, eps, activation, weight,
+    width, K, centre, eps, operand, following, weight,
 ):  # fmt: skip
     """relu(LN(patched y)) (+ residual) of each lane, and the taps of the next product.
 
     ``next_base`` 0: lay out nothing; ``residual`` 0: this is a block's first convolution, whose
     output only the taps need: ``out`` is then one lane's scratch. ``mode`` to ``own_bias`` are a
-    group's patches, ``norm_weight`` to ``longest_next`` the convolution.
+    group's patches, ``norm_weight`` to ``longest_next`` the convolution. The next taps take the
+    place of the lanes' own, since they are no more and no wider.
     """
     C = _channels(width)
-    y, gathered = pointer_like(y_, activation), pointer_like(gathered_, activation)
-    x, out = pointer_like(x_, activation), pointer_like(out_, activation)
+    y, gathered = pointer_like(y_, operand), pointer_like(gathered_, operand)
+    next_gathered = pointer_like(gathered_, following)
+    x, out = float_pointer(x_), float_pointer(out_)
     x_base, base, next_base = int_pointer(x_base_), int_pointer(base_), int_pointer(next_base_)
     slots, residual, taps = int_pointer(slots_), int_pointer(residual_), int_pointer(taps_)
     down, down_bias = pointer_like(down_, weight), pointer_like(down_bias_, weight)
     up, up_bias = pointer_like(up_, weight), pointer_like(up_bias_, weight)
-    own_weight, own_bias = pointer_like(own_weight_, weight), pointer_like(own_bias_, weight)
+    own_weight, own_bias = float_pointer(own_weight_), float_pointer(own_bias_)
     norm_weight, norm_bias = float_pointer(norm_weight_), float_pointer(norm_bias_)
     wide, tall = (C + LANES - 1) // LANES * LANES, (H + LANES - 1) // LANES * LANES
     row0, row1 = float_pointer(scratch_), float_pointer(scratch_ + 4 * wide)
@@ -316,7 +320,7 @@ def finish(
             where = np.int64(next_base[lane])
             wanted = np.int64(next_base[lane + 1]) - where
             missing, skipped = longest - count, longest_next - wanted
-            _lay_out(out, to, missing, gathered, where, wanted, taps, skipped, width, K)
+            _lay_out(out, to, missing, next_gathered, where, wanted, taps, skipped, width, K)
 
 
 @njit
@@ -364,9 +368,11 @@ def _keep(y, at, bias, c, n, a, b, d, e):
 @njit(nogil=True, cache=True)
 def run_few(
     x, other, gathered, y, base_, lanes, begin, end, parts_, part_count, convs_, scratch, middle,
-    width, K, centre, eps, activation, weight,
+    width, K, centre, eps, weight,
 ):  # fmt: skip
     """Convolutions ``begin`` to ``end`` with their products, for too few positions to leave for.
+
+    All in float32: to round such small operands would save nothing.
 
     ``parts`` int64 [part_count, 4]: first lane, end, address of slots, address of the patches'
     arguments int64 [convs, 12]. ``convs`` int64 [convs, 9]: ``finish``'s arguments from
@@ -391,7 +397,7 @@ def run_few(
                 g[p], g[p + 1], g[p + 2], g[p + 3], g[p + 4], g[p + 5], g[p + 6], g[p + 7],
                 g[p + 8], g[p + 9], g[p + 10], g[p + 11],
                 convs[a], convs[a + 1], convs[a + 2], convs[a + 3], convs[a + 4], convs[a + 5],
-                convs[a + 6], width, K, centre, eps, activation, weight,
+                convs[a + 6], width, K, centre, eps, ZERO, ZERO, weight,
             )  # fmt: skip
         if conv % 2 == 1:
             x, other = other, x

@@ -12,7 +12,7 @@ from model.mixed import mixed_forward
 from model.packed_forward import PackedForward
 from model.patch import PatchWeights
 from model.slab import Slab
-from model.spec import BackboneSpec, HeadSpec, PatchGeometry
+from model.spec import CLS, BackboneSpec, HeadSpec, PatchGeometry
 from tests.model.random_tasks import RandomTask, random_backbone, random_history, random_task
 
 TOLERANCE = 1e-5
@@ -149,6 +149,36 @@ def test_bfloat16_storage_stays_close_to_the_reference() -> None:
         found = forward.user_vectors([history, history[:4]], [ref, ref])
         expected = torch.stack([task.user_vector(history), task.user_vector(history[:4])])
         assert ((found - expected).norm(dim=1) / expected.norm(dim=1)).max() < 0.03
+
+
+def test_in_bfloat16_what_lies_beside_the_products_is_not_rounded() -> None:
+    backbone = random_backbone(BackboneSpec(60, 32, (1, 4, 2), max_len=20))
+    for block in backbone.blocks:
+        norm = block.get_submodule("norm2")
+        norm.get_parameter("weight").zero_()
+        norm.get_parameter("bias").fill_(0.1)
+    geometry = PatchGeometry("serial2", 1, ())
+    slab = Slab(geometry.shapes(32), torch.device("cpu"), torch.bfloat16)
+    task = random_task(backbone, geometry, HeadSpec("value", 1), seed=1)
+    refs = [SlotRef(geometry, slab, slab.write(task.patch.named()))] * 90
+    histories = [random_history(backbone.spec, 20, row) for row in range(90)]
+    found = mixed_forward(backbone, torch.bfloat16).user_vectors(histories, refs)
+    expected = backbone.embedding.weight[CLS] + 0.1 + 0.1 + 0.1
+    assert torch.equal(found, expected.expand_as(found))
+
+
+@pytest.mark.parametrize("blocks", [4, 8, 16])
+def test_rounding_in_bfloat16_does_not_add_up_from_block_to_block(blocks: int) -> None:
+    geometry = PatchGeometry("serial2", 8, tuple(range(blocks)), has_norms=True)
+    backbone = random_backbone(BackboneSpec(60, 64, (1, 4) * (blocks // 2), max_len=50))
+    task = random_task(backbone, geometry, HeadSpec("value", 1), seed=3)
+    slab = Slab(geometry.shapes(64), torch.device("cpu"), torch.bfloat16)
+    ref = SlotRef(geometry, slab, slab.write(task.patch.named()))
+    histories = [random_history(backbone.spec, 50, row) for row in range(20)]
+    found = mixed_forward(backbone, torch.bfloat16).user_vectors(histories, [ref] * 20)
+    expected = torch.stack([task.user_vector(history) for history in histories])
+    error = ((found - expected).norm() / expected.norm()).item()
+    assert error < 0.003
 
 
 def test_a_history_asked_again_goes_on_from_its_trunk() -> None:

@@ -28,3 +28,13 @@ def test_a_released_slot_is_used_again_before_a_new_one() -> None:
 
 def test_a_slot_costs_its_weights_and_no_more() -> None:
     assert Slab({"weight": (3,), "bias": ()}, torch.device("cpu")).slot_bytes == 16
+
+
+def test_norms_stay_float32_whatever_the_rest_is_kept_in() -> None:
+    shapes = {"patch.down": (3,), "patch.norm_weight": (3,)}
+    slab = Slab(shapes, torch.device("cpu"), torch.bfloat16, capacity=1)
+    third = torch.full((3,), 1 / 3)
+    slot = slab.write({"patch.down": third, "patch.norm_weight": third})
+    assert torch.equal(slab.tensors["patch.norm_weight"][slot], third)
+    assert torch.equal(slab.tensors["patch.down"][slot], third.bfloat16())
+    assert slab.slot_bytes == 3 * 2 + 3 * 4
