@@ -1,7 +1,7 @@
 """One user, many tasks: a hundred tasks for one history against one; the next task later on.
 
 ``trunk_cache`` is the time of a task with patches in the top two blocks when the history was asked
-before (for another task) over the time when it was not.
+before (for another task) over the time when it was not; ``trunk_cache_reader`` the same of a reader.
 """
 
 import argparse
@@ -16,7 +16,14 @@ from bench.forward_fixture import paired_ratio, paired_seconds, random_histories
 from bench.random_fleet import FleetShape
 from bench.report import Report
 
-DEPTHS = {"all": tuple(range(8)), "top4": (4, 5, 6, 7), "top2": (6, 7), "top1": (7,)}
+PLACES: dict[str, tuple[tuple[int, ...], int]] = {
+    "all": (tuple(range(8)), 0),
+    "top4": ((4, 5, 6, 7), 0),
+    "top2": ((6, 7), 0),
+    "top1": ((7,), 0),
+    "reader": ((), 8),
+}
+"""Patched blocks, and queries of a reader."""
 
 
 def main(arguments: list[str]) -> None:
@@ -30,12 +37,12 @@ def main(arguments: list[str]) -> None:
 
 
 def run(options: argparse.Namespace) -> Report:
-    """One thread, patches in all blocks or in the top ones only."""
+    """One thread, patches in all blocks, in the top ones only, or a reader beside them."""
     torch.set_num_threads(1)
     figures: dict[str, float] = {}
     rows: list[list[str]] = []
-    for depth, blocks in DEPTHS.items():
-        shape = FleetShape(options.tasks, options.channels, blocks=blocks)
+    for place, (blocks, queries) in PLACES.items():
+        shape = FleetShape(options.tasks, options.channels, blocks=blocks, queries=queries)
         tasks = resident_tasks(shape)
         history = random_histories(shape, np.array([options.history]))
         forward, refs = tasks.forward.user_vectors, tasks.refs
@@ -46,18 +53,20 @@ def run(options: argparse.Namespace) -> Report:
             },
             options.repeats,
         )
-        name = f"card_{options.tasks}_{depth}"
+        name = f"card_{options.tasks}_{place}"
         figures[name] = paired_ratio(seconds, "card", "one")
         times = [f"{1000 * median(seconds[side]):.2f}" for side in ("one", "card")]
-        rows.append([depth, *times, f"{figures[name]:.1f}"])
-    figures["trunk_cache"] = _trunk_cache(options)
-    columns = ("patched blocks", "one task, ms", f"{options.tasks} tasks, ms", "ratio")
+        rows.append([place, *times, f"{figures[name]:.1f}"])
+    figures["trunk_cache"] = _trunk_cache(options, "top2")
+    figures["trunk_cache_reader"] = _trunk_cache(options, "reader")
+    columns = ("patch", "one task, ms", f"{options.tasks} tasks, ms", "ratio")
     return Report("card", figures, {**vars(options), "threads": 1}, columns, rows)
 
 
-def _trunk_cache(options: argparse.Namespace) -> float:
+def _trunk_cache(options: argparse.Namespace, place: str) -> float:
     """Each repeat asks for a history of its own, twice: the second time its trunk is known."""
-    shape = FleetShape(2, options.channels, blocks=DEPTHS["top2"])
+    blocks, queries = PLACES[place]
+    shape = FleetShape(2, options.channels, blocks=blocks, queries=queries)
     tasks = resident_tasks(shape, trunk_cache_bytes=1 << 26)
     lengths = np.full(10 * options.repeats + 1, options.history)
     seconds: dict[str, list[float]] = {"fresh": [], "known": []}

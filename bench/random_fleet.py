@@ -41,11 +41,12 @@ class FleetShape:
     items: int = 20_000
     blocks: tuple[int, ...] = tuple(range(8))
     max_len: int = 50
+    queries: int = 0
 
     @property
     def geometry(self) -> PatchGeometry:
         """The tasks' patches."""
-        return PatchGeometry("serial2", self.channels // 8, self.blocks)
+        return PatchGeometry("serial2", self.channels // 8, self.blocks, queries=self.queries)
 
 
 def make_backbone(shape: FleetShape, folder: Path, seed: int = 0) -> LoadedBackbone:
@@ -68,8 +69,10 @@ def make_backbone(shape: FleetShape, folder: Path, seed: int = 0) -> LoadedBackb
 def make_patch(shape: FleetShape, task: int) -> PatchWeights:
     """Random patch weights of one task."""
     random = np.random.default_rng((1, task))
-    h, scales = shape.geometry.bottleneck, {"patch.down": shape.channels**-0.5}
-    scales["patch.up"] = 0.5 * h**-0.5
+    h, c = shape.geometry.bottleneck, shape.channels
+    scales = {"patch.down": c**-0.5, "patch.query": c**-0.5}
+    scales |= dict.fromkeys(("patch.up", "patch.read_up"), 0.5 * h ** (-0.5))
+    scales["patch.read_down"] = (c * max(1, shape.queries)) ** -0.5
     tensors = {
         name: torch.from_numpy(
             random.standard_normal(size, dtype=np.float32) * np.float32(scales.get(name, 0.1))

@@ -33,12 +33,37 @@ class Chunk:
 
     ``histories`` are the lanes' at the start; ``keys`` those of all rows of the batch, empty if no
     states are to be kept; ``states`` are the lanes' known block inputs if they go on from there.
+    ``read`` is there if a patch of a row reads its items.
     """
 
     lanes: Lanes
     histories: list[Indices]
     keys: list[bytes]
     states: list[Tensor] = field(default_factory=list)
+    read: "ReadItems | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadItems:
+    """Items int32 of the distinct histories of a chunk's rows, and where each row's stand.
+
+    History ``i`` has ``tokens[starts[i] : starts[i + 1]]``; ``history`` [rows] numbers each row's.
+    """
+
+    tokens: Indices
+    starts: Indices
+    history: Indices
+
+    @classmethod
+    def of(
+        cls, rows: Sequence[int], newest: Sequence[Indices], history_of: Sequence[int]
+    ) -> "ReadItems":
+        """What the rows of a chunk read, in their order."""
+        number: dict[int, int] = {}
+        history = [number.setdefault(history_of[row], len(number)) for row in rows]
+        items = [newest[row] for row in number]
+        starts = np.cumsum([0, *map(len, items)], dtype=np.int32)
+        return cls(np.concatenate(items), starts, np.array(history, dtype=np.int32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +108,23 @@ class ChunkPlanner:
         keys, history_of = number_histories(newest)
         entries = [entry_block(ref.geometry, self._block_count) for ref in refs]
         fresh, resumed = self._recall(keys, entries, trunks)
+
+        def read(rows: list[int]) -> ReadItems | None:
+            is_read = any(refs[row].geometry.queries for row in rows)
+            return ReadItems.of(rows, newest, history_of) if is_read else None
+
         chunks, kept_keys = [], keys if trunks.is_on else []
         for rows in self._cut(fresh, newest, history_of, entries) if fresh else ():
             lanes = plan_lanes(rows, history_of, refs, self._block_count)
             at = lanes.histories
-            chunks.append(Chunk(lanes, [newest[row] for row in at], kept_keys))
+            histories_in = [newest[row] for row in at]
+            chunks.append(Chunk(lanes, histories_in, kept_keys, read=read(lanes.rows)))
         for block, states in resumed.items():
             for rows in self._split(list(states), block):
                 lanes = resumed_lanes(rows, refs, block)
                 at = lanes.rows
                 known = [states[row] for row in at]
-                chunks.append(Chunk(lanes, [newest[row] for row in at], [], known))
+                chunks.append(Chunk(lanes, [newest[row] for row in at], [], known, read(at)))
         return chunks
 
     def _recall(

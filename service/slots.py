@@ -177,7 +177,7 @@ class SlotStore:
 
     def warm_up(self) -> None:
         """Run the forward once per common shape, so that the first request pays for nothing."""
-        geometry = PatchGeometry("serial2", 1, ())
+        geometry = PatchGeometry("serial2", 1, (), queries=1)
         slab = self._slab(geometry)
         shapes = geometry.shapes(self._channels)
         ref = SlotRef(geometry, slab, slab.write({n: torch.zeros(s) for n, s in shapes.items()}))

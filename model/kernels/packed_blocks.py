@@ -24,8 +24,10 @@ from model.kernels.packed_kernels import (
     width_of,
 )
 from model.kernels.patch_modes import mode_of
+from model.kernels.reader_kernel import read_items, reader_scratch
 from model.lanes import Group, Indices, Stage
-from model.packed_plan import Chunk, TrunkState, position_counts
+from model.packed_plan import Chunk, ReadItems, TrunkState, position_counts
+from model.patch import READER
 from model.slab import Slab
 
 FEW_OPERATIONS = 2.5e6
@@ -175,7 +177,29 @@ class PackedBlocks:
             self._run_stage(run, stage, following.block if following else len(self._convs) // 2)
             if following is not None and chunk.keys:
                 kept += _trunk_states(run, following)
-        return self._pool(run), kept
+        users = self._pool(run)
+        if chunk.read is not None:
+            self._read(chunk.read, stages[-1].groups, users)
+        return users, kept
+
+    def _read(self, read: ReadItems, groups: Sequence[Group], users: Tensor) -> None:
+        """Add to the user vectors [rows, C] what the groups' patches read in the items."""
+        self._require_tokens(read.tokens)
+        spec = self.spec
+        for group in groups:
+            geometry, tensors = group.geometry, group.slab.tensors
+            if not geometry.queries:
+                continue
+            sizes = (spec.max_len, spec.channels, geometry.queries, geometry.bottleneck)
+            weights = [tensors[f"patch.{name}"].data_ptr() for name in READER]
+            read_items(
+                _address(read.tokens), _address(read.starts), _address(read.history),
+                self._embedding.data_ptr(), users.data_ptr(),
+                self._buffers.room("reader", reader_scratch(*sizes), 1).address, spec.max_len,
+                group.start, group.stop, _address(group.slots), geometry.queries,
+                geometry.bottleneck, *weights, self._width, self._constants[-1],
+                NUMBERS[group.slab.dtype],
+            )  # fmt: skip
 
     def _begin(self, chunk: Chunk) -> Run:
         """Lanes at the first stage's input: embedded, or as their known states."""
@@ -195,8 +219,7 @@ class PackedBlocks:
 
     def _enter(self, run: Run, framed: Indices, stage: Stage) -> None:
         """Embed framed tokens int32 [lanes, T]; the kernel would read whatever it is told to."""
-        if framed.size and not 0 <= framed.min() <= framed.max() < self.spec.token_count:
-            raise IndexError(f"a history has a token outside 0..{self.spec.token_count - 1}")
+        self._require_tokens(framed)
         first = stage.groups[0].start if stage.groups else len(framed)
         places = [(0, first, NOTHING, NOTHING, NUMBERS[torch.float32])] if first else []
         for group in stage.groups:
@@ -211,6 +234,10 @@ class PackedBlocks:
                 self._embedding.data_ptr(), run.x.address, bases, start, stop, slots, cls,
                 self._width, number,
             )  # fmt: skip
+
+    def _require_tokens(self, tokens: Indices) -> None:
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.spec.token_count:
+            raise IndexError(f"a history has a token outside 0..{self.spec.token_count - 1}")
 
     def _branch(self, run: Run, stage: Stage) -> None:
         """Copy lanes to where the stage's rows begin."""

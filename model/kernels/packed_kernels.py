@@ -61,7 +61,7 @@ def width_of(channels: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 @njit
-def _channels(width):
+def channels_of(width):
     return len(width[0]) * LANES + len(width[1])
 
 
@@ -80,7 +80,7 @@ def enter(
 
     A shorter lane has the last of the ``inputs`` that the longest one has.
     """
-    C = _channels(width)
+    C = channels_of(width)
     tokens, base, slots = int_pointer(tokens_), int_pointer(base_), int_pointer(slots_)
     offsets = int_pointer(offsets_)
     embedding, x = float_pointer(embedding_), float_pointer(x_)
@@ -103,7 +103,7 @@ def enter(
 @njit(nogil=True, cache=True)
 def branch(old_, old_base_, new_, new_base_, select_, lanes, width):
     """New lane i is a copy of old lane ``select[i]``."""
-    C = _channels(width)
+    C = channels_of(width)
     old, new = float_pointer(old_), float_pointer(new_)
     old_base, new_base, select = (
         int_pointer(old_base_), int_pointer(new_base_), int_pointer(select_),
@@ -133,7 +133,7 @@ def _lay_out(x, at, missing, out, to, wanted, taps, skipped, width, K):
 
     The lane lacks the longest lane's first ``missing`` inputs and first ``skipped`` outputs.
     """
-    C = _channels(width)
+    C = channels_of(width)
     nothing = splat(ZERO)
     for position in range(wanted):
         for tap in range(K):
@@ -148,16 +148,16 @@ def _lay_out(x, at, missing, out, to, wanted, taps, skipped, width, K):
 
 
 @njit
-def _gelu(x):
+def gelu(x):
     """The tanh form: x·sigmoid(2·sqrt(2/π)·(x + 0.044715·x³))."""
     power = mul(x, fma(mul(x, x), splat(GELU_CUBIC), splat(GELU_LINEAR)))
     return div(x, add(splat(ONE), exp2(power)))
 
 
 @njit
-def _narrow(s, s0, s1, s2, s3, down, patch, H, width, h):
+def narrow(s, s0, s1, s2, s3, down, patch, H, width, h):
     """Columns h.. of ``s D`` for four positions; two sums each, so that additions overlap."""
-    C = _channels(width)
+    C = channels_of(width)
     zero = splat(ZERO)
     a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zero
     d, n = patch * C * H + h, H - h
@@ -190,7 +190,7 @@ def _expect(down, up, at, size, begin, share):
 @njit
 def _widen(hidden, tall, up, at, H, width, n, a0, a1, a2, a3):
     """``a + h U`` for four positions' hidden values and sixteen channels."""
-    C = _channels(width)
+    C = channels_of(width)
     for h in range(H):
         w = load_first(up, at + h * C, n)
         a0 = fma(splat(number(hidden, h)), w, a0)
@@ -203,7 +203,7 @@ def _widen(hidden, tall, up, at, H, width, n, a0, a1, a2, a3):
 @njit
 def _scale(rows, mean, width, eps):
     """One over the standard deviation of a row of C numbers."""
-    C = _channels(width)
+    C = channels_of(width)
     squares = splat(ZERO)
     for c in range(0, C, LANES):
         d = first(sub(load(rows, c), mean), C - c)
@@ -226,7 +226,7 @@ def finish(
     group's patches, ``norm_weight`` to ``longest_next`` the convolution. The next taps take the
     place of the lanes' own, since they are no more and no wider.
     """
-    C = _channels(width)
+    C = channels_of(width)
     y, gathered = pointer_like(y_, operand), pointer_like(gathered_, operand)
     next_gathered = pointer_like(gathered_, following)
     x, out = float_pointer(x_), float_pointer(out_)
@@ -264,11 +264,11 @@ def finish(
                 s0, s1, s2, s3 = r0 * K + own, r1 * K + own, r2 * K + own, r3 * K + own
             for h in range(0, H, LANES):
                 w = load_first(down_bias, patch * H + h, H - h)
-                a0, a1, a2, a3 = _narrow(s, s0, s1, s2, s3, down, patch, H, width, h)
-                store(hidden, h, _gelu(add(a0, w)))
-                store(hidden, tall + h, _gelu(add(a1, w)))
-                store(hidden, 2 * tall + h, _gelu(add(a2, w)))
-                store(hidden, 3 * tall + h, _gelu(add(a3, w)))
+                a0, a1, a2, a3 = narrow(s, s0, s1, s2, s3, down, patch, H, width, h)
+                store(hidden, h, gelu(add(a0, w)))
+                store(hidden, tall + h, gelu(add(a1, w)))
+                store(hidden, 2 * tall + h, gelu(add(a2, w)))
+                store(hidden, 3 * tall + h, gelu(add(a3, w)))
             m0 = m1 = m2 = m3 = zero
             for c in range(0, C, LANES):
                 n = C - c
@@ -330,7 +330,7 @@ def _product(x, weight, bias, y, count, width, K):
     Sums run over the inputs in their order and end with the bias, as the large product's do, so
     both give the same bits.
     """
-    C = _channels(width)
+    C = channels_of(width)
     zero = splat(ZERO)
     for c in range(0, C, 4 * LANES):
         n = C - c

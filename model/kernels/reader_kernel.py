@@ -66,7 +66,7 @@ def _tall(count: int) -> int:
 def read_items(
     tokens_, starts_, history_, embedding_, users_, scratch_, longest,
     start, stop, slots_, queries, H, query_, down_, down_bias_, up_, up_bias_,
-    width, eps, activation, weight,
+    width, eps, weight,
 ):  # fmt: skip
     """Add what rows [start, stop) read to their user vectors float32 [rows, C].
 
@@ -75,7 +75,7 @@ def read_items(
     """
     C = channels_of(width)
     tokens, starts, history = int_pointer(tokens_), int_pointer(starts_), int_pointer(history_)
-    embedding, users = pointer_like(embedding_, activation), float_pointer(users_)
+    embedding, users = float_pointer(embedding_), float_pointer(users_)
     slots, query = int_pointer(slots_), pointer_like(query_, weight)
     down, down_bias = pointer_like(down_, weight), pointer_like(down_bias_, weight)
     up, up_bias = pointer_like(up_, weight), pointer_like(up_bias_, weight)

@@ -25,6 +25,8 @@ GEOMETRIES = [
     PatchGeometry("parallel2", 4, (1,), has_cls=True),
     PatchGeometry("serial2", 1, ()),
     PatchGeometry("serial2", 20, (1,), has_norms=True),
+    PatchGeometry("serial2", 5, (), queries=3),
+    PatchGeometry("parallel2", 18, (0, 1), has_norms=True, has_cls=True, queries=17),
 ]
 
 SPECS = [
@@ -197,9 +199,17 @@ def test_a_history_asked_again_goes_on_from_its_trunk() -> None:
     assert forward.trunk_states.hits == 3
 
 
-def test_an_answer_has_the_same_bits_whatever_it_is_batched_with() -> None:
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        PatchGeometry("serial2", 8, (0, 1, 2, 3)),
+        PatchGeometry("serial2", 8, (3,), queries=8),
+        PatchGeometry("serial2", 8, (), queries=5),
+    ],
+)
+def test_an_answer_has_the_same_bits_whatever_it_is_batched_with(geometry: PatchGeometry) -> None:
     spec = BackboneSpec(60, 64, (1, 4, 1, 4), max_len=20)
-    backbone, geometry = random_backbone(spec), PatchGeometry("serial2", 8, (0, 1, 2, 3))
+    backbone = random_backbone(spec)
     forward = PackedForward(backbone, torch.float32)
     slab = Slab(geometry.shapes(spec.channels), torch.device("cpu"))
     tasks = [random_task(backbone, geometry, HeadSpec("value", 1), seed) for seed in range(40)]
