@@ -1,7 +1,7 @@
 """One user, many tasks: a hundred tasks for one history against one; the next task later on.
 
 ``trunk_cache`` is the time of a task with patches in the top two blocks when the history was asked
-before (for another task) over the time when it was not; ``trunk_cache_reader`` the same of a reader.
+before (for another task) over the time when it was not; ``trunk_cache_reader`` is that of a reader.
 """
 
 import argparse

@@ -49,6 +49,36 @@ def test_rows_of_all_kinds_in_one_batch_equal_the_reference(
         np.testing.assert_allclose(scores.values, expected, rtol=1e-5, atol=1e-5)
 
 
+READERS = [
+    PatchGeometry("serial2", 4, (), queries=3),
+    PatchGeometry("serial1", 4, (1,), has_norms=True, queries=1),
+]
+
+
+@pytest.mark.parametrize("geometry", READERS)
+def test_a_reader_is_proven_and_answers_beside_patches(
+    geometry: PatchGeometry, workshop: Workshop, store: SlotStore
+) -> None:
+    reader = store.load(verified(workshop, workshop.bundle("value", 1, geometry=geometry)))
+    patch = store.load(verified(workshop, workshop.bundle("value", 2)))
+    history = random_history(SPEC, 9, 1)
+    rows = [EngineRow(each, np.array(history, np.int32), Selection()) for each in (patch, reader)]
+    found = [scores.values[0] for scores in store.score(rows)]
+    tasks = [workshop.task("value", 2), workshop.task("value", 1, geometry=geometry)]
+    expected = [task.logits(history).item() for task in tasks]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_reader_whose_weights_do_not_give_its_probes_is_refused(
+    workshop: Workshop, store: SlotStore
+) -> None:
+    good = verified(workshop, workshop.bundle("value", 1, geometry=READERS[0]))
+    tensors = {name: np.array(tensor) for name, tensor in good.tensors.items()}
+    tensors["patch.query"] *= 1.1
+    with pytest.raises(ProbeFailed):
+        store.load(verified(workshop, build_bundle(good.manifest, tensors)))
+
+
 def test_a_bundle_whose_weights_do_not_give_its_probes_is_refused_and_leaves_nothing(
     workshop: Workshop, store: SlotStore
 ) -> None:

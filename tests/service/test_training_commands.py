@@ -155,6 +155,21 @@ def test_the_geometry_follows_the_options(backbone, shop, tmp_path):
     assert (patch.has_inner_skip, patch.has_norms, patch.has_cls) == (True, False, False)
 
 
+@pytest.mark.parametrize("kind", ["classification", "ranking"])
+def test_a_reader_alone_is_a_patch_that_a_bundle_can_carry(kind, backbone, loaded, shop, tmp_path):
+    reader = ("--blocks", "none", "--queries", "3")
+    out = tune(kind, backbone, shop, tmp_path / "task.bundle", *reader)
+    task = unpack_task(out.read_bytes(), loaded)
+    patch = task.bundle.manifest.patch
+    assert (patch.blocks, patch.queries, patch.has_norms, patch.has_cls) == ((), 3, False, False)
+    assert np.abs(task.bundle.tensors["patch.read_up"]).max() > 0  # it has learned
+    histories = [row[row != PAD] for row in np.array(task.bundle.tensors["probe.histories"])]
+    with torch.inference_mode():
+        logits = task.model.logits(histories)[:, torch.tensor(task.bundle.tensors["probe.columns"])]
+    expected = torch.tensor(task.bundle.tensors["probe.logits"])
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_one_file_of_two_domains_serves_as_source_and_as_target(tmp_path):
     generator = np.random.default_rng(0)
     lines = ["user,item,domain,at"]
