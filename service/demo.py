@@ -53,7 +53,11 @@ class DemoTask:
     name: str
     kind: str
     answers: Sequence[str]
+    patch: Sequence[str] = ()
 
+
+READER = ("--blocks", "none", "--queries", "8")
+"""What suits profiles best (docs/experiments.md); the other tasks are patched in all blocks."""
 
 RANKING = DemoTask(
     "recommendations", "ranking", ("--targets", "targets.parquet", "--target-column", "item_id")
@@ -63,7 +67,7 @@ TAGS = DemoTask("interests", "tags", ("--labels", "tags.parquet", "--label-colum
 
 def profile_task(column: str, kind: str = "classification") -> DemoTask:
     """A task on one column of the users' table."""
-    return DemoTask(column, kind, ("--labels", "users.parquet", "--label-column", column))
+    return DemoTask(column, kind, ("--labels", "users.parquet", "--label-column", column), READER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +120,8 @@ def run_demo(options: DemoOptions) -> None:
         answers = [str(data / a) if a.endswith(".parquet") else a for a in task.answers]
         out = ("--out", options.out / f"{task.name}.bundle", "--overwrite")
         kind = ("--backbone", backbone, "--kind", task.kind)
-        _step(console, "finetune", *kind, *events, *answers, *recipe.finetuning, *out)
+        given = (*answers, *recipe.finetuning, *task.patch)
+        _step(console, "finetune", *kind, *events, *given, *out)
     with _server(console, backbone, options) as server:
         for task in recipe.tasks:
             bundle = options.out / f"{task.name}.bundle"

@@ -49,8 +49,8 @@ def finetune_many(
         int, typer.Option(min=1, help="Summed over branches.", rich_help_panel=MODEL)
     ] = 8,
     cardinality: Annotated[int, typer.Option(min=1, rich_help_panel=MODEL)] = 1,
-    blocks: Blocks = "top:2",
-    queries: Queries = 0,
+    blocks: Blocks = "none",
+    queries: Queries = 8,
     inner_skip: Annotated[
         bool, typer.Option(help="Published form of parallel2.", rich_help_panel=MODEL)
     ] = False,
