@@ -136,6 +136,7 @@ def _finetune_rates(
     settings = FinetuneSettings(
         "classification",
         blocks=blocks,
+        queries=0,
         epochs=2 if blocks is None else 12,
         batch_size=options.batch,
         max_unknown_share=1.0,

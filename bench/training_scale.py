@@ -31,6 +31,7 @@ def measure_many_tasks(
     settings = FinetuneSettings(
         "classification",
         blocks=(6, 7),
+        queries=0,
         epochs=6,
         batch_size=options.batch,
         max_unknown_share=1.0,

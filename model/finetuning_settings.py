@@ -44,7 +44,7 @@ class FinetuneSettings:
     has_inner_skip: bool = False
     has_norms: bool = True
     has_cls: bool | None = None
-    queries: int = 0
+    queries: int = 8
     epochs: int = 12
     batch_size: int = 128
     learning_rate: float = 1e-2

@@ -273,7 +273,7 @@ def finetune(
     ] = 8,
     cardinality: Annotated[int, typer.Option(min=1, rich_help_panel=MODEL)] = 1,
     blocks: Blocks = "all",
-    queries: Queries = 0,
+    queries: Queries = 8,
     inner_skip: Annotated[
         bool, typer.Option(help="Published form of parallel2.", rich_help_panel=MODEL)
     ] = False,
