@@ -8,8 +8,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+from model.fused_forward import FusedForward
 from model.lanes import SlotRef
-from model.padded_forward import PaddedForward
 from model.slab import Slab
 from model.spec import BackboneSpec, HeadSpec, PatchGeometry
 from tests.model.random_tasks import RandomTask, random_backbone, random_history, random_task
@@ -33,7 +33,7 @@ class Mix:
     def __init__(self, spec: BackboneSpec) -> None:
         backbone = random_backbone(spec)
         on_device = random_backbone(spec).to(DEVICE)
-        self.forward = PaddedForward(on_device)
+        self.forward = FusedForward(on_device)
         self.tasks: list[RandomTask] = []
         self.refs: list[SlotRef] = []
         for geometry in GEOMETRIES:
