@@ -4,15 +4,13 @@ A *shape* says which launches a chunk takes and how large they may become; chunk
 one layout, and so one captured graph. What changes from chunk to chunk is in the numbers.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from model.lanes import Indices, Lanes, Stage
 from model.levels import Levels
-from model.slab import Slab
-from model.spec import BackboneSpec, PatchGeometry
+from model.spec import BackboneSpec
 
 ALIGNED = 4
 """Every part of the buffer begins at a multiple of 16 bytes: kernels are compiled for that once."""
@@ -23,11 +21,12 @@ LENGTH_STEPS = 4
 
 @dataclass(frozen=True, slots=True)
 class StageShape:
-    """A stage's first block and the slabs of its groups, each with its geometry and generation."""
+    """A stage's first block, whether some lanes carry no patch, and the slabs of its groups, by
+    identity and generation."""
 
     block: int
+    has_trunk: bool
     slabs: tuple[tuple[int, int], ...]
-    geometries: tuple[PatchGeometry, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,7 @@ class StageParts:
 @dataclass(frozen=True, slots=True)
 class Parts:
     """Where a chunk's numbers lie: items of the first lanes one after the other, from ``starts``
-    [rows + 1] on; ``places`` [rows] of the last lanes' user vectors, -1 for none."""
+    [rows + 1] on; ``places`` [rows] of the last lanes, which are the chunk's rows, in the batch."""
 
     items: slice
     starts: slice
@@ -96,41 +95,51 @@ def lay_out(shape: ChunkShape, spec: BackboneSpec, level_count: int) -> Parts:
     return Parts(items, starts, places, stages, at)
 
 
-def shape_of(lanes: Lanes, lengths: Indices, table: Levels, spec: BackboneSpec) -> ChunkShape:
-    """The smallest shape that holds a chunk whose first lanes have framed ``lengths``."""
-    rows = 1 << (max(len(lanes.rows), len(lanes.histories)) - 1).bit_length()
-    totals = [table.counts[:, own].sum(1) for own in _stage_lengths(lanes.stages, lengths)]
-    most = np.max(totals, axis=0)  # [levels]
-    steps = range(1, LENGTH_STEPS + 1)
-    caps = [-(-spec.frame_len * step // LENGTH_STEPS) for step in steps]
-    length = next(cap for cap in caps if (most <= rows * table.counts[:, cap]).all())
-    return ChunkShape(rows, length, tuple(_stage_shape(stage) for stage in lanes.stages))
-
-
-def _stage_shape(stage: Stage) -> StageShape:
-    return StageShape(
-        stage.block,
-        tuple((id(group.slab), group.slab.generation) for group in stage.groups),
-        tuple(group.geometry for group in stage.groups),
-    )
-
-
-def _stage_lengths(stages: Iterable[Stage], lengths: Indices) -> Iterable[Indices]:
-    for stage in stages:
-        lengths = lengths if stage.select is None else lengths[stage.select]
-        yield lengths
-
-
 @dataclass(frozen=True, slots=True)
 class ChunkNumbers:
-    """A chunk: its lanes, their items (int32, oldest first), item counts, framed lengths, and the
-    place of each row's user vector."""
+    """A chunk: its lanes, the first ones' items (oldest first) and how many each has; by stage,
+    the entries of each lane and where they begin.
+
+    counts [levels, lanes], bases [levels, lanes + 1].
+    """
 
     lanes: Lanes
     items: Indices
     item_counts: Indices
-    lengths: Indices
-    places: Indices
+    counts: list[Indices]
+    bases: list[Indices]
+
+
+def count_entries(lanes: Lanes, lengths: Indices, table: Levels) -> list[Indices]:
+    """Entries [levels, lanes] of the lanes of each stage; the first have framed ``lengths``."""
+    counts = [table.counts[:, lengths]]
+    for stage in lanes.stages[1:]:
+        counts.append(counts[-1] if stage.select is None else counts[-1][:, stage.select])
+    return counts
+
+
+def bases_of(counts: Indices) -> Indices:
+    """Where each lane's entries begin, and where the last one's end."""
+    bases = np.zeros((len(counts), counts.shape[1] + 1), dtype=np.int32)
+    np.cumsum(counts, axis=1, out=bases[:, 1:])
+    return bases
+
+
+def shape_of(chunk: ChunkNumbers, table: Levels) -> ChunkShape:
+    """The smallest shape that holds a chunk."""
+    rows = 1 << (max(len(chunk.lanes.rows), len(chunk.item_counts)) - 1).bit_length()
+    most = chunk.bases[0][:, -1]  # [levels]
+    for bases in chunk.bases[1:]:
+        most = np.maximum(most, bases[:, -1])
+    frame_len = table.counts.shape[1] - 1
+    caps = [-(-frame_len * step // LENGTH_STEPS) for step in range(1, LENGTH_STEPS + 1)]
+    length = next(cap for cap in caps if (most <= rows * table.counts[:, cap]).all())
+    return ChunkShape(rows, length, tuple(_stage_shape(stage) for stage in chunk.lanes.stages))
+
+
+def _stage_shape(stage: Stage) -> StageShape:
+    slabs = tuple((id(group.slab), group.slab.generation) for group in stage.groups)
+    return StageShape(stage.block, not stage.groups or stage.groups[0].start > 0, slabs)
 
 
 def fill(ints: Indices, parts: Parts, chunk: ChunkNumbers, table: Levels) -> None:
@@ -139,39 +148,29 @@ def fill(ints: Indices, parts: Parts, chunk: ChunkNumbers, table: Levels) -> Non
     starts = ints[parts.starts]
     starts[0] = 0
     np.cumsum(chunk.item_counts, out=starts[1 : len(chunk.item_counts) + 1])
-    places = ints[parts.places]
-    places[: len(chunk.places)], places[len(chunk.places) :] = chunk.places, -1
-    before: Indices | None = None
-    lengths = _stage_lengths(chunk.lanes.stages, chunk.lengths)
-    for stage, own, part in zip(chunk.lanes.stages, lengths, parts.stages, strict=True):
-        before = _fill_stage(ints, part, stage, table.counts[:, own], table, before)
+    ints[parts.places][: len(chunk.lanes.rows)] = chunk.lanes.rows
+    before = chunk.bases[0]
+    for number, (stage, part) in enumerate(zip(chunk.lanes.stages, parts.stages, strict=True)):
+        came = before[entry_level(table, stage.block), :-1]
+        came = came if stage.select is None else came[stage.select]
+        ints[part.entries][: len(came)] = came
+        before = chunk.bases[number]
+        _fill_stage(ints, part, stage, chunk.counts[number], before)
 
 
 def _fill_stage(
-    ints: Indices,
-    part: StageParts,
-    stage: Stage,
-    counts: Indices,
-    table: Levels,
-    before: Indices | None,
-) -> Indices:
-    """Write a stage whose lanes have ``counts`` [levels, lanes]; its bases [levels, lanes + 1]."""
+    ints: Indices, part: StageParts, stage: Stage, counts: Indices, bases: Indices
+) -> None:
     level_count, lanes = counts.shape
-    bases = np.zeros((level_count, lanes + 1), dtype=np.int32)
-    np.cumsum(counts, axis=1, out=bases[:, 1:])
     ints[part.bases].reshape(level_count, -1)[:, : lanes + 1] = bases
     into = ints[part.counts].reshape(level_count, -1)
     into[:, :lanes], into[:, lanes:] = counts, 0
-    entry = entry_level(table, stage.block)
-    came = bases[entry, :-1] if before is None else before[entry, :-1]
-    ints[part.entries][:lanes] = came if stage.select is None else came[stage.select]
     bounds = ints[part.bounds].reshape(-1, level_count, ALIGNED)
     first = stage.groups[0].start if stage.groups else lanes
     bounds[0, :, 0], bounds[0, :, 1] = 0, bases[:, first]
     for run, group in enumerate(stage.groups, start=1):
         ints[part.slots][group.start : group.stop] = group.slots
         bounds[run, :, 0], bounds[run, :, 1] = bases[:, group.start], bases[:, group.stop]
-    return bases
 
 
 def entry_level(table: Levels, block: int) -> int:
@@ -179,8 +178,3 @@ def entry_level(table: Levels, block: int) -> int:
     if block == len(table.blocks):
         return table.blocks[-1].second.target
     return table.blocks[block].first.source
-
-
-def slabs_of(lanes: Lanes) -> list[Slab]:
-    """The slabs that a chunk's groups read."""
-    return list({id(g.slab): g.slab for stage in lanes.stages for g in stage.groups}.values())

@@ -1,6 +1,6 @@
 """The launches of one shape of chunk, captured as a CUDA graph when the shape comes again."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +11,8 @@ from model.backbone import Backbone
 from model.fused_plan import ALIGNED, ChunkShape, Parts, StageParts, entry_level, lay_out, padded
 from model.kernels.fused_blocks import FusedBlocks, LaneRun, RunPatch, States
 from model.kernels.fused_ends import EnteringRun, FramedItems, enter, pool, spread
+from model.lanes import Stage
 from model.levels import Levels, levels
-from model.slab import Slab
 
 
 class FusedNetwork:
@@ -65,20 +65,21 @@ class ShapeRun:
     def __init__(
         self,
         shape: ChunkShape,
-        slabs: dict[int, Slab],
+        stages: Sequence[Stage],
         network: FusedNetwork,
         space: Workspace,
     ) -> None:
         self._network, self._space, self._shape = network, space, shape
         self.parts: Parts = lay_out(shape, network.spec, len(network.table.counts))
         self.ints = torch.zeros(self.parts.size, dtype=torch.int32, device=network.device)
-        self._slabs = slabs  # held, so that no other slab takes their identity
-        self._stages = list(self._device_stages())
+        self._slabs = [group.slab for stage in stages for group in stage.groups]
+        # Held, so that no other slab takes the identity that the shape knows one by.
+        self._stages = list(self._device_stages(stages))
         self._graph: torch.cuda.CUDAGraph | None = None
         self._has_run = False
 
     def run(self) -> Tensor:
-        """User vectors float32 [rows, C] of the chunk whose numbers ``ints`` holds.
+        """User vectors float32 [≥ lanes, C] of the chunk whose numbers ``ints`` holds, by lane.
 
         They stay until the next chunk runs. On the second time the launches are captured: by then
         every kernel is compiled, and a shape that comes once is not worth it.
@@ -118,10 +119,9 @@ class ShapeRun:
                     self._network.blocks.run(States(x, middle, out, bases), block, run)
                 x, out = out, x
                 bases = stage.bases[self._network.table.blocks[block].second.target]
-        places = self.ints[self.parts.places][: self._shape.rows]
         top = entry_level(self._network.table, len(self._network.table.blocks))
         users = self._space.users[: self._shape.rows]
-        pool(x, users, places, bases, stage.counts[top], self._network.spec.is_causal)
+        pool(x, users, bases, stage.counts[top], self._network.spec.is_causal)
 
     def _enter(self, x: Tensor, stage: DeviceStage) -> None:
         network = self._network
@@ -139,22 +139,24 @@ class ShapeRun:
             )
             enter(x, network.embedding, framed, entering, network.spec)
 
-    def _device_stages(self) -> Iterator[DeviceStage]:
-        rows, level_count = self._shape.rows, len(self._network.table.counts)
-        ends = [stage.block for stage in self._shape.stages[1:]] + [len(self._network.table.blocks)]
-        for stage, part, until in zip(self._shape.stages, self.parts.stages, ends, strict=True):
-            counts = self.ints[part.counts].view(level_count, -1)[:, :rows]
+    def _device_stages(self, stages: Sequence[Stage]) -> Iterator[DeviceStage]:
+        level_count = len(self._network.table.counts)
+        ends = [stage.block for stage in stages[1:]] + [len(self._network.table.blocks)]
+        for stage, part, until in zip(stages, self.parts.stages, ends, strict=True):
             slots = self.ints[part.slots]
-            patches: list[RunPatch | None] = [None]
-            for (slab, _), geometry in zip(stage.slabs, stage.geometries, strict=True):
-                patches.append(RunPatch(geometry, self._slabs[slab].tensors, slots))
+            patches: list[RunPatch | None] = [
+                RunPatch(group.geometry, group.slab.tensors, slots) for group in stage.groups
+            ]
+            has_trunk = not stage.groups or stage.groups[0].start > 0
+            runs = [self._lane_run(part, 0, None)] if has_trunk else []
+            runs += [self._lane_run(part, at, patch) for at, patch in enumerate(patches, 1)]
             yield DeviceStage(
                 stage.block,
                 until,
                 self.ints[part.entries],
                 self.ints[part.bases].view(level_count, -1),
-                counts,
-                [self._lane_run(part, number, p) for number, p in enumerate(patches)],
+                self.ints[part.counts].view(level_count, -1)[:, : self._shape.rows],
+                runs,
             )
 
     def _lane_run(self, part: StageParts, number: int, patch: RunPatch | None) -> LaneRun:

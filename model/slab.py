@@ -77,9 +77,8 @@ class Slab:
         side.wait_stream(torch.cuda.current_stream(side.device))
         with torch.cuda.stream(side):
             for name, tensor in self.tensors.items():
-                ready = weights[name].to(self.dtype)
-                ready = ready if ready.is_cuda else ready.pin_memory()
-                tensor[slot].copy_(ready, non_blocking=True)
+                source = weights[name].cpu().to(self.dtype).pin_memory()
+                tensor[slot].copy_(source, non_blocking=True)
         self._is_writing = True
 
     def _next(self) -> int:

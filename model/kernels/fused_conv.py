@@ -4,12 +4,15 @@ A program computes ``BLOCK_M`` entries, of as many lanes as lie in them, over al
 product runs over the whole tile; each lane's patch is applied to the tile and kept where the lane
 is. So a tile is full whatever the lengths, and its weights are read once for all its lanes.
 Arithmetic between the products is float32 whatever the storage.
+
+What the sums of a tile receive from memory (up biases, the residual) is added as a product with
+ones where it belongs: such operands pass through shared memory, and need no registers beside the
+sums, which fill half of them.
 """
 
 import math
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -72,14 +75,21 @@ class Entries:
     residual: Tensor | None = None
 
 
-LARGEST_TILE = 128 * 256
-"""Float32 sums that eight warps hold in their registers beside what they compute with."""
+LARGEST_TILE = 64 * 256
+"""Float32 sums of four warps: two such programs share a multiprocessor, one works as one waits."""
 
 FULL_WAVE = 128
 """Programs that occupy the device: a tile is as large as leaves about so many."""
 
-LANES_OF_TILE = 8
+LANES_OF_TILE = 5
 """Lanes that a tile may hold, about: each one's patch is applied to all of it."""
+
+PREFETCH = False
+RESLOOP = True
+BIG = False
+
+COLUMNS = 32
+"""Bottleneck channels that a tile's patches are applied by, of one lane or of several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,22 +167,33 @@ def _fused_conv(  # type: ignore[no-untyped-def]  # Triton compiles it
     in_base = tl.load(in_bases_ptr + lane)
     in_count = tl.load(in_counts_ptr + lane)
 
+    first_lane = tl.load(lane_of_ptr + first)
+    last_lane = tl.load(lane_of_ptr + tl.minimum(first + BLOCK_M, stop) - 1)
+
     bias = tl.load(bias_ptr + c, mask=is_channel, other=0.0).to(tl.float32)
     y = tl.zeros((BLOCK_M, BLOCK_C), dtype=tl.float32) + bias[None, :]
     k = tl.arange(0, BLOCK_K)
+    STEPS: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
     for group in tl.static_range(0, TAPS, 3):  # a load whose address was loaded is not run ahead
         here = tl.minimum(TAPS - group, 3)
         near = _source(taps_ptr + n * TAPS + group, in_base, in_count)
         middle = _source(taps_ptr + n * TAPS + group + (here > 1), in_base, in_count)
         far = _source(taps_ptr + n * TAPS + group + here - 1, in_base, in_count)
-        for step in range(0, here * C // BLOCK_K):
-            tap = step * BLOCK_K // C
-            part = step * BLOCK_K - tap * C + k
+        for step in range(0, here * STEPS):
+            tap = step // STEPS
+            part = (step - tap * STEPS) * BLOCK_K + k
             source = tl.where(tap == 0, near, tl.where(tap == 1, middle, far))
             at = source[:, None] * C + part[None, :]
-            a = tl.load(x_ptr + at, mask=(source >= 0)[:, None], other=0.0)
-            w_at = (group * C + step * BLOCK_K + k)[:, None] * C + c[None, :]
-            w = tl.load(weight_ptr + w_at, mask=is_channel[None, :], other=0.0)
+            w_at = ((group + tap) * C + part)[:, None] * C + c[None, :]
+            if C % BLOCK_K == 0:
+                a = tl.load(x_ptr + at, mask=(source >= 0)[:, None], other=0.0)
+                w = tl.load(weight_ptr + w_at, mask=is_channel[None, :], other=0.0)
+            else:
+                is_part = part < C
+                is_there = (source >= 0)[:, None] & is_part[None, :]
+                a = tl.load(x_ptr + at, mask=is_there, other=0.0)
+                is_weight = is_part[:, None] & is_channel[None, :]
+                w = tl.load(weight_ptr + w_at, mask=is_weight, other=0.0)
             y = tl.dot(a, w, y, input_precision="ieee")  # [BLOCK_M, BLOCK_K] @ [BLOCK_K, BLOCK_C]
 
     if MODE != 0:
@@ -184,18 +205,19 @@ def _fused_conv(  # type: ignore[no-untyped-def]  # Triton compiles it
             if MODE == 3:
                 y += s.to(tl.float32)
             s = s.to(down_ptr.dtype.element_ty)
-        lanes_at_once: tl.constexpr = BLOCK_W // H
-        w = tl.arange(0, BLOCK_W)
-        h = w % H
-        first_lane = tl.load(lane_of_ptr + first)
-        last_lane = tl.load(lane_of_ptr + tl.minimum(first + BLOCK_M, stop) - 1)
-        for ahead in range(first_lane, last_lane + 1, lanes_at_once):
-            lane_of_w = ahead + w // H
-            is_wide = (lane_of_w <= last_lane) & (w < lanes_at_once * H)
-            if lanes_at_once == 1:
-                slot = tl.load(slots_ptr + ahead).to(tl.int64)
+        columns = (last_lane + 1 - first_lane) * H  # of the tile's lanes, beside each other
+        for start in tl.range(0, columns, BLOCK_W, num_stages=2):
+            column = start + tl.arange(0, BLOCK_W)
+            is_wide = column < columns
+            if H % BLOCK_W == 0:  # all of one lane: whole rows can be loaded at a time
+                ahead = start // H
+                h = column - ahead * H
+                of_lane = first_lane + ahead + tl.zeros((BLOCK_W,), dtype=tl.int32)
+                slot = tl.load(slots_ptr + first_lane + ahead).to(tl.int64)
             else:
-                slot = tl.load(slots_ptr + lane_of_w, mask=is_wide, other=0).to(tl.int64)
+                h = column % H
+                of_lane = first_lane + column // H
+                slot = tl.load(slots_ptr + of_lane, mask=is_wide, other=0).to(tl.int64)
             bottleneck = slot * patch_slot + patch_index + tl.zeros((BLOCK_W,), dtype=tl.int64)
             down_at = (bottleneck * (C * H) + h)[None, :] + c[:, None] * H
             is_here = is_channel[:, None] & is_wide[None, :]
@@ -203,14 +225,20 @@ def _fused_conv(  # type: ignore[no-untyped-def]  # Triton compiles it
             wide = tl.dot(s, down, input_precision="ieee")  # [BLOCK_M, BLOCK_W]
             down_bias = tl.load(down_bias_ptr + bottleneck * H + h, mask=is_wide, other=0.0)
             wide = _gelu_tanh(wide + down_bias.to(tl.float32)[None, :])
-            wide = tl.where((lane[:, None] == lane_of_w[None, :]) & is_wide[None, :], wide, 0.0)
+            wide = tl.where((lane[:, None] == of_lane[None, :]) & is_wide[None, :], wide, 0.0)
             up_at = (bottleneck * (H * C) + h * C)[:, None] + c[None, :]
             is_here = is_wide[:, None] & is_channel[None, :]
             up = tl.load(up_ptr + up_at, mask=is_here, other=0.0)  # [BLOCK_W, BLOCK_C]
             y = tl.dot(wide.to(up.dtype), up, y, input_precision="ieee")
-        own_slot = tl.load(slots_ptr + lane).to(tl.int64) * patch_slot + patch_index
-        up_bias_at = own_slot[:, None] * C + c[None, :]
-        y += tl.load(up_bias_ptr + up_bias_at, mask=is_channel[None, :], other=0.0).to(tl.float32)
+        b = tl.arange(0, 16)
+        for ahead in tl.range(first_lane, last_lane + 1, 16, num_stages=1):
+            is_here = ahead + b <= last_lane
+            slot = tl.load(slots_ptr + ahead + b, mask=is_here, other=0).to(tl.int64)
+            bias_at = (slot * patch_slot + patch_index)[:, None] * C + c[None, :]
+            is_bias = is_here[:, None] & is_channel[None, :]
+            up_bias = tl.load(up_bias_ptr + bias_at, mask=is_bias, other=0.0)  # [16, BLOCK_C]
+            is_own = (lane[:, None] == (ahead + b)[None, :]).to(up_bias.dtype)
+            y = tl.dot(is_own, up_bias, y, input_precision="ieee")  # cheaper than to gather rows
 
     if BLOCK_C != C:
         y = tl.where(is_channel[None, :], y, 0.0)
@@ -231,9 +259,16 @@ def _fused_conv(  # type: ignore[no-untyped-def]  # Triton compiles it
         beta = tl.load(norm_bias_ptr + c, mask=is_channel, other=0.0)
         y = tl.maximum(y * scale[:, None] * gamma[None, :] + beta[None, :], 0.0)
     if HAS_RESIDUAL:
-        source = tl.load(skip_bases_ptr + lane) + tl.load(residual_ptr + n)
-        skip_at = source[:, None] * C + c[None, :]
-        y += tl.load(skip_ptr + skip_at, mask=is_channel[None, :], other=0.0).to(tl.float32)
+        entry, r = tl.arange(0, BLOCK_M), tl.arange(0, 16)
+        for part in tl.range(0, BLOCK_M, 16, num_stages=3):
+            read = tl.minimum(first + part + r, stop - 1)
+            its_lane = tl.load(lane_of_ptr + read)
+            its_n = read - tl.load(out_bases_ptr + its_lane)
+            source = tl.load(skip_bases_ptr + its_lane) + tl.load(residual_ptr + its_n)
+            skip_at = source[:, None] * C + c[None, :]
+            skip = tl.load(skip_ptr + skip_at, mask=is_channel[None, :], other=0.0)
+            is_it = (entry[:, None] == (part + r)[None, :]).to(skip.dtype)
+            y = tl.dot(is_it, skip, y, input_precision="ieee")  # [BLOCK_M, 16] @ [16, BLOCK_C]
     m = first + tl.arange(0, BLOCK_M)
     is_own = (m < stop)[:, None] & is_channel[None, :]
     tl.store(out_ptr + m[:, None] * C + c[None, :], y.to(out_ptr.dtype.element_ty), mask=is_own)
@@ -294,8 +329,8 @@ def fused_conv(
         HAS_RESIDUAL=entries.residual is not None,
         BLOCK_M=tile.entries,
         BLOCK_C=triton.next_power_of_2(channels),
-        BLOCK_W=max(16, triton.next_power_of_2(h)),
-        BLOCK_K=math.gcd(channels, tile.depth),
+        BLOCK_W=COLUMNS,
+        BLOCK_K=max(16, math.gcd(channels, tile.depth)),
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
@@ -308,12 +343,13 @@ def _widest(x: Tensor, patch: PatchOperands | None) -> int:
 
 def _tile(entries: Entries, channels: int, number_bytes: int) -> Tile:
     width = int(triton.next_power_of_2(channels))
-    most = max(16, min(128, LARGEST_TILE // width))
+    most = max(64, min(128, LARGEST_TILE // width))
     if number_bytes > 2:  # no matrix unit multiplies float32 exactly; these sums are ordinary ones
-        return Tile(min(32, most), depth=16, warps=4, stages=2)
+        return Tile(32 if width <= 256 else 16, depth=16, warps=4, stages=2)
     size = 16
-    while size < most and size < LANES_OF_TILE * entries.per_lane:
+    while size < min(most, LANES_OF_TILE * entries.per_lane):
         if entries.capacity < FULL_WAVE * size:
             break
         size *= 2
-    return Tile(size, depth=64, warps=8 if size * width >= LARGEST_TILE else 4, stages=4)
+    warps = 8 if size * width > LARGEST_TILE else 4
+    return Tile(size, depth=32 if size >= 64 and width >= 256 else 64, warps=warps, stages=4)

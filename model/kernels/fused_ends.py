@@ -93,7 +93,6 @@ def _enter(  # type: ignore[no-untyped-def]  # Triton compiles it
 def _pool(  # type: ignore[no-untyped-def]  # Triton compiles it
     x_ptr,
     out_ptr,
-    places_ptr,
     bases_ptr,
     counts_ptr,
     rows,
@@ -103,17 +102,16 @@ def _pool(  # type: ignore[no-untyped-def]  # Triton compiles it
     LANES: tl.constexpr,
 ):
     lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
-    place = tl.load(places_ptr + lane, mask=lane < rows, other=-1)
-    is_row = place >= 0
+    count = tl.load(counts_ptr + lane, mask=lane < rows, other=0)
+    is_lane = count > 0
     c = tl.arange(0, BLOCK_C)
-    here = is_row[:, None] & (c < C)[None, :]
-    base = tl.load(bases_ptr + lane, mask=is_row, other=0)
+    here = is_lane[:, None] & (c < C)[None, :]
+    base = tl.load(bases_ptr + lane, mask=is_lane, other=0)
     user = tl.load(x_ptr + base[:, None] * C + c[None, :], mask=here, other=0.0).to(tl.float32)
     if not IS_CAUSAL:
-        oldest = base + tl.load(counts_ptr + lane, mask=is_row, other=1) - 1
-        first = tl.load(x_ptr + oldest[:, None] * C + c[None, :], mask=here, other=0.0)
-        user += first.to(tl.float32)
-    tl.store(out_ptr + place[:, None] * C + c[None, :], user, mask=here)
+        oldest = (base + count - 1)[:, None] * C + c[None, :]
+        user += tl.load(x_ptr + oldest, mask=here, other=0.0).to(tl.float32)
+    tl.store(out_ptr + lane[:, None] * C + c[None, :], user, mask=here)
 
 
 def spread(lane_of: Tensor, starts: Tensor, bases: Tensor, counts: Tensor, most: int) -> None:
@@ -185,15 +183,12 @@ def enter(
     )
 
 
-def pool(
-    x: Tensor, out: Tensor, places: Tensor, bases: Tensor, counts: Tensor, is_causal: bool
-) -> None:
-    """User vectors into ``out`` float32 [rows, C]: lane i's to ``places[i]``, unless that is -1."""
+def pool(x: Tensor, out: Tensor, bases: Tensor, counts: Tensor, is_causal: bool) -> None:
+    """The lanes' user vectors into ``out`` float32 [rows, C]; those without entries are left."""
     rows, channels = out.shape
     _pool[(triton.cdiv(rows, LANES),)](
         x,
         out,
-        places,
         bases,
         counts,
         rows,
