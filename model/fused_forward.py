@@ -26,6 +26,7 @@ from model.fused_plan import (
 )
 from model.fused_run import FusedNetwork, ShapeRun, Workspace
 from model.lanes import Indices, SlotRef, Stage, entry_block, number_histories, plan_lanes
+from model.slab import new_stream
 from model.spec import PatchGeometry
 
 CHUNK_ROWS = 512
@@ -65,7 +66,9 @@ class FusedForward:
 
         Raises IndexError for a token that is none.
         """
-        newest = [history[-self.spec.max_len :] for history in histories]
+        newest = histories
+        if max(map(len, histories), default=0) > self.spec.max_len:
+            newest = [history[-self.spec.max_len :] for history in histories]
         slabs = {ref.slab: ref.geometry for ref in refs}
         for slab in slabs:
             slab.await_writes()
@@ -127,7 +130,7 @@ class Track:
 
     def __init__(self, network: FusedNetwork) -> None:
         self._network = network
-        self._stream = torch.cuda.Stream() if network.device.type == "cuda" else None
+        self._stream = new_stream(network.device)
         self._space: Workspace | None = None
         self._shapes: OrderedDict[ChunkShape, ShapeRun] = OrderedDict()
         self._staging = [Staging(network.device) for _ in range(STAGING_BUFFERS)]
@@ -178,7 +181,9 @@ class Staging:
         self._is_cuda = device.type == "cuda"
         self._memory = torch.empty(0, dtype=torch.int32)
         self._numbers: Indices = self._memory.numpy()
-        self._sent = torch.cuda.Event() if self._is_cuda else None
+        self._sent: torch.cuda.Event | None = None
+        if self._is_cuda:
+            self._sent = torch.cuda.Event()  # type: ignore[no-untyped-call]  # PyTorch's
 
     def free(self, size: int) -> Indices:
         """A buffer int32 [≥ size] to fill; waits until what it held has arrived."""

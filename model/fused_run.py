@@ -13,6 +13,7 @@ from model.kernels.fused_blocks import FusedBlocks, LaneRun, RunPatch, States
 from model.kernels.fused_ends import EnteringRun, FramedItems, enter, pool, spread
 from model.lanes import Stage
 from model.levels import Levels, levels
+from model.slab import new_stream
 
 
 class FusedNetwork:
@@ -94,7 +95,8 @@ class ShapeRun:
         return self._space.users
 
     def _captured(self) -> torch.cuda.CUDAGraph:
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        graph, stream = torch.cuda.CUDAGraph(), new_stream(self._network.device)
+        assert stream is not None
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             graph.capture_begin(capture_error_mode="thread_local")
@@ -132,7 +134,7 @@ class ShapeRun:
             entering = EnteringRun(
                 run.lane_of[0],
                 run.bounds[0],
-                run.capacities[0],
+                run.rows * run.per_lane[0],
                 run.bases[0],
                 starts if patch is None else patch.slots,
                 None if patch is None else patch.tensors.get("patch.cls"),
@@ -163,8 +165,9 @@ class ShapeRun:
         rows, network = self._shape.rows, self._network
         level_count = len(network.table.counts)
         return LaneRun(
+            rows=rows,
             lane_of=[self._space.lane_of[rows * start :] for start in network.level_starts[:-1]],
-            capacities=(rows * network.table.counts[:, self._shape.length]).tolist(),
+            per_lane=network.table.counts[:, self._shape.length].tolist(),
             bases=self.ints[part.bases].view(level_count, -1),
             counts=self.ints[part.counts].view(level_count, -1),
             bounds=self.ints[part.bounds].view(-1, level_count, ALIGNED)[number],

@@ -42,7 +42,7 @@ class Slab:
         self._capacity = capacity
         self._free: list[int] = []
         self._used = 0
-        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._side = new_stream(device)
         self._is_writing = False
 
     @property
@@ -95,6 +95,13 @@ class Slab:
             self.tensors[name] = new
         self._capacity *= 2
         self.generation += 1
+
+
+def new_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """A stream beside the current one; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # PyTorch's
 
 
 def _storage(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:

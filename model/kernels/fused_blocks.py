@@ -27,12 +27,14 @@ class RunPatch:
 class LaneRun:
     """Lanes of one stage that run together: int32 tensors on the device.
 
-    ``lane_of`` and ``capacities`` are by level: whose an entry is, and how many there may be;
-    bases [levels, rows + 1] and counts [levels, rows] are the lanes', bounds [levels, 4] the run's.
+    ``lane_of`` and ``per_lane`` are by level: whose an entry is, and how many a lane has on average
+    at most; bases [levels, rows + 1] and counts [levels, rows] are the lanes', bounds [levels, 4]
+    the run's.
     """
 
+    rows: int
     lane_of: list[Tensor]
-    capacities: list[int]
+    per_lane: list[int]
     bases: Tensor
     counts: Tensor
     bounds: Tensor
@@ -94,8 +96,8 @@ class FusedBlocks:
         return Entries(
             lane_of=run.lane_of[conv.target],
             bounds=run.bounds[conv.target],
-            capacity=run.capacities[conv.target],
-            per_lane=len(conv.taps),
+            capacity=run.rows * run.per_lane[conv.target],
+            per_lane=run.per_lane[conv.target],
             out_bases=run.bases[conv.target],
             in_bases=in_bases,
             in_counts=run.counts[conv.source],

@@ -343,13 +343,14 @@ def _widest(x: Tensor, patch: PatchOperands | None) -> int:
 
 def _tile(entries: Entries, channels: int, number_bytes: int) -> Tile:
     width = int(triton.next_power_of_2(channels))
-    most = max(64, min(128, LARGEST_TILE // width))
-    if number_bytes > 2:  # no matrix unit multiplies float32 exactly; these sums are ordinary ones
-        return Tile(32 if width <= 256 else 16, depth=16, warps=4, stages=2)
+    is_exact = number_bytes > 2  # no matrix unit multiplies float32 exactly: ordinary sums do
+    most = 32 if is_exact else max(64, min(128, LARGEST_TILE // width))
     size = 16
     while size < min(most, LANES_OF_TILE * entries.per_lane):
         if entries.capacity < FULL_WAVE * size:
             break
         size *= 2
+    if is_exact:
+        return Tile(size, depth=16, warps=4, stages=2)
     warps = 8 if size * width > LARGEST_TILE else 4
     return Tile(size, depth=32 if size >= 64 and width >= 256 else 64, warps=warps, stages=4)
