@@ -78,12 +78,14 @@ class FusedForward:
         if len(chunks) == 1:
             self._tracks[0].run(self._numbers(chunks[0], newest, history_of, refs), out)
             return out
-        for rows, track in zip(chunks, cycle(self._tracks), strict=False):
-            numbers = self._numbers(rows, newest, history_of, refs)
-            with track.beside():
-                track.run(numbers, out)
-        for track in self._tracks[: len(chunks)]:
-            track.join()
+        try:
+            for rows, track in zip(chunks, cycle(self._tracks), strict=False):
+                numbers = self._numbers(rows, newest, history_of, refs)
+                with track.beside():
+                    track.run(numbers, out)
+        finally:  # also if a row is refused: the next batch uses the tracks' memory again
+            for track in self._tracks[: len(chunks)]:
+                track.join()
         return out
 
     def _history_of(

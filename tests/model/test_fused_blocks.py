@@ -162,3 +162,11 @@ def test_no_rows_have_no_user_vectors() -> None:
 def test_a_token_that_is_none_is_refused(token: int) -> None:
     with pytest.raises(IndexError, match="outside"):
         Mix(SMALL, FEW).worst_error([(0, [5, token, 7])])
+
+
+def test_rows_after_a_batch_that_was_refused_half_way_equal_the_reference() -> None:
+    mix = Mix(SMALL, FEW, chunk_rows=2)
+    rows = mix.random_rows(LENGTHS[:4])
+    with pytest.raises(IndexError, match="outside"):
+        mix.worst_error([*rows, (3, [SMALL.token_count])])
+    assert mix.worst_error(rows) <= TOLERANCE
