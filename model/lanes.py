@@ -81,9 +81,14 @@ def plan_lanes(
     rows: Iterable[int], history_of: Sequence[int], refs: Sequence[SlotRef], block_count: int
 ) -> Lanes:
     """Plan a chunk of ``rows``; row i has history ``history_of[i]`` and patch ``refs[i]``."""
+    rows = list(rows)
+    own = [refs[row] for row in rows]
+    if len({ref.slab for ref in own}) == 1 and entry_block(own[0].geometry, block_count) == 0:
+        histories = [history_of[row] for row in rows]
+        return Lanes(histories, [Stage(0, None, _groups([rows], 0, refs))], rows)
     by_slab: defaultdict[int, list[int]] = defaultdict(list)
-    for row in rows:
-        by_slab[id(refs[row].slab)].append(row)
+    for row, ref in zip(rows, own, strict=True):
+        by_slab[id(ref.slab)].append(row)
     entries = {
         slab: entry_block(refs[members[0]].geometry, block_count)
         for slab, members in by_slab.items()

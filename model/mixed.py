@@ -31,9 +31,9 @@ def mixed_forward(
     below the patched blocks are kept for recent histories within ``trunk_cache_bytes``.
     """
     if backbone.embedding.weight.is_cuda:
-        from model.padded_forward import PaddedForward  # needs Triton, which comes with CUDA builds
+        from model.fused_forward import FusedForward  # needs Triton, which comes with CUDA builds
 
-        return PaddedForward(backbone, dtype)
+        return FusedForward(backbone, dtype)
     from model.packed_forward import PackedForward  # needs numba, which a GPU does without
 
     return PackedForward(backbone, dtype, trunk_cache_bytes=trunk_cache_bytes)

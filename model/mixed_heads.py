@@ -61,14 +61,14 @@ class MixedHeads:
             self.put_back(ref, tensors, temperature)
             return ref
         slab = self._slab(spec.outputs)
-        return HeadRef(spec, slab, slab.write(self._on_device(spec, tensors, temperature)))
+        return HeadRef(spec, slab, slab.write(_tempered(spec, tensors, temperature)))
 
     def put_back(
         self, ref: HeadRef, tensors: Mapping[str, Tensor], temperature: float = 1.0
     ) -> None:
         """Store a ranking head's tensors, which are kept as they are if they lie there already."""
         assert ref.catalog is not None
-        weights = self._on_device(ref.spec, tensors, temperature)
+        weights = _tempered(ref.spec, tensors, temperature, self._device)
         ref.catalog.weight, ref.catalog.bias = weights["head.weight"], weights["head.bias"]
 
     def remove(self, ref: HeadRef) -> None:
@@ -85,6 +85,7 @@ class MixedHeads:
             weight, bias = ref.catalog.weight, ref.catalog.bias
         else:
             assert ref.slab is not None
+            ref.slab.await_writes()
             tensors = ref.slab.tensors
             weight, bias = tensors["head.weight"][ref.slot], tensors["head.bias"][ref.slot]
         assert weight is not None
@@ -108,20 +109,25 @@ class MixedHeads:
                 out[row] = scores
         return [scores for scores in out if scores is not None]
 
-    def _on_device(
-        self, spec: HeadSpec, tensors: Mapping[str, Tensor], temperature: float
-    ) -> dict[str, Tensor]:
-        weight = tensors["head.weight"].to(self._device)
-        bias = tensors.get("head.bias", torch.zeros(spec.outputs)).to(self._device)
-        if temperature != 1.0:
-            weight, bias = weight / temperature, bias / temperature
-        return {"head.weight": weight, "head.bias": bias}
-
     def _slab(self, outputs: int) -> Slab:
         if outputs not in self._slabs:
             shapes = {"head.weight": (outputs, self._channels), "head.bias": (outputs,)}
             self._slabs[outputs] = Slab(shapes, self._device)
         return self._slabs[outputs]
+
+
+def _tempered(
+    spec: HeadSpec,
+    tensors: Mapping[str, Tensor],
+    temperature: float,
+    device: torch.device | None = None,
+) -> dict[str, Tensor]:
+    """A head's weight and bias divided by its temperature, on a device or where they lie."""
+    weight = tensors["head.weight"].to(device)
+    bias = tensors.get("head.bias", torch.zeros(spec.outputs)).to(weight.device)
+    if temperature != 1.0:
+        weight, bias = weight / temperature, bias / temperature
+    return {"head.weight": weight, "head.bias": bias}
 
 
 def _grouped(rows: Iterable[int], refs: Sequence[HeadRef]) -> list[list[int]]:
@@ -136,6 +142,7 @@ def _grouped(rows: Iterable[int], refs: Sequence[HeadRef]) -> list[list[int]]:
 def _small(users: Tensor, refs: Sequence[HeadRef]) -> list[RowScores]:
     slab, kind = refs[0].slab, refs[0].spec.kind
     assert slab is not None
+    slab.await_writes()
     slots = torch.tensor([ref.slot for ref in refs], device=users.device)
     weight, bias = slab.tensors["head.weight"][slots], slab.tensors["head.bias"][slots]
     # A batched product would round by the number of rows; here a row is the same in any batch.

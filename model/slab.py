@@ -25,7 +25,8 @@ class Slab:
 
     ``capacity`` is the number of slots at first; by default as many as the reserve holds.
     ``dtype`` stores all but ``KEPT_EXACT``. ``generation`` changes when the tensors move to hold
-    more.
+    more. On a GPU a stream beside brings the weights, so that neither the thread nor what runs
+    meanwhile waits for them.
     """
 
     def __init__(
@@ -50,6 +51,8 @@ class Slab:
         self._capacity = capacity
         self._free: list[int] = []
         self._used = 0
+        self._side = new_stream(device)
+        self._is_writing = False
 
     @property
     def resident_slots(self) -> int:
@@ -59,13 +62,33 @@ class Slab:
     def write(self, weights: Mapping[str, Tensor]) -> int:
         """Copy one tensor per name into a free slot and return the slot's number."""
         slot = self._free.pop() if self._free else self._next()
+        if self._side is not None:
+            self._write_beside(slot, weights, self._side)
+            return slot
         for name, tensor in self.tensors.items():
             tensor[slot].copy_(weights[name])
         return slot
 
+    def await_writes(self) -> None:
+        """Let what follows on the current stream begin after all writes so far. Never blocks."""
+        if self._side is not None and self._is_writing:
+            torch.cuda.current_stream(self._side.device).wait_stream(self._side)
+            self._is_writing = False
+
     def release(self, slot: int) -> None:
         """Give a slot back; no row may be waiting for it."""
         self._free.append(slot)
+
+    def _write_beside(
+        self, slot: int, weights: Mapping[str, Tensor], side: torch.cuda.Stream
+    ) -> None:
+        """Copy from pinned memory once what was started before has ended: it may read the slot."""
+        side.wait_stream(torch.cuda.current_stream(side.device))
+        with torch.cuda.stream(side):
+            for name, tensor in self.tensors.items():
+                source = weights[name].cpu().to(self.dtype).pin_memory()
+                tensor[slot].copy_(source, non_blocking=True)
+        self._is_writing = True
 
     def _next(self) -> int:
         if self._used == self._capacity:
@@ -74,12 +97,20 @@ class Slab:
         return self._used - 1
 
     def _grow(self) -> None:
+        self.await_writes()
         for name, old in self.tensors.items():
             new = _storage((2 * len(old), *old.shape[1:]), old.device, old.dtype)
             new[: len(old)] = old
             self.tensors[name] = new
         self._capacity *= 2
         self.generation += 1
+
+
+def new_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """A stream beside the current one; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # PyTorch's
 
 
 def _storage(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -1,92 +1,128 @@
-"""Residual blocks as two Triton launches per group of rows: chosen on an NVIDIA device."""
+"""A backbone's residual blocks as two Triton launches per run of lanes, on an NVIDIA device."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from model.backbone import Backbone, DilatedConv, ResidualBlock
-from model.device_plan import DeviceBlock, DeviceConv
-from model.kernels.fused_conv import (
-    ConvWeights,
-    PatchOperands,
-    Positions,
-    fused_conv,
-)
+from model.kernels.fused_conv import ConvWeights, Entries, PatchOperands, fused_conv
 from model.kernels.patch_modes import mode_of
+from model.levels import LevelConv, Levels
 from model.spec import PatchGeometry
 
 
 @dataclass(frozen=True, slots=True)
-class RowGroup:
-    """Neighbouring rows [start, stop) whose patches lie in one slab, at ``slots`` int32."""
+class RunPatch:
+    """A slab's tensors and each lane's slot, int32 [rows]."""
 
-    start: int
-    stop: int
     geometry: PatchGeometry
     tensors: Mapping[str, Tensor]
     slots: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class LaneRun:
+    """Lanes of one stage that run together: int32 tensors on the device.
+
+    ``lane_of`` and ``per_lane`` are by level: whose an entry is, and how many a lane has on average
+    at most; bases [levels, rows + 1] and counts [levels, rows] are the lanes', bounds [levels, 4]
+    the run's.
+    """
+
+    rows: int
+    lane_of: list[Tensor]
+    per_lane: list[int]
+    bases: Tensor
+    counts: Tensor
+    bounds: Tensor
+    patch: RunPatch | None
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """A block's input, what lies between its convolutions, and its output: each [entries, C].
+
+    ``bases`` [rows] are where the lanes' entries of the input begin.
+    """
+
+    x: Tensor
+    middle: Tensor
+    out: Tensor
+    bases: Tensor
+
+
 class FusedBlocks:
-    """A backbone's blocks in the storage type of the forward."""
+    """A backbone's blocks in the storage type of the forward, on the backbone's device."""
 
-    def __init__(self, backbone: Backbone, dtype: torch.dtype) -> None:
+    def __init__(self, backbone: Backbone, table: Levels, dtype: torch.dtype) -> None:
         eps = backbone.spec.layer_norm_eps
-        self._frame_len = backbone.spec.frame_len
+        device = backbone.embedding.weight.device
+        self._table = table
         self._convs = [_pack_block(block, eps, dtype) for block in backbone.blocks]
+        self._taps = [
+            (_on(device, block.first.taps), _on(device, block.second.taps))
+            for block in table.blocks
+        ]
+        self._residuals = [_on(device, block.residual) for block in table.blocks]
 
-    def run(
+    def run(self, states: States, number: int, run: LaneRun) -> None:
+        """Compute the run's entries of block ``number``'s output."""
+        block = self._table.blocks[number]
+        taps, convs = self._taps[number], self._convs[number]
+        first = self._entries(run, block.first, taps[0], states.bases)
+        fused_conv(
+            states.x, states.middle, states.x, first, convs[0], _operands(run.patch, number, 0)
+        )
+        middle_bases = run.bases[block.second.source]
+        second = self._entries(
+            run, block.second, taps[1], middle_bases, states.bases, self._residuals[number]
+        )
+        fused_conv(
+            states.middle, states.out, states.x, second, convs[1], _operands(run.patch, number, 1)
+        )
+
+    def _entries(
         self,
-        x: Tensor,
-        number: int,
-        at: DeviceBlock,
-        lengths: Tensor | None,
-        groups: list[RowGroup],
-    ) -> Tensor:
-        """Block ``number`` of x [B, 1 + N_in, C] -> [B, 1 + N_out, C]; entry 0 stays zero.
-
-        ``lengths`` int32 [B] are the rows' real tokens; None if no row is padded.
-        """
-        if lengths is None:
-            lengths = torch.full((len(x),), self._frame_len, dtype=torch.int32, device=x.device)
-        first, second = self._convs[number]
-        middle = x.new_empty(len(x), 1 + len(at.first.offsets), x.shape[2])
-        out = x.new_empty(len(x), 1 + len(at.second.offsets), x.shape[2])
-        for start, stop, group in _ranges(len(x), groups):
-            rows = slice(start, stop)
-            own = lengths[rows]
-            before = _positions(at.first, own)
-            after = _positions(at.second, own, at.residual)
-            patches = [_operands(group, number, conv) for conv in (0, 1)]
-            fused_conv(x[rows], middle[rows], x[rows], before, first, patches[0])
-            fused_conv(middle[rows], out[rows], x[rows], after, second, patches[1])
-        return out
+        run: LaneRun,
+        conv: LevelConv,
+        taps: Tensor,
+        in_bases: Tensor,
+        skip_bases: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Entries:
+        return Entries(
+            lane_of=run.lane_of[conv.target],
+            bounds=run.bounds[conv.target],
+            capacity=run.rows * run.per_lane[conv.target],
+            per_lane=run.per_lane[conv.target],
+            out_bases=run.bases[conv.target],
+            in_bases=in_bases,
+            in_counts=run.counts[conv.source],
+            taps=taps,
+            centre=conv.centre,
+            skip_bases=skip_bases,
+            residual=residual,
+        )
 
 
-def _ranges(rows: int, groups: list[RowGroup]) -> list[tuple[int, int, RowGroup | None]]:
-    """Rows by group; those before the first group carry no patch."""
-    ranges: list[tuple[int, int, RowGroup | None]] = [(g.start, g.stop, g) for g in groups]
-    first = groups[0].start if groups else rows
-    return [(0, first, None), *ranges] if first else ranges
+def _on(device: torch.device, array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array).to(device)
 
 
-def _positions(at: DeviceConv, lengths: Tensor, residual: Tensor | None = None) -> Positions:
-    return Positions(at.taps, at.centre, at.offsets, lengths, residual)
-
-
-def _operands(group: RowGroup | None, block: int, conv: int) -> PatchOperands | None:
-    if group is None:
+def _operands(patch: RunPatch | None, block: int, conv: int) -> PatchOperands | None:
+    if patch is None:
         return None
-    geometry, tensors = group.geometry, group.tensors
+    geometry, tensors = patch.geometry, patch.tensors
     index = geometry.conv_index(block, conv)
     norm_index = geometry.norm_index(block, conv)
     if index is None:
         return None
     return PatchOperands(
         mode=mode_of(geometry),
-        slots=group.slots,
+        slots=patch.slots,
         index=index,
         down=tensors["patch.down"],
         down_bias=tensors["patch.down_bias"],

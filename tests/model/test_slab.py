@@ -1,5 +1,6 @@
 """Slots keep their weights while a slab fills, empties and grows."""
 
+import pytest
 import torch
 
 from model.slab import Slab
@@ -38,3 +39,14 @@ def test_norms_stay_float32_whatever_the_rest_is_kept_in() -> None:
     assert torch.equal(slab.tensors["patch.norm_weight"][slot], third)
     assert torch.equal(slab.tensors["patch.down"][slot], third.bfloat16())
     assert slab.slot_bytes == 3 * 2 + 3 * 4
+
+
+@pytest.mark.gpu
+def test_what_awaits_the_writes_beside_reads_what_they_wrote() -> None:
+    slab = Slab({"weight": (1 << 20,), "bias": ()}, torch.device("cuda"), torch.bfloat16, 2)
+    for number in range(5):  # the slab grows meanwhile
+        torch.cuda._sleep(1_000_000)
+        slot = slab.write({"weight": torch.full((1 << 20,), number), "bias": torch.tensor(0.0)})
+        slab.await_writes()
+        assert slab.tensors["weight"][slot].eq(number).all()
+    assert slab.tensors["weight"][:, 0].tolist()[:5] == [0, 1, 2, 3, 4]

@@ -1,0 +1,223 @@
+"""The bare forward on a GPU: against the card, a loop over tasks, and a gathered product.
+
+Everything that is compared starts from histories and slots on the host, so that planning counts,
+but for times *on the device*: these are taken between two events while the device still sleeps,
+so that the host is far ahead and nothing of it is in them.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from statistics import median
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.forward_contenders import (
+    LONGEST,
+    Batch,
+    GatheredForward,
+    Network,
+    require_equal,
+    useful_operations,
+    zipf_lengths,
+)
+from bench.forward_fixture import (
+    ResidentTasks,
+    paired_ratio,
+    paired_seconds,
+    random_histories,
+    resident_tasks,
+)
+from bench.random_fleet import FleetShape
+from model.framing import Tokens
+
+LARGE = 8192
+COPIED_BYTES = 1 << 30
+HEAD_START_CYCLES = 40_000_000
+"""How long the device sleeps before a measurement: some 20 ms."""
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+
+
+def measure_gpu(shape: FleetShape, options: argparse.Namespace) -> dict[str, float]:
+    """All figures of one size."""
+    torch.backends.cudnn.allow_tf32 = False  # the loop's convolutions would lose three digits
+    narrow = resident_tasks(shape, torch.bfloat16, device=options.device)
+    figures = _exact(shape, options)
+    for rows, suffix in ((options.rows, ""), (options.large_rows, "_large")):
+        batch, histories = _batch(narrow, shape, rows), _histories(shape, rows)
+        figures |= _against_itself(batch, histories, options.repeats, suffix)
+        figures |= _against_gathered(batch, histories, options.repeats, suffix)
+    return figures | _on_device(narrow, shape, options)
+
+
+def _exact(shape: FleetShape, options: argparse.Namespace) -> dict[str, float]:
+    """Float32 throughout, against the plain loop, and lengths as they come."""
+    batch = _batch(resident_tasks(shape, device=options.device), shape, options.rows)
+    full = _histories(shape, options.rows)
+    short = random_histories(shape, zipf_lengths(options.rows))
+    for histories in (full, short):
+        require_equal(batch.mixed(histories), batch.loop(histories))
+    seconds = paired_seconds(
+        {
+            "fp32": lambda: batch.mixed(full),
+            "ragged": lambda: batch.mixed(short),
+            "loop": lambda: batch.loop(full),
+        },
+        options.repeats,
+    )
+    return {
+        "vs_loop": paired_ratio(seconds, "loop", "fp32"),
+        "ragged_fp32": paired_ratio(seconds, "fp32", "ragged"),
+        "rows_per_s_fp32": options.rows / median(seconds["fp32"]),
+    }
+
+
+def _against_gathered(
+    batch: Batch, histories: list[Tokens], repeats: int, suffix: str
+) -> dict[str, float]:
+    """In bfloat16, the gathered forward as it is, compiled, and as a graph."""
+    gathered = GatheredForward(batch.tasks, torch.bfloat16)
+    run = partial(gathered.user_vectors, histories, batch.refs)
+    networks = {
+        "eager": gathered.network,
+        "compile": torch.compile(gathered.network, dynamic=False),
+        "graph": captured(gathered, histories, batch),
+    }
+    for network in networks.values():
+        require_equal(batch.mixed(histories), run(network), TOLERANCE[torch.bfloat16])
+    others = {name: partial(run, network) for name, network in networks.items()}
+    seconds = paired_seconds({"ours": lambda: batch.mixed(histories), **others}, 3 * repeats)
+    return {f"vs_{name}{suffix}": paired_ratio(seconds, name, "ours") for name in networks}
+
+
+def _against_itself(
+    batch: Batch, histories: list[Tokens], repeats: int, suffix: str
+) -> dict[str, float]:
+    """In bfloat16, the same rows of one task, and shorter rows; nothing else runs in between."""
+    one = Batch(batch.tasks, [batch.chosen[0]] * len(batch.chosen))
+    lengths = zipf_lengths(len(histories)).tolist()
+    short: list[Tokens] = [h[-n:] for h, n in zip(histories, lengths, strict=True)]
+    contenders: Mapping[str, Callable[[], object]] = {
+        "ours": lambda: batch.mixed(histories),
+        "one": lambda: one.mixed(histories),
+        "ragged": lambda: batch.mixed(short),
+    }
+    paired_seconds(contenders, 1)  # what runs again is captured
+    seconds = paired_seconds(contenders, 7 * repeats)
+    on_device = device_seconds(contenders, 3 * repeats)
+    return {
+        f"gpu_mixed{suffix}": paired_ratio(seconds, "one", "ours"),
+        f"device_mixed{suffix}": paired_ratio(on_device, "one", "ours"),
+        f"ragged{suffix}": paired_ratio(seconds, "ours", "ragged"),
+        f"device_ragged{suffix}": paired_ratio(on_device, "ours", "ragged"),
+        f"rows_per_s_bf16{suffix}": len(histories) / median(seconds["ours"]),
+        f"device_ms{suffix}": 1e3 * median(on_device["ours"]),
+    }
+
+
+def _on_device(
+    tasks: ResidentTasks, shape: FleetShape, options: argparse.Namespace
+) -> dict[str, float]:
+    """Times on the device, and what the card could do at best."""
+    rows, operations = options.large_rows, useful_operations(shape)
+    many, histories = _batch(tasks, shape, rows), _histories(shape, rows)
+    alone, history = Batch(tasks, [0]), histories[:1]
+    repeats = 3 * options.repeats
+    times = device_seconds(
+        {
+            "many": lambda: many.mixed(histories),
+            "alone": lambda: alone.mixed(history),
+        },
+        repeats,
+    )
+    wall = paired_seconds({"alone": lambda: alone.mixed(history)}, repeats)["alone"]
+    rate, bandwidth = matrix_rate(repeats), copy_bandwidth(repeats)
+    floor = max(rows * operations / rate, _fewest_bytes(tasks, many.chosen) / bandwidth)
+    seconds = median(times["many"])
+    return {
+        "floor_share": floor / seconds,
+        "tflops_large": rows * operations / seconds / 1e12,
+        "matrix_tflops": rate / 1e12,
+        "copy_gb_per_s": bandwidth / 1e9,
+        "batch1_ms": 1e3 * median(times["alone"]),
+        "batch1_wall_ms": 1e3 * median(wall),
+    }
+
+
+def captured(gathered: GatheredForward, histories: list[Tokens], batch: Batch) -> Network:
+    """The gathered forward as a CUDA graph for so many rows of this length."""
+    tokens = torch.zeros(len(histories), gathered.spec.frame_len, dtype=torch.int64, device="cuda")
+    slots = torch.zeros(len(histories), dtype=torch.int64, device="cuda")
+    with torch.inference_mode():
+        gathered.user_vectors(histories, batch.refs)  # libraries prepare themselves outside
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = gathered.network(tokens, slots)
+
+    def replay(new_tokens: Tensor, new_slots: Tensor) -> Tensor:
+        tokens.copy_(new_tokens)
+        slots.copy_(new_slots)
+        graph.replay()
+        return out.clone()
+
+    return replay
+
+
+def device_seconds(
+    contenders: Mapping[str, Callable[[], object]], repeats: int
+) -> dict[str, list[float]]:
+    """Seconds on the device, run in turn; none may wait for the device."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for repeat in range(-2, repeats):  # the second time a shape is captured
+        for name, work in contenders.items():
+            start, end = (_timed_event() for _ in range(2))
+            torch.cuda.synchronize()
+            torch.cuda._sleep(HEAD_START_CYCLES)  # type: ignore[no-untyped-call]  # PyTorch's
+            start.record()
+            work()
+            end.record()
+            torch.cuda.synchronize()
+            if repeat >= 0:
+                seconds[name].append(start.elapsed_time(end) / 1e3)
+    return seconds
+
+
+def _timed_event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # PyTorch's
+
+
+def matrix_rate(repeats: int) -> float:
+    """Operations per second of a large bfloat16 product by PyTorch."""
+    a, b = (torch.randn(LARGE, LARGE, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    seconds = device_seconds({"product": lambda: a @ b}, repeats)["product"]
+    return 2 * LARGE**3 / median(seconds)
+
+
+def copy_bandwidth(repeats: int) -> float:
+    """Bytes read and written per second by a large copy on the device."""
+    source = torch.randint(0, 255, (COPIED_BYTES,), device="cuda", dtype=torch.uint8)
+    target = torch.empty_like(source)
+    seconds = device_seconds({"copy": lambda: target.copy_(source)}, repeats)["copy"]
+    return 2 * COPIED_BYTES / median(seconds)
+
+
+def _fewest_bytes(tasks: ResidentTasks, chosen: Sequence[int]) -> float:
+    """What a forward must read and write: weights and patches once, items, user vectors."""
+    spec, slab = tasks.backbone.spec, tasks.refs[0].slab
+    weights = sum(p.numel() for p in tasks.backbone.blocks.parameters()) * slab.dtype.itemsize
+    embedded = len(chosen) * spec.frame_len * spec.channels * slab.dtype.itemsize
+    written = len(chosen) * spec.channels * 4
+    return weights + len(set(chosen)) * slab.slot_bytes + embedded + written
+
+
+def _batch(tasks: ResidentTasks, shape: FleetShape, rows: int) -> Batch:
+    """Rows of tasks drawn uniformly."""
+    return Batch(tasks, np.random.default_rng(3).integers(0, shape.tasks, rows).tolist())
+
+
+def _histories(shape: FleetShape, rows: int) -> list[Tokens]:
+    return random_histories(shape, np.full(rows, LONGEST))

@@ -1,0 +1,203 @@
+"""The mixed-task forward on a GPU: lanes of any length one after the other, nothing padded.
+
+A chunk's numbers go to the device in one copy; its launches are those of its shape
+(``model/fused_run.py``). Rows of one history share all blocks below their patches
+(``model/lanes.py``), and only the cone's entries are computed (``model/levels.py``).
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import cycle, pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.backbone import Backbone
+from model.framing import Tokens
+from model.fused_plan import (
+    ChunkNumbers,
+    ChunkShape,
+    bases_of,
+    count_entries,
+    fill,
+    shape_of,
+)
+from model.fused_run import FusedNetwork, ShapeRun, Workspace
+from model.lanes import Indices, SlotRef, Stage, entry_block, number_histories, plan_lanes
+from model.slab import new_stream
+from model.spec import PatchGeometry
+
+CHUNK_ROWS = 512
+"""Rows of a chunk, at most: the device begins with one while the next is planned."""
+
+TRACKS = 4
+"""Chunks that may be on the device at a time."""
+
+MOST_NUMBERS = 1 << 27
+"""Numbers in the states of a chunk: long histories of wide backbones get fewer rows."""
+
+MOST_SHAPES = 64
+"""Shapes whose launches are kept; the one used least recently goes."""
+
+STAGING_BUFFERS = 2
+"""A chunk is planned while the one before is copied."""
+
+
+class FusedForward:
+    """User vectors on a GPU. Used by one thread."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        dtype: torch.dtype = torch.float32,
+        chunk_rows: int = CHUNK_ROWS,
+    ) -> None:
+        self.spec = backbone.spec
+        self._network = FusedNetwork(backbone, dtype)
+        entries = int(self._network.table.counts[:, -1].max()) * self.spec.channels
+        self._chunk_rows = max(1, min(chunk_rows, MOST_NUMBERS // entries))
+        self._tracks = [Track(self._network) for _ in range(TRACKS)]
+
+    @torch.inference_mode()
+    def user_vectors(self, histories: Sequence[Tokens], refs: Sequence[SlotRef]) -> Tensor:
+        """User vectors float32 [B, C]: history i through the backbone patched by slot i.
+
+        Raises IndexError for a token that is none.
+        """
+        newest = histories
+        if max(map(len, histories), default=0) > self.spec.max_len:
+            newest = [history[-self.spec.max_len :] for history in histories]
+        slabs = {ref.slab: ref.geometry for ref in refs}
+        for slab in slabs:
+            slab.await_writes()
+        out = torch.empty(len(newest), self.spec.channels, device=self._network.device)
+        history_of = self._history_of(newest, slabs.values())
+        chunks = self._chunks(history_of, refs)
+        if len(chunks) == 1:
+            self._tracks[0].run(self._numbers(chunks[0], newest, history_of, refs), out)
+            return out
+        try:
+            for rows, track in zip(chunks, cycle(self._tracks), strict=False):
+                numbers = self._numbers(rows, newest, history_of, refs)
+                with track.beside():
+                    track.run(numbers, out)
+        finally:  # also if a row is refused: the next batch uses the tracks' memory again
+            for track in self._tracks[: len(chunks)]:
+                track.join()
+        return out
+
+    def _history_of(
+        self, newest: Sequence[Tokens], geometries: Iterable[PatchGeometry]
+    ) -> Sequence[int]:
+        """The first row that has the same history; the row itself if no patch leaves a trunk."""
+        count = len(self._network.table.blocks)
+        if all(entry_block(geometry, count) == 0 for geometry in geometries):
+            return range(len(newest))
+        return number_histories([np.asarray(h, dtype=np.int32) for h in newest])[1]
+
+    def _chunks(self, history_of: Sequence[int], refs: Sequence[SlotRef]) -> list[list[int]]:
+        """Row numbers by chunk. Rows of one history lie together, so that they share a trunk; if
+        none do, rows of one slot, so that its patch is read from memory once."""
+        by = [ref.slot for ref in refs] if isinstance(history_of, range) else history_of
+        order = np.argsort(by, kind="stable").tolist()
+        count = -(-len(order) // self._chunk_rows)
+        cuts = [len(order) * at // count for at in range(count + 1)] if count else [0]
+        return [order[start:stop] for start, stop in pairwise(cuts)]
+
+    def _numbers(
+        self,
+        rows: list[int],
+        newest: Sequence[Tokens],
+        history_of: Sequence[int],
+        refs: Sequence[SlotRef],
+    ) -> ChunkNumbers:
+        lanes = plan_lanes(rows, history_of, refs, len(self._network.table.blocks))
+        own = [newest[first] for first in lanes.histories]
+        item_counts = np.fromiter(map(len, own), np.int32, len(own))
+        items = np.concatenate(own, dtype=np.int32, casting="unsafe")  # an empty list has floats
+        if len(items) and not 0 <= items.min() <= items.max() < self.spec.token_count:
+            raise IndexError(f"a history has a token outside 0..{self.spec.token_count - 1}")
+        lengths = item_counts + self.spec.framed_len(0)
+        if self.spec.padding == "embedded":
+            lengths[:] = self.spec.frame_len
+        counts = count_entries(lanes, lengths, self._network.table)
+        return ChunkNumbers(lanes, items, item_counts, counts, [bases_of(own) for own in counts])
+
+
+class Track:
+    """A stream with memory of its own. Chunks on two tracks overlap: as one's last programs end,
+    or its few programs of the top blocks run, the other's fill the device."""
+
+    def __init__(self, network: FusedNetwork) -> None:
+        self._network = network
+        self._stream = new_stream(network.device)
+        self._space: Workspace | None = None
+        self._shapes: OrderedDict[ChunkShape, ShapeRun] = OrderedDict()
+        self._staging = [Staging(network.device) for _ in range(STAGING_BUFFERS)]
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Run what follows on the track's stream, after what the current one holds."""
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def join(self) -> None:
+        """Let the current stream wait for the track's."""
+        if self._stream is not None:
+            torch.cuda.current_stream().wait_stream(self._stream)
+
+    def run(self, numbers: ChunkNumbers, out: Tensor) -> None:
+        """Write the user vectors of a chunk's rows into ``out`` [B, C]."""
+        table = self._network.table
+        run = self._shape_run(shape_of(numbers, table), numbers.lanes.stages)
+        staging = self._staging[0]
+        self._staging.reverse()
+        fill(staging.free(run.parts.size), run.parts, numbers, table)
+        staging.send(run.ints)
+        users = run.run()[: len(numbers.lanes.rows)]
+        places = run.ints[run.parts.places][: len(users)]
+        out.index_copy_(0, places.long(), users)
+
+    def _shape_run(self, shape: ChunkShape, stages: Sequence[Stage]) -> ShapeRun:
+        if self._space is None or self._space.rows < shape.rows:
+            self._shapes.clear()  # their launches name addresses of the space that goes
+            self._space = Workspace(self._network, shape.rows)
+        if shape not in self._shapes:
+            if len(self._shapes) == MOST_SHAPES:
+                self._shapes.popitem(last=False)
+            self._shapes[shape] = ShapeRun(shape, stages, self._network, self._space)
+        self._shapes.move_to_end(shape)
+        return self._shapes[shape]
+
+
+class Staging:
+    """Numbers on their way to the device, in memory that it reads by itself."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_cuda = device.type == "cuda"
+        self._memory = torch.empty(0, dtype=torch.int32)
+        self._numbers: Indices = self._memory.numpy()
+        self._sent: torch.cuda.Event | None = None
+        if self._is_cuda:
+            self._sent = torch.cuda.Event()  # type: ignore[no-untyped-call]  # PyTorch's
+
+    def free(self, size: int) -> Indices:
+        """A buffer int32 [≥ size] to fill; waits until what it held has arrived."""
+        if self._sent is not None:
+            self._sent.synchronize()
+        if len(self._memory) < size:
+            self._memory = torch.empty(size, dtype=torch.int32, pin_memory=self._is_cuda)
+            self._numbers = self._memory.numpy()
+        return self._numbers
+
+    def send(self, into: Tensor) -> None:
+        """Begin to copy as much as ``into`` holds, on the current stream."""
+        into.copy_(self._memory[: len(into)], non_blocking=True)
+        if self._sent is not None:
+            self._sent.record()

@@ -1,0 +1,180 @@
+"""What the kernels of a chunk read of it: numbers in one buffer, so that one copy brings them.
+
+A *shape* says which launches a chunk takes and how large they may become; chunks of one shape use
+one layout, and so one captured graph. What changes from chunk to chunk is in the numbers.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from model.lanes import Indices, Lanes, Stage
+from model.levels import Levels
+from model.spec import BackboneSpec
+
+ALIGNED = 4
+"""Every part of the buffer begins at a multiple of 16 bytes: kernels are compiled for that once."""
+
+LENGTH_STEPS = 4
+"""Shapes are told apart by rows, in powers of two, and by so many steps of their length."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageShape:
+    """A stage's first block, whether some lanes carry no patch, and the slabs of its groups, by
+    identity and generation."""
+
+    block: int
+    has_trunk: bool
+    slabs: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkShape:
+    """At most ``rows`` lanes, which together have no more entries than if all had ``length``."""
+
+    rows: int
+    length: int
+    stages: tuple[StageShape, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StageParts:
+    """Where a stage's numbers lie; a run is the lanes without a patch (the first) or a group's.
+
+    ``bases`` [levels, rows + 1] and ``counts`` [levels, rows]: where a lane's entries begin, and
+    how many it has. ``entries`` [rows]: where the stage before left them. ``slots`` [rows].
+    ``bounds`` [runs, levels, 4]: first entry of a run and the one after its last; two are unused.
+    """
+
+    bases: slice
+    counts: slice
+    entries: slice
+    slots: slice
+    bounds: slice
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Where a chunk's numbers lie: items of the first lanes one after the other, from ``starts``
+    [rows + 1] on; ``places`` [rows] of the last lanes, which are the chunk's rows, in the batch."""
+
+    items: slice
+    starts: slice
+    places: slice
+    stages: tuple[StageParts, ...]
+    size: int
+
+
+def padded(size: int) -> int:
+    """The next multiple of ``ALIGNED``."""
+    return -(-size // ALIGNED) * ALIGNED
+
+
+def lay_out(shape: ChunkShape, spec: BackboneSpec, level_count: int) -> Parts:
+    """The parts of the buffer of a shape."""
+    at = 0
+
+    def part(size: int) -> slice:
+        nonlocal at
+        start, at = at, at + padded(size)
+        return slice(start, at)
+
+    items, starts = part(shape.rows * spec.max_len), part(shape.rows + 1)
+    places = part(shape.rows)
+    stages = tuple(
+        StageParts(
+            bases=part(level_count * padded(shape.rows + 1)),
+            counts=part(level_count * padded(shape.rows)),
+            entries=part(shape.rows),
+            slots=part(shape.rows),
+            bounds=part((1 + len(stage.slabs)) * level_count * ALIGNED),
+        )
+        for stage in shape.stages
+    )
+    return Parts(items, starts, places, stages, at)
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkNumbers:
+    """A chunk: its lanes, the first ones' items (oldest first) and how many each has; by stage,
+    the entries of each lane and where they begin.
+
+    counts [levels, lanes], bases [levels, lanes + 1].
+    """
+
+    lanes: Lanes
+    items: Indices
+    item_counts: Indices
+    counts: list[Indices]
+    bases: list[Indices]
+
+
+def count_entries(lanes: Lanes, lengths: Indices, table: Levels) -> list[Indices]:
+    """Entries [levels, lanes] of the lanes of each stage; the first have framed ``lengths``."""
+    counts = [table.counts[:, lengths]]
+    for stage in lanes.stages[1:]:
+        counts.append(counts[-1] if stage.select is None else counts[-1][:, stage.select])
+    return counts
+
+
+def bases_of(counts: Indices) -> Indices:
+    """Where each lane's entries begin, and where the last one's end."""
+    bases = np.zeros((len(counts), counts.shape[1] + 1), dtype=np.int32)
+    np.cumsum(counts, axis=1, out=bases[:, 1:])
+    return bases
+
+
+def shape_of(chunk: ChunkNumbers, table: Levels) -> ChunkShape:
+    """The smallest shape that holds a chunk."""
+    rows = 1 << (max(len(chunk.lanes.rows), len(chunk.item_counts)) - 1).bit_length()
+    most = chunk.bases[0][:, -1]  # [levels]
+    for bases in chunk.bases[1:]:
+        most = np.maximum(most, bases[:, -1])
+    frame_len = table.counts.shape[1] - 1
+    caps = [-(-frame_len * step // LENGTH_STEPS) for step in range(1, LENGTH_STEPS + 1)]
+    length = next(cap for cap in caps if (most <= rows * table.counts[:, cap]).all())
+    return ChunkShape(rows, length, tuple(_stage_shape(stage) for stage in chunk.lanes.stages))
+
+
+def _stage_shape(stage: Stage) -> StageShape:
+    slabs = tuple((id(group.slab), group.slab.generation) for group in stage.groups)
+    return StageShape(stage.block, not stage.groups or stage.groups[0].start > 0, slabs)
+
+
+def fill(ints: Indices, parts: Parts, chunk: ChunkNumbers, table: Levels) -> None:
+    """Write a chunk's numbers into its shape's buffer, int32 [size]."""
+    ints[parts.items][: len(chunk.items)] = chunk.items
+    starts = ints[parts.starts]
+    starts[0] = 0
+    np.cumsum(chunk.item_counts, out=starts[1 : len(chunk.item_counts) + 1])
+    ints[parts.places][: len(chunk.lanes.rows)] = chunk.lanes.rows
+    before = chunk.bases[0]
+    for number, (stage, part) in enumerate(zip(chunk.lanes.stages, parts.stages, strict=True)):
+        came = before[entry_level(table, stage.block), :-1]
+        came = came if stage.select is None else came[stage.select]
+        ints[part.entries][: len(came)] = came
+        before = chunk.bases[number]
+        _fill_stage(ints, part, stage, chunk.counts[number], before)
+
+
+def _fill_stage(
+    ints: Indices, part: StageParts, stage: Stage, counts: Indices, bases: Indices
+) -> None:
+    level_count, lanes = counts.shape
+    ints[part.bases].reshape(level_count, -1)[:, : lanes + 1] = bases
+    into = ints[part.counts].reshape(level_count, -1)
+    into[:, :lanes], into[:, lanes:] = counts, 0
+    bounds = ints[part.bounds].reshape(-1, level_count, ALIGNED)
+    first = stage.groups[0].start if stage.groups else lanes
+    bounds[0, :, 0], bounds[0, :, 1] = 0, bases[:, first]
+    for run, group in enumerate(stage.groups, start=1):
+        ints[part.slots][group.start : group.stop] = group.slots
+        bounds[run, :, 0], bounds[run, :, 1] = bases[:, group.start], bases[:, group.stop]
+
+
+def entry_level(table: Levels, block: int) -> int:
+    """The level of a block's input; above the last block, of what comes out."""
+    if block == len(table.blocks):
+        return table.blocks[-1].second.target
+    return table.blocks[block].first.source
