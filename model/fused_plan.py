@@ -44,7 +44,8 @@ class StageParts:
 
     ``bases`` [levels, rows + 1] and ``counts`` [levels, rows]: where a lane's entries begin, and
     how many it has. ``entries`` [rows]: where the stage before left them. ``slots`` [rows].
-    ``bounds`` [runs, levels, 4]: first entry of a run and the one after its last; two are unused.
+    ``bounds`` [runs, levels, 4]: first entry of a run and the one after its last; first lane of the
+    run and the one after its last.
     """
 
     bases: slice
@@ -57,11 +58,13 @@ class StageParts:
 @dataclass(frozen=True, slots=True)
 class Parts:
     """Where a chunk's numbers lie: items of the first lanes one after the other, from ``starts``
-    [rows + 1] on; ``places`` [rows] of the last lanes, which are the chunk's rows, in the batch."""
+    [rows + 1] on; ``places`` [rows] of the last lanes, which are the chunk's rows, in the batch;
+    ``origins`` [rows], their lanes at the start."""
 
     items: slice
     starts: slice
     places: slice
+    origins: slice
     stages: tuple[StageParts, ...]
     size: int
 
@@ -81,7 +84,7 @@ def lay_out(shape: ChunkShape, spec: BackboneSpec, level_count: int) -> Parts:
         return slice(start, at)
 
     items, starts = part(shape.rows * spec.max_len), part(shape.rows + 1)
-    places = part(shape.rows)
+    places, origins = part(shape.rows), part(shape.rows)
     stages = tuple(
         StageParts(
             bases=part(level_count * padded(shape.rows + 1)),
@@ -92,7 +95,7 @@ def lay_out(shape: ChunkShape, spec: BackboneSpec, level_count: int) -> Parts:
         )
         for stage in shape.stages
     )
-    return Parts(items, starts, places, stages, at)
+    return Parts(items, starts, places, origins, stages, at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +152,8 @@ def fill(ints: Indices, parts: Parts, chunk: ChunkNumbers, table: Levels) -> Non
     starts[0] = 0
     np.cumsum(chunk.item_counts, out=starts[1 : len(chunk.item_counts) + 1])
     ints[parts.places][: len(chunk.lanes.rows)] = chunk.lanes.rows
+    if any(group.geometry.queries for group in chunk.lanes.stages[-1].groups):
+        ints[parts.origins][: len(chunk.lanes.rows)] = _origins(chunk)
     before = chunk.bases[0]
     for number, (stage, part) in enumerate(zip(chunk.lanes.stages, parts.stages, strict=True)):
         came = before[entry_level(table, stage.block), :-1]
@@ -156,6 +161,14 @@ def fill(ints: Indices, parts: Parts, chunk: ChunkNumbers, table: Levels) -> Non
         ints[part.entries][: len(came)] = came
         before = chunk.bases[number]
         _fill_stage(ints, part, stage, chunk.counts[number], before)
+
+
+def _origins(chunk: ChunkNumbers) -> Indices:
+    """Each row's lane at the start, whose items are the row's history."""
+    origins = np.arange(len(chunk.item_counts), dtype=np.int32)
+    for stage in chunk.lanes.stages[1:]:
+        origins = origins if stage.select is None else origins[stage.select]
+    return origins
 
 
 def _fill_stage(
@@ -171,6 +184,7 @@ def _fill_stage(
     for run, group in enumerate(stage.groups, start=1):
         ints[part.slots][group.start : group.stop] = group.slots
         bounds[run, :, 0], bounds[run, :, 1] = bases[:, group.start], bases[:, group.stop]
+        bounds[run, :, 2], bounds[run, :, 3] = group.start, group.stop
 
 
 def entry_level(table: Levels, block: int) -> int:

@@ -11,6 +11,7 @@ from model.backbone import Backbone
 from model.fused_plan import ALIGNED, ChunkShape, Parts, StageParts, entry_level, lay_out, padded
 from model.kernels.fused_blocks import FusedBlocks, LaneRun, RunPatch, States
 from model.kernels.fused_ends import EnteringRun, FramedItems, enter, pool, spread
+from model.kernels.fused_reader import Reading, read_items
 from model.lanes import Stage
 from model.levels import Levels, levels
 from model.slab import new_stream
@@ -124,6 +125,20 @@ class ShapeRun:
         top = entry_level(self._network.table, len(self._network.table.blocks))
         users = self._space.users[: self._shape.rows]
         pool(x, users, bases, stage.counts[top], self._network.spec.is_causal)
+        self._read(users, stage)
+
+    def _read(self, users: Tensor, last: DeviceStage) -> None:
+        """Add to the user vectors what patches read in the items."""
+        network, parts = self._network, self.parts
+        items, starts, origins = (
+            self.ints[part] for part in (parts.items, parts.starts, parts.origins)
+        )
+        for run in last.runs:
+            if run.patch is None or not run.patch.geometry.queries:
+                continue
+            reading = Reading(items, starts, origins, run.bounds[0, 2:], run.patch.slots)
+            eps, patch = network.spec.layer_norm_eps, run.patch
+            read_items(users, network.embedding, reading, patch.geometry, patch.tensors, eps)
 
     def _enter(self, x: Tensor, stage: DeviceStage) -> None:
         network = self._network

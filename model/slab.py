@@ -86,7 +86,7 @@ class Slab:
         side.wait_stream(torch.cuda.current_stream(side.device))
         with torch.cuda.stream(side):
             for name, tensor in self.tensors.items():
-                source = weights[name].cpu().to(self.dtype).pin_memory()
+                source = weights[name].cpu().to(tensor.dtype).pin_memory()
                 tensor[slot].copy_(source, non_blocking=True)
         self._is_writing = True
 

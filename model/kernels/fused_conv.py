@@ -103,7 +103,7 @@ class Tile:
 
 
 @triton.jit
-def _gelu_tanh(x):  # type: ignore[no-untyped-def]  # Triton compiles it
+def gelu_tanh(x):  # type: ignore[no-untyped-def]  # Triton compiles it
     gate = 1.5957691216057308 * (x + 0.044715 * x * x * x)
     return x * tl.sigmoid(gate)
 
@@ -224,7 +224,7 @@ def _fused_conv(  # type: ignore[no-untyped-def]  # Triton compiles it
             down = tl.load(down_ptr + down_at, mask=is_here, other=0.0)  # [BLOCK_C, BLOCK_W]
             wide = tl.dot(s, down, input_precision="ieee")  # [BLOCK_M, BLOCK_W]
             down_bias = tl.load(down_bias_ptr + bottleneck * H + h, mask=is_wide, other=0.0)
-            wide = _gelu_tanh(wide + down_bias.to(tl.float32)[None, :])
+            wide = gelu_tanh(wide + down_bias.to(tl.float32)[None, :])
             wide = tl.where((lane[:, None] == of_lane[None, :]) & is_wide[None, :], wide, 0.0)
             up_at = (bottleneck * (H * C) + h * C)[:, None] + c[None, :]
             is_here = is_wide[:, None] & is_channel[None, :]

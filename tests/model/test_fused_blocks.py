@@ -29,6 +29,8 @@ GEOMETRIES = [
     PatchGeometry("serial2", 40, (1, 2)),
     PatchGeometry("serial2", 32, (0,)),
     PatchGeometry("serial2", 1, ()),
+    PatchGeometry("serial2", 5, (), queries=3),
+    PatchGeometry("parallel2", 18, (0, 2), has_norms=True, queries=17),
 ]
 
 
