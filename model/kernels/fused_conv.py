@@ -105,7 +105,7 @@ class Tile:
 @triton.jit
 def gelu_tanh(x):  # type: ignore[no-untyped-def]  # Triton compiles it
     gate = 1.5957691216057308 * (x + 0.044715 * x * x * x)
-    return x * tl.sigmoid(gate)
+    return x * tl.sigmoid(tl.maximum(gate, -80.0))  # further down an exponential would overflow
 
 
 @triton.jit
