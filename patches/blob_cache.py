@@ -13,7 +13,7 @@ import msgspec
 from patches.api_keys import KeyRecord
 from patches.errors import BlobCorrupt, BlobMissing, CacheUnwritable, SnapshotCorrupt
 from patches.identity import Digest, digest_of
-from patches.records import RegistrySnapshot, TaskRecord
+from patches.records import RegistrySnapshot, TaskEntry
 
 SNAPSHOT_NAME = "snapshot.json"
 SETTLED_AT_ONCE = 64
@@ -23,7 +23,7 @@ _TEMPORARY_PREFIX = ".writing-"
 
 class _SavedSnapshot(msgspec.Struct, frozen=True):
     revision: int
-    tasks: tuple[TaskRecord, ...]
+    tasks: tuple[TaskEntry, ...]
     keys: tuple[KeyRecord, ...]
     mark: str = ""
 
@@ -121,7 +121,7 @@ class BlobCache:
             ) from error
         return RegistrySnapshot(
             revision=saved.revision,
-            tasks={record.ref: record for record in saved.tasks},
+            tasks={entry.ref: entry.shared() for entry in saved.tasks},
             keys={record.key_id: record for record in saved.keys},
             mark=saved.mark,
         )

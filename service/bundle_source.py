@@ -135,9 +135,7 @@ class BundleSource:
 
         ``in_use`` are bundles whose files are needed though the snapshot does not name them.
         """
-        records = snapshot.tasks.values()
-        named = {target.digest for task in records for target in task.aliases.values()}
-        named |= {d for task in records if task.traffic for d in task.traffic.versions}
+        named = {digest for entry in snapshot.tasks.values() for digest in entry.digests}
         kept = {*named, *self._uploads, *map(Digest, in_use)}
         await self._on_disk(lambda: self._cache.save_snapshot(snapshot))
         await self._on_disk(lambda: self._cache.retain(kept))
