@@ -254,7 +254,8 @@ class DeviceLoop:
         assert isinstance(message, Sync)
         self._syncs.append(PendingSync(worker, message))
         self._answer_syncs()
-        self._follower.look_now()
+        if message.revision > self.table.revision:
+            self._follower.look_now()
 
     def _on_cancel(self, worker: Worker, message: ToDevice) -> None:
         assert isinstance(message, Cancel)
