@@ -1,7 +1,8 @@
 """The follower: keeps the device's table in step with the registry.
 
 A notification is a hint; the revision counter is the truth, read on connecting and on a timer. It
-runs in a thread of its own: Redis, hashing and verification never hold up the device thread.
+runs in a thread of its own, and hashing and verification in others, all of which step back where
+the device thread wants the core: a registration must not hold up the requests of other tasks.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +29,7 @@ from service.events import BundleRefused, Emit, RegistrySynced, RegistryUnreacha
 from service.guard_watch import GuardWatch
 from service.loading import Failures
 from service.messages import KeyEntry, ProofReason, Prove, Proved, TrafficSeen
+from service.priority import step_back
 from service.scheduler import Worker
 from service.serving_table import Desired
 from service.slots import LocalBundle
@@ -103,6 +106,8 @@ class RegistryFollower:
         self._loop.call_soon_threadsafe(self._guards.see, seen)
 
     def _run(self) -> None:
+        step_back()
+        self._loop.set_default_executor(ThreadPoolExecutor(initializer=step_back))
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
             runner.run(self._main())
 
