@@ -30,6 +30,7 @@ from service.guard_watch import GuardWatch
 from service.loading import Failures
 from service.messages import KeyEntry, ProofReason, Prove, Proved, TrafficSeen
 from service.priority import step_back
+from service.process_memory import give_back_memory
 from service.scheduler import Worker
 from service.serving_table import Desired
 from service.slots import LocalBundle
@@ -240,6 +241,7 @@ class RegistryFollower:
             if self._unsaved is not None and self._loader.is_idle:
                 with contextlib.suppress(PeterRecError):  # told when the copy is written
                     await self._source.settle()
+                await asyncio.to_thread(give_back_memory)
             await self._save()
 
     async def _collect_sometimes(self) -> None:
