@@ -56,7 +56,8 @@ class Slab:
         for name, tensor in self.tensors.items():
             tensor[slot].copy_(weights[name])
         for name, pages in self._pages.items():
-            pages.enlarge(self._used * self.tensors[name].stride(0) * self.dtype.itemsize)
+            tensor = self.tensors[name]
+            pages.enlarge(self._used * tensor.stride(0) * tensor.element_size())
         return slot
 
     def release(self, slot: int) -> None:

@@ -214,8 +214,9 @@ class ChangeSet:
 
     def applied_to(self, snapshot: RegistrySnapshot) -> RegistrySnapshot:
         """The snapshot that was asked from, brought forward."""
-        tasks = dict(snapshot.tasks) | {entry.ref: entry for entry in self.tasks}
-        keys = dict(snapshot.keys) | {record.key_id: record for record in self.keys}
+        tasks, keys = dict(snapshot.tasks), dict(snapshot.keys)
+        tasks.update((entry.ref, entry) for entry in self.tasks)
+        keys.update((record.key_id, record) for record in self.keys)
         for ref in self.removed_tasks:
             tasks.pop(ref, None)
         for key_id in self.removed_keys:

@@ -241,7 +241,6 @@ class RegistryFollower:
             if self._unsaved is not None and self._loader.is_idle:
                 with contextlib.suppress(PeterRecError):  # told when the copy is written
                     await self._source.settle()
-                await asyncio.to_thread(give_back_memory)
             await self._save()
 
     async def _collect_sometimes(self) -> None:
@@ -259,6 +258,7 @@ class RegistryFollower:
                 await self._source.remember(snapshot, self._in_use())
             except PeterRecError as error:
                 log.error(error.code, reason=error.message)
+            await asyncio.to_thread(give_back_memory)
 
     async def _apply(self, snapshot: RegistrySnapshot, seen_at: float) -> None:
         """Flip to the snapshot as far as it is loaded; the rest follows bundle by bundle."""
