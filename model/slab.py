@@ -11,6 +11,8 @@ RESERVED_BYTES = 1 << 30
 """Address space taken at once on a CPU: a page costs memory only when a slot on it is written."""
 
 LARGE_PAGE = 2 << 20
+MADV_COLLAPSE = 25
+"""Of Linux 6.1 and later; Python's mmap does not name it."""
 
 FEWEST_SLOTS, MOST_SLOTS = 16, 65_536
 
@@ -43,10 +45,10 @@ class Slab:
         )
         wanted = RESERVED_BYTES // max(1, self.slot_bytes) if device.type == "cpu" else FEWEST_SLOTS
         capacity = capacity or max(FEWEST_SLOTS, min(wanted, MOST_SLOTS))
-        self.tensors = {
-            name: _storage((capacity, *shape), device, dtypes[name])
-            for name, shape in shapes.items()
-        }
+        self.tensors: dict[str, Tensor] = {}
+        self._pages: dict[str, Pages] = {}
+        for name, shape in shapes.items():
+            self._reserve(name, (capacity, *shape), device, dtypes[name])
         self.generation = 0
         self._capacity = capacity
         self._free: list[int] = []
@@ -67,6 +69,9 @@ class Slab:
             return slot
         for name, tensor in self.tensors.items():
             tensor[slot].copy_(weights[name])
+        for name, pages in self._pages.items():
+            tensor = self.tensors[name]
+            pages.enlarge(self._used * tensor.stride(0) * tensor.element_size())
         return slot
 
     def await_writes(self) -> None:
@@ -98,12 +103,23 @@ class Slab:
 
     def _grow(self) -> None:
         self.await_writes()
-        for name, old in self.tensors.items():
-            new = _storage((2 * len(old), *old.shape[1:]), old.device, old.dtype)
-            new[: len(old)] = old
-            self.tensors[name] = new
+        for name, old in list(self.tensors.items()):
+            self._reserve(name, (2 * len(old), *old.shape[1:]), old.device, old.dtype)
+            self.tensors[name][: len(old)] = old
         self._capacity *= 2
         self.generation += 1
+
+    def _reserve(
+        self, name: str, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """Uninitialised slots; on Linux in pages of their own."""
+        size = torch.Size(shape).numel() * dtype.itemsize
+        if device.type != "cpu" or size < LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+            self.tensors[name] = torch.empty(shape, device=device, dtype=dtype)
+            return
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.tensors[name] = torch.frombuffer(memory, dtype=dtype).view(shape)
+        self._pages[name] = Pages(memory, -self.tensors[name].data_ptr() % LARGE_PAGE)
 
 
 def new_stream(device: torch.device) -> torch.cuda.Stream | None:
@@ -113,12 +129,21 @@ def new_stream(device: torch.device) -> torch.cuda.Stream | None:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # PyTorch's
 
 
-def _storage(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Uninitialised; on Linux in large pages, which rows of thousands of tasks need fewer of."""
-    size = torch.Size(shape).numel() * dtype.itemsize
-    if device.type != "cpu" or size < LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(shape, device=device, dtype=dtype)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype).view(shape)
+class Pages:
+    """Memory whose pages are joined to large ones, which rows of thousands of tasks need fewer of.
+
+    They are joined when they are full: large from the start, the last one of each tensor would
+    stand half empty, which is kilobytes a task.
+    """
+
+    def __init__(self, memory: mmap.mmap, start: int) -> None:
+        self._memory = memory
+        self._large_until = start
+
+    def enlarge(self, used: int) -> None:
+        """Join the pages below ``used`` bytes as far as they fill large ones."""
+        while self._large_until + LARGE_PAGE <= used:
+            with contextlib.suppress(OSError):  # a kernel without large pages
+                self._memory.madvise(mmap.MADV_HUGEPAGE, self._large_until, LARGE_PAGE)
+                self._memory.madvise(MADV_COLLAPSE, self._large_until, LARGE_PAGE)
+            self._large_until += LARGE_PAGE

@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,8 +12,8 @@ import msgspec
 
 from patches.api_keys import KeyRecord
 from patches.errors import BlobCorrupt, BlobMissing, CacheUnwritable, SnapshotCorrupt
-from patches.identity import Digest, digest_of
-from patches.records import RegistrySnapshot, TaskRecord
+from patches.identity import DIGEST_DIGITS, Digest, digest_of
+from patches.records import RegistrySnapshot, TaskEntry
 
 SNAPSHOT_NAME = "snapshot.json"
 SETTLED_AT_ONCE = 64
@@ -23,7 +23,7 @@ _TEMPORARY_PREFIX = ".writing-"
 
 class _SavedSnapshot(msgspec.Struct, frozen=True):
     revision: int
-    tasks: tuple[TaskRecord, ...]
+    tasks: tuple[TaskEntry, ...]
     keys: tuple[KeyRecord, ...]
     mark: str = ""
 
@@ -79,14 +79,15 @@ class BlobCache:
 
     def digests(self) -> frozenset[Digest]:
         """The bundles that are kept, unverified."""
-        names = (path.name for path in self.directory.iterdir())
-        return frozenset(Digest(name[:64]) for name in names if _BLOB_NAME.match(name))
+        names = filter(_BLOB_NAME.match, self._names())
+        return frozenset(Digest(name[:DIGEST_DIGITS]) for name in names)
 
     def retain(self, digests: Collection[Digest]) -> None:
         """Drop all other bundles, and what an interrupted write left."""
-        for path in self.directory.iterdir():
-            is_other = _BLOB_NAME.match(path.name) and Digest(path.name[:64]) not in digests
-            if is_other or path.name.startswith(_TEMPORARY_PREFIX):
+        for name in self._names():
+            is_other = _BLOB_NAME.match(name) and Digest(name[:DIGEST_DIGITS]) not in digests
+            if is_other or name.startswith(_TEMPORARY_PREFIX):
+                path = self.directory / name
                 path.unlink(missing_ok=True)
                 self._unsettled.discard(path)
 
@@ -121,7 +122,7 @@ class BlobCache:
             ) from error
         return RegistrySnapshot(
             revision=saved.revision,
-            tasks={record.ref: record for record in saved.tasks},
+            tasks={entry.ref: entry.shared() for entry in saved.tasks},
             keys={record.key_id: record for record in saved.keys},
             mark=saved.mark,
         )
@@ -129,6 +130,11 @@ class BlobCache:
     def path_of(self, digest: Digest) -> Path:
         """Where a kept bundle lies."""
         return self.directory / f"{digest}.bundle"
+
+    def _names(self) -> Iterator[str]:
+        """The directory's files one after the other: there may be ten thousands."""
+        with os.scandir(self.directory) as entries:
+            yield from (entry.name for entry in entries)
 
     def _write(self, path: Path, data: bytes, *, is_lasting: bool) -> None:
         """Write beside, rename: whoever reads finds the old file or the new one.

@@ -19,6 +19,9 @@ UPLOAD_TIMEOUT_S = 3600
 BLOB_GRACE_S = 3600
 """An unreferenced blob stays this long: its version may be about to be registered."""
 
+SHORT_BYTES = 256 << 10
+"""So much is hashed sooner than a thread is woken for it."""
+
 Blobs = dict[Digest, bytes | BlobMissing | BlobCorrupt]
 """Bundles' bytes, or what is wrong with them."""
 
@@ -31,7 +34,8 @@ class BlobStore:
 
     async def put(self, data: bytes) -> Digest:
         """Store a bundle's bytes, all or nothing; storing them again only keeps them alive."""
-        digest = await asyncio.to_thread(digest_of, data)
+        is_short = len(data) <= SHORT_BYTES
+        digest = digest_of(data) if is_short else await asyncio.to_thread(digest_of, data)
         location = BlobLocation.fresh(digest, len(data))
         found = await self._store.change(
             BEGIN_UPLOAD,

@@ -84,7 +84,7 @@ async def _read_stored(store: Store) -> _Stored:
         if found is None:
             break
         position = found.position
-        pending = [*(record.ref for record in found.tasks), *found.removed_tasks]
+        pending = [*(entry.ref for entry in found.tasks), *found.removed_tasks]
         if not pending and int(revision) == position.revision:
             return _Stored(position.revision, tasks, _key_lines(keys), _audit_lines(audit))
     raise RegistryUnavailable(

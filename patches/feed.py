@@ -6,7 +6,7 @@ from patches.records import ChangeSet, Position, RegistryEvent, RegistrySnapshot
 from patches.redis_client import redis_errors
 from patches.scripts.reading import READ_ALL, READ_CHANGES
 from patches.store import Store
-from patches.stored import event_of, key_record, pairs_of, task_record, task_ref, text_of
+from patches.stored import event_of, key_record, pairs_of, task_entry, task_ref, text_of
 
 WAIT_SLICE_S = 2.0
 """A waiting read asks the counter again this often; shorter than any sensible socket timeout."""
@@ -26,11 +26,11 @@ class Feed:
     async def snapshot(self) -> RegistrySnapshot:
         """Everything replicas serve by, read in one atomic step."""
         revision, mark, tasks, keys = await self._store.run(READ_ALL, self._store.keys(), {})
-        task_records = [task_record(text_of(field), text) for field, text in pairs_of(tasks)]
+        entries = [task_entry(text_of(field), text) for field, text in pairs_of(tasks)]
         key_records = [key_record(text_of(key_id), text) for key_id, text in pairs_of(keys)]
         return RegistrySnapshot(
             revision=int(revision),
-            tasks={record.ref: record for record in task_records},
+            tasks={entry.ref: entry for entry in entries},
             keys={record.key_id: record for record in key_records},
             mark=text_of(mark),
         )
@@ -49,7 +49,7 @@ class Feed:
         revision, mark, tasks, gone, keys, gone_keys = found
         return ChangeSet(
             position=Position(revision, text_of(mark)),
-            tasks=tuple(task_record(text_of(field), text) for field, text in pairs_of(tasks)),
+            tasks=tuple(task_entry(text_of(field), text) for field, text in pairs_of(tasks)),
             removed_tasks=tuple(task_ref(text_of(field)) for field in gone),
             keys=tuple(key_record(text_of(key_id), text) for key_id, text in pairs_of(keys)),
             removed_keys=tuple(map(text_of, gone_keys)),

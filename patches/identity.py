@@ -11,6 +11,8 @@ TaskId = NewType("TaskId", str)
 Digest = NewType("Digest", str)
 """Version id of a bundle: the sha256 of its bytes, 64 hex digits, without a prefix."""
 
+DIGEST_DIGITS = 64
+
 DEFAULT_TENANT = TenantId("default")
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"

@@ -6,9 +6,12 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple, Self
 
+import msgspec
+
 from model.spec import HeadKind
 from patches.api_keys import KeyRecord
-from patches.identity import Digest, TaskId, TaskRef, TenantId
+from patches.identity import DIGEST_DIGITS, Digest, TaskId, TaskRef, TenantId
+from patches.sharing import shared, shared_mapping, shared_text
 from patches.traffic import GuardReason, Observed, Traffic
 from patches.verify import VerifiedBundle
 
@@ -84,7 +87,7 @@ class ActiveTraffic:
 
 @dataclass(frozen=True, slots=True)
 class TaskRecord:
-    """A task as replicas need it; ``revision`` is its ETag: the registry's at its last change."""
+    """A task as its owner sees it; ``revision`` is its ETag: the registry's at its last change."""
 
     tenant: TenantId
     task: TaskId
@@ -99,6 +102,70 @@ class TaskRecord:
     def ref(self) -> TaskRef:
         """The task's identity."""
         return TaskRef(self.tenant, self.task)
+
+
+class TaskEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A task as replicas need it: what its aliases and its traffic name.
+
+    Every process keeps ten thousands, so they are small: equal parts are shared, and none holds a
+    mapping of its own. ``numbers`` are those of ``digests``, ascending; ``packed`` has the digests
+    one after the other, which for a single one is that very text.
+    """
+
+    tenant: TenantId
+    task: TaskId
+    revision: int
+    aliases: Mapping[str, int]
+    numbers: tuple[int, ...]
+    packed: str
+    traffic: ActiveTraffic | None = None
+
+    @classmethod
+    def of(
+        cls,
+        ref: TaskRef,
+        revision: int,
+        aliases: Mapping[str, int],
+        versions: Mapping[int, Digest],
+        traffic: ActiveTraffic | None = None,
+    ) -> Self:
+        """An entry of these aliases (name to number) and versions (number to digest)."""
+        numbers = tuple(sorted(versions))
+        return cls(
+            TenantId(shared_text(ref.tenant)),
+            ref.task,
+            revision,
+            shared_mapping(aliases),
+            shared(numbers),
+            shared_text("".join(versions[number] for number in numbers)),
+            traffic,
+        )
+
+    @property
+    def ref(self) -> TaskRef:
+        """The task's identity."""
+        return TaskRef(self.tenant, self.task)
+
+    @property
+    def digests(self) -> tuple[Digest, ...]:
+        """The digests that an alias or the traffic names."""
+        return tuple(map(self._digest_at, range(len(self.numbers))))
+
+    @property
+    def versions(self) -> dict[int, Digest]:
+        """The digest of each version by its number."""
+        return dict(zip(self.numbers, self.digests, strict=True))
+
+    def digest_of(self, number: int) -> Digest | None:
+        """The version's digest; None if neither an alias nor the traffic names it."""
+        return self._digest_at(self.numbers.index(number)) if number in self.numbers else None
+
+    def _digest_at(self, place: int) -> Digest:
+        return Digest(self.packed[DIGEST_DIGITS * place : DIGEST_DIGITS * (place + 1)])
+
+    def shared(self) -> Self:
+        """The same entry, which was read from bytes, with parts shared with equal ones."""
+        return self.of(self.ref, self.revision, self.aliases, self.versions, self.traffic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +192,7 @@ class RegistrySnapshot:
     """Everything a replica serves by, at one revision."""
 
     revision: int
-    tasks: Mapping[TaskRef, TaskRecord]
+    tasks: Mapping[TaskRef, TaskEntry]
     keys: Mapping[str, KeyRecord]
     mark: str = ""
 
@@ -140,15 +207,16 @@ class ChangeSet:
     """What became of the tasks and keys that were touched between two positions."""
 
     position: Position
-    tasks: tuple[TaskRecord, ...] = ()
+    tasks: tuple[TaskEntry, ...] = ()
     removed_tasks: tuple[TaskRef, ...] = ()
     keys: tuple[KeyRecord, ...] = ()
     removed_keys: tuple[str, ...] = ()
 
     def applied_to(self, snapshot: RegistrySnapshot) -> RegistrySnapshot:
         """The snapshot that was asked from, brought forward."""
-        tasks = dict(snapshot.tasks) | {record.ref: record for record in self.tasks}
-        keys = dict(snapshot.keys) | {record.key_id: record for record in self.keys}
+        tasks, keys = dict(snapshot.tasks), dict(snapshot.keys)
+        tasks.update((entry.ref, entry) for entry in self.tasks)
+        keys.update((record.key_id, record) for record in self.keys)
         for ref in self.removed_tasks:
             tasks.pop(ref, None)
         for key_id in self.removed_keys:

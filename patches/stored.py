@@ -13,6 +13,7 @@ from patches.records import (
     ActiveTraffic,
     AliasTarget,
     RegistryEvent,
+    TaskEntry,
     TaskOptions,
     TaskRecord,
     VersionRecord,
@@ -118,6 +119,17 @@ def task_record(field: str, text: bytes | str) -> TaskRecord:
         updated_at=time_of(stored.updated_ms),
         traffic=_active_traffic(stored.traffic, field),
     )
+
+
+def task_entry(field: str, text: bytes | str) -> TaskEntry:
+    """What replicas need of the same task."""
+    stored = _decode(text, _StoredTask, f"task {field}")
+    versions = {target.version: target.digest for target in stored.aliases.values()}
+    traffic = _active_traffic(stored.traffic, field)
+    if traffic is not None:
+        versions |= {number: digest for digest, number in traffic.versions.items()}
+    aliases = {alias: target.version for alias, target in stored.aliases.items()}
+    return TaskEntry.of(task_ref(field), stored.revision, aliases, versions, traffic)
 
 
 def task_ref(field: str) -> TaskRef:

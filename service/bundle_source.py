@@ -113,9 +113,8 @@ class BundleSource:
 
     async def accept(self, spooled: Path) -> LocalBundle:
         """Verify an upload and keep it in the cache; BundleRejected if it does not pass."""
-        bundle = await asyncio.to_thread(self._verify, spooled, None)
+        bundle, data = await asyncio.to_thread(self._verified_upload, spooled)
         self._uploads.append(bundle.digest)
-        data = await asyncio.to_thread(spooled.read_bytes)
         await self._on_disk(lambda: self._cache.put(bundle.digest, data))
         return LocalBundle(bundle, self._local_path(bundle.digest))
 
@@ -135,9 +134,7 @@ class BundleSource:
 
         ``in_use`` are bundles whose files are needed though the snapshot does not name them.
         """
-        records = snapshot.tasks.values()
-        named = {target.digest for task in records for target in task.aliases.values()}
-        named |= {d for task in records if task.traffic for d in task.traffic.versions}
+        named = {digest for entry in snapshot.tasks.values() for digest in entry.digests}
         kept = {*named, *self._uploads, *map(Digest, in_use)}
         await self._on_disk(lambda: self._cache.save_snapshot(snapshot))
         await self._on_disk(lambda: self._cache.retain(kept))
@@ -178,6 +175,9 @@ class BundleSource:
                 log.error(error.code, reason=error.message)
                 unkept[digest] = error
         return unkept
+
+    def _verified_upload(self, spooled: Path) -> tuple[VerifiedBundle, bytes]:
+        return self._verify(spooled, None), spooled.read_bytes()
 
     def _verified(self, found: Found) -> list[Fetched]:
         return [self._judged(digest, data) for digest, data in found.items()]

@@ -20,6 +20,7 @@ import structlog
 import zmq
 
 from model.mixed_heads import RowScores, Selection
+from patches.identity import TaskRef
 from service.events import (
     BatchFinished,
     BundleSwapped,
@@ -51,7 +52,7 @@ from service.messages import (
     to_device,
 )
 from service.scheduler import QueuedRow, RowQueue, Worker
-from service.serving_table import IDLE_RESIDENCIES, Desired, ServingTable, TaskKey
+from service.serving_table import IDLE_RESIDENCIES, Desired, ServingTable
 from service.slots import EngineRow, SlotStore
 
 log = structlog.get_logger()
@@ -179,7 +180,7 @@ class DeviceLoop:
         self._answer_syncs()
         return self.table.missing()
 
-    def withdraw(self, key: TaskKey, traffic_revision: int) -> None:
+    def withdraw(self, key: TaskRef, traffic_revision: int) -> None:
         """Let prod answer alone, if this is still the task's traffic."""
         update = self.table.withdraw(key, traffic_revision)
         if update is not None:
@@ -253,7 +254,8 @@ class DeviceLoop:
         assert isinstance(message, Sync)
         self._syncs.append(PendingSync(worker, message))
         self._answer_syncs()
-        self._follower.look_now()
+        if message.revision > self.table.revision:
+            self._follower.look_now()
 
     def _on_cancel(self, worker: Worker, message: ToDevice) -> None:
         assert isinstance(message, Cancel)

@@ -18,6 +18,7 @@ from service.bundle_source import BundleSource, Demands
 from service.device import DeviceLimits, DeviceLoop
 from service.event_sender import EventSender
 from service.follower import RegistryFollower
+from service.process_memory import sparing_the_collector
 from service.settings import Settings, core_count
 from service.slots import SlotStore
 
@@ -56,7 +57,8 @@ def run_device(settings: Settings) -> None:
     follower.start()
     log.info("device_started", device=str(backbone.embedding.weight.device))
     try:
-        device.run(follower, lambda: bool(stopping))
+        with sparing_the_collector():
+            device.run(follower, lambda: bool(stopping))
     finally:
         follower.stop()
         device.close()

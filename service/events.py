@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import msgspec
 
+from patches.identity import TaskRef
+
 
 class RequestFinished(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
     """An HTTP request for a prediction was answered. ``task`` is a registered one or empty."""
@@ -56,7 +58,7 @@ class RegistrySynced(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=Fal
 
     revision: int
     at: float
-    tasks: list[tuple[str, str]] | None
+    tasks: list[TaskRef] | None
 
 
 class RegistryUnreachable(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):

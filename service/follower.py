@@ -1,7 +1,8 @@
 """The follower: keeps the device's table in step with the registry.
 
 A notification is a hint; the revision counter is the truth, read on connecting and on a timer. It
-runs in a thread of its own: Redis, hashing and verification never hold up the device thread.
+runs in a thread of its own, and hashing and verification in others, all of which step back where
+the device thread wants the core: a registration must not hold up the requests of other tasks.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,8 +19,8 @@ import structlog
 
 from model.errors import PeterRecError
 from patches.errors import BundleRejected, RegistryUnavailable
-from patches.identity import TaskRef
-from patches.records import ActiveTraffic, RegistrySnapshot, TaskRecord, VersionSummary
+from patches.identity import Digest, TaskRef
+from patches.records import ActiveTraffic, RegistrySnapshot, VersionSummary
 from patches.registry import Registry
 from service.bundle_loader import BundleLoader
 from service.bundle_source import BundleSource
@@ -26,9 +28,11 @@ from service.device import DeviceLoop
 from service.events import BundleRefused, Emit, RegistrySynced, RegistryUnreachable
 from service.guard_watch import GuardWatch
 from service.loading import Failures
-from service.messages import KeyEntry, ProofReason, Prove, Proved, TaskEntry, TrafficSeen
+from service.messages import KeyEntry, ProofReason, Prove, Proved, TrafficSeen
+from service.priority import step_back
+from service.process_memory import give_back_memory
 from service.scheduler import Worker
-from service.serving_table import Desired, TaskKey
+from service.serving_table import Desired
 from service.slots import LocalBundle
 
 log = structlog.get_logger()
@@ -71,8 +75,6 @@ class RegistryFollower:
         self._seen_at = 0.0
         self._look_timeout_s = LOOK_TIMEOUT_S
         self._read_timeout_s = READ_TIMEOUT_S
-        self._in_use: frozenset[str] = frozenset()
-        self._entries: dict[TaskRef, tuple[TaskRecord, TaskEntry]] = {}
         self._has_news = False
         self._is_away = False
         self._unsaved: RegistrySnapshot | None = None
@@ -105,6 +107,8 @@ class RegistryFollower:
         self._loop.call_soon_threadsafe(self._guards.see, seen)
 
     def _run(self) -> None:
+        step_back()
+        self._loop.set_default_executor(ThreadPoolExecutor(initializer=step_back))
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
             runner.run(self._main())
 
@@ -251,13 +255,14 @@ class RegistryFollower:
         if self._unsaved is not None and self._loader.is_idle:
             snapshot, self._unsaved = self._unsaved, None
             try:
-                await self._source.remember(snapshot, self._in_use)
+                await self._source.remember(snapshot, self._in_use())
             except PeterRecError as error:
                 log.error(error.code, reason=error.message)
+            await asyncio.to_thread(give_back_memory)
 
     async def _apply(self, snapshot: RegistrySnapshot, seen_at: float) -> None:
         """Flip to the snapshot as far as it is loaded; the rest follows bundle by bundle."""
-        self._desired, self._seen_at = self._desired_of(snapshot), seen_at
+        self._desired, self._seen_at = _desired_of(snapshot), seen_at
         await self._make_table()
         self._note_progress()
 
@@ -271,28 +276,12 @@ class RegistryFollower:
         desired, seen_at = self._desired, self._seen_at
         assert desired is not None, "nothing is loaded before it is desired"
 
-        def work() -> tuple[list[str], frozenset[str]]:
-            missing = self._device.apply(desired, seen_at)
-            resident = self._device.store.resident.values()
-            return missing, frozenset(residency.digest for residency in resident)
+        self._loader.want(await self._on_device(lambda: self._device.apply(desired, seen_at)))
 
-        missing, self._in_use = await self._on_device(work)
-        self._loader.want(missing)
-
-    def _desired_of(self, snapshot: RegistrySnapshot) -> Desired:
-        """The snapshot in the table's form; a task that did not change stays the same object."""
-        entries: dict[TaskRef, tuple[TaskRecord, TaskEntry]] = {}
-        for ref, record in snapshot.tasks.items():
-            known = self._entries.get(ref)
-            is_same = known is not None and known[0] is record
-            entries[ref] = known if known and is_same else (record, _task_entry(record))
-        self._entries = entries
-        keys = [
-            KeyEntry(k.key_id, k.secret_digest, k.tenant, [str(scope) for scope in k.scopes])
-            for k in snapshot.keys.values()
-        ]
-        tasks: dict[TaskKey, TaskEntry] = {ref: entry for ref, (_, entry) in entries.items()}
-        return Desired(snapshot.revision, tasks, keys)
+    def _in_use(self) -> frozenset[Digest]:
+        """Bundles whose files are needed. The list is one step, which no other thread divides."""
+        resident = list(self._device.store.resident.values())
+        return frozenset(residency.digest for residency in resident)
 
     async def _load(self, bundles: Sequence[LocalBundle]) -> Failures:
         return await self._on_device(lambda: self._device.loading.load(bundles))
@@ -322,8 +311,8 @@ class RegistryFollower:
         self._emit(BundleRefused(codes))
 
     def _traffic(self, ref: TaskRef) -> ActiveTraffic | None:
-        known = self._entries.get(ref)
-        return known[0].traffic if known else None
+        entry = self._desired.tasks.get(ref) if self._desired else None
+        return entry.traffic if entry else None
 
     async def _withdraw(self, ref: TaskRef, traffic_revision: int) -> None:
         await self._on_device(lambda: self._device.withdraw(ref, traffic_revision))
@@ -343,18 +332,12 @@ async def _again_and_again(work: Callable[[], Awaitable[None]]) -> None:
             await asyncio.sleep(RETRY_S)
 
 
-def _task_entry(record: TaskRecord) -> TaskEntry:
-    versions = {target.version: str(target.digest) for target in record.aliases.values()}
-    if record.traffic is not None:
-        versions |= {number: digest for digest, number in record.traffic.versions.items()}
-    return TaskEntry(
-        tenant=record.tenant,
-        task=record.task,
-        revision=record.revision,
-        aliases={alias: target.version for alias, target in record.aliases.items()},
-        versions=versions,
-        traffic=record.traffic,
-    )
+def _desired_of(snapshot: RegistrySnapshot) -> Desired:
+    keys = [
+        KeyEntry(k.key_id, k.secret_digest, k.tenant, [str(scope) for scope in k.scopes])
+        for k in snapshot.keys.values()
+    ]
+    return Desired(snapshot.revision, snapshot.tasks, keys)
 
 
 def _refusal(request: Prove, error: PeterRecError) -> Proved:

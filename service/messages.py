@@ -7,9 +7,13 @@ not know its *epoch*, the number of this life of the device process. Array-encod
 fields go last and have defaults.
 """
 
+from typing import Self
+
 import msgspec
 
-from patches.records import ActiveTraffic
+from patches.identity import Digest, TaskRef
+from patches.records import TaskEntry
+from patches.sharing import shared, shared_text
 
 Handle = int
 """One residency of one bundle on the device, unique within an epoch; never used again."""
@@ -110,30 +114,29 @@ class TrafficSeen(msgspec.Struct, frozen=True, array_like=True, tag=8):
 ToDevice = Predict | Cancel | Hello | TableAck | Prove | Sync | Goodbye | TrafficSeen
 
 
-class BundleEntry(msgspec.Struct, frozen=True, array_like=True):
+class BundleEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A resident bundle: what a worker needs to admit rows and to name results.
 
     ``catalog_path`` is the local bundle file a ranking head's item ids are read from.
     """
 
     handle: Handle
-    digest: str
+    digest: Digest
     kind: str
     outputs: int
-    labels: list[str]
+    labels: tuple[str, ...]
     threshold: float
     catalog_path: str
 
-
-class TaskEntry(msgspec.Struct, frozen=True, array_like=True):
-    """A task: ``versions`` has the digests of those that an alias or the traffic names."""
-
-    tenant: str
-    task: str
-    revision: int
-    aliases: dict[str, int]
-    versions: dict[int, str]
-    traffic: ActiveTraffic | None = None
+    def shared(self) -> Self:
+        """The same entry with parts shared with equal ones: a worker keeps ten thousands."""
+        return msgspec.structs.replace(
+            self,
+            digest=Digest(shared_text(self.digest)),
+            kind=shared_text(self.kind),
+            labels=shared(self.labels),
+            threshold=shared(self.threshold),
+        )
 
 
 class KeyEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -158,7 +161,7 @@ class TableUpdate(msgspec.Struct, frozen=True, array_like=True, tag=20):
     bundles: list[BundleEntry]
     tasks: list[TaskEntry]
     removed_handles: list[Handle]
-    removed_tasks: list[tuple[str, str]]
+    removed_tasks: list[TaskRef]
     keys: list[KeyEntry] | None = None
 
 

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from patches.records import ActiveTraffic
-from service.messages import BundleEntry, Handle, KeyEntry, TableUpdate, TaskEntry
+from patches.identity import Digest, TaskRef
+from patches.records import ActiveTraffic, TaskEntry
+from service.messages import BundleEntry, Handle, KeyEntry, TableUpdate
 from service.scheduler import Worker
 from service.slots import Residency
-
-TaskKey = tuple[str, str]
 
 SILENT_AFTER_S = 3.0
 """A worker that says nothing for so long has died: nobody waits for its acknowledgement."""
@@ -29,7 +28,7 @@ class Desired:
     """What the registry wants served, at one revision. An unchanged task is the same object."""
 
     revision: int
-    tasks: dict[TaskKey, TaskEntry] = field(default_factory=dict)
+    tasks: Mapping[TaskRef, TaskEntry] = field(default_factory=dict)
     keys: list[KeyEntry] = field(default_factory=list)
 
 
@@ -41,9 +40,10 @@ class WorkerState:
     acked_version: int = 0
 
 
-def named(task: TaskEntry) -> set[str]:
+def named(task: TaskEntry) -> set[Digest]:
     """Digests that the aliases and the traffic name."""
-    digests = {task.versions[number] for number in task.aliases.values()}
+    versions = task.versions
+    digests = {versions[number] for number in task.aliases.values()}
     return digests if task.traffic is None else digests | task.traffic.versions.keys()
 
 
@@ -55,14 +55,13 @@ class ServingTable:
         self.version = 0
         self.revision = 0
         self.workers: dict[Worker, WorkerState] = {}
-        self._tasks: dict[TaskKey, TaskEntry] = {}
-        self._wanted: Mapping[TaskKey, TaskEntry] = {}
-        self._lagging: set[TaskKey] = set()
-        self._withdrawn: dict[TaskKey, ActiveTraffic] = {}
+        self._tasks: dict[TaskRef, TaskEntry] = {}
+        self._wanted: Mapping[TaskRef, TaskEntry] = {}
+        self._lagging: set[TaskRef] = set()
+        self._withdrawn: dict[TaskRef, ActiveTraffic] = {}
         self._namings: Counter[str] = Counter()
         self._keys: list[KeyEntry] = []
         self._resident: dict[str, Residency] = {}
-        self._announced: set[str] = set()
         self._idle: OrderedDict[str, int] = OrderedDict()  # digest -> version it left the table
 
     def admit(self, residency: Residency) -> None:
@@ -97,7 +96,7 @@ class ServingTable:
         self._keys = desired.keys
         return self._update(changed, removed, touched, keys)
 
-    def withdraw(self, key: TaskKey, traffic_revision: int) -> TableUpdate | None:
+    def withdraw(self, key: TaskRef, traffic_revision: int) -> TableUpdate | None:
         """Let prod answer alone from now on, whatever the registry says of this very traffic.
 
         None if the task has other traffic, or none.
@@ -113,7 +112,7 @@ class ServingTable:
     def _update(
         self,
         changed: list[TaskEntry],
-        removed: list[TaskKey],
+        removed: list[TaskRef],
         touched: set[str],
         keys: list[KeyEntry] | None,
     ) -> TableUpdate:
@@ -137,14 +136,14 @@ class ServingTable:
             version=self.version,
             revision=self.revision,
             is_full=True,
-            bundles=[self._entry(digest) for digest in sorted(self._announced)],
+            bundles=[self._entry(digest) for digest in sorted(self._namings)],
             tasks=list(self._tasks.values()),
             removed_handles=[],
             removed_tasks=[],
             keys=self._keys,
         )
 
-    def task_keys(self) -> list[TaskKey]:
+    def task_keys(self) -> list[TaskRef]:
         """Every served (tenant, task)."""
         return list(self._tasks)
 
@@ -176,7 +175,7 @@ class ServingTable:
                 freed.append(self._resident.pop(digest))
         return freed
 
-    def _take_over(self, wanted: Mapping[TaskKey, TaskEntry]) -> tuple[list[TaskEntry], set[str]]:
+    def _take_over(self, wanted: Mapping[TaskRef, TaskEntry]) -> tuple[list[TaskEntry], set[str]]:
         """Serve new, changed and lagging tasks; the entries that differ, and their digests."""
         changed: list[TaskEntry] = []
         touched: set[str] = set()
@@ -191,7 +190,7 @@ class ServingTable:
             (self._lagging.add if lags else self._lagging.discard)(key)
         return changed, touched
 
-    def _serve(self, key: TaskKey, task: TaskEntry | None) -> set[str]:
+    def _serve(self, key: TaskRef, task: TaskEntry | None) -> set[str]:
         """Put a task's entry in the place of its old one; the digests of both."""
         old = self._tasks.pop(key, None)
         before = named(old) if old else set()
@@ -203,19 +202,19 @@ class ServingTable:
         return before | after
 
     def _announce(self, touched: set[str]) -> tuple[list[str], list[str]]:
-        """Digests that are named now and were not, and those that are no longer named."""
+        """Digests that are named now and were not, and those that are no longer named.
+
+        What is served is resident, and a residency that no task names is idle.
+        """
         named = {digest for digest in touched if self._namings[digest] > 0}
-        added, dropped = (
-            sorted(named - self._announced),
-            sorted((touched - named) & self._announced),
-        )
+        added = sorted(named & self._idle.keys())
+        dropped = sorted(touched - named - self._idle.keys())
         for digest in added:
-            self._idle.pop(digest, None)
+            del self._idle[digest]
         for digest in touched - named:
             del self._namings[digest]
         for digest in dropped:
             self._idle[digest] = self.version
-        self._announced = (self._announced - set(dropped)) | set(added)
         return added, dropped
 
     def _served(self, task: TaskEntry) -> TaskEntry:
@@ -224,10 +223,10 @@ class ServingTable:
         task = self._without_withdrawn(task)
         if all(digest in self._resident for digest in named(task)):
             return task
-        old = self._tasks.get((task.tenant, task.task))
-        aliases, versions = {}, dict(task.versions)
+        old = self._tasks.get(task.ref)
+        aliases, versions = {}, task.versions
         for alias, number in task.aliases.items():
-            if task.versions[number] in self._resident:
+            if versions[number] in self._resident:
                 aliases[alias] = number
             elif old is not None and alias in old.aliases:
                 aliases[alias] = old.aliases[alias]
@@ -235,24 +234,25 @@ class ServingTable:
         traffic = task.traffic
         if traffic is not None and not traffic.versions.keys() <= self._resident.keys():
             traffic = None
-        return msgspec.structs.replace(task, aliases=aliases, versions=versions, traffic=traffic)
+        return TaskEntry.of(task.ref, task.revision, aliases, versions, traffic)
 
     def _without_withdrawn(self, task: TaskEntry) -> TaskEntry:
-        key = (task.tenant, task.task)
-        if task.traffic is not None and task.traffic == self._withdrawn.get(key):
+        if not self._withdrawn:
+            return task
+        if task.traffic is not None and task.traffic == self._withdrawn.get(task.ref):
             return msgspec.structs.replace(task, traffic=None)
-        self._withdrawn.pop(key, None)
+        self._withdrawn.pop(task.ref, None)
         return task
 
     def _entry(self, digest: str) -> BundleEntry:
         residency = self._resident[digest]
-        spec = residency.head.spec
+        spec = residency.form.head
         return BundleEntry(
             handle=residency.handle,
-            digest=digest,
+            digest=residency.digest,
             kind=spec.kind,
             outputs=spec.outputs,
-            labels=list(residency.labels),
+            labels=residency.labels,
             threshold=residency.threshold,
             catalog_path=residency.catalog_path,
         )

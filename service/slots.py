@@ -3,19 +3,23 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
 from model.backbone import Backbone
+from model.catalog_ranking import CatalogWeights
 from model.errors import Category, PeterRecError
 from model.lanes import SlotRef
 from model.mixed import mixed_forward
 from model.mixed_heads import HeadRef, MixedHeads, RowScores, Selection
 from model.slab import Slab
-from model.spec import FIRST_ITEM, PAD, PatchGeometry
+from model.spec import FIRST_ITEM, PAD, HeadSpec, PatchGeometry
 from patches.identity import Digest
+from patches.sharing import shared, shared_text
 from patches.verify import VerifiedBundle
 from service.head_room import HeadBudgetExceeded, HeadRoom
 from service.messages import Handle
@@ -55,21 +59,42 @@ class ProbeFailed(PeterRecError):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Residency:
+class Form(NamedTuple):
+    """What a bundle's weights look like, and the slabs that hold those of this form."""
+
+    geometry: PatchGeometry
+    patches: Slab
+    head: HeadSpec
+    heads: Slab | None
+
+
+class Residency(msgspec.Struct, frozen=True, gc=False):
     """A bundle whose weights lie on the device, proven there.
 
-    ``catalog_path`` is the local bundle file that a ranking head's item ids are read from, and its
-    weights when they have left the device.
+    Ten thousands of them are kept, so that a residency is one small object that garbage collection
+    need not look at. ``catalog_path`` is the local bundle file that a ranking head's item ids are
+    read from, and its weights, which are in ``catalog``, when they have left the device.
     """
 
     handle: Handle
     digest: Digest
     labels: tuple[str, ...]
     threshold: float
-    catalog_path: str
-    patch: SlotRef
-    head: HeadRef
+    form: Form
+    patch_slot: int
+    head_slot: int
+    catalog_path: str = ""
+    catalog: CatalogWeights | None = None
+
+    @property
+    def patch(self) -> SlotRef:
+        """Where the patch lies."""
+        return SlotRef(self.form.geometry, self.form.patches, self.patch_slot)
+
+    @property
+    def head(self) -> HeadRef:
+        """Where the head lies."""
+        return HeadRef(self.form.head, self.form.heads, self.head_slot, self.catalog)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +135,7 @@ class SlotStore:
         self._heads = MixedHeads(self._channels, self._device)
         self.head_room = HeadRoom(head_limit_bytes)
         self._slabs: dict[PatchGeometry, Slab] = {}
+        self._forms: dict[Form, Form] = {}
         self._handles = count(1)
         self.resident: dict[Handle, Residency] = {}
         self.patch_bytes = 0
@@ -225,14 +251,17 @@ class SlotStore:
         except Exception:  # no memory for a large catalog: the slot must not be lost with it
             slab.release(slot)
             raise
+        form = Form(geometry, slab, head_ref.spec, head_ref.slab)
         residency = Residency(
             handle=next(self._handles),
-            digest=bundle.digest,
-            labels=head.labels or (),
-            threshold=head.threshold,
-            catalog_path=catalog_path,
-            patch=SlotRef(geometry, slab, slot),
-            head=head_ref,
+            digest=Digest(shared_text(bundle.digest)),
+            labels=shared(head.labels or ()),
+            threshold=shared(head.threshold),
+            form=self._forms.setdefault(form, form),
+            patch_slot=slot,
+            head_slot=slot if head_ref.slot == slot else head_ref.slot,  # the same int, if equal
+            catalog_path=catalog_path if head_ref.catalog else "",
+            catalog=head_ref.catalog,
         )
         self.resident[residency.handle] = residency
         self.patch_bytes += slab.slot_bytes

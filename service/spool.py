@@ -30,19 +30,21 @@ async def spooled(
 
 
 async def _write(chunks: AsyncIterator[bytes], path: Path, limit_bytes: int) -> int:
+    """A short upload is one call of a thread: each costs more than the writing."""
     size = 0
     waiting = bytearray()
-    file = await asyncio.to_thread(path.open, "wb")
-    try:
-        async for chunk in chunks:
-            size += len(chunk)
-            if size > limit_bytes:
-                raise BodyTooLarge(limit_bytes)
-            waiting += chunk
-            if len(waiting) >= WRITE_BYTES:
-                await asyncio.to_thread(file.write, bytes(waiting))
-                waiting.clear()
-        await asyncio.to_thread(file.write, bytes(waiting))
-    finally:
-        await asyncio.to_thread(file.close)
+    async for chunk in chunks:
+        size += len(chunk)
+        if size > limit_bytes:
+            raise BodyTooLarge(limit_bytes)
+        waiting += chunk
+        if len(waiting) >= WRITE_BYTES:
+            await asyncio.to_thread(_append, path, bytes(waiting))
+            waiting.clear()
+    await asyncio.to_thread(_append, path, waiting)
     return size
+
+
+def _append(path: Path, data: bytes | bytearray) -> None:
+    with path.open("ab") as file:
+        file.write(data)

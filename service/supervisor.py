@@ -45,6 +45,10 @@ WORKER_STOP_MARGIN_S = 5.0
 MAX_DEATHS_BEFORE_READY = 3
 """A server that never came up gives up after so many deaths of one child."""
 
+ALLOCATOR = {"MALLOC_ARENA_MAX": "1"}
+"""Of glibc: with an arena for each thread that verifies bundles, what they gave back stays
+in pieces all over them, a kilobyte or more for every bundle that was registered."""
+
 FIRST_KEY_NAME = "first key"
 
 
@@ -148,7 +152,7 @@ def _command(
     return ChildCommand(
         kind,
         [sys.executable, "-m", "service.cli", *arguments],
-        ground.settings.to_environment(),
+        ALLOCATOR | ground.settings.to_environment(),
         inherited,
     )
 

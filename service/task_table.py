@@ -5,10 +5,10 @@ from collections.abc import Iterable
 
 from patches.errors import AliasNotFound, InvalidDigest, TaskNotFound
 from patches.identity import Digest, TaskId, TaskRef, TenantId, parse_digest
-from patches.records import ActiveTraffic
+from patches.records import ActiveTraffic, TaskEntry
 from patches.traffic import PROD
 from service.errors import BundleNotReady, TaskNotActive, VersionNotServed, row_error
-from service.messages import BundleEntry, Handle, TableUpdate, TaskEntry
+from service.messages import BundleEntry, Handle, TableUpdate
 from service.rollout import Role, ServedTask, Split
 
 VersionName = int | str
@@ -27,7 +27,7 @@ class TaskTable:
         self.epoch = 0
         self.version = 0
         self.revision = 0
-        self._tasks: dict[tuple[str, str], TaskEntry] = {}
+        self._tasks: dict[str, dict[str, TaskEntry]] = {}  # by tenant and name
         self._bundles: dict[Handle, BundleEntry] = {}
         self._by_digest: dict[str, BundleEntry] = {}
         self._splits: dict[tuple[str, str], Split] = {}
@@ -40,12 +40,11 @@ class TaskTable:
         for handle in update.removed_handles:
             self._forget(handle)
         for bundle in update.bundles:
-            self._bundles[bundle.handle] = bundle
-            self._by_digest[bundle.digest] = bundle
+            self._keep(bundle.shared())
         for tenant, task in update.removed_tasks:
-            self._tasks.pop((tenant, task), None)
+            self._tasks.get(tenant, {}).pop(task, None)
         for entry in update.tasks:
-            self._tasks[entry.tenant, entry.task] = entry
+            self._tasks.setdefault(entry.tenant, {})[entry.task] = entry.shared()
         self._splits.clear()
         self.epoch = update.epoch
         self.version = update.version
@@ -62,6 +61,9 @@ class TaskTable:
             return False
         return True
 
+    def _keep(self, bundle: BundleEntry) -> None:
+        self._bundles[bundle.handle] = self._by_digest[bundle.digest] = bundle
+
     def _forget(self, handle: Handle) -> None:
         bundle = self._bundles.pop(handle, None)
         if bundle is not None and self._by_digest.get(bundle.digest) is bundle:
@@ -69,12 +71,11 @@ class TaskTable:
 
     def entry(self, tenant: str, task: str) -> TaskEntry | None:
         """The task as the registry has it; None if the tenant has no such task."""
-        return self._tasks.get((tenant, task))
+        return self._tasks.get(tenant, {}).get(task)
 
     def entries(self, tenant: str) -> Iterable[TaskEntry]:
         """The tenant's tasks in the order of their names."""
-        owned = (entry for entry in self._tasks.values() if entry.tenant == tenant)
-        return sorted(owned, key=lambda entry: entry.task)
+        return sorted(self._tasks.get(tenant, {}).values(), key=lambda entry: entry.task)
 
     def resolve(
         self, tenant: TenantId, task: str, version: VersionName | None = None
@@ -83,14 +84,14 @@ class TaskTable:
 
         TaskNotFound, TaskNotActive, VersionNotServed, AliasNotFound or BundleNotReady if none.
         """
-        entry = self._tasks.get((tenant, task))
+        entry = self.entry(tenant, task)
         if entry is None:
             raise TaskNotFound(task) if self.epoch else row_error("device_unavailable")
         if version is not None:
             return self._pinned(entry, version)
         number = entry.aliases.get(PROD)
         if number is None:
-            is_loading = any(digest not in self._by_digest for digest in entry.versions.values())
+            is_loading = any(digest not in self._by_digest for digest in entry.digests)
             raise BundleNotReady(f"of task {task!r}") if is_loading else TaskNotActive(task)
         bundle = self._bundle(entry, number)
         split = None if entry.traffic is None else self._split(entry, entry.traffic)
@@ -101,7 +102,8 @@ class TaskTable:
         return self._by_digest.get(digest)
 
     def _bundle(self, entry: TaskEntry, number: int) -> BundleEntry:
-        bundle = self._by_digest.get(entry.versions.get(number, ""))
+        digest = entry.digest_of(number)
+        bundle = None if digest is None else self._by_digest.get(digest)
         if bundle is None:
             raise BundleNotReady(f"of task {entry.task!r}")
         return bundle
@@ -140,7 +142,7 @@ def _find(entry: TaskEntry, wanted: VersionName) -> tuple[int, str | None]:
     """The number of the version that is asked for, and the alias if it was by one."""
     text = str(wanted)
     if text.isdecimal() and len(text) <= MAX_DIGITS:
-        if int(text) in entry.versions:
+        if int(text) in entry.numbers:
             return int(text), None
         raise _not_served(entry, text)
     if text in entry.aliases:
@@ -156,7 +158,7 @@ def _find(entry: TaskEntry, wanted: VersionName) -> tuple[int, str | None]:
 
 
 def _not_served(entry: TaskEntry, wanted: str) -> VersionNotServed:
-    named: dict[int, list[str]] = {number: [] for number in entry.versions}
+    named: dict[int, list[str]] = {number: [] for number in entry.numbers}
     for alias, number in sorted(entry.aliases.items()):
         named[number].append(alias)
     return VersionNotServed(entry.task, wanted, named)

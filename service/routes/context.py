@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict
 
 from model.backbone_info import BackboneInfo
 from patches.identity import TaskId, TaskRef, parse_task
+from patches.records import TaskEntry
 from patches.registry import Registry
 from service.auth import Authenticator, Principal
 from service.device_link import DeviceLink
 from service.errors import MalformedRequest
-from service.messages import TaskEntry
 from service.task_table import TaskTable
 
 SYNC_TIMEOUT_S = 30.0

@@ -49,13 +49,15 @@ def health_router(context: AdminContext) -> APIRouter:
 
 def _readiness(context: AdminContext) -> Ready:
     state, status = context.link.state, context.link.state.status
+    synced_at = status.registry_synced_at if status and status.registry_synced_at else None
+    is_waiting = context.link.is_connected and not state.is_ready
     problems = {
         "draining": context.readiness.is_draining,
         "device_unavailable": not context.link.is_connected,
-        "registry_not_read": context.link.is_connected and not state.is_ready,
+        "registry_not_read": is_waiting and synced_at is None,
+        "loading": is_waiting and synced_at is not None,
     }
     reasons = [name for name, is_so in problems.items() if is_so]
-    synced_at = status.registry_synced_at if status and status.registry_synced_at else None
     return Ready(
         status="not_ready" if reasons else "ready",
         reasons=reasons,

@@ -293,8 +293,8 @@ def assert_same(snapshot: RegistrySnapshot, model: ReferenceRegistry) -> None:
         task = model.tasks[ref]
         numbers = dict(task.numbers)
         assert record.revision == task.revision
-        assert record.options == task.options
-        found = {alias: (t.digest, t.version) for alias, t in record.aliases.items()}
+        versions = record.versions
+        found = {alias: (versions[number], number) for alias, number in record.aliases.items()}
         assert found == {alias: (d, numbers[d]) for alias, d in task.state.aliases}
         assert (record.traffic is None) == (task.state.traffic is None)
         if record.traffic is not None and task.state.traffic is not None:
@@ -305,6 +305,7 @@ def assert_same(snapshot: RegistrySnapshot, model: ReferenceRegistry) -> None:
 
 
 def assert_same_versions(detail: TaskDetail, model: ReferenceRegistry) -> None:
-    """A task's versions and their numbers are as the reference says."""
+    """A task's options, its versions and their numbers are as the reference says."""
+    assert detail.record.options == model.tasks[detail.record.ref].options
     found = {version.digest: version.version for version in detail.versions}
     assert found == dict(model.tasks[detail.record.ref].numbers)

@@ -1,6 +1,8 @@
 """Messages of a device process, for tests of a worker's side."""
 
-from service.messages import BundleEntry, KeyEntry, TableUpdate, TaskEntry
+from patches.identity import Digest
+from patches.records import TaskEntry
+from service.messages import BundleEntry, KeyEntry, TableUpdate
 
 DIGEST_A = "a" * 64
 DIGEST_B = "b" * 64
@@ -9,7 +11,7 @@ DIGEST_B = "b" * 64
 def bundle_entry(
     handle: int, digest: str, kind: str = "classification", labels: tuple[str, ...] = ("F", "M")
 ) -> BundleEntry:
-    return BundleEntry(handle, digest, kind, len(labels), [*labels], 0.5, "")
+    return BundleEntry(handle, Digest(digest), kind, len(labels), labels, 0.5, "")
 
 
 def full_update(

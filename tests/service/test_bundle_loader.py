@@ -9,14 +9,13 @@ from redis.asyncio import Redis
 
 from model.errors import PeterRecError
 from patches.blob_cache import BlobCache
-from patches.identity import Digest, digest_of
-from patches.records import RegistrySnapshot
+from patches.identity import Digest, TaskId, TaskRef, TenantId, digest_of
+from patches.records import RegistrySnapshot, TaskEntry
 from patches.registry import Registry, open_redis
 from patches.verify import BundleLimits
 from service.bundle_loader import BundleLoader
 from service.bundle_source import BATCH_BUNDLES, BundleSource, Demands
 from service.loading import Failures, Loading
-from service.messages import TaskEntry
 from service.serving_table import Desired, ServingTable
 from service.slots import LocalBundle, SlotStore
 from tests.patches.redis_servers import RedisServer, connect, running
@@ -37,7 +36,7 @@ class Replica:
         demands = Demands(workshop.identity, BundleLimits())
         self.source = BundleSource(registry, self.cache, demands)
         self.loader = BundleLoader(self.source, self.load, self.flip, self.note)
-        self.wanted: dict[tuple[str, str], TaskEntry] = {}
+        self.wanted: dict[TaskRef, TaskEntry] = {}
         self.served: list[int] = []
         self.batches: list[int] = []
         self.refused: dict[str, str] = {}
@@ -57,8 +56,9 @@ class Replica:
 
     async def want(self, digests: Sequence[Digest]) -> None:
         self.wanted = {
-            ("acme", digest): TaskEntry("acme", digest, 1, {"prod": 1}, {1: digest})
+            ref: TaskEntry.of(ref, 1, {"prod": 1}, {1: digest})
             for digest in digests
+            for ref in [TaskRef(TenantId("acme"), TaskId(digest))]
         }
         await self.flip()
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from patches.bundle import digest_of
+from patches.bundle import Digest, digest_of
 from service.catalogs import Catalogs
 from service.errors import BundleNotReady
 from service.messages import BundleEntry
@@ -15,7 +15,7 @@ def entry(folder: Path, *items: str) -> BundleEntry:
     bundle = make_bundle("ranking", outputs=len(items), catalog=items)
     path = folder / f"{'-'.join(items)}.bundle"
     path.write_bytes(bundle)
-    return BundleEntry(1, digest_of(bundle), "ranking", len(items), [], 0.5, str(path))
+    return BundleEntry(1, digest_of(bundle), "ranking", len(items), (), 0.5, str(path))
 
 
 async def test_a_catalog_is_read_once_and_then_at_hand(tmp_path):
@@ -35,7 +35,7 @@ async def test_a_prefetched_catalog_is_the_one_that_is_loaded(tmp_path):
 
 async def test_a_file_that_has_gone_is_not_ready_for_those_who_ask(tmp_path):
     catalogs = Catalogs()
-    bundle = BundleEntry(1, "a" * 64, "ranking", 1, [], 0.5, str(tmp_path / "gone"))
+    bundle = BundleEntry(1, Digest("a" * 64), "ranking", 1, (), 0.5, str(tmp_path / "gone"))
     catalogs.prefetch([bundle])
     with pytest.raises(BundleNotReady):
         await catalogs.load(bundle)

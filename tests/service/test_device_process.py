@@ -158,7 +158,7 @@ async def test_a_row_for_a_residency_that_was_never_there_is_told_so(
     replica: Replica, registry: Registry, workshop: Workshop
 ) -> None:
     bundle = await replica.served("gender", await register(registry, workshop, "gender", 1))
-    gone = BundleEntry(bundle.handle + 1000, bundle.digest, "classification", 3, [], 0.5, "")
+    gone = BundleEntry(bundle.handle + 1000, bundle.digest, "classification", 3, (), 0.5, "")
     assert (await replica.ask(gone, [])).error == "bundle_gone"
 
 

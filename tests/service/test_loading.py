@@ -6,10 +6,10 @@ import pytest
 
 from model.spec import BackboneSpec
 from patches.bundle import build_bundle
-from patches.identity import Digest
+from patches.identity import Digest, TaskId, TaskRef, TenantId
+from patches.records import TaskEntry
 from patches.verify import BundleLimits, verify_bundle
 from service.loading import LoadFailed, Loading
-from service.messages import TaskEntry
 from service.serving_table import Desired, ServingTable
 from service.slots import HeadBudgetExceeded, LocalBundle, ProbeFailed, SlotStore
 from tests.service.random_bundles import SPEC, Workshop
@@ -34,13 +34,14 @@ class Device:
         for residency in self.table.take_idle(lambda handle: False, keep=0):
             self.store.free(residency)
 
-    def serve(self, *digests: str) -> set[str]:
+    def serve(self, *digests: Digest) -> set[str]:
         """Make a table of what is loaded; the digests that it names."""
         self.loading.admit()
         names = enumerate(digests, start=1)
         tasks = {
-            ("acme", digest): TaskEntry("acme", digest, number, {"prod": number}, {number: digest})
+            ref: TaskEntry.of(ref, number, {"prod": number}, {number: digest})
             for number, digest in names
+            for ref in [TaskRef(TenantId("acme"), TaskId(digest))]
         }
         return {entry.digest for entry in self.table.apply(Desired(1, tasks)).bundles}
 

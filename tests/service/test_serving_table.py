@@ -2,10 +2,10 @@
 
 import pytest
 
-from patches.records import ActiveTraffic
+from patches.identity import TaskId, TaskRef, TenantId
+from patches.records import ActiveTraffic, TaskEntry
 from patches.traffic import Canary, Traffic
 from patches.verify import BundleLimits, verify_bundle
-from service.messages import TaskEntry
 from service.serving_table import SILENT_AFTER_S, Desired, ServingTable
 from service.slots import Residency, SlotStore
 from tests.service.random_bundles import Workshop
@@ -22,10 +22,14 @@ def residencies(tmp_path_factory: pytest.TempPathFactory) -> list[Residency]:
     ]
 
 
+def task(name: str) -> TaskRef:
+    return TaskRef(TenantId("acme"), TaskId(name))
+
+
 def desired(revision: int, **tasks: Residency) -> Desired:
     entries = {
-        ("acme", name): TaskEntry(
-            "acme", name, revision, {"prod": revision}, {revision: residency.digest}
+        task(name): TaskEntry.of(
+            task(name), revision, {"prod": revision}, {revision: residency.digest}
         )
         for name, residency in tasks.items()
     }
@@ -155,9 +159,9 @@ def test_a_digest_that_two_tasks_name_is_retired_with_the_last_of_them(
 
 def split_task(revision: int, prod: Residency, canary: Residency, *, put_at: int = 1) -> Desired:
     active = ActiveTraffic(Traffic(1, (Canary(canary.digest, 1),)), {canary.digest: 2}, put_at)
-    versions = {1: str(prod.digest), 2: str(canary.digest)}
-    entry = TaskEntry("acme", "gender", revision, {"prod": 1}, versions, active)
-    return Desired(revision, {("acme", "gender"): entry})
+    versions = {1: prod.digest, 2: canary.digest}
+    entry = TaskEntry.of(task("gender"), revision, {"prod": 1}, versions, active)
+    return Desired(revision, {entry.ref: entry})
 
 
 def test_a_canary_is_announced_with_the_traffic_that_names_it_and_retired_with_it(
@@ -184,9 +188,9 @@ def test_traffic_that_was_withdrawn_stays_away_until_other_traffic_is_put(
     table: ServingTable, residencies: list[Residency]
 ) -> None:
     table.apply(split_task(1, *residencies[:2]))
-    assert table.withdraw(("acme", "gender"), 99) is None
-    assert table.withdraw(("acme", "age"), 1) is None
-    update = table.withdraw(("acme", "gender"), 1)
+    assert table.withdraw(task("gender"), 99) is None
+    assert table.withdraw(task("age"), 1) is None
+    update = table.withdraw(task("gender"), 1)
     assert update is not None
     assert update.tasks[0].traffic is None
     assert update.removed_handles == [residencies[1].handle]

@@ -5,19 +5,19 @@ import asyncio
 import pytest
 
 from patches.errors import AliasNotFound, TaskNotFound
-from patches.identity import Digest, TenantId
-from patches.records import ActiveTraffic
+from patches.identity import Digest, TaskId, TaskRef, TenantId
+from patches.records import ActiveTraffic, TaskEntry
 from patches.traffic import Canary, Guard, Traffic
 from service.errors import BundleNotReady, DeviceUnavailable, TaskNotActive, VersionNotServed
-from service.messages import TaskEntry
 from service.task_table import TaskTable
 from tests.service.messages import DIGEST_A, DIGEST_B, bundle_entry, full_update, update
 
 ACME = TenantId("acme")
+FILMS = TaskRef(ACME, TaskId("films"))
 
 
 def films(digest: str = DIGEST_A, version: int = 1) -> TaskEntry:
-    return TaskEntry("acme", "films", version, {"prod": version}, {version: digest})
+    return TaskEntry.of(FILMS, version, {"prod": version}, {version: digest})
 
 
 @pytest.fixture
@@ -41,13 +41,13 @@ def test_an_unknown_task_is_not_found_even_if_another_tenant_has_it(table):
 
 
 def test_a_task_without_prod_is_not_active(table):
-    table.apply(update(2, tasks=[TaskEntry("acme", "films", 2, {"canary": 1}, {1: DIGEST_A})]))
+    table.apply(update(2, tasks=[TaskEntry.of(FILMS, 2, {"canary": 1}, {1: DIGEST_A})]))
     with pytest.raises(TaskNotActive):
         table.resolve(ACME, "films")
 
 
 def test_a_task_whose_prod_still_loads_is_not_ready_rather_than_not_active(table):
-    table.apply(update(2, tasks=[TaskEntry("acme", "films", 2, {}, {1: DIGEST_B})]))
+    table.apply(update(2, tasks=[TaskEntry.of(FILMS, 2, {}, {1: DIGEST_B})]))
     with pytest.raises(BundleNotReady):
         table.resolve(ACME, "films")
 
@@ -92,8 +92,8 @@ def test_a_full_update_replaces_everything(table):
 
 
 def test_a_tenants_tasks_are_listed_by_name(table):
-    other = TaskEntry("acme", "age", 1, {}, {})
-    foreign = TaskEntry("rival", "b", 1, {}, {})
+    other = TaskEntry.of(TaskRef(ACME, TaskId("age")), 1, {}, {})
+    foreign = TaskEntry.of(TaskRef(TenantId("rival"), TaskId("b")), 1, {}, {})
     table.apply(update(2, tasks=[other, foreign]))
     assert [entry.task for entry in table.entries("acme")] == ["age", "films"]
 
@@ -101,7 +101,7 @@ def test_a_tenants_tasks_are_listed_by_name(table):
 def with_traffic(traffic: Traffic, revision: int = 3) -> TaskEntry:
     versions = {1: DIGEST_A, 2: DIGEST_B}
     active = ActiveTraffic(traffic, {Digest(DIGEST_B): 2}, revision)
-    return TaskEntry("acme", "films", revision, {"prod": 1, "next": 2}, versions, active)
+    return TaskEntry.of(FILMS, revision, {"prod": 1, "next": 2}, versions, active)
 
 
 CANARY = Canary(Digest(DIGEST_B), 1)
