@@ -73,6 +73,8 @@ class PatchWeights:
     @property
     def reader(self) -> ItemReader | None:
         """What the patch reads beside the network, if it does."""
+        if self.query is None:
+            return None
         return reader_of({name: tensor.unsqueeze(0) for name, tensor in self.named().items()})
 
     def at(self, block: int, conv: int) -> Bottleneck | None:
