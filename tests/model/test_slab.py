@@ -2,7 +2,7 @@
 
 import torch
 
-from model.slab import Slab
+from model.slab import LARGE_PAGE, Slab
 
 
 def filled(value: float) -> dict[str, torch.Tensor]:
@@ -28,3 +28,12 @@ def test_a_released_slot_is_used_again_before_a_new_one() -> None:
 
 def test_a_slot_costs_its_weights_and_no_more() -> None:
     assert Slab({"weight": (3,), "bias": ()}, torch.device("cpu")).slot_bytes == 16
+
+
+def test_slots_keep_their_weights_when_their_pages_are_joined_to_large_ones() -> None:
+    slots = 3 * LARGE_PAGE // (4 * 4096)
+    slab = Slab({"weight": (4096,)}, torch.device("cpu"))
+    for number in range(slots):
+        slab.write({"weight": torch.full((4096,), float(number))})
+    found = slab.tensors["weight"][:slots]
+    assert torch.equal(found, torch.arange(float(slots)).unsqueeze(1).expand(-1, 4096))
