@@ -47,7 +47,13 @@ Index = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        cache_strings="keys",  # thousands of bundles' names would stay in the cache
+    )
 
 
 class ManifestInput(_Part):

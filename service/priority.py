@@ -11,4 +11,6 @@ NICENESS = 10
 def step_back() -> None:
     """Let other threads have the core before this one, from now on."""
     if sys.platform == "linux":  # elsewhere the whole process would step back
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        thread = threading.get_native_id()
+        niceness = max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread))
+        os.setpriority(os.PRIO_PROCESS, thread, niceness)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.slab import Slab
+from model.slab import LARGE_PAGE, Slab
 
 
 def filled(value: float) -> dict[str, torch.Tensor]:
@@ -50,3 +50,12 @@ def test_what_awaits_the_writes_beside_reads_what_they_wrote() -> None:
         slab.await_writes()
         assert slab.tensors["weight"][slot].eq(number).all()
     assert slab.tensors["weight"][:, 0].tolist()[:5] == [0, 1, 2, 3, 4]
+
+
+def test_slots_keep_their_weights_when_their_pages_are_joined_to_large_ones() -> None:
+    slots = 3 * LARGE_PAGE // (4 * 4096)
+    slab = Slab({"weight": (4096,)}, torch.device("cpu"))
+    for number in range(slots):
+        slab.write({"weight": torch.full((4096,), float(number))})
+    found = slab.tensors["weight"][:slots]
+    assert torch.equal(found, torch.arange(float(slots)).unsqueeze(1).expand(-1, 4096))
