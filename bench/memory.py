@@ -6,6 +6,7 @@ before them. ``--patch-precision`` chooses how patches are kept.
 
 import argparse
 import tempfile
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import psutil
 from bench.random_fleet import FleetShape, make_backbone, make_bundles, make_head, make_patch
 from bench.report import Report
 from bench.server import register, serving
+
+SETTLE_S = 5.0
 
 
 def main(arguments: list[str]) -> None:
@@ -57,10 +60,16 @@ def _growth(options: argparse.Namespace, shape: FleetShape, precision: str) -> d
             folder, data, options.port, workers=1, threads=1, patch_precision=precision
         ) as url:
             register(url, islice(bundles, options.first))
-            before = _private_bytes()
+            before = _settled_bytes()
             register(url, bundles, first=options.first)
-            after = _private_bytes()
+            after = _settled_bytes()
     return {name: after[name] - size for name, size in before.items()}
+
+
+def _settled_bytes() -> dict[str, int]:
+    """The same once what the last registrations needed for a moment has been given back."""
+    time.sleep(SETTLE_S)
+    return _private_bytes()
 
 
 def _private_bytes() -> dict[str, int]:

@@ -21,7 +21,7 @@ from service.event_sender import EventSender
 from service.item_mapping import ItemVocabulary
 from service.messages import TableUpdate
 from service.predicting import Predictor
-from service.process_memory import sparing_the_collector
+from service.process_memory import give_back_memory, sparing_the_collector
 from service.routes.context import AdminContext, Readiness
 from service.routes.predict import PredictContext
 from service.settings import Settings
@@ -37,6 +37,9 @@ WELCOME_TIMEOUT_S = 1.0
 
 REDIS_TIMEOUT_S = 3.0
 """With one repetition: whoever asks for a change hears within seconds that Redis is away."""
+
+GIVE_BACK_INTERVAL_S = 2.0
+"""Freed memory goes back to the system this often while the table changes."""
 
 
 def run_worker(settings: Settings, listener: socket.socket) -> None:
@@ -88,16 +91,28 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         ),
     )
     await link.start()
+    tidying = asyncio.create_task(_give_back_sometimes(table))
     try:
         await link.welcomed(WELCOME_TIMEOUT_S)
         config = _uvicorn_config(app, settings)
         with sparing_the_collector():
             await DrainingServer(config, listener, readiness.drain, settings.drain_delay_s).serve()
     finally:
+        tidying.cancel()
         await link.close()
         await catalogs.close()
         await redis.aclose()
         await asyncio.to_thread(events.close)
+
+
+async def _give_back_sometimes(table: TaskTable) -> None:
+    """What uploads and updates needed for a moment, in a thread: it takes a millisecond."""
+    version = table.version
+    while True:
+        await asyncio.sleep(GIVE_BACK_INTERVAL_S)
+        if table.version != version:
+            version = table.version
+            await asyncio.to_thread(give_back_memory)
 
 
 def _uvicorn_config(app: ASGIApp, settings: Settings) -> Config:
