@@ -67,13 +67,9 @@ def _growth(options: argparse.Namespace, shape: FleetShape, precision: str) -> d
 
 
 def _settled_bytes() -> dict[str, int]:
-    """The same once what the last registrations needed for a moment has been given back."""
+    """Private bytes of the service's device process and worker, once they have given back what the
+    last registrations needed for a moment."""
     time.sleep(SETTLE_S)
-    return _private_bytes()
-
-
-def _private_bytes() -> dict[str, int]:
-    """Private bytes of the service's device process and worker."""
     found: dict[str, int] = {}
     for process in psutil.Process().children(recursive=True):
         title = " ".join(process.cmdline())

@@ -44,7 +44,7 @@ class TopStates:
     ``source`` [B, M, C] enters the first patched block at the M positions where its first
     convolution is needed, ``conv`` [B, M, C] is that convolution's output, and ``lengths`` int64
     [B] are the histories' positions: what is further back is zero. Above the last block both are
-    the user vector [B, 1, C]. ``tokens`` int64 [B, T] are what a reader looks at, PAD in front.
+    the user vector [B, 1, C]. ``tokens`` int32 [B, T] are what a reader looks at, PAD in front.
     """
 
     conv: Tensor
@@ -62,7 +62,8 @@ class FrozenTrunk:
         spec, device = backbone.spec, backbone.embedding.weight.device
         self.block = block
         self._backbone = backbone
-        self._kept = torch.empty((capacity, *_kept_shape(backbone, block)), dtype=dtype).to(device)
+        shape = (capacity, *_kept_shape(backbone, block))
+        self._kept = torch.empty(shape, dtype=dtype, device=device)
         self._tokens = torch.full((capacity, spec.max_len), PAD, dtype=torch.int32, device=device)
         self._lengths = torch.empty(capacity, dtype=torch.int64, device=device)
         self._slot_of: dict[bytes, int] = {}
@@ -80,7 +81,7 @@ class FrozenTrunk:
     def states(self, slots: Tensor) -> TopStates:
         """States in float32 of the histories at slots int64 [B]."""
         kept = self._kept[slots].float()  # [B, 2 or 1, M, C]
-        return TopStates(kept[:, 0], kept[:, -1], self._lengths[slots], self._tokens[slots].long())
+        return TopStates(kept[:, 0], kept[:, -1], self._lengths[slots], self._tokens[slots])
 
     def slots(self, rows: Sequence[TokenRow]) -> Tensor:
         """Where histories (token ids, oldest first) are kept, int64 [B]; new ones are computed."""
@@ -107,8 +108,8 @@ class FrozenTrunk:
             source, conv = first_conv(self._backbone, tokens, self.block)  # [B, M', C], M' <= M
             reached = slice(self._kept.shape[2] - source.shape[1], None)  # within T tokens
             self._kept[slots, 0, reached], self._kept[slots, 1, reached] = conv, source
-        for slot, row in zip(range(slots.start, slots.stop), rows, strict=True):
-            self._tokens[slot, self._tokens.shape[1] - len(row) :] = torch.from_numpy(row)
+        items = tokens[:, :-1].int()  # all but [CLS], PAD in front
+        self._tokens[slots, self._tokens.shape[1] - items.shape[1] :] = items
         is_read = (tokens != PAD) | (self._backbone.spec.padding == "embedded")
         self._lengths[slots] = is_read.sum(1)
 

@@ -99,6 +99,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             await DrainingServer(config, listener, readiness.drain, settings.drain_delay_s).serve()
     finally:
         tidying.cancel()
+        await asyncio.gather(tidying, return_exceptions=True)
         await link.close()
         await catalogs.close()
         await redis.aclose()

@@ -114,7 +114,6 @@ class Method:
     rates: tuple[Rates, ...]
     start: Start = "pretrained"
     together: bool = False
-    is_patched: bool = False
 
 
 def _patched(material: Material) -> Encoder:
@@ -146,11 +145,9 @@ def _two_tower(material: Material) -> Encoder:
 
 
 METHODS: dict[str, Method] = {
-    "peterrec": Method("patch in a frozen backbone", _patched, PATCH_RATES, is_patched=True),
-    "reader": Method(
-        "reader of the items beside a frozen backbone", _patched, PATCH_RATES, is_patched=True
-    ),
-    "side": Method("network beside a frozen backbone", _side, PATCH_RATES, is_patched=True),
+    "peterrec": Method("patch in a frozen backbone", _patched, PATCH_RATES),
+    "reader": Method("reader of the items beside a frozen backbone", _patched, PATCH_RATES),
+    "side": Method("network beside a frozen backbone", _side, PATCH_RATES),
     "fineall": Method(
         "the whole backbone", lambda given: TunedBackbone(given.backbone), WHOLE_RATES
     ),
@@ -174,9 +171,7 @@ METHODS: dict[str, Method] = {
         lambda given: FrozenBackbone(given.backbone),
         HEAD_RATES,
     ),
-    "peterzero": Method(
-        "patch in a frozen random backbone", _patched, PATCH_RATES, start="random", is_patched=True
-    ),
+    "peterzero": Method("patch in a frozen random backbone", _patched, PATCH_RATES, start="random"),
     "random": Method(
         "only a head on a frozen random backbone",
         lambda given: FrozenBackbone(given.backbone),
