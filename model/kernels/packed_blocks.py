@@ -1,4 +1,8 @@
-"""A backbone on a CPU over packed lanes: a product per convolution, a kernel between products."""
+"""A backbone on a CPU over packed lanes.
+
+In float32 one kernel runs a stretch of blocks, products and all. With operands rounded to bfloat16
+PyTorch's library does the products, a kernel what lies between them.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,19 +23,19 @@ from model.kernels.packed_kernels import (
     enter,
     finish,
     gather,
-    run_few,
-    scratch_numbers,
     width_of,
 )
 from model.kernels.patch_modes import mode_of
 from model.kernels.reader_kernel import read_items, reader_scratch
+from model.kernels.tile_kernels import Scratch, packed_panels, run_blocks
 from model.lanes import Group, Indices, Stage
 from model.packed_plan import Chunk, ReadItems, TrunkState, position_counts
 from model.patch import READER
 from model.slab import Slab
+from model.tiles import tile_table, tiled_weight
 
 FEW_OPERATIONS = 2.5e6
-"""Products smaller than this cost oneDNN more to begin (11 µs) than our own kernel to do."""
+"""Rounding the operands of products smaller than this would save nothing."""
 
 EXACT_BLOCKS = 1
 """So many blocks at the bottom multiply in float32 in any case: half of what bfloat16 changes in an
@@ -39,6 +43,8 @@ answer is the rounding of the first block, which all others read (``bench numeri
 
 NOTHING = 0
 """The address of what is not there."""
+
+ROUNDED = np.uint16(0)
 
 NUMBERS: dict[torch.dtype, np.float32 | np.uint16] = {
     torch.float32: np.float32(0),
@@ -49,38 +55,38 @@ NUMBERS: dict[torch.dtype, np.float32 | np.uint16] = {
 
 @dataclass(frozen=True, slots=True)
 class PackedConv:
-    """A convolution as a product over its concatenated taps, its LayerNorm, and its taps.
+    """A convolution's weights and tables; ``args`` are what the kernels are told of them.
 
-    ``operand`` stores what the product reads and writes, ``number`` tells the kernels so.
-    ``weight`` float32 [k·C, C] and ``bias`` are ``linear``'s. ``taps`` int32 [N, k] are those of
-    the longest row; ``residual`` int32 [N] says where its outputs stand among the block's inputs,
-    None for a block's first convolution.
+    ``linear`` is the product over concatenated taps int32 [N, k] of the longest row, its operands
+    rounded to bfloat16; None where that is not wanted.
     """
 
-    operand: torch.dtype
-    number: np.float32 | np.uint16
-    linear: Linear
-    weight: Tensor
-    bias: Tensor
-    norm_weight: Tensor
-    norm_bias: Tensor
+    tensors: tuple[Tensor, ...]
+    arrays: tuple[Indices, ...]
+    linear: Linear | None
     taps: Indices
-    residual: Indices | None
+    args: "ConvArgs"
 
 
 class ConvArgs(NamedTuple):
-    """What ``finish`` is told of a convolution: addresses and sizes that never change.
+    """Addresses and sizes of a convolution: ``run_blocks`` reads them all, ``finish`` some.
 
-    ``taps`` are the next convolution's.
+    ``tiles`` int32 [tile_count, ..] are ``tile_table``'s; ``combined`` and ``taps_weight`` packed
+    float32 weights; ``residual`` int32 [N] says where its outputs stand among the block's inputs,
+    NOTHING for a block's first convolution; ``longest_in`` and ``longest`` are the longest row's
+    inputs and outputs.
     """
 
+    tiles: int
+    tile_count: int
+    combined: int
+    taps_weight: int
+    bias: int
     norm_weight: int
     norm_bias: int
     residual: int
     longest_in: int
     longest: int
-    taps: int
-    longest_next: int
 
 
 class Room(NamedTuple):
@@ -143,24 +149,25 @@ class PackedBlocks:
         self._embedding = backbone.embedding.weight.detach().float().contiguous()
         self._inputs = np.ascontiguousarray(cone.inputs, dtype=np.int32)
         self._inputs_address = _address(self._inputs)
+        self._exact_blocks = len(backbone.blocks) if dtype == torch.float32 else EXACT_BLOCKS
         self._convs: list[PackedConv] = []
         for block, at in zip(backbone.blocks, cone.blocks, strict=True):
             assert isinstance(block, ResidualBlock)
-            operand = torch.float32 if block.block < EXACT_BLOCKS else dtype
-            self._convs.append(_pack(block.conv1, block.norm1, at.first, None, operand))
-            self._convs.append(_pack(block.conv2, block.norm2, at.second, at.residual, operand))
-        self._args = [self._conv_args(conv) for conv in range(len(self._convs))]
+            rounded = dtype if block.block >= self._exact_blocks else None
+            for number, (conv, norm, outputs, residual) in enumerate(
+                (
+                    (block.conv1, block.norm1, at.first, None),
+                    (block.conv2, block.norm2, at.second, at.residual),
+                ),
+                start=2 * block.block,
+            ):
+                longest = (int(self.counts[number, -1]), int(self.counts[number + 1, -1]))
+                self._convs.append(_pack(conv, norm, outputs, residual, longest, rounded))
+        self._args = np.array([conv.args for conv in self._convs], dtype=np.int64)
+        self._args_address = _address(self._args)
         self._patch_args: WeakKeyDictionary[Slab, tuple[int, Patches]] = WeakKeyDictionary()
         self._unpatched = Patches.of([UNPATCHED] * len(self._convs))
-        self._taps = [conv.taps.ctypes.data for conv in self._convs]
-        self._longest: list[int] = self.counts[:, -1].tolist()
-        self._few_args = np.array(
-            [
-                (*args, conv.weight.data_ptr(), conv.bias.data_ptr())
-                for args, conv in zip(self._args, self._convs, strict=True)
-            ]
-        )
-        self._few_address = _address(self._few_args)
+        self._scratches: dict[int, tuple[Scratch, Indices]] = {}
         lengths = np.arange(spec.frame_len + 1, dtype=np.int32)
         self._bases_alone: list[Indices] = [self._added_up(lengths[n : n + 1]) for n in lengths]
         centre, eps = cone.blocks[0].first.centre, np.float32(spec.layer_norm_eps)
@@ -257,72 +264,77 @@ class PackedBlocks:
         """Blocks from the stage's first up to ``end``."""
         if stage.block == end:
             return
-        level, channels, bases = 2 * stage.block, self.spec.channels, run.bases
+        parts = self._parts(len(run.lengths), stage.groups)
+        exact_end = end if self._is_few(run, stage) else min(end, self._exact_blocks)
+        if stage.block < exact_end:
+            self._run_exact(run, parts, stage.block, exact_end)
+        begin = max(stage.block, exact_end)
+        if begin < end:
+            self._run_rounded(run, parts, begin, end)
+
+    def _is_few(self, run: Run, stage: Stage) -> bool:
+        """True if rounding would save nothing."""
+        positions = int(run.bases[2 * stage.block + 1, -1])
+        return 2 * positions * self.spec.kernel_size * self.spec.channels**2 < FEW_OPERATIONS
+
+    def _run_exact(self, run: Run, parts: Sequence["Part"], begin: int, end: int) -> None:
+        """Blocks [begin, end) in float32."""
+        channels, lanes = self.spec.channels, len(run.lengths)
+        rows = int(run.bases[2 * begin, -1])
+        other = self._buffers.states(rows, channels, run.x)
+        scratch, places = self._scratch(parts)
+        for part in parts:
+            run_blocks(
+                run.x.address, other.address, _address(run.bases), lanes, begin, end,
+                *part.lanes, part.patches.address, self._args_address, scratch, places,
+                *self._constants, part.number,
+            )  # fmt: skip
+        run.x = other if (end - begin) % 2 else run.x
+
+    def _run_rounded(self, run: Run, parts: Sequence["Part"], begin: int, end: int) -> None:
+        """Blocks [begin, end) with products of rounded operands."""
+        level, channels, bases = 2 * begin, self.spec.channels, run.bases
         width = self.spec.kernel_size * channels
         base, step = _address(bases), bases.strides[0]
         rows = bases[level + 1 : 2 * end + 1, -1].tolist()
         gathered = self._buffers.room("gathered", rows[0], width)
-        address = gathered.address
-        parts, is_few = self._parts(len(run.lengths), stage.groups), self._is_few(rows[0], stage)
-        number = NUMBERS[torch.float32] if is_few else self._convs[level].number
-        longest, longest_out = self._longest[level : level + 2]
+        address, first = gathered.address, self._convs[level]
         gather(
             run.x.address, base + level * step, address, base + (level + 1) * step,
-            len(run.lengths), self._taps[level], longest, longest_out,
-            self._width, self.spec.kernel_size, number,
+            len(run.lengths), _address(first.taps), first.args.longest_in, first.args.longest,
+            self._width, self.spec.kernel_size, ROUNDED,
         )  # fmt: skip
-        scratch, middle = self._scratch(stage.groups)
-        if is_few:
-            self._run_few(run, (level, 2 * end), (base, address), parts, (scratch, middle))
-            return
+        scratch, _ = self._scratch(parts)
+        middle = self._buffers.room("middle", self.spec.frame_len, channels).address
+        operands = gathered.tensor.view(torch.bfloat16).view(-1, width)
         x, out = run.x, run.x
         for conv, count in zip(range(level, 2 * end), rows, strict=True):
-            own = self._convs[conv]
-            y = own.linear(gathered.tensor.view(own.operand).view(-1, width).narrow(0, 0, count))
+            own, is_last = self._convs[conv], conv + 1 == 2 * end
+            assert own.linear is not None
+            y = own.linear(operands.narrow(0, 0, count))
             to = middle
             if conv % 2:
                 out = self._buffers.states(count, channels, x)
                 to = out.address
-            block, is_last = conv - conv % 2, conv + 1 == 2 * end
-            following = own if is_last else self._convs[conv + 1]
-            operands = (
+            block = conv - conv % 2
+            following = None if is_last else self._convs[conv + 1]
+            places = (
                 y.data_ptr(), address, x.address, base + block * step, to,
                 base + (conv + 1) * step, NOTHING if is_last else base + (conv + 2) * step, scratch,
             )  # fmt: skip
+            sizes = (
+                own.args.norm_weight, own.args.norm_bias, own.args.residual,
+                self._convs[block].args.longest_in, own.args.longest,
+                NOTHING if following is None else _address(following.taps),
+                0 if following is None else following.args.longest,
+            )  # fmt: skip
             for part in parts:
                 finish(
-                    *operands, *part.lanes, *part.patches.args[conv], *self._args[conv],
-                    *self._constants, own.number, following.number, part.number,
+                    *places, *part.lanes, *part.patches.args[conv], *sizes, *self._constants,
+                    ROUNDED, part.number,
                 )  # fmt: skip
             x = out
         run.x = x
-
-    def _is_few(self, positions: int, stage: Stage) -> bool:
-        """True if the whole stage is best left to one kernel."""
-        operations = 2 * positions * self.spec.kernel_size * self.spec.channels**2
-        return operations < FEW_OPERATIONS and len({g.slab.dtype for g in stage.groups}) <= 1
-
-    def _run_few(
-        self,
-        run: Run,
-        convs: tuple[int, int],
-        addresses: tuple[int, int],
-        parts: list["Part"],
-        scratch: tuple[int, int],
-    ) -> None:
-        """Convolutions [first, end) in one call; ``addresses`` of the bases and gathered taps."""
-        (first, end), (base, gathered) = convs, addresses
-        rows, channels = int(run.bases[first, -1]), self.spec.channels
-        y = self._buffers.room("product", rows, channels)
-        other = self._buffers.states(rows, channels, run.x)
-        table = np.array([(*part.lanes, part.patches.address) for part in parts])
-        run_few(
-            run.x.address, other.address, gathered, y.address,
-            base, len(run.lengths), first, end,
-            _address(table), len(parts), self._few_address, *scratch,
-            *self._constants, parts[-1].number,
-        )  # fmt: skip
-        run.x = other if (end - first) // 2 % 2 else run.x
 
     def _parts(self, lanes: int, groups: list[Group]) -> list["Part"]:
         """Lanes by group; those before the first group carry no patch."""
@@ -342,13 +354,16 @@ class PackedBlocks:
             known = self._patch_args[group.slab] = (group.slab.generation, patches)
         return known[1]
 
-    def _scratch(self, groups: list[Group]) -> tuple[int, int]:
-        """Addresses of the kernel's float32 scratch and of one lane's states behind it."""
-        bottleneck = max([group.geometry.bottleneck for group in groups], default=0)
-        lane = self.spec.frame_len * self.spec.channels
-        own = scratch_numbers(self.spec.channels, bottleneck)
-        address = self._buffers.room("scratch", own + lane, 1).address
-        return address, address + 4 * own
+    def _scratch(self, parts: Sequence["Part"]) -> tuple[int, int]:
+        """Addresses of the kernels' float32 scratch, and of where in it what lies."""
+        bottleneck = max(part.patches.bottleneck for part in parts)
+        known = self._scratches.get(bottleneck)
+        if known is None:
+            spec = self.spec
+            scratch = Scratch.of(spec.frame_len, spec.channels, spec.kernel_size, bottleneck)
+            known = self._scratches[bottleneck] = scratch, np.array(scratch, dtype=np.int64)
+        scratch, places = known
+        return self._buffers.room("scratch", scratch.size, 1).address, _address(places)
 
     def _pool(self, run: Run) -> Tensor:
         """User vectors [rows, C]: the last state, and the first one's sum with it if non-causal."""
@@ -357,18 +372,6 @@ class PackedBlocks:
         top = run.bases[-1]
         last, first = (torch.from_numpy(at) for at in (top[1:] - 1, top[:-1]))
         return run.x.tensor[last] + run.x.tensor[first]
-
-    def _conv_args(self, number: int) -> ConvArgs:
-        conv, is_last = self._convs[number], number + 1 == len(self._convs)
-        return ConvArgs(
-            norm_weight=conv.norm_weight.data_ptr(),
-            norm_bias=conv.norm_bias.data_ptr(),
-            residual=NOTHING if conv.residual is None else conv.residual.ctypes.data,
-            longest_in=int(self.counts[number - number % 2, -1]),
-            longest=int(self.counts[number + 1, -1]),
-            taps=NOTHING if is_last else self._convs[number + 1].taps.ctypes.data,
-            longest_next=0 if is_last else int(self.counts[number + 2, -1]),
-        )
 
     def _bases(self, lengths: Indices) -> Indices:
         """Where lanes begin at every level, [2·blocks + 1, lanes + 1]."""
@@ -394,11 +397,12 @@ class Patches(NamedTuple):
     args: Sequence[PatchArgs]
     table: np.ndarray
     address: int
+    bottleneck: int
 
     @classmethod
     def of(cls, args: Sequence[PatchArgs]) -> Self:
         table = np.array(args, dtype=np.int64)
-        return cls(args, table, table.ctypes.data)
+        return cls(args, table, _address(table), int(table[:, 1].max()))
 
 
 class Part(NamedTuple):
@@ -443,17 +447,29 @@ def _pack(
     norm: torch.nn.LayerNorm,
     at: ConvPlan,
     residual: np.ndarray | None,
-    operand: torch.dtype,
+    longest: tuple[int, int],
+    rounded: torch.dtype | None,
 ) -> PackedConv:
-    weight = conv.weight.detach().transpose(1, 2).flatten(1)  # [C, C, k] -> [C, k·C]
-    return PackedConv(
-        operand,
-        NUMBERS[operand],
-        packed_linear(weight.to(operand), conv.bias.detach().float()),
-        weight.T.float().contiguous(),
-        conv.bias.detach().float().contiguous(),
-        norm.weight.detach().float().contiguous(),
-        norm.bias.detach().float().contiguous(),
-        np.ascontiguousarray(at.taps, dtype=np.int32),
-        None if residual is None else np.ascontiguousarray(residual, dtype=np.int32),
-    )
+    """``longest``: inputs and outputs of the longest row."""
+    tiled = tiled_weight(conv.weight)
+    tensors = tuple(
+        tensor.detach().float().contiguous()
+        for tensor in (
+            packed_panels(tiled.combined), packed_panels(tiled.taps), conv.bias, norm.weight,
+            norm.bias,
+        )
+    )  # fmt: skip
+    arrays = [tile_table(at, conv.dilation)]
+    if residual is not None:
+        arrays.append(np.ascontiguousarray(residual, dtype=np.int32))
+    linear = None
+    if rounded is not None:
+        weight = conv.weight.detach().transpose(1, 2).flatten(1)  # [C, C, k] -> [C, k·C]
+        linear = packed_linear(weight.to(rounded), conv.bias.detach().float())
+    addresses = [tensor.data_ptr() for tensor in tensors]
+    args = ConvArgs(
+        _address(arrays[0]), len(arrays[0]), *addresses,
+        NOTHING if residual is None else _address(arrays[1]), *longest,
+    )  # fmt: skip
+    taps = np.ascontiguousarray(at.taps, dtype=np.int32)
+    return PackedConv(tensors, tuple(arrays), linear, taps, args)

@@ -33,7 +33,6 @@ from model.kernels.simd import (
     int_pointer,
     load,
     load_first,
-    long_pointer,
     mul,
     number,
     pointer_like,
@@ -211,193 +210,140 @@ def _scale(rows, mean, width, eps):
     return splat(ONE / np.sqrt(total(squares) / np.float32(C) + eps))
 
 
+@njit
+def lane_patch(slots, lane, stop, stacked, at):
+    """Which of the stacked patches are a lane's own and the next lane's; the same if it is last."""
+    patch = np.int64(slots[lane]) * stacked + at
+    following = np.int64(slots[lane + 1]) * stacked + at if lane + 1 < stop else patch
+    return patch, following
+
+
+@njit
+def finish_lane(
+    y, begin, count, s, s_begin, s_step, x, entry, residual_, shift, out, to, scratch_,
+    mode, H, patch, next_patch, down, down_bias, up, up_bias, norm_weight, norm_bias, norm,
+    width, eps,
+):  # fmt: skip
+    """relu(LN(patched y)) (+ residual) of a lane's positions; all places count numbers.
+
+    Position p reads ``y`` at ``begin + p·C``, the convolution's input at ``s_begin + p·s_step``,
+    the residual at ``entry + residual[shift + p]·C`` of ``x``, and is written at ``to + p·C``.
+    """
+    C = channels_of(width)
+    residual = int_pointer(residual_)
+    wide, tall = (C + LANES - 1) // LANES * LANES, (H + LANES - 1) // LANES * LANES
+    row0, row1 = float_pointer(scratch_), float_pointer(scratch_ + 4 * wide)
+    row2, row3 = float_pointer(scratch_ + 8 * wide), float_pointer(scratch_ + 12 * wide)
+    hidden = float_pointer(scratch_ + 16 * wide)
+    size, zero = np.float32(C), splat(ZERO)
+    share = H * C * AT_ONCE // max(count, AT_ONCE) + LANES
+    for p in range(0, count, AT_ONCE):
+        if next_patch != patch:
+            _expect(down, up, next_patch * H * C, H * C, p // AT_ONCE * share, share)
+            if p == 0:
+                _expect(down_bias, down_bias, next_patch * H, H, 0, H)
+                _expect(up_bias, up_bias, next_patch * C, C, 0, C)
+        p1, p2, p3 = min(p + 1, count - 1), min(p + 2, count - 1), min(p + 3, count - 1)
+        r0, r1, r2, r3 = begin + p * C, begin + p1 * C, begin + p2 * C, begin + p3 * C
+        s0, s1 = s_begin + p * s_step, s_begin + p1 * s_step
+        s2, s3 = s_begin + p2 * s_step, s_begin + p3 * s_step
+        for h in range(0, H, LANES):
+            w = load_first(down_bias, patch * H + h, H - h)
+            if mode > SERIAL:
+                a0, a1, a2, a3 = narrow(s, s0, s1, s2, s3, down, patch, H, width, h)
+            else:
+                a0, a1, a2, a3 = narrow(y, r0, r1, r2, r3, down, patch, H, width, h)
+            store(hidden, h, gelu(add(a0, w)))
+            store(hidden, tall + h, gelu(add(a1, w)))
+            store(hidden, 2 * tall + h, gelu(add(a2, w)))
+            store(hidden, 3 * tall + h, gelu(add(a3, w)))
+        m0 = m1 = m2 = m3 = zero
+        for c in range(0, C, LANES):
+            n = C - c
+            a0, a1 = load_first(y, r0 + c, n), load_first(y, r1 + c, n)
+            a2, a3 = load_first(y, r2 + c, n), load_first(y, r3 + c, n)
+            if mode != 0:
+                w = load_first(up_bias, patch * C + c, n)
+                a0, a1, a2, a3 = _widen(
+                    hidden, tall, up, patch * H * C + c, H, width, n,
+                    add(a0, w), add(a1, w), add(a2, w), add(a3, w),
+                )  # fmt: skip
+            if mode == PARALLEL_SKIP:
+                a0, a1 = add(a0, load_first(s, s0 + c, n)), add(a1, load_first(s, s1 + c, n))
+                a2, a3 = add(a2, load_first(s, s2 + c, n)), add(a3, load_first(s, s3 + c, n))
+            m0, m1, m2, m3 = add(m0, a0), add(m1, a1), add(m2, a2), add(m3, a3)
+            store(row0, c, a0)
+            store(row1, c, a1)
+            store(row2, c, a2)
+            store(row3, c, a3)
+        m0, m1 = splat(total(m0) / size), splat(total(m1) / size)
+        m2, m3 = splat(total(m2) / size), splat(total(m3) / size)
+        v0, v1 = _scale(row0, m0, width, eps), _scale(row1, m1, width, eps)
+        v2, v3 = _scale(row2, m2, width, eps), _scale(row3, m3, width, eps)
+        o0, o1, o2, o3 = to + p * C, to + p1 * C, to + p2 * C, to + p3 * C
+        e0 = e1 = e2 = e3 = np.int64(0)
+        if residual_ != 0:
+            e0, e1 = entry + residual[shift + p] * C, entry + residual[shift + p1] * C
+            e2, e3 = entry + residual[shift + p2] * C, entry + residual[shift + p3] * C
+        for c in range(0, C, LANES):
+            n = C - c
+            w, z = load_first(norm_weight, norm + c, n), load_first(norm_bias, norm + c, n)
+            a0 = rectify(fma(mul(sub(load(row0, c), m0), v0), w, z))
+            a1 = rectify(fma(mul(sub(load(row1, c), m1), v1), w, z))
+            a2 = rectify(fma(mul(sub(load(row2, c), m2), v2), w, z))
+            a3 = rectify(fma(mul(sub(load(row3, c), m3), v3), w, z))
+            if residual_ != 0:
+                a0, a1 = add(a0, load_first(x, e0 + c, n)), add(a1, load_first(x, e1 + c, n))
+                a2, a3 = add(a2, load_first(x, e2 + c, n)), add(a3, load_first(x, e3 + c, n))
+            store_first(out, o0 + c, a0, n)
+            store_first(out, o1 + c, a1, n)
+            store_first(out, o2 + c, a2, n)
+            store_first(out, o3 + c, a3, n)
+
+
 @njit(nogil=True, cache=True)
 def finish(
     y_, gathered_, x_, x_base_, out_, base_, next_base_, scratch_,
     start, stop, slots_,
     mode, H, stacked, at, down_, down_bias_, up_, up_bias_, norms, norm_at, own_weight_, own_bias_,
     norm_weight_, norm_bias_, residual_, longest_in, longest, taps_, longest_next,
-    width, K, centre, eps, operand, following, weight,
+    width, K, centre, eps, operand, weight,
 ):  # fmt: skip
-    """relu(LN(patched y)) (+ residual) of each lane, and the taps of the next product.
+    """``finish_lane`` of each lane after a rounded product, and the taps of the next one.
 
     ``next_base`` 0: lay out nothing; ``residual`` 0: this is a block's first convolution, whose
     output only the taps need: ``out`` is then one lane's scratch. ``mode`` to ``own_bias`` are a
     group's patches, ``norm_weight`` to ``longest_next`` the convolution. The next taps take the
-    place of the lanes' own, since they are no more and no wider.
+    place of the lanes' own, since they are no more.
     """
     C = channels_of(width)
     y, gathered = pointer_like(y_, operand), pointer_like(gathered_, operand)
-    next_gathered = pointer_like(gathered_, following)
     x, out = float_pointer(x_), float_pointer(out_)
     x_base, base, next_base = int_pointer(x_base_), int_pointer(base_), int_pointer(next_base_)
-    slots, residual, taps = int_pointer(slots_), int_pointer(residual_), int_pointer(taps_)
+    slots, taps = int_pointer(slots_), int_pointer(taps_)
     down, down_bias = pointer_like(down_, weight), pointer_like(down_bias_, weight)
     up, up_bias = pointer_like(up_, weight), pointer_like(up_bias_, weight)
-    own_weight, own_bias = float_pointer(own_weight_), float_pointer(own_bias_)
-    norm_weight, norm_bias = float_pointer(norm_weight_), float_pointer(norm_bias_)
-    wide, tall = (C + LANES - 1) // LANES * LANES, (H + LANES - 1) // LANES * LANES
-    row0, row1 = float_pointer(scratch_), float_pointer(scratch_ + 4 * wide)
-    row2, row3 = float_pointer(scratch_ + 8 * wide), float_pointer(scratch_ + 12 * wide)
-    hidden = float_pointer(scratch_ + 16 * wide)
-    size, zero = np.float32(C), splat(ZERO)
+    has_own = own_weight_ != 0
+    norm_weight = float_pointer(own_weight_ if has_own else norm_weight_)
+    norm_bias = float_pointer(own_bias_ if has_own else norm_bias_)
     for lane in range(start, stop):
-        slot = np.int64(slots[lane - start]) if mode != 0 else np.int64(0)
-        patch, norm = slot * stacked + at, (slot * norms + norm_at) * C
+        patch = next_patch = norm = np.int64(0)
+        if mode != 0:
+            patch, next_patch = lane_patch(slots, lane - start, stop - start, stacked, at)
+        if has_own:
+            norm = (np.int64(slots[lane - start]) * norms + norm_at) * C
         begin = np.int64(base[lane])
         count = np.int64(base[lane + 1]) - begin
         to = begin if residual_ != 0 else np.int64(0)
-        is_followed = mode != 0 and lane + 1 < stop
-        next_patch = np.int64(slots[lane + 1 - start]) * stacked + at if is_followed else patch
-        share = H * C * AT_ONCE // max(count, AT_ONCE) + LANES
-        for p in range(0, count, AT_ONCE):
-            if is_followed:
-                _expect(down, up, next_patch * H * C, H * C, p // AT_ONCE * share, share)
-                if p == 0:
-                    _expect(down_bias, down_bias, next_patch * H, H, 0, H)
-                    _expect(up_bias, up_bias, next_patch * C, C, 0, C)
-            p1, p2, p3 = min(p + 1, count - 1), min(p + 2, count - 1), min(p + 3, count - 1)
-            r0, r1, r2, r3 = (begin + p) * C, (begin + p1) * C, (begin + p2) * C, (begin + p3) * C
-            s, s0, s1, s2, s3 = y, r0, r1, r2, r3
-            if mode > SERIAL:
-                s, own = gathered, centre * C
-                s0, s1, s2, s3 = r0 * K + own, r1 * K + own, r2 * K + own, r3 * K + own
-            for h in range(0, H, LANES):
-                w = load_first(down_bias, patch * H + h, H - h)
-                a0, a1, a2, a3 = narrow(s, s0, s1, s2, s3, down, patch, H, width, h)
-                store(hidden, h, gelu(add(a0, w)))
-                store(hidden, tall + h, gelu(add(a1, w)))
-                store(hidden, 2 * tall + h, gelu(add(a2, w)))
-                store(hidden, 3 * tall + h, gelu(add(a3, w)))
-            m0 = m1 = m2 = m3 = zero
-            for c in range(0, C, LANES):
-                n = C - c
-                a0, a1 = load_first(y, r0 + c, n), load_first(y, r1 + c, n)
-                a2, a3 = load_first(y, r2 + c, n), load_first(y, r3 + c, n)
-                if mode != 0:
-                    w = load_first(up_bias, patch * C + c, n)
-                    a0, a1, a2, a3 = _widen(
-                        hidden, tall, up, patch * H * C + c, H, width, n,
-                        add(a0, w), add(a1, w), add(a2, w), add(a3, w),
-                    )  # fmt: skip
-                if mode == PARALLEL_SKIP:
-                    a0, a1 = add(a0, load_first(s, s0 + c, n)), add(a1, load_first(s, s1 + c, n))
-                    a2, a3 = add(a2, load_first(s, s2 + c, n)), add(a3, load_first(s, s3 + c, n))
-                m0, m1, m2, m3 = add(m0, a0), add(m1, a1), add(m2, a2), add(m3, a3)
-                store(row0, c, a0)
-                store(row1, c, a1)
-                store(row2, c, a2)
-                store(row3, c, a3)
-            m0, m1 = splat(total(m0) / size), splat(total(m1) / size)
-            m2, m3 = splat(total(m2) / size), splat(total(m3) / size)
-            v0, v1 = _scale(row0, m0, width, eps), _scale(row1, m1, width, eps)
-            v2, v3 = _scale(row2, m2, width, eps), _scale(row3, m3, width, eps)
-            o0, o1, o2, o3 = (to + p) * C, (to + p1) * C, (to + p2) * C, (to + p3) * C
-            e0 = e1 = e2 = e3 = np.int64(0)
-            if residual_ != 0:
-                shift = longest - count
-                entry = np.int64(x_base[lane + 1]) - longest_in
-                e0, e1 = (entry + residual[shift + p]) * C, (entry + residual[shift + p1]) * C
-                e2, e3 = (entry + residual[shift + p2]) * C, (entry + residual[shift + p3]) * C
-            for c in range(0, C, LANES):
-                n = C - c
-                if own_weight_ != 0:
-                    w, z = load_first(own_weight, norm + c, n), load_first(own_bias, norm + c, n)
-                else:
-                    w, z = load_first(norm_weight, c, n), load_first(norm_bias, c, n)
-                a0 = rectify(fma(mul(sub(load(row0, c), m0), v0), w, z))
-                a1 = rectify(fma(mul(sub(load(row1, c), m1), v1), w, z))
-                a2 = rectify(fma(mul(sub(load(row2, c), m2), v2), w, z))
-                a3 = rectify(fma(mul(sub(load(row3, c), m3), v3), w, z))
-                if residual_ != 0:
-                    a0, a1 = add(a0, load_first(x, e0 + c, n)), add(a1, load_first(x, e1 + c, n))
-                    a2, a3 = add(a2, load_first(x, e2 + c, n)), add(a3, load_first(x, e3 + c, n))
-                store_first(out, o0 + c, a0, n)
-                store_first(out, o1 + c, a1, n)
-                store_first(out, o2 + c, a2, n)
-                store_first(out, o3 + c, a3, n)
+        entry = np.int64(x_base[lane + 1]) - longest_in
+        finish_lane(
+            y, begin * C, count, gathered, (begin * K + centre) * C, K * C,
+            x, entry * C, residual_, longest - count, out, to * C, scratch_,
+            mode, H, patch, next_patch, down, down_bias, up, up_bias,
+            norm_weight, norm_bias, norm, width, eps,
+        )  # fmt: skip
         if next_base_ != 0:
             where = np.int64(next_base[lane])
             wanted = np.int64(next_base[lane + 1]) - where
             missing, skipped = longest - count, longest_next - wanted
-            _lay_out(out, to, missing, next_gathered, where, wanted, taps, skipped, width, K)
-
-
-@njit
-def _product(x, weight, bias, y, count, width, K):
-    """``y = x W + b`` of float32 x [count, K·C], W [K·C, C]; four positions by 64 channels at once.
-
-    Sums run over the inputs in their order and end with the bias, as the large product's do, so
-    both give the same bits.
-    """
-    C = channels_of(width)
-    zero = splat(ZERO)
-    for c in range(0, C, 4 * LANES):
-        n = C - c
-        for p in range(0, count, AT_ONCE):
-            p1, p2, p3 = min(p + 1, count - 1), min(p + 2, count - 1), min(p + 3, count - 1)
-            r0, r1, r2, r3 = p * K * C, p1 * K * C, p2 * K * C, p3 * K * C
-            a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zero
-            d0 = d1 = d2 = d3 = e0 = e1 = e2 = e3 = zero
-            for k in range(K * C):
-                at = k * C + c
-                wa, wb = load_first(weight, at, n), load_first(weight, at + 16, n - 16)
-                wd, we = load_first(weight, at + 32, n - 32), load_first(weight, at + 48, n - 48)
-                v = splat(number(x, r0 + k))
-                a0, b0, d0, e0 = fma(v, wa, a0), fma(v, wb, b0), fma(v, wd, d0), fma(v, we, e0)
-                v = splat(number(x, r1 + k))
-                a1, b1, d1, e1 = fma(v, wa, a1), fma(v, wb, b1), fma(v, wd, d1), fma(v, we, e1)
-                v = splat(number(x, r2 + k))
-                a2, b2, d2, e2 = fma(v, wa, a2), fma(v, wb, b2), fma(v, wd, d2), fma(v, we, e2)
-                v = splat(number(x, r3 + k))
-                a3, b3, d3, e3 = fma(v, wa, a3), fma(v, wb, b3), fma(v, wd, d3), fma(v, we, e3)
-            _keep(y, p * C + c, bias, c, n, a0, b0, d0, e0)
-            _keep(y, p1 * C + c, bias, c, n, a1, b1, d1, e1)
-            _keep(y, p2 * C + c, bias, c, n, a2, b2, d2, e2)
-            _keep(y, p3 * C + c, bias, c, n, a3, b3, d3, e3)
-
-
-@njit
-def _keep(y, at, bias, c, n, a, b, d, e):
-    store_first(y, at, add(a, load_first(bias, c, n)), n)
-    store_first(y, at + 16, add(b, load_first(bias, c + 16, n - 16)), n - 16)
-    store_first(y, at + 32, add(d, load_first(bias, c + 32, n - 32)), n - 32)
-    store_first(y, at + 48, add(e, load_first(bias, c + 48, n - 48)), n - 48)
-
-
-@njit(nogil=True, cache=True)
-def run_few(
-    x, other, gathered, y, base_, lanes, begin, end, parts_, part_count, convs_, scratch, middle,
-    width, K, centre, eps, weight,
-):  # fmt: skip
-    """Convolutions ``begin`` to ``end`` with their products, for too few positions to leave for.
-
-    All in float32: to round such small operands would save nothing.
-
-    ``parts`` int64 [part_count, 4]: first lane, end, address of slots, address of the patches'
-    arguments int64 [convs, 12]. ``convs`` int64 [convs, 9]: ``finish``'s arguments from
-    ``norm_weight`` on, the product's weight and its bias. ``x`` and ``other`` take turns.
-    """
-    parts, convs = long_pointer(parts_), long_pointer(convs_)
-    base, step = int_pointer(base_), (lanes + 1) * 4
-    for conv in range(begin, end):
-        a = conv * 9
-        count = np.int64(base[(conv + 1) * (lanes + 1) + lanes])
-        w, b = float_pointer(convs[a + 7]), float_pointer(convs[a + 8])
-        _product(float_pointer(gathered), w, b, float_pointer(y), count, width, K)
-        out = other if conv % 2 == 1 else middle
-        to = base_ + (conv + 1) * step
-        following = to + step if conv + 1 < end else 0
-        for part in range(part_count):
-            g = long_pointer(parts[part * 4 + 3])
-            p = conv * 12
-            finish(
-                y, gathered, x, base_ + (conv - conv % 2) * step, out, to, following, scratch,
-                parts[part * 4], parts[part * 4 + 1], parts[part * 4 + 2],
-                g[p], g[p + 1], g[p + 2], g[p + 3], g[p + 4], g[p + 5], g[p + 6], g[p + 7],
-                g[p + 8], g[p + 9], g[p + 10], g[p + 11],
-                convs[a], convs[a + 1], convs[a + 2], convs[a + 3], convs[a + 4], convs[a + 5],
-                convs[a + 6], width, K, centre, eps, ZERO, ZERO, weight,
-            )  # fmt: skip
-        if conv % 2 == 1:
-            x, other = other, x
+            _lay_out(out, to, missing, gathered, where, wanted, taps, skipped, width, K)
