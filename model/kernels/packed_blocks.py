@@ -466,9 +466,9 @@ def _pack(
     if rounded is not None:
         weight = conv.weight.detach().transpose(1, 2).flatten(1)  # [C, C, k] -> [C, k·C]
         linear = packed_linear(weight.to(rounded), conv.bias.detach().float())
-    addresses = [tensor.data_ptr() for tensor in tensors]
+    combined, taps_weight, bias, norm_weight, norm_bias = (t.data_ptr() for t in tensors)
     args = ConvArgs(
-        _address(arrays[0]), len(arrays[0]), *addresses,
+        _address(arrays[0]), len(arrays[0]), combined, taps_weight, bias, norm_weight, norm_bias,
         NOTHING if residual is None else _address(arrays[1]), *longest,
     )  # fmt: skip
     taps = np.ascontiguousarray(at.taps, dtype=np.int32)
