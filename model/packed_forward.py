@@ -1,8 +1,7 @@
 """The mixed-task forward on a CPU: lanes of any length one after the other, nothing padded.
 
-The product of each convolution runs over all lanes of a chunk at once; what lies between two
-products is one kernel (``model/kernels/packed_kernels.py``). Chunks run on as many threads as
-PyTorch was given when the forward was made.
+A chunk of lanes goes through a stretch of blocks in one call (``model/kernels/packed_blocks.py``).
+Chunks run on as many threads as PyTorch was given when the forward was made.
 """
 
 from collections.abc import Sequence

@@ -13,7 +13,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 from llvmlite.binding import get_host_cpu_features
-from numba import njit
+from numba import config, njit
 from torch import Tensor
 
 from model import tiles
@@ -45,7 +45,16 @@ from model.kernels.simd import (
     sub,
 )
 
-HAS_WIDE_REGISTERS = bool(get_host_cpu_features().get("avx512f"))
+
+def _has_wide_registers() -> bool:
+    """True if sixteen numbers fit a register of the processor that numba compiles for."""
+    chosen = config.CPU_FEATURES
+    if chosen is None:
+        return bool(get_host_cpu_features().get("avx512f"))
+    return "+avx512f" in chosen.split(",")
+
+
+HAS_WIDE_REGISTERS = _has_wide_registers()
 
 PANEL = 4 * LANES if HAS_WIDE_REGISTERS else LANES
 """Columns of a product that are in the registers together, for four rows."""
@@ -87,16 +96,16 @@ class Scratch(NamedTuple):
         return cls(*accumulate(padded), gang)
 
 
-def packed_panels(weight: Tensor) -> Tensor:
-    """A weight [.., rows, C] as the product reads it: [.., panels, rows, PANEL], zeros beyond C."""
-    panels = -(-weight.shape[-1] // PANEL)
-    padded = weight.new_zeros(*weight.shape[:-1], panels * PANEL)
+def packed_panels(weight: Tensor, panel: int = PANEL) -> Tensor:
+    """A weight [.., rows, C] as the product reads it: [.., panels, rows, panel], zeros beyond C."""
+    panels = -(-weight.shape[-1] // panel)
+    padded = weight.new_zeros(*weight.shape[:-1], panels * panel)
     padded[..., : weight.shape[-1]] = weight
-    return padded.unflatten(-1, (panels, PANEL)).movedim(-2, -3).contiguous()
+    return padded.unflatten(-1, (panels, panel)).movedim(-2, -3).contiguous()
 
 
 @njit
-def _multiply_wide(x, weight, y, count, inputs, width):
+def multiply_wide(x, weight, y, count, inputs, width):
     """``y = x W`` of x [count, inputs] and packed W; sums run over the inputs in their order."""
     C = channels_of(width)
     zero = splat(ZERO)
@@ -134,27 +143,32 @@ def _keep(y, at, n, a, b, d, e):
 
 
 @njit
-def _multiply_narrow(x, weight, y, count, inputs, width):
-    """The same for registers that hold fewer numbers."""
+def multiply_narrow(x, weight, y, count, inputs, width):
+    """The same where sixteen numbers take two registers of sixteen: six rows at once."""
     C = channels_of(width)
     for c in range(0, C, LANES):
-        for p in range(0, count, AT_ONCE):
+        for p in range(0, count, 6):
             p1, p2, p3 = min(p + 1, count - 1), min(p + 2, count - 1), min(p + 3, count - 1)
+            p4, p5 = min(p + 4, count - 1), min(p + 5, count - 1)
             r0, r1, r2, r3 = p * inputs, p1 * inputs, p2 * inputs, p3 * inputs
-            a0 = a1 = a2 = a3 = splat(ZERO)
+            r4, r5 = p4 * inputs, p5 * inputs
+            a0 = a1 = a2 = a3 = a4 = a5 = splat(ZERO)
             at = c * inputs
             for k in range(inputs):
                 w = load(weight, at)
                 at += LANES
                 a0, a1 = fma(splat(number(x, r0 + k)), w, a0), fma(splat(number(x, r1 + k)), w, a1)
                 a2, a3 = fma(splat(number(x, r2 + k)), w, a2), fma(splat(number(x, r3 + k)), w, a3)
+                a4, a5 = fma(splat(number(x, r4 + k)), w, a4), fma(splat(number(x, r5 + k)), w, a5)
             store_first(y, p * C + c, a0, C - c)
             store_first(y, p1 * C + c, a1, C - c)
             store_first(y, p2 * C + c, a2, C - c)
             store_first(y, p3 * C + c, a3, C - c)
+            store_first(y, p4 * C + c, a4, C - c)
+            store_first(y, p5 * C + c, a5, C - c)
 
 
-_multiply = _multiply_wide if HAS_WIDE_REGISTERS else _multiply_narrow
+_multiply = multiply_wide if HAS_WIDE_REGISTERS else multiply_narrow
 
 
 @njit
