@@ -24,9 +24,6 @@ PRODUCTS = OUTPUTS + TAPS - 1
 TILE = OUTPUTS + PRODUCTS
 """Numbers of a row of ``tile_table``."""
 
-SHARED_FROM = 3
-"""A tile with fewer outputs is cheaper, or as cheap, without sharing."""
-
 
 @dataclass(frozen=True, slots=True)
 class TiledWeight:

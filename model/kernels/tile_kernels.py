@@ -2,8 +2,9 @@
 # What follows is numba's to type: names hold vectors and typed addresses.
 """Residual blocks in float32 on a CPU, lane by lane: products, patches and norms in one call.
 
-Positions that share inputs are computed four at a time from six products (``model/tiles.py``), the
-rest from their taps. A few lanes go through a block together, so that what one step leaves is
+Positions that share inputs are computed four at a time from six products (``model/tiles.py``),
+others from those of their taps that lie within the history, where that takes no more products. A
+few lanes go through a block together, so that what one step leaves is
 still in the caches for the next and weights are read once for all of them. Names, types and the
 order of a lane's arithmetic as in ``packed_kernels.py``: no lane's bits depend on its neighbours.
 """
@@ -62,7 +63,8 @@ PANEL = 4 * LANES if HAS_WIDE_REGISTERS else LANES
 A, A2, A3 = (np.float32(tiles.A**n) for n in (1, 2, 3))
 B, B2, B3 = (np.float32(tiles.B**n) for n in (1, 2, 3))
 SQUARES = np.float32(tiles.A**2 + tiles.B**2)
-OUTPUTS, PRODUCTS, SHARED_FROM = tiles.OUTPUTS, tiles.PRODUCTS, tiles.SHARED_FROM
+OUTPUTS, PRODUCTS = tiles.OUTPUTS, tiles.PRODUCTS
+FEWEST_SHARED = PRODUCTS // 3 + 1  # outputs of a tile that has more than six taps
 
 GANG_POSITIONS = 256
 """About so many positions go through a block together, at least those of a lane."""
@@ -76,6 +78,7 @@ class Scratch(NamedTuple):
     combined_products: int
     taps: int
     taps_products: int
+    counts: int
     outputs: int
     inputs: int
     middle: int
@@ -86,11 +89,11 @@ class Scratch(NamedTuple):
     def of(cls, longest: int, channels: int, kernel_size: int, bottleneck: int) -> Self:
         """For lanes of up to ``longest`` positions."""
         gang = max(longest, GANG_POSITIONS)
-        shared = PRODUCTS * (gang // SHARED_FROM) * channels
+        shared = PRODUCTS * (gang // FEWEST_SHARED) * channels
         sizes = (
             scratch_numbers(channels, bottleneck), channels, shared, shared,
-            gang * kernel_size * channels, gang * channels, longest * channels, longest * channels,
-            gang * channels,
+            gang * kernel_size * (kernel_size + 1) // 2 * channels, gang * kernel_size * channels,
+            2 * (kernel_size + 1), longest * channels, longest * channels, gang * channels,
         )  # fmt: skip
         padded = [-(-size // LANES) * LANES for size in sizes]
         return cls(*accumulate(padded), gang)
@@ -105,8 +108,11 @@ def packed_panels(weight: Tensor, panel: int = PANEL) -> Tensor:
 
 
 @njit
-def multiply_wide(x, weight, y, count, inputs, width):
-    """``y = x W`` of x [count, inputs] and packed W; sums run over the inputs in their order."""
+def multiply_wide(x, weight, rows, y, count, inputs, width):
+    """``y = x W`` of x [count, inputs] and the last rows of packed W [rows, C].
+
+    Sums run over the inputs in their order.
+    """
     C = channels_of(width)
     zero = splat(ZERO)
     for c in range(0, C, 4 * LANES):
@@ -115,7 +121,7 @@ def multiply_wide(x, weight, y, count, inputs, width):
             r0, r1, r2, r3 = p * inputs, p1 * inputs, p2 * inputs, p3 * inputs
             a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zero
             d0 = d1 = d2 = d3 = e0 = e1 = e2 = e3 = zero
-            at = c * inputs
+            at = c * rows + (rows - inputs) * 4 * LANES
             for k in range(inputs):
                 wa, wb = load(weight, at), load(weight, at + LANES)
                 wd, we = load(weight, at + 2 * LANES), load(weight, at + 3 * LANES)
@@ -143,7 +149,7 @@ def _keep(y, at, n, a, b, d, e):
 
 
 @njit
-def multiply_narrow(x, weight, y, count, inputs, width):
+def multiply_narrow(x, weight, rows, y, count, inputs, width):
     """The same where sixteen numbers take two registers of sixteen: six rows at once."""
     C = channels_of(width)
     for c in range(0, C, LANES):
@@ -153,7 +159,7 @@ def multiply_narrow(x, weight, y, count, inputs, width):
             r0, r1, r2, r3 = p * inputs, p1 * inputs, p2 * inputs, p3 * inputs
             r4, r5 = p4 * inputs, p5 * inputs
             a0 = a1 = a2 = a3 = a4 = a5 = splat(ZERO)
-            at = c * inputs
+            at = c * rows + (rows - inputs) * LANES
             for k in range(inputs):
                 w = load(weight, at)
                 at += LANES
@@ -179,13 +185,24 @@ def _row(tiles, i, missing, at, nothing, C):
 
 
 @njit
-def _present(tiles, row, outputs, skipped):
-    """How many of a tile's outputs a lane has."""
-    found = 0
-    for i in range(outputs):
+def _taps_within(tiles, i, missing, K):
+    """How many of an output's taps are left without the oldest that the lane does not have."""
+    for k in range(K):
+        if tiles[i + k] > missing:
+            return K - k
+    return 0
+
+
+@njit
+def _is_shared(tiles, row, skipped, missing):
+    """True if a tile's outputs take fewer products together than from their taps."""
+    if tiles[row] > skipped and tiles[row + OUTPUTS] > missing:
+        return True
+    taps = 0
+    for i in range(OUTPUTS):
         if tiles[row + i] > skipped:
-            found += 1
-    return found
+            taps += _taps_within(tiles, row + OUTPUTS + i, missing, 3)
+    return taps > PRODUCTS
 
 
 @njit
@@ -228,10 +245,14 @@ def _interpolate(products, at, step, bias, y, p0, p1, p2, p3, width):
 
 @njit
 def _lay_tiles(
-    x, at, missing, tiles, tile_count, skipped, nothing, combined, step, taps, shared, single,
+    x, at, missing, tiles, tile_count, skipped, nothing, combined, step, taps, counts, gang,
     width, K,
 ):  # fmt: skip
-    """Lay out what a lane's outputs are products of; how many tiles and outputs there are now."""
+    """Lay out what a lane's outputs are products of, behind what is there already.
+
+    ``counts[0]`` are tiles, ``counts[n]`` outputs of n taps; these lie in [gang, n·C] after those
+    of fewer.
+    """
     C = channels_of(width)
     outputs = OUTPUTS if K == 3 else 1
     for tile in range(tile_count):
@@ -239,7 +260,7 @@ def _lay_tiles(
         if tiles[row + outputs - 1] <= skipped:
             break
         inputs = row + outputs
-        if outputs > 1 and _present(tiles, row, outputs, skipped) >= SHARED_FROM:
+        if outputs > 1 and _is_shared(tiles, row, skipped, missing):
             _combine(
                 x, _row(tiles, inputs, missing, at, nothing, C),
                 _row(tiles, inputs + 1, missing, at, nothing, C),
@@ -247,24 +268,25 @@ def _lay_tiles(
                 _row(tiles, inputs + 3, missing, at, nothing, C),
                 _row(tiles, inputs + 4, missing, at, nothing, C),
                 _row(tiles, inputs + 5, missing, at, nothing, C),
-                combined, shared * C, step, width,
+                combined, counts[0] * C, step, width,
             )  # fmt: skip
-            shared += 1
+            counts[0] += 1
             continue
         for i in range(outputs):
             if tiles[row + i] > skipped:
-                for k in range(K):
+                n = _taps_within(tiles, inputs + i, missing, K)
+                to = (gang * (n * (n - 1) // 2) + counts[n] * n) * C
+                for k in range(K - n, K):
                     source = _row(tiles, inputs + i + k, missing, at, nothing, C)
-                    to = (single * K + k) * C
                     for c in range(0, C, LANES):
                         copy_first(taps, to + c, x, source + c, C - c)
-                single += 1
-    return shared, single
+                    to += C
+                counts[n] += 1
 
 
 @njit
 def _take_outputs(
-    x, at, missing, tiles, tile_count, skipped, nothing, combined, step, taps, shared, single,
+    x, at, missing, tiles, tile_count, skipped, nothing, combined, step, taps, counts, gang,
     bias, y, s, centre, width, K,
 ):  # fmt: skip
     """A lane's outputs from their products, in the order of ``_lay_tiles``; and, where ``centre``
@@ -275,32 +297,33 @@ def _take_outputs(
         row = tile * (2 * outputs + K - 1)
         if tiles[row + outputs - 1] <= skipped:
             break
+        inputs = row + outputs
         if centre >= 0:
             for i in range(outputs):
                 to = (np.int64(tiles[row + i]) - skipped - 1) * C
                 if to >= 0:
-                    source = _row(tiles, row + outputs + i + centre, missing, at, nothing, C)
+                    source = _row(tiles, inputs + i + centre, missing, at, nothing, C)
                     for c in range(0, C, LANES):
                         copy_first(s, to + c, x, source + c, C - c)
-        if outputs > 1 and _present(tiles, row, outputs, skipped) >= SHARED_FROM:
+        if outputs > 1 and _is_shared(tiles, row, skipped, missing):
             p0 = (np.int64(tiles[row]) - skipped - 1) * C
             p1 = (np.int64(tiles[row + 1]) - skipped - 1) * C
             p2 = (np.int64(tiles[row + 2]) - skipped - 1) * C
             p3 = (np.int64(tiles[row + 3]) - skipped - 1) * C
             if p0 < 0:  # only the oldest can be missing; the next one takes its place at once
                 p0 = p1
-            _interpolate(combined, shared * C, step, bias, y, p0, p1, p2, p3, width)
-            shared += 1
+            _interpolate(combined, counts[0] * C, step, bias, y, p0, p1, p2, p3, width)
+            counts[0] += 1
             continue
         for i in range(outputs):
             to = (np.int64(tiles[row + i]) - skipped - 1) * C
             if to >= 0:
+                n = _taps_within(tiles, inputs + i, missing, K)
+                source = (gang * (n - 1) + counts[n]) * C
                 for c in range(0, C, LANES):
-                    n = C - c
-                    own = load_first(taps, single * C + c, n)
-                    store_first(y, to + c, add(own, load_first(bias, c, n)), n)
-                single += 1
-    return shared, single
+                    own = load_first(taps, source + c, C - c)
+                    store_first(y, to + c, add(own, load_first(bias, c, C - c)), C - c)
+                counts[n] += 1
 
 
 @njit
@@ -327,38 +350,41 @@ def _convolve(
     nothing = (scratch_ - source_) // 4 + places[0]
     combined, combined_products = scratch_ + 4 * places[1], scratch_ + 4 * places[2]
     taps, taps_products = scratch_ + 4 * places[3], scratch_ + 4 * places[4]
-    y, s = float_pointer(scratch_ + 4 * places[5]), float_pointer(scratch_ + 4 * places[6])
+    counts, gang = long_pointer(scratch_ + 4 * places[5]), places[10]
+    y, s = float_pointer(scratch_ + 4 * places[6]), float_pointer(scratch_ + 4 * places[7])
     step = (places[2] - places[1]) // PRODUCTS
-    shared = single = np.int64(0)
+    for n in range(K + 1):
+        counts[n] = 0
     for lane in range(first, last):
         at = np.int64(source_base[lane]) - source_origin
         missing = longest_in - (np.int64(source_base[lane + 1]) - np.int64(source_base[lane]))
         skipped = longest - (np.int64(target_base[lane + 1]) - np.int64(target_base[lane]))
-        shared, single = _lay_tiles(
+        _lay_tiles(
             source, at, missing, tiles, tile_count, skipped, nothing,
-            float_pointer(combined), step, float_pointer(taps), shared, single, width, K,
+            float_pointer(combined), step, float_pointer(taps), counts, gang, width, K,
         )  # fmt: skip
     panels = (C + PANEL - 1) // PANEL * PANEL
-    if shared > 0:
-        for i in range(PRODUCTS):
-            _multiply(
-                float_pointer(combined + 4 * i * step), float_pointer(args[2] + 4 * i * C * panels),
-                float_pointer(combined_products + 4 * i * step), shared, C, width,
-            )  # fmt: skip
-    if single > 0:
+    for i in range(PRODUCTS if counts[0] > 0 else 0):
         _multiply(
-            float_pointer(taps), float_pointer(args[3]), float_pointer(taps_products), single,
-            K * C, width,
+            float_pointer(combined + 4 * i * step),
+            float_pointer(args[2] + 4 * i * C * panels), C,
+            float_pointer(combined_products + 4 * i * step), counts[0], C, width,
         )  # fmt: skip
-    shared = single = np.int64(0)
+    for n in range(1, K + 1):
+        _multiply(
+            float_pointer(taps + 4 * gang * (n * (n - 1) // 2) * C), float_pointer(args[3]), K * C,
+            float_pointer(taps_products + 4 * gang * (n - 1) * C), counts[n], n * C, width,
+        )  # fmt: skip
+    for n in range(K + 1):
+        counts[n] = 0
     for lane in range(first, last):
         at = np.int64(source_base[lane]) - source_origin
         missing = longest_in - (np.int64(source_base[lane + 1]) - np.int64(source_base[lane]))
         count = np.int64(target_base[lane + 1]) - np.int64(target_base[lane])
         skipped = longest - count
-        shared, single = _take_outputs(
+        _take_outputs(
             source, at, missing, tiles, tile_count, skipped, nothing,
-            float_pointer(combined_products), step, float_pointer(taps_products), shared, single,
+            float_pointer(combined_products), step, float_pointer(taps_products), counts, gang,
             bias, y, s, centre if mode > SERIAL else np.int64(-1), width, K,
         )  # fmt: skip
         patch = next_patch = norm = np.int64(0)
@@ -389,8 +415,8 @@ def run_blocks(
     is a ``Scratch``.
     """
     convs, places = long_pointer(convs_), long_pointer(places_)
-    slots, step, gang = int_pointer(slots_), (lanes + 1) * 4, places[9]
-    middle_ = scratch_ + 4 * places[7]
+    slots, step, gang = int_pointer(slots_), (lanes + 1) * 4, places[10]
+    middle_ = scratch_ + 4 * places[8]
     nothing, zero = float_pointer(scratch_ + 4 * places[0]), splat(ZERO)
     for c in range(0, channels_of(width), LANES):
         store(nothing, c, zero)
