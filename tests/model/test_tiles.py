@@ -112,9 +112,7 @@ def _multiply(x, wide, narrow, rows, y, z, count, inputs, width):  # type: ignor
 @pytest.mark.parametrize("channels", [16, 17, 64, 80])
 @pytest.mark.parametrize("count", [1, 4, 7, 13])
 @pytest.mark.parametrize("taps", [1, 3])
-def test_wide_and_narrow_registers_give_the_same_bits(
-    channels: int, count: int, taps: int
-) -> None:
+def test_wide_and_narrow_registers_give_the_same_bits(channels: int, count: int, taps: int) -> None:
     torch.manual_seed(count)
     x, weight = torch.randn(count, taps * channels), torch.randn(3 * channels, channels)
     wide, narrow = packed_panels(weight, 4 * LANES), packed_panels(weight, LANES)
