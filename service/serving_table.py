@@ -143,10 +143,6 @@ class ServingTable:
             keys=self._keys,
         )
 
-    def task_keys(self) -> list[TaskRef]:
-        """Every served (tenant, task)."""
-        return list(self._tasks)
-
     def hear(self, worker: Worker, now: float) -> WorkerState:
         """Note that a worker lives."""
         state = self.workers.setdefault(worker, WorkerState(now))
