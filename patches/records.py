@@ -1,6 +1,6 @@
 """What the registry holds and answers, as frozen data."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -11,7 +11,7 @@ import msgspec
 from model.spec import HeadKind
 from patches.api_keys import KeyRecord
 from patches.identity import DIGEST_DIGITS, Digest, TaskId, TaskRef, TenantId
-from patches.sharing import shared, shared_mapping, shared_text
+from patches.sharing import shared, shared_mapping
 from patches.traffic import GuardReason, Observed, Traffic
 from patches.verify import VerifiedBundle
 
@@ -132,12 +132,12 @@ class TaskEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
         """An entry of these aliases (name to number) and versions (number to digest)."""
         numbers = tuple(sorted(versions))
         return cls(
-            TenantId(shared_text(ref.tenant)),
+            shared(ref.tenant),
             ref.task,
             revision,
             shared_mapping(aliases),
             shared(numbers),
-            shared_text("".join(versions[number] for number in numbers)),
+            "".join(versions[number] for number in numbers),
             traffic,
         )
 
@@ -163,9 +163,13 @@ class TaskEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     def _digest_at(self, place: int) -> Digest:
         return Digest(self.packed[DIGEST_DIGITS * place : DIGEST_DIGITS * (place + 1)])
 
-    def shared(self) -> Self:
-        """The same entry, which was read from bytes, with parts shared with equal ones."""
-        return self.of(self.ref, self.revision, self.aliases, self.versions, self.traffic)
+    def shared(self, own: Callable[[Digest], Digest]) -> Self:
+        """The same entry, which was read from bytes, with parts shared with equal ones.
+
+        ``own`` gives the text that this process already has of a digest.
+        """
+        versions = {number: own(digest) for number, digest in self.versions.items()}
+        return self.of(self.ref, self.revision, self.aliases, versions, self.traffic)
 
 
 @dataclass(frozen=True, slots=True)
