@@ -1,7 +1,7 @@
 """What the registry holds and answers, as frozen data."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple, Self
@@ -193,12 +193,17 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RegistrySnapshot:
-    """Everything a replica serves by, at one revision."""
+    """Everything a replica serves by, at one revision.
+
+    ``touched`` are the tasks that may differ from the snapshot which this one was made from; None
+    if it was read as a whole.
+    """
 
     revision: int
     tasks: Mapping[TaskRef, TaskEntry]
     keys: Mapping[str, KeyRecord]
     mark: str = ""
+    touched: frozenset[TaskRef] | None = field(default=None, compare=False)
 
     @property
     def position(self) -> Position:
@@ -225,7 +230,8 @@ class ChangeSet:
             tasks.pop(ref, None)
         for key_id in self.removed_keys:
             keys.pop(key_id, None)
-        return RegistrySnapshot(self.position.revision, tasks, keys, self.position.mark)
+        touched = frozenset([entry.ref for entry in self.tasks]).union(self.removed_tasks)
+        return RegistrySnapshot(self.position.revision, tasks, keys, self.position.mark, touched)
 
 
 class VersionAdded(NamedTuple):

@@ -334,7 +334,7 @@ def _desired_of(snapshot: RegistrySnapshot) -> Desired:
         KeyEntry(k.key_id, k.secret_digest, k.tenant, [str(scope) for scope in k.scopes])
         for k in snapshot.keys.values()
     ]
-    return Desired(snapshot.revision, snapshot.tasks, keys)
+    return Desired(snapshot.revision, snapshot.tasks, keys, snapshot.touched)
 
 
 def _refusal(request: Prove, error: PeterRecError) -> Proved:
