@@ -224,13 +224,14 @@ class ChangeSet:
     def applied_to(self, snapshot: RegistrySnapshot) -> RegistrySnapshot:
         """The snapshot that was asked from, brought forward."""
         tasks, keys = dict(snapshot.tasks), dict(snapshot.keys)
-        tasks.update((entry.ref, entry) for entry in self.tasks)
+        changed = {entry.ref: entry for entry in self.tasks}
+        tasks.update(changed)
         keys.update((record.key_id, record) for record in self.keys)
         for ref in self.removed_tasks:
             tasks.pop(ref, None)
         for key_id in self.removed_keys:
             keys.pop(key_id, None)
-        touched = frozenset([entry.ref for entry in self.tasks]).union(self.removed_tasks)
+        touched = frozenset(changed).union(self.removed_tasks)
         return RegistrySnapshot(self.position.revision, tasks, keys, self.position.mark, touched)
 
 

@@ -199,11 +199,13 @@ class ServingTable:
 
     def _serve(self, key: TaskRef, task: TaskEntry | None) -> set[str]:
         """Put a task's entry in the place of its old one; the digests of both."""
-        old = self._tasks.pop(key, None)
+        old = self._tasks.get(key)
         before = named(old) if old else set()
         after = named(task) if task else set()
         if task is not None:
-            self._tasks[key] = task
+            self._tasks[key] = task  # under the key that is there: it is the snapshot's as well
+        else:
+            self._tasks.pop(key, None)
         self._namings.update(after)
         self._namings.subtract(before)
         return before | after

@@ -157,3 +157,5 @@ async def test_a_snapshot_that_was_caught_up_tells_what_was_touched(registry: Re
     found = await registry.catch_up(known)
     names = {ref.task for ref in found.touched or ()}
     assert names == {"gender", "age"}
+    kept = {id(ref) for ref in found.tasks}
+    assert any(id(ref) in kept for ref in found.touched or ()), "a task's identity is kept once"
