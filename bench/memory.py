@@ -1,7 +1,7 @@
 """Resident bytes per additional profile task over the bytes of its weights.
 
-Counts every process of the service: private memory (USS) after ``--more`` further tasks, less that
-before them. ``--patch-precision`` chooses how patches are kept.
+Counts every process of the service, but not Redis: private memory (USS) after ``--more`` further
+tasks, less that before them. ``--patch-precision`` chooses how patches are kept.
 """
 
 import argparse
@@ -67,13 +67,13 @@ def _growth(options: argparse.Namespace, shape: FleetShape, precision: str) -> d
 
 
 def _settled_bytes() -> dict[str, int]:
-    """Private bytes of the service's device process and worker, once they have given back what the
-    last registrations needed for a moment."""
+    """Private bytes of the service's processes, once they have given back what the last
+    registrations needed for a moment."""
     time.sleep(SETTLE_S)
     found: dict[str, int] = {}
     for process in psutil.Process().children(recursive=True):
         title = " ".join(process.cmdline())
-        for name in ("device", "worker"):
+        for name in ("supervisor", "device", "worker"):
             if title.startswith(f"peterrec: {name}"):
                 found[name] = found.get(name, 0) + process.memory_full_info().uss
     return found

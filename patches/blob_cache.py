@@ -14,6 +14,7 @@ from patches.api_keys import KeyRecord
 from patches.errors import BlobCorrupt, BlobMissing, CacheUnwritable, SnapshotCorrupt
 from patches.identity import DIGEST_DIGITS, Digest, digest_of
 from patches.records import RegistrySnapshot, TaskEntry
+from patches.sharing import shared_digest
 
 SNAPSHOT_NAME = "snapshot.json"
 SETTLED_AT_ONCE = 64
@@ -122,7 +123,7 @@ class BlobCache:
             ) from error
         return RegistrySnapshot(
             revision=saved.revision,
-            tasks={entry.ref: entry.shared() for entry in saved.tasks},
+            tasks={entry.ref: entry.shared(shared_digest) for entry in saved.tasks},
             keys={record.key_id: record for record in saved.keys},
             mark=saved.mark,
         )

@@ -1,7 +1,7 @@
 """What the registry holds and answers, as frozen data."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple, Self
@@ -11,7 +11,7 @@ import msgspec
 from model.spec import HeadKind
 from patches.api_keys import KeyRecord
 from patches.identity import DIGEST_DIGITS, Digest, TaskId, TaskRef, TenantId
-from patches.sharing import shared, shared_mapping, shared_text
+from patches.sharing import shared, shared_mapping
 from patches.traffic import GuardReason, Observed, Traffic
 from patches.verify import VerifiedBundle
 
@@ -132,12 +132,12 @@ class TaskEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
         """An entry of these aliases (name to number) and versions (number to digest)."""
         numbers = tuple(sorted(versions))
         return cls(
-            TenantId(shared_text(ref.tenant)),
+            shared(ref.tenant),
             ref.task,
             revision,
             shared_mapping(aliases),
             shared(numbers),
-            shared_text("".join(versions[number] for number in numbers)),
+            "".join(versions[number] for number in numbers),
             traffic,
         )
 
@@ -163,9 +163,13 @@ class TaskEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     def _digest_at(self, place: int) -> Digest:
         return Digest(self.packed[DIGEST_DIGITS * place : DIGEST_DIGITS * (place + 1)])
 
-    def shared(self) -> Self:
-        """The same entry, which was read from bytes, with parts shared with equal ones."""
-        return self.of(self.ref, self.revision, self.aliases, self.versions, self.traffic)
+    def shared(self, own: Callable[[Digest], Digest]) -> Self:
+        """The same entry, which was read from bytes, with parts shared with equal ones.
+
+        ``own`` gives the text that this process already has of a digest.
+        """
+        versions = {number: own(digest) for number, digest in self.versions.items()}
+        return self.of(self.ref, self.revision, self.aliases, versions, self.traffic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,12 +193,17 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RegistrySnapshot:
-    """Everything a replica serves by, at one revision."""
+    """Everything a replica serves by, at one revision.
+
+    ``touched`` are the tasks that may differ from the snapshot which this one was made from; None
+    if it was read as a whole.
+    """
 
     revision: int
     tasks: Mapping[TaskRef, TaskEntry]
     keys: Mapping[str, KeyRecord]
     mark: str = ""
+    touched: frozenset[TaskRef] | None = field(default=None, compare=False)
 
     @property
     def position(self) -> Position:
@@ -215,13 +224,15 @@ class ChangeSet:
     def applied_to(self, snapshot: RegistrySnapshot) -> RegistrySnapshot:
         """The snapshot that was asked from, brought forward."""
         tasks, keys = dict(snapshot.tasks), dict(snapshot.keys)
-        tasks.update((entry.ref, entry) for entry in self.tasks)
+        changed = {entry.ref: entry for entry in self.tasks}
+        tasks.update(changed)
         keys.update((record.key_id, record) for record in self.keys)
         for ref in self.removed_tasks:
             tasks.pop(ref, None)
         for key_id in self.removed_keys:
             keys.pop(key_id, None)
-        return RegistrySnapshot(self.position.revision, tasks, keys, self.position.mark)
+        touched = frozenset(changed).union(self.removed_tasks)
+        return RegistrySnapshot(self.position.revision, tasks, keys, self.position.mark, touched)
 
 
 class VersionAdded(NamedTuple):

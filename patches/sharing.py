@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, TypeVar
 
+from patches.identity import Digest
+
 T = TypeVar("T")
 
 REMEMBERED = 4096
@@ -17,9 +19,12 @@ def shared(value: T) -> T:
     return found
 
 
-def shared_text(text: str) -> str:
-    """The same for texts that most records have to themselves, as long as one of them lives."""
-    return sys.intern(text)
+def shared_digest(digest: Digest) -> Digest:
+    """The same for a digest, as long as a record holds it.
+
+    The interpreter's table of texts grows with them: who has a table by digest asks that instead.
+    """
+    return Digest(sys.intern(digest))
 
 
 def shared_mapping(mapping: Mapping[str, int]) -> Mapping[str, int]:

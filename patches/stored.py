@@ -19,6 +19,7 @@ from patches.records import (
     VersionRecord,
     VersionSummary,
 )
+from patches.sharing import shared_digest
 from patches.traffic import Traffic
 
 Raw = bytes | str | None
@@ -124,10 +125,10 @@ def task_record(field: str, text: bytes | str) -> TaskRecord:
 def task_entry(field: str, text: bytes | str) -> TaskEntry:
     """What replicas need of the same task."""
     stored = _decode(text, _StoredTask, f"task {field}")
-    versions = {target.version: target.digest for target in stored.aliases.values()}
+    versions = {t.version: shared_digest(t.digest) for t in stored.aliases.values()}
     traffic = _active_traffic(stored.traffic, field)
     if traffic is not None:
-        versions |= {number: digest for digest, number in traffic.versions.items()}
+        versions |= {number: shared_digest(d) for d, number in traffic.versions.items()}
     aliases = {alias: target.version for alias, target in stored.aliases.items()}
     return TaskEntry.of(task_ref(field), stored.revision, aliases, versions, traffic)
 

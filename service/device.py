@@ -28,6 +28,7 @@ from service.events import (
     Emit,
     HeadsMoved,
     RowsRefused,
+    TasksChanged,
 )
 from service.head_returns import HeadReturns
 from service.head_room import HeadMoves
@@ -177,6 +178,10 @@ class DeviceLoop:
         freed = self._free_idle(IDLE_RESIDENCIES)
         if update.bundles or update.removed_handles:
             self._emit(BundleSwapped(time.monotonic() - seen_at, len(update.bundles), freed))
+        is_first = update.version == 1
+        if is_first or update.tasks or update.removed_tasks:
+            tasks = [entry.ref for entry in update.tasks]
+            self._emit(TasksChanged(is_first, tasks, update.removed_tasks))
         self._answer_syncs()
         return self.table.missing()
 

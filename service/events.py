@@ -54,11 +54,10 @@ class BundleRefused(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=Fals
 
 
 class RegistrySynced(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False):
-    """The follower has read the registry; ``at`` is a Unix time, ``tasks`` None if unchanged."""
+    """The follower has read the registry; ``at`` is a Unix time."""
 
     revision: int
     at: float
-    tasks: list[TaskRef] | None
 
 
 class RegistryUnreachable(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):
@@ -125,6 +124,14 @@ class HeadsMoved(msgspec.Struct, frozen=True, array_like=True, tag=15, gc=False)
     returned_bytes: int
 
 
+class TasksChanged(msgspec.Struct, frozen=True, array_like=True, tag=16, gc=False):
+    """The device process knows tasks anew or no longer; ``is_first``: it knows no others."""
+
+    is_first: bool
+    tasks: list[TaskRef]
+    removed: list[TaskRef]
+
+
 Event = (
     RequestFinished
     | ItemsMapped
@@ -141,6 +148,7 @@ Event = (
     | TrafficEnded
     | GuardBroken
     | HeadsMoved
+    | TasksChanged
 )
 
 Emit = Callable[[Event], None]

@@ -75,7 +75,6 @@ class RegistryFollower:
         self._seen_at = 0.0
         self._look_timeout_s = LOOK_TIMEOUT_S
         self._read_timeout_s = READ_TIMEOUT_S
-        self._has_news = False
         self._is_away = False
         self._unsaved: RegistrySnapshot | None = None
         self._loop = asyncio.new_event_loop()
@@ -187,7 +186,6 @@ class RegistryFollower:
         if snapshot is not self._known:
             await self._apply(snapshot, seen_at)
             self._known = self._unsaved = snapshot
-            self._has_news = True
             log.info("registry_applied", revision=snapshot.revision, tasks=len(snapshot.tasks))
         self._device.registry_synced_at = time.time()
         self._note_progress()
@@ -301,9 +299,8 @@ class RegistryFollower:
 
     def _report(self) -> None:
         """On the device thread: tell what is served at which revision."""
-        table, self._has_news, is_news = self._device.table, False, self._has_news
-        tasks = table.task_keys() if is_news else None
-        self._emit(RegistrySynced(table.revision, self._device.registry_synced_at, tasks))
+        device = self._device
+        self._emit(RegistrySynced(device.table.revision, device.registry_synced_at))
 
     def _tell_refused(self, what: str, error: PeterRecError) -> None:
         codes = [reason.code for reason in _reasons(error)]
@@ -337,7 +334,7 @@ def _desired_of(snapshot: RegistrySnapshot) -> Desired:
         KeyEntry(k.key_id, k.secret_digest, k.tenant, [str(scope) for scope in k.scopes])
         for k in snapshot.keys.values()
     ]
-    return Desired(snapshot.revision, snapshot.tasks, keys)
+    return Desired(snapshot.revision, snapshot.tasks, keys, snapshot.touched)
 
 
 def _refusal(request: Prove, error: PeterRecError) -> Proved:

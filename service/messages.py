@@ -13,7 +13,7 @@ import msgspec
 
 from patches.identity import Digest, TaskRef
 from patches.records import TaskEntry
-from patches.sharing import shared, shared_text
+from patches.sharing import shared
 
 Handle = int
 """One residency of one bundle on the device, unique within an epoch; never used again."""
@@ -132,8 +132,7 @@ class BundleEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
         """The same entry with parts shared with equal ones: a worker keeps ten thousands."""
         return msgspec.structs.replace(
             self,
-            digest=Digest(shared_text(self.digest)),
-            kind=shared_text(self.kind),
+            kind=shared(self.kind),
             labels=shared(self.labels),
             threshold=shared(self.threshold),
         )

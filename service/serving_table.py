@@ -5,7 +5,7 @@ it, every worker has acknowledged that table, and no row waits for it.
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -25,11 +25,15 @@ IDLE_RESIDENCIES = 16
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """What the registry wants served, at one revision. An unchanged task is the same object."""
+    """What the registry wants served, at one revision. An unchanged task is the same object.
+
+    ``touched`` are the tasks that may differ from what was desired before; None: any may.
+    """
 
     revision: int
     tasks: Mapping[TaskRef, TaskEntry] = field(default_factory=dict)
     keys: list[KeyEntry] = field(default_factory=list)
+    touched: frozenset[TaskRef] | None = None
 
 
 @dataclass(slots=True)
@@ -81,17 +85,20 @@ class ServingTable:
     def apply(self, desired: Desired) -> TableUpdate:
         """Serve what is desired as far as it is resident; elsewhere the old version goes on.
 
-        Costs what has changed: of the other tasks it only sees that they are the same.
+        Costs what was touched; if any task may differ, of the others it sees that they do not.
         """
         self.version += 1
         self.revision = desired.revision
-        changed, touched = self._take_over(desired.tasks)
-        removed = [key for key in self._tasks if key not in desired.tasks]
+        wanted = desired.tasks
+        some = None if desired.touched is None else desired.touched | self._lagging
+        changed, touched = self._take_over(wanted, wanted.keys() if some is None else some)
+        left = self._tasks.keys() if some is None else some & self._tasks.keys()
+        removed = [key for key in left if key not in wanted]
         for key in removed:
             touched |= self._serve(key, None)
             self._lagging.discard(key)
             self._withdrawn.pop(key, None)
-        self._wanted = desired.tasks
+        self._wanted = wanted
         keys = desired.keys if desired.keys != self._keys else None
         self._keys = desired.keys
         return self._update(changed, removed, touched, keys)
@@ -143,10 +150,6 @@ class ServingTable:
             keys=self._keys,
         )
 
-    def task_keys(self) -> list[TaskRef]:
-        """Every served (tenant, task)."""
-        return list(self._tasks)
-
     def hear(self, worker: Worker, now: float) -> WorkerState:
         """Note that a worker lives."""
         state = self.workers.setdefault(worker, WorkerState(now))
@@ -175,12 +178,16 @@ class ServingTable:
                 freed.append(self._resident.pop(digest))
         return freed
 
-    def _take_over(self, wanted: Mapping[TaskRef, TaskEntry]) -> tuple[list[TaskEntry], set[str]]:
-        """Serve new, changed and lagging tasks; the entries that differ, and their digests."""
+    def _take_over(
+        self, wanted: Mapping[TaskRef, TaskEntry], keys: Collection[TaskRef]
+    ) -> tuple[list[TaskEntry], set[str]]:
+        """Serve those of the tasks that are new, changed or lagging; the entries that differ, and
+        their digests."""
         changed: list[TaskEntry] = []
         touched: set[str] = set()
-        for key, task in wanted.items():
-            if self._wanted.get(key) is task and key not in self._lagging:
+        for key in keys:
+            task = wanted.get(key)
+            if task is None or (self._wanted.get(key) is task and key not in self._lagging):
                 continue
             served = self._served(task)
             if served != self._tasks.get(key):
@@ -192,11 +199,13 @@ class ServingTable:
 
     def _serve(self, key: TaskRef, task: TaskEntry | None) -> set[str]:
         """Put a task's entry in the place of its old one; the digests of both."""
-        old = self._tasks.pop(key, None)
+        old = self._tasks.get(key)
         before = named(old) if old else set()
         after = named(task) if task else set()
         if task is not None:
-            self._tasks[key] = task
+            self._tasks[key] = task  # under the key that is there: it is the snapshot's as well
+        else:
+            self._tasks.pop(key, None)
         self._namings.update(after)
         self._namings.subtract(before)
         return before | after

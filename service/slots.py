@@ -19,7 +19,7 @@ from model.mixed_heads import HeadRef, MixedHeads, RowScores, Selection
 from model.slab import Slab
 from model.spec import FIRST_ITEM, PAD, HeadSpec, PatchGeometry
 from patches.identity import Digest
-from patches.sharing import shared, shared_text
+from patches.sharing import shared, shared_digest
 from patches.verify import VerifiedBundle
 from service.head_room import HeadBudgetExceeded, HeadRoom
 from service.messages import Handle
@@ -254,7 +254,7 @@ class SlotStore:
         form = Form(geometry, slab, head_ref.spec, head_ref.slab)
         residency = Residency(
             handle=next(self._handles),
-            digest=Digest(shared_text(bundle.digest)),
+            digest=shared_digest(bundle.digest),
             labels=shared(head.labels or ()),
             threshold=shared(head.threshold),
             form=self._forms.setdefault(form, form),

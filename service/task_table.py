@@ -44,7 +44,7 @@ class TaskTable:
         for tenant, task in update.removed_tasks:
             self._tasks.get(tenant, {}).pop(task, None)
         for entry in update.tasks:
-            self._tasks.setdefault(entry.tenant, {})[entry.task] = entry.shared()
+            self._tasks.setdefault(entry.tenant, {})[entry.task] = entry.shared(self._own)
         self._splits.clear()
         self.epoch = update.epoch
         self.version = update.version
@@ -63,6 +63,11 @@ class TaskTable:
 
     def _keep(self, bundle: BundleEntry) -> None:
         self._bundles[bundle.handle] = self._by_digest[bundle.digest] = bundle
+
+    def _own(self, digest: Digest) -> Digest:
+        """The digest's text as its bundle has it: ten thousands are held once."""
+        bundle = self._by_digest.get(digest)
+        return digest if bundle is None else bundle.digest
 
     def _forget(self, handle: Handle) -> None:
         bundle = self._bundles.pop(handle, None)

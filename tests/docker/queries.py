@@ -16,6 +16,7 @@ from service.events import (
     RegistrySynced,
     RequestFinished,
     RowsRefused,
+    TasksChanged,
     TrafficCounted,
     TrafficMeasured,
 )
@@ -40,7 +41,8 @@ def exposed_labels() -> dict[str, set[str]]:
     """Every sample that a server can expose, with its labels."""
     metrics = Metrics()
     for event in (
-        RegistrySynced(1, 1.0, [("default", "gender")]),
+        RegistrySynced(1, 1.0),
+        TasksChanged(True, [("default", "gender")], []),
         RequestFinished("default", "gender", "ok", 0.1, 1),
         BatchFinished(1, 1, 1, 0.1, [0.1]),
         RowsRefused("queue_full", 1),

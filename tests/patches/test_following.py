@@ -146,3 +146,16 @@ async def test_catching_up_does_not_cost_more_with_ten_thousand_tasks(registry: 
     each_s = (time.perf_counter() - started) / 20
     assert known == await registry.snapshot()
     assert each_s * 10 < whole_s
+
+
+async def test_a_snapshot_that_was_caught_up_tells_what_was_touched(registry: Registry) -> None:
+    await registry.put_task(DEFAULT_TENANT, TaskId("gender"), TaskOptions(), "test")
+    known = await registry.catch_up(None)
+    assert known.touched is None
+    await registry.put_task(DEFAULT_TENANT, TaskId("age"), TaskOptions(), "test")
+    await registry.delete_task(DEFAULT_TENANT, TaskId("gender"), "test")
+    found = await registry.catch_up(known)
+    names = {ref.task for ref in found.touched or ()}
+    assert names == {"gender", "age"}
+    kept = {id(ref) for ref in found.tasks}
+    assert any(id(ref) in kept for ref in found.touched or ()), "a task's identity is kept once"

@@ -2,12 +2,12 @@
 
 from patches.identity import DEFAULT_TENANT, Digest, TaskId, TaskRef
 from patches.records import TaskEntry
-from patches.sharing import shared, shared_mapping, shared_text
+from patches.sharing import shared, shared_digest, shared_mapping
 
 
 def entry(task: str) -> TaskEntry:
     """With parts of its own, as they come from bytes."""
-    versions = {3: Digest("".join(["a"] * 64))}
+    versions = {3: shared_digest(Digest("".join(["a"] * 64)))}
     return TaskEntry.of(TaskRef(DEFAULT_TENANT, TaskId(task)), 7, {"prod": int("3")}, versions)
 
 
@@ -21,7 +21,6 @@ def test_tasks_with_equal_aliases_numbers_and_bundles_hold_them_once() -> None:
 def test_what_is_shared_equals_what_was_given_in_value_and_type() -> None:
     assert [shared(value) for value in (1, 1.0, True)] == [1, 1.0, True]
     assert [type(shared(value)) for value in (1, 1.0, True)] == [int, float, bool]
-    assert shared_text("label") == "label"
     assert shared_mapping({"b": 1, "a": 2}) == {"a": 2, "b": 1}
 
 

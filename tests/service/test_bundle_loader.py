@@ -48,7 +48,7 @@ class Replica:
     async def flip(self) -> None:
         self.loading.admit()
         self.table.apply(Desired(1, self.wanted))
-        self.served.append(len(self.table.task_keys()) - len(self.table.missing()))
+        self.served.append(len(self.table.full().tasks) - len(self.table.missing()))
         self.loader.want(self.table.missing())
 
     def note(self, digest: Digest, error: PeterRecError) -> None:

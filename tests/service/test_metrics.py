@@ -18,6 +18,7 @@ from service.events import (
     RegistryUnreachable,
     RequestFinished,
     RowsRefused,
+    TasksChanged,
     TrafficCounted,
     TrafficEnded,
     TrafficMeasured,
@@ -31,7 +32,8 @@ from tests.waiting import eventually
 @pytest.fixture
 def metrics() -> Metrics:
     metrics = Metrics()
-    metrics.record(RegistrySynced(7, 123.0, [("default", "gender"), ("acme", "gender")]))
+    metrics.record(RegistrySynced(7, 123.0))
+    metrics.record(TasksChanged(True, [("default", "gender"), ("acme", "gender")], []))
     return metrics
 
 
@@ -69,14 +71,29 @@ def test_a_name_that_is_not_registered_never_becomes_a_label(metrics, task):
 def test_the_series_of_a_task_leave_with_it(metrics):
     metrics.record(RequestFinished("default", "gender", "ok", 0.1, 1))
     assert 'task="gender"' in text(metrics)
-    metrics.record(RegistrySynced(8, 124.0, [("acme", "gender")]))
+    metrics.record(TasksChanged(False, [], [("default", "gender")]))
     assert 'task="gender"' not in text(metrics)
+    assert value(metrics, "tasks") == 1
+
+
+def test_a_new_device_process_tells_which_tasks_are_left(metrics):
+    metrics.record(RequestFinished("default", "gender", "ok", 0.1, 1))
+    metrics.record(TasksChanged(True, [("acme", "gender")], []))
+    assert 'task="gender"' not in text(metrics)
+    assert value(metrics, "tasks") == 1
+
+
+def test_a_task_that_is_told_again_keeps_its_series(metrics):
+    metrics.record(RequestFinished("default", "gender", "ok", 0.1, 1))
+    metrics.record(TasksChanged(False, [("default", "gender")], []))
+    assert value(metrics, "requests_total", task="gender", outcome="ok") == 1
+    assert value(metrics, "tasks") == 2
 
 
 def test_a_task_that_comes_back_starts_from_zero(metrics):
     metrics.record(RequestFinished("default", "gender", "ok", 0.1, 1))
-    metrics.record(RegistrySynced(8, 124.0, []))
-    metrics.record(RegistrySynced(9, 125.0, [("default", "gender")]))
+    metrics.record(TasksChanged(False, [], [("default", "gender")]))
+    metrics.record(TasksChanged(False, [("default", "gender")], []))
     metrics.record(RequestFinished("default", "gender", "ok", 0.1, 1))
     assert value(metrics, "requests_total", task="gender", outcome="ok") == 1
 
@@ -174,5 +191,5 @@ def test_the_series_of_traffic_go_with_their_task(metrics):
     metrics.record(TrafficMeasured("default", "gender", "shadow", 0.02, 0.5))
     metrics.record(GuardBroken("default", "gender", "divergence"))
     assert value(metrics, "guard_trips_total", task="gender", reason="divergence") == 1
-    metrics.record(RegistrySynced(8, 124.0, []))
+    metrics.record(TasksChanged(False, [], [("default", "gender")]))
     assert 'task="gender"' not in text(metrics)

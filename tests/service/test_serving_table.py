@@ -197,3 +197,23 @@ def test_traffic_that_was_withdrawn_stays_away_until_other_traffic_is_put(
     assert table.apply(split_task(2, *residencies[:2])).tasks[0].traffic is None
     again = table.apply(split_task(3, *residencies[:2], put_at=3))
     assert again.tasks[0].traffic is not None
+
+
+def test_of_a_change_that_names_what_it_touched_only_that_is_looked_at(
+    table: ServingTable, residencies: list[Residency]
+) -> None:
+    table.apply(desired(1, gender=residencies[0], age=residencies[1]))
+    both = desired(2, gender=residencies[2], age=residencies[2])
+    told = Desired(2, both.tasks, touched=frozenset({task("age")}))
+    assert [entry.task for entry in table.apply(told).tasks] == ["age"]
+
+
+def test_a_change_that_names_what_it_touched_also_serves_lagging_tasks(
+    table: ServingTable, residencies: list[Residency]
+) -> None:
+    table.apply(desired(1, gender=residencies[3], age=residencies[1]))
+    table.admit(residencies[3])
+    left = desired(1, gender=residencies[3])
+    update = table.apply(Desired(2, left.tasks, touched=frozenset({task("age")})))
+    assert [entry.handle for entry in update.bundles] == [residencies[3].handle]
+    assert update.removed_tasks == [task("age")]

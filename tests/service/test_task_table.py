@@ -176,3 +176,9 @@ async def test_waiting_for_the_next_table_ends_with_it_or_in_time(table):
     await asyncio.sleep(0)
     table.apply(update(2))
     assert await turning
+
+
+def test_a_task_holds_its_digest_as_its_bundle_does(table):
+    bundle = bundle_entry(8, "".join(["b"] * 64))
+    table.apply(update(2, bundles=[bundle], tasks=[films("".join(["b"] * 64), 2)]))
+    assert table.entry(ACME, "films").packed is table.resident(bundle.digest).digest
