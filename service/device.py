@@ -174,14 +174,14 @@ class DeviceLoop:
         """
         self.loading.admit()
         update = self.table.apply(desired)
-        self._broadcast(update)
-        freed = self._free_idle(IDLE_RESIDENCIES)
-        if update.bundles or update.removed_handles:
-            self._emit(BundleSwapped(time.monotonic() - seen_at, len(update.bundles), freed))
         is_first = update.version == 1
         if is_first or update.tasks or update.removed_tasks:
             tasks = [entry.ref for entry in update.tasks]
             self._emit(TasksChanged(is_first, tasks, update.removed_tasks))
+        self._broadcast(update)
+        freed = self._free_idle(IDLE_RESIDENCIES)
+        if update.bundles or update.removed_handles:
+            self._emit(BundleSwapped(time.monotonic() - seen_at, len(update.bundles), freed))
         self._answer_syncs()
         return self.table.missing()
 

@@ -5,7 +5,7 @@ from collections import deque
 
 import zmq
 
-from service.events import Event, encode_events
+from service.events import Event, TasksChanged, encode_events
 
 SEND_INTERVAL_S = 0.25
 MAX_WAITING = 100_000
@@ -21,17 +21,21 @@ class EventSender:
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint
         self._waiting: deque[Event] = deque(maxlen=MAX_WAITING)
-        self._closing = threading.Event()
+        self._awake = threading.Event()
+        self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
         self._thread.start()
 
     def emit(self, event: Event) -> None:
-        """Queue an event; never blocks."""
+        """Queue an event; never blocks. That tasks are known is said before they are asked for."""
         self._waiting.append(event)
+        if isinstance(event, TasksChanged):
+            self._awake.set()
 
     def close(self) -> None:
         """Send what waits and stop."""
-        self._closing.set()
+        self._is_closing = True
+        self._awake.set()
         self._thread.join()
 
     def _run(self) -> None:
@@ -41,7 +45,9 @@ class EventSender:
         socket.connect(self._endpoint)
         is_closing = False
         while not is_closing:
-            is_closing = self._closing.wait(SEND_INTERVAL_S)
+            self._awake.wait(SEND_INTERVAL_S)
+            self._awake.clear()
+            is_closing = self._is_closing
             self._send_waiting(socket)
         socket.close()
         context.term()
