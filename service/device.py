@@ -268,12 +268,13 @@ class DeviceLoop:
         if message.epoch != self.table.epoch:
             return
         now = time.monotonic()
-        rows = [
-            QueuedRow(worker, message.request_id, number, row, message.deadline, now)
-            for number, row in enumerate(message.rows)
-        ]
-        if not self.queue.push(rows):
-            self._refuse(rows, "queue_full", f"{self._limits.max_queue_rows} rows wait already")
+        for request in message.requests:
+            rows = [
+                QueuedRow(worker, request.request_id, number, row, request.deadline, now)
+                for number, row in enumerate(request.rows)
+            ]
+            if not self.queue.push(rows):
+                self._refuse(rows, "queue_full", f"{self._limits.max_queue_rows} rows wait already")
 
     def _run_batch(self) -> None:
         away = self.store.head_room.away
