@@ -6,7 +6,8 @@ that only those groups are searched.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -51,12 +52,14 @@ class Selection:
     candidates: np.ndarray | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RowScores:
+NO_INDICES = np.empty(0, np.int64)
+
+
+class RowScores(NamedTuple):
     """One row's scores float32: one per output, or the top-k's with their catalog indices."""
 
     values: np.ndarray
-    indices: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    indices: np.ndarray = NO_INDICES
 
 
 class CatalogRanking:

@@ -8,6 +8,7 @@ where their patch begins: a *stage* is a stretch of blocks between two such poin
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +22,7 @@ SHARED_OVERDRAFT = 3
 """So many chunks' worth of rows of one history may join one chunk, so that its trunk runs once."""
 
 
-@dataclass(frozen=True, slots=True)
-class SlotRef:
+class SlotRef(NamedTuple):
     """Where a row's patch lies; slabs hold the tensors of ``PatchGeometry.shapes`` by name."""
 
     geometry: PatchGeometry

@@ -1,8 +1,8 @@
 """Heads of different kinds and widths, scored together for the rows of one batch."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +17,7 @@ __all__ = ["HeadRef", "MixedHeads", "RowScores", "Selection"]
 FLOAT_BYTES = 4
 
 
-@dataclass(frozen=True, slots=True)
-class HeadRef:
+class HeadRef(NamedTuple):
     """Where a head lies: a slot of a slab, or its own tensors if it ranks a catalog."""
 
     spec: HeadSpec
@@ -97,9 +96,11 @@ class MixedHeads:
         self, users: Tensor, refs: Sequence[HeadRef], selections: Sequence[Selection]
     ) -> list[RowScores]:
         """Each row's scores: user vectors [B, C], row i by head i; all heads are on the device."""
+        groups = _grouped(refs)
         out: list[RowScores | None] = [None] * len(refs)
-        for rows in _grouped(range(len(refs)), refs):
-            chosen = users[torch.tensor(rows, device=users.device)]  # [b, C]
+        for rows in groups:
+            is_all = len(groups) == 1
+            chosen = users if is_all else users[torch.tensor(rows, device=users.device)]  # [b, C]
             catalog = refs[rows[0]].catalog
             if catalog is not None:
                 found = self._ranking.top(chosen, catalog, [selections[row] for row in rows])
@@ -130,11 +131,10 @@ def _tempered(
     return {"head.weight": weight, "head.bias": bias}
 
 
-def _grouped(rows: Iterable[int], refs: Sequence[HeadRef]) -> list[list[int]]:
+def _grouped(refs: Sequence[HeadRef]) -> list[list[int]]:
     """Rows that can be scored together: equal kind and slab, or the same ranking head."""
     groups: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
-    for row in rows:
-        ref = refs[row]
+    for row, ref in enumerate(refs):
         groups[ref.spec.kind, id(ref.catalog or ref.slab)].append(row)
     return list(groups.values())
 

@@ -1,7 +1,8 @@
 """A question for one version → a row for the device, and the row's result → a prediction."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from model.errors import PeterRecError
 from service.answers import ANSWERS, Ranked, Subject
@@ -19,8 +20,7 @@ Catalogued = Mapping[str, Catalog | PeterRecError]
 """Catalogs by digest, or why one can't be read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(msgspec.Struct, frozen=True, gc=False):
     """One history, mapped once, and what to answer for it."""
 
     history: MappedHistory
@@ -39,8 +39,7 @@ class Question:
         return str(self.user_id).encode("utf-8", "surrogatepass")
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
+class Admission(msgspec.Struct, frozen=True):
     """A row ready for the device and what its answer will need."""
 
     by: ServedTask
@@ -49,8 +48,7 @@ class Admission:
     beside: "Beside | None" = None
 
 
-@dataclass(frozen=True, slots=True)
-class Beside:
+class Beside(msgspec.Struct, frozen=True):
     """What else one history means to a task with traffic.
 
     ``prod`` answers if a canary can't; None if prod itself is the one that answers. ``silent``

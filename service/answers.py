@@ -2,9 +2,9 @@
 
 from array import array
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TypedDict
 
+import msgspec
 from msgspec import UNSET, UnsetType
 
 from service.item_mapping import Catalog, ItemId, MappedHistory, MappedSelection
@@ -20,16 +20,14 @@ from service.schemas import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Ranked:
+class Ranked(msgspec.Struct, frozen=True, gc=False):
     """What a ranking answer needs beside its numbers."""
 
     catalog: Catalog
     selection: MappedSelection
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
+class Subject(msgspec.Struct, frozen=True, gc=False):
     """Whom and what an answer is about."""
 
     bundle: BundleEntry

@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import re
 import secrets
-from dataclasses import dataclass
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -37,8 +36,7 @@ class ClientLeft(Exception):  # it is no error, it only ends the request
     """The connection was closed before the request was read or answered."""
 
 
-@dataclass(slots=True)
-class RequestHead:
+class RequestHead(msgspec.Struct, frozen=True, gc=False):
     """The headers that matter, raw; empty means absent."""
 
     request_id: str
@@ -50,21 +48,15 @@ class RequestHead:
     @classmethod
     def read(cls, scope: Scope) -> "RequestHead":
         """Pick the headers out of an ASGI scope; names arrive in lower case."""
-        head = cls("")
-        for name, value in scope["headers"]:
-            if name == b"authorization":
-                head.authorization = value
-            elif name == b"content-length":
-                head.content_length = value
-            elif name == b"x-api-key":
-                head.api_key = value
-            elif name == b"x-request-id":
-                head.request_id = value.decode("ascii") if _SANE_ID.match(value) else ""
-            elif name == b"x-request-timeout-ms":
-                head.timeout_ms = value
-        if not head.request_id:
-            head.request_id = f"{_PROCESS}-{next(_numbers):x}"
-        return head
+        get = dict(scope["headers"]).get
+        given = get(b"x-request-id", b"")
+        return cls(
+            given.decode("ascii") if _SANE_ID.match(given) else f"{_PROCESS}-{next(_numbers):x}",
+            get(b"authorization", b""),
+            get(b"x-api-key", b""),
+            get(b"content-length", b""),
+            get(b"x-request-timeout-ms", b""),
+        )
 
     def timeout_s(self, default_ms: int) -> float:
         """Seconds that the request may take."""
@@ -79,10 +71,17 @@ class RequestHead:
         return int(self.timeout_ms) / 1000
 
 
-async def read_body(receive: Receive, content_length: bytes, limit_bytes: int) -> bytes:
-    """The whole body; BodyTooLarge as soon as it is known to be, ClientLeft if it never ends."""
+async def read_body(
+    receive: Receive, content_length: bytes, limit_bytes: int, *, has_arrived: bool
+) -> bytes:
+    """The whole body; BodyTooLarge as soon as it is known to be, ClientLeft if it never ends.
+
+    ``has_arrived``: it is there already, so that there is nothing to wait for.
+    """
     if content_length.isdigit() and int(content_length) > limit_bytes:
         raise BodyTooLarge(limit_bytes)
+    if has_arrived:
+        return await _read(receive, limit_bytes)
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             return await _read(receive, limit_bytes)

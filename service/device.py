@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from socket import socketpair
 from typing import Protocol, TypeVar
 
@@ -41,6 +41,7 @@ from service.messages import (
     Hello,
     Predict,
     Prove,
+    Row,
     RowResult,
     Status,
     Sync,
@@ -63,6 +64,8 @@ Result = TypeVar("Result")
 STATUS_INTERVAL_S = 1.0
 MESSAGES_PER_TURN = 1024
 IDLE_POLL_MS, PARKED_POLL_MS = 100, 20
+TOKEN_BYTES = 4
+EVERYTHING = Selection()
 
 
 class Follower(Protocol):
@@ -151,13 +154,15 @@ class DeviceLoop:
     def run(self, follower: Follower, is_stopping: Callable[[], bool]) -> None:
         """Serve until told to stop, and then until no row waits."""
         self._follower = follower
-        poller = zmq.Poller()
+        poller, wake = zmq.Poller(), self._wake.fileno()
         poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._wake.fileno(), zmq.POLLIN)
+        poller.register(wake, zmq.POLLIN)
         while not (is_stopping() and not len(self.queue)):
-            poller.poll(self._patience_ms())
-            self._read_messages()
-            self._do_jobs()
+            ready = dict(poller.poll(self._patience_ms()))
+            if self._socket in ready:
+                self._read_messages()
+            if wake in ready:
+                self._do_jobs()
             self._run_batch()
             self._tick()
 
@@ -219,14 +224,9 @@ class DeviceLoop:
             self._handlers[type(message)](worker, message)
 
     def _do_jobs(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self._wake.recv(4096)
-        while True:
-            try:
-                job = self._jobs.get_nowait()
-            except Empty:
-                return
-            job()
+        self._wake.recv(4096)
+        while not self._jobs.empty():
+            self._jobs.get()()
 
     def _on_hello(self, worker: Worker, message: ToDevice) -> None:
         assert isinstance(message, Hello)
@@ -273,12 +273,13 @@ class DeviceLoop:
         if message.epoch != self.table.epoch:
             return
         now = time.monotonic()
-        rows = [
-            QueuedRow(worker, message.request_id, number, row, message.deadline, now)
-            for number, row in enumerate(message.rows)
-        ]
-        if not self.queue.push(rows):
-            self._refuse(rows, "queue_full", f"{self._limits.max_queue_rows} rows wait already")
+        for request in message.requests:
+            rows = [
+                QueuedRow(worker, request.request_id, number, row, request.deadline, now)
+                for number, row in enumerate(request.rows)
+            ]
+            if not self.queue.push(rows):
+                self._refuse(rows, "queue_full", f"{self._limits.max_queue_rows} rows wait already")
 
     def _run_batch(self) -> None:
         away = self.store.head_room.away
@@ -286,7 +287,7 @@ class DeviceLoop:
         self._refuse(taken.expired, "deadline_exceeded", "the deadline passed in the queue")
         gone = [row for row in taken.rows if row.row.handle not in self.store.resident]
         self._refuse(gone, "bundle_gone", "the bundle has left the device")
-        rows = [row for row in taken.rows if row.row.handle in self.store.resident]
+        rows = [row for row in taken.rows if row not in gone] if gone else taken.rows
         if rows:
             self._run_rows(rows)
         self._returns.begin_next()
@@ -295,13 +296,12 @@ class DeviceLoop:
         started = time.monotonic()
         scores = self._score(rows)
         duration = time.monotonic() - started
-        results = [_row_result(row, score) for row, score in zip(rows, scores, strict=True)]
-        self._answer(rows, results, duration)
+        self._answer(rows, _row_results(rows, scores), duration)
         self._emit(
             BatchFinished(
                 rows=len(rows),
                 distinct_bundles=len({row.row.handle for row in rows}),
-                positions=sum(len(row.row.tokens) // 4 + 1 for row in rows),
+                positions=len(rows) + sum([len(row.row.tokens) for row in rows]) // TOKEN_BYTES,
                 duration_s=duration,
                 queue_waits_s=[started - row.enqueued_at for row in rows],
             )
@@ -320,13 +320,8 @@ class DeviceLoop:
 
     def _engine_row(self, queued: QueuedRow) -> EngineRow:
         row = queued.row
-        selection = Selection(
-            top_k=row.top_k,
-            excluded=np.frombuffer(row.excluded, np.int64) if row.excluded else None,
-            candidates=None if row.candidates is None else np.frombuffer(row.candidates, np.int64),
-        )
         tokens = np.frombuffer(row.tokens, np.int32)
-        return EngineRow(self.store.resident[row.handle], tokens, selection)
+        return EngineRow(self.store.resident[row.handle], tokens, _selection(row))
 
     def _answer(
         self, rows: Sequence[QueuedRow], results: Sequence[RowResult], duration: float
@@ -402,10 +397,29 @@ def _refusal(queued: QueuedRow, code: str, detail: str) -> RowResult:
     return RowResult(queued.request_id, queued.number, b"", error=code, detail=detail)
 
 
-def _row_result(queued: QueuedRow, result: RowScores | str) -> RowResult:
+def _selection(row: Row) -> Selection:
+    if not row.top_k:
+        return EVERYTHING
+    return Selection(
+        top_k=row.top_k,
+        excluded=np.frombuffer(row.excluded, np.int64) if row.excluded else None,
+        candidates=None if row.candidates is None else np.frombuffer(row.candidates, np.int64),
+    )
+
+
+def _row_results(rows: Sequence[QueuedRow], scores: Sequence[RowScores | str]) -> list[RowResult]:
+    """Results of a batch, whose numbers are looked at together: they nearly always are finite."""
+    values = [each.values for each in scores if not isinstance(each, str)]
+    are_finite = not values or bool(np.isfinite(np.concatenate(values)).all())
+    return [
+        _row_result(row, each, is_finite=are_finite) for row, each in zip(rows, scores, strict=True)
+    ]
+
+
+def _row_result(queued: QueuedRow, result: RowScores | str, *, is_finite: bool) -> RowResult:
     if isinstance(result, str):
         return _refusal(queued, "row_failed", result)
-    if not np.isfinite(result.values).all():
+    if not (is_finite or np.isfinite(result.values).all()):
         detail = "the bundle gives numbers that are not finite for this history"
         return _refusal(queued, "result_not_finite", detail)
     return RowResult(

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from service.messages import (
     Predict,
     Prove,
     Proved,
+    RequestRows,
     Row,
     RowResult,
     Status,
@@ -42,32 +44,42 @@ SEEKING_INTERVAL_S = 0.1
 SILENCE_LIMIT_S = 3.0
 """Without a message for so long the device process counts as gone: it sends one each second."""
 
+TIMER_GRAIN_S = 0.001
+"""The loop's timers may be so early."""
+
 LINGER_MS = 200
 POLLIN = int(zmq.POLLIN)
+"""As an enum, asking for it takes longer than the answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class AdmittedRow:
+class AdmittedRow(msgspec.Struct, frozen=True, gc=False):
     """A row and the digest it is bound to; its handle is only this epoch's name for it."""
 
     row: Row
     digest: str
 
 
-@dataclass(slots=True, eq=False)
 class _Pending:
-    """A request under way. ``sent``: which of its rows the last message carried, in order.
+    """A request under way. Its caller waits for the first ``awaited`` rows; others are silent.
 
-    ``missing`` counts the rows that the caller waits for: those after them are silent.
+    ``sent``: which of its rows the last message carried, in order.
     """
 
-    rows: Sequence[AdmittedRow]
-    deadline: float
-    future: asyncio.Future[str]
-    results: list[RowResult | None]
-    sent: list[int]
-    missing: int
-    awaited: int
+    __slots__ = ("awaited", "deadline", "future", "missing", "results", "rows", "sent")
+
+    def __init__(
+        self,
+        rows: Sequence[AdmittedRow],
+        awaited: int,
+        deadline: float,
+        future: "asyncio.Future[str]",
+    ) -> None:
+        self.rows = rows
+        self.awaited = self.missing = awaited
+        self.deadline = deadline
+        self.future = future
+        self.results: list[RowResult | None] = [None] * len(rows)
+        self.sent: Sequence[int] = range(len(rows))
 
     def take(self, result: RowResult, at: int) -> None:
         if self.results[at] is None:
@@ -133,7 +145,9 @@ class DeviceLink:
         self._ids = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
         self._calls: dict[int, _Call] = {}
-        self._outbox: list[bytes] = []
+        self._outbox: list[ToDevice] = []
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = math.inf
         self._welcomed = asyncio.Event()
         self.state = LinkState()
 
@@ -161,6 +175,7 @@ class DeviceLink:
             call.future.cancel()
         self._send(Goodbye(self._worker))
         self._flush()
+        self._set_alarm(math.inf)
         self._loop.remove_reader(self._socket.FD)
         self._socket.close()
         await asyncio.to_thread(self._context.term)
@@ -202,27 +217,17 @@ class DeviceLink:
         if silent and self.state.waiting_rows + awaited + len(silent) <= self._max_rows:
             rows = [*rows, *silent]
         count = len(rows)
-        pending = _Pending(
-            rows,
-            deadline,
-            self._loop.create_future(),
-            [None] * count,
-            list(range(count)),
-            awaited,
-            awaited,
-        )
+        pending = _Pending(rows, awaited, deadline, self._loop.create_future())
         self._pending[request_id] = pending
         self.state.waiting_rows += count
-        self._send(Predict(request_id, self._table.epoch, deadline, [r.row for r in rows]))
-        timer = self._loop.call_later(
-            max(0.0, deadline - time.monotonic()), pending.finish, "deadline_exceeded"
-        )
+        self._ask(RequestRows(request_id, deadline, [each.row for each in rows]))
+        if deadline < self._alarm_at:
+            self._set_alarm(deadline)
         try:
             answered = pending.answer(await pending.future)
             left_out: list[RowResult | None] = [None] * (awaited + len(silent) - count)
             return Results(answered, [*pending.results[awaited:], *left_out])
         finally:
-            timer.cancel()
             del self._pending[request_id]
             self.state.waiting_rows -= count
             if None in pending.results:
@@ -276,16 +281,43 @@ class DeviceLink:
             self._send(Hello(self._worker, self._table.epoch))
             await asyncio.sleep(HELLO_INTERVAL_S if self.is_connected else SEEKING_INTERVAL_S)
 
+    def _set_alarm(self, at: float) -> None:
+        """Look at the deadlines then: one timer for all requests, which seldom reach theirs."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = at
+        if at < math.inf:
+            self._alarm = self._loop.call_later(max(0.0, at - time.monotonic()), self._ring)
+
+    def _ring(self) -> None:
+        now = time.monotonic() + TIMER_GRAIN_S
+        later = math.inf
+        for pending in self._pending.values():
+            if pending.deadline <= now:
+                pending.finish("deadline_exceeded")
+            else:
+                later = min(later, pending.deadline)
+        self._set_alarm(later)
+
+    def _ask(self, request: RequestRows) -> None:
+        """Send rows, in one message with those of other requests that are asked just before."""
+        last = self._outbox[-1] if self._outbox else None
+        if isinstance(last, Predict) and last.epoch == self._table.epoch:
+            last.requests.append(request)
+        else:
+            self._send(Predict(self._table.epoch, [request]))
+
     def _send(self, message: ToDevice) -> None:
         """Send with whatever else this turn of the loop sends, as one message: a wake-up each is
         most of what a row costs here."""
         if not self._outbox:
             self._loop.call_soon(self._flush)
-        self._outbox.append(encode(message))
+        self._outbox.append(message)
 
     def _flush(self) -> None:
         """Nothing goes out while nobody listens: rows are sent again after the next Welcome."""
-        frames, self._outbox = self._outbox, []
+        frames = [encode(message) for message in self._outbox]
+        self._outbox.clear()
         if not frames or self._socket.closed:
             return
         try:
@@ -293,17 +325,17 @@ class DeviceLink:
         except zmq.Again:
             return
         # zmq's descriptor is edge-triggered: sending may consume the edge of what has arrived
-        if int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        if self._has_news:
             self._loop.call_soon(self._drain)
 
+    @property
+    def _has_news(self) -> bool:
+        return not self._socket.closed and bool(int(self._socket.getsockopt(zmq.EVENTS)) & POLLIN)
+
     def _drain(self) -> None:
-        while not self._socket.closed:
-            try:
-                data = self._socket.recv(zmq.DONTWAIT)
-            except zmq.Again:
-                return
+        while self._has_news:
             self.state.heard_at = time.monotonic()
-            self._receive(from_device.decode(data))
+            self._receive(from_device.decode(self._socket.recv(zmq.DONTWAIT)))
 
     def _receive(self, message: FromDevice) -> None:
         match message:
@@ -352,7 +384,7 @@ class DeviceLink:
     def _send_again(self, request_id: int, pending: _Pending) -> None:
         """Rows without an answer, under the handles their digests have in the new epoch."""
         rows: list[Row] = []
-        pending.sent = []
+        sent: list[int] = []
         for at, admitted in enumerate(pending.rows):
             if pending.results[at] is not None:
                 continue
@@ -361,6 +393,7 @@ class DeviceLink:
                 pending.take(RowResult(request_id, at, b"", error="bundle_gone"), at)
             else:
                 rows.append(renewed.row)
-                pending.sent.append(at)
+                sent.append(at)
+        pending.sent = sent
         if rows:
-            self._send(Predict(request_id, self._table.epoch, pending.deadline, rows))
+            self._ask(RequestRows(request_id, pending.deadline, rows))

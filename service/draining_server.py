@@ -14,7 +14,8 @@ from types import FrameType
 import structlog
 import uvicorn
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.connection import Connection
 
 log = structlog.get_logger()
 
@@ -111,4 +112,4 @@ class DrainingServer(uvicorn.Server):
         await self._loop.connect_accepted_socket(self._new_protocol, connection)
 
     def _new_protocol(self) -> asyncio.Protocol:
-        return HttpToolsProtocol(self.config, self.server_state, self.lifespan.state)
+        return Connection(self.config, self.server_state)

@@ -33,17 +33,26 @@ class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
     candidates: bytes | None = None
 
 
-class Predict(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
+class RequestRows(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Rows of one request; answered row by row in ``BatchResults``, in any order.
 
-    ``deadline`` is on the system-wide monotonic clock, in seconds. Rows of another epoch are
-    dropped without an answer: the worker sends them again after ``Welcome``.
+    ``deadline`` is on the system-wide monotonic clock, in seconds.
     """
 
     request_id: int
-    epoch: int
     deadline: float
     rows: list[Row]
+
+
+class Predict(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
+    """The requests that came to a worker in one turn of its loop.
+
+    Those of another epoch are dropped without an answer: the worker sends them again after
+    ``Welcome``.
+    """
+
+    epoch: int
+    requests: list[RequestRows]
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=2):

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+import msgspec
+
 from patches.identity import Digest, TaskRef, format_digest
 from patches.traffic import Traffic
 from service.messages import BundleEntry
@@ -19,8 +21,7 @@ class Role(StrEnum):
     PINNED = "pinned"
 
 
-@dataclass(frozen=True, slots=True)
-class ServedTask:
+class ServedTask(msgspec.Struct, frozen=True):
     """A task resolved to one version: all that a request needs until its answer is encoded.
 
     ``alias`` is the name by which the version was found, if it was by one. ``split`` is the task's

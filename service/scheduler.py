@@ -1,8 +1,10 @@
 """The device process's queue: bounded, first come first served, deadlines and leavers dropped."""
 
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+
+import msgspec
 
 from service.messages import Handle, Row
 
@@ -10,8 +12,7 @@ Worker = bytes
 """A worker's address on the device socket."""
 
 
-@dataclass(slots=True, eq=False)
-class QueuedRow:
+class QueuedRow(msgspec.Struct, eq=False, gc=False):
     """A row that waits. ``number`` is its place in its request; times are monotonic seconds."""
 
     worker: Worker
@@ -45,7 +46,8 @@ class RowQueue:
         self._max_rows = max_rows
         self._rows: deque[QueuedRow] = deque()
         self._by_request: defaultdict[tuple[Worker, int], list[QueuedRow]] = defaultdict(list)
-        self._by_handle: Counter[Handle] = Counter()
+        self._by_handle: defaultdict[Handle, int] = defaultdict(int)
+        self._count = 0
         self._parked: dict[Handle, deque[QueuedRow]] = {}
         self._looked_at = float("-inf")
 
@@ -60,17 +62,18 @@ class RowQueue:
 
         Without those whose rows were all cancelled: they may have been freed meanwhile.
         """
-        return (handle for handle in self._parked if self._by_handle[handle])
+        return filter(self.is_waiting_for, self._parked)
 
     def __len__(self) -> int:
-        return self._by_handle.total()
+        return self._count
 
     def push(self, rows: Sequence[QueuedRow]) -> bool:
         """Queue all rows of a request, or none if they do not fit."""
-        if len(self) + len(rows) > self._max_rows:
+        if self._count + len(rows) > self._max_rows:
             return False
+        self._count += len(rows)
+        self._rows.extend(rows)
         for row in rows:
-            self._rows.append(row)
             self._by_request[row.worker, row.request_id].append(row)
             self._by_handle[row.row.handle] += 1
         return True
@@ -85,7 +88,7 @@ class RowQueue:
             row = self._rows.popleft()
             if row.is_cancelled:
                 continue
-            if row.row.handle in away and row.deadline >= now:
+            if away and row.row.handle in away and row.deadline >= now:
                 self._parked.setdefault(row.row.handle, deque()).append(row)
                 continue
             self._forget(row)
@@ -108,12 +111,12 @@ class RowQueue:
         rows = self._by_request.pop((worker, request_id), [])
         for row in rows:
             row.is_cancelled = True
-            self._by_handle[row.row.handle] -= 1
+            self._uncount(row)
         return len(rows)
 
     def is_waiting_for(self, handle: Handle) -> bool:
         """True if a waiting row was admitted for this residency."""
-        return self._by_handle[handle] > 0
+        return handle in self._by_handle
 
     def _expired(self, now: float) -> list[QueuedRow]:
         """Parked rows whose deadline has passed."""
@@ -134,10 +137,16 @@ class RowQueue:
         return expired
 
     def _forget(self, row: QueuedRow) -> None:
-        self._by_handle[row.row.handle] -= 1
-        if not self._by_handle[row.row.handle]:
-            del self._by_handle[row.row.handle]
-        siblings = self._by_request[row.worker, row.request_id]
+        self._uncount(row)
+        request = row.worker, row.request_id
+        siblings = self._by_request[request]
         siblings.remove(row)
         if not siblings:
-            del self._by_request[row.worker, row.request_id]
+            del self._by_request[request]
+
+    def _uncount(self, row: QueuedRow) -> None:
+        handle = row.row.handle
+        self._count -= 1
+        self._by_handle[handle] -= 1
+        if not self._by_handle[handle]:
+            del self._by_handle[handle]

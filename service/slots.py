@@ -108,8 +108,7 @@ class LocalBundle:
     path: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class EngineRow:
+class EngineRow(NamedTuple):
     """One row of a batch: a history (token ids int32, oldest first) for one residency."""
 
     residency: Residency
@@ -213,7 +212,7 @@ class SlotStore:
 
     def score(self, rows: Sequence[EngineRow]) -> list[RowScores]:
         """One forward over rows of any tasks; answers in the rows' order. No head is away."""
-        self.head_room.use(row.residency.handle for row in rows)
+        self.head_room.use([row.residency.handle for row in rows])
         users = self._forward.user_vectors(
             [row.tokens for row in rows], [row.residency.patch for row in rows]
         )

@@ -4,8 +4,9 @@ Nothing here runs for a task whose requests prod answers alone.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from model.errors import PeterRecError
 from service.admission import (

@@ -23,7 +23,7 @@ from service.asgi import (
     send_json,
 )
 from service.auth import Authenticator, Principal
-from service.client_watch import unless_client_leaves
+from service.connection import Connection
 from service.errors import (
     OUTCOMES,
     InternalError,
@@ -73,12 +73,17 @@ class Call:
     """One HTTP request on its way; the last three fill in for the metrics."""
 
     head: RequestHead
+    connection: Connection
     receive: Receive
     send: Send
     started: float
     tenant: str = ""
     tasks: Sequence[str] = ("",)
     rows: int = 0
+
+
+def _call(scope: Scope, receive: Receive, send: Send) -> Call:
+    return Call(RequestHead.read(scope), Connection.of(scope), receive, send, time.monotonic())
 
 
 class Begun(NamedTuple):
@@ -101,13 +106,11 @@ class PredictRoutes:
 
     async def predict(self, scope: Scope, receive: Receive, send: Send, task: str) -> None:
         """Answer ``POST /tasks/{task}/predict``."""
-        call = Call(RequestHead.read(scope), receive, send, time.monotonic())
-        await self._guard(call, self._predict(call, task))
+        await self._guard(call := _call(scope, receive, send), self._predict(call, task))
 
     async def users_predict(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer ``POST /users/predict``."""
-        call = Call(RequestHead.read(scope), receive, send, time.monotonic())
-        await self._guard(call, self._users_predict(call))
+        await self._guard(call := _call(scope, receive, send), self._users_predict(call))
 
     async def _guard(self, call: Call, work: Awaitable[None]) -> None:
         """Run a call; its errors become responses, its outcome an event."""
@@ -133,7 +136,12 @@ class PredictRoutes:
         principal = self._authenticator.authenticate(head.authorization, head.api_key)
         call.tenant = principal.tenant
         deadline = call.started + head.timeout_s(self._timeout_ms)
-        body = await read_body(call.receive, head.content_length, MAX_BODY_BYTES)
+        body = await read_body(
+            call.receive,
+            head.content_length,
+            MAX_BODY_BYTES,
+            has_arrived=call.connection.has_whole_body,
+        )
         return Begun(principal, body, deadline)
 
     async def _predict(self, call: Call, task: str) -> None:
@@ -223,7 +231,7 @@ class PredictRoutes:
     async def _answer(
         self, call: Call, admitted: Sequence[Admission | PeterRecError], deadline: float
     ) -> list[Answered]:
-        return await unless_client_leaves(call.receive, self._predictor.answer(admitted, deadline))
+        return await call.connection.while_it_lasts(self._predictor.answer(admitted, deadline))
 
 
 def _ask(

@@ -43,22 +43,24 @@ def test_the_timeout_is_the_callers_or_the_servers():
 
 async def test_a_body_in_parts_is_joined():
     receive = receiving(part(b"ab"), part(b""), part(b"c", is_last=True))
-    assert await read_body(receive, b"", 10) == b"abc"
+    assert await read_body(receive, b"", 10, has_arrived=False) == b"abc"
 
 
 async def test_a_length_past_the_limit_is_refused_before_anything_is_read():
     with pytest.raises(BodyTooLarge):
-        await read_body(receiving(), b"11", 10)
+        await read_body(receiving(), b"11", 10, has_arrived=False)
 
 
 async def test_a_body_past_the_limit_is_refused_while_it_is_read():
     with pytest.raises(BodyTooLarge):
-        await read_body(receiving(part(b"x" * 6), part(b"x" * 5)), b"3", 10)
+        await read_body(receiving(part(b"x" * 6), part(b"x" * 5)), b"3", 10, has_arrived=False)
 
 
 async def test_a_client_that_leaves_while_it_sends_is_noticed():
     with pytest.raises(ClientLeft):
-        await read_body(receiving(part(b"x"), {"type": "http.disconnect"}), b"", 10)
+        await read_body(
+            receiving(part(b"x"), {"type": "http.disconnect"}), b"", 10, has_arrived=False
+        )
 
 
 async def test_a_body_that_never_ends_is_given_up(monkeypatch):
@@ -68,4 +70,4 @@ async def test_a_body_that_never_ends_is_given_up(monkeypatch):
         await asyncio.Event().wait()
 
     with pytest.raises(DeadlineExceeded):
-        await read_body(receive, b"", 10)
+        await read_body(receive, b"", 10, has_arrived=False)

@@ -20,6 +20,7 @@ from service.messages import (
     ProofReason,
     Prove,
     Proved,
+    RequestRows,
     Row,
     RowResult,
     Status,
@@ -56,6 +57,13 @@ class Peer:
                 message = to_device.decode(self._arrived.pop(0))
                 if isinstance(message, kind):
                     return message
+
+    async def asked(self) -> RequestRows:
+        """The next message with rows, which are of one request."""
+        message = await self.next(Predict)
+        assert isinstance(message, Predict)
+        (request,) = message.requests
+        return request
 
     async def send(self, message: object) -> None:
         await self._socket.send_multipart([self.worker, encode(message)])
@@ -128,7 +136,7 @@ async def _rows(link: DeviceLink, rows: tuple[AdmittedRow, ...], within_s: float
     return (await link.predict(rows, soon_due(within_s))).rows
 
 
-def answer(asked: Predict, at: int, values: bytes = b"ok") -> RowResult:
+def answer(asked: RequestRows, at: int, values: bytes = b"ok") -> RowResult:
     return RowResult(asked.request_id, at, values)
 
 
@@ -140,7 +148,7 @@ async def test_a_worker_that_was_never_welcomed_refuses_at_once(link):
 async def test_rows_are_answered_in_order_whatever_the_order_of_results(peer, link):
     await peer.welcome(table(1, a=7))
     task = ask(link, row(), row(), row())
-    asked = await peer.next(Predict)
+    asked = await peer.asked()
     await peer.send(BatchResults(1, 0.1, [answer(asked, 2, b"2"), answer(asked, 0, b"0")]))
     await peer.send(BatchResults(1, 0.1, [answer(asked, 1, b"1")]))
     assert [result.values for result in await task] == [b"0", b"1", b"2"]
@@ -169,16 +177,17 @@ async def test_waiting_rows_go_to_the_next_device_process_under_their_new_handle
 ):
     await peer.welcome(table(1, a=7, b=8))
     task = ask(link, row(7, DIGEST_A), row(8, DIGEST_B))
-    first = await peer.next(Predict)
+    first = await peer.asked()
     await peer.send(BatchResults(1, 0.1, [answer(first, 0, b"old")]))
     await peer.send(Status(1, True, 5, 1.0, 0))
     await soon(lambda: link.state.status is not None)
     peer.close()
     successor = start_peer()
     await successor.welcome(table(2, a=3, b=4))
-    again = await successor.next(Predict)
-    assert isinstance(again, Predict)
-    assert (again.epoch, [r.handle for r in again.rows]) == (2, [4])
+    message = await successor.next(Predict)
+    assert isinstance(message, Predict)
+    (again,) = message.requests
+    assert (message.epoch, [r.handle for r in again.rows]) == (2, [4])
     await successor.send(BatchResults(2, 0.1, [answer(again, 0, b"new")]))
     assert [result.values for result in await task] == [b"old", b"new"]
 
@@ -186,7 +195,7 @@ async def test_waiting_rows_go_to_the_next_device_process_under_their_new_handle
 async def test_a_waiting_row_whose_bundle_is_gone_is_told_so(start_peer, peer, link):
     await peer.welcome(table(1, a=7))
     task = ask(link, row())
-    await peer.next(Predict)
+    await peer.asked()
     peer.close()
     successor = start_peer()
     await successor.welcome(table(2, b=4))
@@ -196,7 +205,7 @@ async def test_a_waiting_row_whose_bundle_is_gone_is_told_so(start_peer, peer, l
 async def test_results_of_a_former_epoch_are_not_believed(peer, link):
     await peer.welcome(table(5, a=7))
     task = ask(link, row())
-    asked = await peer.next(Predict)
+    asked = await peer.asked()
     await peer.send(BatchResults(4, 0.1, [answer(asked, 0, b"stale")]))
     await peer.send(BatchResults(5, 0.1, [answer(asked, 0, b"fresh")]))
     assert [result.values for result in await task] == [b"fresh"]
@@ -205,16 +214,40 @@ async def test_results_of_a_former_epoch_are_not_believed(peer, link):
 async def test_a_row_without_an_answer_at_its_deadline_is_told_so_and_withdrawn(peer, link):
     await peer.welcome(table(1, a=7))
     task = ask(link, row(), row(), within_s=0.2)
-    asked = await peer.next(Predict)
+    asked = await peer.asked()
     await peer.send(BatchResults(1, 0.1, [answer(asked, 0)]))
     assert [result.error for result in await task] == ["", "deadline_exceeded"]
     assert await peer.next(Cancel) == Cancel(asked.request_id)
 
 
+async def test_each_request_ends_at_its_own_deadline(peer, link):
+    await peer.welcome(table(1, a=7))
+    late = ask(link, row(), within_s=10.0)
+    second = ask(link, row(), within_s=0.2)
+    first = ask(link, row(), within_s=0.1)
+    assert [result.error for result in await first] == ["deadline_exceeded"]
+    assert not second.done()
+    assert [result.error for result in await second] == ["deadline_exceeded"]
+    assert not late.done()
+    late.cancel()
+
+
+async def test_requests_of_one_turn_travel_together_and_ahead_of_their_withdrawal(peer, link):
+    await peer.welcome(table(1, a=7))
+    task, other = ask(link, row()), ask(link, row())
+    await asyncio.sleep(0)
+    task.cancel()
+    message = await peer.next(Predict)
+    assert isinstance(message, Predict)
+    assert len(message.requests) == 2
+    assert await peer.next(Cancel) == Cancel(message.requests[0].request_id)
+    other.cancel()
+
+
 async def test_rows_of_a_caller_that_gave_up_are_withdrawn(peer, link):
     await peer.welcome(table(1, a=7))
     task = ask(link, row())
-    asked = await peer.next(Predict)
+    asked = await peer.asked()
     task.cancel()
     assert await peer.next(Cancel) == Cancel(asked.request_id)
     assert link.state.waiting_rows == 0
@@ -223,7 +256,7 @@ async def test_rows_of_a_caller_that_gave_up_are_withdrawn(peer, link):
 async def test_more_rows_than_the_bound_are_refused_at_once(peer, link):
     await peer.welcome(table(1, a=7))
     task = ask(link, row(), row(), row())
-    await peer.next(Predict)
+    await peer.asked()
     with pytest.raises(QueueFull):
         await link.predict([row(), row()], soon_due())
     task.cancel()
@@ -294,17 +327,19 @@ async def test_many_requests_at_once_are_all_answered(peer, link, monkeypatch):
     monkeypatch.setattr(link, "_max_rows", 10_000)
     await peer.welcome(table(1, a=7))
     tasks = [ask(link, row()) for _ in range(500)]
-    for _ in range(500):
-        asked = await peer.next(Predict)
-        await peer.send(BatchResults(1, 0.1, [answer(asked, 0)]))
+    asked: list[RequestRows] = []
+    while len(asked) < 500:
+        message = await peer.next(Predict)
+        assert isinstance(message, Predict)
+        asked += message.requests
+    await peer.send(BatchResults(1, 0.1, [answer(each, 0) for each in asked]))
     assert [[r.values for r in await task] for task in tasks] == [[b"ok"]] * 500
 
 
 async def test_silent_rows_ride_in_the_same_message_and_come_back_with_the_others(peer, link):
     await peer.welcome(table(1, a=7, b=8))
     task = asyncio.create_task(link.predict([row()], soon_due(), [row(8, DIGEST_B)]))
-    asked = await peer.next(Predict)
-    assert isinstance(asked, Predict)
+    asked = await peer.asked()
     assert [each.handle for each in asked.rows] == [7, 8]
     await peer.send(BatchResults(1, 0.1, [answer(asked, 0, b"told"), answer(asked, 1, b"kept")]))
     results = await task
@@ -315,7 +350,7 @@ async def test_silent_rows_ride_in_the_same_message_and_come_back_with_the_other
 async def test_nobody_waits_for_a_silent_row(peer, link):
     await peer.welcome(table(1, a=7))
     task = asyncio.create_task(link.predict([row()], soon_due(), [row()]))
-    asked = await peer.next(Predict)
+    asked = await peer.asked()
     await peer.send(BatchResults(1, 0.1, [answer(asked, 0, b"told")]))
     results = await task
     assert ([result.values for result in results.rows], results.silent) == ([b"told"], [None])
@@ -327,8 +362,7 @@ async def test_silent_rows_are_left_out_rather_than_a_request_refused(peer, link
     await peer.welcome(table(1, a=7))
     silent = [row(), row()]
     task = asyncio.create_task(link.predict([row(), row(), row()], soon_due(), silent))
-    asked = await peer.next(Predict)
-    assert isinstance(asked, Predict)
+    asked = await peer.asked()
     assert len(asked.rows) == 3
     await peer.send(BatchResults(1, 0.1, [answer(asked, at) for at in range(3)]))
     assert (await task).silent == [None, None]

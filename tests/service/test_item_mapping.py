@@ -40,6 +40,23 @@ def test_an_int_means_its_decimal_string_and_no_other_spelling():
     ]
 
 
+@pytest.mark.parametrize("number", [-(2**63), -4, -1, 0, 8, 9, 10**6, 2**63 - 1, 2**63, 2**70])
+def test_a_number_that_no_item_has_is_unknown(number):
+    mapped = VOCABULARY.map_history([7, number], "drop")
+    assert (tokens(mapped), mapped.unknown) == ([SEVEN], [number])
+
+
+@pytest.mark.parametrize("number", [-3, 0, 5, 79, 80, 10**12, 2**63])
+def test_a_number_is_found_whatever_its_size(number):
+    numbers = ["5", "79", "-3", "0", str(number)]
+    vocabulary = ItemVocabulary(dict.fromkeys(numbers), max_len=3)
+    for history in ([5, number], [str(5), number]):
+        assert tokens(vocabulary.map_history(history, "drop")) == [
+            FIRST_ITEM,
+            FIRST_ITEM + list(dict.fromkeys(numbers)).index(str(number)),
+        ]
+
+
 def test_unknown_items_are_left_out_and_told():
     mapped = VOCABULARY.map_history(["x", "a", 99, "x"], "drop")
     assert tokens(mapped) == [A]
@@ -52,6 +69,7 @@ def test_unknown_items_can_be_mapped_to_unk():
     mapped = VOCABULARY.map_history(["x", "a"], "map")
     assert tokens(mapped) == [UNK, A]
     assert (mapped.used_items, mapped.unknown_items) == (2, 1)
+    assert tokens(VOCABULARY.map_history([8, 7], "map")) == [UNK, SEVEN]
 
 
 def test_only_the_newest_known_items_are_used():
