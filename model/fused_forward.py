@@ -6,8 +6,9 @@ A chunk's numbers go to the device in one copy; its launches are those of its sh
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import cycle, pairwise
 
 import numpy as np
@@ -25,9 +26,16 @@ from model.fused_plan import (
     shape_of,
 )
 from model.fused_run import FusedNetwork, ShapeRun, Workspace
-from model.lanes import Indices, SlotRef, Stage, entry_block, number_histories, plan_lanes
+from model.lanes import (
+    Indices,
+    RowPatches,
+    SlotRef,
+    Stage,
+    number_histories,
+    plan_lanes,
+    stable_order,
+)
 from model.slab import new_stream
-from model.spec import PatchGeometry
 
 CHUNK_ROWS = 512
 """Rows of a chunk, at most: the device begins with one while the next is planned."""
@@ -66,21 +74,18 @@ class FusedForward:
 
         Raises IndexError for a token that is none.
         """
-        newest = histories
-        if max(map(len, histories), default=0) > self.spec.max_len:
-            newest = [history[-self.spec.max_len :] for history in histories]
-        slabs = {ref.slab: ref.geometry for ref in refs}
-        for slab in slabs:
-            slab.await_writes()
-        out = torch.empty(len(newest), self.spec.channels, device=self._network.device)
-        history_of = self._history_of(newest, slabs.values())
-        chunks = self._chunks(history_of, refs)
+        patches = RowPatches.of(refs, len(self._network.table.blocks))
+        for use in patches.slabs:
+            use.slab.await_writes()
+        out = torch.empty(len(refs), self.spec.channels, device=self._network.device)
+        batch = Batch(histories, self._history_of(histories, patches), patches)
+        chunks = self._chunks(batch)
         if len(chunks) == 1:
-            self._tracks[0].run(self._numbers(chunks[0], newest, history_of, refs), out)
+            self._tracks[0].run(self._numbers(chunks[0], batch), out)
             return out
         try:
             for rows, track in zip(chunks, cycle(self._tracks), strict=False):
-                numbers = self._numbers(rows, newest, history_of, refs)
+                numbers = self._numbers(rows, batch)
                 with track.beside():
                     track.run(numbers, out)
         finally:  # also if a row is refused: the next batch uses the tracks' memory again
@@ -88,42 +93,46 @@ class FusedForward:
                 track.join()
         return out
 
-    def _history_of(
-        self, newest: Sequence[Tokens], geometries: Iterable[PatchGeometry]
-    ) -> Sequence[int]:
+    def _history_of(self, histories: Sequence[Tokens], patches: RowPatches) -> Indices:
         """The first row that has the same history; the row itself if no patch leaves a trunk."""
-        count = len(self._network.table.blocks)
-        if all(entry_block(geometry, count) == 0 for geometry in geometries):
-            return range(len(newest))
-        return number_histories([np.asarray(h, dtype=np.int32) for h in newest])[1]
+        if not patches.leave_trunk:
+            return np.arange(len(histories), dtype=np.int32)
+        most = self.spec.max_len
+        return number_histories([np.asarray(h[-most:], dtype=np.int32) for h in histories])[1]
 
-    def _chunks(self, history_of: Sequence[int], refs: Sequence[SlotRef]) -> list[list[int]]:
+    def _chunks(self, batch: "Batch") -> list[Indices]:
         """Row numbers by chunk. Rows of one history lie together, so that they share a trunk; if
         none do, rows of one slot, so that its patch is read from memory once."""
-        by = [ref.slot for ref in refs] if isinstance(history_of, range) else history_of
-        order = np.argsort(by, kind="stable").tolist()
+        patches = batch.patches
+        order = stable_order(batch.history_of if patches.leave_trunk else patches.slots)
         count = -(-len(order) // self._chunk_rows)
         cuts = [len(order) * at // count for at in range(count + 1)] if count else [0]
         return [order[start:stop] for start, stop in pairwise(cuts)]
 
-    def _numbers(
-        self,
-        rows: list[int],
-        newest: Sequence[Tokens],
-        history_of: Sequence[int],
-        refs: Sequence[SlotRef],
-    ) -> ChunkNumbers:
-        lanes = plan_lanes(rows, history_of, refs, len(self._network.table.blocks))
-        own = [newest[first] for first in lanes.histories]
-        item_counts = np.fromiter(map(len, own), np.int32, len(own))
+    def _numbers(self, rows: Indices, batch: "Batch") -> ChunkNumbers:
+        lanes = plan_lanes(rows, batch.history_of, batch.patches)
+        own = [batch.histories[row] for row in lanes.histories.tolist()]
+        item_counts = np.array([len(history) for history in own], dtype=np.int32)
+        if item_counts.max(initial=0) > self.spec.max_len:
+            own = [history[-self.spec.max_len :] for history in own]
+            item_counts = np.minimum(item_counts, self.spec.max_len)
         items = np.concatenate(own, dtype=np.int32, casting="unsafe")  # an empty list has floats
-        if len(items) and not 0 <= items.min() <= items.max() < self.spec.token_count:
+        if items.view(np.uint32).max(initial=0) >= self.spec.token_count:  # one below 0 is large
             raise IndexError(f"a history has a token outside 0..{self.spec.token_count - 1}")
         lengths = item_counts + self.spec.framed_len(0)
         if self.spec.padding == "embedded":
             lengths[:] = self.spec.frame_len
         counts = count_entries(lanes, lengths, self._network.table)
         return ChunkNumbers(lanes, items, item_counts, counts, [bases_of(own) for own in counts])
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows to run; ``history_of`` [B]: for each the first one that shares its history."""
+
+    histories: Sequence[Tokens]
+    history_of: Indices
+    patches: RowPatches
 
 
 class Track:
@@ -161,8 +170,7 @@ class Track:
         fill(staging.free(run.parts.size), run.parts, numbers, table)
         staging.send(run.ints)
         users = run.run()[: len(numbers.lanes.rows)]
-        places = run.ints[run.parts.places][: len(users)]
-        out.index_copy_(0, places.long(), users)
+        out.index_copy_(0, run.places[: len(users)], users)
 
     def _shape_run(self, shape: ChunkShape, stages: Sequence[Stage]) -> ShapeRun:
         if self._space is None or self._space.rows < shape.rows:
