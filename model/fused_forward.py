@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import cycle, pairwise
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -36,6 +37,7 @@ from model.lanes import (
     stable_order,
 )
 from model.slab import new_stream
+from model.spec import BackboneSpec
 
 CHUNK_ROWS = 512
 """Rows of a chunk, at most: the device begins with one while the next is planned."""
@@ -74,31 +76,35 @@ class FusedForward:
 
         Raises IndexError for a token that is none.
         """
+        out = torch.empty(len(refs), self.spec.channels, device=self._network.device)
+        if not len(refs):
+            return out
         patches = RowPatches.of(refs, len(self._network.table.blocks))
         for use in patches.slabs:
             use.slab.await_writes()
-        out = torch.empty(len(refs), self.spec.channels, device=self._network.device)
-        batch = Batch(histories, self._history_of(histories, patches), patches)
+        items = BatchItems.of(histories, self.spec)
+        batch = Batch(items, self._history_of(items, patches), patches)
         chunks = self._chunks(batch)
         if len(chunks) == 1:
             self._tracks[0].run(self._numbers(chunks[0], batch), out)
             return out
+        device = self._network.device
+        caller = torch.cuda.current_stream(device) if device.type == "cuda" else None
         try:
             for rows, track in zip(chunks, cycle(self._tracks), strict=False):
                 numbers = self._numbers(rows, batch)
-                with track.beside():
+                with track.beside(caller):
                     track.run(numbers, out)
-        finally:  # also if a row is refused: the next batch uses the tracks' memory again
+        finally:  # also if one fails: the next batch uses the tracks' memory again
             for track in self._tracks[: len(chunks)]:
-                track.join()
+                track.join(caller)
         return out
 
-    def _history_of(self, histories: Sequence[Tokens], patches: RowPatches) -> Indices:
+    def _history_of(self, items: "BatchItems", patches: RowPatches) -> Indices:
         """The first row that has the same history; the row itself if no patch leaves a trunk."""
         if not patches.leave_trunk:
-            return np.arange(len(histories), dtype=np.int32)
-        most = self.spec.max_len
-        return number_histories([np.asarray(h[-most:], dtype=np.int32) for h in histories])[1]
+            return np.arange(len(items.counts), dtype=np.int32)
+        return number_histories(items.histories())[1]
 
     def _chunks(self, batch: "Batch") -> list[Indices]:
         """Row numbers by chunk. Rows of one history lie together, so that they share a trunk; if
@@ -106,19 +112,12 @@ class FusedForward:
         patches = batch.patches
         order = stable_order(batch.history_of if patches.leave_trunk else patches.slots)
         count = -(-len(order) // self._chunk_rows)
-        cuts = [len(order) * at // count for at in range(count + 1)] if count else [0]
+        cuts = [len(order) * at // count for at in range(count + 1)]
         return [order[start:stop] for start, stop in pairwise(cuts)]
 
     def _numbers(self, rows: Indices, batch: "Batch") -> ChunkNumbers:
         lanes = plan_lanes(rows, batch.history_of, batch.patches)
-        own = [batch.histories[row] for row in lanes.histories.tolist()]
-        item_counts = np.array([len(history) for history in own], dtype=np.int32)
-        if item_counts.max(initial=0) > self.spec.max_len:
-            own = [history[-self.spec.max_len :] for history in own]
-            item_counts = np.minimum(item_counts, self.spec.max_len)
-        items = np.concatenate(own, dtype=np.int32, casting="unsafe")  # an empty list has floats
-        if items.view(np.uint32).max(initial=0) >= self.spec.token_count:  # one below 0 is large
-            raise IndexError(f"a history has a token outside 0..{self.spec.token_count - 1}")
+        items, item_counts = batch.items.of_rows(lanes.histories)
         lengths = item_counts + self.spec.framed_len(0)
         if self.spec.padding == "embedded":
             lengths[:] = self.spec.frame_len
@@ -127,10 +126,46 @@ class FusedForward:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchItems:
+    """The rows' newest items int32, row i's ``counts[i]`` up to ``ends[i]``.
+
+    Histories are gone through once and in order: picked by task they are scattered over memory, and
+    a chunk of many tasks would wait for them.
+    """
+
+    items: Indices
+    counts: Indices
+    ends: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, histories: Sequence[Tokens], spec: BackboneSpec) -> "BatchItems":
+        """Raises IndexError for a token that is none."""
+        counts = np.fromiter([len(history) for history in histories], np.int32, len(histories))
+        if counts.max() > spec.max_len:
+            histories = [history[-spec.max_len :] for history in histories]
+            counts = np.minimum(counts, spec.max_len)
+        items = np.concatenate(histories, dtype=np.int32, casting="unsafe")  # an empty list: floats
+        if items.view(np.uint32).max(initial=0) >= spec.token_count:  # one below 0 is large
+            raise IndexError(f"a history has a token outside 0..{spec.token_count - 1}")
+        return cls(items, counts, counts.cumsum())
+
+    def histories(self) -> list[Indices]:
+        """Each row's items."""
+        return [self.items[start:end] for start, end in pairwise([0, *self.ends.tolist()])]
+
+    def of_rows(self, rows: Indices) -> tuple[Indices, Indices]:
+        """Items of some rows one after the other, and how many each has."""
+        counts = self.counts[rows]
+        at = (self.ends[rows] - counts.cumsum()).repeat(counts)
+        at += np.arange(len(at))
+        return self.items.take(at), counts
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Rows to run; ``history_of`` [B]: for each the first one that shares its history."""
 
-    histories: Sequence[Tokens]
+    items: BatchItems
     history_of: Indices
     patches: RowPatches
 
@@ -147,19 +182,19 @@ class Track:
         self._staging = [Staging(network.device) for _ in range(STAGING_BUFFERS)]
 
     @contextmanager
-    def beside(self) -> Iterator[None]:
-        """Run what follows on the track's stream, after what the current one holds."""
-        if self._stream is None:
+    def beside(self, caller: torch.cuda.Stream | None) -> Iterator[None]:
+        """Run what follows on the track's stream, after what the caller's holds."""
+        if self._stream is None or caller is None:
             yield
             return
-        self._stream.wait_stream(torch.cuda.current_stream())
+        self._stream.wait_stream(caller)
         with torch.cuda.stream(self._stream):
             yield
 
-    def join(self) -> None:
-        """Let the current stream wait for the track's."""
-        if self._stream is not None:
-            torch.cuda.current_stream().wait_stream(self._stream)
+    def join(self, caller: torch.cuda.Stream | None) -> None:
+        """Let the caller's stream wait for the track's."""
+        if self._stream is not None and caller is not None:
+            caller.wait_stream(self._stream)
 
     def run(self, numbers: ChunkNumbers, out: Tensor) -> None:
         """Write the user vectors of a chunk's rows into ``out`` [B, C]."""

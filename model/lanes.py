@@ -55,12 +55,12 @@ class RowPatches:
         """Row i has ``refs[i]``: looked at once here, and never again row by row."""
         found = {ref.slab: ref.geometry for ref in refs}
         uses = [SlabUse(own, slab, entry_block(own, block_count)) for slab, own in found.items()]
-        slots = np.array([ref.slot for ref in refs], dtype=np.int32)
+        slots = np.fromiter([ref.slot for ref in refs], np.int32, len(refs))
         if len(uses) <= 1:
             return cls(uses, np.zeros(len(slots), dtype=np.int32), slots)
         uses.sort(key=lambda use: use.entry)
         number = {use.slab: at for at, use in enumerate(uses)}
-        slab_of = np.array([number[ref.slab] for ref in refs], dtype=np.int32)
+        slab_of = np.fromiter([number[ref.slab] for ref in refs], np.int32, len(refs))
         return cls(uses, slab_of, slots)
 
     @property
@@ -124,8 +124,7 @@ def number_histories(newest: Sequence[Indices]) -> tuple[list[bytes], Indices]:
 
 def stable_order(numbers: Indices) -> Indices:
     """What sorts numbers of 0 or more: in a third of the time if they fit in two bytes."""
-    is_small = numbers.max(initial=0) < 1 << 16
-    keys = numbers.astype(np.uint16) if is_small else numbers
+    keys = numbers.astype(np.uint16) if numbers.max() < 1 << 16 else numbers
     return keys.argsort(kind="stable").astype(np.int32)
 
 
