@@ -155,6 +155,8 @@ class BatchItems:
 
     def of_rows(self, rows: Indices) -> tuple[Indices, Indices]:
         """Items of some rows one after the other, and how many each has."""
+        if len(self.counts) == 1:  # a row alone waits for nothing but the host
+            return self.items, self.counts
         counts = self.counts[rows]
         at = (self.ends[rows] - counts.cumsum()).repeat(counts)
         at += np.arange(len(at))
