@@ -7,6 +7,7 @@ so that the host is far ahead and nothing of it is in them.
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from statistics import median
 
@@ -38,6 +39,8 @@ COPIED_BYTES = 1 << 30
 HEAD_START_CYCLES = 40_000_000
 """How long the device sleeps before a measurement: some 20 ms."""
 
+READER_QUERIES, CARD_TASKS = 8, 100
+
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
@@ -50,7 +53,7 @@ def measure_gpu(shape: FleetShape, options: argparse.Namespace) -> dict[str, flo
         batch, histories = _batch(narrow, shape, rows), _histories(shape, rows)
         figures |= _against_itself(batch, histories, options.repeats, suffix)
         figures |= _against_gathered(batch, histories, options.repeats, suffix)
-    return figures | _on_device(narrow, shape, options)
+    return figures | _on_device(narrow, shape, options) | _reading(narrow, shape, options)
 
 
 def _exact(shape: FleetShape, options: argparse.Namespace) -> dict[str, float]:
@@ -144,6 +147,33 @@ def _on_device(
         "copy_gb_per_s": bandwidth / 1e9,
         "batch1_ms": 1e3 * median(times["alone"]),
         "batch1_wall_ms": 1e3 * median(wall),
+    }
+
+
+def _reading(
+    tasks: ResidentTasks, shape: FleetShape, options: argparse.Namespace
+) -> dict[str, float]:
+    """What a reader beside every patch costs the large batch, and a card of readers alone: one
+    history for many tasks, of which nothing but the reader is a task's own."""
+    both = replace(shape, queries=READER_QUERIES)
+    histories = _histories(shape, options.large_rows)
+    many = _batch(tasks, shape, options.large_rows)
+    reading = Batch(resident_tasks(both, torch.bfloat16, device=options.device), many.chosen)
+    alone = replace(both, tasks=CARD_TASKS, blocks=())
+    card = Batch(
+        resident_tasks(alone, torch.bfloat16, device=options.device), list(range(CARD_TASKS))
+    )
+    times = device_seconds(
+        {
+            "many": lambda: many.mixed(histories),
+            "reading": lambda: reading.mixed(histories),
+            "card": lambda: card.mixed(histories[:1] * CARD_TASKS),
+        },
+        3 * options.repeats,
+    )
+    return {
+        "reading_large": paired_ratio(times, "reading", "many"),
+        "readers_card_ms": 1e3 * median(times["card"]),
     }
 
 

@@ -6,11 +6,13 @@ A chunk's numbers go to the device in one copy; its launches are those of its sh
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import cycle, pairwise
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,9 +27,17 @@ from model.fused_plan import (
     shape_of,
 )
 from model.fused_run import FusedNetwork, ShapeRun, Workspace
-from model.lanes import Indices, SlotRef, Stage, entry_block, number_histories, plan_lanes
+from model.lanes import (
+    Indices,
+    RowPatches,
+    SlotRef,
+    Stage,
+    number_histories,
+    plan_lanes,
+    stable_order,
+)
 from model.slab import new_stream
-from model.spec import PatchGeometry
+from model.spec import BackboneSpec
 
 CHUNK_ROWS = 512
 """Rows of a chunk, at most: the device begins with one while the next is planned."""
@@ -66,64 +76,100 @@ class FusedForward:
 
         Raises IndexError for a token that is none.
         """
-        newest = histories
-        if max(map(len, histories), default=0) > self.spec.max_len:
-            newest = [history[-self.spec.max_len :] for history in histories]
-        slabs = {ref.slab: ref.geometry for ref in refs}
-        for slab in slabs:
-            slab.await_writes()
-        out = torch.empty(len(newest), self.spec.channels, device=self._network.device)
-        history_of = self._history_of(newest, slabs.values())
-        chunks = self._chunks(history_of, refs)
-        if len(chunks) == 1:
-            self._tracks[0].run(self._numbers(chunks[0], newest, history_of, refs), out)
+        out = torch.empty(len(refs), self.spec.channels, device=self._network.device)
+        if not len(refs):
             return out
+        patches = RowPatches.of(refs, len(self._network.table.blocks))
+        for use in patches.slabs:
+            use.slab.await_writes()
+        items = BatchItems.of(histories, self.spec)
+        batch = Batch(items, self._history_of(items, patches), patches)
+        chunks = self._chunks(batch)
+        if len(chunks) == 1:
+            self._tracks[0].run(self._numbers(chunks[0], batch), out)
+            return out
+        device = self._network.device
+        caller = torch.cuda.current_stream(device) if device.type == "cuda" else None
         try:
             for rows, track in zip(chunks, cycle(self._tracks), strict=False):
-                numbers = self._numbers(rows, newest, history_of, refs)
-                with track.beside():
+                numbers = self._numbers(rows, batch)
+                with track.beside(caller):
                     track.run(numbers, out)
-        finally:  # also if a row is refused: the next batch uses the tracks' memory again
+        finally:  # also if one fails: the next batch uses the tracks' memory again
             for track in self._tracks[: len(chunks)]:
-                track.join()
+                track.join(caller)
         return out
 
-    def _history_of(
-        self, newest: Sequence[Tokens], geometries: Iterable[PatchGeometry]
-    ) -> Sequence[int]:
+    def _history_of(self, items: "BatchItems", patches: RowPatches) -> Indices:
         """The first row that has the same history; the row itself if no patch leaves a trunk."""
-        count = len(self._network.table.blocks)
-        if all(entry_block(geometry, count) == 0 for geometry in geometries):
-            return range(len(newest))
-        return number_histories([np.asarray(h, dtype=np.int32) for h in newest])[1]
+        if not patches.leave_trunk:
+            return np.arange(len(items.counts), dtype=np.int32)
+        return number_histories(items.histories())[1]
 
-    def _chunks(self, history_of: Sequence[int], refs: Sequence[SlotRef]) -> list[list[int]]:
+    def _chunks(self, batch: "Batch") -> list[Indices]:
         """Row numbers by chunk. Rows of one history lie together, so that they share a trunk; if
         none do, rows of one slot, so that its patch is read from memory once."""
-        by = [ref.slot for ref in refs] if isinstance(history_of, range) else history_of
-        order = np.argsort(by, kind="stable").tolist()
+        patches = batch.patches
+        order = stable_order(batch.history_of if patches.leave_trunk else patches.slots)
         count = -(-len(order) // self._chunk_rows)
-        cuts = [len(order) * at // count for at in range(count + 1)] if count else [0]
+        cuts = [len(order) * at // count for at in range(count + 1)]
         return [order[start:stop] for start, stop in pairwise(cuts)]
 
-    def _numbers(
-        self,
-        rows: list[int],
-        newest: Sequence[Tokens],
-        history_of: Sequence[int],
-        refs: Sequence[SlotRef],
-    ) -> ChunkNumbers:
-        lanes = plan_lanes(rows, history_of, refs, len(self._network.table.blocks))
-        own = [newest[first] for first in lanes.histories]
-        item_counts = np.fromiter(map(len, own), np.int32, len(own))
-        items = np.concatenate(own, dtype=np.int32, casting="unsafe")  # an empty list has floats
-        if len(items) and not 0 <= items.min() <= items.max() < self.spec.token_count:
-            raise IndexError(f"a history has a token outside 0..{self.spec.token_count - 1}")
+    def _numbers(self, rows: Indices, batch: "Batch") -> ChunkNumbers:
+        lanes = plan_lanes(rows, batch.history_of, batch.patches)
+        items, item_counts = batch.items.of_rows(lanes.histories)
         lengths = item_counts + self.spec.framed_len(0)
         if self.spec.padding == "embedded":
             lengths[:] = self.spec.frame_len
         counts = count_entries(lanes, lengths, self._network.table)
         return ChunkNumbers(lanes, items, item_counts, counts, [bases_of(own) for own in counts])
+
+
+@dataclass(frozen=True, slots=True)
+class BatchItems:
+    """The rows' newest items int32, row i's ``counts[i]`` up to ``ends[i]``.
+
+    Histories are gone through once and in order: picked by task they are scattered over memory, and
+    a chunk of many tasks would wait for them.
+    """
+
+    items: Indices
+    counts: Indices
+    ends: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, histories: Sequence[Tokens], spec: BackboneSpec) -> "BatchItems":
+        """Raises IndexError for a token that is none."""
+        counts = np.fromiter([len(history) for history in histories], np.int32, len(histories))
+        if counts.max() > spec.max_len:
+            histories = [history[-spec.max_len :] for history in histories]
+            counts = np.minimum(counts, spec.max_len)
+        items = np.concatenate(histories, dtype=np.int32, casting="unsafe")  # an empty list: floats
+        if items.view(np.uint32).max(initial=0) >= spec.token_count:  # one below 0 is large
+            raise IndexError(f"a history has a token outside 0..{spec.token_count - 1}")
+        return cls(items, counts, counts.cumsum())
+
+    def histories(self) -> list[Indices]:
+        """Each row's items."""
+        return [self.items[start:end] for start, end in pairwise([0, *self.ends.tolist()])]
+
+    def of_rows(self, rows: Indices) -> tuple[Indices, Indices]:
+        """Items of some rows one after the other, and how many each has."""
+        if len(self.counts) == 1:  # a row alone waits for nothing but the host
+            return self.items, self.counts
+        counts = self.counts[rows]
+        at = (self.ends[rows] - counts.cumsum()).repeat(counts)
+        at += np.arange(len(at))
+        return self.items.take(at), counts
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows to run; ``history_of`` [B]: for each the first one that shares its history."""
+
+    items: BatchItems
+    history_of: Indices
+    patches: RowPatches
 
 
 class Track:
@@ -138,19 +184,19 @@ class Track:
         self._staging = [Staging(network.device) for _ in range(STAGING_BUFFERS)]
 
     @contextmanager
-    def beside(self) -> Iterator[None]:
-        """Run what follows on the track's stream, after what the current one holds."""
-        if self._stream is None:
+    def beside(self, caller: torch.cuda.Stream | None) -> Iterator[None]:
+        """Run what follows on the track's stream, after what the caller's holds."""
+        if self._stream is None or caller is None:
             yield
             return
-        self._stream.wait_stream(torch.cuda.current_stream())
+        self._stream.wait_stream(caller)
         with torch.cuda.stream(self._stream):
             yield
 
-    def join(self) -> None:
-        """Let the current stream wait for the track's."""
-        if self._stream is not None:
-            torch.cuda.current_stream().wait_stream(self._stream)
+    def join(self, caller: torch.cuda.Stream | None) -> None:
+        """Let the caller's stream wait for the track's."""
+        if self._stream is not None and caller is not None:
+            caller.wait_stream(self._stream)
 
     def run(self, numbers: ChunkNumbers, out: Tensor) -> None:
         """Write the user vectors of a chunk's rows into ``out`` [B, C]."""
@@ -161,8 +207,7 @@ class Track:
         fill(staging.free(run.parts.size), run.parts, numbers, table)
         staging.send(run.ints)
         users = run.run()[: len(numbers.lanes.rows)]
-        places = run.ints[run.parts.places][: len(users)]
-        out.index_copy_(0, places.long(), users)
+        out.index_copy_(0, run.places[: len(users)], users)
 
     def _shape_run(self, shape: ChunkShape, stages: Sequence[Stage]) -> ShapeRun:
         if self._space is None or self._space.rows < shape.rows:

@@ -58,8 +58,8 @@ class StageParts:
 @dataclass(frozen=True, slots=True)
 class Parts:
     """Where a chunk's numbers lie: items of the first lanes one after the other, from ``starts``
-    [rows + 1] on; ``places`` [rows] of the last lanes, which are the chunk's rows, in the batch;
-    ``origins`` [rows], their lanes at the start."""
+    [rows + 1] on; ``places`` int64 [rows] of the last lanes, which are the chunk's rows, in the
+    batch; ``origins`` [rows], their lanes at the start."""
 
     items: slice
     starts: slice
@@ -84,7 +84,7 @@ def lay_out(shape: ChunkShape, spec: BackboneSpec, level_count: int) -> Parts:
         return slice(start, at)
 
     items, starts = part(shape.rows * spec.max_len), part(shape.rows + 1)
-    places, origins = part(shape.rows), part(shape.rows)
+    places, origins = part(2 * shape.rows), part(shape.rows)
     stages = tuple(
         StageParts(
             bases=part(level_count * padded(shape.rows + 1)),
@@ -115,16 +115,17 @@ class ChunkNumbers:
 
 def count_entries(lanes: Lanes, lengths: Indices, table: Levels) -> list[Indices]:
     """Entries [levels, lanes] of the lanes of each stage; the first have framed ``lengths``."""
-    counts = [table.counts[:, lengths]]
+    counts = [table.counts.take(lengths, axis=1)]
     for stage in lanes.stages[1:]:
-        counts.append(counts[-1] if stage.select is None else counts[-1][:, stage.select])
+        before, select = counts[-1], stage.select
+        counts.append(before if select is None else before.take(select, axis=1))
     return counts
 
 
 def bases_of(counts: Indices) -> Indices:
     """Where each lane's entries begin, and where the last one's end."""
     bases = np.zeros((len(counts), counts.shape[1] + 1), dtype=np.int32)
-    np.cumsum(counts, axis=1, out=bases[:, 1:])
+    counts.cumsum(axis=1, out=bases[:, 1:])
     return bases
 
 
@@ -136,8 +137,10 @@ def shape_of(chunk: ChunkNumbers, table: Levels) -> ChunkShape:
         most = np.maximum(most, bases[:, -1])
     frame_len = table.counts.shape[1] - 1
     caps = [-(-frame_len * step // LENGTH_STEPS) for step in range(1, LENGTH_STEPS + 1)]
-    length = next(cap for cap in caps if (most <= rows * table.counts[:, cap]).all())
-    return ChunkShape(rows, length, tuple(_stage_shape(stage) for stage in chunk.lanes.stages))
+    holds = (most[:, None] <= rows * table.counts.take(caps, axis=1)).all(axis=0)  # [caps]
+    return ChunkShape(
+        rows, caps[holds.argmax()], tuple(_stage_shape(stage) for stage in chunk.lanes.stages)
+    )
 
 
 def _stage_shape(stage: Stage) -> StageShape:
@@ -150,8 +153,8 @@ def fill(ints: Indices, parts: Parts, chunk: ChunkNumbers, table: Levels) -> Non
     ints[parts.items][: len(chunk.items)] = chunk.items
     starts = ints[parts.starts]
     starts[0] = 0
-    np.cumsum(chunk.item_counts, out=starts[1 : len(chunk.item_counts) + 1])
-    ints[parts.places][: len(chunk.lanes.rows)] = chunk.lanes.rows
+    chunk.item_counts.cumsum(out=starts[1 : len(chunk.item_counts) + 1])
+    ints[parts.places].view(np.int64)[: len(chunk.lanes.rows)] = chunk.lanes.rows
     if any(group.geometry.queries for group in chunk.lanes.stages[-1].groups):
         ints[parts.origins][: len(chunk.lanes.rows)] = _origins(chunk)
     before = chunk.bases[0]

@@ -74,6 +74,7 @@ class ShapeRun:
         self._network, self._space, self._shape = network, space, shape
         self.parts: Parts = lay_out(shape, network.spec, len(network.table.counts))
         self.ints = torch.zeros(self.parts.size, dtype=torch.int32, device=network.device)
+        self.places = self.ints[self.parts.places].view(torch.int64)
         self._slabs = [group.slab for stage in stages for group in stage.groups]
         # Held, so that no other slab takes the identity that the shape knows one by.
         self._stages = list(self._device_stages(stages))

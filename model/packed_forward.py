@@ -45,7 +45,7 @@ class PackedForward:
         for _, kept in done:
             for state in kept:
                 self.trunk_states.put(state.key, state.states)
-        if len(chunks) == 1 and chunks[0].lanes.rows == list(range(len(histories))):
+        if len(chunks) == 1 and chunks[0].lanes.rows.tolist() == list(range(len(histories))):
             return done[0][0]
         out = torch.empty(len(histories), self._blocks.spec.channels)
         for chunk, (vectors, _) in zip(chunks, done, strict=True):

@@ -14,8 +14,8 @@ from model.lanes import (
     SHARED_OVERDRAFT,
     Indices,
     Lanes,
+    RowPatches,
     SlotRef,
-    entry_block,
     number_histories,
     plan_lanes,
     resumed_lanes,
@@ -55,12 +55,10 @@ class ReadItems:
     history: Indices
 
     @classmethod
-    def of(
-        cls, rows: Sequence[int], newest: Sequence[Indices], history_of: Sequence[int]
-    ) -> "ReadItems":
+    def of(cls, rows: Indices, newest: Sequence[Indices], history_of: Indices) -> "ReadItems":
         """What the rows of a chunk read, in their order."""
         number: dict[int, int] = {}
-        history = [number.setdefault(history_of[row], len(number)) for row in rows]
+        history = [number.setdefault(at, len(number)) for at in history_of[rows].tolist()]
         items = [newest[row] for row in number]
         starts = np.cumsum([0, *map(len, items)], dtype=np.int32)
         return cls(np.concatenate(items), starts, np.array(history, dtype=np.int32))
@@ -106,25 +104,25 @@ class ChunkPlanner:
         """Chunks of all rows; those whose trunk states are known go on from there."""
         newest = [np.asarray(h[-self._spec.max_len :], dtype=np.int32) for h in histories]
         keys, history_of = number_histories(newest)
-        entries = [entry_block(ref.geometry, self._block_count) for ref in refs]
+        patches = RowPatches.of(refs, self._block_count)
+        entries = [patches.slabs[at].entry for at in patches.slab_of.tolist()]
         fresh, resumed = self._recall(keys, entries, trunks)
 
-        def read(rows: list[int]) -> ReadItems | None:
-            is_read = any(refs[row].geometry.queries for row in rows)
-            return ReadItems.of(rows, newest, history_of) if is_read else None
+        def read(lanes: Lanes) -> ReadItems | None:
+            is_read = any(group.geometry.queries for group in lanes.stages[-1].groups)
+            return ReadItems.of(lanes.rows, newest, history_of) if is_read else None
 
         chunks, kept_keys = [], keys if trunks.is_on else []
-        for rows in self._cut(fresh, newest, history_of, entries) if fresh else ():
-            lanes = plan_lanes(rows, history_of, refs, self._block_count)
-            at = lanes.histories
-            histories_in = [newest[row] for row in at]
-            chunks.append(Chunk(lanes, histories_in, kept_keys, read=read(lanes.rows)))
+        for rows in self._cut(fresh, newest, history_of.tolist(), entries) if fresh else ():
+            lanes = plan_lanes(np.array(rows, dtype=np.int32), history_of, patches)
+            histories_in = [newest[row] for row in lanes.histories.tolist()]
+            chunks.append(Chunk(lanes, histories_in, kept_keys, read=read(lanes)))
         for block, states in resumed.items():
             for rows in self._split(list(states), block):
-                lanes = resumed_lanes(rows, refs, block)
-                at = lanes.rows
+                lanes = resumed_lanes(np.array(rows, dtype=np.int32), patches, block)
+                at = lanes.rows.tolist()
                 known = [states[row] for row in at]
-                chunks.append(Chunk(lanes, [newest[row] for row in at], [], known, read(at)))
+                chunks.append(Chunk(lanes, [newest[row] for row in at], [], known, read(lanes)))
         return chunks
 
     def _recall(

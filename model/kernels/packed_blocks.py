@@ -432,13 +432,15 @@ def _patch_args(group: Group, number: int) -> PatchArgs:
 
 def _trunk_states(run: Run, following: Stage) -> list[TrunkState]:
     """The states that rows branch off from, by history."""
-    bases = run.bases[2 * following.block]
+    bases, joined = run.bases[2 * following.block], following.joined
+    assert joined is not None
+    by_history = dict(zip(joined.histories.tolist(), joined.lanes.tolist(), strict=True))
     return [
         TrunkState(
             (run.chunk.keys[history], following.block),
             run.x.tensor[int(bases[lane]) : int(bases[lane + 1])].clone(),
         )
-        for history, lane in following.joined.items()
+        for history, lane in by_history.items()
     ]
 
 

@@ -115,6 +115,12 @@ def test_bfloat16_stays_close_to_the_reference(channels: int) -> None:
     assert mix.worst_error(rows) <= BFLOAT16_TOLERANCE  # replayed
 
 
+def test_a_row_alone_equals_the_reference() -> None:
+    mix = Mix(SMALL)
+    for row in mix.random_rows([7] * len(mix.tasks)):
+        assert mix.worst_error([row]) <= TOLERANCE
+
+
 def test_rows_that_share_a_history_equal_the_reference() -> None:
     history, mix = random_history(SMALL, 11, 3), Mix(SMALL)
     assert mix.worst_error([(task, history) for task in range(len(mix.tasks))]) <= TOLERANCE
@@ -166,7 +172,7 @@ def test_a_token_that_is_none_is_refused(token: int) -> None:
         Mix(SMALL, FEW).worst_error([(0, [5, token, 7])])
 
 
-def test_rows_after_a_batch_that_was_refused_half_way_equal_the_reference() -> None:
+def test_rows_after_a_batch_that_was_refused_equal_the_reference() -> None:
     mix = Mix(SMALL, FEW, chunk_rows=2)
     rows = mix.random_rows(LENGTHS[:4])
     with pytest.raises(IndexError, match="outside"):
