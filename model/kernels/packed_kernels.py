@@ -1,18 +1,18 @@
 # mypy: ignore-errors
 # What follows is numba's to type: names hold vectors and typed addresses.
-"""What happens between two convolutions on a CPU, in one pass over each lane's positions.
+"""What surrounds a convolution's product on a CPU, in one pass over each lane's positions.
 
 A *lane* is a row's positions without any padding, one after the other in a packed buffer. After
-the product of a convolution, ``finish`` adds the lane's own patch, normalises, rectifies, adds the
-residual and lays out the taps of the next product while the lane is still in the first cache.
-``enter`` begins with embeddings, ``branch`` copies lanes, ``gather`` lays out taps alone.
+the product, ``finish_lane`` adds the lane's own patch, normalises, rectifies and adds the residual
+while the lane is still in the first cache. ``enter`` begins with embeddings, ``branch`` copies
+lanes. In float32 ``tile_kernels.py`` does the products too; in bfloat16 PyTorch's library does
+them: ``gather`` lays out the first one's taps, ``finish`` those of each next one.
 
-Names that end in ``_`` are addresses (``Tensor.data_ptr()``; 0: not there). ``operand``,
-``following`` and ``weight`` are samples of how numbers are stored that a product, the next product
-and a task's patch read: ``np.float32`` or, for bfloat16, ``np.uint16``. States between blocks and
-norms are float32 in any case, as is all arithmetic here: what is rounded for a product is not
-rounded for what lies beyond it. ``width`` tells C channels (``width_of``); ``K`` taps, ``H``
-bottleneck.
+Names that end in ``_`` are addresses (``Tensor.data_ptr()``; 0: not there). ``operand`` and
+``weight`` are samples of how numbers are stored that a product and a task's patch read:
+``np.float32`` or, for bfloat16, ``np.uint16``. States between blocks and norms are float32 in any
+case, as is all arithmetic here: what is rounded for a product is not rounded for what lies beyond
+it. ``width`` tells C channels (``width_of``); ``K`` taps, ``H`` bottleneck.
 Every lane is computed by itself in a fixed order: its neighbours change no bit of it. The compiled
 code is kept on disk beside this file, or in the user's cache.
 """

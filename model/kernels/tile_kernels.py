@@ -66,6 +66,9 @@ SQUARES = np.float32(tiles.A**2 + tiles.B**2)
 OUTPUTS, PRODUCTS = tiles.OUTPUTS, tiles.PRODUCTS
 FEWEST_SHARED = PRODUCTS // 3 + 1  # outputs of a tile that has more than six taps
 
+CONV_ARGS, PATCH_ARGS = 10, 12
+"""Numbers int64 that a convolution's and a patch's arguments take."""
+
 GANG_POSITIONS = 256
 """About so many positions go through a block together, at least those of a lane."""
 
@@ -414,7 +417,7 @@ def run_blocks(
     int64 [convs, 10] tell of each convolution what ``PatchArgs`` and ``ConvArgs`` say; ``places``
     is a ``Scratch``.
     """
-    convs, places = long_pointer(convs_), long_pointer(places_)
+    places = long_pointer(places_)
     slots, step, gang = int_pointer(slots_), (lanes + 1) * 4, places[10]
     middle_ = scratch_ + 4 * places[8]
     nothing, zero = float_pointer(scratch_ + 4 * places[0]), splat(ZERO)
@@ -425,9 +428,11 @@ def run_blocks(
         x_base = int_pointer(base_ + 2 * block * step)
         middle_base = int_pointer(base_ + (2 * block + 1) * step)
         other_base = int_pointer(base_ + (2 * block + 2) * step)
-        first_args, second_args = convs_ + 2 * block * 80, convs_ + (2 * block + 1) * 80
-        first_patch, second_patch = patches_ + 2 * block * 96, patches_ + (2 * block + 1) * 96
-        longest_x = convs[2 * block * 10 + 8]
+        first_args = long_pointer(convs_ + 16 * block * CONV_ARGS)
+        second_args = long_pointer(convs_ + (16 * block + 8) * CONV_ARGS)
+        first_patch = long_pointer(patches_ + 16 * block * PATCH_ARGS)
+        second_patch = long_pointer(patches_ + (16 * block + 8) * PATCH_ARGS)
+        longest_x = first_args[8]
         first = start
         while first < stop:
             last = first + 1
@@ -436,13 +441,13 @@ def run_blocks(
                 last += 1
             _convolve(
                 x_, x_base, np.int64(0), float_pointer(middle_), middle_base, origin, first, last,
-                start, stop, x, x_base, longest_x, slots, long_pointer(first_patch),
-                long_pointer(first_args), scratch_, places, width, K, centre, eps, weight,
+                start, stop, x, x_base, longest_x, slots, first_patch,
+                first_args, scratch_, places, width, K, centre, eps, weight,
             )  # fmt: skip
             _convolve(
                 middle_, middle_base, origin, other, other_base, np.int64(0), first, last, start,
-                stop, x, x_base, longest_x, slots, long_pointer(second_patch),
-                long_pointer(second_args), scratch_, places, width, K, centre, eps, weight,
+                stop, x, x_base, longest_x, slots, second_patch,
+                second_args, scratch_, places, width, K, centre, eps, weight,
             )  # fmt: skip
             first = last
         x_, other_ = other_, x_
