@@ -167,7 +167,7 @@ class PackedBlocks:
         self._args_address = _address(self._args)
         self._patch_args: WeakKeyDictionary[Slab, tuple[int, Patches]] = WeakKeyDictionary()
         self._unpatched = Patches.of([UNPATCHED] * len(self._convs))
-        self._scratches: dict[int, tuple[Scratch, Indices]] = {}
+        self._scratches: dict[int, tuple[Scratch, np.ndarray, int]] = {}
         lengths = np.arange(spec.frame_len + 1, dtype=np.int32)
         self._bases_alone: list[Indices] = [self._added_up(lengths[n : n + 1]) for n in lengths]
         centre, eps = cone.blocks[0].first.centre, np.float32(spec.layer_norm_eps)
@@ -361,9 +361,10 @@ class PackedBlocks:
         if known is None:
             spec = self.spec
             scratch = Scratch.of(spec.frame_len, spec.channels, spec.kernel_size, bottleneck)
-            known = self._scratches[bottleneck] = scratch, np.array(scratch, dtype=np.int64)
-        scratch, places = known
-        return self._buffers.room("scratch", scratch.size, 1).address, _address(places)
+            places = np.array(scratch, dtype=np.int64)
+            known = self._scratches[bottleneck] = scratch, places, _address(places)
+        scratch, _, address = known
+        return self._buffers.room("scratch", scratch.size, 1).address, address
 
     def _pool(self, run: Run) -> Tensor:
         """User vectors [rows, C]: the last state, and the first one's sum with it if non-causal."""
