@@ -140,7 +140,7 @@ class BatchItems:
     @classmethod
     def of(cls, histories: Sequence[Tokens], spec: BackboneSpec) -> "BatchItems":
         """Raises IndexError for a token that is none."""
-        counts = np.fromiter([len(history) for history in histories], np.int32, len(histories))
+        counts = np.fromiter(map(len, histories), np.int32, len(histories))
         if counts.max() > spec.max_len:
             histories = [history[-spec.max_len :] for history in histories]
             counts = np.minimum(counts, spec.max_len)

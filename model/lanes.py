@@ -53,14 +53,15 @@ class RowPatches:
     @classmethod
     def of(cls, refs: Sequence[SlotRef], block_count: int) -> "RowPatches":
         """Row i has ``refs[i]``: looked at once here, and never again row by row."""
-        found = {ref.slab: ref.geometry for ref in refs}
+        geometries, slabs, slots_of = zip(*refs, strict=True) if refs else ((), (), ())
+        found = dict(zip(slabs, geometries, strict=True))
         uses = [SlabUse(own, slab, entry_block(own, block_count)) for slab, own in found.items()]
-        slots = np.fromiter([ref.slot for ref in refs], np.int32, len(refs))
+        slots = np.fromiter(slots_of, np.int32, len(refs))
         if len(uses) <= 1:
             return cls(uses, np.zeros(len(slots), dtype=np.int32), slots)
         uses.sort(key=lambda use: use.entry)
         number = {use.slab: at for at, use in enumerate(uses)}
-        slab_of = np.fromiter([number[ref.slab] for ref in refs], np.int32, len(refs))
+        slab_of = np.fromiter(map(number.__getitem__, slabs), np.int32, len(refs))
         return cls(uses, slab_of, slots)
 
     @property
