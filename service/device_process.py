@@ -18,7 +18,7 @@ from service.bundle_source import BundleSource, Demands
 from service.device import DeviceLimits, DeviceLoop
 from service.event_sender import EventSender
 from service.follower import RegistryFollower
-from service.process_memory import sparing_the_collector, use_one_heap
+from service.process_memory import sparing_the_collector
 from service.settings import Settings, core_count
 from service.slots import SlotStore
 
@@ -32,7 +32,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def run_device(settings: Settings) -> None:
     """Serve the device until SIGTERM, then answer what waits and return."""
-    use_one_heap()
     torch.set_num_threads(settings.threads or core_count())
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     stopping = _on_sigterm()

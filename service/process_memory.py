@@ -8,20 +8,6 @@ from contextlib import contextmanager
 ALLOCATIONS_BETWEEN_LOOKS = 50_000
 """Python's 700 come up every few requests, which leave no cycles: looking for some took 5 %."""
 
-M_ARENA_MAX = -8
-"""glibc's name for the number of its heaps."""
-
-
-def use_one_heap() -> None:
-    """Have all threads allocate from one heap; call it before they begin.
-
-    Each thread's own would keep parts of what loading bundles needed for a moment, up to a kilobyte
-    a task. Threads seldom allocate at the same time here.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has it
-    if mallopt is not None:
-        mallopt(M_ARENA_MAX, 1)
-
 
 @contextmanager
 def sparing_the_collector() -> Iterator[None]:

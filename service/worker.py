@@ -21,7 +21,7 @@ from service.event_sender import EventSender
 from service.item_mapping import ItemVocabulary
 from service.messages import TableUpdate
 from service.predicting import Predictor
-from service.process_memory import give_back_memory, sparing_the_collector, use_one_heap
+from service.process_memory import give_back_memory, sparing_the_collector
 from service.routes.context import AdminContext, Readiness
 from service.routes.predict import PredictContext
 from service.settings import Settings
@@ -44,7 +44,6 @@ GIVE_BACK_INTERVAL_S = 2.0
 
 def run_worker(settings: Settings, listener: socket.socket) -> None:
     """Serve until SIGTERM and what was in flight then is answered. Blocks."""
-    use_one_heap()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings, listener))
 
