@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> None:
     """``python -m bench memory``."""
     parser = argparse.ArgumentParser(prog="python -m bench memory", description=__doc__)
     parser.add_argument("--first", type=int, default=500, help="tasks there already")
-    parser.add_argument("--more", type=int, default=5000)
+    parser.add_argument("--more", type=int, default=2000)
     parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--patch-precision", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--port", type=int, default=8100)
