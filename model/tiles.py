@@ -21,9 +21,6 @@ A, B = 2 / 3, 3 / 2
 OUTPUTS, TAPS = 4, 3
 PRODUCTS = OUTPUTS + TAPS - 1
 
-TILE = OUTPUTS + PRODUCTS
-"""Numbers of a row of ``tile_table``."""
-
 
 @dataclass(frozen=True, slots=True)
 class TiledWeight:

@@ -48,7 +48,7 @@ ROUNDED = np.uint16(0)
 
 NUMBERS: dict[torch.dtype, np.float32 | np.uint16] = {
     torch.float32: np.float32(0),
-    torch.bfloat16: np.uint16(0),
+    torch.bfloat16: ROUNDED,
 }
 """A sample of how the kernels see each storage type."""
 
@@ -57,14 +57,14 @@ NUMBERS: dict[torch.dtype, np.float32 | np.uint16] = {
 class PackedConv:
     """A convolution's weights and tables; ``args`` are what the kernels are told of them.
 
-    ``linear`` is the product over concatenated taps int32 [N, k] of the longest row, its operands
-    rounded to bfloat16; None where that is not wanted.
+    ``linear`` is the product over concatenated taps, its operands rounded to bfloat16; None where
+    that is not wanted. ``taps`` is the address of the longest row's int32 [N, k].
     """
 
     tensors: tuple[Tensor, ...]
     arrays: tuple[Indices, ...]
     linear: Linear | None
-    taps: Indices
+    taps: int
     args: "ConvArgs"
 
 
@@ -301,7 +301,7 @@ class PackedBlocks:
         address, first = gathered.address, self._convs[level]
         gather(
             run.x.address, base + level * step, address, base + (level + 1) * step,
-            len(run.lengths), _address(first.taps), first.args.longest_in, first.args.longest,
+            len(run.lengths), first.taps, first.args.longest_in, first.args.longest,
             self._width, self.spec.kernel_size, ROUNDED,
         )  # fmt: skip
         scratch, _ = self._scratch(parts)
@@ -325,7 +325,7 @@ class PackedBlocks:
             sizes = (
                 own.args.norm_weight, own.args.norm_bias, own.args.residual,
                 self._convs[block].args.longest_in, own.args.longest,
-                NOTHING if following is None else _address(following.taps),
+                NOTHING if following is None else following.taps,
                 0 if following is None else following.args.longest,
             )  # fmt: skip
             for part in parts:
@@ -462,7 +462,7 @@ def _pack(
             norm.bias,
         )
     )  # fmt: skip
-    arrays = [tile_table(at, conv.dilation)]
+    arrays = [tile_table(at, conv.dilation), np.ascontiguousarray(at.taps, dtype=np.int32)]
     if residual is not None:
         arrays.append(np.ascontiguousarray(residual, dtype=np.int32))
     linear = None
@@ -472,7 +472,6 @@ def _pack(
     combined, taps_weight, bias, norm_weight, norm_bias = (t.data_ptr() for t in tensors)
     args = ConvArgs(
         _address(arrays[0]), len(arrays[0]), combined, taps_weight, bias, norm_weight, norm_bias,
-        NOTHING if residual is None else _address(arrays[1]), *longest,
+        NOTHING if residual is None else _address(arrays[2]), *longest,
     )  # fmt: skip
-    taps = np.ascontiguousarray(at.taps, dtype=np.int32)
-    return PackedConv(tensors, tuple(arrays), linear, taps, args)
+    return PackedConv(tensors, tuple(arrays), linear, _address(arrays[1]), args)
