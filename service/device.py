@@ -185,7 +185,7 @@ class DeviceLoop:
             self._emit(TasksChanged(is_first, tasks, update.removed_tasks))
         self._broadcast(update)
         freed = self._free_idle(IDLE_RESIDENCIES)
-        if update.bundles or update.removed_handles:
+        if update.bundles or update.removed_bundles:
             self._emit(BundleSwapped(time.monotonic() - seen_at, len(update.bundles), freed))
         self._answer_syncs()
         return self.table.missing()

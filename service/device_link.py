@@ -186,6 +186,11 @@ class DeviceLink:
         return self._table.epoch > 0 and time.monotonic() - self.state.heard_at < SILENCE_LIMIT_S
 
     @property
+    def is_busy(self) -> bool:
+        """True while requests wait for their answers."""
+        return bool(self._pending)
+
+    @property
     def was_welcomed(self) -> bool:
         """True once the device process has told this worker what it serves."""
         return self._welcomed.is_set()

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import msgspec
 import structlog
+import uvloop
 
 from model.errors import PeterRecError
 from patches.errors import BundleRejected, RegistryUnavailable
@@ -77,7 +78,7 @@ class RegistryFollower:
         self._read_timeout_s = READ_TIMEOUT_S
         self._is_away = False
         self._unsaved: RegistrySnapshot | None = None
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()
         self._look = asyncio.Event()
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()

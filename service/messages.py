@@ -168,7 +168,7 @@ class TableUpdate(msgspec.Struct, frozen=True, array_like=True, tag=20):
     is_full: bool
     bundles: list[BundleEntry]
     tasks: list[TaskEntry]
-    removed_handles: list[Handle]
+    removed_bundles: list[Digest]
     removed_tasks: list[TaskRef]
     keys: list[KeyEntry] | None = None
 

@@ -59,11 +59,11 @@ class ServingTable:
         self.version = 0
         self.revision = 0
         self.workers: dict[Worker, WorkerState] = {}
-        self._tasks: dict[TaskRef, TaskEntry] = {}
         self._wanted: Mapping[TaskRef, TaskEntry] = {}
+        self._otherwise: dict[TaskRef, TaskEntry] = {}  # what is served of a task, if not as wanted
         self._lagging: set[TaskRef] = set()
         self._withdrawn: dict[TaskRef, ActiveTraffic] = {}
-        self._namings: Counter[str] = Counter()
+        self._namings: dict[Digest, int] = {}  # tasks that name a digest, if there are several
         self._keys: list[KeyEntry] = []
         self._resident: dict[str, Residency] = {}
         self._idle: OrderedDict[str, int] = OrderedDict()  # digest -> version it left the table
@@ -89,19 +89,20 @@ class ServingTable:
         """
         self.version += 1
         self.revision = desired.revision
-        wanted = desired.tasks
+        wanted, before = desired.tasks, self._wanted
         some = None if desired.touched is None else desired.touched | self._lagging
-        changed, touched = self._take_over(wanted, wanted.keys() if some is None else some)
-        left = self._tasks.keys() if some is None else some & self._tasks.keys()
+        namings: Counter[Digest] = Counter()
+        changed = self._take_over(wanted, wanted.keys() if some is None else some, namings)
+        left = before.keys() if some is None else some & before.keys()
         removed = [key for key in left if key not in wanted]
         for key in removed:
-            touched |= self._serve(key, None)
+            namings.subtract(named(self._otherwise.pop(key, before[key])))
             self._lagging.discard(key)
             self._withdrawn.pop(key, None)
         self._wanted = wanted
         keys = desired.keys if desired.keys != self._keys else None
         self._keys = desired.keys
-        return self._update(changed, removed, touched, keys)
+        return self._update(changed, removed, namings, keys)
 
     def withdraw(self, key: TaskRef, traffic_revision: int) -> TableUpdate | None:
         """Let prod answer alone from now on, whatever the registry says of this very traffic.
@@ -113,17 +114,19 @@ class ServingTable:
             return None
         self._withdrawn[key] = wanted.traffic
         self.version += 1
+        namings: Counter[Digest] = Counter()
         served = self._served(wanted)
-        return self._update([served], [], self._serve(key, served), None)
+        self._serve(wanted, served, namings)
+        return self._update([served], [], namings, None)
 
     def _update(
         self,
         changed: list[TaskEntry],
         removed: list[TaskRef],
-        touched: set[str],
+        namings: Mapping[Digest, int],
         keys: list[KeyEntry] | None,
     ) -> TableUpdate:
-        added, dropped = self._announce(touched)
+        added, dropped = self._announce(namings)
         return TableUpdate(
             epoch=self.epoch,
             version=self.version,
@@ -131,7 +134,7 @@ class ServingTable:
             is_full=False,
             bundles=[self._entry(digest) for digest in added],
             tasks=changed,
-            removed_handles=[self._resident[digest].handle for digest in dropped],
+            removed_bundles=dropped,
             removed_tasks=removed,
             keys=keys,
         )
@@ -143,9 +146,9 @@ class ServingTable:
             version=self.version,
             revision=self.revision,
             is_full=True,
-            bundles=[self._entry(digest) for digest in sorted(self._namings)],
-            tasks=list(self._tasks.values()),
-            removed_handles=[],
+            bundles=[self._entry(d) for d in sorted(self._resident.keys() - self._idle.keys())],
+            tasks=[self._otherwise.get(key, entry) for key, entry in self._wanted.items()],
+            removed_bundles=[],
             removed_tasks=[],
             keys=self._keys,
         )
@@ -179,51 +182,58 @@ class ServingTable:
         return freed
 
     def _take_over(
-        self, wanted: Mapping[TaskRef, TaskEntry], keys: Collection[TaskRef]
-    ) -> tuple[list[TaskEntry], set[str]]:
-        """Serve those of the tasks that are new, changed or lagging; the entries that differ, and
-        their digests."""
+        self,
+        wanted: Mapping[TaskRef, TaskEntry],
+        keys: Collection[TaskRef],
+        namings: Counter[Digest],
+    ) -> list[TaskEntry]:
+        """Serve those of the tasks that are new, changed or lagging; the entries that differ."""
         changed: list[TaskEntry] = []
-        touched: set[str] = set()
         for key in keys:
             task = wanted.get(key)
             if task is None or (self._wanted.get(key) is task and key not in self._lagging):
                 continue
             served = self._served(task)
-            if served != self._tasks.get(key):
+            if served != self._serving(key):
                 changed.append(served)
-                touched |= self._serve(key, served)
+            self._serve(task, served, namings)
             lags = any(digest not in self._resident for digest in named(task))
             (self._lagging.add if lags else self._lagging.discard)(key)
-        return changed, touched
+        return changed
 
-    def _serve(self, key: TaskRef, task: TaskEntry | None) -> set[str]:
-        """Put a task's entry in the place of its old one; the digests of both."""
-        old = self._tasks.get(key)
-        before = named(old) if old else set()
-        after = named(task) if task else set()
-        if task is not None:
-            self._tasks[key] = task  # under the key that is there: it is the snapshot's as well
+    def _serving(self, key: TaskRef) -> TaskEntry | None:
+        """What was served of the task until now."""
+        return self._otherwise.get(key) or self._wanted.get(key)
+
+    def _serve(self, wanted: TaskEntry, served: TaskEntry, namings: Counter[Digest]) -> None:
+        """Put a task's entry in the place of its old one; count what it names more or less."""
+        key = served.ref
+        old = self._serving(key)
+        namings.update(named(served))
+        namings.subtract(named(old) if old else ())
+        if served is wanted:
+            self._otherwise.pop(key, None)
         else:
-            self._tasks.pop(key, None)
-        self._namings.update(after)
-        self._namings.subtract(before)
-        return before | after
+            self._otherwise[key] = served
 
-    def _announce(self, touched: set[str]) -> tuple[list[str], list[str]]:
+    def _announce(self, namings: Mapping[Digest, int]) -> tuple[list[Digest], list[Digest]]:
         """Digests that are named now and were not, and those that are no longer named.
 
         What is served is resident, and a residency that no task names is idle.
         """
-        named = {digest for digest in touched if self._namings[digest] > 0}
-        added = sorted(named & self._idle.keys())
-        dropped = sorted(touched - named - self._idle.keys())
-        for digest in added:
-            del self._idle[digest]
-        for digest in touched - named:
-            del self._namings[digest]
-        for digest in dropped:
-            self._idle[digest] = self.version
+        added: list[Digest] = []
+        dropped: list[Digest] = []
+        for digest in sorted(namings):
+            before = 0 if digest in self._idle else self._namings.pop(digest, 1)
+            after = before + namings[digest]
+            if after > 1:
+                self._namings[digest] = after
+            if after and not before:
+                added.append(digest)
+                del self._idle[digest]
+            elif before and not after:
+                dropped.append(digest)
+                self._idle[digest] = self.version
         return added, dropped
 
     def _served(self, task: TaskEntry) -> TaskEntry:
@@ -232,7 +242,7 @@ class ServingTable:
         task = self._without_withdrawn(task)
         if all(digest in self._resident for digest in named(task)):
             return task
-        old = self._tasks.get(task.ref)
+        old = self._serving(task.ref)
         aliases, versions = {}, task.versions
         for alias, number in task.aliases.items():
             if versions[number] in self._resident:

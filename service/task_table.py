@@ -8,7 +8,7 @@ from patches.identity import Digest, TaskId, TaskRef, TenantId, parse_digest
 from patches.records import ActiveTraffic, TaskEntry
 from patches.traffic import PROD
 from service.errors import BundleNotReady, TaskNotActive, VersionNotServed, row_error
-from service.messages import BundleEntry, Handle, TableUpdate
+from service.messages import BundleEntry, TableUpdate
 from service.rollout import Role, ServedTask, Split
 
 VersionName = int | str
@@ -28,19 +28,18 @@ class TaskTable:
         self.version = 0
         self.revision = 0
         self._tasks: dict[str, dict[str, TaskEntry]] = {}  # by tenant and name
-        self._bundles: dict[Handle, BundleEntry] = {}
-        self._by_digest: dict[str, BundleEntry] = {}
+        self._bundles: dict[str, BundleEntry] = {}  # by digest
         self._splits: dict[tuple[str, str], Split] = {}
         self._turned = asyncio.Event()
 
     def apply(self, update: TableUpdate) -> None:
         """Take over a change; a full one replaces everything known so far."""
         if update.is_full:
-            self._tasks, self._bundles, self._by_digest = {}, {}, {}
-        for handle in update.removed_handles:
-            self._forget(handle)
+            self._tasks, self._bundles = {}, {}
+        for digest in update.removed_bundles:
+            self._bundles.pop(digest, None)
         for bundle in update.bundles:
-            self._keep(bundle.shared())
+            self._bundles[bundle.digest] = bundle.shared()
         for tenant, task in update.removed_tasks:
             self._tasks.get(tenant, {}).pop(task, None)
         for entry in update.tasks:
@@ -61,18 +60,10 @@ class TaskTable:
             return False
         return True
 
-    def _keep(self, bundle: BundleEntry) -> None:
-        self._bundles[bundle.handle] = self._by_digest[bundle.digest] = bundle
-
     def _own(self, digest: Digest) -> Digest:
         """The digest's text as its bundle has it: ten thousands are held once."""
-        bundle = self._by_digest.get(digest)
+        bundle = self._bundles.get(digest)
         return digest if bundle is None else bundle.digest
-
-    def _forget(self, handle: Handle) -> None:
-        bundle = self._bundles.pop(handle, None)
-        if bundle is not None and self._by_digest.get(bundle.digest) is bundle:
-            del self._by_digest[bundle.digest]
 
     def entry(self, tenant: str, task: str) -> TaskEntry | None:
         """The task as the registry has it; None if the tenant has no such task."""
@@ -96,7 +87,7 @@ class TaskTable:
             return self._pinned(entry, version)
         number = entry.aliases.get(PROD)
         if number is None:
-            is_loading = any(digest not in self._by_digest for digest in entry.digests)
+            is_loading = any(digest not in self._bundles for digest in entry.digests)
             raise BundleNotReady(f"of task {task!r}") if is_loading else TaskNotActive(task)
         bundle = self._bundle(entry, number)
         split = None if entry.traffic is None else self._split(entry, entry.traffic)
@@ -104,11 +95,11 @@ class TaskTable:
 
     def resident(self, digest: str) -> BundleEntry | None:
         """The current residency of a bundle; None if the device does not hold it."""
-        return self._by_digest.get(digest)
+        return self._bundles.get(digest)
 
     def _bundle(self, entry: TaskEntry, number: int) -> BundleEntry:
         digest = entry.digest_of(number)
-        bundle = None if digest is None else self._by_digest.get(digest)
+        bundle = None if digest is None else self._bundles.get(digest)
         if bundle is None:
             raise BundleNotReady(f"of task {entry.task!r}")
         return bundle
@@ -118,7 +109,7 @@ class TaskTable:
         a canary that is not there must not keep prod from answering."""
         key = (entry.tenant, entry.task)
         split = self._splits.get(key)
-        if split is None and active.versions.keys() <= self._by_digest.keys():
+        if split is None and active.versions.keys() <= self._bundles.keys():
             split = self._splits[key] = self._make_split(entry, active)
         return split
 

@@ -1,5 +1,6 @@
 """What the admin routes receive, and the few things that all of them do."""
 
+import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -29,6 +30,8 @@ LOAD_TIMEOUT_S = 5.0
 PROVE_TIMEOUT_S = 120.0
 """How long verification and probes of a pushed bundle may take."""
 
+GIVE_WAY_S = 0.005
+
 _ETAG = re.compile(r'(?:W/)?"?(\d{1,18})"?\Z')
 
 
@@ -55,6 +58,14 @@ class AdminContext:
     spool_dir: Path
     bundle_size_limit_bytes: int
     readiness: Readiness = field(default_factory=Readiness)
+
+    async def give_way(self) -> None:
+        """Between the steps of a registration: let the requests that are under way go on.
+
+        One after another its steps would hold up every request for all of their time.
+        """
+        if self.link.is_busy:
+            await asyncio.sleep(GIVE_WAY_S)
 
     async def served(self, revision: int) -> None:
         """Wait until every worker of this replica serves a registry revision."""

@@ -103,15 +103,20 @@ def versions_router(context: AdminContext) -> APIRouter:
         _check_length(request, context.bundle_size_limit_bytes)
         limit = context.bundle_size_limit_bytes
         async with spooled(_chunks(request), context.spool_dir, limit) as path:
+            await context.give_way()
             proved = await _prove(context, path)
+            await context.give_way()
             if validate_only:
                 return _pushed(name, alias, proved)
             digest = await registry.put_blob(await asyncio.to_thread(path.read_bytes))
+        await context.give_way()
         summary = msgspec.json.decode(proved.summary, type=VersionSummary)
         added = await registry.add_version(
             caller.tenant, name, digest, summary, caller.key_id, alias or None, expected
         )
+        await context.give_way()
         await context.served(added.revision)
+        await context.give_way()
         response.status_code = 201 if added.was_created else 200
         set_etag(response, added.revision)
         return _pushed(name, alias, proved).model_copy(

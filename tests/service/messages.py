@@ -27,7 +27,7 @@ def update(
     version: int,
     bundles: list[BundleEntry] | None = None,
     tasks: list[TaskEntry] | None = None,
-    removed: list[int] | None = None,
+    removed: list[str] | None = None,
     removed_tasks: list[tuple[str, str]] | None = None,
     epoch: int = 1,
 ) -> TableUpdate:
@@ -38,6 +38,6 @@ def update(
         False,
         bundles or [],
         tasks or [],
-        removed or [],
+        [Digest(digest) for digest in removed or []],
         removed_tasks or [],
     )

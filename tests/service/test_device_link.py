@@ -370,7 +370,7 @@ async def test_silent_rows_are_left_out_rather_than_a_request_refused(peer, link
 
 async def test_a_row_is_renewed_under_the_handle_that_its_bundle_has_now(peer, link):
     await peer.welcome(table(1, a=7))
-    await peer.send(update(2, bundles=[bundle_entry(9, DIGEST_A)], removed=[7]))
+    await peer.send(update(2, bundles=[bundle_entry(9, DIGEST_A)], removed=[DIGEST_A]))
     await peer.next(TableAck)
     renewed = link.renewed(row(7, DIGEST_A))
     assert renewed is not None

@@ -82,7 +82,7 @@ def test_a_removed_task_is_named_and_its_residency_retired(
     table.apply(desired(1, gender=residencies[0], age=residencies[1]))
     update = table.apply(desired(2, age=residencies[1]))
     assert update.removed_tasks == [("acme", "gender")]
-    assert update.removed_handles == [residencies[0].handle]
+    assert update.removed_bundles == [residencies[0].digest]
 
 
 def test_nothing_is_freed_before_every_worker_has_the_table_that_dropped_it(
@@ -135,7 +135,7 @@ def test_a_task_that_did_not_change_is_neither_sent_again_nor_looked_at(
     moved = desired(2, age=residencies[2])
     update = table.apply(Desired(2, {**first.tasks, **moved.tasks}))
     assert [entry.task for entry in update.tasks] == ["age"]
-    assert update.removed_handles == [residencies[1].handle]
+    assert update.removed_bundles == [residencies[1].digest]
 
 
 def test_a_lagging_task_is_served_once_its_bundle_is_there(
@@ -153,8 +153,8 @@ def test_a_digest_that_two_tasks_name_is_retired_with_the_last_of_them(
     table: ServingTable, residencies: list[Residency]
 ) -> None:
     table.apply(desired(1, gender=residencies[0], age=residencies[0]))
-    assert table.apply(desired(2, gender=residencies[0])).removed_handles == []
-    assert table.apply(desired(3)).removed_handles == [residencies[0].handle]
+    assert table.apply(desired(2, gender=residencies[0])).removed_bundles == []
+    assert table.apply(desired(3)).removed_bundles == [residencies[0].digest]
 
 
 def split_task(revision: int, prod: Residency, canary: Residency, *, put_at: int = 1) -> Desired:
@@ -170,7 +170,7 @@ def test_a_canary_is_announced_with_the_traffic_that_names_it_and_retired_with_i
     update = table.apply(split_task(1, *residencies[:2]))
     assert {entry.handle for entry in update.bundles} == {r.handle for r in residencies[:2]}
     update = table.apply(desired(2, gender=residencies[0]))
-    assert update.removed_handles == [residencies[1].handle]
+    assert update.removed_bundles == [residencies[1].digest]
 
 
 def test_prod_answers_alone_until_the_whole_traffic_is_resident(
@@ -193,7 +193,7 @@ def test_traffic_that_was_withdrawn_stays_away_until_other_traffic_is_put(
     update = table.withdraw(task("gender"), 1)
     assert update is not None
     assert update.tasks[0].traffic is None
-    assert update.removed_handles == [residencies[1].handle]
+    assert update.removed_bundles == [residencies[1].digest]
     assert table.apply(split_task(2, *residencies[:2])).tasks[0].traffic is None
     again = table.apply(split_task(3, *residencies[:2], put_at=3))
     assert again.tasks[0].traffic is not None
