@@ -22,6 +22,7 @@ from numba import njit
 
 from model.kernels.patch_modes import PARALLEL_SKIP, SERIAL
 from model.kernels.simd import (
+    HAS_WIDE_REGISTERS,
     LANES,
     add,
     copy_first,
@@ -48,6 +49,9 @@ from model.spec import CLS
 
 AT_ONCE = 4
 """Positions of a lane that are in the registers together."""
+
+STEP = 2 * LANES if HAS_WIDE_REGISTERS else LANES
+"""Numbers of each of them that are in the registers together."""
 
 GELU_LINEAR = np.float32(-2.302208198)  # -2·sqrt(2/π)·log2(e)
 GELU_CUBIC = np.float32(-0.1029432396)  # the same by 0.044715
@@ -176,6 +180,25 @@ def narrow(s, s0, s1, s2, s3, down, patch, H, width, h):
 
 
 @njit
+def _narrow_pair(rows, wide, down, patch, H, width, h):
+    """``narrow`` of four rows ``wide`` apart, columns h.. and the sixteen after them."""
+    C = channels_of(width)
+    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = splat(ZERO)
+    at, n = patch * C * H + h, H - h - LANES
+    for c in range(C):
+        w, z = load(down, at + c * H), load_first(down, at + c * H + LANES, n)
+        v = splat(number(rows, c))
+        a0, b0 = fma(v, w, a0), fma(v, z, b0)
+        v = splat(number(rows, wide + c))
+        a1, b1 = fma(v, w, a1), fma(v, z, b1)
+        v = splat(number(rows, 2 * wide + c))
+        a2, b2 = fma(v, w, a2), fma(v, z, b2)
+        v = splat(number(rows, 3 * wide + c))
+        a3, b3 = fma(v, w, a3), fma(v, z, b3)
+    return a0, a1, a2, a3, b0, b1, b2, b3
+
+
+@njit
 def _expect(down, up, at, size, begin, share):
     """Have a share of the next lane's patch brought near while this one's is in use.
 
@@ -197,6 +220,23 @@ def _widen(hidden, tall, up, at, H, width, n, a0, a1, a2, a3):
         a2 = fma(splat(number(hidden, 2 * tall + h)), w, a2)
         a3 = fma(splat(number(hidden, 3 * tall + h)), w, a3)
     return a0, a1, a2, a3
+
+
+@njit
+def _widen_pair(hidden, tall, up, at, H, width, n, a0, a1, a2, a3, b0, b1, b2, b3):
+    """The same for thirty-two channels."""
+    C = channels_of(width)
+    for h in range(H):
+        w, z = load_first(up, at + h * C, n), load_first(up, at + h * C + LANES, n - LANES)
+        v = splat(number(hidden, h))
+        a0, b0 = fma(v, w, a0), fma(v, z, b0)
+        v = splat(number(hidden, tall + h))
+        a1, b1 = fma(v, w, a1), fma(v, z, b1)
+        v = splat(number(hidden, 2 * tall + h))
+        a2, b2 = fma(v, w, a2), fma(v, z, b2)
+        v = splat(number(hidden, 3 * tall + h))
+        a3, b3 = fma(v, w, a3), fma(v, z, b3)
+    return a0, a1, a2, a3, b0, b1, b2, b3
 
 
 @njit
@@ -247,35 +287,71 @@ def finish_lane(
         r0, r1, r2, r3 = begin + p * C, begin + p1 * C, begin + p2 * C, begin + p3 * C
         s0, s1 = s_begin + p * s_step, s_begin + p1 * s_step
         s2, s3 = s_begin + p2 * s_step, s_begin + p3 * s_step
-        for h in range(0, H, LANES):
+        if mode != 0:  # what the patch reads, as float32: rounded numbers are slow to read one by one
+            for c in range(0, C, LANES):
+                n = C - c
+                if mode > SERIAL:
+                    a0, a1 = load_first(s, s0 + c, n), load_first(s, s1 + c, n)
+                    a2, a3 = load_first(s, s2 + c, n), load_first(s, s3 + c, n)
+                else:
+                    a0, a1 = load_first(y, r0 + c, n), load_first(y, r1 + c, n)
+                    a2, a3 = load_first(y, r2 + c, n), load_first(y, r3 + c, n)
+                store(row0, c, a0)
+                store(row1, c, a1)
+                store(row2, c, a2)
+                store(row3, c, a3)
+        for h in range(0, H, STEP):
             w = load_first(down_bias, patch * H + h, H - h)
-            if mode > SERIAL:
-                a0, a1, a2, a3 = narrow(s, s0, s1, s2, s3, down, patch, H, width, h)
+            if HAS_WIDE_REGISTERS and H - h > LANES:
+                a0, a1, a2, a3, b0, b1, b2, b3 = _narrow_pair(row0, wide, down, patch, H, width, h)
+                z, k = load_first(down_bias, patch * H + h + LANES, H - h - LANES), h + LANES
+                store(hidden, k, gelu(add(b0, z)))
+                store(hidden, tall + k, gelu(add(b1, z)))
+                store(hidden, 2 * tall + k, gelu(add(b2, z)))
+                store(hidden, 3 * tall + k, gelu(add(b3, z)))
             else:
-                a0, a1, a2, a3 = narrow(y, r0, r1, r2, r3, down, patch, H, width, h)
+                a0, a1, a2, a3 = narrow(row0, 0, wide, 2 * wide, 3 * wide, down, patch, H, width, h)
             store(hidden, h, gelu(add(a0, w)))
             store(hidden, tall + h, gelu(add(a1, w)))
             store(hidden, 2 * tall + h, gelu(add(a2, w)))
             store(hidden, 3 * tall + h, gelu(add(a3, w)))
-        m0 = m1 = m2 = m3 = zero
-        for c in range(0, C, LANES):
-            n = C - c
+        m0 = m1 = m2 = m3 = b0 = b1 = b2 = b3 = zero
+        for c in range(0, C, STEP):
+            n, k = C - c, C - c - LANES
             a0, a1 = load_first(y, r0 + c, n), load_first(y, r1 + c, n)
             a2, a3 = load_first(y, r2 + c, n), load_first(y, r3 + c, n)
+            if HAS_WIDE_REGISTERS:
+                b0, b1 = load_first(y, r0 + c + LANES, k), load_first(y, r1 + c + LANES, k)
+                b2, b3 = load_first(y, r2 + c + LANES, k), load_first(y, r3 + c + LANES, k)
             if mode != 0:
-                w = load_first(up_bias, patch * C + c, n)
-                a0, a1, a2, a3 = _widen(
-                    hidden, tall, up, patch * H * C + c, H, width, n,
-                    add(a0, w), add(a1, w), add(a2, w), add(a3, w),
-                )  # fmt: skip
+                w, at = load_first(up_bias, patch * C + c, n), patch * H * C + c
+                a0, a1, a2, a3 = add(a0, w), add(a1, w), add(a2, w), add(a3, w)
+                if HAS_WIDE_REGISTERS:
+                    z = load_first(up_bias, patch * C + c + LANES, k)
+                    b0, b1, b2, b3 = add(b0, z), add(b1, z), add(b2, z), add(b3, z)
+                    a0, a1, a2, a3, b0, b1, b2, b3 = _widen_pair(
+                        hidden, tall, up, at, H, width, n, a0, a1, a2, a3, b0, b1, b2, b3
+                    )
+                else:
+                    a0, a1, a2, a3 = _widen(hidden, tall, up, at, H, width, n, a0, a1, a2, a3)
             if mode == PARALLEL_SKIP:
                 a0, a1 = add(a0, load_first(s, s0 + c, n)), add(a1, load_first(s, s1 + c, n))
                 a2, a3 = add(a2, load_first(s, s2 + c, n)), add(a3, load_first(s, s3 + c, n))
-            m0, m1, m2, m3 = add(m0, a0), add(m1, a1), add(m2, a2), add(m3, a3)
+                if HAS_WIDE_REGISTERS:
+                    at = c + LANES
+                    b0, b1 = add(b0, load_first(s, s0 + at, k)), add(b1, load_first(s, s1 + at, k))
+                    b2, b3 = add(b2, load_first(s, s2 + at, k)), add(b3, load_first(s, s3 + at, k))
+            m0, m1 = add(m0, add(a0, b0)), add(m1, add(a1, b1))
+            m2, m3 = add(m2, add(a2, b2)), add(m3, add(a3, b3))
             store(row0, c, a0)
             store(row1, c, a1)
             store(row2, c, a2)
             store(row3, c, a3)
+            if HAS_WIDE_REGISTERS:
+                store_first(row0, c + LANES, b0, k)
+                store_first(row1, c + LANES, b1, k)
+                store_first(row2, c + LANES, b2, k)
+                store_first(row3, c + LANES, b3, k)
         m0, m1 = splat(total(m0) / size), splat(total(m1) / size)
         m2, m3 = splat(total(m2) / size), splat(total(m3) / size)
         v0, v1 = _scale(row0, m0, width, eps), _scale(row1, m1, width, eps)

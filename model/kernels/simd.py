@@ -8,11 +8,24 @@ fast on one with wide registers. Numbers in memory are float32 (``floats``) or b
 from typing import Any  # numba and llvmlite have no types
 
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
+from numba import config
 from numba.core import cgutils, types
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 
 LANES = 16
+
+
+def _has_wide_registers() -> bool:
+    """True if sixteen numbers fit a register of the processor that numba compiles for."""
+    chosen = config.CPU_FEATURES
+    if chosen is None:
+        return bool(get_host_cpu_features().get("avx512f"))
+    return "+avx512f" in chosen.split(",")
+
+
+HAS_WIDE_REGISTERS = _has_wide_registers()
 
 _F32, _I16, _I32 = ir.FloatType(), ir.IntType(16), ir.IntType(32)
 _VECTOR, _BITS, _HALF = (ir.VectorType(element, LANES) for element in (_F32, _I32, _I16))

@@ -13,8 +13,7 @@ from itertools import accumulate
 from typing import NamedTuple, Self
 
 import numpy as np
-from llvmlite.binding import get_host_cpu_features
-from numba import config, njit
+from numba import njit
 from torch import Tensor
 
 from model import tiles
@@ -28,6 +27,7 @@ from model.kernels.packed_kernels import (
 )
 from model.kernels.patch_modes import SERIAL
 from model.kernels.simd import (
+    HAS_WIDE_REGISTERS,
     LANES,
     add,
     copy_first,
@@ -45,17 +45,6 @@ from model.kernels.simd import (
     store_first,
     sub,
 )
-
-
-def _has_wide_registers() -> bool:
-    """True if sixteen numbers fit a register of the processor that numba compiles for."""
-    chosen = config.CPU_FEATURES
-    if chosen is None:
-        return bool(get_host_cpu_features().get("avx512f"))
-    return "+avx512f" in chosen.split(",")
-
-
-HAS_WIDE_REGISTERS = _has_wide_registers()
 
 PANEL = 4 * LANES if HAS_WIDE_REGISTERS else LANES
 """Columns of a product that are in the registers together, for four rows."""
