@@ -287,7 +287,7 @@ def finish_lane(
         r0, r1, r2, r3 = begin + p * C, begin + p1 * C, begin + p2 * C, begin + p3 * C
         s0, s1 = s_begin + p * s_step, s_begin + p1 * s_step
         s2, s3 = s_begin + p2 * s_step, s_begin + p3 * s_step
-        if mode != 0:  # what the patch reads, as float32: rounded numbers are slow to read one by one
+        if mode != 0:  # what the patch reads, as float32: to widen one number takes long
             for c in range(0, C, LANES):
                 n = C - c
                 if mode > SERIAL:
