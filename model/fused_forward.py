@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from itertools import cycle, pairwise
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -37,10 +36,12 @@ from model.lanes import (
     stable_order,
 )
 from model.slab import new_stream
-from model.spec import BackboneSpec
 
 CHUNK_ROWS = 512
 """Rows of a chunk, at most: the device begins with one while the next is planned."""
+
+FIRST_ROWS = 128
+"""Rows of the first chunk of several: until it is planned the device stands idle."""
 
 TRACKS = 4
 """Chunks that may be on the device at a time."""
@@ -82,8 +83,7 @@ class FusedForward:
         patches = RowPatches.of(refs, len(self._network.table.blocks))
         for use in patches.slabs:
             use.slab.await_writes()
-        items = BatchItems.of(histories, self.spec)
-        batch = Batch(items, self._history_of(items, patches), patches)
+        batch = Batch(histories, self._history_of(histories, patches), patches)
         chunks = self._chunks(batch)
         if len(chunks) == 1:
             self._tracks[0].run(self._numbers(chunks[0], batch), out)
@@ -100,74 +100,49 @@ class FusedForward:
                 track.join(caller)
         return out
 
-    def _history_of(self, items: "BatchItems", patches: RowPatches) -> Indices:
+    def _history_of(self, histories: Sequence[Tokens], patches: RowPatches) -> Indices:
         """The first row that has the same history; the row itself if no patch leaves a trunk."""
         if not patches.leave_trunk:
-            return np.arange(len(items.counts), dtype=np.int32)
-        return number_histories(items.histories())[1]
+            return np.arange(len(histories), dtype=np.int32)
+        newest = [np.asarray(history[-self.spec.max_len :], np.int32) for history in histories]
+        return number_histories(newest)[1]
 
     def _chunks(self, batch: "Batch") -> list[Indices]:
         """Row numbers by chunk. Rows of one history lie together, so that they share a trunk; if
         none do, rows of one slot, so that its patch is read from memory once."""
         patches = batch.patches
         order = stable_order(batch.history_of if patches.leave_trunk else patches.slots)
-        count = -(-len(order) // self._chunk_rows)
-        cuts = [len(order) * at // count for at in range(count + 1)]
-        return [order[start:stop] for start, stop in pairwise(cuts)]
+        begun = 0 if len(order) <= self._chunk_rows else min(FIRST_ROWS, self._chunk_rows)
+        count = -(-(len(order) - begun) // self._chunk_rows)
+        cuts = [begun + (len(order) - begun) * at // count for at in range(count + 1)]
+        return [order[start:stop] for start, stop in pairwise([0, *cuts] if begun else cuts)]
 
     def _numbers(self, rows: Indices, batch: "Batch") -> ChunkNumbers:
         lanes = plan_lanes(rows, batch.history_of, batch.patches)
-        items, item_counts = batch.items.of_rows(lanes.histories)
+        items, item_counts = self._items([batch.histories[row] for row in lanes.histories.tolist()])
         lengths = item_counts + self.spec.framed_len(0)
         if self.spec.padding == "embedded":
             lengths[:] = self.spec.frame_len
         counts = count_entries(lanes, lengths, self._network.table)
         return ChunkNumbers(lanes, items, item_counts, counts, [bases_of(own) for own in counts])
 
-
-@dataclass(frozen=True, slots=True)
-class BatchItems:
-    """The rows' newest items int32, row i's ``counts[i]`` up to ``ends[i]``.
-
-    Histories are gone through once and in order: picked by task they are scattered over memory, and
-    a chunk of many tasks would wait for them.
-    """
-
-    items: Indices
-    counts: Indices
-    ends: npt.NDArray[np.int64]
-
-    @classmethod
-    def of(cls, histories: Sequence[Tokens], spec: BackboneSpec) -> "BatchItems":
-        """Raises IndexError for a token that is none."""
+    def _items(self, histories: Sequence[Tokens]) -> tuple[Indices, Indices]:
+        """The histories' newest items int32 one after the other, and how many each has."""
         counts = np.fromiter(map(len, histories), np.int32, len(histories))
-        if counts.max() > spec.max_len:
-            histories = [history[-spec.max_len :] for history in histories]
-            counts = np.minimum(counts, spec.max_len)
+        if counts.max() > self.spec.max_len:
+            histories = [history[-self.spec.max_len :] for history in histories]
+            counts = np.minimum(counts, self.spec.max_len)
         items = np.concatenate(histories, dtype=np.int32, casting="unsafe")  # an empty list: floats
-        if items.view(np.uint32).max(initial=0) >= spec.token_count:  # one below 0 is large
-            raise IndexError(f"a history has a token outside 0..{spec.token_count - 1}")
-        return cls(items, counts, counts.cumsum())
-
-    def histories(self) -> list[Indices]:
-        """Each row's items."""
-        return [self.items[start:end] for start, end in pairwise([0, *self.ends.tolist()])]
-
-    def of_rows(self, rows: Indices) -> tuple[Indices, Indices]:
-        """Items of some rows one after the other, and how many each has."""
-        if len(self.counts) == 1:  # a row alone waits for nothing but the host
-            return self.items, self.counts
-        counts = self.counts[rows]
-        at = (self.ends[rows] - counts.cumsum()).repeat(counts)
-        at += np.arange(len(at))
-        return self.items.take(at), counts
+        if items.view(np.uint32).max(initial=0) >= self.spec.token_count:  # one below 0 is large
+            raise IndexError(f"a history has a token outside 0..{self.spec.token_count - 1}")
+        return items, counts
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Rows to run; ``history_of`` [B]: for each the first one that shares its history."""
 
-    items: BatchItems
+    histories: Sequence[Tokens]
     history_of: Indices
     patches: RowPatches
 
