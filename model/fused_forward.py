@@ -40,9 +40,6 @@ from model.slab import new_stream
 CHUNK_ROWS = 512
 """Rows of a chunk, at most: the device begins with one while the next is planned."""
 
-FIRST_ROWS = 128
-"""Rows of the first chunk of several: until it is planned the device stands idle."""
-
 TRACKS = 4
 """Chunks that may be on the device at a time."""
 
@@ -112,10 +109,9 @@ class FusedForward:
         none do, rows of one slot, so that its patch is read from memory once."""
         patches = batch.patches
         order = stable_order(batch.history_of if patches.leave_trunk else patches.slots)
-        begun = 0 if len(order) <= self._chunk_rows else min(FIRST_ROWS, self._chunk_rows)
-        count = -(-(len(order) - begun) // self._chunk_rows)
-        cuts = [begun + (len(order) - begun) * at // count for at in range(count + 1)]
-        return [order[start:stop] for start, stop in pairwise([0, *cuts] if begun else cuts)]
+        count = -(-len(order) // self._chunk_rows)
+        cuts = [len(order) * at // count for at in range(count + 1)]
+        return [order[start:stop] for start, stop in pairwise(cuts)]
 
     def _numbers(self, rows: Indices, batch: "Batch") -> ChunkNumbers:
         lanes = plan_lanes(rows, batch.history_of, batch.patches)
@@ -127,7 +123,10 @@ class FusedForward:
         return ChunkNumbers(lanes, items, item_counts, counts, [bases_of(own) for own in counts])
 
     def _items(self, histories: Sequence[Tokens]) -> tuple[Indices, Indices]:
-        """The histories' newest items int32 one after the other, and how many each has."""
+        """The histories' newest items int32 one after the other, and how many each has.
+
+        Chunk by chunk: the device begins with one before the others' are looked at.
+        """
         counts = np.fromiter(map(len, histories), np.int32, len(histories))
         if counts.max() > self.spec.max_len:
             histories = [history[-self.spec.max_len :] for history in histories]
