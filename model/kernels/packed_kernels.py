@@ -180,20 +180,19 @@ def narrow(s, s0, s1, s2, s3, down, patch, H, width, h):
 
 
 @njit
-def _narrow_pair(rows, wide, down, patch, H, width, h):
-    """``narrow`` of four rows ``wide`` apart, columns h.. and the sixteen after them."""
-    C = channels_of(width)
-    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = splat(ZERO)
-    at, n = patch * C * H + h, H - h - LANES
-    for c in range(C):
-        w, z = load(down, at + c * H), load_first(down, at + c * H + LANES, n)
-        v = splat(number(rows, c))
+def _multiply_pair(rows, step, count, weight, at, stride, n, a0, a1, a2, a3, b0, b1, b2, b3):
+    """``a + x W`` of four rows x ``step`` apart, ``count`` numbers each, for sixteen of W's columns
+    from ``at`` on, and ``b + x W`` for the next sixteen; ``n`` columns are left there."""
+    for k in range(count):
+        w, z = load_first(weight, at, n), load_first(weight, at + LANES, n - LANES)
+        at += stride
+        v = splat(number(rows, k))
         a0, b0 = fma(v, w, a0), fma(v, z, b0)
-        v = splat(number(rows, wide + c))
+        v = splat(number(rows, step + k))
         a1, b1 = fma(v, w, a1), fma(v, z, b1)
-        v = splat(number(rows, 2 * wide + c))
+        v = splat(number(rows, 2 * step + k))
         a2, b2 = fma(v, w, a2), fma(v, z, b2)
-        v = splat(number(rows, 3 * wide + c))
+        v = splat(number(rows, 3 * step + k))
         a3, b3 = fma(v, w, a3), fma(v, z, b3)
     return a0, a1, a2, a3, b0, b1, b2, b3
 
@@ -220,23 +219,6 @@ def _widen(hidden, tall, up, at, H, width, n, a0, a1, a2, a3):
         a2 = fma(splat(number(hidden, 2 * tall + h)), w, a2)
         a3 = fma(splat(number(hidden, 3 * tall + h)), w, a3)
     return a0, a1, a2, a3
-
-
-@njit
-def _widen_pair(hidden, tall, up, at, H, width, n, a0, a1, a2, a3, b0, b1, b2, b3):
-    """The same for thirty-two channels."""
-    C = channels_of(width)
-    for h in range(H):
-        w, z = load_first(up, at + h * C, n), load_first(up, at + h * C + LANES, n - LANES)
-        v = splat(number(hidden, h))
-        a0, b0 = fma(v, w, a0), fma(v, z, b0)
-        v = splat(number(hidden, tall + h))
-        a1, b1 = fma(v, w, a1), fma(v, z, b1)
-        v = splat(number(hidden, 2 * tall + h))
-        a2, b2 = fma(v, w, a2), fma(v, z, b2)
-        v = splat(number(hidden, 3 * tall + h))
-        a3, b3 = fma(v, w, a3), fma(v, z, b3)
-    return a0, a1, a2, a3, b0, b1, b2, b3
 
 
 @njit
@@ -303,7 +285,10 @@ def finish_lane(
         for h in range(0, H, STEP):
             w = load_first(down_bias, patch * H + h, H - h)
             if HAS_WIDE_REGISTERS and H - h > LANES:
-                a0, a1, a2, a3, b0, b1, b2, b3 = _narrow_pair(row0, wide, down, patch, H, width, h)
+                a0, a1, a2, a3, b0, b1, b2, b3 = _multiply_pair(
+                    row0, wide, C, down, patch * C * H + h, H, H - h,
+                    zero, zero, zero, zero, zero, zero, zero, zero,
+                )  # fmt: skip
                 z, k = load_first(down_bias, patch * H + h + LANES, H - h - LANES), h + LANES
                 store(hidden, k, gelu(add(b0, z)))
                 store(hidden, tall + k, gelu(add(b1, z)))
@@ -329,8 +314,8 @@ def finish_lane(
                 if HAS_WIDE_REGISTERS:
                     z = load_first(up_bias, patch * C + c + LANES, k)
                     b0, b1, b2, b3 = add(b0, z), add(b1, z), add(b2, z), add(b3, z)
-                    a0, a1, a2, a3, b0, b1, b2, b3 = _widen_pair(
-                        hidden, tall, up, at, H, width, n, a0, a1, a2, a3, b0, b1, b2, b3
+                    a0, a1, a2, a3, b0, b1, b2, b3 = _multiply_pair(
+                        hidden, tall, H, up, at, C, n, a0, a1, a2, a3, b0, b1, b2, b3
                     )
                 else:
                     a0, a1, a2, a3 = _widen(hidden, tall, up, at, H, width, n, a0, a1, a2, a3)
