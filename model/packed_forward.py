@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.backbone import Backbone
 from model.framing import Tokens
+from model.kernels.matrix_units import may_use_tiles
 from model.kernels.packed_blocks import PackedBlocks
 from model.lanes import SlotRef
 from model.packed_plan import Chunk, ChunkPlanner, TrunkState
@@ -32,7 +33,8 @@ class PackedForward:
         trunk_cache_bytes: int = 0,
     ) -> None:
         threads = torch.get_num_threads()
-        self._blocks = PackedBlocks(backbone, dtype)
+        is_rounded = dtype == torch.bfloat16 and may_use_tiles()
+        self._blocks = PackedBlocks(backbone, is_rounded)
         self.trunk_states = TrunkStates(trunk_cache_bytes)
         positions = chunk_positions or CHUNK_POSITIONS
         self._planner = ChunkPlanner(backbone.spec, self._blocks.counts, positions, threads)

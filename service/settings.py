@@ -56,7 +56,8 @@ class Settings(BaseSettings):
         "auto", description="Where forwards run; auto takes the GPU if there is one."
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Arithmetic of the forward."
+        "float32",
+        description="Arithmetic of the forward; a CPU without matrix units (AMX) keeps to float32.",
     )
     patch_precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",

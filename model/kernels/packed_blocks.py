@@ -1,7 +1,7 @@
-"""A backbone on a CPU over packed lanes.
+"""A backbone on a CPU over packed lanes: one kernel runs a stretch of blocks, products and all.
 
-In float32 one kernel runs a stretch of blocks, products and all. With operands rounded to bfloat16
-PyTorch's library does the products, a kernel what lies between them.
+Operands of products are rounded to bfloat16 if that is wanted and the processor has matrix units,
+which multiply such operands several times as fast. On others float32 is as fast and nearer.
 """
 
 from collections.abc import Sequence
@@ -17,70 +17,56 @@ from torch import Tensor
 from model.backbone import Backbone, DilatedConv, ResidualBlock
 from model.cone import ConvPlan, plan
 from model.framing import frame_histories
-from model.kernels.cpu import Linear, packed_linear
-from model.kernels.packed_kernels import (
-    branch,
-    enter,
-    finish,
-    gather,
-    width_of,
-)
+from model.kernels.block_kernels import Scratch, run_blocks
+from model.kernels.packed_kernels import branch, enter, width_of
 from model.kernels.patch_modes import mode_of
 from model.kernels.reader_kernel import read_items, reader_scratch
-from model.kernels.tile_kernels import Scratch, packed_panels, run_blocks
+from model.kernels.rounded_kernels import packed_pairs, whole_tiles
+from model.kernels.tile_kernels import packed_panels
 from model.lanes import Group, Indices, Stage
 from model.packed_plan import Chunk, ReadItems, TrunkState, position_counts
 from model.patch import READER
 from model.slab import Slab
 from model.tiles import tile_table, tiled_weight
 
-FEW_OPERATIONS = 2.5e6
-"""Rounding the operands of products smaller than this would save nothing."""
-
-EXACT_BLOCKS = 1
-"""So many blocks at the bottom multiply in float32 in any case: half of what bfloat16 changes in an
-answer is the rounding of the first block, which all others read (``bench numerics``)."""
+SPLIT_BLOCKS = 1
+"""So many blocks at the bottom multiply with operands of two bfloat16 parts, nearly as exact as
+float32: half of what rounding changes in an answer is that of the first block, which all others
+read (``bench numerics``)."""
 
 NOTHING = 0
 """The address of what is not there."""
 
-ROUNDED = np.uint16(0)
+Sample = np.float32 | np.uint16
 
-NUMBERS: dict[torch.dtype, np.float32 | np.uint16] = {
-    torch.float32: np.float32(0),
-    torch.bfloat16: ROUNDED,
-}
+NUMBERS: dict[torch.dtype, Sample] = {torch.float32: np.float32(0), torch.bfloat16: np.uint16(0)}
 """A sample of how the kernels see each storage type."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackedConv:
-    """A convolution's weights and tables; ``args`` are what the kernels are told of them.
-
-    ``linear`` is the product over concatenated taps, its operands rounded to bfloat16; None where
-    that is not wanted. ``taps`` is the address of the longest row's int32 [N, k].
-    """
+    """A convolution's weights and tables; ``args`` are what the kernel is told of them."""
 
     tensors: tuple[Tensor, ...]
     arrays: tuple[Indices, ...]
-    linear: Linear | None
-    taps: int
     args: "ConvArgs"
 
 
 class ConvArgs(NamedTuple):
-    """Addresses and sizes of a convolution: ``run_blocks`` reads them all, ``finish`` some.
+    """Addresses and sizes of a convolution.
 
-    ``tiles`` int32 [tile_count, ..] are ``tile_table``'s; ``combined`` and ``taps_weight`` packed
-    float32 weights; ``residual`` int32 [N] says where its outputs stand among the block's inputs,
+    ``tiles`` int32 [tile_count, ..] are ``tile_table``'s. ``weight`` is, in float32, the combined
+    weight in panels and ``other_weight`` the taps' own; where operands are rounded, pairs of
+    bfloat16, and pairs of what rounding left, or NOTHING: if these are there, the operands have two
+    parts, too. ``residual`` int32 [N] says where its outputs stand among the block's inputs,
     NOTHING for a block's first convolution; ``longest_in`` and ``longest`` are the longest row's
     inputs and outputs.
     """
 
     tiles: int
     tile_count: int
-    combined: int
-    taps_weight: int
+    weight: int
+    other_weight: int
     bias: int
     norm_weight: int
     norm_bias: int
@@ -142,18 +128,17 @@ def _joined(states: Sequence[Tensor], out: Tensor) -> None:
 class PackedBlocks:
     """Everything that is fixed for a backbone. May run on several threads at once."""
 
-    def __init__(self, backbone: Backbone, dtype: torch.dtype) -> None:
+    def __init__(self, backbone: Backbone, is_rounded: bool) -> None:
         self.spec = spec = backbone.spec
         cone = plan(spec, spec.frame_len)
         self.counts = position_counts(cone, spec)
         self._embedding = backbone.embedding.weight.detach().float().contiguous()
         self._inputs = np.ascontiguousarray(cone.inputs, dtype=np.int32)
         self._inputs_address = _address(self._inputs)
-        self._exact_blocks = len(backbone.blocks) if dtype == torch.float32 else EXACT_BLOCKS
         self._convs: list[PackedConv] = []
         for block, at in zip(backbone.blocks, cone.blocks, strict=True):
             assert isinstance(block, ResidualBlock)
-            rounded = dtype if block.block >= self._exact_blocks else None
+            parts = 0 if not is_rounded else 2 if block.block < SPLIT_BLOCKS else 1
             for number, (conv, norm, outputs, residual) in enumerate(
                 (
                     (block.conv1, block.norm1, at.first, None),
@@ -162,7 +147,7 @@ class PackedBlocks:
                 start=2 * block.block,
             ):
                 longest = (int(self.counts[number, -1]), int(self.counts[number + 1, -1]))
-                self._convs.append(_pack(conv, norm, outputs, residual, longest, rounded))
+                self._convs.append(_pack(conv, norm, outputs, residual, longest, parts))
         self._args = np.array([conv.args for conv in self._convs], dtype=np.int64)
         self._args_address = _address(self._args)
         self._patch_args: WeakKeyDictionary[Slab, tuple[int, Patches]] = WeakKeyDictionary()
@@ -172,7 +157,9 @@ class PackedBlocks:
         self._bases_alone: list[Indices] = [self._added_up(lengths[n : n + 1]) for n in lengths]
         centre, eps = cone.blocks[0].first.centre, np.float32(spec.layer_norm_eps)
         self._width = width_of(spec.channels)
-        self._constants = (self._width, spec.kernel_size, centre, eps)
+        self._eps = eps
+        rounded = True if is_rounded else None
+        self._constants = (self._width, spec.kernel_size, centre, eps, rounded)
         self._buffers = Buffers()
 
     def run(self, chunk: Chunk) -> tuple[Tensor, list[TrunkState]]:
@@ -204,7 +191,7 @@ class PackedBlocks:
                 self._embedding.data_ptr(), users.data_ptr(),
                 self._buffers.room("reader", reader_scratch(*sizes), 1).address, spec.max_len,
                 group.start, group.stop, _address(group.slots), geometry.queries,
-                geometry.bottleneck, *weights, self._width, self._constants[-1],
+                geometry.bottleneck, *weights, self._width, self._eps,
                 NUMBERS[group.slab.dtype],
             )  # fmt: skip
 
@@ -264,77 +251,18 @@ class PackedBlocks:
         """Blocks from the stage's first up to ``end``."""
         if stage.block == end:
             return
-        parts = self._parts(len(run.lengths), stage.groups)
-        exact_end = end if self._is_few(run, stage) else min(end, self._exact_blocks)
-        if stage.block < exact_end:
-            self._run_exact(run, parts, stage.block, exact_end)
-        begin = max(stage.block, exact_end)
-        if begin < end:
-            self._run_rounded(run, parts, begin, end)
-
-    def _is_few(self, run: Run, stage: Stage) -> bool:
-        """True if rounding would save nothing."""
-        positions = int(run.bases[2 * stage.block + 1, -1])
-        return 2 * positions * self.spec.kernel_size * self.spec.channels**2 < FEW_OPERATIONS
-
-    def _run_exact(self, run: Run, parts: Sequence["Part"], begin: int, end: int) -> None:
-        """Blocks [begin, end) in float32."""
         channels, lanes = self.spec.channels, len(run.lengths)
-        rows = int(run.bases[2 * begin, -1])
+        rows = int(run.bases[2 * stage.block, -1])
         other = self._buffers.states(rows, channels, run.x)
+        parts = self._parts(lanes, stage.groups)
         scratch, places = self._scratch(parts)
         for part in parts:
             run_blocks(
-                run.x.address, other.address, _address(run.bases), lanes, begin, end,
+                run.x.address, other.address, _address(run.bases), lanes, stage.block, end,
                 *part.lanes, part.patches.address, self._args_address, scratch, places,
                 *self._constants, part.number,
             )  # fmt: skip
-        run.x = other if (end - begin) % 2 else run.x
-
-    def _run_rounded(self, run: Run, parts: Sequence["Part"], begin: int, end: int) -> None:
-        """Blocks [begin, end) with products of rounded operands."""
-        level, channels, bases = 2 * begin, self.spec.channels, run.bases
-        width = self.spec.kernel_size * channels
-        base, step = _address(bases), bases.strides[0]
-        rows = bases[level + 1 : 2 * end + 1, -1].tolist()
-        gathered = self._buffers.room("gathered", rows[0], width)
-        address, first = gathered.address, self._convs[level]
-        gather(
-            run.x.address, base + level * step, address, base + (level + 1) * step,
-            len(run.lengths), first.taps, first.args.longest_in, first.args.longest,
-            self._width, self.spec.kernel_size, ROUNDED,
-        )  # fmt: skip
-        scratch, _ = self._scratch(parts)
-        middle = self._buffers.room("middle", self.spec.frame_len, channels).address
-        operands = gathered.tensor.view(torch.bfloat16).view(-1, width)
-        x, out = run.x, run.x
-        for conv, count in zip(range(level, 2 * end), rows, strict=True):
-            own, is_last = self._convs[conv], conv + 1 == 2 * end
-            assert own.linear is not None
-            y = own.linear(operands.narrow(0, 0, count))
-            to = middle
-            if conv % 2:
-                out = self._buffers.states(count, channels, x)
-                to = out.address
-            block = conv - conv % 2
-            following = None if is_last else self._convs[conv + 1]
-            places = (
-                y.data_ptr(), address, x.address, base + block * step, to,
-                base + (conv + 1) * step, NOTHING if is_last else base + (conv + 2) * step, scratch,
-            )  # fmt: skip
-            sizes = (
-                own.args.norm_weight, own.args.norm_bias, own.args.residual,
-                self._convs[block].args.longest_in, own.args.longest,
-                NOTHING if following is None else following.taps,
-                0 if following is None else following.args.longest,
-            )  # fmt: skip
-            for part in parts:
-                finish(
-                    *places, *part.lanes, *part.patches.args[conv], *sizes, *self._constants,
-                    ROUNDED, part.number,
-                )  # fmt: skip
-            x = out
-        run.x = x
+        run.x = other if (end - stage.block) % 2 else run.x
 
     def _parts(self, lanes: int, groups: list[Group]) -> list["Part"]:
         """Lanes by group; those before the first group carry no patch."""
@@ -355,7 +283,7 @@ class PackedBlocks:
         return known[1]
 
     def _scratch(self, parts: Sequence["Part"]) -> tuple[int, int]:
-        """Addresses of the kernels' float32 scratch, and of where in it what lies."""
+        """Addresses of the kernel's float32 scratch, and of where in it what lies."""
         bottleneck = max(part.patches.bottleneck for part in parts)
         known = self._scratches.get(bottleneck)
         if known is None:
@@ -393,9 +321,8 @@ UNPATCHED: PatchArgs = (0,) * 12
 
 
 class Patches(NamedTuple):
-    """A slab's tensors at every convolution, for Python and as int64 [convs, 12]."""
+    """A slab's tensors at every convolution, int64 [convs, 12]."""
 
-    args: Sequence[PatchArgs]
     table: np.ndarray
     address: int
     bottleneck: int
@@ -403,7 +330,7 @@ class Patches(NamedTuple):
     @classmethod
     def of(cls, args: Sequence[PatchArgs]) -> Self:
         table = np.array(args, dtype=np.int64)
-        return cls(args, table, _address(table), int(table[:, 1].max()))
+        return cls(table, _address(table), int(table[:, 1].max()))
 
 
 class Part(NamedTuple):
@@ -411,7 +338,7 @@ class Part(NamedTuple):
 
     lanes: tuple[int, int, int]
     patches: "Patches"
-    number: np.float32 | np.uint16
+    number: Sample
 
 
 def _patch_args(group: Group, number: int) -> PatchArgs:
@@ -451,27 +378,30 @@ def _pack(
     at: ConvPlan,
     residual: np.ndarray | None,
     longest: tuple[int, int],
-    rounded: torch.dtype | None,
+    parts: int,
 ) -> PackedConv:
-    """``longest``: inputs and outputs of the longest row."""
-    tiled = tiled_weight(conv.weight)
-    tensors = tuple(
-        tensor.detach().float().contiguous()
-        for tensor in (
-            packed_panels(tiled.combined), packed_panels(tiled.taps), conv.bias, norm.weight,
-            norm.bias,
-        )
-    )  # fmt: skip
-    arrays = [tile_table(at, conv.dilation), np.ascontiguousarray(at.taps, dtype=np.int32)]
-    if residual is not None:
-        arrays.append(np.ascontiguousarray(residual, dtype=np.int32))
-    linear = None
-    if rounded is not None:
-        weight = conv.weight.detach().transpose(1, 2).flatten(1)  # [C, C, k] -> [C, k·C]
-        linear = packed_linear(weight.to(rounded), conv.bias.detach().float())
-    combined, taps_weight, bias, norm_weight, norm_bias = (t.data_ptr() for t in tensors)
+    """``longest``: inputs and outputs of the longest row; ``parts`` of rounded operands, or 0."""
+    weight, other = _packed_weights(conv.weight.detach().float(), parts)
+    # A product reads as many numbers of the bias as its columns are rounded up to.
+    bias = torch.nn.functional.pad(conv.bias.detach().float(), (0, whole_tiles(1)))
+    norm_weight, norm_bias = (t.detach().float().contiguous() for t in (norm.weight, norm.bias))
+    tensors = (weight, bias, norm_weight, norm_bias, *([] if other is None else [other]))
+    tiles = tile_table(at, conv.dilation)
+    arrays = [tiles] if residual is None else [tiles, np.ascontiguousarray(residual, np.int32)]
     args = ConvArgs(
-        _address(arrays[0]), len(arrays[0]), combined, taps_weight, bias, norm_weight, norm_bias,
-        NOTHING if residual is None else _address(arrays[2]), *longest,
+        _address(tiles), len(tiles),
+        weight.data_ptr(), NOTHING if other is None else other.data_ptr(),
+        bias.data_ptr(), norm_weight.data_ptr(), norm_bias.data_ptr(),
+        NOTHING if residual is None else _address(arrays[1]), *longest,
     )  # fmt: skip
-    return PackedConv(tensors, tuple(arrays), linear, _address(arrays[1]), args)
+    return PackedConv(tensors, tuple(arrays), args)
+
+
+def _packed_weights(weight: Tensor, parts: int) -> tuple[Tensor, Tensor | None]:
+    """``weight`` and ``other_weight`` of ``ConvArgs``."""
+    if parts == 0:
+        tiled = tiled_weight(weight)
+        return packed_panels(tiled.combined), packed_panels(tiled.taps)
+    taps = weight.permute(2, 1, 0)  # [k, C in, C out]
+    rest = taps - taps.bfloat16().float()
+    return packed_pairs(taps), packed_pairs(rest) if parts > 1 else None

@@ -3,23 +3,21 @@
 """What surrounds a convolution's product on a CPU, in one pass over each lane's positions.
 
 A *lane* is a row's positions without any padding, one after the other in a packed buffer. After
-the product, ``finish_lane`` adds the lane's own patch, normalises, rectifies and adds the residual
-while the lane is still in the first cache. ``enter`` begins with embeddings, ``branch`` copies
-lanes. In float32 ``tile_kernels.py`` does the products too; in bfloat16 PyTorch's library does
-them: ``gather`` lays out the first one's taps, ``finish`` those of each next one.
+the product (``tile_kernels.py``), ``add_patch`` adds the lane's own patch and ``normalise``
+normalises, rectifies and adds the residual while the lane is still in the first cache. ``enter``
+begins with embeddings, ``branch`` copies lanes.
 
-Names that end in ``_`` are addresses (``Tensor.data_ptr()``; 0: not there). ``operand`` and
-``weight`` are samples of how numbers are stored that a product and a task's patch read:
-``np.float32`` or, for bfloat16, ``np.uint16``. States between blocks and norms are float32 in any
-case, as is all arithmetic here: what is rounded for a product is not rounded for what lies beyond
-it. ``width`` tells C channels (``width_of``); ``K`` taps, ``H`` bottleneck.
-Every lane is computed by itself in a fixed order: its neighbours change no bit of it. The compiled
-code is kept on disk beside this file, or in the user's cache.
+Names that end in ``_`` are addresses (``Tensor.data_ptr()``; 0: not there). ``weight`` is a sample
+of how the numbers of a task's patch are stored: ``np.float32`` or, for bfloat16, ``np.uint16``.
+States and norms are float32 in any case, as is all arithmetic here. ``width`` tells C channels
+(``width_of``); ``K`` taps, ``H`` bottleneck.
+Every lane is computed by itself in a fixed order: its neighbours change no bit of it.
 """
 
 import numpy as np
 from numba import njit
 
+from model.kernels.compiled import compiled
 from model.kernels.patch_modes import PARALLEL_SKIP, SERIAL
 from model.kernels.simd import (
     HAS_WIDE_REGISTERS,
@@ -32,7 +30,6 @@ from model.kernels.simd import (
     float_pointer,
     fma,
     int_pointer,
-    load,
     load_first,
     mul,
     number,
@@ -46,6 +43,7 @@ from model.kernels.simd import (
     total,
 )
 from model.spec import CLS
+from model.tiles import OUTPUTS
 
 AT_ONCE = 4
 """Positions of a lane that are in the registers together."""
@@ -68,13 +66,13 @@ def channels_of(width):
     return len(width[0]) * LANES + len(width[1])
 
 
-def scratch_numbers(channels: int, bottleneck: int) -> int:
-    """Size of ``finish``'s float32 scratch."""
+def patch_numbers(channels: int, bottleneck: int) -> int:
+    """Size of ``add_patch``'s float32 scratch."""
     padded = -(-channels // LANES) - (-bottleneck // LANES)
     return AT_ONCE * LANES * padded
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def enter(
     tokens_, longest, offsets_, inputs, embedding_, x_, base_, start, stop, slots_, cls_,
     width, weight,
@@ -103,7 +101,7 @@ def enter(
                     copy_first(x, to + c, embedding, token * C + c, C - c)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def branch(old_, old_base_, new_, new_base_, select_, lanes, width):
     """New lane i is a copy of old lane ``select[i]``."""
     C = channels_of(width)
@@ -118,36 +116,28 @@ def branch(old_, old_base_, new_, new_base_, select_, lanes, width):
             copy_first(new, to + at, old, source + at, size - at)
 
 
-@njit(nogil=True, cache=True)
-def gather(x_, base_, out_, out_base_, lanes, taps_, longest, longest_out, width, K, operand):
-    """Taps [positions out, K·C] of each lane; ``taps`` int32 [N, K] are the longest lane's."""
-    x, out = float_pointer(x_), pointer_like(out_, operand)
-    base, out_base, taps = int_pointer(base_), int_pointer(out_base_), int_pointer(taps_)
-    for lane in range(lanes):
-        at, to = np.int64(base[lane]), np.int64(out_base[lane])
-        missing = longest - (np.int64(base[lane + 1]) - at)
-        wanted = np.int64(out_base[lane + 1]) - to
-        _lay_out(x, at, missing, out, to, wanted, taps, longest_out - wanted, width, K)
+@njit
+def tap_at(tiles, i, missing, at, nothing, C):
+    """Where an input of a ``tile_table`` begins; the row of zeros if the lane does not have it."""
+    entry = np.int64(tiles[i]) - missing
+    return (at + entry - 1) * C if entry >= 1 else nothing
 
 
 @njit
-def _lay_out(x, at, missing, out, to, wanted, taps, skipped, width, K):
-    """The taps of a lane's wanted positions side by side; zeros where there are none.
-
-    The lane lacks the longest lane's first ``missing`` inputs and first ``skipped`` outputs.
-    """
+def take_inputs(x, at, missing, tiles, tile_count, skipped, nothing, s, centre, width, K):
+    """Copy the ``centre`` tap of each of a lane's outputs to s [outputs, C]."""
     C = channels_of(width)
-    nothing = splat(ZERO)
-    for position in range(wanted):
-        for tap in range(K):
-            entry = np.int64(taps[(skipped + position) * K + tap]) - missing
-            where = ((to + position) * K + tap) * C
-            source = (at + entry - 1) * C
-            for c in range(0, C, LANES):
-                if entry < 1:
-                    store_first(out, where + c, nothing, C - c)
-                else:
-                    store_first(out, where + c, load_first(x, source + c, C - c), C - c)
+    outputs = OUTPUTS if K == 3 else 1
+    for tile in range(tile_count):
+        row = tile * (2 * outputs + K - 1)
+        if tiles[row + outputs - 1] <= skipped:
+            break
+        for i in range(outputs):
+            to = (np.int64(tiles[row + i]) - skipped - 1) * C
+            if to >= 0:
+                source = tap_at(tiles, row + outputs + i + centre, missing, at, nothing, C)
+                for c in range(0, C, LANES):
+                    copy_first(s, to + c, x, source + c, C - c)
 
 
 @njit
@@ -222,17 +212,6 @@ def _widen(hidden, tall, up, at, H, width, n, a0, a1, a2, a3):
 
 
 @njit
-def _scale(rows, mean, width, eps):
-    """One over the standard deviation of a row of C numbers."""
-    C = channels_of(width)
-    squares = splat(ZERO)
-    for c in range(0, C, LANES):
-        d = first(sub(load(rows, c), mean), C - c)
-        squares = fma(d, d, squares)
-    return splat(ONE / np.sqrt(total(squares) / np.float32(C) + eps))
-
-
-@njit
 def lane_patch(slots, lane, stop, stacked, at):
     """Which of the stacked patches are a lane's own and the next lane's; the same if it is last."""
     patch = np.int64(slots[lane]) * stacked + at
@@ -241,23 +220,19 @@ def lane_patch(slots, lane, stop, stacked, at):
 
 
 @njit
-def finish_lane(
-    y, begin, count, s, s_begin, s_step, x, entry, residual_, shift, out, to, scratch_,
-    mode, H, patch, next_patch, down, down_bias, up, up_bias, norm_weight, norm_bias, norm,
-    width, eps,
+def add_patch(
+    y, pitch, s, count, scratch_, mode, H, patch, next_patch, down, down_bias, up, up_bias, width
 ):  # fmt: skip
-    """relu(LN(patched y)) (+ residual) of a lane's positions; all places count numbers.
+    """``y += patch(s)`` of a lane's positions [count, C]; ``patch(y)`` if the mode is serial.
 
-    Position p reads ``y`` at ``begin + p·C``, the convolution's input at ``s_begin + p·s_step``,
-    the residual at ``entry + residual[shift + p]·C`` of ``x``, and is written at ``to + p·C``.
+    Rows of y lie ``pitch`` numbers apart, those of s C.
     """
     C = channels_of(width)
-    residual = int_pointer(residual_)
     wide, tall = (C + LANES - 1) // LANES * LANES, (H + LANES - 1) // LANES * LANES
     row0, row1 = float_pointer(scratch_), float_pointer(scratch_ + 4 * wide)
     row2, row3 = float_pointer(scratch_ + 8 * wide), float_pointer(scratch_ + 12 * wide)
     hidden = float_pointer(scratch_ + 16 * wide)
-    size, zero = np.float32(C), splat(ZERO)
+    zero = splat(ZERO)
     share = H * C * AT_ONCE // max(count, AT_ONCE) + LANES
     for p in range(0, count, AT_ONCE):
         if next_patch != patch:
@@ -266,22 +241,20 @@ def finish_lane(
                 _expect(down_bias, down_bias, next_patch * H, H, 0, H)
                 _expect(up_bias, up_bias, next_patch * C, C, 0, C)
         p1, p2, p3 = min(p + 1, count - 1), min(p + 2, count - 1), min(p + 3, count - 1)
-        r0, r1, r2, r3 = begin + p * C, begin + p1 * C, begin + p2 * C, begin + p3 * C
-        s0, s1 = s_begin + p * s_step, s_begin + p1 * s_step
-        s2, s3 = s_begin + p2 * s_step, s_begin + p3 * s_step
-        if mode != 0:  # what the patch reads, as float32: to widen one number takes long
-            for c in range(0, C, LANES):
-                n = C - c
-                if mode > SERIAL:
-                    a0, a1 = load_first(s, s0 + c, n), load_first(s, s1 + c, n)
-                    a2, a3 = load_first(s, s2 + c, n), load_first(s, s3 + c, n)
-                else:
-                    a0, a1 = load_first(y, r0 + c, n), load_first(y, r1 + c, n)
-                    a2, a3 = load_first(y, r2 + c, n), load_first(y, r3 + c, n)
-                store(row0, c, a0)
-                store(row1, c, a1)
-                store(row2, c, a2)
-                store(row3, c, a3)
+        r0, r1, r2, r3 = p * pitch, p1 * pitch, p2 * pitch, p3 * pitch
+        s0, s1, s2, s3 = p * C, p1 * C, p2 * C, p3 * C
+        for c in range(0, C, LANES):  # ends of rows that are no multiple of sixteen become zeros
+            n = C - c
+            if mode > SERIAL:
+                a0, a1 = load_first(s, s0 + c, n), load_first(s, s1 + c, n)
+                a2, a3 = load_first(s, s2 + c, n), load_first(s, s3 + c, n)
+            else:
+                a0, a1 = load_first(y, r0 + c, n), load_first(y, r1 + c, n)
+                a2, a3 = load_first(y, r2 + c, n), load_first(y, r3 + c, n)
+            store(row0, c, a0)
+            store(row1, c, a1)
+            store(row2, c, a2)
+            store(row3, c, a3)
         for h in range(0, H, STEP):
             w = load_first(down_bias, patch * H + h, H - h)
             if HAS_WIDE_REGISTERS and H - h > LANES:
@@ -300,48 +273,78 @@ def finish_lane(
             store(hidden, tall + h, gelu(add(a1, w)))
             store(hidden, 2 * tall + h, gelu(add(a2, w)))
             store(hidden, 3 * tall + h, gelu(add(a3, w)))
-        m0 = m1 = m2 = m3 = b0 = b1 = b2 = b3 = zero
+        b0 = b1 = b2 = b3 = zero
         for c in range(0, C, STEP):
             n, k = C - c, C - c - LANES
-            a0, a1 = load_first(y, r0 + c, n), load_first(y, r1 + c, n)
-            a2, a3 = load_first(y, r2 + c, n), load_first(y, r3 + c, n)
+            w, at = load_first(up_bias, patch * C + c, n), patch * H * C + c
+            a0, a1 = add(load_first(y, r0 + c, n), w), add(load_first(y, r1 + c, n), w)
+            a2, a3 = add(load_first(y, r2 + c, n), w), add(load_first(y, r3 + c, n), w)
             if HAS_WIDE_REGISTERS:
-                b0, b1 = load_first(y, r0 + c + LANES, k), load_first(y, r1 + c + LANES, k)
-                b2, b3 = load_first(y, r2 + c + LANES, k), load_first(y, r3 + c + LANES, k)
-            if mode != 0:
-                w, at = load_first(up_bias, patch * C + c, n), patch * H * C + c
-                a0, a1, a2, a3 = add(a0, w), add(a1, w), add(a2, w), add(a3, w)
-                if HAS_WIDE_REGISTERS:
-                    z = load_first(up_bias, patch * C + c + LANES, k)
-                    b0, b1, b2, b3 = add(b0, z), add(b1, z), add(b2, z), add(b3, z)
-                    a0, a1, a2, a3, b0, b1, b2, b3 = _multiply_pair(
-                        hidden, tall, H, up, at, C, n, a0, a1, a2, a3, b0, b1, b2, b3
-                    )
-                else:
-                    a0, a1, a2, a3 = _widen(hidden, tall, up, at, H, width, n, a0, a1, a2, a3)
+                z, b = load_first(up_bias, patch * C + c + LANES, k), c + LANES
+                b0, b1 = add(load_first(y, r0 + b, k), z), add(load_first(y, r1 + b, k), z)
+                b2, b3 = add(load_first(y, r2 + b, k), z), add(load_first(y, r3 + b, k), z)
+                a0, a1, a2, a3, b0, b1, b2, b3 = _multiply_pair(
+                    hidden, tall, H, up, at, C, n, a0, a1, a2, a3, b0, b1, b2, b3
+                )
+            else:
+                a0, a1, a2, a3 = _widen(hidden, tall, up, at, H, width, n, a0, a1, a2, a3)
             if mode == PARALLEL_SKIP:
                 a0, a1 = add(a0, load_first(s, s0 + c, n)), add(a1, load_first(s, s1 + c, n))
                 a2, a3 = add(a2, load_first(s, s2 + c, n)), add(a3, load_first(s, s3 + c, n))
                 if HAS_WIDE_REGISTERS:
-                    at = c + LANES
-                    b0, b1 = add(b0, load_first(s, s0 + at, k)), add(b1, load_first(s, s1 + at, k))
-                    b2, b3 = add(b2, load_first(s, s2 + at, k)), add(b3, load_first(s, s3 + at, k))
-            m0, m1 = add(m0, add(a0, b0)), add(m1, add(a1, b1))
-            m2, m3 = add(m2, add(a2, b2)), add(m3, add(a3, b3))
-            store(row0, c, a0)
-            store(row1, c, a1)
-            store(row2, c, a2)
-            store(row3, c, a3)
+                    b = c + LANES
+                    b0, b1 = add(b0, load_first(s, s0 + b, k)), add(b1, load_first(s, s1 + b, k))
+                    b2, b3 = add(b2, load_first(s, s2 + b, k)), add(b3, load_first(s, s3 + b, k))
+            store_first(y, r0 + c, a0, n)
+            store_first(y, r1 + c, a1, n)
+            store_first(y, r2 + c, a2, n)
+            store_first(y, r3 + c, a3, n)
             if HAS_WIDE_REGISTERS:
-                store_first(row0, c + LANES, b0, k)
-                store_first(row1, c + LANES, b1, k)
-                store_first(row2, c + LANES, b2, k)
-                store_first(row3, c + LANES, b3, k)
-        m0, m1 = splat(total(m0) / size), splat(total(m1) / size)
-        m2, m3 = splat(total(m2) / size), splat(total(m3) / size)
-        v0, v1 = _scale(row0, m0, width, eps), _scale(row1, m1, width, eps)
-        v2, v3 = _scale(row2, m2, width, eps), _scale(row3, m3, width, eps)
+                store_first(y, r0 + c + LANES, b0, k)
+                store_first(y, r1 + c + LANES, b1, k)
+                store_first(y, r2 + c + LANES, b2, k)
+                store_first(y, r3 + c + LANES, b3, k)
+
+
+@njit
+def _mean(rows, at, width):
+    C = channels_of(width)
+    sums = splat(ZERO)
+    for c in range(0, C, LANES):
+        sums = add(sums, load_first(rows, at + c, C - c))
+    return splat(total(sums) / np.float32(C))
+
+
+@njit
+def _scale(rows, at, mean, width, eps):
+    """One over the standard deviation of a row of C numbers."""
+    C = channels_of(width)
+    squares = splat(ZERO)
+    for c in range(0, C, LANES):
+        d = first(sub(load_first(rows, at + c, C - c), mean), C - c)
+        squares = fma(d, d, squares)
+    return splat(ONE / np.sqrt(total(squares) / np.float32(C) + eps))
+
+
+@njit
+def normalise(
+    y, pitch, count, x, entry, residual_, shift, out, to, norm_weight, norm_bias, norm, width, eps
+):  # fmt: skip
+    """relu(LN(y)) (+ residual) of a lane's positions [count, C], rows of y ``pitch`` apart.
+
+    Position p's residual is at ``entry + residual[shift + p]·C`` of ``x``, its output at
+    ``to + p·C``.
+    """
+    C = channels_of(width)
+    residual = int_pointer(residual_)
+    for p in range(0, count, AT_ONCE):
+        p1, p2, p3 = min(p + 1, count - 1), min(p + 2, count - 1), min(p + 3, count - 1)
+        r0, r1, r2, r3 = p * pitch, p1 * pitch, p2 * pitch, p3 * pitch
         o0, o1, o2, o3 = to + p * C, to + p1 * C, to + p2 * C, to + p3 * C
+        m0, m1 = _mean(y, r0, width), _mean(y, r1, width)
+        m2, m3 = _mean(y, r2, width), _mean(y, r3, width)
+        v0, v1 = _scale(y, r0, m0, width, eps), _scale(y, r1, m1, width, eps)
+        v2, v3 = _scale(y, r2, m2, width, eps), _scale(y, r3, m3, width, eps)
         e0 = e1 = e2 = e3 = np.int64(0)
         if residual_ != 0:
             e0, e1 = entry + residual[shift + p] * C, entry + residual[shift + p1] * C
@@ -349,10 +352,10 @@ def finish_lane(
         for c in range(0, C, LANES):
             n = C - c
             w, z = load_first(norm_weight, norm + c, n), load_first(norm_bias, norm + c, n)
-            a0 = rectify(fma(mul(sub(load(row0, c), m0), v0), w, z))
-            a1 = rectify(fma(mul(sub(load(row1, c), m1), v1), w, z))
-            a2 = rectify(fma(mul(sub(load(row2, c), m2), v2), w, z))
-            a3 = rectify(fma(mul(sub(load(row3, c), m3), v3), w, z))
+            a0 = rectify(fma(mul(sub(load_first(y, r0 + c, n), m0), v0), w, z))
+            a1 = rectify(fma(mul(sub(load_first(y, r1 + c, n), m1), v1), w, z))
+            a2 = rectify(fma(mul(sub(load_first(y, r2 + c, n), m2), v2), w, z))
+            a3 = rectify(fma(mul(sub(load_first(y, r3 + c, n), m3), v3), w, z))
             if residual_ != 0:
                 a0, a1 = add(a0, load_first(x, e0 + c, n)), add(a1, load_first(x, e1 + c, n))
                 a2, a3 = add(a2, load_first(x, e2 + c, n)), add(a3, load_first(x, e3 + c, n))
@@ -360,51 +363,3 @@ def finish_lane(
             store_first(out, o1 + c, a1, n)
             store_first(out, o2 + c, a2, n)
             store_first(out, o3 + c, a3, n)
-
-
-@njit(nogil=True, cache=True)
-def finish(
-    y_, gathered_, x_, x_base_, out_, base_, next_base_, scratch_,
-    start, stop, slots_,
-    mode, H, stacked, at, down_, down_bias_, up_, up_bias_, norms, norm_at, own_weight_, own_bias_,
-    norm_weight_, norm_bias_, residual_, longest_in, longest, taps_, longest_next,
-    width, K, centre, eps, operand, weight,
-):  # fmt: skip
-    """``finish_lane`` of each lane after a rounded product, and the taps of the next one.
-
-    ``next_base`` 0: lay out nothing; ``residual`` 0: this is a block's first convolution, whose
-    output only the taps need: ``out`` is then one lane's scratch. ``mode`` to ``own_bias`` are a
-    group's patches, ``norm_weight`` to ``longest_next`` the convolution. The next taps take the
-    place of the lanes' own, since they are no more.
-    """
-    C = channels_of(width)
-    y, gathered = pointer_like(y_, operand), pointer_like(gathered_, operand)
-    x, out = float_pointer(x_), float_pointer(out_)
-    x_base, base, next_base = int_pointer(x_base_), int_pointer(base_), int_pointer(next_base_)
-    slots, taps = int_pointer(slots_), int_pointer(taps_)
-    down, down_bias = pointer_like(down_, weight), pointer_like(down_bias_, weight)
-    up, up_bias = pointer_like(up_, weight), pointer_like(up_bias_, weight)
-    has_own = own_weight_ != 0
-    norm_weight = float_pointer(own_weight_ if has_own else norm_weight_)
-    norm_bias = float_pointer(own_bias_ if has_own else norm_bias_)
-    for lane in range(start, stop):
-        patch = next_patch = norm = np.int64(0)
-        if mode != 0:
-            patch, next_patch = lane_patch(slots, lane - start, stop - start, stacked, at)
-        if has_own:
-            norm = (np.int64(slots[lane - start]) * norms + norm_at) * C
-        begin = np.int64(base[lane])
-        count = np.int64(base[lane + 1]) - begin
-        to = begin if residual_ != 0 else np.int64(0)
-        entry = np.int64(x_base[lane + 1]) - longest_in
-        finish_lane(
-            y, begin * C, count, gathered, (begin * K + centre) * C, K * C,
-            x, entry * C, residual_, longest - count, out, to * C, scratch_,
-            mode, H, patch, next_patch, down, down_bias, up, up_bias,
-            norm_weight, norm_bias, norm, width, eps,
-        )  # fmt: skip
-        if next_base_ != 0:
-            where = np.int64(next_base[lane])
-            wanted = np.int64(next_base[lane + 1]) - where
-            missing, skipped = longest - count, longest_next - wanted
-            _lay_out(out, to, missing, gathered, where, wanted, taps, skipped, width, K)

@@ -10,6 +10,7 @@ whatever stands beside it.
 import numpy as np
 from numba import njit
 
+from model.kernels.compiled import compiled
 from model.kernels.packed_kernels import (
     AT_ONCE,
     ONE,
@@ -62,7 +63,7 @@ def _tall(count: int) -> int:
     return -(-count // LANES) * LANES
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def read_items(
     tokens_, starts_, history_, embedding_, users_, scratch_, longest,
     start, stop, slots_, queries, H, query_, down_, down_bias_, up_, up_bias_,

@@ -17,18 +17,31 @@ from numba.extending import intrinsic, register_model
 LANES = 16
 
 
-def _has_wide_registers() -> bool:
-    """True if sixteen numbers fit a register of the processor that numba compiles for."""
+def has_features(*names: str) -> bool:
+    """True if the processor that numba compiles for has all of LLVM's features."""
     chosen = config.CPU_FEATURES
     if chosen is None:
-        return bool(get_host_cpu_features().get("avx512f"))
-    return "+avx512f" in chosen.split(",")
+        found = get_host_cpu_features()
+        return all(bool(found.get(name)) for name in names)
+    return all(f"+{name}" in chosen.split(",") for name in names)
 
 
-HAS_WIDE_REGISTERS = _has_wide_registers()
+HAS_WIDE_REGISTERS = has_features("avx512f")
+"""Sixteen numbers fit a register."""
+
+_ROUNDS = has_features("avx512bf16")
+
+
+class _BFloat(ir.Type):  # type: ignore[misc]  # llvmlite is untyped
+    """LLVM's own bfloat16, which llvmlite does not name."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
 
 _F32, _I16, _I32 = ir.FloatType(), ir.IntType(16), ir.IntType(32)
 _VECTOR, _BITS, _HALF = (ir.VectorType(element, LANES) for element in (_F32, _I32, _I16))
+_ROUNDED = ir.VectorType(_BFloat(), LANES)
 
 _REORDERABLE = ("contract", "reassoc", "nsz", "arcp")
 """What float arithmetic may assume; never that numbers are finite."""
@@ -74,7 +87,9 @@ def _pointer_to(kind: Any) -> Any:
     return pointer
 
 
-float_pointer, int_pointer, long_pointer = map(_pointer_to, (floats, ints, longs))
+float_pointer, half_pointer, int_pointer, long_pointer = map(
+    _pointer_to, (floats, halves, ints, longs)
+)
 
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
@@ -82,6 +97,16 @@ def pointer_like(context: Any, address: Any, sample: Any) -> Any:
     """An address as that of float32 if ``sample`` is one, of bfloat16 if it is a uint16."""
     kind = halves if sample == types.uint16 else floats
     return kind(types.int64, sample), _address_as(kind)
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
+def is_half(context: Any, sample: Any) -> Any:
+    """True, known to the compiler, if ``sample`` stands for bfloat16."""
+
+    def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return ir.Constant(ir.IntType(1), sample == types.uint16)
+
+    return types.boolean(sample), build
 
 
 def _address_as(kind: Any) -> Any:
@@ -159,6 +184,21 @@ def store_first(context: Any, pointer: Any, index: Any, value: Any, count: Any) 
         return target.get_dummy_value()
 
     return types.void(pointer, types.int64, vec, types.int64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
+def store_pairs(context: Any, address: Any, offset: Any, low: Any, high: Any) -> Any:
+    """Write sixteen pairs of bfloat16, one of each vector side by side, ``offset`` bytes on."""
+
+    def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place, (a, b) = builder.add(args[0], args[1]), (builder.bitcast(v, _BITS) for v in args[2:])
+        sixteen = ir.Constant(_BITS, [16] * LANES)
+        upper = builder.and_(b, ir.Constant(_BITS, [0xFFFF0000] * LANES))
+        pairs = builder.or_(builder.lshr(a, sixteen), upper)
+        builder.store(pairs, builder.inttoptr(place, _BITS.as_pointer()), align=4)
+        return target.get_dummy_value()
+
+    return types.void(types.int64, types.int64, vec, vec), build
 
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
@@ -332,6 +372,8 @@ def _narrowed(builder: Any, value: Any, kind: Any) -> Any:
     """To the nearest, ties to even; what is not a number stays so unless its payload overflows."""
     if kind != halves:
         return value
+    if _ROUNDS:
+        return builder.bitcast(builder.fptrunc(value, _ROUNDED), _HALF)
     bits, one = builder.bitcast(value, _BITS), ir.Constant(_BITS, [1] * LANES)
     sixteen, below_half = (ir.Constant(_BITS, [n] * LANES) for n in (16, 0x7FFF))
     odd = builder.and_(builder.lshr(bits, sixteen), one)

@@ -1,16 +1,11 @@
 # mypy: ignore-errors
 # What follows is numba's to type: names hold vectors and typed addresses.
-"""Residual blocks in float32 on a CPU, lane by lane: products, patches and norms in one call.
+"""Convolutions in float32 on a CPU, with all that follows each of them up to the next.
 
 Positions that share inputs are computed four at a time from six products (``model/tiles.py``),
-others from those of their taps that lie within the history, where that takes no more products. A
-few lanes go through a block together, so that what one step leaves is
-still in the caches for the next and weights are read once for all of them. Names, types and the
-order of a lane's arithmetic as in ``packed_kernels.py``: no lane's bits depend on its neighbours.
+others from those of their taps that lie within the history, where that takes no more products.
+Names and types as in ``packed_kernels.py``.
 """
-
-from itertools import accumulate
-from typing import NamedTuple, Self
 
 import numpy as np
 from numba import njit
@@ -20,10 +15,12 @@ from model import tiles
 from model.kernels.packed_kernels import (
     AT_ONCE,
     ZERO,
+    add_patch,
     channels_of,
-    finish_lane,
     lane_patch,
-    scratch_numbers,
+    normalise,
+    take_inputs,
+    tap_at,
 )
 from model.kernels.patch_modes import SERIAL
 from model.kernels.simd import (
@@ -41,7 +38,6 @@ from model.kernels.simd import (
     number,
     pointer_like,
     splat,
-    store,
     store_first,
     sub,
 )
@@ -54,41 +50,6 @@ B, B2, B3 = (np.float32(tiles.B**n) for n in (1, 2, 3))
 SQUARES = np.float32(tiles.A**2 + tiles.B**2)
 OUTPUTS, PRODUCTS = tiles.OUTPUTS, tiles.PRODUCTS
 FEWEST_SHARED = PRODUCTS // 3 + 1  # outputs of a tile that has more than six taps
-
-CONV_ARGS, PATCH_ARGS = 10, 12
-"""Numbers int64 that a convolution's and a patch's arguments take."""
-
-GANG_POSITIONS = 256
-"""About so many positions go through a block together, at least those of a lane."""
-
-
-class Scratch(NamedTuple):
-    """Where in ``run_blocks``'s float32 scratch what lies; ``size`` is that of all."""
-
-    nothing: int
-    combined: int
-    combined_products: int
-    taps: int
-    taps_products: int
-    counts: int
-    outputs: int
-    inputs: int
-    middle: int
-    size: int
-    gang: int
-
-    @classmethod
-    def of(cls, longest: int, channels: int, kernel_size: int, bottleneck: int) -> Self:
-        """For lanes of up to ``longest`` positions."""
-        gang = max(longest, GANG_POSITIONS)
-        shared = PRODUCTS * (gang // FEWEST_SHARED) * channels
-        sizes = (
-            scratch_numbers(channels, bottleneck), channels, shared, shared,
-            gang * kernel_size * (kernel_size + 1) // 2 * channels, gang * kernel_size * channels,
-            2 * (kernel_size + 1), longest * channels, longest * channels, gang * channels,
-        )  # fmt: skip
-        padded = [-(-size // LANES) * LANES for size in sizes]
-        return cls(*accumulate(padded), gang)
 
 
 def packed_panels(weight: Tensor, panel: int = PANEL) -> Tensor:
@@ -170,13 +131,6 @@ _multiply = multiply_wide if HAS_WIDE_REGISTERS else multiply_narrow
 
 
 @njit
-def _row(tiles, i, missing, at, nothing, C):
-    """Where an input of a tile begins; the row of zeros if the lane does not have it."""
-    entry = np.int64(tiles[i]) - missing
-    return (at + entry - 1) * C if entry >= 1 else nothing
-
-
-@njit
 def _taps_within(tiles, i, missing, K):
     """How many of an output's taps are left without the oldest that the lane does not have."""
     for k in range(K):
@@ -254,12 +208,12 @@ def _lay_tiles(
         inputs = row + outputs
         if outputs > 1 and _is_shared(tiles, row, skipped, missing):
             _combine(
-                x, _row(tiles, inputs, missing, at, nothing, C),
-                _row(tiles, inputs + 1, missing, at, nothing, C),
-                _row(tiles, inputs + 2, missing, at, nothing, C),
-                _row(tiles, inputs + 3, missing, at, nothing, C),
-                _row(tiles, inputs + 4, missing, at, nothing, C),
-                _row(tiles, inputs + 5, missing, at, nothing, C),
+                x, tap_at(tiles, inputs, missing, at, nothing, C),
+                tap_at(tiles, inputs + 1, missing, at, nothing, C),
+                tap_at(tiles, inputs + 2, missing, at, nothing, C),
+                tap_at(tiles, inputs + 3, missing, at, nothing, C),
+                tap_at(tiles, inputs + 4, missing, at, nothing, C),
+                tap_at(tiles, inputs + 5, missing, at, nothing, C),
                 combined, counts[0] * C, step, width,
             )  # fmt: skip
             counts[0] += 1
@@ -269,7 +223,7 @@ def _lay_tiles(
                 n = _taps_within(tiles, inputs + i, missing, K)
                 to = (gang * (n * (n - 1) // 2) + counts[n] * n) * C
                 for k in range(K - n, K):
-                    source = _row(tiles, inputs + i + k, missing, at, nothing, C)
+                    source = tap_at(tiles, inputs + i + k, missing, at, nothing, C)
                     for c in range(0, C, LANES):
                         copy_first(taps, to + c, x, source + c, C - c)
                     to += C
@@ -278,11 +232,9 @@ def _lay_tiles(
 
 @njit
 def _take_outputs(
-    x, at, missing, tiles, tile_count, skipped, nothing, combined, step, taps, counts, gang,
-    bias, y, s, centre, width, K,
+    missing, tiles, tile_count, skipped, combined, step, taps, counts, gang, bias, y, width, K
 ):  # fmt: skip
-    """A lane's outputs from their products, in the order of ``_lay_tiles``; and, where ``centre``
-    is not negative, its inputs beside them."""
+    """A lane's outputs from their products, in the order of ``_lay_tiles``."""
     C = channels_of(width)
     outputs = OUTPUTS if K == 3 else 1
     for tile in range(tile_count):
@@ -290,13 +242,6 @@ def _take_outputs(
         if tiles[row + outputs - 1] <= skipped:
             break
         inputs = row + outputs
-        if centre >= 0:
-            for i in range(outputs):
-                to = (np.int64(tiles[row + i]) - skipped - 1) * C
-                if to >= 0:
-                    source = _row(tiles, inputs + i + centre, missing, at, nothing, C)
-                    for c in range(0, C, LANES):
-                        copy_first(s, to + c, x, source + c, C - c)
         if outputs > 1 and _is_shared(tiles, row, skipped, missing):
             p0 = (np.int64(tiles[row]) - skipped - 1) * C
             p1 = (np.int64(tiles[row + 1]) - skipped - 1) * C
@@ -319,7 +264,7 @@ def _take_outputs(
 
 
 @njit
-def _convolve(
+def convolve(
     source_, source_base, source_origin, target, target_base, target_origin, first, last, start,
     stop, x, x_base, longest_x, slots, patch_args, args, scratch_, places,
     width, K, centre, eps, weight,
@@ -342,7 +287,7 @@ def _convolve(
     nothing = (scratch_ - source_) // 4 + places[0]
     combined, combined_products = scratch_ + 4 * places[1], scratch_ + 4 * places[2]
     taps, taps_products = scratch_ + 4 * places[3], scratch_ + 4 * places[4]
-    counts, gang = long_pointer(scratch_ + 4 * places[5]), places[10]
+    counts, gang = long_pointer(scratch_ + 4 * places[5]), places[11]
     y, s = float_pointer(scratch_ + 4 * places[6]), float_pointer(scratch_ + 4 * places[7])
     step = (places[2] - places[1]) // PRODUCTS
     for n in range(K + 1):
@@ -375,68 +320,27 @@ def _convolve(
         count = np.int64(target_base[lane + 1]) - np.int64(target_base[lane])
         skipped = longest - count
         _take_outputs(
-            source, at, missing, tiles, tile_count, skipped, nothing,
-            float_pointer(combined_products), step, float_pointer(taps_products), counts, gang,
-            bias, y, s, centre if mode > SERIAL else np.int64(-1), width, K,
+            missing, tiles, tile_count, skipped, float_pointer(combined_products), step,
+            float_pointer(taps_products), counts, gang, bias, y, width, K,
         )  # fmt: skip
-        patch = next_patch = norm = np.int64(0)
+        if mode > SERIAL:
+            take_inputs(
+                source, at, missing, tiles, tile_count, skipped, nothing, s, centre, width, K
+            )
         if mode != 0:
             patch, next_patch = lane_patch(
                 slots, lane - start, stop - start, patch_args[2], patch_args[3]
             )
+            add_patch(
+                y, C, s, count, scratch_, mode, H, patch, next_patch, down, down_bias, up, up_bias,
+                width,
+            )  # fmt: skip
+        norm = np.int64(0)
         if has_own:
             norm = (np.int64(slots[lane - start]) * patch_args[8] + patch_args[9]) * C
         entry = (np.int64(x_base[lane + 1]) - longest_x) * C
         to = (np.int64(target_base[lane]) - target_origin) * C
-        finish_lane(
-            y, np.int64(0), count, s, np.int64(0), C, x, entry, residual_, skipped, target, to,
-            scratch_, mode, H, patch, next_patch, down, down_bias, up, up_bias,
-            norm_weight, norm_bias, norm, width, eps,
+        normalise(
+            y, C, count, x, entry, residual_, skipped, target, to, norm_weight, norm_bias, norm,
+            width, eps,
         )  # fmt: skip
-
-
-@njit(nogil=True, cache=True)
-def run_blocks(
-    x_, other_, base_, lanes, begin, end, start, stop, slots_, patches_, convs_, scratch_, places_,
-    width, K, centre, eps, weight,
-):  # fmt: skip
-    """Blocks [begin, end) of lanes [start, stop), whose patches lie in one slab.
-
-    ``x`` and ``other`` take turns, block by block. ``patches`` int64 [convs, 12] and ``convs``
-    int64 [convs, 10] tell of each convolution what ``PatchArgs`` and ``ConvArgs`` say; ``places``
-    is a ``Scratch``.
-    """
-    places = long_pointer(places_)
-    slots, step, gang = int_pointer(slots_), (lanes + 1) * 4, places[10]
-    middle_ = scratch_ + 4 * places[8]
-    nothing, zero = float_pointer(scratch_ + 4 * places[0]), splat(ZERO)
-    for c in range(0, channels_of(width), LANES):
-        store(nothing, c, zero)
-    for block in range(begin, end):
-        x, other = float_pointer(x_), float_pointer(other_)
-        x_base = int_pointer(base_ + 2 * block * step)
-        middle_base = int_pointer(base_ + (2 * block + 1) * step)
-        other_base = int_pointer(base_ + (2 * block + 2) * step)
-        first_args = long_pointer(convs_ + 16 * block * CONV_ARGS)
-        second_args = long_pointer(convs_ + (16 * block + 8) * CONV_ARGS)
-        first_patch = long_pointer(patches_ + 16 * block * PATCH_ARGS)
-        second_patch = long_pointer(patches_ + (16 * block + 8) * PATCH_ARGS)
-        longest_x = first_args[8]
-        first = start
-        while first < stop:
-            last = first + 1
-            origin = np.int64(middle_base[first])
-            while last < stop and np.int64(middle_base[last + 1]) - origin <= gang:
-                last += 1
-            _convolve(
-                x_, x_base, np.int64(0), float_pointer(middle_), middle_base, origin, first, last,
-                start, stop, x, x_base, longest_x, slots, first_patch,
-                first_args, scratch_, places, width, K, centre, eps, weight,
-            )  # fmt: skip
-            _convolve(
-                middle_, middle_base, origin, other, other_base, np.int64(0), first, last, start,
-                stop, x, x_base, longest_x, slots, second_patch,
-                second_args, scratch_, places, width, K, centre, eps, weight,
-            )  # fmt: skip
-            first = last
-        x_, other_ = other_, x_

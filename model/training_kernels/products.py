@@ -14,6 +14,8 @@ from torch.nn import functional
 HAS_ONEDNN = bool(torch.backends.mkldnn.is_available()) and hasattr(  # type: ignore[no-untyped-call]  # torch's
     torch.ops.mkldnn, "_linear_pointwise"
 )
+HAS_BFLOAT16 = HAS_ONEDNN and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+"""The processor has instructions that oneDNN multiplies bfloat16 with."""
 
 CHUNK_BYTES = 2 << 20
 """Of logits: 10,000 items and 3.2k rows take 118 ms, against 170 in chunks of 20 MB."""
@@ -26,10 +28,13 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Both may be transposed views; all are of one dtype.
     """
-    if HAS_ONEDNN and x.device.type == "cpu":
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return out
-    return functional.linear(x, weight, bias)
+    if not HAS_ONEDNN or x.device.type != "cpu":
+        return functional.linear(x, weight, bias)
+    if x.dtype == torch.bfloat16 and not HAS_BFLOAT16:
+        wide = None if bias is None else bias.float()
+        return product(x.float(), weight.float(), wide).bfloat16()
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return out
 
 
 def biased_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
