@@ -29,7 +29,7 @@ def has_features(*names: str) -> bool:
 HAS_WIDE_REGISTERS = has_features("avx512f")
 """Sixteen numbers fit a register."""
 
-_ROUNDS = has_features("avx512bf16")
+_ROUNDS, _MASKS_HALVES = has_features("avx512bf16"), has_features("avx512bw", "avx512vl")
 
 
 class _BFloat(ir.Type):  # type: ignore[misc]  # llvmlite is untyped
@@ -156,6 +156,8 @@ def load_first(context: Any, pointer: Any, index: Any, count: Any) -> Any:
     """The first ``count`` numbers from ``index`` on, then zeros; what is beyond is not read."""
 
     def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if pointer == halves and not _MASKS_HALVES:
+            return _widened(builder, _load_halves(builder, *args))
         at, mask = _vector_at(builder, args[0], args[1], pointer), _first(builder, args[2])
         return _widened(builder, _masked_load(builder, at, mask, pointer))
 
@@ -316,7 +318,8 @@ def _constant(value: float) -> Any:
 def _broadcast(builder: Any, value: Any, kind: Any) -> Any:
     nothing, lane = ir.Constant(kind, ir.Undefined), ir.Constant(_I32, 0)
     single = builder.insert_element(nothing, value, lane)
-    return builder.shuffle_vector(single, nothing, ir.Constant(_BITS, [0] * LANES))
+    lanes = ir.VectorType(_I32, kind.count)
+    return builder.shuffle_vector(single, nothing, ir.Constant(lanes, [0] * kind.count))
 
 
 def _first(builder: Any, count: Any) -> Any:
@@ -343,6 +346,45 @@ def _masked_load(builder: Any, at: Any, mask: Any, kind: Any) -> Any:
     function = cgutils.get_or_insert_function(builder.module, form, name)
     alignment, zeros = ir.Constant(_I32, _alignment(kind)), ir.Constant(wide, [0] * LANES)
     return builder.call(function, [at, alignment, mask, zeros])
+
+
+def _load_halves(builder: Any, pointer: Any, index: Any, count: Any) -> Any:
+    """``_masked_load`` of bfloat16 where LLVM would ask for each number by itself."""
+    is_whole = builder.icmp_signed(">=", count, ir.Constant(count.type, LANES))
+    with builder.if_else(is_whole) as (whole, part):
+        with whole:
+            at = _vector_at(builder, pointer, index, halves)
+            all_of_it, after_whole = builder.load(at, align=_alignment(halves)), builder.block
+        with part:
+            some_of_it, after_part = _load_pairs(builder, pointer, index, count), builder.block
+    found = builder.phi(_HALF)
+    found.add_incoming(all_of_it, after_whole)
+    found.add_incoming(some_of_it, after_part)
+    return found
+
+
+def _load_pairs(builder: Any, pointer: Any, index: Any, count: Any) -> Any:
+    """Fewer than sixteen, in pairs and, if their number is odd, a last one."""
+    eight, one = ir.VectorType(_I32, LANES // 2), ir.Constant(count.type, 1)
+    first = builder.gep(pointer, [index])
+    whole = builder.trunc(builder.ashr(count, one), _I32)
+    mask = builder.icmp_signed(
+        "<", ir.Constant(eight, list(range(LANES // 2))), _broadcast(builder, whole, eight)
+    )
+    at = builder.bitcast(first, eight.as_pointer())
+    form = ir.FunctionType(eight, [at.type, _I32, mask.type, eight])
+    load = cgutils.get_or_insert_function(builder.module, form, "llvm.masked.load.v8i32.p0")
+    nothing = ir.Constant(eight, [0] * (LANES // 2))
+    pairs = builder.bitcast(builder.call(load, [at, ir.Constant(_I32, 2), mask, nothing]), _HALF)
+    is_some = builder.icmp_signed(">", count, ir.Constant(count.type, 0))
+    is_odd = builder.and_(builder.trunc(count, ir.IntType(1)), is_some)
+    last = builder.sub(count, one)
+    zero = cgutils.global_constant(builder, "zero", ir.Constant(_I16, 0))
+    single = builder.load(builder.select(is_odd, builder.gep(first, [last]), zero))
+    place = builder.select(is_odd, builder.trunc(last, _I32), ir.Constant(_I32, -1))
+    lanes = ir.Constant(_BITS, list(range(LANES)))
+    is_last = builder.icmp_signed("==", lanes, _broadcast(builder, place, _BITS))
+    return builder.select(is_last, _broadcast(builder, single, _HALF), pairs)
 
 
 def _masked_store(builder: Any, value: Any, at: Any, mask: Any, kind: Any) -> None:
