@@ -40,6 +40,7 @@ class Scratch(NamedTuple):
     inputs: int
     middle: int
     kept: int
+    packed: int
     size: int
     gang: int
 
@@ -50,10 +51,10 @@ class Scratch(NamedTuple):
         shared = PRODUCTS * (gang // FEWEST_SHARED) * channels
         pitch = whole_tiles(channels)  # two bfloat16 parts of an operand take a float32's room
         sizes = (
-            max(patch_numbers(channels, bottleneck), rounded_patch_numbers(channels, bottleneck)),
-            channels, shared, shared, gang * kernel_size * (kernel_size + 1) // 2 * pitch,
+            patch_numbers(channels, bottleneck), channels, shared, shared,
+            gang * kernel_size * (kernel_size + 1) // 2 * pitch,
             (gang * kernel_size + ROWS) * pitch, 2 * (kernel_size + 1), longest * channels,
-            longest * channels, gang * channels, LANES,
+            longest * channels, gang * channels, LANES, rounded_patch_numbers(channels, bottleneck),
         )  # fmt: skip
         padded = [-(-size // LANES) * LANES for size in sizes]
         return cls(*accumulate(padded), gang)
@@ -72,7 +73,7 @@ def run_blocks(
     by nothing else, the compiler leaves out what is not called.
     """
     places = long_pointer(places_)
-    slots, step, gang = int_pointer(slots_), (lanes + 1) * 4, places[11]
+    slots, step, gang = int_pointer(slots_), (lanes + 1) * 4, places[12]
     middle_, kept_ = scratch_ + 4 * places[8], scratch_ + 4 * places[9]
     nothing, zero = float_pointer(scratch_ + 4 * places[0]), splat(ZERO)
     for c in range(0, channels_of(width), LANES):

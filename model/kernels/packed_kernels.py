@@ -3,8 +3,8 @@
 """What surrounds a convolution's product on a CPU, in one pass over each lane's positions.
 
 A *lane* is a row's positions without any padding, one after the other in a packed buffer. After
-the product (``tile_kernels.py``), ``add_patch`` adds the lane's own patch and ``normalise``
-normalises, rectifies and adds the residual while the lane is still in the first cache. ``enter``
+the product (``tile_kernels.py``), ``finish_lane`` adds the lane's own patch, normalises,
+rectifies and adds the residual while the lane is still in the first cache. ``enter``
 begins with embeddings, ``branch`` copies lanes.
 
 Names that end in ``_`` are addresses (``Tensor.data_ptr()``; 0: not there). ``weight`` is a sample
@@ -30,6 +30,7 @@ from model.kernels.simd import (
     float_pointer,
     fma,
     int_pointer,
+    load,
     load_first,
     mul,
     number,
@@ -67,7 +68,7 @@ def channels_of(width):
 
 
 def patch_numbers(channels: int, bottleneck: int) -> int:
-    """Size of ``add_patch``'s float32 scratch."""
+    """Size of ``finish_lane``'s float32 scratch."""
     padded = -(-channels // LANES) - (-bottleneck // LANES)
     return AT_ONCE * LANES * padded
 
@@ -220,19 +221,33 @@ def lane_patch(slots, lane, stop, stacked, at):
 
 
 @njit
-def add_patch(
-    y, pitch, s, count, scratch_, mode, H, patch, next_patch, down, down_bias, up, up_bias, width
-):  # fmt: skip
-    """``y += patch(s)`` of a lane's positions [count, C]; ``patch(y)`` if the mode is serial.
+def _scale(rows, mean, width, eps):
+    """One over the standard deviation of a row of C numbers."""
+    C = channels_of(width)
+    squares = splat(ZERO)
+    for c in range(0, C, LANES):
+        d = first(sub(load(rows, c), mean), C - c)
+        squares = fma(d, d, squares)
+    return splat(ONE / np.sqrt(total(squares) / np.float32(C) + eps))
 
-    Rows of y lie ``pitch`` numbers apart, those of s C.
+
+@njit
+def finish_lane(
+    y, pitch, count, s, x, entry, residual_, shift, out, to, scratch_, mode, H, patch, next_patch,
+    down, down_bias, up, up_bias, norm_weight, norm_bias, norm, width, eps,
+):  # fmt: skip
+    """relu(LN(patched y)) (+ residual) of a lane's positions; unpatched if the mode is 0.
+
+    Position p reads ``y`` at ``p·pitch``, the convolution's input at ``p·C`` of ``s``, the residual
+    at ``entry + residual[shift + p]·C`` of ``x``, and is written at ``to + p·C``.
     """
     C = channels_of(width)
+    residual = int_pointer(residual_)
     wide, tall = (C + LANES - 1) // LANES * LANES, (H + LANES - 1) // LANES * LANES
     row0, row1 = float_pointer(scratch_), float_pointer(scratch_ + 4 * wide)
     row2, row3 = float_pointer(scratch_ + 8 * wide), float_pointer(scratch_ + 12 * wide)
     hidden = float_pointer(scratch_ + 16 * wide)
-    zero = splat(ZERO)
+    size, zero = np.float32(C), splat(ZERO)
     share = H * C * AT_ONCE // max(count, AT_ONCE) + LANES
     for p in range(0, count, AT_ONCE):
         if next_patch != patch:
@@ -243,18 +258,19 @@ def add_patch(
         p1, p2, p3 = min(p + 1, count - 1), min(p + 2, count - 1), min(p + 3, count - 1)
         r0, r1, r2, r3 = p * pitch, p1 * pitch, p2 * pitch, p3 * pitch
         s0, s1, s2, s3 = p * C, p1 * C, p2 * C, p3 * C
-        for c in range(0, C, LANES):  # ends of rows that are no multiple of sixteen become zeros
-            n = C - c
-            if mode > SERIAL:
-                a0, a1 = load_first(s, s0 + c, n), load_first(s, s1 + c, n)
-                a2, a3 = load_first(s, s2 + c, n), load_first(s, s3 + c, n)
-            else:
-                a0, a1 = load_first(y, r0 + c, n), load_first(y, r1 + c, n)
-                a2, a3 = load_first(y, r2 + c, n), load_first(y, r3 + c, n)
-            store(row0, c, a0)
-            store(row1, c, a1)
-            store(row2, c, a2)
-            store(row3, c, a3)
+        if mode != 0:  # what the patch reads, as float32: to widen one number takes long
+            for c in range(0, C, LANES):
+                n = C - c
+                if mode > SERIAL:
+                    a0, a1 = load_first(s, s0 + c, n), load_first(s, s1 + c, n)
+                    a2, a3 = load_first(s, s2 + c, n), load_first(s, s3 + c, n)
+                else:
+                    a0, a1 = load_first(y, r0 + c, n), load_first(y, r1 + c, n)
+                    a2, a3 = load_first(y, r2 + c, n), load_first(y, r3 + c, n)
+                store(row0, c, a0)
+                store(row1, c, a1)
+                store(row2, c, a2)
+                store(row3, c, a3)
         for h in range(0, H, STEP):
             w = load_first(down_bias, patch * H + h, H - h)
             if HAS_WIDE_REGISTERS and H - h > LANES:
@@ -273,78 +289,48 @@ def add_patch(
             store(hidden, tall + h, gelu(add(a1, w)))
             store(hidden, 2 * tall + h, gelu(add(a2, w)))
             store(hidden, 3 * tall + h, gelu(add(a3, w)))
-        b0 = b1 = b2 = b3 = zero
+        m0 = m1 = m2 = m3 = b0 = b1 = b2 = b3 = zero
         for c in range(0, C, STEP):
             n, k = C - c, C - c - LANES
-            w, at = load_first(up_bias, patch * C + c, n), patch * H * C + c
-            a0, a1 = add(load_first(y, r0 + c, n), w), add(load_first(y, r1 + c, n), w)
-            a2, a3 = add(load_first(y, r2 + c, n), w), add(load_first(y, r3 + c, n), w)
+            a0, a1 = load_first(y, r0 + c, n), load_first(y, r1 + c, n)
+            a2, a3 = load_first(y, r2 + c, n), load_first(y, r3 + c, n)
             if HAS_WIDE_REGISTERS:
-                z, b = load_first(up_bias, patch * C + c + LANES, k), c + LANES
-                b0, b1 = add(load_first(y, r0 + b, k), z), add(load_first(y, r1 + b, k), z)
-                b2, b3 = add(load_first(y, r2 + b, k), z), add(load_first(y, r3 + b, k), z)
-                a0, a1, a2, a3, b0, b1, b2, b3 = _multiply_pair(
-                    hidden, tall, H, up, at, C, n, a0, a1, a2, a3, b0, b1, b2, b3
-                )
-            else:
-                a0, a1, a2, a3 = _widen(hidden, tall, up, at, H, width, n, a0, a1, a2, a3)
+                b0, b1 = load_first(y, r0 + c + LANES, k), load_first(y, r1 + c + LANES, k)
+                b2, b3 = load_first(y, r2 + c + LANES, k), load_first(y, r3 + c + LANES, k)
+            if mode != 0:
+                w, at = load_first(up_bias, patch * C + c, n), patch * H * C + c
+                a0, a1, a2, a3 = add(a0, w), add(a1, w), add(a2, w), add(a3, w)
+                if HAS_WIDE_REGISTERS:
+                    z = load_first(up_bias, patch * C + c + LANES, k)
+                    b0, b1, b2, b3 = add(b0, z), add(b1, z), add(b2, z), add(b3, z)
+                    a0, a1, a2, a3, b0, b1, b2, b3 = _multiply_pair(
+                        hidden, tall, H, up, at, C, n, a0, a1, a2, a3, b0, b1, b2, b3
+                    )
+                else:
+                    a0, a1, a2, a3 = _widen(hidden, tall, up, at, H, width, n, a0, a1, a2, a3)
             if mode == PARALLEL_SKIP:
                 a0, a1 = add(a0, load_first(s, s0 + c, n)), add(a1, load_first(s, s1 + c, n))
                 a2, a3 = add(a2, load_first(s, s2 + c, n)), add(a3, load_first(s, s3 + c, n))
                 if HAS_WIDE_REGISTERS:
-                    b = c + LANES
-                    b0, b1 = add(b0, load_first(s, s0 + b, k)), add(b1, load_first(s, s1 + b, k))
-                    b2, b3 = add(b2, load_first(s, s2 + b, k)), add(b3, load_first(s, s3 + b, k))
-            store_first(y, r0 + c, a0, n)
-            store_first(y, r1 + c, a1, n)
-            store_first(y, r2 + c, a2, n)
-            store_first(y, r3 + c, a3, n)
+                    at = c + LANES
+                    b0, b1 = add(b0, load_first(s, s0 + at, k)), add(b1, load_first(s, s1 + at, k))
+                    b2, b3 = add(b2, load_first(s, s2 + at, k)), add(b3, load_first(s, s3 + at, k))
+            m0, m1 = add(m0, add(a0, b0)), add(m1, add(a1, b1))
+            m2, m3 = add(m2, add(a2, b2)), add(m3, add(a3, b3))
+            store(row0, c, a0)
+            store(row1, c, a1)
+            store(row2, c, a2)
+            store(row3, c, a3)
             if HAS_WIDE_REGISTERS:
-                store_first(y, r0 + c + LANES, b0, k)
-                store_first(y, r1 + c + LANES, b1, k)
-                store_first(y, r2 + c + LANES, b2, k)
-                store_first(y, r3 + c + LANES, b3, k)
-
-
-@njit
-def _mean(rows, at, width):
-    C = channels_of(width)
-    sums = splat(ZERO)
-    for c in range(0, C, LANES):
-        sums = add(sums, load_first(rows, at + c, C - c))
-    return splat(total(sums) / np.float32(C))
-
-
-@njit
-def _scale(rows, at, mean, width, eps):
-    """One over the standard deviation of a row of C numbers."""
-    C = channels_of(width)
-    squares = splat(ZERO)
-    for c in range(0, C, LANES):
-        d = first(sub(load_first(rows, at + c, C - c), mean), C - c)
-        squares = fma(d, d, squares)
-    return splat(ONE / np.sqrt(total(squares) / np.float32(C) + eps))
-
-
-@njit
-def normalise(
-    y, pitch, count, x, entry, residual_, shift, out, to, norm_weight, norm_bias, norm, width, eps
-):  # fmt: skip
-    """relu(LN(y)) (+ residual) of a lane's positions [count, C], rows of y ``pitch`` apart.
-
-    Position p's residual is at ``entry + residual[shift + p]·C`` of ``x``, its output at
-    ``to + p·C``.
-    """
-    C = channels_of(width)
-    residual = int_pointer(residual_)
-    for p in range(0, count, AT_ONCE):
-        p1, p2, p3 = min(p + 1, count - 1), min(p + 2, count - 1), min(p + 3, count - 1)
-        r0, r1, r2, r3 = p * pitch, p1 * pitch, p2 * pitch, p3 * pitch
+                store_first(row0, c + LANES, b0, k)
+                store_first(row1, c + LANES, b1, k)
+                store_first(row2, c + LANES, b2, k)
+                store_first(row3, c + LANES, b3, k)
+        m0, m1 = splat(total(m0) / size), splat(total(m1) / size)
+        m2, m3 = splat(total(m2) / size), splat(total(m3) / size)
+        v0, v1 = _scale(row0, m0, width, eps), _scale(row1, m1, width, eps)
+        v2, v3 = _scale(row2, m2, width, eps), _scale(row3, m3, width, eps)
         o0, o1, o2, o3 = to + p * C, to + p1 * C, to + p2 * C, to + p3 * C
-        m0, m1 = _mean(y, r0, width), _mean(y, r1, width)
-        m2, m3 = _mean(y, r2, width), _mean(y, r3, width)
-        v0, v1 = _scale(y, r0, m0, width, eps), _scale(y, r1, m1, width, eps)
-        v2, v3 = _scale(y, r2, m2, width, eps), _scale(y, r3, m3, width, eps)
         e0 = e1 = e2 = e3 = np.int64(0)
         if residual_ != 0:
             e0, e1 = entry + residual[shift + p] * C, entry + residual[shift + p1] * C
@@ -352,10 +338,10 @@ def normalise(
         for c in range(0, C, LANES):
             n = C - c
             w, z = load_first(norm_weight, norm + c, n), load_first(norm_bias, norm + c, n)
-            a0 = rectify(fma(mul(sub(load_first(y, r0 + c, n), m0), v0), w, z))
-            a1 = rectify(fma(mul(sub(load_first(y, r1 + c, n), m1), v1), w, z))
-            a2 = rectify(fma(mul(sub(load_first(y, r2 + c, n), m2), v2), w, z))
-            a3 = rectify(fma(mul(sub(load_first(y, r3 + c, n), m3), v3), w, z))
+            a0 = rectify(fma(mul(sub(load(row0, c), m0), v0), w, z))
+            a1 = rectify(fma(mul(sub(load(row1, c), m1), v1), w, z))
+            a2 = rectify(fma(mul(sub(load(row2, c), m2), v2), w, z))
+            a3 = rectify(fma(mul(sub(load(row3, c), m3), v3), w, z))
             if residual_ != 0:
                 a0, a1 = add(a0, load_first(x, e0 + c, n)), add(a1, load_first(x, e1 + c, n))
                 a2, a3 = add(a2, load_first(x, e2 + c, n)), add(a3, load_first(x, e3 + c, n))

@@ -25,11 +25,10 @@ from model.kernels.matrix_units import (
 )
 from model.kernels.packed_kernels import (
     ZERO,
-    add_patch,
     channels_of,
+    finish_lane,
     gelu,
     lane_patch,
-    normalise,
     take_inputs,
     tap_at,
 )
@@ -203,16 +202,16 @@ def _pack(weight, at, rows, columns, out_, depth):
 
 
 def rounded_patch_numbers(channels: int, bottleneck: int) -> int:
-    """Size of a rounded patch's scratch, in float32."""
+    """Room that a rounded patch takes, in float32."""
     wide, tall = whole_tiles(channels), whole_tiles(bottleneck)
     return wide * tall + tall + POSITIONS * (wide // 2 + tall // 2 + tall) + ROWS * wide
 
 
 @njit
-def _patch_places(scratch_, H, width):
+def _patch_places(packed_, H, width):
     """Where a lane's packed weights, its bias and the numbers of POSITIONS rows lie."""
     wide, tall = _padded(width), (H + BLOCK - 1) // BLOCK * BLOCK
-    up_ = scratch_ + 2 * wide * tall
+    up_ = packed_ + 2 * wide * tall
     bias_ = up_ + 2 * wide * tall
     operands_ = bias_ + 4 * tall
     hidden_ = operands_ + 2 * POSITIONS * wide
@@ -221,22 +220,22 @@ def _patch_places(scratch_, H, width):
 
 
 @njit
-def _pack_patch(scratch_, H, patch, down, down_bias, up, width):
+def _pack_patch(packed_, H, patch, down, down_bias, up, width):
     """A lane's patch as products read it."""
     C = channels_of(width)
-    tall, up_, bias_, _, _, _, _ = _patch_places(scratch_, H, width)
+    tall, up_, bias_, _, _, _, _ = _patch_places(packed_, H, width)
     bias = float_pointer(bias_)
     for h in range(0, tall, LANES):
         store(bias, h, load_first(down_bias, patch * H + h, H - h))
-    _pack(down, patch * C * H, C, H, scratch_, _padded(width) // DEPTH)
+    _pack(down, patch * C * H, C, H, packed_, _padded(width) // DEPTH)
     _pack(up, patch * C * H, H, C, up_, tall // DEPTH)
 
 
 @njit
-def _add_packed_patch(y_, s, s_row, rows, scratch_, mode, H, patch, up_bias, width):
-    """``add_patch`` of up to POSITIONS rows, by what ``_pack_patch`` left."""
+def _add_packed_patch(y_, s, s_row, rows, packed_, mode, H, patch, up_bias, width):
+    """A patch added to up to POSITIONS rows, by what ``_pack_patch`` left."""
     C, pitch = channels_of(width), _padded(width)
-    tall, up_, bias_, operands_, hidden_, values_, sums_ = _patch_places(scratch_, H, width)
+    tall, up_, bias_, operands_, hidden_, values_, sums_ = _patch_places(packed_, H, width)
     y, operands, hidden = float_pointer(y_), half_pointer(operands_), half_pointer(hidden_)
     values, sums, nothing = float_pointer(values_), float_pointer(sums_), np.int64(0)
     for c in range(0, pitch, LANES):
@@ -251,7 +250,7 @@ def _add_packed_patch(y_, s, s_row, rows, scratch_, mode, H, patch, up_bias, wid
             store(operands, p * pitch + c, value)
             store(y, p * pitch + c, result)
     _multiply(
-        operands_, 2 * pitch, rows, nothing, scratch_, nothing, pitch // DEPTH, tall,
+        operands_, 2 * pitch, rows, nothing, packed_, nothing, pitch // DEPTH, tall,
         bias_, nothing, values_, 4 * tall,
     )  # fmt: skip
     for at in range(0, rows * tall, LANES):
@@ -279,7 +278,8 @@ def convolve_rounded(
 ):  # fmt: skip
     """A convolution of lanes [first, last) with all that follows it up to the next.
 
-    As ``convolve`` in ``tile_kernels.py``."""
+    As ``convolve`` in ``tile_kernels.py``.
+    """
     C, pitch = channels_of(width), _padded(width)
     source = float_pointer(source_)
     tiles, tile_count, residual_ = int_pointer(args[0]), args[1], args[7]
@@ -292,7 +292,7 @@ def convolve_rounded(
     norm_bias = float_pointer(patch_args[11] if has_own else args[6])
     nothing = (scratch_ - source_) // 4 + places[0]
     taps_, products_ = scratch_ + 4 * places[3], scratch_ + 4 * places[4]
-    s = float_pointer(scratch_ + 4 * places[7])
+    s, packed_ = float_pointer(scratch_ + 4 * places[7]), scratch_ + 4 * places[10]
     step, parts, rest = 2 * K * pitch, np.int64(1), np.int64(0)
     if args[3] != 0:
         parts, rest = np.int64(2), step
@@ -328,22 +328,25 @@ def convolve_rounded(
                 slots, lane - start, stop - start, patch_args[2], patch_args[3]
             )
             if is_half(weight):
-                _pack_patch(scratch_, H, patch, down, down_bias, up, width)
-            else:
-                add_patch(
-                    float_pointer(y_), pitch, s, count, scratch_, mode, H, patch, next_patch, down,
-                    down_bias, up, up_bias, width,
-                )  # fmt: skip
+                _pack_patch(packed_, H, patch, down, down_bias, up, width)
         if has_own:
             norm = (np.int64(slots[lane - start]) * patch_args[8] + patch_args[9]) * C
         entry = (np.int64(x_base[lane + 1]) - longest_x) * C
         to = (np.int64(target_base[lane]) - target_origin) * C
+        if mode != 0 and not is_half(weight):
+            finish_lane(
+                float_pointer(y_), pitch, count, s, x, entry, residual_, skipped, target, to,
+                scratch_, mode, H, patch, next_patch, down, down_bias, up, up_bias, norm_weight,
+                norm_bias, norm, width, eps,
+            )  # fmt: skip
+            continue
         for p in range(0, count, POSITIONS):
             some = min(POSITIONS, count - p)
-            if mode != 0 and is_half(weight):
-                _add_packed_patch(y_, s, p, some, scratch_, mode, H, patch, up_bias, width)
-            normalise(
-                float_pointer(y_), pitch, some, x, entry, residual_, skipped + p, target, to,
-                norm_weight, norm_bias, norm, width, eps,
+            if mode != 0:
+                _add_packed_patch(y_, s, p, some, packed_, mode, H, patch, up_bias, width)
+            finish_lane(
+                float_pointer(y_), pitch, some, s, x, entry, residual_, skipped + p, target, to,
+                scratch_, 0, 0, 0, 0, down, down_bias, up, up_bias, norm_weight, norm_bias, norm,
+                width, eps,
             )  # fmt: skip
             y_, to = y_ + 4 * pitch * POSITIONS, to + POSITIONS * C

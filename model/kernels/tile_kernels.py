@@ -15,10 +15,9 @@ from model import tiles
 from model.kernels.packed_kernels import (
     AT_ONCE,
     ZERO,
-    add_patch,
     channels_of,
+    finish_lane,
     lane_patch,
-    normalise,
     take_inputs,
     tap_at,
 )
@@ -287,7 +286,7 @@ def convolve(
     nothing = (scratch_ - source_) // 4 + places[0]
     combined, combined_products = scratch_ + 4 * places[1], scratch_ + 4 * places[2]
     taps, taps_products = scratch_ + 4 * places[3], scratch_ + 4 * places[4]
-    counts, gang = long_pointer(scratch_ + 4 * places[5]), places[11]
+    counts, gang = long_pointer(scratch_ + 4 * places[5]), places[12]
     y, s = float_pointer(scratch_ + 4 * places[6]), float_pointer(scratch_ + 4 * places[7])
     step = (places[2] - places[1]) // PRODUCTS
     for n in range(K + 1):
@@ -327,20 +326,16 @@ def convolve(
             take_inputs(
                 source, at, missing, tiles, tile_count, skipped, nothing, s, centre, width, K
             )
+        patch = next_patch = norm = np.int64(0)
         if mode != 0:
             patch, next_patch = lane_patch(
                 slots, lane - start, stop - start, patch_args[2], patch_args[3]
             )
-            add_patch(
-                y, C, s, count, scratch_, mode, H, patch, next_patch, down, down_bias, up, up_bias,
-                width,
-            )  # fmt: skip
-        norm = np.int64(0)
         if has_own:
             norm = (np.int64(slots[lane - start]) * patch_args[8] + patch_args[9]) * C
         entry = (np.int64(x_base[lane + 1]) - longest_x) * C
         to = (np.int64(target_base[lane]) - target_origin) * C
-        normalise(
-            y, C, count, x, entry, residual_, skipped, target, to, norm_weight, norm_bias, norm,
-            width, eps,
+        finish_lane(
+            y, C, count, s, x, entry, residual_, skipped, target, to, scratch_, mode, H, patch,
+            next_patch, down, down_bias, up, up_bias, norm_weight, norm_bias, norm, width, eps,
         )  # fmt: skip

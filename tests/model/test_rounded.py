@@ -90,7 +90,7 @@ def _refs(tasks: list[RandomTask], channels: int, dtype: torch.dtype) -> list[Sl
 @pytest.mark.parametrize(
     "spec",
     [
-        BackboneSpec(60, 32, (1, 4, 1), max_len=20),
+        BackboneSpec(60, 32, (1, 4, 1), max_len=50),
         BackboneSpec(60, 17, (2, 1), max_len=20, is_causal=False),
         BackboneSpec(60, 48, (1, 4), 5, max_len=20),
     ],
@@ -111,7 +111,8 @@ def test_every_kind_of_patch_stays_close_to_the_reference(
     ]
     head = HeadSpec("value", 1)
     tasks = [random_task(backbone, geometry, head, 3) for geometry in geometries for _ in range(3)]
-    histories = [random_history(spec, length, length) for length in (3, 12, 20)] * len(geometries)
+    lengths = (3, 12, spec.max_len)
+    histories = [random_history(spec, length, length) for length in lengths] * len(geometries)
     found = _forward(backbone, monkeypatch).user_vectors(
         histories, _refs(tasks, spec.channels, dtype)
     )
