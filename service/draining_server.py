@@ -24,7 +24,7 @@ ACCEPTED_AT_ONCE = 16
 
 ACCEPT_PAUSE_S = 1.0
 
-LAST_REQUESTS_S = 0.5
+LAST_REQUESTS_S = 1.0
 """Connections just accepted get so long to send the request that they were opened for."""
 
 POLL_S = 0.01

@@ -150,7 +150,8 @@ async def test_a_drain_answers_everything_in_flight_and_ends_with_status_zero(fr
     await clients.answered(MANY)
     children = fragile.children()
     fragile.terminate()
-    eventually(lambda: readiness(fragile) == (503, ["draining"]))
+    # in a thread: clients that hold connections and can't ask would be closed
+    await asyncio.to_thread(eventually, lambda: readiness(fragile) == (503, ["draining"]))
     code = await asyncio.to_thread(fragile.wait)
     clients.stop()
     await running
