@@ -21,7 +21,8 @@ from tests.patches.reference_registry import Change, ReferenceRegistry
 from tests.service.random_bundles import Workshop
 
 SEED = int(os.environ.get("REPLICAS_SEED", "1"))
-WITHIN_S = float(os.environ.get("CONVERGENCE_WITHIN_S", "2"))
+WITHIN_S = float(os.environ.get("CONVERGENCE_WITHIN_S", "10"))
+"""With a machine of one's own, 2 s hold; a shared one may be held up for longer than that."""
 
 REPLICAS = 2
 STEADY = TaskId("steady")

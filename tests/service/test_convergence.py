@@ -32,7 +32,8 @@ from tests.service.replicas import DeviceThread, Replica, Served
 from tests.waiting import soon
 
 EXAMPLES = int(os.environ.get("CONVERGENCE_EXAMPLES", "5"))
-WITHIN_S = float(os.environ.get("CONVERGENCE_WITHIN_S", "2"))
+WITHIN_S = float(os.environ.get("CONVERGENCE_WITHIN_S", "10"))
+"""With a machine of one's own, 2 s hold; a shared one may be held up for longer than that."""
 
 TASKS = [TaskId("one"), TaskId("two"), TaskId("three")]
 SEEDS = range(6)
