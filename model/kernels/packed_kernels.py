@@ -150,20 +150,20 @@ def gelu(x):
 
 @njit
 def narrow(s, s0, s1, s2, s3, down, patch, H, width, h):
-    """Columns h.. of ``s D`` for four positions; two sums each, so that additions overlap."""
+    """Columns h.. of ``s D`` for four positions."""
     C = channels_of(width)
     zero = splat(ZERO)
     a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zero
     d, n = patch * C * H + h, H - h
-    for c in range(0, C - 1, 2):
+    paired = C // 2 * 2 if HAS_WIDE_REGISTERS else 0  # two sums each, so that additions overlap
+    for c in range(0, paired, 2):
         w = load_first(down, d + c * H, n)
         a0, a1 = fma(splat(number(s, s0 + c)), w, a0), fma(splat(number(s, s1 + c)), w, a1)
         a2, a3 = fma(splat(number(s, s2 + c)), w, a2), fma(splat(number(s, s3 + c)), w, a3)
         w = load_first(down, d + c * H + H, n)
         b0, b1 = fma(splat(number(s, s0 + c + 1)), w, b0), fma(splat(number(s, s1 + c + 1)), w, b1)
         b2, b3 = fma(splat(number(s, s2 + c + 1)), w, b2), fma(splat(number(s, s3 + c + 1)), w, b3)
-    if C % 2 == 1:
-        c = C - 1
+    for c in range(paired, C):
         w = load_first(down, d + c * H, n)
         a0, a1 = fma(splat(number(s, s0 + c)), w, a0), fma(splat(number(s, s1 + c)), w, a1)
         a2, a3 = fma(splat(number(s, s2 + c)), w, a2), fma(splat(number(s, s3 + c)), w, a3)
@@ -192,7 +192,7 @@ def _multiply_pair(rows, step, count, weight, at, stride, n, a0, a1, a2, a3, b0,
 def _expect(down, up, at, size, begin, share):
     """Have a share of the next lane's patch brought near while this one's is in use.
 
-    All of it at once would wait for the processor's few pending reads.
+    More than a few lines at once would wait for the processor's few pending reads.
     """
     for i in range(begin, min(begin + share, size), LANES):  # a line of float32 at a time
         prefetch(down, at + i)
@@ -248,13 +248,12 @@ def finish_lane(
     row2, row3 = float_pointer(scratch_ + 8 * wide), float_pointer(scratch_ + 12 * wide)
     hidden = float_pointer(scratch_ + 16 * wide)
     size, zero = np.float32(C), splat(ZERO)
-    share = H * C * AT_ONCE // max(count, AT_ONCE) + LANES
+    steps = (C + STEP - 1) // STEP
+    share = H * C // ((count + AT_ONCE - 1) // AT_ONCE * steps) // LANES * LANES + LANES
     for p in range(0, count, AT_ONCE):
-        if next_patch != patch:
-            _expect(down, up, next_patch * H * C, H * C, p // AT_ONCE * share, share)
-            if p == 0:
-                _expect(down_bias, down_bias, next_patch * H, H, 0, H)
-                _expect(up_bias, up_bias, next_patch * C, C, 0, C)
+        if p == 0 and next_patch != patch:
+            _expect(down_bias, down_bias, next_patch * H, H, 0, H)
+            _expect(up_bias, up_bias, next_patch * C, C, 0, C)
         p1, p2, p3 = min(p + 1, count - 1), min(p + 2, count - 1), min(p + 3, count - 1)
         r0, r1, r2, r3 = p * pitch, p1 * pitch, p2 * pitch, p3 * pitch
         s0, s1, s2, s3 = p * C, p1 * C, p2 * C, p3 * C
@@ -292,6 +291,9 @@ def finish_lane(
         m0 = m1 = m2 = m3 = b0 = b1 = b2 = b3 = zero
         for c in range(0, C, STEP):
             n, k = C - c, C - c - LANES
+            if next_patch != patch:
+                begin = (p // AT_ONCE * steps + c // STEP) * share
+                _expect(down, up, next_patch * H * C, H * C, begin, share)
             a0, a1 = load_first(y, r0 + c, n), load_first(y, r1 + c, n)
             a2, a3 = load_first(y, r2 + c, n), load_first(y, r3 + c, n)
             if HAS_WIDE_REGISTERS:
