@@ -249,7 +249,8 @@ def finish_lane(
     hidden = float_pointer(scratch_ + 16 * wide)
     size, zero = np.float32(C), splat(ZERO)
     steps = (C + STEP - 1) // STEP
-    share = H * C // ((count + AT_ONCE - 1) // AT_ONCE * steps) // LANES * LANES + LANES
+    turns = max((count + AT_ONCE - 1) // AT_ONCE, 1) * steps
+    share = H * C // turns // LANES * LANES + LANES
     for p in range(0, count, AT_ONCE):
         if p == 0 and next_patch != patch:
             _expect(down_bias, down_bias, next_patch * H, H, 0, H)
