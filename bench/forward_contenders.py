@@ -11,12 +11,12 @@ from torch.nn import functional
 
 from bench.forward_fixture import ResidentTasks
 from bench.random_fleet import FleetShape
-from model.backbone import ResidualBlock
-from model.cone import plan
-from model.framing import Tokens, frame_histories
-from model.lanes import SlotRef
-from model.patch import PatchWeights
-from model.spec import BackboneSpec
+from peterrec.model.inference.batch_plan import SlotRef
+from peterrec.model.network.backbone import ResidualBlock
+from peterrec.model.network.collate import Tokens, frame_histories
+from peterrec.model.network.patch import PatchWeights
+from peterrec.model.network.receptive_field import plan
+from peterrec.model.spec import BackboneSpec
 
 MEAN_LENGTH, LONGEST = 12, 50
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from bench.random_fleet import FleetShape, make_backbone, make_patch
-from model.backbone import Backbone
-from model.framing import Tokens
-from model.lanes import SlotRef
-from model.mixed import MixedForward, mixed_forward
-from model.slab import Slab
-from model.spec import FIRST_ITEM
+from peterrec.model.inference.batch_plan import SlotRef
+from peterrec.model.inference.forward import MixedForward, mixed_forward
+from peterrec.model.inference.weight_pool import Slab
+from peterrec.model.network.backbone import Backbone
+from peterrec.model.network.collate import Tokens
+from peterrec.model.spec import FIRST_ITEM
 
 
 @dataclass(frozen=True, slots=True)

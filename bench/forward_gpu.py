@@ -32,7 +32,7 @@ from bench.forward_fixture import (
     resident_tasks,
 )
 from bench.random_fleet import FleetShape
-from model.framing import Tokens
+from peterrec.model.network.collate import Tokens
 
 LARGE = 8192
 COPIED_BYTES = 1 << 30

@@ -25,11 +25,16 @@ from bench.growth_plots import Curve, save_plot
 from bench.random_fleet import FleetShape, make_backbone, make_bundles
 from bench.random_ranking import head_of, random_catalog, ranking_bundle
 from bench.report import Report
-from model.backbone_folder import LoadedBackbone
-from model.catalog_ranking import Selection
-from model.spec import FIRST_ITEM
-from patches.verify import BackboneIdentity, BundleLimits, VerifiedBundle, verify_bundle
-from service.slots import EngineRow, LocalBundle, Residency, SlotStore
+from peterrec.model.files.backbone_folder import LoadedBackbone
+from peterrec.model.inference.top_k import Selection
+from peterrec.model.spec import FIRST_ITEM
+from peterrec.patches.bundle.verify import (
+    BackboneIdentity,
+    BundleLimits,
+    VerifiedBundle,
+    verify_bundle,
+)
+from peterrec.service.device.slots import EngineRow, LocalBundle, Residency, SlotStore
 
 ROWS, HISTORY, CHANNELS = 128, 50, 64
 DISTINCT_BUNDLES = 64

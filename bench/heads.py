@@ -19,9 +19,9 @@ from bench.forward_fixture import paired_ratio, paired_seconds
 from bench.random_fleet import FleetShape, make_backbone
 from bench.random_ranking import head_of, random_catalog, ranking_bundle
 from bench.report import Report
-from model.catalog_ranking import CatalogRanking, CatalogWeights, Selection
-from patches.identity import digest_of
-from service.head_reading import read_head
+from peterrec.model.inference.top_k import CatalogRanking, CatalogWeights, Selection
+from peterrec.patches.identity import digest_of
+from peterrec.service.device.head_file import read_head
 
 EXCLUDED = 50
 CANDIDATES = 500

@@ -18,26 +18,26 @@ import torch
 from torch import Tensor
 
 from bench.report import Report
-from model.backbone_folder import LoadedBackbone, load_backbone, save_backbone
-from model.data import (
+from peterrec.model.data.convert.movielens import convert_movielens
+from peterrec.model.data.histories import UserLabels
+from peterrec.model.data.interactions import (
     InteractionSource,
     LabelSource,
     read_histories,
     read_labels,
     read_targets,
 )
-from model.evaluation import TaskModel
-from model.finetuning import FinetunedTask, FinetuneSettings, finetune
-from model.framing import Tokens
-from model.histories import UserLabels
-from model.lanes import SlotRef
-from model.mixed import mixed_forward
-from model.movielens import convert_movielens
-from model.pretraining import PretrainSettings, pretrain
-from model.sample_data import write_sample_data
-from model.slab import Slab
-from model.spec import HeadKind
-from model.tables import TableSource
+from peterrec.model.data.sample_data import write_sample_data
+from peterrec.model.data.tables import TableSource
+from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone, save_backbone
+from peterrec.model.inference.batch_plan import SlotRef
+from peterrec.model.inference.forward import mixed_forward
+from peterrec.model.inference.weight_pool import Slab
+from peterrec.model.network.collate import Tokens
+from peterrec.model.spec import HeadKind
+from peterrec.model.training.evaluation import TaskModel
+from peterrec.model.training.finetune.finetune import FinetunedTask, FinetuneSettings, finetune
+from peterrec.model.training.pretrain.pretrain import PretrainSettings, pretrain
 
 Row = TypeVar("Row")
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model.backbone import Backbone
-from model.backbone_folder import LoadedBackbone, load_backbone, save_backbone
-from model.heads import Head
-from model.patch import PatchWeights
-from model.probes import probe_tensors
-from model.spec import FIRST_ITEM, BackboneSpec, HeadSpec, PatchGeometry
-from patches.bundle import build_bundle
-from patches.manifest import (
+from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone, save_backbone
+from peterrec.model.files.probes import probe_tensors
+from peterrec.model.network.backbone import Backbone
+from peterrec.model.network.heads import Head
+from peterrec.model.network.patch import PatchWeights
+from peterrec.model.spec import FIRST_ITEM, BackboneSpec, HeadSpec, PatchGeometry
+from peterrec.patches.bundle.bundle import build_bundle
+from peterrec.patches.bundle.manifest import (
     Manifest,
     ManifestHead,
     ManifestInput,

@@ -5,14 +5,14 @@ import torch
 from torch import nn
 
 from bench.random_fleet import FleetShape, make_bundles, make_patch
-from model.backbone_folder import LoadedBackbone
-from model.catalog_ranking import CatalogWeights
-from model.heads import Head
-from model.mixed_heads import FLOAT_BYTES
-from model.probes import probe_tensors
-from model.spec import FIRST_ITEM, HeadSpec
-from patches.bundle import Catalog, build_bundle, open_bundle
-from patches.manifest import ManifestHead, ManifestProbes
+from peterrec.model.files.backbone_folder import LoadedBackbone
+from peterrec.model.files.probes import probe_tensors
+from peterrec.model.inference.heads import FLOAT_BYTES
+from peterrec.model.inference.top_k import CatalogWeights
+from peterrec.model.network.heads import Head
+from peterrec.model.spec import FIRST_ITEM, HeadSpec
+from peterrec.patches.bundle.bundle import Catalog, build_bundle, open_bundle
+from peterrec.patches.bundle.manifest import ManifestHead, ManifestProbes
 
 
 def random_catalog(items: int, channels: int) -> CatalogWeights:

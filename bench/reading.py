@@ -17,8 +17,8 @@ import pyarrow.csv as pv
 import pyarrow.parquet as pq
 
 from bench.report import Report
-from model.data import InteractionSource, encode, read_histories
-from model.tables import TableSource, read_parts, text_column
+from peterrec.model.data.interactions import InteractionSource, encode, read_histories
+from peterrec.model.data.tables import TableSource, read_parts, text_column
 
 ROWS_AT_ONCE = 1_000_000
 SCHEMA = pa.schema([("user_id", pa.string()), ("item_id", pa.string()), ("timestamp", pa.int64())])

@@ -17,12 +17,12 @@ import psutil
 from bench.random_fleet import FleetShape, make_backbone, make_bundles
 from bench.report import Report
 from bench.server import serving, serving_process
-from model.backbone_folder import LoadedBackbone
-from patches.embedded import EmbeddedRedis
-from patches.identity import DEFAULT_TENANT, TaskId
-from patches.records import VersionSummary
-from patches.registry import Registry, open_redis
-from patches.verify import BackboneIdentity, BundleLimits, verify_bundle
+from peterrec.model.files.backbone_folder import LoadedBackbone
+from peterrec.patches.bundle.verify import BackboneIdentity, BundleLimits, verify_bundle
+from peterrec.patches.identity import DEFAULT_TENANT, TaskId
+from peterrec.patches.redis.embedded import EmbeddedRedis
+from peterrec.patches.registry.records import VersionSummary
+from peterrec.patches.registry.registry import Registry, open_redis
 
 REPLICAS = 3
 POLL_S = 0.002

@@ -40,7 +40,16 @@ def serving_process(
         **{f"PETERREC_{name.upper()}": str(value) for name, value in settings.items()},
     }
     pinned = ["taskset", "-c", cpus] if cpus else []
-    command = [*pinned, sys.executable, "-m", "service.cli", "serve", "--backbone", str(backbone)]
+    command = [
+        *pinned,
+        sys.executable,
+        "-P",
+        "-m",
+        "peterrec",
+        "serve",
+        "--backbone",
+        str(backbone),
+    ]
     process = subprocess.Popen([*command, "--port", str(port)], env=environment)
     try:
         yield process

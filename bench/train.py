@@ -16,11 +16,11 @@ from bench.plain_network import PlainNextItNet, plain_rate
 from bench.report import Report
 from bench.training_data import random_histories, random_labels
 from bench.training_scale import measure_many_items, measure_many_tasks
-from model.backbone_folder import LoadedBackbone, load_backbone, save_backbone
-from model.finetuning import finetune
-from model.finetuning_settings import FinetuneSettings
-from model.histories import Histories
-from model.pretraining import PretrainSettings, pretrain
+from peterrec.model.data.histories import Histories
+from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone, save_backbone
+from peterrec.model.training.finetune.finetune import finetune
+from peterrec.model.training.finetune.settings import FinetuneSettings
+from peterrec.model.training.pretrain.pretrain import PretrainSettings, pretrain
 
 TOP = (6, 7)
 """The top two of eight blocks."""

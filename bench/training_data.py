@@ -5,7 +5,7 @@ import argparse
 import numpy as np
 
 from bench.plain_network import CLASSES
-from model.histories import Histories, UserLabels
+from peterrec.model.data.histories import Histories, UserLabels
 
 
 def random_histories(options: argparse.Namespace) -> Histories:

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from bench.training_data import random_labels
-from model.backbone_folder import LoadedBackbone
-from model.finetuning import FinetunedTask, finetune
-from model.finetuning_settings import FinetuneSettings
-from model.histories import Histories
-from model.many_tasks import TaskToTrain, finetune_many
-from model.pretraining import PretrainSettings, pretrain
+from peterrec.model.data.histories import Histories
+from peterrec.model.files.backbone_folder import LoadedBackbone
+from peterrec.model.training.finetune.finetune import FinetunedTask, finetune
+from peterrec.model.training.finetune.many_tasks import TaskToTrain, finetune_many
+from peterrec.model.training.finetune.settings import FinetuneSettings
+from peterrec.model.training.pretrain.pretrain import PretrainSettings, pretrain
 
 MILLION = 1_000_000
 WINDOW = 100

@@ -1,1 +1,1 @@
-"""Tensors only: specs, the backbone, patches, heads, the mixed-task forward, data and training."""
+"""What is computed: the network, data, inference, training, parity and the study."""

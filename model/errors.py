@@ -1,7 +1,19 @@
-"""The one error hierarchy: every refusal has a stable code, a category, a message and a hint."""
+"""The one error hierarchy: every refusal has a stable code, a category, a message and a hint.
 
+What can be wrong with the data we are given: one leaf per cause, each naming its place.
+
+What can go wrong with a training run itself.
+
+What can be wrong with recordings and checkpoints of the published code.
+
+What can be wrong with a comparison.
+"""
+
+import math
 from enum import StrEnum
 from typing import ClassVar
+
+from torch import Tensor
 
 
 class Category(StrEnum):
@@ -78,3 +90,187 @@ class DataError(PeterRecError):
 class TrainingDiverged(PeterRecError):
     code = "training_diverged"
     category = Category.INTERNAL
+
+
+class DataFileMissing(DataError):
+    code = "data_file_missing"
+
+
+class DataFileUnreadable(DataError):
+    """Neither CSV nor Parquet as told by its name, or broken inside."""
+
+    code = "data_file_unreadable"
+
+
+class DataFileEmpty(DataError):
+    code = "data_file_empty"
+
+
+class ColumnMissing(DataError):
+    code = "data_column_missing"
+
+
+class ValueMissing(DataError):
+    """A row without a user or an item."""
+
+    code = "data_value_missing"
+
+
+class OrderUnreadable(DataError):
+    """A time or position that is missing or is neither a number nor a timestamp."""
+
+    code = "data_order_unreadable"
+
+
+class NumberUnreadable(DataError):
+    """A label of a value task that is no finite number."""
+
+    code = "data_number_unreadable"
+
+
+class FilterMatchesNothing(DataError):
+    code = "data_filter_matches_nothing"
+
+
+class FilterUnreadable(DataError):
+    code = "data_filter_unreadable"
+
+
+class PictureUnwritable(DataError):
+    """A picture's file name that says neither PNG nor SVG."""
+
+    code = "data_picture_unwritable"
+
+
+class LabelDuplicate(DataError):
+    code = "data_label_duplicate"
+
+
+class LabelSeenOnce(DataError):
+    """A label too rare to be both learned and checked."""
+
+    code = "data_label_seen_once"
+
+
+class LabelUnknown(DataError):
+    """A label that a trained task does not have."""
+
+    code = "data_label_unknown"
+
+
+class TooFewClasses(DataError):
+    code = "data_too_few_classes"
+
+
+class SplitEmpty(DataError):
+    code = "data_split_empty"
+
+
+class UnknownItems(DataError):
+    """Histories made of items that the backbone has never seen."""
+
+    code = "data_unknown_items"
+
+
+class HistoriesMissing(DataError):
+    """Labels and histories that have (almost) no user in common."""
+
+    code = "data_histories_missing"
+
+
+class CheckpointMismatch(PeterRecError):
+    """A checkpoint of another run."""
+
+    code = "checkpoint_mismatch"
+    category = Category.INCOMPATIBLE
+
+
+class TasksDiffer(PeterRecError):
+    """Tasks that cannot be trained in one run."""
+
+    code = "tasks_differ"
+    category = Category.INCOMPATIBLE
+
+
+class TrunkTooLarge(PeterRecError):
+    """More histories than the memory for trunk states holds."""
+
+    code = "trunk_too_large"
+    category = Category.TOO_LARGE
+
+
+def require_finite(loss: Tensor, step: int, learning_rate: float) -> float:
+    """The loss as a number, refused if it is none any more; steps count from 0."""
+    value = loss.item()
+    if not math.isfinite(value):
+        raise TrainingDiverged(
+            f"the loss is {value} at step {step + 1} with learning rate {learning_rate:.2g}.",
+            hint="Lower the learning rate.",
+        )
+    return value
+
+
+class GoldenFolderInvalid(PeterRecError):
+    """A folder that holds no case, or lacks the case that one of its files belongs to."""
+
+    code = "golden_folder_invalid"
+    category = Category.MALFORMED
+
+
+class GoldenCaseInvalid(PeterRecError):
+    """A case with a missing, misshapen or unreadable array, or settings we cannot follow."""
+
+    code = "golden_case_invalid"
+    category = Category.MALFORMED
+
+
+class ReferenceVariablesInvalid(PeterRecError):
+    """A checkpoint whose variables are not those of the published network."""
+
+    code = "reference_variables_invalid"
+    category = Category.INCOMPATIBLE
+
+
+class TensorFlowMissing(PeterRecError):
+    code = "tensorflow_missing"
+    category = Category.UNAVAILABLE
+
+
+class VocabularyMismatch(PeterRecError):
+    """A vocabulary file that does not name each of the checkpoint's items once."""
+
+    code = "reference_vocabulary_mismatch"
+    category = Category.INCOMPATIBLE
+
+
+class FutureItem(DataError):
+    """The input holds something that happened when the answer was already known."""
+
+    code = "data_future_item"
+
+
+class PreparedFolderInvalid(PeterRecError):
+    code = "prepared_folder_invalid"
+    category = Category.MALFORMED
+
+
+class ComparisonSettingsInvalid(PeterRecError):
+    code = "comparison_settings_invalid"
+    category = Category.MALFORMED
+
+
+class MethodUnknown(PeterRecError):
+    code = "comparison_method_unknown"
+    category = Category.NOT_FOUND
+
+
+class TaskUnknown(PeterRecError):
+    code = "comparison_task_unknown"
+    category = Category.NOT_FOUND
+
+
+class PlottingMissing(PeterRecError):
+    """Matplotlib is not installed."""
+
+    code = "plotting_missing"
+    category = Category.UNAVAILABLE

@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
-from model.errors import InvalidSpec
+from peterrec.model.errors import InvalidSpec
 
 PAD, UNK, CLS, MASK = 0, 1, 2, 3
 """Token ids of the embedding's first rows: four different ids (the published code shares one)."""
@@ -102,7 +102,8 @@ class PatchGeometry:
     with. ``blocks`` are the patched residual blocks, ascending. ``has_inner_skip`` adds the source
     itself in the parallel insertion (``y = conv(x) + x + f(x)``), as the published code does.
     With ``queries`` the patch also reads the history's items beside the network: so many attention
-    queries pool their vectors into a bottleneck of the same width (``model/item_reader.py``).
+    queries pool their vectors into a bottleneck of the same width
+    (``model/network/history_reader.py``).
     """
 
     insertion: Insertion

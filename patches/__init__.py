@@ -1,1 +1,1 @@
-"""The bundle (format, verification) and the registry that holds bundles in Redis."""
+"""What is kept: bundles, the registry in Redis, and its backups. Free of torch."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
-from model.errors import Category, PeterRecError
+from peterrec.model.errors import Category, PeterRecError
 
 MAX_REASONS = 100
 """A hostile bundle may be wrong in a million places; this many are listed."""

@@ -4,7 +4,7 @@ import hashlib
 import re
 from typing import NamedTuple, NewType
 
-from patches.errors import InvalidDigest, InvalidName
+from peterrec.patches.errors import InvalidDigest, InvalidName
 
 TenantId = NewType("TenantId", str)
 TaskId = NewType("TaskId", str)

@@ -1,1 +1,1 @@
-"""HTTP, the device process, batching, slots, metrics and the command line."""
+"""What runs: the device process, HTTP workers, their supervisor, and the command line."""

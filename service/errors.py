@@ -1,11 +1,14 @@
-"""Every refusal as HTTP: categories → statuses, our own leaves, and the problem+json body."""
+"""Every refusal as HTTP: categories → statuses, our own leaves, and the problem+json body.
+
+What the training commands refuse beyond what the model refuses.
+"""
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
 import msgspec
 
-from model.errors import RETRYABLE, Category, PeterRecError
+from peterrec.model.errors import RETRYABLE, Category, PeterRecError
 
 HTTP_STATUS: Mapping[Category, int] = {
     Category.MALFORMED: 400,
@@ -363,3 +366,29 @@ def retry_headers(status: int) -> list[tuple[bytes, bytes]]:
 
 def _title(code: str) -> str:
     return code.replace("_", " ").capitalize()
+
+
+class OutputExists(PeterRecError):
+    """A result that would be overwritten without being asked to."""
+
+    code = "output_exists"
+    category = Category.CONFLICT
+
+
+class TaskUnpackable(PeterRecError):
+    """A task whose names or metrics the bundle format does not take."""
+
+    code = "task_unpackable"
+    category = Category.INCOMPATIBLE
+
+
+class DownloadFailed(PeterRecError):
+    code = "download_failed"
+    category = Category.UNAVAILABLE
+
+
+class TaskFileInvalid(PeterRecError):
+    """A file of tasks that cannot be read as one."""
+
+    code = "task_file_invalid"
+    category = Category.MALFORMED

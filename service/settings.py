@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from model.errors import Category, PeterRecError
+from peterrec.model.errors import Category, PeterRecError
 
 PREFIX = "PETERREC_"
 
@@ -172,7 +172,7 @@ def core_count() -> int:
 
 
 def render_settings() -> str:
-    """``docs/settings.md``: regenerate with ``python -m service.settings > docs/settings.md``."""
+    """Text of ``docs/settings.md``: ``python -m peterrec.service.settings`` prints it."""
     lines = [
         "# Settings",
         "",

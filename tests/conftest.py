@@ -5,8 +5,8 @@ from uuid import uuid4
 
 import pytest
 
-from patches.embedded import EmbeddedRedis
-from patches.registry import Registry, open_redis
+from peterrec.patches.redis.embedded import EmbeddedRedis
+from peterrec.patches.registry.registry import Registry, open_redis
 
 
 @pytest.fixture(scope="session")

@@ -11,22 +11,52 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = ("model", "patches", "service")
+ROOMS = {
+    "model": (
+        "errors",
+        "spec",
+        "progress",
+        "network",
+        "data",
+        "files",
+        "inference",
+        "training",
+        "parity",
+        "study",
+    ),
+    "patches": ("errors", "identity", "interning", "bundle", "redis", "registry", "backup"),
+    "service": (
+        "errors",
+        "settings",
+        "system",
+        "protocol",
+        "telemetry",
+        "device",
+        "predict",
+        "sync",
+        "http",
+        "processes",
+        "jobs",
+        "cli",
+    ),
+}
+"""Each package's folders and files of its first level, in the order in which they may import."""
 CLIENT = ROOT / "clients" / "python" / "peterrec_client"
 WORDS_THAT_SAY_NOTHING = frozenset({"util", "utils", "helper", "helpers", "manager", "common"})
 TORCH_FREE = (
-    "model.backbone_info",
-    "model.errors",
-    "model.spec",
-    "service.app",
-    "service.cli",
-    "service.device_link",
-    "service.task_table",
-    "service.worker",
+    "peterrec.model.files.backbone_info",
+    "peterrec.model.errors",
+    "peterrec.model.spec",
+    "peterrec.service.http.app",
+    "peterrec.service.cli.main",
+    "peterrec.service.predict.device_link",
+    "peterrec.service.predict.task_table",
+    "peterrec.service.processes.http_worker",
 )
 
 
 def name_of(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = ("peterrec", *path.relative_to(ROOT).with_suffix("").parts)
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
@@ -85,14 +115,39 @@ def cycle_in(graph: dict[str, set[str]]) -> list[str]:
     return next(filter(None, (walk(node, []) for node in sorted(graph))), [])
 
 
-def test_imports_point_from_service_to_patches_to_model() -> None:
-    upward = [
+def room_of(module: str) -> tuple[int, int]:
+    """The place of a module in the order of packages and their rooms; a package's own is last."""
+    _, layer, *rest = module.split(".")
+    place = ROOMS[layer].index(rest[0]) if rest else len(ROOMS[layer])
+    return LAYERS.index(layer), place
+
+
+def test_every_room_of_a_package_has_its_place() -> None:
+    for layer, rooms in ROOMS.items():
+        entries = {path.stem for path in (ROOT / layer).iterdir() if path.suffix in {"", ".py"}}
+        assert entries - {"__init__", "__pycache__"} == set(rooms)
+
+
+def test_imports_point_to_earlier_rooms_and_lower_packages() -> None:
+    later = [
         f"{module} imports {target}"
         for module, targets in import_graph(sources()).items()
         for target in targets
-        if LAYERS.index(target.split(".")[0]) > LAYERS.index(module.split(".")[0])
+        if room_of(target) > room_of(module)
     ]
-    assert upward == []
+    assert later == []
+
+
+def test_nobody_imports_a_folder_by_its_own_name() -> None:
+    """``model`` is found in a checkout only; in an installation it is ``peterrec.model``."""
+    folders = [*LAYERS, "bench", "tests", "clients"]
+    short = [
+        f"{path}: {name}"
+        for path in chain.from_iterable((ROOT / folder).rglob("*.py") for folder in folders)
+        for name in imported_names(path, "peterrec")
+        if name.split(".")[0] in LAYERS
+    ]
+    assert short == []
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
@@ -105,7 +160,7 @@ def test_the_client_imports_no_server_code() -> None:
         for path in CLIENT.rglob("*.py")
         for name in imported_names(path, "peterrec_client")
     }
-    assert imported.isdisjoint({*LAYERS, "torch"})
+    assert imported.isdisjoint({"peterrec", "torch"})
 
 
 def test_no_module_has_a_name_that_says_nothing() -> None:
@@ -117,7 +172,7 @@ def test_no_module_has_a_name_that_says_nothing() -> None:
 
 def torch_free_modules() -> list[str]:
     files = sources()
-    return [name for name in files if name in TORCH_FREE or name.startswith("patches")]
+    return [name for name in files if name in TORCH_FREE or name.startswith("peterrec.patches")]
 
 
 def test_patches_and_http_workers_import_no_torch() -> None:
@@ -136,11 +191,11 @@ def test_patches_and_http_workers_import_no_torch() -> None:
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("import service.app", {"service.app"}),
-        ("from service import app", {"service.app"}),
-        ("def later():\n    from service.app import run", {"service.app"}),
-        ("from . import spec", {"model.spec"}),
-        ("from ..service.app import run", {"service.app"}),
+        ("import service.app", {"peterrec.service.http.app"}),
+        ("from service import app", {"peterrec.service.http.app"}),
+        ("def later():\n    from service.app import run", {"peterrec.service.http.app"}),
+        ("from . import spec", {"peterrec.model.spec"}),
+        ("from ..service.app import run", {"peterrec.service.http.app"}),
         ("import numpy", set()),
     ],
 )
@@ -149,7 +204,10 @@ def test_the_graph_sees_every_form_of_import(
 ) -> None:
     (tmp_path / "one.py").write_text(source)
     files = {"model.one": tmp_path / "one.py"}
-    others = {"model.spec": tmp_path / "empty.py", "service.app": tmp_path / "empty.py"}
+    others = {
+        "peterrec.model.spec": tmp_path / "empty.py",
+        "peterrec.service.http.app": tmp_path / "empty.py",
+    }
     (tmp_path / "empty.py").touch()
     assert import_graph({**files, **others})["model.one"] == expected
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from model.spec import HeadKind
+from peterrec.model.spec import HeadKind
 from peterrec_client import AsyncClient, Client
 from tests.e2e.running import RunningServer, running_server
 from tests.service.random_bundles import Workshop

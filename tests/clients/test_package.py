@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import peterrec_client
+from peterrec.service.errors import HTTP_STATUS
 from peterrec_client import AsyncClient, Client, errors
-from service.errors import HTTP_STATUS
 
 PROGRAM = """
 import sys

@@ -9,7 +9,7 @@ from typing import Any
 import promql_parser
 import yaml
 
-from service.events import (
+from peterrec.service.telemetry.events import (
     BatchFinished,
     BundleRefused,
     GuardBroken,
@@ -20,7 +20,7 @@ from service.events import (
     TrafficCounted,
     TrafficMeasured,
 )
-from service.metrics import CHILDREN, OUTCOMES, Metrics
+from peterrec.service.telemetry.metrics import CHILDREN, OUTCOMES, Metrics
 
 ROOT = Path(__file__).parent.parent.parent
 RULES = sorted((ROOT / "docker" / "prometheus" / "rules").glob("*.yml"))

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from service.settings import Settings
+from peterrec.service.settings import Settings
 from tests.docker.queries import ROOT, RULES, problems_of, rules
 
 ALERTS = {rule["alert"]: rule for rule in rules() if "alert" in rule}

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from service.settings import PREFIX, Settings
-from service.supervisor import DEVICE_STOP_TIMEOUT_S, WORKER_STOP_MARGIN_S
+from peterrec.service.processes.supervisor import DEVICE_STOP_TIMEOUT_S, WORKER_STOP_MARGIN_S
+from peterrec.service.settings import PREFIX, Settings
 from tests.docker.dockerfile import read_dockerfile
 from tests.docker.queries import ROOT
 

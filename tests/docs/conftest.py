@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from model.spec import BackboneSpec, HeadKind
+from peterrec.model.spec import BackboneSpec, HeadKind
 from peterrec_client import Client
 from tests.e2e.running import running_server
 from tests.service.random_bundles import Workshop

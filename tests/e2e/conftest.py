@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from model.spec import HeadKind
+from peterrec.model.spec import HeadKind
 from tests.e2e.running import RunningServer, running_server
 from tests.service.random_bundles import Workshop
 

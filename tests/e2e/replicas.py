@@ -6,9 +6,9 @@ from pathlib import Path
 
 import httpx
 
-from patches.identity import Digest, TaskId, format_digest
-from patches.records import EventAction
-from patches.traffic import PROD
+from peterrec.patches.identity import Digest, TaskId, format_digest
+from peterrec.patches.registry.records import EventAction
+from peterrec.patches.registry.traffic import PROD
 from tests.e2e.running import RunningServer, kill_everything, running_server
 from tests.patches.reference_registry import Change, ReferenceRegistry, Task
 from tests.waiting import eventually

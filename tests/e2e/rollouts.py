@@ -3,7 +3,7 @@
 import httpx
 import numpy as np
 
-from patches.bundle import build_bundle, open_bundle
+from peterrec.patches.bundle.bundle import build_bundle, open_bundle
 from tests.e2e.conftest import push
 from tests.service.random_bundles import ITEMS, Workshop
 

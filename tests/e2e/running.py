@@ -112,7 +112,10 @@ def running_server(backbone: Path, folder: Path, **settings: object) -> Iterator
     environment |= {f"PETERREC_{name.upper()}": str(value) for name, value in given.items()}
     with (folder / "out.txt").open("wb") as out, (folder / "err.txt").open("ab") as err:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service.cli", "serve"], stdout=out, stderr=err, env=environment
+            [sys.executable, "-P", "-m", "peterrec", "serve"],
+            stdout=out,
+            stderr=err,
+            env=environment,
         )
     server = RunningServer(process, port, metrics_port, folder)
     try:

@@ -14,7 +14,7 @@ import pytest
 from tests.e2e.rollouts import with_two_versions
 from tests.e2e.running import free_port
 
-PROGRAM = (sys.executable, "-m", "service.cli")
+PROGRAM = (sys.executable, "-P", "-m", "peterrec")
 INSTALLED = (str(Path(sys.executable).parent / "peterrec"),)
 
 

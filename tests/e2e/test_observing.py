@@ -20,7 +20,7 @@ def run(server, *arguments: str, key: str | None = None) -> subprocess.Completed
         "COLUMNS": "200",
     }
     return subprocess.run(
-        [sys.executable, "-m", "service.cli", *arguments],
+        [sys.executable, "-P", "-m", "peterrec", *arguments],
         env=environment,
         capture_output=True,
         text=True,

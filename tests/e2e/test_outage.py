@@ -8,8 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from model.spec import HeadKind
-from patches.identity import parse_digest
+from peterrec.model.spec import HeadKind
+from peterrec.patches.identity import parse_digest
 from tests.e2e.conftest import push
 from tests.e2e.running import RunningServer, running_server
 from tests.patches.breakable_proxy import BreakableProxy

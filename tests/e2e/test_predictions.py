@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from model.heads import HEAD_KINDS
+from peterrec.model.network.heads import HEAD_KINDS
 from tests.e2e.conftest import KINDS
 from tests.service.random_bundles import ITEMS
 

@@ -11,10 +11,10 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from patches.api_keys import Scope
-from patches.identity import DEFAULT_TENANT, TaskId, TenantId
-from patches.records import TaskOptions
-from patches.registry import Registry, open_redis
+from peterrec.patches.identity import DEFAULT_TENANT, TaskId, TenantId
+from peterrec.patches.registry.api_keys import Scope
+from peterrec.patches.registry.records import TaskOptions
+from peterrec.patches.registry.registry import Registry, open_redis
 from tests.e2e.conftest import push
 from tests.e2e.running import RunningServer, running_server
 

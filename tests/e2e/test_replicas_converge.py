@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from patches.identity import Digest, TaskId, digest_of
-from patches.records import EventAction
+from peterrec.patches.identity import Digest, TaskId, digest_of
+from peterrec.patches.registry.records import EventAction
 from tests.e2e.replicas import Replica, expected, possible
 from tests.patches.redis_servers import RedisServer, running
 from tests.patches.reference_registry import Change, ReferenceRegistry

@@ -8,7 +8,7 @@ import httpx
 import psutil
 import pytest
 
-from model.spec import HeadKind
+from peterrec.model.spec import HeadKind
 from tests.e2e.conftest import push
 from tests.e2e.load import Clients
 from tests.e2e.running import RunningServer, running_server

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from patches.bundle import digest_of, format_digest
+from peterrec.patches.bundle.bundle import digest_of, format_digest
 from tests.e2e.conftest import push
 from tests.e2e.load import Clients
 from tests.e2e.rollouts import put_traffic

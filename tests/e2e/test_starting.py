@@ -16,7 +16,7 @@ def serve(**settings: object) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment |= {f"PETERREC_{name.upper()}": str(value) for name, value in settings.items()}
     return subprocess.run(
-        [sys.executable, "-m", "service.cli", "serve"],
+        [sys.executable, "-P", "-m", "peterrec", "serve"],
         env=environment,
         capture_output=True,
         text=True,

@@ -5,8 +5,8 @@ import asyncio
 import numpy as np
 import pytest
 
-from model.heads import HEAD_KINDS
-from patches.bundle import digest_of, format_digest
+from peterrec.model.network.heads import HEAD_KINDS
+from peterrec.patches.bundle.bundle import digest_of, format_digest
 from tests.e2e.conftest import push
 from tests.e2e.load import Clients
 from tests.service.random_bundles import ITEMS

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.backbone import Backbone, new_patch
-from model.framing import frame_histories
-from model.heads import Head
-from model.patch import PatchWeights
-from model.spec import FIRST_ITEM, BackboneSpec, HeadSpec, PatchGeometry
+from peterrec.model.network.backbone import Backbone, new_patch
+from peterrec.model.network.collate import frame_histories
+from peterrec.model.network.heads import Head
+from peterrec.model.network.patch import PatchWeights
+from peterrec.model.spec import FIRST_ITEM, BackboneSpec, HeadSpec, PatchGeometry
 
 WEIGHT_STD = 0.3
 

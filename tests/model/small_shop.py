@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from model.histories import Histories, UserLabels
-from model.pretraining import PretrainSettings
+from peterrec.model.data.histories import Histories, UserLabels
+from peterrec.model.training.pretrain.pretrain import PretrainSettings
 
 GROUPS = ("even", "odd")
 

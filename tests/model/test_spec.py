@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from model.errors import InvalidSpec
-from model.spec import (
+from peterrec.model.errors import InvalidSpec
+from peterrec.model.spec import (
     FIRST_ITEM,
     BackboneSpec,
     HeadSpec,

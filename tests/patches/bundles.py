@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from model.spec import FIRST_ITEM, BackboneSpec, HeadKind, PatchGeometry
-from patches.bundle import Catalog, build_bundle
-from patches.contents import tensor_forms
-from patches.header import Array, encode_file
-from patches.manifest import (
+from peterrec.model.spec import FIRST_ITEM, BackboneSpec, HeadKind, PatchGeometry
+from peterrec.patches.bundle.bundle import Catalog, build_bundle
+from peterrec.patches.bundle.contents import tensor_forms
+from peterrec.patches.bundle.header import Array, encode_file
+from peterrec.patches.bundle.manifest import (
     LABELLED_KINDS,
     Manifest,
     ManifestHead,
@@ -20,7 +20,7 @@ from patches.manifest import (
     ManifestProbes,
     Provenance,
 )
-from patches.verify import BackboneIdentity, BundleLimits
+from peterrec.patches.bundle.verify import BackboneIdentity, BundleLimits
 
 TINY = BackboneIdentity(
     fingerprint=hashlib.sha256(b"tiny backbone").hexdigest(),

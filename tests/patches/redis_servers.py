@@ -12,8 +12,8 @@ from redis.asyncio import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from patches.embedded import find_redis_server
-from patches.redis_client import open_redis
+from peterrec.patches.redis.client import open_redis
+from peterrec.patches.redis.embedded import find_redis_server
 
 PATIENCE_S = 30.0
 POLL_S = 0.05

@@ -3,13 +3,19 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from model.errors import PeterRecError
-from patches.identity import DEFAULT_TENANT, Digest, TaskId, TaskRef
-from patches.records import EventAction, RegistryEvent, RegistrySnapshot, TaskDetail, TaskOptions
-from patches.registry import Registry
-from patches.scripts.prelude import STATES_KEPT
-from patches.traffic import PROD, GuardReason, Observed, Traffic
-from tests.patches.test_registry import SUMMARY
+from peterrec.model.errors import PeterRecError
+from peterrec.patches.identity import DEFAULT_TENANT, Digest, TaskId, TaskRef
+from peterrec.patches.registry.records import (
+    EventAction,
+    RegistryEvent,
+    RegistrySnapshot,
+    TaskDetail,
+    TaskOptions,
+)
+from peterrec.patches.registry.registry import Registry
+from peterrec.patches.registry.scripts.prelude import STATES_KEPT
+from peterrec.patches.registry.traffic import PROD, GuardReason, Observed, Traffic
+from tests.patches.registry.test_registry import SUMMARY
 
 NO_OPTIONS = TaskOptions()
 

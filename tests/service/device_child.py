@@ -1,7 +1,7 @@
 """The device process as the supervisor starts it, settings from the environment."""
 
-from service.device_process import run_device
-from service.settings import read_settings
+from peterrec.service.processes.device_process import run_device
+from peterrec.service.settings import read_settings
 
 if __name__ == "__main__":
     run_device(read_settings())

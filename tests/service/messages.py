@@ -1,8 +1,8 @@
 """Messages of a device process, for tests of a worker's side."""
 
-from patches.identity import Digest
-from patches.records import TaskEntry
-from service.messages import BundleEntry, KeyEntry, TableUpdate
+from peterrec.patches.identity import Digest
+from peterrec.patches.registry.records import TaskEntry
+from peterrec.service.protocol.messages import BundleEntry, KeyEntry, TableUpdate
 
 DIGEST_A = "a" * 64
 DIGEST_B = "b" * 64

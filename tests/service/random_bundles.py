@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from model.backbone_folder import load_backbone, save_backbone
-from model.probes import probe_tensors
-from model.spec import BackboneSpec, HeadKind, HeadSpec, PatchGeometry
-from patches.bundle import build_bundle
-from patches.verify import BackboneIdentity
+from peterrec.model.files.backbone_folder import load_backbone, save_backbone
+from peterrec.model.files.probes import probe_tensors
+from peterrec.model.spec import BackboneSpec, HeadKind, HeadSpec, PatchGeometry
+from peterrec.patches.bundle.bundle import build_bundle
+from peterrec.patches.bundle.verify import BackboneIdentity
 from tests.model.random_tasks import RandomTask, random_backbone, random_history, random_task
 from tests.patches.bundles import BundleRecipe, make_parts
 

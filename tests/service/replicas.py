@@ -8,17 +8,17 @@ from queue import SimpleQueue
 
 import zmq
 
-from patches.blob_cache import BlobCache
-from patches.identity import DEFAULT_TENANT, Digest
-from patches.registry import Registry, open_redis
-from patches.verify import BundleLimits
-from service.bundle_source import BundleSource, Demands
-from service.device import DeviceLimits, DeviceLoop
-from service.device_link import DeviceLink
-from service.events import Event
-from service.follower import RegistryFollower
-from service.slots import SlotStore
-from service.task_table import TaskTable
+from peterrec.patches.bundle.verify import BundleLimits
+from peterrec.patches.identity import DEFAULT_TENANT, Digest
+from peterrec.patches.registry.local_copy import BlobCache
+from peterrec.patches.registry.registry import Registry, open_redis
+from peterrec.service.device.loop import DeviceLimits, DeviceLoop
+from peterrec.service.device.slots import SlotStore
+from peterrec.service.predict.device_link import DeviceLink
+from peterrec.service.predict.task_table import TaskTable
+from peterrec.service.sync.follower import RegistryFollower
+from peterrec.service.sync.source import BundleSource, Demands
+from peterrec.service.telemetry.events import Event
 from tests.service.random_bundles import Workshop
 
 Served = dict[str, tuple[dict[str, str], frozenset[str]]]

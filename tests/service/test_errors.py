@@ -7,12 +7,9 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-import model
-import patches
-import service
-from model.errors import Category, PeterRecError
-from service.asgi import encode_json
-from service.errors import (
+from peterrec import model, patches, service
+from peterrec.model.errors import Category, PeterRecError
+from peterrec.service.errors import (
     HTTP_STATUS,
     ErrorBody,
     NothingAnswered,
@@ -24,6 +21,7 @@ from service.errors import (
     retry_headers,
     row_error,
 )
+from peterrec.service.http.asgi import encode_json
 
 
 def every_error() -> Iterator[type[PeterRecError]]:

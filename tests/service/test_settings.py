@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from service.settings import Settings, SettingsInvalid, is_loopback, read_settings, render_settings
+from peterrec.service.settings import (
+    Settings,
+    SettingsInvalid,
+    is_loopback,
+    read_settings,
+    render_settings,
+)
 
 DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -73,14 +79,14 @@ def test_a_setting_that_is_unset_stays_unset_for_children(monkeypatch):
 
 
 def test_workers_follow_the_cores_unless_set(monkeypatch):
-    monkeypatch.setattr("service.settings.core_count", lambda: 8)
+    monkeypatch.setattr("peterrec.service.settings.core_count", lambda: 8)
     assert read_settings().worker_count == 4
     assert read_settings(workers=7).worker_count == 7
-    monkeypatch.setattr("service.settings.core_count", lambda: 2)
+    monkeypatch.setattr("peterrec.service.settings.core_count", lambda: 2)
     assert read_settings().worker_count == 1
 
 
 def test_the_documentation_is_what_the_settings_say():
     assert DOCS.read_text(encoding="utf-8") == render_settings(), (
-        "run: python -m service.settings > docs/settings.md"
+        "run: python -m peterrec.service.settings > docs/settings.md"
     )

@@ -1,1 +1,0 @@
-"""``peterrec compare``: every model of the paper, trained and judged side by side."""

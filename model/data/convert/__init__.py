@@ -1,0 +1,1 @@
+"""Converters of public data sets: one module per format."""

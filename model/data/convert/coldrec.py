@@ -1,0 +1,152 @@
+"""ColdRec files, the form in which PeterRec's data were published, as Parquet tables.
+
+One user is one line: item ids with commas between, oldest first, with literal zeros before them to
+equal length; in fine-tuning files, behind two commas, also the answers: target items or a class.
+Users have no ids: a user is the number of the line.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from io import TextIOWrapper
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from peterrec.model.data.tables import list_files
+from peterrec.model.errors import DataFileEmpty, DataFileMissing, DataFileUnreadable
+
+PADDING = "0"
+ANSWERS_BEHIND = ",,"
+
+BATCH_EVENTS = 1 << 20
+"""Events written at once; what is in memory stays this small."""
+
+
+@dataclass(frozen=True, slots=True)
+class ColdRecFile:
+    """What one file held; ``answers`` is 0 for a file to pretrain on."""
+
+    name: str
+    users: int
+    events: int
+    answers: int
+
+
+def convert_coldrec(path: Path, out: Path) -> list[ColdRecFile]:
+    """Write ``NAME/histories.parquet`` of each file of a folder, or of one file.
+
+    A fine-tuning file also gives ``NAME/targets.parquet``, whose column ``target`` is what
+    ``--target-column`` or ``--label-column`` names.
+    """
+    files = [file for file in list_files(path) if file.name.endswith((".csv", ".csv.gz"))]
+    if not files:
+        raise DataFileMissing(f"{path} is no ColdRec .csv file.", hint="Check the path.")
+    return [_convert_file(file, out / file.name.split(".csv")[0]) for file in files]
+
+
+def _convert_file(path: Path, out: Path) -> ColdRecFile:
+    out.mkdir(parents=True, exist_ok=True)
+    with _Rows(out / "histories.parquet", "item_id") as items:
+        targets = _Rows(out / "targets.parquet", "target")
+        with targets:
+            for user, history, answers in _users(path):
+                items.add(user, history)
+                targets.add(user, answers)
+    if not items.users:
+        raise DataFileEmpty(f"{path} has no users.", hint="Check the file.")
+    if not targets.rows:
+        (out / "targets.parquet").unlink()
+    return ColdRecFile(out.name, items.users, items.rows, targets.rows)
+
+
+def _users(path: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Every line's number, items and answers; refused where the form changes between lines."""
+    has_answers: bool | None = None
+    for number, line in _lines(path):
+        source, behind, answers = line.partition(ANSWERS_BEHIND)
+        if has_answers not in (None, bool(behind)):
+            what = "no answers, but the lines before" if has_answers else "answers, unlike those"
+            raise _unreadable(path, number, f"the line has {what} before it")
+        has_answers = bool(behind)
+        items = source.split(",")
+        first = next((at for at, item in enumerate(items) if item != PADDING), len(items))
+        _require_ids(path, number, items, first)
+        targets = answers.split(",") if behind else []
+        _require_ids(path, number, [*items, "", *targets], len(items) + 1, zero_is_padding=False)
+        yield str(number), items[first:], targets
+
+
+def _require_ids(
+    path: Path, number: int, fields: list[str], first: int, zero_is_padding: bool = True
+) -> None:
+    for column, text in enumerate(fields[first:], first + 1):
+        if not text:
+            raise _unreadable(path, number, f"column {column} is empty")
+        if zero_is_padding and text == PADDING:
+            raise _unreadable(path, number, f"column {column} is padding behind an item")
+
+
+def _unreadable(path: Path, number: int, what: str) -> DataFileUnreadable:
+    return DataFileUnreadable(
+        f"{path}, line {number}: {what}.",
+        hint="A line is item,item,… or item,item,…,,answer,…, with zeros only at its beginning.",
+    )
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines that are not empty, with their numbers from 1."""
+    with (
+        pa.input_stream(path) as stream,  # decompresses by the file's suffix
+        TextIOWrapper(stream, "ascii", errors="surrogateescape") as lines,
+    ):
+        for number, line in enumerate(lines, 1):
+            if not line.isascii():
+                raise _unreadable(path, number, "the line holds more than digits and commas")
+            if text := line.strip():
+                yield number, text
+
+
+@dataclass(slots=True)
+class _Rows:
+    """A Parquet file of user, value and position, written while rows come."""
+
+    path: Path
+    column: str
+    users: int = 0
+    rows: int = 0
+    _writer: pq.ParquetWriter | None = None
+    _of_user: list[str] = field(default_factory=list)
+    _values: list[str] = field(default_factory=list)
+    _positions: list[int] = field(default_factory=list)
+
+    def __enter__(self) -> "_Rows":
+        schema = pa.schema(
+            [("user_id", pa.string()), (self.column, pa.string()), ("position", pa.int64())]
+        )
+        self._writer = pq.ParquetWriter(self.path, schema)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        assert self._writer is not None
+        if kind is None:
+            self._flush()
+        self._writer.close()
+        if kind is not None:
+            self.path.unlink()
+
+    def add(self, user: str, values: list[str]) -> None:
+        """One user's values in order."""
+        self.users += bool(values)
+        self.rows += len(values)
+        self._of_user += [user] * len(values)
+        self._values += values
+        self._positions += range(len(values))
+        if len(self._values) >= BATCH_EVENTS:
+            self._flush()
+
+    def _flush(self) -> None:
+        assert self._writer is not None
+        columns = [self._of_user, self._values, self._positions]
+        self._writer.write_table(pa.table(columns, schema=self._writer.schema))
+        self._of_user, self._values, self._positions = [], [], []

@@ -1,0 +1,87 @@
+"""The backbone on disk: weights, spec, ordered item vocabulary, fingerprint, training record."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from peterrec.model.errors import BackboneFolderInvalid
+from peterrec.model.files.backbone_info import SPEC, VOCABULARY, read_info, read_json, write_json
+from peterrec.model.files.tensors import read_tensors, require_shapes, write_tensors
+from peterrec.model.network.backbone import Backbone
+from peterrec.model.spec import BackboneSpec, vocabulary_digest
+
+WEIGHTS = "backbone.safetensors"
+RECORD = "training.json"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedBackbone:
+    """A backbone in evaluation mode with its identity."""
+
+    backbone: Backbone
+    items: list[str]
+    fingerprint: str
+    record: dict[str, Any]  # Any: a JSON document
+
+
+def fingerprint_of(spec: BackboneSpec, items: list[str], weights: dict[str, Tensor]) -> str:
+    """sha256 over architecture, ordered item vocabulary and every weight."""
+    digest = hashlib.sha256(json.dumps(spec.to_json(), sort_keys=True).encode())
+    digest.update(vocabulary_digest(items).encode())
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_backbone(
+    folder: Path,
+    backbone: Backbone,
+    items: list[str],
+    record: dict[str, Any],  # Any: a JSON document
+) -> str:
+    """Write the folder and return the backbone's fingerprint."""
+    if len(items) != backbone.spec.item_count or len(set(items)) != len(items):
+        raise BackboneFolderInvalid(
+            f"{len(items)} vocabulary items, {len(set(items))} of them distinct, do not fit a "
+            f"backbone of {backbone.spec.item_count} items."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = backbone.state_dict()
+    fingerprint = fingerprint_of(backbone.spec, items, weights)
+    write_tensors(folder / WEIGHTS, weights)
+    write_json(folder / VOCABULARY, items)
+    write_json(folder / RECORD, record)
+    write_json(folder / SPEC, {"fingerprint": fingerprint, "backbone": backbone.spec.to_json()})
+    return fingerprint
+
+
+def load_backbone(folder: Path) -> LoadedBackbone:
+    """Open a backbone folder; its fingerprint is recomputed from what was read."""
+    info = read_info(folder)
+    weights = read_tensors(folder / WEIGHTS)
+    require_shapes(folder / WEIGHTS, weights, _shapes(info.spec))
+    found = fingerprint_of(info.spec, info.items, weights)
+    if found != info.fingerprint:
+        raise BackboneFolderInvalid(
+            f"{folder} has fingerprint {found[:12]}…, its spec records {info.fingerprint[:12]}….",
+            hint="A file of the folder was changed or mixed with another backbone's; restore it.",
+        )
+    backbone = Backbone(info.spec)
+    backbone.load_state_dict(weights)
+    backbone.requires_grad_(False).eval()
+    record = read_json(folder / RECORD) if (folder / RECORD).exists() else {}
+    return LoadedBackbone(backbone, info.items, found, record)
+
+
+def _shapes(spec: BackboneSpec) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights by name, without allocating them."""
+    with torch.device("meta"):
+        state = Backbone(spec).state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}

@@ -1,0 +1,58 @@
+"""Identity of a backbone folder, readable without torch: spec, item vocabulary, fingerprint."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peterrec.model.errors import BackboneFolderInvalid
+from peterrec.model.spec import BackboneSpec
+
+SPEC = "spec.json"
+VOCABULARY = "vocabulary.json"
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneInfo:
+    """What a process without torch needs to know of a backbone."""
+
+    spec: BackboneSpec
+    items: list[str]
+    fingerprint: str
+
+
+def read_info(folder: Path) -> BackboneInfo:
+    """Spec, vocabulary and recorded fingerprint, without opening the weights."""
+    document = read_json(folder / SPEC)
+    items = read_json(folder / VOCABULARY)
+    try:
+        spec = BackboneSpec.from_json(document["backbone"])
+        fingerprint = str(document["fingerprint"])
+    except (KeyError, TypeError) as error:
+        raise BackboneFolderInvalid(f"{folder / SPEC} lacks {error}.") from error
+    if not isinstance(items, list):
+        raise BackboneFolderInvalid(f"{folder / VOCABULARY} is no list of items.")
+    if len(items) != spec.item_count:
+        raise BackboneFolderInvalid(
+            f"{folder / VOCABULARY} lists {len(items)} items, the spec says {spec.item_count}."
+        )
+    return BackboneInfo(spec, [str(item) for item in items], fingerprint)
+
+
+def write_json(path: Path, document: object) -> None:
+    """Write a JSON document; a reader sees the old file or the whole new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(document, ensure_ascii=False, indent=1), encoding="utf-8")
+    partial.replace(path)
+
+
+def read_json(path: Path) -> Any:  # Any: a JSON document
+    """The JSON document of a backbone folder's file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BackboneFolderInvalid(
+            f"{path} does not exist.", hint="Give a folder written by `peterrec pretrain`."
+        ) from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BackboneFolderInvalid(f"{path} is no JSON file: {error}.") from error

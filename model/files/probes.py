@@ -1,0 +1,39 @@
+"""Probes: a few histories with the logits the trainer's plain forward gives for them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from peterrec.model.network.backbone import Backbone
+from peterrec.model.network.collate import Tokens, frame_histories
+from peterrec.model.network.heads import Head
+from peterrec.model.network.patch import PatchWeights
+from peterrec.model.spec import PAD
+
+MAX_COLUMNS = 64
+
+
+@torch.no_grad()
+def probe_tensors(
+    backbone: Backbone, patch: PatchWeights, head: Head, histories: Sequence[Tokens]
+) -> dict[str, np.ndarray]:
+    """The ``probe.`` tensors of a bundle: histories int32 [n, max_len], columns, logits [n, m].
+
+    Columns are spread evenly over the outputs. Include an empty history: it is the cold start.
+    """
+    max_len = backbone.spec.max_len
+    packed = np.full((len(histories), max_len), PAD, dtype=np.int32)
+    for row, history in zip(packed, histories, strict=True):
+        newest = history[-max_len:]
+        row[max_len - len(newest) :] = newest
+    outputs = head.spec.outputs
+    columns = np.unique(np.linspace(0, outputs - 1, min(outputs, MAX_COLUMNS)).astype(np.int64))
+    device = backbone.embedding.weight.device
+    tokens = frame_histories(histories, backbone.spec).to(device)
+    logits = head.logits(backbone.user_vectors(tokens, patch)).cpu().numpy()  # [n, K]
+    return {
+        "probe.histories": packed,
+        "probe.columns": columns,
+        "probe.logits": np.ascontiguousarray(logits[:, columns], dtype=np.float32),
+    }

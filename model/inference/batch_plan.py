@@ -1,0 +1,190 @@
+"""Which rows of a chunk run together where: one lane per history until the tasks part.
+
+Below the first block that a patch touches, a row computes what every row of the same history
+computes. So a chunk starts with one lane per distinct history, and rows branch off at the block
+where their patch begins: a *stage* is a stretch of blocks between two such points.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from peterrec.model.inference.weight_pool import Slab
+from peterrec.model.spec import PatchGeometry
+
+Indices = npt.NDArray[np.int32]
+
+SHARED_OVERDRAFT = 3
+"""So many chunks' worth of rows of one history may join one chunk, so that its trunk runs once."""
+
+
+class SlotRef(NamedTuple):
+    """Where a row's patch lies; slabs hold the tensors of ``PatchGeometry.shapes`` by name."""
+
+    geometry: PatchGeometry
+    slab: Slab
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlabUse:
+    """A slab, and the first block whose output depends on its patches."""
+
+    geometry: PatchGeometry
+    slab: Slab
+    entry: int
+
+
+@dataclass(frozen=True, slots=True)
+class RowPatches:
+    """Where the patches of a batch's rows lie: each row's slab by number [B], and its slot [B].
+
+    ``slabs`` are those of the batch, in the order of the blocks where their patches begin.
+    """
+
+    slabs: list[SlabUse]
+    slab_of: Indices
+    slots: Indices
+
+    @classmethod
+    def of(cls, refs: Sequence[SlotRef], block_count: int) -> "RowPatches":
+        """Row i has ``refs[i]``: looked at once here, and never again row by row."""
+        geometries, slabs, slots_of = zip(*refs, strict=True) if refs else ((), (), ())
+        found = dict(zip(slabs, geometries, strict=True))
+        uses = [SlabUse(own, slab, entry_block(own, block_count)) for slab, own in found.items()]
+        slots = np.fromiter(slots_of, np.int32, len(refs))
+        if len(uses) <= 1:
+            return cls(uses, np.zeros(len(slots), dtype=np.int32), slots)
+        uses.sort(key=lambda use: use.entry)
+        number = {use.slab: at for at, use in enumerate(uses)}
+        slab_of = np.fromiter(map(number.__getitem__, slabs), np.int32, len(refs))
+        return cls(uses, slab_of, slots)
+
+    @property
+    def leave_trunk(self) -> bool:
+        """True if some patches begin above blocks that rows of one history could share."""
+        return any(use.entry for use in self.slabs)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Neighbouring lanes [start, stop) whose patches lie in one slab, at ``slots``."""
+
+    start: int
+    stop: int
+    geometry: PatchGeometry
+    slab: Slab
+    slots: Indices
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Rows that branch off at a stage: their histories, and their lanes in the stage before."""
+
+    histories: Indices
+    lanes: Indices
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Blocks from ``block`` on. ``select``: each lane's lane in the stage before; None if same."""
+
+    block: int
+    select: Indices | None
+    groups: list[Group]
+    joined: Joined | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """A chunk: the histories of its first lanes, its stages, and its rows as the last lanes."""
+
+    histories: Indices
+    stages: list[Stage]
+    rows: Indices
+
+
+def entry_block(geometry: PatchGeometry, block_count: int) -> int:
+    """The first block whose output depends on the patch; a patch's own [CLS] enters below it."""
+    if geometry.has_cls:
+        return 0
+    return geometry.blocks[0] if geometry.blocks else block_count
+
+
+def number_histories(newest: Sequence[Indices]) -> tuple[list[bytes], Indices]:
+    """A key for each row's history, and the first row that has the same one [B]."""
+    keys = [history.tobytes() for history in newest]
+    first: dict[bytes, int] = {}
+    history_of = [first.setdefault(key, row) for row, key in enumerate(keys)]
+    return keys, np.array(history_of, dtype=np.int32)
+
+
+def stable_order(numbers: Indices) -> Indices:
+    """What sorts numbers of 0 or more: in a third of the time if they fit in two bytes."""
+    keys = numbers.astype(np.uint16) if numbers.max() < 1 << 16 else numbers
+    return keys.argsort(kind="stable").astype(np.int32)
+
+
+def plan_lanes(rows: Indices, history_of: Indices, patches: RowPatches) -> Lanes:
+    """Plan a chunk of ``rows``; row i has history ``history_of[i]`` and the batch's i-th patch."""
+    rows, spans = _by_slab(rows, patches)
+    histories = history_of[rows]
+    entries = {at: patches.slabs[at].entry for at in spans}
+    first, trunk, branched = histories, histories[:0], 0
+    stages: list[Stage] = []
+    for block in sorted({0, *entries.values()}):
+        begun = [at for at in spans if entries[at] <= block]
+        until = spans[begun[-1]].stop if begun else 0
+        still = _distinct(histories[until:])
+        groups = _groups({at: spans[at] for at in begun}, len(still), rows, patches)
+        if block == 0:  # its lanes: one per history of the trunk, then the branched rows
+            stages.append(Stage(0, None, groups))
+            first = np.concatenate([still, histories[:until]]) if len(still) else histories
+        else:
+            leaving = histories[branched:until]
+            joined = Joined(leaving, trunk.searchsorted(leaving).astype(np.int32))
+            own = np.arange(len(trunk), len(trunk) + branched)
+            select = np.concatenate([trunk.searchsorted(still), own, joined.lanes], dtype=np.int32)
+            is_same = np.array_equal(select, np.arange(len(trunk) + branched))
+            stages.append(Stage(block, None if is_same else select, groups, joined))
+        trunk, branched = still, until
+    return Lanes(first, stages, rows)
+
+
+def resumed_lanes(rows: Indices, patches: RowPatches, block: int) -> Lanes:
+    """Rows that all go on from known states at ``block``: each row is a lane of its own."""
+    rows, spans = _by_slab(rows, patches)
+    return Lanes(rows, [Stage(block, None, _groups(spans, 0, rows, patches))], rows)
+
+
+def _by_slab(rows: Indices, patches: RowPatches) -> tuple[Indices, dict[int, range]]:
+    """The rows, those of one slab together, and by the slab's number where they stand."""
+    if len(patches.slabs) == 1:
+        return rows, {0: range(len(rows))}
+    slab_of = patches.slab_of[rows]
+    ends = np.cumsum(np.bincount(slab_of)).tolist()
+    spans = {at: range(*span) for at, span in enumerate(pairwise([0, *ends])) if span[0] < span[1]}
+    return rows[stable_order(slab_of)], spans
+
+
+def _groups(
+    spans: Mapping[int, range], start: int, rows: Indices, patches: RowPatches
+) -> list[Group]:
+    """Groups of the rows that stand at ``spans``, as lanes from ``start`` on."""
+    groups: list[Group] = []
+    for at, span in spans.items():
+        use, slots = patches.slabs[at], patches.slots[rows[span.start : span.stop]]
+        place = (start + span.start, start + span.stop)
+        groups.append(Group(*place, use.geometry, use.slab, slots))
+    return groups
+
+
+def _distinct(numbers: Indices) -> Indices:
+    """Each number once, ascending."""
+    if not len(numbers):
+        return numbers
+    return np.bincount(numbers).nonzero()[0].astype(np.int32)

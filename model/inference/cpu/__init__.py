@@ -1,0 +1,1 @@
+"""The mixed-task forward on a CPU, compiled with numba."""

@@ -1,0 +1,407 @@
+"""A backbone on a CPU over packed lanes: one kernel runs a stretch of blocks, products and all.
+
+Operands of products are rounded to bfloat16 if that is wanted and the processor has matrix units,
+which multiply such operands several times as fast. On others float32 is as fast and nearer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import local
+from typing import NamedTuple, Self
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from peterrec.model.inference.batch_plan import Group, Indices, Stage
+from peterrec.model.inference.cpu.block_kernels import Scratch, run_blocks
+from peterrec.model.inference.cpu.chunks import Chunk, ReadItems, TrunkState, position_counts
+from peterrec.model.inference.cpu.conv_bfloat16 import packed_pairs, whole_tiles
+from peterrec.model.inference.cpu.conv_float32 import packed_panels
+from peterrec.model.inference.cpu.patch_kernel import branch, enter, width_of
+from peterrec.model.inference.cpu.reader_kernel import read_items, reader_scratch
+from peterrec.model.inference.cpu.winograd import tile_table, tiled_weight
+from peterrec.model.inference.weight_pool import Slab
+from peterrec.model.network.backbone import Backbone, DilatedConv, ResidualBlock
+from peterrec.model.network.collate import frame_histories
+from peterrec.model.network.insertions import mode_of
+from peterrec.model.network.patch import READER
+from peterrec.model.network.receptive_field import ConvPlan, plan
+
+SPLIT_BLOCKS = 1
+"""So many blocks at the bottom multiply with operands of two bfloat16 parts, nearly as exact as
+float32: half of what rounding changes in an answer is that of the first block, which all others
+read (``bench numerics``)."""
+
+NOTHING = 0
+"""The address of what is not there."""
+
+Sample = np.float32 | np.uint16
+
+NUMBERS: dict[torch.dtype, Sample] = {torch.float32: np.float32(0), torch.bfloat16: np.uint16(0)}
+"""A sample of how the kernels see each storage type."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedConv:
+    """A convolution's weights and tables; ``args`` are what the kernel is told of them."""
+
+    tensors: tuple[Tensor, ...]
+    arrays: tuple[Indices, ...]
+    args: "ConvArgs"
+
+
+class ConvArgs(NamedTuple):
+    """Addresses and sizes of a convolution.
+
+    ``tiles`` int32 [tile_count, ..] are ``tile_table``'s. ``weight`` is, in float32, the combined
+    weight in panels and ``other_weight`` the taps' own; where operands are rounded, pairs of
+    bfloat16, and pairs of what rounding left, or NOTHING: if these are there, the operands have two
+    parts, too. ``residual`` int32 [N] says where its outputs stand among the block's inputs,
+    NOTHING for a block's first convolution; ``longest_in`` and ``longest`` are the longest row's
+    inputs and outputs.
+    """
+
+    tiles: int
+    tile_count: int
+    weight: int
+    other_weight: int
+    bias: int
+    norm_weight: int
+    norm_bias: int
+    residual: int
+    longest_in: int
+    longest: int
+
+
+class Room(NamedTuple):
+    """Uninitialised float32 storage [rows, columns], and where it lies."""
+
+    tensor: Tensor
+    rows: int
+    address: int
+
+
+@dataclass(slots=True)
+class Run:
+    """A chunk in flight: lane l holds ``bases[level, l] .. bases[level, l + 1]`` of ``x``."""
+
+    chunk: Chunk
+    lengths: Indices
+    bases: Indices
+    x: Room
+
+
+class Buffers(local):
+    """Storage of a thread, kept from chunk to chunk."""
+
+    def __init__(self) -> None:
+        self._stored: dict[str, Room] = {}
+
+    def room(self, name: str, rows: int, columns: int) -> Room:
+        """At least ``rows`` long; what had the name before is overwritten."""
+        found = self._stored.get(name)
+        if found is None or found.rows < rows:
+            tensor = torch.empty(rows * 5 // 4, columns)
+            found = self._stored[name] = Room(tensor, len(tensor), tensor.data_ptr())
+        return found
+
+    def states(self, rows: int, channels: int, beside: Room | None = None) -> Room:
+        """Room for states; it never overlaps ``beside``."""
+        room = self.room("states", rows, channels)
+        return self.room("other states", rows, channels) if room is beside else room
+
+
+def _address(array: np.ndarray) -> int:
+    """Where an array lies; four times as fast as ``array.ctypes.data``."""
+    return torch.from_numpy(array).data_ptr()
+
+
+def _joined(states: Sequence[Tensor], out: Tensor) -> None:
+    if len(states) == 1:
+        out.copy_(states[0])
+    else:
+        torch.cat(list(states), out=out)
+
+
+class PackedBlocks:
+    """Everything that is fixed for a backbone. May run on several threads at once."""
+
+    def __init__(self, backbone: Backbone, is_rounded: bool) -> None:
+        self.spec = spec = backbone.spec
+        cone = plan(spec, spec.frame_len)
+        self.counts = position_counts(cone, spec)
+        self._embedding = backbone.embedding.weight.detach().float().contiguous()
+        self._inputs = np.ascontiguousarray(cone.inputs, dtype=np.int32)
+        self._inputs_address = _address(self._inputs)
+        self._convs: list[PackedConv] = []
+        for block, at in zip(backbone.blocks, cone.blocks, strict=True):
+            assert isinstance(block, ResidualBlock)
+            parts = 0 if not is_rounded else 2 if block.block < SPLIT_BLOCKS else 1
+            for number, (conv, norm, outputs, residual) in enumerate(
+                (
+                    (block.conv1, block.norm1, at.first, None),
+                    (block.conv2, block.norm2, at.second, at.residual),
+                ),
+                start=2 * block.block,
+            ):
+                longest = (int(self.counts[number, -1]), int(self.counts[number + 1, -1]))
+                self._convs.append(_pack(conv, norm, outputs, residual, longest, parts))
+        self._args = np.array([conv.args for conv in self._convs], dtype=np.int64)
+        self._args_address = _address(self._args)
+        self._patch_args: WeakKeyDictionary[Slab, tuple[int, Patches]] = WeakKeyDictionary()
+        self._unpatched = Patches.of([UNPATCHED] * len(self._convs))
+        self._scratches: dict[int, tuple[Scratch, np.ndarray, int]] = {}
+        lengths = np.arange(spec.frame_len + 1, dtype=np.int32)
+        self._bases_alone: list[Indices] = [self._added_up(lengths[n : n + 1]) for n in lengths]
+        centre, eps = cone.blocks[0].first.centre, np.float32(spec.layer_norm_eps)
+        self._width = width_of(spec.channels)
+        self._eps = eps
+        rounded = True if is_rounded else None
+        self._constants = (self._width, spec.kernel_size, centre, eps, rounded)
+        self._buffers = Buffers()
+
+    def run(self, chunk: Chunk) -> tuple[Tensor, list[TrunkState]]:
+        """User vectors float32 [rows, C] as ``lanes.rows``, and states worth keeping."""
+        stages, kept = chunk.lanes.stages, []
+        run = self._begin(chunk)
+        for stage, following in zip(stages, [*stages[1:], None], strict=True):
+            self._branch(run, stage)
+            self._run_stage(run, stage, following.block if following else len(self._convs) // 2)
+            if following is not None and chunk.keys:
+                kept += _trunk_states(run, following)
+        users = self._pool(run)
+        if chunk.read is not None:
+            self._read(chunk.read, stages[-1].groups, users)
+        return users, kept
+
+    def _read(self, read: ReadItems, groups: Sequence[Group], users: Tensor) -> None:
+        """Add to the user vectors [rows, C] what the groups' patches read in the items."""
+        self._require_tokens(read.tokens)
+        spec = self.spec
+        for group in groups:
+            geometry, tensors = group.geometry, group.slab.tensors
+            if not geometry.queries:
+                continue
+            sizes = (spec.max_len, spec.channels, geometry.queries, geometry.bottleneck)
+            weights = [tensors[f"patch.{name}"].data_ptr() for name in READER]
+            read_items(
+                _address(read.tokens), _address(read.starts), _address(read.history),
+                self._embedding.data_ptr(), users.data_ptr(),
+                self._buffers.room("reader", reader_scratch(*sizes), 1).address, spec.max_len,
+                group.start, group.stop, _address(group.slots), geometry.queries,
+                geometry.bottleneck, *weights, self._width, self._eps,
+                NUMBERS[group.slab.dtype],
+            )  # fmt: skip
+
+    def _begin(self, chunk: Chunk) -> Run:
+        """Lanes at the first stage's input: embedded, or as their known states."""
+        first, spec = chunk.lanes.stages[0], self.spec
+        lengths = np.array([spec.framed_len(len(h)) for h in chunk.histories], dtype=np.int32)
+        if spec.padding == "embedded":
+            lengths[:] = spec.frame_len
+        bases = self._bases(lengths)
+        size = int(bases[2 * first.block, -1])
+        x = self._buffers.states(size, spec.channels)
+        run = Run(chunk, lengths, bases, x)
+        if chunk.states:
+            _joined(chunk.states, x.tensor.narrow(0, 0, size))
+        else:
+            self._enter(run, frame_histories(chunk.histories, spec).numpy().astype(np.int32), first)
+        return run
+
+    def _enter(self, run: Run, framed: Indices, stage: Stage) -> None:
+        """Embed framed tokens int32 [lanes, T]; the kernel would read whatever it is told to."""
+        self._require_tokens(framed)
+        first = stage.groups[0].start if stage.groups else len(framed)
+        places = [(0, first, NOTHING, NOTHING, NUMBERS[torch.float32])] if first else []
+        for group in stage.groups:
+            own = group.slab.tensors.get("patch.cls")
+            cls = NOTHING if own is None else own.data_ptr()
+            slots = _address(group.slots)
+            places.append((group.start, group.stop, slots, cls, NUMBERS[group.slab.dtype]))
+        tokens, bases = _address(framed), _address(run.bases)
+        for start, stop, slots, cls, number in places:
+            enter(
+                tokens, framed.shape[1], self._inputs_address, len(self._inputs),
+                self._embedding.data_ptr(), run.x.address, bases, start, stop, slots, cls,
+                self._width, number,
+            )  # fmt: skip
+
+    def _require_tokens(self, tokens: Indices) -> None:
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.spec.token_count:
+            raise IndexError(f"a history has a token outside 0..{self.spec.token_count - 1}")
+
+    def _branch(self, run: Run, stage: Stage) -> None:
+        """Copy lanes to where the stage's rows begin."""
+        if stage.select is None:
+            return
+        level, old = 2 * stage.block, run.bases
+        run.lengths = run.lengths[stage.select]
+        run.bases = self._bases(run.lengths)
+        new = self._buffers.states(int(run.bases[level, -1]), self.spec.channels, run.x)
+        branch(
+            run.x.address, _address(old[level]), new.address, _address(run.bases[level]),
+            _address(stage.select), len(stage.select), self._width,
+        )  # fmt: skip
+        run.x = new
+
+    def _run_stage(self, run: Run, stage: Stage, end: int) -> None:
+        """Blocks from the stage's first up to ``end``."""
+        if stage.block == end:
+            return
+        channels, lanes = self.spec.channels, len(run.lengths)
+        rows = int(run.bases[2 * stage.block, -1])
+        other = self._buffers.states(rows, channels, run.x)
+        parts = self._parts(lanes, stage.groups)
+        scratch, places = self._scratch(parts)
+        for part in parts:
+            run_blocks(
+                run.x.address, other.address, _address(run.bases), lanes, stage.block, end,
+                *part.lanes, part.patches.address, self._args_address, scratch, places,
+                *self._constants, part.number,
+            )  # fmt: skip
+        run.x = other if (end - stage.block) % 2 else run.x
+
+    def _parts(self, lanes: int, groups: list[Group]) -> list["Part"]:
+        """Lanes by group; those before the first group carry no patch."""
+        first = groups[0].start if groups else lanes
+        number = NUMBERS[groups[0].slab.dtype if groups else torch.float32]
+        parts = [Part((0, first, NOTHING), self._unpatched, number)] if first else []
+        for group in groups:
+            place = (group.start, group.stop, _address(group.slots))
+            parts.append(Part(place, self._patches(group), NUMBERS[group.slab.dtype]))
+        return parts
+
+    def _patches(self, group: Group) -> "Patches":
+        """The group's tensors at every convolution; looked up anew when its slab has moved."""
+        known = self._patch_args.get(group.slab)
+        if known is None or known[0] != group.slab.generation:
+            patches = Patches.of([_patch_args(group, conv) for conv in range(len(self._convs))])
+            known = self._patch_args[group.slab] = (group.slab.generation, patches)
+        return known[1]
+
+    def _scratch(self, parts: Sequence["Part"]) -> tuple[int, int]:
+        """Addresses of the kernel's float32 scratch, and of where in it what lies."""
+        bottleneck = max(part.patches.bottleneck for part in parts)
+        known = self._scratches.get(bottleneck)
+        if known is None:
+            spec = self.spec
+            scratch = Scratch.of(spec.frame_len, spec.channels, spec.kernel_size, bottleneck)
+            places = np.array(scratch, dtype=np.int64)
+            known = self._scratches[bottleneck] = scratch, places, _address(places)
+        scratch, _, address = known
+        return self._buffers.room("scratch", scratch.size, 1).address, address
+
+    def _pool(self, run: Run) -> Tensor:
+        """User vectors [rows, C]: the last state, and the first one's sum with it if non-causal."""
+        if self.spec.is_causal:  # the last position is all that is left of a lane
+            return run.x.tensor.narrow(0, 0, len(run.lengths)).clone()
+        top = run.bases[-1]
+        last, first = (torch.from_numpy(at) for at in (top[1:] - 1, top[:-1]))
+        return run.x.tensor[last] + run.x.tensor[first]
+
+    def _bases(self, lengths: Indices) -> Indices:
+        """Where lanes begin at every level, [2·blocks + 1, lanes + 1]."""
+        if len(lengths) == 1:
+            return self._bases_alone[int(lengths[0])]
+        return self._added_up(lengths)
+
+    def _added_up(self, lengths: Indices) -> Indices:
+        bases = np.zeros((len(self.counts), len(lengths) + 1), dtype=np.int32)
+        self.counts[:, lengths].cumsum(axis=1, dtype=np.int32, out=bases[:, 1:])
+        return bases
+
+
+PatchArgs = tuple[int, int, int, int, int, int, int, int, int, int, int, int]
+"""mode, bottleneck, stacked, index, down, its bias, up, its bias; norms, index, weight, bias."""
+
+UNPATCHED: PatchArgs = (0,) * 12
+
+
+class Patches(NamedTuple):
+    """A slab's tensors at every convolution, int64 [convs, 12]."""
+
+    table: np.ndarray
+    address: int
+    bottleneck: int
+
+    @classmethod
+    def of(cls, args: Sequence[PatchArgs]) -> Self:
+        table = np.array(args, dtype=np.int64)
+        return cls(table, _address(table), int(table[:, 1].max()))
+
+
+class Part(NamedTuple):
+    """Neighbouring lanes (start, stop, address of their slots) with their patches' storage."""
+
+    lanes: tuple[int, int, int]
+    patches: "Patches"
+    number: Sample
+
+
+def _patch_args(group: Group, number: int) -> PatchArgs:
+    geometry, tensors = group.geometry, group.slab.tensors
+    block, conv = divmod(number, 2)
+    index, norm = geometry.conv_index(block, conv), geometry.norm_index(block, conv)
+    if index is None:
+        return UNPATCHED
+    names = ("patch.down", "patch.down_bias", "patch.up", "patch.up_bias")
+    down, down_bias, up, up_bias = (tensors[name].data_ptr() for name in names)
+    weight, bias = NOTHING, NOTHING
+    if norm is not None:
+        weight, bias = (tensors[f"patch.norm_{name}"].data_ptr() for name in ("weight", "bias"))
+    return (
+        mode_of(geometry), geometry.bottleneck, geometry.patched_convs, index,
+        down, down_bias, up, up_bias, len(geometry.blocks), norm or 0, weight, bias,
+    )  # fmt: skip
+
+
+def _trunk_states(run: Run, following: Stage) -> list[TrunkState]:
+    """The states that rows branch off from, by history."""
+    bases, joined = run.bases[2 * following.block], following.joined
+    assert joined is not None
+    by_history = dict(zip(joined.histories.tolist(), joined.lanes.tolist(), strict=True))
+    return [
+        TrunkState(
+            (run.chunk.keys[history], following.block),
+            run.x.tensor[int(bases[lane]) : int(bases[lane + 1])].clone(),
+        )
+        for history, lane in by_history.items()
+    ]
+
+
+def _pack(
+    conv: DilatedConv,
+    norm: torch.nn.LayerNorm,
+    at: ConvPlan,
+    residual: np.ndarray | None,
+    longest: tuple[int, int],
+    parts: int,
+) -> PackedConv:
+    """``longest``: inputs and outputs of the longest row; ``parts`` of rounded operands, or 0."""
+    weight, other = _packed_weights(conv.weight.detach().float(), parts)
+    # A product reads as many numbers of the bias as its columns are rounded up to.
+    bias = torch.nn.functional.pad(conv.bias.detach().float(), (0, whole_tiles(1)))
+    norm_weight, norm_bias = (t.detach().float().contiguous() for t in (norm.weight, norm.bias))
+    tensors = (weight, bias, norm_weight, norm_bias, *([] if other is None else [other]))
+    tiles = tile_table(at, conv.dilation)
+    arrays = [tiles] if residual is None else [tiles, np.ascontiguousarray(residual, np.int32)]
+    args = ConvArgs(
+        _address(tiles), len(tiles),
+        weight.data_ptr(), NOTHING if other is None else other.data_ptr(),
+        bias.data_ptr(), norm_weight.data_ptr(), norm_bias.data_ptr(),
+        NOTHING if residual is None else _address(arrays[1]), *longest,
+    )  # fmt: skip
+    return PackedConv(tensors, tuple(arrays), args)
+
+
+def _packed_weights(weight: Tensor, parts: int) -> tuple[Tensor, Tensor | None]:
+    """``weight`` and ``other_weight`` of ``ConvArgs``."""
+    if parts == 0:
+        tiled = tiled_weight(weight)
+        return packed_panels(tiled.combined), packed_panels(tiled.taps)
+    taps = weight.permute(2, 1, 0)  # [k, C in, C out]
+    rest = taps - taps.bfloat16().float()
+    return packed_pairs(taps), packed_pairs(rest) if parts > 1 else None

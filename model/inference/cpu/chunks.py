@@ -1,0 +1,215 @@
+"""Rows of a batch cut into chunks of lanes that fit the processor's cache."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from peterrec.model.inference.activation_cache import TrunkKey, TrunkStates
+from peterrec.model.inference.batch_plan import (
+    SHARED_OVERDRAFT,
+    Group,
+    Indices,
+    Joined,
+    Lanes,
+    RowPatches,
+    SlotRef,
+    Stage,
+    entry_block,
+    number_histories,
+    plan_lanes,
+    resumed_lanes,
+)
+from peterrec.model.network.collate import Tokens
+from peterrec.model.network.receptive_field import Plan
+from peterrec.model.spec import BackboneSpec
+
+ALONE = np.zeros(1, dtype=np.int32)
+"""The only row, history or lane."""
+
+FEWEST_POSITIONS = 256
+"""Chunks are not cut smaller than this only to occupy every thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows that run together.
+
+    ``histories`` are the lanes' at the start; ``keys`` those of all rows of the batch, empty if no
+    states are to be kept; ``states`` are the lanes' known block inputs if they go on from there.
+    ``read`` is there if a patch of a row reads its items.
+    """
+
+    lanes: Lanes
+    histories: list[Indices]
+    keys: list[bytes]
+    states: list[Tensor] = field(default_factory=list)
+    read: "ReadItems | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadItems:
+    """Items int32 of the distinct histories of a chunk's rows, and where each row's stand.
+
+    History ``i`` has ``tokens[starts[i] : starts[i + 1]]``; ``history`` [rows] numbers each row's.
+    """
+
+    tokens: Indices
+    starts: Indices
+    history: Indices
+
+    @classmethod
+    def of(cls, rows: Indices, newest: Sequence[Indices], history_of: Indices) -> "ReadItems":
+        """What the rows of a chunk read, in their order."""
+        number: dict[int, int] = {}
+        history = [number.setdefault(at, len(number)) for at in history_of[rows].tolist()]
+        items = [newest[row] for row in number]
+        starts = np.cumsum([0, *map(len, items)], dtype=np.int32)
+        return cls(np.concatenate(items), starts, np.array(history, dtype=np.int32))
+
+
+@dataclass(frozen=True, slots=True)
+class TrunkState:
+    """A history's block input that other rows may go on from."""
+
+    key: TrunkKey
+    states: Tensor
+
+
+def position_counts(cone: Plan, spec: BackboneSpec) -> Indices:
+    """Positions of a row of each length before and after each convolution, [2·blocks + 1, length].
+
+    The positions of a shorter row are the newest of the longest row's.
+    """
+    outputs = [cone.inputs]
+    for block in cone.blocks:
+        outputs += [block.first.outputs, block.second.outputs]
+    lengths = np.arange(spec.frame_len + 1)
+    below = [np.searchsorted(positions[::-1], lengths, side="left") for positions in outputs]
+    return np.array(below, dtype=np.int32)
+
+
+class ChunkPlanner:
+    """Plans batches; ``counts`` as of ``position_counts``."""
+
+    def __init__(
+        self, spec: BackboneSpec, counts: Indices, chunk_positions: int, threads: int = 1
+    ) -> None:
+        self._spec = spec
+        self._counts = counts
+        self._longest: list[int] = counts[:, -1].tolist()
+        self._chunk_positions = chunk_positions
+        self._threads = threads
+        self._block_count = len(spec.dilations)
+
+    def plan(
+        self, histories: Sequence[Tokens], refs: Sequence[SlotRef], trunks: TrunkStates
+    ) -> list[Chunk]:
+        """Chunks of all rows; those whose trunk states are known go on from there."""
+        if len(histories) == 1:
+            return [self._plan_alone(histories[0], refs[0], trunks)]
+        newest = [np.asarray(h[-self._spec.max_len :], dtype=np.int32) for h in histories]
+        keys, history_of = number_histories(newest)
+        patches = RowPatches.of(refs, self._block_count)
+        entries = [patches.slabs[at].entry for at in patches.slab_of.tolist()]
+        fresh, resumed = self._recall(keys, entries, trunks)
+
+        def read(lanes: Lanes) -> ReadItems | None:
+            is_read = any(group.geometry.queries for group in lanes.stages[-1].groups)
+            return ReadItems.of(lanes.rows, newest, history_of) if is_read else None
+
+        chunks, kept_keys = [], keys if trunks.is_on else []
+        for rows in self._cut(fresh, newest, history_of.tolist(), entries) if fresh else ():
+            lanes = plan_lanes(np.array(rows, dtype=np.int32), history_of, patches)
+            histories_in = [newest[row] for row in lanes.histories.tolist()]
+            chunks.append(Chunk(lanes, histories_in, kept_keys, read=read(lanes)))
+        for block, states in resumed.items():
+            for rows in self._split(list(states), block):
+                lanes = resumed_lanes(np.array(rows, dtype=np.int32), patches, block)
+                at = lanes.rows.tolist()
+                known = [states[row] for row in at]
+                chunks.append(Chunk(lanes, [newest[row] for row in at], [], known, read(lanes)))
+        return chunks
+
+    def _plan_alone(self, history: Tokens, ref: SlotRef, trunks: TrunkStates) -> Chunk:
+        """The same for a row alone: it would wait for its plan half as long as for its answer."""
+        newest = np.asarray(history[-self._spec.max_len :], dtype=np.int32)
+        entry = entry_block(ref.geometry, self._block_count)
+        group = Group(0, 1, ref.geometry, ref.slab, np.array([ref.slot], dtype=np.int32))
+        read = None
+        if ref.geometry.queries:
+            read = ReadItems(newest, np.array([0, len(newest)], dtype=np.int32), ALONE)
+        keys = [newest.tobytes()] if trunks.is_on else []
+        known = trunks.get((keys[0], entry)) if keys and entry else None
+        if known is not None:
+            lanes = Lanes(ALONE, [Stage(entry, None, [group])], ALONE)
+            return Chunk(lanes, [newest], [], [known], read)
+        stages = [Stage(0, None, [] if entry else [group])]
+        if entry:
+            stages.append(Stage(entry, None, [group], Joined(ALONE, ALONE)))
+        return Chunk(Lanes(ALONE, stages, ALONE), [newest], keys, read=read)
+
+    def _recall(
+        self, keys: Sequence[bytes], entries: Sequence[int], trunks: TrunkStates
+    ) -> tuple[list[int], dict[int, dict[int, Tensor]]]:
+        """Rows to run from the start; and by block those to go on, with their states."""
+        if not trunks.is_on or not any(entries):
+            return list(range(len(keys))), {}
+        fresh: list[int] = []
+        resumed: defaultdict[int, dict[int, Tensor]] = defaultdict(dict)
+        for row, (key, entry) in enumerate(zip(keys, entries, strict=True)):
+            states = trunks.get((key, entry)) if entry else None
+            if states is None:
+                fresh.append(row)
+            else:
+                resumed[entry][row] = states
+        return fresh, resumed
+
+    def _cost(self, history: Indices, entry: int) -> tuple[int, int]:
+        """Positions where a row's own blocks begin, and those of the trunk below, if any."""
+        length = self._spec.framed_len(len(history))
+        if self._spec.padding == "embedded":
+            length = self._spec.frame_len
+        trunk = int(self._counts[0, length]) if entry else 0
+        return int(self._counts[2 * entry, length]), trunk
+
+    def _split(self, rows: list[int], block: int) -> list[list[int]]:
+        """Rows that go on at ``block``, a chunk's worth at a time."""
+        at_once = max(1, self._chunk_positions // self._longest[2 * block])
+        return [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
+
+    def _cut(
+        self,
+        rows: Sequence[int],
+        histories: Sequence[Indices],
+        history_of: Sequence[int],
+        entries: Sequence[int],
+    ) -> list[list[int]]:
+        """Rows of one history together, in as few chunks as hold them."""
+        by_history: defaultdict[int, list[int]] = defaultdict(list)
+        for row in rows:
+            by_history[history_of[row]].append(row)
+        cost = {row: self._cost(histories[row], entries[row]) for row in rows}
+        at_once = self._even_share(sum(map(sum, cost.values())))
+        chunks: list[list[int]] = []
+        room = 0
+        for members in by_history.values():
+            for row in members:
+                is_new = row is members[0]
+                if not chunks or room <= (0 if is_new else -SHARED_OVERDRAFT * at_once):
+                    chunks.append([])
+                    room, is_new = at_once, True
+                own, trunk = cost[row]
+                room -= own + (trunk if is_new else 0)
+                chunks[-1].append(row)
+        return chunks
+
+    def _even_share(self, total: int) -> int:
+        """``total`` positions over equal chunks of about the right size, some for every thread."""
+        chunks = max(1, round(total / self._chunk_positions))
+        if total >= self._threads * FEWEST_POSITIONS:
+            chunks = math.ceil(chunks / self._threads) * self._threads
+        return math.ceil(total / chunks)

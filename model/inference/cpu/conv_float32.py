@@ -1,0 +1,342 @@
+# mypy: ignore-errors
+# What follows is numba's to type: names hold vectors and typed addresses.
+"""Convolutions in float32 on a CPU, with all that follows each of them up to the next.
+
+Positions that share inputs are computed four at a time from six products
+(``model/inference/cpu/winograd.py``),
+others from those of their taps that lie within the history, where that takes no more products.
+Names and types as in ``packed_kernels.py``.
+"""
+
+import numpy as np
+from numba import njit
+from torch import Tensor
+
+from peterrec.model.inference.cpu import winograd as tiles
+from peterrec.model.inference.cpu.patch_kernel import (
+    AT_ONCE,
+    ZERO,
+    channels_of,
+    finish_lane,
+    lane_patch,
+    take_inputs,
+    tap_at,
+)
+from peterrec.model.inference.cpu.simd import (
+    HAS_WIDE_REGISTERS,
+    LANES,
+    add,
+    copy_first,
+    float_pointer,
+    fma,
+    int_pointer,
+    load,
+    load_first,
+    long_pointer,
+    mul,
+    number,
+    pointer_like,
+    splat,
+    store_first,
+    sub,
+)
+from peterrec.model.network.insertions import SERIAL
+
+PANEL = 4 * LANES if HAS_WIDE_REGISTERS else LANES
+"""Columns of a product that are in the registers together, for four rows."""
+
+A, A2, A3 = (np.float32(tiles.A**n) for n in (1, 2, 3))
+B, B2, B3 = (np.float32(tiles.B**n) for n in (1, 2, 3))
+SQUARES = np.float32(tiles.A**2 + tiles.B**2)
+OUTPUTS, PRODUCTS = tiles.OUTPUTS, tiles.PRODUCTS
+FEWEST_SHARED = PRODUCTS // 3 + 1  # outputs of a tile that has more than six taps
+
+
+def packed_panels(weight: Tensor, panel: int = PANEL) -> Tensor:
+    """A weight [.., rows, C] as the product reads it: [.., panels, rows, panel], zeros beyond C."""
+    panels = -(-weight.shape[-1] // panel)
+    padded = weight.new_zeros(*weight.shape[:-1], panels * panel)
+    padded[..., : weight.shape[-1]] = weight
+    return padded.unflatten(-1, (panels, panel)).movedim(-2, -3).contiguous()
+
+
+@njit
+def multiply_wide(x, weight, rows, y, count, inputs, width):
+    """``y = x W`` of x [count, inputs] and the last rows of packed W [rows, C].
+
+    Sums run over the inputs in their order.
+    """
+    C = channels_of(width)
+    zero = splat(ZERO)
+    for c in range(0, C, 4 * LANES):
+        for p in range(0, count, AT_ONCE):
+            p1, p2, p3 = min(p + 1, count - 1), min(p + 2, count - 1), min(p + 3, count - 1)
+            r0, r1, r2, r3 = p * inputs, p1 * inputs, p2 * inputs, p3 * inputs
+            a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zero
+            d0 = d1 = d2 = d3 = e0 = e1 = e2 = e3 = zero
+            at = c * rows + (rows - inputs) * 4 * LANES
+            for k in range(inputs):
+                wa, wb = load(weight, at), load(weight, at + LANES)
+                wd, we = load(weight, at + 2 * LANES), load(weight, at + 3 * LANES)
+                at += 4 * LANES
+                v = splat(number(x, r0 + k))
+                a0, b0, d0, e0 = fma(v, wa, a0), fma(v, wb, b0), fma(v, wd, d0), fma(v, we, e0)
+                v = splat(number(x, r1 + k))
+                a1, b1, d1, e1 = fma(v, wa, a1), fma(v, wb, b1), fma(v, wd, d1), fma(v, we, e1)
+                v = splat(number(x, r2 + k))
+                a2, b2, d2, e2 = fma(v, wa, a2), fma(v, wb, b2), fma(v, wd, d2), fma(v, we, e2)
+                v = splat(number(x, r3 + k))
+                a3, b3, d3, e3 = fma(v, wa, a3), fma(v, wb, b3), fma(v, wd, d3), fma(v, we, e3)
+            _keep(y, p * C + c, C - c, a0, b0, d0, e0)
+            _keep(y, p1 * C + c, C - c, a1, b1, d1, e1)
+            _keep(y, p2 * C + c, C - c, a2, b2, d2, e2)
+            _keep(y, p3 * C + c, C - c, a3, b3, d3, e3)
+
+
+@njit
+def _keep(y, at, n, a, b, d, e):
+    store_first(y, at, a, n)
+    store_first(y, at + LANES, b, n - LANES)
+    store_first(y, at + 2 * LANES, d, n - 2 * LANES)
+    store_first(y, at + 3 * LANES, e, n - 3 * LANES)
+
+
+@njit
+def multiply_narrow(x, weight, rows, y, count, inputs, width):
+    """The same where sixteen numbers take two registers of sixteen: six rows at once."""
+    C = channels_of(width)
+    for c in range(0, C, LANES):
+        for p in range(0, count, 6):
+            p1, p2, p3 = min(p + 1, count - 1), min(p + 2, count - 1), min(p + 3, count - 1)
+            p4, p5 = min(p + 4, count - 1), min(p + 5, count - 1)
+            r0, r1, r2, r3 = p * inputs, p1 * inputs, p2 * inputs, p3 * inputs
+            r4, r5 = p4 * inputs, p5 * inputs
+            a0 = a1 = a2 = a3 = a4 = a5 = splat(ZERO)
+            at = c * rows + (rows - inputs) * LANES
+            for k in range(inputs):
+                w = load(weight, at)
+                at += LANES
+                a0, a1 = fma(splat(number(x, r0 + k)), w, a0), fma(splat(number(x, r1 + k)), w, a1)
+                a2, a3 = fma(splat(number(x, r2 + k)), w, a2), fma(splat(number(x, r3 + k)), w, a3)
+                a4, a5 = fma(splat(number(x, r4 + k)), w, a4), fma(splat(number(x, r5 + k)), w, a5)
+            store_first(y, p * C + c, a0, C - c)
+            store_first(y, p1 * C + c, a1, C - c)
+            store_first(y, p2 * C + c, a2, C - c)
+            store_first(y, p3 * C + c, a3, C - c)
+            store_first(y, p4 * C + c, a4, C - c)
+            store_first(y, p5 * C + c, a5, C - c)
+
+
+_multiply = multiply_wide if HAS_WIDE_REGISTERS else multiply_narrow
+
+
+@njit
+def _taps_within(tiles, i, missing, K):
+    """How many of an output's taps are left without the oldest that the lane does not have."""
+    for k in range(K):
+        if tiles[i + k] > missing:
+            return K - k
+    return 0
+
+
+@njit
+def _is_shared(tiles, row, skipped, missing):
+    """True if a tile's outputs take fewer products together than from their taps."""
+    if tiles[row] > skipped and tiles[row + OUTPUTS] > missing:
+        return True
+    taps = 0
+    for i in range(OUTPUTS):
+        if tiles[row + i] > skipped:
+            taps += _taps_within(tiles, row + OUTPUTS + i, missing, 3)
+    return taps > PRODUCTS
+
+
+@njit
+def _combine(x, r0, r1, r2, r3, r4, r5, out, at, step, width):
+    """A tile's six inputs at the six points."""
+    C = channels_of(width)
+    a, b, a2, b2, squares = splat(A), splat(B), splat(-A2), splat(-B2), splat(-SQUARES)
+    for c in range(0, C, LANES):
+        n = C - c
+        d0, d1, d2 = load_first(x, r0 + c, n), load_first(x, r1 + c, n), load_first(x, r2 + c, n)
+        d3, d4, d5 = load_first(x, r3 + c, n), load_first(x, r4 + c, n), load_first(x, r5 + c, n)
+        even_a, odd_a = fma(d2, b2, d4), mul(fma(d1, b2, d3), a)
+        even_b, odd_b = fma(d2, a2, d4), mul(fma(d1, a2, d3), b)
+        to = at + c
+        store_first(out, to, fma(d2, squares, add(d0, d4)), n)
+        store_first(out, to + step, add(even_a, odd_a), n)
+        store_first(out, to + 2 * step, sub(even_a, odd_a), n)
+        store_first(out, to + 3 * step, add(even_b, odd_b), n)
+        store_first(out, to + 4 * step, sub(even_b, odd_b), n)
+        store_first(out, to + 5 * step, fma(d3, squares, add(d1, d5)), n)
+
+
+@njit
+def _interpolate(products, at, step, bias, y, p0, p1, p2, p3, width):
+    """A tile's four outputs from its six products."""
+    C = channels_of(width)
+    a, a2, a3, b, b2, b3 = splat(A), splat(A2), splat(A3), splat(B), splat(B2), splat(B3)
+    for c in range(0, C, LANES):
+        n, z = C - c, at + c
+        m0, m1 = load_first(products, z, n), load_first(products, z + step, n)
+        m2, m3 = load_first(products, z + 2 * step, n), load_first(products, z + 3 * step, n)
+        m4, m5 = load_first(products, z + 4 * step, n), load_first(products, z + 5 * step, n)
+        w = load_first(bias, c, n)
+        even_a, odd_a, even_b, odd_b = add(m1, m2), sub(m1, m2), add(m3, m4), sub(m3, m4)
+        store_first(y, p0 + c, add(add(m0, w), add(even_a, even_b)), n)
+        store_first(y, p1 + c, fma(odd_a, a, fma(odd_b, b, w)), n)
+        store_first(y, p2 + c, fma(even_a, a2, fma(even_b, b2, w)), n)
+        store_first(y, p3 + c, fma(odd_a, a3, fma(odd_b, b3, add(m5, w))), n)
+
+
+@njit
+def _lay_tiles(
+    x, at, missing, tiles, tile_count, skipped, nothing, combined, step, taps, counts, gang,
+    width, K,
+):  # fmt: skip
+    """Lay out what a lane's outputs are products of, behind what is there already.
+
+    ``counts[0]`` are tiles, ``counts[n]`` outputs of n taps; these lie in [gang, n·C] after those
+    of fewer.
+    """
+    C = channels_of(width)
+    outputs = OUTPUTS if K == 3 else 1
+    for tile in range(tile_count):
+        row = tile * (2 * outputs + K - 1)
+        if tiles[row + outputs - 1] <= skipped:
+            break
+        inputs = row + outputs
+        if outputs > 1 and _is_shared(tiles, row, skipped, missing):
+            _combine(
+                x, tap_at(tiles, inputs, missing, at, nothing, C),
+                tap_at(tiles, inputs + 1, missing, at, nothing, C),
+                tap_at(tiles, inputs + 2, missing, at, nothing, C),
+                tap_at(tiles, inputs + 3, missing, at, nothing, C),
+                tap_at(tiles, inputs + 4, missing, at, nothing, C),
+                tap_at(tiles, inputs + 5, missing, at, nothing, C),
+                combined, counts[0] * C, step, width,
+            )  # fmt: skip
+            counts[0] += 1
+            continue
+        for i in range(outputs):
+            if tiles[row + i] > skipped:
+                n = _taps_within(tiles, inputs + i, missing, K)
+                to = (gang * (n * (n - 1) // 2) + counts[n] * n) * C
+                for k in range(K - n, K):
+                    source = tap_at(tiles, inputs + i + k, missing, at, nothing, C)
+                    for c in range(0, C, LANES):
+                        copy_first(taps, to + c, x, source + c, C - c)
+                    to += C
+                counts[n] += 1
+
+
+@njit
+def _take_outputs(
+    missing, tiles, tile_count, skipped, combined, step, taps, counts, gang, bias, y, width, K
+):  # fmt: skip
+    """A lane's outputs from their products, in the order of ``_lay_tiles``."""
+    C = channels_of(width)
+    outputs = OUTPUTS if K == 3 else 1
+    for tile in range(tile_count):
+        row = tile * (2 * outputs + K - 1)
+        if tiles[row + outputs - 1] <= skipped:
+            break
+        inputs = row + outputs
+        if outputs > 1 and _is_shared(tiles, row, skipped, missing):
+            p0 = (np.int64(tiles[row]) - skipped - 1) * C
+            p1 = (np.int64(tiles[row + 1]) - skipped - 1) * C
+            p2 = (np.int64(tiles[row + 2]) - skipped - 1) * C
+            p3 = (np.int64(tiles[row + 3]) - skipped - 1) * C
+            if p0 < 0:  # only the oldest can be missing; the next one takes its place at once
+                p0 = p1
+            _interpolate(combined, counts[0] * C, step, bias, y, p0, p1, p2, p3, width)
+            counts[0] += 1
+            continue
+        for i in range(outputs):
+            to = (np.int64(tiles[row + i]) - skipped - 1) * C
+            if to >= 0:
+                n = _taps_within(tiles, inputs + i, missing, K)
+                source = (gang * (n - 1) + counts[n]) * C
+                for c in range(0, C, LANES):
+                    own = load_first(taps, source + c, C - c)
+                    store_first(y, to + c, add(own, load_first(bias, c, C - c)), C - c)
+                counts[n] += 1
+
+
+@njit
+def convolve(
+    source_, source_base, source_origin, target, target_base, target_origin, first, last, start,
+    stop, x, x_base, longest_x, slots, patch_args, args, scratch_, places,
+    width, K, centre, eps, weight,
+):  # fmt: skip
+    """A convolution of lanes [first, last) with all that follows it up to the next.
+
+    Lanes lie at their bases less the origin. ``x`` are the block's inputs for the residual.
+    """
+    C = channels_of(width)
+    source = float_pointer(source_)
+    tiles, tile_count = int_pointer(args[0]), args[1]
+    bias, residual_ = float_pointer(args[4]), args[7]
+    longest_in, longest = args[8], args[9]
+    mode, H = patch_args[0], patch_args[1]
+    down, down_bias = pointer_like(patch_args[4], weight), pointer_like(patch_args[5], weight)
+    up, up_bias = pointer_like(patch_args[6], weight), pointer_like(patch_args[7], weight)
+    has_own = patch_args[10] != 0
+    norm_weight = float_pointer(patch_args[10] if has_own else args[5])
+    norm_bias = float_pointer(patch_args[11] if has_own else args[6])
+    nothing = (scratch_ - source_) // 4 + places[0]
+    combined, combined_products = scratch_ + 4 * places[1], scratch_ + 4 * places[2]
+    taps, taps_products = scratch_ + 4 * places[3], scratch_ + 4 * places[4]
+    counts, gang = long_pointer(scratch_ + 4 * places[5]), places[12]
+    y, s = float_pointer(scratch_ + 4 * places[6]), float_pointer(scratch_ + 4 * places[7])
+    step = (places[2] - places[1]) // PRODUCTS
+    for n in range(K + 1):
+        counts[n] = 0
+    for lane in range(first, last):
+        at = np.int64(source_base[lane]) - source_origin
+        missing = longest_in - (np.int64(source_base[lane + 1]) - np.int64(source_base[lane]))
+        skipped = longest - (np.int64(target_base[lane + 1]) - np.int64(target_base[lane]))
+        _lay_tiles(
+            source, at, missing, tiles, tile_count, skipped, nothing,
+            float_pointer(combined), step, float_pointer(taps), counts, gang, width, K,
+        )  # fmt: skip
+    panels = (C + PANEL - 1) // PANEL * PANEL
+    for i in range(PRODUCTS if counts[0] > 0 else 0):
+        _multiply(
+            float_pointer(combined + 4 * i * step),
+            float_pointer(args[2] + 4 * i * C * panels), C,
+            float_pointer(combined_products + 4 * i * step), counts[0], C, width,
+        )  # fmt: skip
+    for n in range(1, K + 1):
+        _multiply(
+            float_pointer(taps + 4 * gang * (n * (n - 1) // 2) * C), float_pointer(args[3]), K * C,
+            float_pointer(taps_products + 4 * gang * (n - 1) * C), counts[n], n * C, width,
+        )  # fmt: skip
+    for n in range(K + 1):
+        counts[n] = 0
+    for lane in range(first, last):
+        at = np.int64(source_base[lane]) - source_origin
+        missing = longest_in - (np.int64(source_base[lane + 1]) - np.int64(source_base[lane]))
+        count = np.int64(target_base[lane + 1]) - np.int64(target_base[lane])
+        skipped = longest - count
+        _take_outputs(
+            missing, tiles, tile_count, skipped, float_pointer(combined_products), step,
+            float_pointer(taps_products), counts, gang, bias, y, width, K,
+        )  # fmt: skip
+        if mode > SERIAL:
+            take_inputs(
+                source, at, missing, tiles, tile_count, skipped, nothing, s, centre, width, K
+            )
+        patch = next_patch = norm = np.int64(0)
+        if mode != 0:
+            patch, next_patch = lane_patch(
+                slots, lane - start, stop - start, patch_args[2], patch_args[3]
+            )
+        if has_own:
+            norm = (np.int64(slots[lane - start]) * patch_args[8] + patch_args[9]) * C
+        entry = (np.int64(x_base[lane + 1]) - longest_x) * C
+        to = (np.int64(target_base[lane]) - target_origin) * C
+        finish_lane(
+            y, C, count, s, x, entry, residual_, skipped, target, to, scratch_, mode, H, patch,
+            next_patch, down, down_bias, up, up_bias, norm_weight, norm_bias, norm, width, eps,
+        )  # fmt: skip

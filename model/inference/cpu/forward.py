@@ -1,0 +1,67 @@
+"""The mixed-task forward on a CPU: lanes of any length one after the other, nothing padded.
+
+A chunk of lanes goes through a stretch of blocks in one call (``model/inference/cpu/blocks.py``).
+Chunks run on as many threads as PyTorch was given when the forward was made.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from peterrec.model.inference.activation_cache import TrunkStates
+from peterrec.model.inference.batch_plan import SlotRef
+from peterrec.model.inference.cpu.amx import may_use_tiles
+from peterrec.model.inference.cpu.blocks import PackedBlocks
+from peterrec.model.inference.cpu.chunks import Chunk, ChunkPlanner, TrunkState
+from peterrec.model.network.backbone import Backbone
+from peterrec.model.network.collate import Tokens
+
+CHUNK_POSITIONS = 1_600
+"""Positions per chunk: the activations of one convolution then stay in the second cache."""
+
+
+class PackedForward:
+    """User vectors on a CPU. Used by one thread, which gives chunks to others if it may."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        dtype: torch.dtype,
+        chunk_positions: int | None = None,
+        trunk_cache_bytes: int = 0,
+    ) -> None:
+        threads = torch.get_num_threads()
+        is_rounded = dtype == torch.bfloat16 and may_use_tiles()
+        self._blocks = PackedBlocks(backbone, is_rounded)
+        self.trunk_states = TrunkStates(trunk_cache_bytes)
+        positions = chunk_positions or CHUNK_POSITIONS
+        self._planner = ChunkPlanner(backbone.spec, self._blocks.counts, positions, threads)
+        self._pool = ThreadPoolExecutor(threads, "forward") if threads > 1 else None
+
+    def user_vectors(self, histories: Sequence[Tokens], refs: Sequence[SlotRef]) -> Tensor:
+        """User vectors float32 [B, C]: history i through the backbone patched by slot i."""
+        chunks = self._planner.plan(histories, refs, self.trunk_states)
+        done = self._run_all(chunks)
+        for _, kept in done:
+            for state in kept:
+                self.trunk_states.put(state.key, state.states)
+        if len(chunks) == 1 and chunks[0].lanes.rows.tolist() == list(range(len(histories))):
+            return done[0][0]
+        out = torch.empty(len(histories), self._blocks.spec.channels)
+        for chunk, (vectors, _) in zip(chunks, done, strict=True):
+            out[chunk.lanes.rows] = vectors
+        return out
+
+    def _run_all(self, chunks: Sequence[Chunk]) -> list[tuple[Tensor, list[TrunkState]]]:
+        """Each chunk on one thread: products too small to share cost more in waiting for others."""
+        if self._pool is None:
+            return [self._blocks.run(chunk) for chunk in chunks]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            run = self._pool.map if len(chunks) > 1 else map
+            return list(run(self._blocks.run, chunks))
+        finally:
+            torch.set_num_threads(threads)

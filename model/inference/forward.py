@@ -1,0 +1,43 @@
+"""The mixed-task forward: rows of any tasks, lengths and patch geometries in one pass.
+
+The shared convolutions run over all rows of a chunk; each row's own patch is found by slot, and a
+row costs about what its history costs. Checked against ``Backbone.user_vectors`` row by row.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from peterrec.model.inference.batch_plan import SlotRef
+from peterrec.model.network.backbone import Backbone
+from peterrec.model.network.collate import Tokens
+
+
+class MixedForward(Protocol):
+    """User vectors for rows of different tasks. Used by one thread, the device's owner."""
+
+    def user_vectors(self, histories: Sequence[Tokens], refs: Sequence[SlotRef]) -> Tensor:
+        """User vectors float32 [B, C]: history i through the backbone patched by slot i."""
+
+
+def mixed_forward(
+    backbone: Backbone, dtype: torch.dtype = torch.float32, trunk_cache_bytes: int = 0
+) -> MixedForward:
+    """The forward for the device that the backbone is on; ``dtype`` is what its products read.
+
+    On a GPU it stores all activations. On a CPU, states between blocks stay float32, and those
+    below the patched blocks are kept for recent histories within ``trunk_cache_bytes``.
+    """
+    if backbone.embedding.weight.is_cuda:
+        from peterrec.model.inference.gpu.forward import (
+            FusedForward,  # needs Triton, which comes with CUDA builds
+        )
+
+        return FusedForward(backbone, dtype)
+    from peterrec.model.inference.cpu.forward import (
+        PackedForward,  # needs numba, which a GPU does without
+    )
+
+    return PackedForward(backbone, dtype, trunk_cache_bytes=trunk_cache_bytes)

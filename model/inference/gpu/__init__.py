@@ -1,0 +1,1 @@
+"""The mixed-task forward on an NVIDIA GPU, compiled with Triton."""

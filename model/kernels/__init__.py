@@ -1,1 +1,0 @@
-"""Device code: what the mixed forward calls where PyTorch's own choice is slower."""

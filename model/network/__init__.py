@@ -1,0 +1,1 @@
+"""The network of the paper: backbone, patches, the history reader and heads."""

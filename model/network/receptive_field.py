@@ -1,0 +1,96 @@
+"""Which positions each convolution must compute so that the user vector comes out exactly.
+
+Only the last position of a causal network is read. Going down from it, every convolution needs
+just the positions its taps reach: a cone. Positions are counted back from the end (0 = last), so
+one plan serves every row of the same length.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from peterrec.model.spec import BackboneSpec
+
+Positions = np.ndarray
+"""Offsets back from the last position, descending: oldest first, as rows are stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConvPlan:
+    """One convolution: computes ``outputs`` from taps into the previous positions.
+
+    ``taps`` int64 [N, k] index a buffer whose entry 0 is a zero row and entry 1 + i is the i-th of
+    the positions below. ``centre`` is the tap that reads the output's own position.
+    """
+
+    outputs: Positions
+    taps: np.ndarray
+    centre: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockPlan:
+    """A residual block: its two convolutions, and where its outputs stand among its inputs."""
+
+    first: ConvPlan
+    second: ConvPlan
+    residual: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The whole forward of rows of one length: input positions and blocks bottom to top."""
+
+    inputs: Positions
+    blocks: tuple[BlockPlan, ...]
+    conv_positions: int
+
+
+@cache
+def plan(spec: BackboneSpec, length: int) -> Plan:
+    """The plan for rows of ``length`` tokens. Non-causal rows keep all their positions."""
+    every = np.arange(length)[::-1]
+    wanted = np.array([0]) if spec.is_causal else every
+    blocks: list[BlockPlan] = []
+    for dilation in reversed(spec.dilations):
+        second_inputs = _reached(spec, wanted, 2 * dilation, length)
+        first_inputs = _reached(spec, second_inputs, dilation, length)
+        blocks.append(
+            BlockPlan(
+                first=_conv(spec, second_inputs, first_inputs, dilation),
+                second=_conv(spec, wanted, second_inputs, 2 * dilation),
+                residual=_ranks(wanted, first_inputs) - 1,
+            )
+        )
+        wanted = first_inputs
+    return Plan(
+        inputs=wanted,
+        blocks=tuple(reversed(blocks)),
+        conv_positions=sum(len(b.first.outputs) + len(b.second.outputs) for b in blocks),
+    )
+
+
+def _shifts(spec: BackboneSpec, dilation: int) -> np.ndarray:
+    """How far back each tap reads; negative is forward (non-causal only)."""
+    taps = np.arange(spec.kernel_size)
+    reach = spec.kernel_size - 1 if spec.is_causal else (spec.kernel_size - 1) // 2
+    return (reach - taps) * dilation
+
+
+def _reached(spec: BackboneSpec, outputs: Positions, dilation: int, length: int) -> Positions:
+    offsets = np.unique(outputs[:, None] + _shifts(spec, dilation))  # ascending
+    return offsets[(offsets >= 0) & (offsets < length)][::-1]
+
+
+def _conv(spec: BackboneSpec, outputs: Positions, inputs: Positions, dilation: int) -> ConvPlan:
+    shifts = _shifts(spec, dilation)
+    sources = outputs[:, None] + shifts  # [N, k]
+    return ConvPlan(outputs, _ranks(sources, inputs), centre=int(np.flatnonzero(shifts == 0)[0]))
+
+
+def _ranks(offsets: np.ndarray, among: Positions) -> np.ndarray:
+    """1 + the index of each offset in the descending ``among``; 0 where it is not there."""
+    ascending = among[::-1]
+    at = np.searchsorted(ascending, offsets).clip(max=len(ascending) - 1)
+    return np.where(ascending[at] == offsets, len(ascending) - at, 0)

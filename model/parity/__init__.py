@@ -1,0 +1,1 @@
+"""The published code: import of its checkpoints and checks against its outputs."""

@@ -1,0 +1,93 @@
+"""Pretrained once for each corpus and kind of backbone, and kept in the work folder."""
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from peterrec.model.data.histories import Histories
+from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone, save_backbone
+from peterrec.model.files.backbone_info import SPEC
+from peterrec.model.progress import Watch, unwatched
+from peterrec.model.study.corpus import Corpus
+from peterrec.model.study.settings import ComparisonSettings
+from peterrec.model.training.pretrain.pretrain import PretrainSettings, pretrain
+from peterrec.model.training.pretrain.state import remove_checkpoint
+
+
+def backbone_folder(
+    work: Path, corpus: Corpus, settings: ComparisonSettings, is_causal: bool
+) -> Path:
+    """Where the backbone is or will be; the name says settings and data."""
+    chosen = pretrain_settings(settings, is_causal)
+    identity = [asdict(chosen), settings.pretrain_on, corpus.digest]
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    kind = "causal" if is_causal else "noncausal"
+    return work / "backbones" / f"{corpus.name}-{kind}-{digest[:12]}"
+
+
+def pretrain_settings(settings: ComparisonSettings, is_causal: bool) -> PretrainSettings:
+    """The pretraining of one kind of backbone; the comparison's first seed is its seed."""
+    return replace(settings.pretraining, is_causal=is_causal, seed=settings.first_seed)
+
+
+def ensure_backbone(
+    folder: Path,
+    corpus: Corpus,
+    settings: ComparisonSettings,
+    is_causal: bool,
+    watch: Watch = unwatched,
+) -> None:
+    """Pretrain into the folder unless a finished backbone is there; an unfinished one goes on."""
+    if (folder / SPEC).exists():
+        return
+    histories = pretraining_histories(corpus, settings)
+    chosen = pretrain_settings(settings, is_causal)
+    trained = pretrain(histories, chosen, checkpoints=folder, resume=True, watch=watch)
+    save_backbone(folder, trained.backbone, list(trained.vocabulary.items), trained.record)
+    remove_checkpoint(folder)
+
+
+def pretraining_histories(corpus: Corpus, settings: ComparisonSettings) -> Histories:
+    """What pretraining may read: training users' histories, or everybody's if so chosen.
+
+    A corpus's own sequences for pretraining come on top and replace the histories of users with
+    the same id; those of users who are held out stay out all the same.
+    """
+    own, extra, split = corpus.histories, corpus.pretraining, corpus.split
+    held_out = set[str]()
+    if settings.pretrain_on == "train":
+        parts = (split.validation, split.test)
+        held_out = {own.users[i] for part in parts for i in part.tolist()}
+        own = own.select(split.train)
+    if extra is None:
+        return own
+    extra = _without(extra, held_out)
+    return _joined(_without(own, set(extra.users)), extra)
+
+
+def _without(histories: Histories, users: set[str]) -> Histories:
+    kept = np.flatnonzero([user not in users for user in histories.users])
+    return histories.select(kept)
+
+
+def _joined(one: Histories, other: Histories) -> Histories:
+    index = {item: code for code, item in enumerate(one.items)}
+    for item in other.items:
+        index.setdefault(item, len(index))
+    codes = np.array([index[item] for item in other.items], dtype=np.int64)[other.codes]
+    return Histories(
+        users=(*one.users, *other.users),
+        items=tuple(index),
+        codes=np.concatenate([one.codes, codes]),
+        offsets=np.concatenate([one.offsets, one.offsets[-1] + other.offsets[1:]]),
+    )
+
+
+@lru_cache(maxsize=4)
+def backbone_at(folder: Path) -> LoadedBackbone:
+    """A finished backbone, read once for each process."""
+    return load_backbone(folder)

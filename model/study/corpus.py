@@ -1,0 +1,217 @@
+"""A data set prepared for a comparison: histories, one split of the users, and tasks, as npz files.
+
+The folder needs nothing but numpy to be read, so a comparison can run where it was not prepared.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from peterrec.model.data.histories import Histories, UserLabels
+from peterrec.model.data.splits import UserSplit
+from peterrec.model.errors import (
+    ComparisonSettingsInvalid,
+    PreparedFolderInvalid,
+    TaskUnknown,
+    TensorFileInvalid,
+)
+from peterrec.model.parity.npz import NumpyArray, read_npz, write_npz
+from peterrec.model.spec import HeadKind
+
+Document = dict[str, Any]  # Any: a JSON document
+
+INDEX, HISTORIES, PRETRAINING = "prepared.json", "histories.npz", "pretraining.npz"
+
+PARTS = ("train", "validation", "test")
+
+KINDS: tuple[HeadKind, ...] = ("classification", "ranking")
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusTask:
+    """One task's answers by user."""
+
+    name: str
+    kind: HeadKind
+    labels: UserLabels
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Histories that tasks read, who is trained on and who is judged, and the tasks.
+
+    ``split`` indexes ``histories.users`` and holds for all tasks and for pretraining.
+    ``pretraining`` are sequences that only pretraining reads (``backbones.py``). ``facts`` say how
+    it was made, for the report.
+    """
+
+    name: str
+    histories: Histories
+    split: UserSplit
+    tasks: tuple[CorpusTask, ...]
+    facts: Document
+    pretraining: Histories | None = None
+
+    def task(self, name: str) -> CorpusTask:
+        return next(task for task in self.tasks if task.name == name)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over histories, split and answers: the data's identity."""
+        parts = [self.histories.digest(), *(f"{t.name}:{t.labels.digest()}" for t in self.tasks)]
+        parts += [self.pretraining.digest()] if self.pretraining else []
+        sha = hashlib.sha256(json.dumps(parts).encode())
+        for part in (self.split.train, self.split.validation, self.split.test):
+            sha.update(part.tobytes())
+        return sha.hexdigest()
+
+
+def shuffled(corpus: Corpus) -> Corpus:
+    """The same answers, given to users at random: what is learned from these is a leak."""
+    random = np.random.default_rng(0)
+    tasks = []
+    for task in corpus.tasks:
+        users, answers = list(task.labels.by_user), list(task.labels.by_user.values())
+        order = random.permutation(len(users)).tolist()
+        mixed = {user: answers[i] for user, i in zip(users, order, strict=True)}
+        tasks.append(replace(task, labels=UserLabels(mixed, task.labels.source)))
+    return replace(
+        corpus,
+        name=f"{corpus.name}-shuffled",
+        tasks=tuple(tasks),
+        facts={**corpus.facts, "answers": "shuffled among users"},
+    )
+
+
+def write_corpora(folder: Path, corpora: Sequence[Corpus]) -> None:
+    """Write a prepared folder; names of corpora and tasks become file names."""
+    _require_names([corpus.name for corpus in corpora], "data sets")
+    for corpus in corpora:
+        _require_names([task.name for task in corpus.tasks], f"tasks of {corpus.name}")
+        own = folder / corpus.name
+        parts = {part: getattr(corpus.split, part) for part in PARTS}
+        write_npz(own / HISTORIES, {**_packed(corpus.histories), **parts})
+        if corpus.pretraining is not None:
+            write_npz(own / PRETRAINING, _packed(corpus.pretraining))
+        for task in corpus.tasks:
+            write_npz(own / f"{task.name}.npz", _packed_answers(task.labels))
+    index = {
+        corpus.name: {
+            "tasks": {task.name: task.kind for task in corpus.tasks},
+            "facts": corpus.facts,
+            "digest": corpus.digest,
+        }
+        for corpus in corpora
+    }
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _require_names(names: Sequence[str], what: str) -> None:
+    bad = [name for name in names if not re.fullmatch(r"\w[\w .+-]*", name)]
+    bad += [name for name in names if names.count(name) > 1]
+    if bad:
+        raise ComparisonSettingsInvalid(
+            f"{what} cannot be called {bad[0]!r}.",
+            hint="Give each its own name of letters, digits, spaces, dots, + and -.",
+        )
+
+
+def read_corpora(folder: Path) -> list[Corpus]:
+    """Read a prepared folder; what was changed since it was written is refused."""
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return [_read_corpus(folder / name, entry) for name, entry in index.items()]
+    except (OSError, KeyError, ValueError, TypeError, TensorFileInvalid) as error:
+        raise PreparedFolderInvalid(
+            f"{folder} is no prepared folder: {error}", hint="Prepare it again."
+        ) from error
+
+
+def choose_tasks(corpora: Sequence[Corpus], names: Sequence[str]) -> list[tuple[Corpus, str]]:
+    """The wanted tasks, given as ``task`` or ``corpus/task``; all if none are named."""
+    pairs = [(corpus, task.name) for corpus in corpora for task in corpus.tasks]
+    known = {name for corpus, task in pairs for name in (task, f"{corpus.name}/{task}")}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise TaskUnknown(
+            f"there is no task {unknown[0]!r}.", hint=f"The tasks are {', '.join(sorted(known))}."
+        )
+    return [
+        (corpus, task)
+        for corpus, task in pairs
+        if not names or task in names or f"{corpus.name}/{task}" in names
+    ]
+
+
+def _read_corpus(folder: Path, entry: Document) -> Corpus:
+    arrays = read_npz(folder / HISTORIES)
+    extra = folder / PRETRAINING
+    corpus = Corpus(
+        name=folder.name,
+        histories=_unpacked(arrays),
+        split=UserSplit(
+            *(arrays[part].astype(np.int64) for part in ("train", "validation", "test"))
+        ),
+        tasks=tuple(
+            CorpusTask(name, kind, _unpacked_answers(folder / f"{name}.npz"))
+            for name, kind in entry["tasks"].items()
+        ),
+        facts=entry["facts"],
+        pretraining=_unpacked(read_npz(extra)) if extra.exists() else None,
+    )
+    if corpus.digest != entry["digest"]:
+        raise PreparedFolderInvalid(
+            f"{folder} has digest {corpus.digest[:12]}…, its index records "
+            f"{entry['digest'][:12]}….",
+            hint="A file was changed; prepare the folder again.",
+        )
+    return corpus
+
+
+def _packed(histories: Histories) -> dict[str, NumpyArray]:
+    return {
+        "users": np.array(histories.users, dtype=np.str_),
+        "items": np.array(histories.items, dtype=np.str_),
+        "codes": histories.codes.astype(np.int32),
+        "offsets": histories.offsets,
+    }
+
+
+def _unpacked(arrays: Mapping[str, NumpyArray]) -> Histories:
+    return Histories(
+        users=tuple(arrays["users"].tolist()),
+        items=tuple(arrays["items"].tolist()),
+        codes=arrays["codes"].astype(np.int64),
+        offsets=arrays["offsets"].astype(np.int64),
+    )
+
+
+def _packed_answers(labels: UserLabels) -> dict[str, NumpyArray]:
+    """Users, the distinct answers, and each user's as indices into them, one after the other."""
+    texts = sorted({text for answer in labels.by_user.values() for text in answer})
+    index = {text: i for i, text in enumerate(texts)}
+    codes = [index[text] for answer in labels.by_user.values() for text in answer]
+    lengths = [len(answer) for answer in labels.by_user.values()]
+    return {
+        "users": np.array(list(labels.by_user), dtype=np.str_),
+        "answers": np.array(texts, dtype=np.str_),
+        "codes": np.array(codes, dtype=np.int32),
+        "offsets": np.cumsum([0, *lengths], dtype=np.int64),
+    }
+
+
+def _unpacked_answers(path: Path) -> UserLabels:
+    arrays = read_npz(path)
+    texts, codes = arrays["answers"].tolist(), arrays["codes"].tolist()
+    offsets = arrays["offsets"].tolist()
+    rows = zip(arrays["users"].tolist(), offsets[:-1], offsets[1:], strict=True)
+    return UserLabels(
+        {user: tuple(texts[code] for code in codes[a:b]) for user, a, b in rows}, path.name
+    )

@@ -1,0 +1,251 @@
+"""The methods that are compared: what each trains, from where it starts, at which rates."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, Literal
+
+import torch
+
+from peterrec.model.errors import MethodUnknown
+from peterrec.model.network.backbone import Backbone, new_patch
+from peterrec.model.spec import BackboneSpec, Insertion, PatchGeometry
+from peterrec.model.study.settings import NONCAUSAL, Axes, Depth, Extras
+from peterrec.model.study.side_network import SidePatchedBackbone
+from peterrec.model.study.two_tower import TwoTower
+from peterrec.model.training.finetune.encoders import (
+    Encoder,
+    FrozenBackbone,
+    PatchedBackbone,
+    TunedBackbone,
+)
+
+Document = dict[str, Any]  # Any: a JSON document
+
+Start = Literal["pretrained", "random"]
+
+DEFAULT_WIDTH = 8
+"""Bottleneck of a patch that none is named for; tables do not repeat it."""
+
+DEFAULT_QUERIES = 8
+"""Queries of a reader that none are named for."""
+
+PRIOR = "prior"
+"""The best answer that ignores the history: majority class, most popular items."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Learning rates of the encoder's trained part and of the head."""
+
+    encoder: float
+    head: float
+
+
+PATCH_RATES = (
+    Rates(3e-3, 1e-2),
+    Rates(1e-3, 3e-3),
+    Rates(1e-2, 1e-2),
+    Rates(3e-4, 1e-3),
+    Rates(3e-2, 1e-2),
+)
+WHOLE_RATES = (
+    Rates(1e-3, 1e-2),
+    Rates(3e-4, 3e-3),
+    Rates(3e-3, 1e-2),
+    Rates(1e-4, 1e-3),
+    Rates(1e-2, 1e-2),
+)
+LAST_RATES = PATCH_RATES
+HEAD_RATES = (
+    Rates(0.0, 1e-2),
+    Rates(0.0, 3e-3),
+    Rates(0.0, 3e-2),
+    Rates(0.0, 1e-3),
+    Rates(0.0, 1e-1),
+)
+"""The middle of each grid first, then outward: a budget of n tries the first n."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A method with everything that was varied of it."""
+
+    method: str
+    is_causal: bool = True
+    insertion: Insertion | None = None
+    bottleneck: int | None = None
+    cardinality: int = 1
+    depth: Depth = "all"
+    extras: Extras = "auto"
+    label_share: float = 1.0
+    queries: int = 0
+
+    @property
+    def label(self) -> str:
+        """A name for tables; what is at its default is not said."""
+        name = self.method + (f"-{self.insertion}" if self.insertion else "")
+        name += "" if self.is_causal else NONCAUSAL
+        said = {
+            "top": str(self.depth) if isinstance(self.depth, int) else "",
+            "bottleneck": "" if self.bottleneck in (None, DEFAULT_WIDTH) else str(self.bottleneck),
+            "cardinality": str(self.cardinality) if self.cardinality > 1 else "",
+            "queries": str(self.queries or "") if not self._has_usual_queries else "",
+            "trains": "" if self.extras == "auto" else self.extras,
+            "labels": f"{self.label_share:.0%}" if self.label_share < 1 else "",
+        }
+        return " ".join([name, *(f"{key} {value}" for key, value in said.items() if value)])
+
+    @property
+    def _has_usual_queries(self) -> bool:
+        return self.method == "reader" and self.queries == DEFAULT_QUERIES
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What an encoder is built from; the backbone is on the device that trains."""
+
+    backbone: Backbone
+    variant: Variant
+    generator: torch.Generator
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """``together`` trains all tasks of a corpus at once; ``title`` is for the legend."""
+
+    title: str
+    build: Callable[[Material], Encoder]
+    rates: tuple[Rates, ...]
+    start: Start = "pretrained"
+    together: bool = False
+
+
+def _patched(material: Material) -> Encoder:
+    variant, backbone = material.variant, material.backbone
+    count = len(backbone.blocks)
+    top = variant.depth if isinstance(variant.depth, int) else {"none": 0}.get(variant.depth, count)
+    blocks = tuple(range(max(0, count - top), count))
+    geometry = PatchGeometry(
+        insertion=variant.insertion or "serial2",
+        bottleneck=variant.bottleneck or DEFAULT_WIDTH,
+        blocks=blocks,
+        cardinality=variant.cardinality,
+        has_norms=variant.extras in ("auto", "norms", "both") and bool(blocks),
+        has_cls=variant.extras in ("cls", "both") or (variant.extras == "auto" and 0 in blocks),
+        queries=variant.queries,
+    )
+    return PatchedBackbone(backbone, new_patch(backbone, geometry, material.generator))
+
+
+def _side(material: Material) -> Encoder:
+    return SidePatchedBackbone(
+        material.backbone, material.variant.bottleneck or DEFAULT_WIDTH, material.generator
+    )
+
+
+def _two_tower(material: Material) -> Encoder:
+    backbone = material.backbone
+    return TwoTower(backbone.spec, backbone.embedding.weight.device, material.generator)
+
+
+METHODS: dict[str, Method] = {
+    "peterrec": Method("patch in a frozen backbone", _patched, PATCH_RATES),
+    "reader": Method("reader of the items beside a frozen backbone", _patched, PATCH_RATES),
+    "side": Method("network beside a frozen backbone", _side, PATCH_RATES),
+    "fineall": Method(
+        "the whole backbone", lambda given: TunedBackbone(given.backbone), WHOLE_RATES
+    ),
+    "finelast": Method(
+        "the last block",
+        lambda given: TunedBackbone(given.backbone, lambda whole: whole.blocks[-1:]),
+        LAST_RATES,
+    ),
+    "fineblocks": Method(
+        "the backbone but its item vectors",
+        lambda given: TunedBackbone(given.backbone, lambda whole: whole.blocks),
+        WHOLE_RATES,
+    ),
+    "fineitems": Method(
+        "the backbone's item vectors only",
+        lambda given: TunedBackbone(given.backbone, lambda whole: whole.embedding),
+        WHOLE_RATES,
+    ),
+    "finecls": Method(
+        "only a head on the frozen backbone",
+        lambda given: FrozenBackbone(given.backbone),
+        HEAD_RATES,
+    ),
+    "peterzero": Method("patch in a frozen random backbone", _patched, PATCH_RATES, start="random"),
+    "random": Method(
+        "only a head on a frozen random backbone",
+        lambda given: FrozenBackbone(given.backbone),
+        HEAD_RATES,
+        start="random",
+    ),
+    "scratch": Method(
+        "the whole backbone from a random start",
+        lambda given: TunedBackbone(given.backbone),
+        WHOLE_RATES,
+        start="random",
+    ),
+    "mtl": Method(
+        "one whole backbone for all tasks at once",
+        lambda given: TunedBackbone(given.backbone),
+        WHOLE_RATES,
+        together=True,
+    ),
+    "dssm": Method("two towers without order, nothing pretrained", _two_tower, WHOLE_RATES),
+}
+
+
+def choose_variants(names: tuple[str, ...], axes: Axes, shares: tuple[float, ...]) -> list[Variant]:
+    """Every variant of the named methods, in the order of the names; names end in ``-noncausal``.
+
+    ``peterrec`` is varied along all axes, or along those but the insertion if one is named
+    (``peterrec-serial2``); a depth of ``side`` adds the side network of each width.
+    """
+    plain = [variant for name in names for variant in _variants(name, axes)]
+    shared = [replace(variant, label_share=share) for share in shares for variant in plain]
+    return list(dict.fromkeys(shared))
+
+
+def _variants(name: str, axes: Axes) -> list[Variant]:
+    is_causal = not name.endswith(NONCAUSAL)
+    method, _, insertion = name.removesuffix(NONCAUSAL).partition("-")
+    if method not in METHODS or insertion not in ("", "serial2", "serial1", "parallel2"):
+        known = ", ".join(METHODS)
+        raise MethodUnknown(
+            f"there is no method {name!r}.",
+            hint=f"Methods are {known}; {NONCAUSAL} may follow, and an insertion peterrec.",
+        )
+    if method == "side":
+        return [Variant(method, is_causal, bottleneck=width) for width in axes.bottlenecks]
+    if method == "reader":
+        asked = [queries for queries in axes.queries if queries] or [DEFAULT_QUERIES]
+        return [
+            Variant(method, is_causal, bottleneck=width, depth="none", queries=queries)
+            for width, queries in product(axes.bottlenecks, asked)
+        ]
+    if method == "peterzero":
+        return [Variant(method, is_causal, "serial2", axes.bottlenecks[0])]
+    if method != "peterrec":
+        return [Variant(method, is_causal)]
+    insertions = [one for one in axes.insertions if insertion in ("", one)]
+    patches = product(insertions, axes.depths, axes.bottlenecks, axes.cardinalities, axes.extras)
+    grid = product(patches, axes.queries)
+    variants = [
+        Variant("side", is_causal, bottleneck=width, depth="side")
+        if depth == "side"
+        else Variant(method, is_causal, one, width, branches, depth, extras, queries=queries)
+        for (one, depth, width, branches, extras), queries in grid
+        if width % branches == 0
+    ]
+    return list(dict.fromkeys(variants))
+
+
+def random_backbone(spec: BackboneSpec, seed: int) -> Backbone:
+    """An untrained backbone; the seed's own, in the same state every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Backbone(spec).requires_grad_(False).eval()

@@ -1,0 +1,161 @@
+"""Pictures of a comparison: quality over epochs, over trained parameters, and over patched blocks.
+
+Matplotlib is optional; without it the tables are written all the same.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peterrec.model.errors import PlottingMissing
+from peterrec.model.study.verdict import PATCHED
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Document = dict[str, Any]  # Any: a JSON document
+
+FORMATS = ("png", "svg")
+
+MARKS = "osv^Dx*P<>"
+
+
+def require_matplotlib() -> None:
+    """Refuse early, before hours of training, if no picture could be drawn."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise PlottingMissing(
+            "matplotlib is not installed.",
+            hint="pip install 'peterrec-serving[compare]', or give --no-plots.",
+        ) from error
+
+
+def draw_plots(document: Document, folder: Path) -> list[Path]:
+    """PNG and SVG of every picture that the document's tables have points for."""
+    require_matplotlib()
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for table in document["tables"]:
+        for name, figure in _figures(table):
+            for suffix in FORMATS:
+                path = folder / f"{table['corpus']}-{table['task']}-{name}.{suffix}"
+                figure.savefig(path, dpi=150, metadata=_undated(suffix))
+                written.append(path)
+    return written
+
+
+def _undated(suffix: str) -> dict[str, str | None]:
+    """The same data give the same file, whenever it is drawn."""
+    return {"Date": None} if suffix == "svg" else {}
+
+
+def _figures(table: Document) -> "Iterator[tuple[str, Figure]]":
+    trained = [row for row in table["rows"] if "curve" in row]
+    if not trained:
+        return
+    yield "epochs", _epochs(table, trained)
+    yield "parameters", _parameters(table, trained)
+    depths = [row for row in trained if row["family"] in PATCHED]
+    if len({str(row["depth"]) for row in depths}) > 1:
+        yield "depth", _depth(table, depths)
+
+
+def _axes(table: Document, x_label: str) -> "tuple[Figure, Axes]":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(str(table["primary"]))
+    axes.set_title(f"{table['corpus']}: {table['task']}")
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _epochs(table: Document, rows: list[Document]) -> "Figure":
+    """Validation users' quality after each epoch."""
+    figure, axes = _axes(table, "epoch (validation users)")
+    for row in rows:
+        points = [point for point in row["curve"] if table["primary"] in point]
+        axes.plot(
+            [point["epoch"] for point in points],
+            [point[table["primary"]] for point in points],
+            label=row["method"],
+            marker=_mark(row),
+            markersize=4,
+        )
+    axes.legend(fontsize="small")
+    return figure
+
+
+def _parameters(table: Document, rows: list[Document]) -> "Figure":
+    """Test users' quality against what is trained below the head; 1 stands for nothing."""
+    figure, axes = _axes(table, "trained parameters below the head")
+    for row in rows:
+        metric = row["metrics"][table["primary"]]
+        axes.errorbar(
+            max(1, row["trained_parameters"]),
+            metric["mean"],
+            yerr=metric["std"] or 0,
+            label=row["method"],
+            marker=_mark(row),
+            capsize=3,
+            linestyle="none",
+        )
+    axes.set_xscale("symlog")
+    _prior_line(table, axes)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def _depth(table: Document, rows: list[Document]) -> "Figure":
+    """Test users' quality against the number of patched top blocks, for each width."""
+    figure, axes = _axes(table, "patched top blocks")
+    curves: dict[str, list[Document]] = {}
+    for row in rows:
+        curves.setdefault(_curve_name(row), []).append(row)
+    names = sorted({str(row["depth"]) for row in rows}, key=_depth_order)
+    for label, own in curves.items():
+        own.sort(key=lambda row: _depth_order(str(row["depth"])))
+        metrics = [row["metrics"][table["primary"]] for row in own]
+        axes.errorbar(
+            [names.index(str(row["depth"])) for row in own],
+            [metric["mean"] for metric in metrics],
+            yerr=[metric["std"] or 0 for metric in metrics],
+            label=label,
+            marker="o",
+            capsize=3,
+        )
+    axes.set_xticks(range(len(names)), names)
+    _prior_line(table, axes)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def _curve_name(row: Document) -> str:
+    """What the points of one line of the depth picture have in common."""
+    said = [row["insertion"] or row["family"], f"bottleneck {row['bottleneck']}"]
+    said += [f"queries {row['queries']}"] if row["queries"] else []
+    said += [f"cardinality {row['cardinality']}"] if row["cardinality"] > 1 else []
+    said += [f"trains {row['extras']}"] if row["extras"] != "auto" else []
+    said += [f"labels {row['label_share']:.0%}"] if row["label_share"] < 1 else []
+    return ", ".join(said + ([] if row["is_causal"] else ["non-causal"]))
+
+
+def _depth_order(depth: str) -> tuple[int, int]:
+    return {"side": (0, 0), "none": (0, 1), "all": (2, 0)}.get(depth) or (1, int(depth))
+
+
+def _prior_line(table: Document, axes: "Axes") -> None:
+    for row in table["rows"]:
+        if row["family"] == "prior" and row["label_share"] == 1:
+            value = row["metrics"][table["primary"]]["mean"]
+            axes.axhline(value, color="grey", linestyle=":", label="no history (prior)")
+
+
+def _mark(row: Document) -> str:
+    return MARKS[sum(map(ord, row["family"])) % len(MARKS)]

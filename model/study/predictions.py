@@ -1,0 +1,126 @@
+"""What a trained model answers to the test users: kept, so that anyone can judge it again."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from peterrec.model.network.heads import Head
+from peterrec.model.network.heads.ranks import rank_metrics
+from peterrec.model.parity.npz import NumpyArray
+from peterrec.model.study.task_data import TaskData
+from peterrec.model.training.batches import seeded
+from peterrec.model.training.evaluation import EVALUATION_ROWS, Rows
+from peterrec.model.training.finetune.encoders import Encoder, UserRows
+from peterrec.model.training.objectives.ranking import OUTSIDE, RankingObjective
+
+SAMPLED_NEGATIVES = 99
+"""Rivals of a target in the paper's sampled metrics."""
+
+KEPT_ITEMS = 20
+"""Best items of each user that are kept."""
+
+Scorer = Callable[[UserRows], Tensor]
+"""Logits [B, K] of some users."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Metrics by name, and the arrays that they can be computed from again."""
+
+    metrics: dict[str, float]
+    arrays: dict[str, NumpyArray]
+
+
+def scorer_of(encoder: Encoder, head: Head) -> Scorer:
+    """A trained encoder and head."""
+    return lambda users: head.logits(encoder.user_vectors(users)).cpu()
+
+
+def prior_scorer(data: TaskData, train: Rows) -> Scorer:
+    """The best answer that ignores the history, learned on some rows."""
+    prior = data.objective.prior(torch.from_numpy(train))  # [K]
+    return lambda users: prior.expand(len(users.rows), -1)
+
+
+@torch.no_grad()
+def judge(scorer: Scorer, data: TaskData) -> Judged:
+    """Answers for the test users, the shortest histories first, and their metrics."""
+    rows = data.split.test
+    ordered = torch.from_numpy(rows[np.argsort(data.examples.lengths[rows], kind="stable")])
+    collect = _ranked if isinstance(data.objective, RankingObjective) else _classified
+    parts = []
+    for part in torch.split(ordered, EVALUATION_ROWS):
+        users = UserRows([data.examples.rows[i] for i in part.tolist()], part)
+        parts.append(collect(scorer(users), data, part))
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return Judged(_metrics(arrays, data, ordered), arrays | {"outputs": np.array(data.outputs)})
+
+
+def _metrics(arrays: dict[str, NumpyArray], data: TaskData, rows: Tensor) -> dict[str, float]:
+    if "logits" in arrays:
+        return data.objective.metrics(torch.from_numpy(arrays["logits"]), rows)
+    ranks = torch.from_numpy(arrays["ranks"].astype(np.int64))
+    sampled = rank_metrics(torch.from_numpy(arrays["sampled_ranks"].astype(np.int64)), 5)
+    metrics = data.objective.metrics(ranks, rows)
+    return metrics | {f"sampled_{name}": value for name, value in sampled.items()}
+
+
+def _classified(logits: Tensor, data: TaskData, rows: Tensor) -> dict[str, NumpyArray]:
+    answers = [data.examples.answers[i][0] for i in rows.tolist()]
+    return {
+        "users": np.array([data.examples.users[i] for i in rows.tolist()]),
+        "targets": np.array(answers),
+        "logits": logits.numpy().astype(np.float32),
+    }
+
+
+def _ranked(logits: Tensor, data: TaskData, rows: Tensor) -> dict[str, NumpyArray]:
+    """One entry for each (user, target); the target's rank among all items and among sampled."""
+    objective = data.objective
+    assert isinstance(objective, RankingObjective)
+    lists = [len(data.examples.answers[i]) for i in rows.tolist()]
+    best = logits.topk(min(KEPT_ITEMS, logits.shape[1]), 1).indices  # [B, K] -> [B, 20]
+    sampled = [
+        sampled_ranks(own, objective, row, data.examples.users[row])
+        for own, row in zip(logits, rows.tolist(), strict=True)
+    ]
+    return {
+        "users": np.repeat([data.examples.users[i] for i in rows.tolist()], lists),
+        "targets": np.array([t for i in rows.tolist() for t in data.examples.answers[i]]),
+        "ranks": objective.judge(logits, rows).numpy().astype(np.int32),
+        "sampled_ranks": torch.cat(sampled).numpy().astype(np.int32),
+        "best_items": np.repeat(best.numpy().astype(np.int32), lists, axis=0),
+    }
+
+
+def sampled_ranks(logits: Tensor, objective: RankingObjective, row: int, user: str) -> Tensor:
+    """Rank of each target [n] among 99 random items that are no target and not in the history.
+
+    They are drawn without replacement from the catalog, by the user's id: every method meets the
+    same. Of equal scores the target comes last.
+    """
+    targets = objective.targets[row]
+    is_rival = torch.ones(len(logits), dtype=torch.bool)
+    is_rival[objective.seen[row]] = False
+    is_rival[targets[targets != OUTSIDE]] = False
+    pool = is_rival.nonzero().squeeze(1)  # [K] -> [R]
+    generator = seeded(0, "sampled negatives", user)
+    ranks = torch.full_like(targets, SAMPLED_NEGATIVES)
+    if not len(pool):
+        return ranks
+    for at, target in enumerate(targets.tolist()):
+        drawn = pool[torch.randint(len(pool), (4 * SAMPLED_NEGATIVES,), generator=generator)]
+        rivals = torch.from_numpy(_first_distinct(drawn.numpy(), SAMPLED_NEGATIVES))
+        if target != OUTSIDE:
+            ranks[at] = (logits[rivals] >= logits[target]).sum()
+    return ranks
+
+
+def _first_distinct(drawn: np.ndarray, count: int) -> np.ndarray:
+    """The first distinct values, in the order drawn."""
+    _, first = np.unique(drawn, return_index=True)
+    chosen: np.ndarray = drawn[np.sort(first)[:count]]
+    return chosen

@@ -1,0 +1,216 @@
+"""One run: one variant, one seed, one pair of learning rates, trained and judged."""
+
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from peterrec.model.data.examples import Examples
+from peterrec.model.data.splits import UserSplit
+from peterrec.model.errors import TrainingDiverged
+from peterrec.model.parity.npz import write_npz
+from peterrec.model.progress import unwatched
+from peterrec.model.study.backbones import backbone_at, backbone_folder
+from peterrec.model.study.corpus import Corpus, read_corpora
+from peterrec.model.study.many_tasks import ManyTasksGoal, join_tasks
+from peterrec.model.study.methods import METHODS, PRIOR, Material, Rates, Variant, random_backbone
+from peterrec.model.study.predictions import (
+    Judged,
+    judge,
+    prior_scorer,
+    scorer_of,
+)
+from peterrec.model.study.settings import PROTOCOL, ComparisonSettings
+from peterrec.model.study.task_data import TaskData, limit_labels, prepare_task
+from peterrec.model.training.batches import seeded
+from peterrec.model.training.finetune.encoders import Encoder
+from peterrec.model.training.finetune.objective_of_head import Goal, TaskGoal
+from peterrec.model.training.finetune.run import FinetuneRun
+from peterrec.model.training.finetune.settings import LoopSettings
+
+Document = dict[str, Any]  # Any: a JSON document
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """Where a comparison reads and writes, and on what it computes."""
+
+    prepared: Path
+    out: Path
+    settings: ComparisonSettings
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """What is trained. ``tasks`` are several only if the method trains them together."""
+
+    corpus: str
+    tasks: tuple[str, ...]
+    variant: Variant
+    seed: int
+    rates: Rates
+
+    @property
+    def name(self) -> str:
+        return f"{self.corpus}/{'+'.join(self.tasks)} {self.variant.label}"
+
+
+@lru_cache(maxsize=2)
+def corpora_at(folder: Path) -> dict[str, Corpus]:
+    """A prepared folder's corpora by name, read once for each process."""
+    return {corpus.name: corpus for corpus in read_corpora(folder)}
+
+
+@lru_cache(maxsize=16)
+def _task_data(prepared: Path, corpus: str, task: str, backbone: Path, least: int) -> TaskData:
+    items = backbone_at(backbone).items
+    return prepare_task(corpora_at(prepared)[corpus], task, items, least)
+
+
+def run_key(place: Workplace, spec: RunSpec) -> str:
+    """What a finished run is found by: all that its result depends on, but the device."""
+    settings = place.settings
+    corpus = corpora_at(place.prepared)[spec.corpus]
+    folder = backbone_folder(place.out, corpus, settings, spec.variant.is_causal)
+    identity = {
+        "protocol": PROTOCOL,
+        "spec": asdict(spec),
+        "loop": [settings.epochs, settings.patience, settings.batch_size],
+        "item_dropout": [settings.item_dropout, settings.ranking_item_dropout],
+        "min_label_count": settings.min_label_count,
+        "backbone": folder.name,
+        "data": corpus.digest,
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def execute(place: Workplace, spec: RunSpec) -> Document:
+    """Train and judge; a JSON document of the result. Predictions go into their own files."""
+    started, cpu_started = time.perf_counter(), time.process_time()
+    key = run_key(place, spec)
+    result: Document = {"key": key, "spec": asdict(spec), "label": spec.variant.label}
+    try:
+        result |= _prior(place, spec, key) if _is_prior(spec) else _trained(place, spec, key)
+    except TrainingDiverged as error:
+        result["failed"] = error.code
+    return result | {
+        "wall_seconds": round(time.perf_counter() - started, 3),
+        "cpu_seconds": round(time.process_time() - cpu_started, 3),
+    }
+
+
+def _is_prior(spec: RunSpec) -> bool:
+    return spec.variant.method == PRIOR
+
+
+def _prior(place: Workplace, spec: RunSpec, key: str) -> Document:
+    (data,) = _tasks_of(place, spec)
+    split = limit_labels(data, spec.variant.label_share)
+    judged = judge(prior_scorer(data, split.train), data)
+    return {
+        "metrics": {data.name: _kept(place, key, data, judged)},
+        "users": {data.name: _sizes(data, split)},
+    }
+
+
+def _trained(place: Workplace, spec: RunSpec, key: str) -> Document:
+    tasks = _tasks_of(place, spec)
+    splits = [limit_labels(data, spec.variant.label_share) for data in tasks]
+    generator = seeded(spec.seed, "patch")
+    encoder = _encoder(place, spec, generator)
+    goals = [TaskGoal(data.objective, encoder.channels, generator) for data in tasks]
+    examples, split, goal = _joint(tasks, splits, goals)
+    loop = _loop(place.settings, spec, tasks[0].kind)
+    run = FinetuneRun(encoder, goal, examples, split, loop, tracks_metrics=True)
+    run.train(unwatched)
+    judged = {
+        data.name: judge(scorer_of(encoder, goal.head), data)
+        for data, goal in zip(tasks, goals, strict=True)
+    }
+    return {
+        "validation_loss": run.epochs[run.best_epoch].validation_loss,
+        "best_epoch": run.best_epoch,
+        "epochs": [asdict(epoch) for epoch in run.epochs],
+        "seconds": round(sum(epoch.seconds for epoch in run.epochs), 3),
+        "metrics": {data.name: _kept(place, key, data, judged[data.name]) for data in tasks},
+        "users": {
+            data.name: _sizes(data, split) for data, split in zip(tasks, splits, strict=True)
+        },
+        "parameters": _parameters(encoder, goal.head, _backbone(place, spec)),
+        "device": str(encoder.device),
+    }
+
+
+def _tasks_of(place: Workplace, spec: RunSpec) -> list[TaskData]:
+    folder = _backbone(place, spec)
+    least = place.settings.min_label_count
+    return [_task_data(place.prepared, spec.corpus, task, folder, least) for task in spec.tasks]
+
+
+def _backbone(place: Workplace, spec: RunSpec) -> Path:
+    corpus = corpora_at(place.prepared)[spec.corpus]
+    return backbone_folder(place.out, corpus, place.settings, spec.variant.is_causal)
+
+
+def _encoder(place: Workplace, spec: RunSpec, generator: torch.Generator) -> Encoder:
+    method = METHODS[spec.variant.method]
+    backbone = backbone_at(_backbone(place, spec)).backbone
+    if method.start == "random":
+        backbone = random_backbone(backbone.spec, spec.seed)
+    return method.build(Material(backbone.to(place.device), spec.variant, generator))
+
+
+def _joint(
+    tasks: list[TaskData], splits: list[UserSplit], goals: list[TaskGoal]
+) -> tuple[Examples, UserSplit, Goal]:
+    if len(tasks) == 1:
+        return tasks[0].examples, splits[0], goals[0]
+    examples, split, rows = join_tasks(tasks, splits)
+    return examples, split, ManyTasksGoal([data.name for data in tasks], goals, rows)
+
+
+def _loop(settings: ComparisonSettings, spec: RunSpec, kind: str) -> LoopSettings:
+    is_ranking = kind == "ranking"
+    return LoopSettings(
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        learning_rate=spec.rates.encoder,
+        head_learning_rate=spec.rates.head,
+        item_dropout=settings.ranking_item_dropout if is_ranking else settings.item_dropout,
+        seed=spec.seed,
+        patience=settings.patience,
+    )
+
+
+def _kept(place: Workplace, key: str, data: TaskData, judged: Judged) -> dict[str, float]:
+    """Metrics, after the predictions that they come from are on disk."""
+    write_npz(place.out / "predictions" / f"{key}-{data.name}.npz", judged.arrays)
+    return judged.metrics
+
+
+def _sizes(data: TaskData, split: UserSplit) -> dict[str, int]:
+    return {
+        "train": len(split.train),
+        "validation": len(split.validation),
+        "test": len(split.test),
+        "without_history": data.examples.without_history,
+        "with_rare_answers": data.dropped,
+        "outputs": len(data.outputs),
+    }
+
+
+def _parameters(encoder: Encoder, head: nn.Module, folder: Path) -> dict[str, int]:
+    backbone = backbone_at(folder).backbone
+    return {
+        "trained": sum(p.numel() for p in encoder.trained.parameters() if p.requires_grad),
+        "head": sum(p.numel() for p in head.parameters()),
+        "backbone": sum(p.numel() for p in backbone.parameters()),
+        "backbone_blocks": sum(p.numel() for p in backbone.blocks.parameters()),
+    }

@@ -1,0 +1,251 @@
+"""Which runs there are, in which order, and on how many processes.
+
+Backbones first; then, for each variant and task, the learning rates with the first seed; then the
+further seeds with the rates that did best on validation users. Every finished run is one line of
+``runs.jsonl``, so an interrupted comparison goes on where it was.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peterrec.model.progress import Progress, Watch
+from peterrec.model.study.backbones import backbone_folder, ensure_backbone
+from peterrec.model.study.corpus import Corpus, choose_tasks
+from peterrec.model.study.methods import METHODS, PRIOR, Rates, Variant, choose_variants
+from peterrec.model.study.run import RunSpec, Workplace, corpora_at, execute, run_key
+
+Document = dict[str, Any]  # Any: a JSON document
+
+JOURNAL = "runs.jsonl"
+
+
+@dataclass(slots=True)
+class Unit:
+    """One variant on one task (or on a corpus's tasks together): its trials and its seeds."""
+
+    corpus: str
+    tasks: tuple[str, ...]
+    variant: Variant
+    rates: tuple[Rates, ...]
+    seeds: tuple[int, ...]
+    results: dict[RunSpec, Document] = field(default_factory=dict)
+
+    @property
+    def trials(self) -> list[RunSpec]:
+        """Every rate with the first seed."""
+        return [self._spec(rates, self.seeds[0]) for rates in self.rates]
+
+    @property
+    def chosen(self) -> Rates | None:
+        """The rates with the lowest validation loss, once all are tried; None if all diverged."""
+        if any(spec not in self.results for spec in self.trials):
+            return None
+        losses = [_validation_loss(self.results[spec]) for spec in self.trials]
+        return self.rates[losses.index(min(losses))] if min(losses) < math.inf else None
+
+    @property
+    def final(self) -> list[RunSpec]:
+        """The runs that count: every seed with the chosen rates."""
+        chosen = self.chosen
+        return [self._spec(chosen, seed) for seed in self.seeds] if chosen else []
+
+    @property
+    def planned(self) -> int:
+        """Runs in all."""
+        return len(self.rates) + len(self.seeds) - 1
+
+    def ready(self) -> list[RunSpec]:
+        """What can run now and has no result yet."""
+        return [spec for spec in [*self.trials, *self.final] if spec not in self.results]
+
+    def _spec(self, rates: Rates, seed: int) -> RunSpec:
+        return RunSpec(self.corpus, self.tasks, self.variant, seed, rates)
+
+
+def _validation_loss(result: Document) -> float:
+    return math.inf if "failed" in result else float(result.get("validation_loss", 0.0))
+
+
+def plan_units(place: Workplace) -> list[Unit]:
+    """All variants on all tasks, the line without history first."""
+    settings = place.settings
+    pairs = choose_tasks(list(corpora_at(place.prepared).values()), settings.tasks)
+    variants = choose_variants(settings.methods, settings.axes, settings.label_shares)
+    seeds = tuple(range(settings.first_seed, settings.first_seed + settings.seeds))
+    priors = [
+        Unit(corpus.name, (task,), Variant(PRIOR, label_share=share), (Rates(0, 0),), seeds[:1])
+        for corpus, task in pairs
+        for share in settings.label_shares
+    ]
+    trained = [
+        Unit(corpus, tasks, variant, METHODS[variant.method].rates[: settings.rate_trials], seeds)
+        for variant in variants
+        for corpus, tasks in _task_groups(pairs, METHODS[variant.method].together)
+    ]
+    return [*priors, *trained]
+
+
+def _task_groups(
+    pairs: list[tuple[Corpus, str]], together: bool
+) -> Iterable[tuple[str, tuple[str, ...]]]:
+    """Each task alone, or a corpus's tasks together; a single one has nothing to be with."""
+    if not together:
+        return [(corpus.name, (task,)) for corpus, task in pairs]
+    groups: dict[str, list[str]] = {}
+    for corpus, task in pairs:
+        groups.setdefault(corpus.name, []).append(task)
+    return [(corpus, tuple(tasks)) for corpus, tasks in groups.items() if len(tasks) > 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How many processes run, of one thread each, and after how many seconds no more starts."""
+
+    jobs: int = 1
+    time_limit_s: float = math.inf
+
+
+def compare(place: Workplace, effort: Effort, watch: Watch) -> list[Unit]:
+    """Run what is not in the journal; the units with all results there are when it ends."""
+    deadline = time.monotonic() + effort.time_limit_s
+    units = plan_units(place)
+    _recall(place, units)
+    with _pool(effort.jobs) as start:
+        _pretrain(place, units, start, effort.jobs, watch)
+        _run_units(place, units, start, _Limits(effort.jobs, deadline), watch)
+    return units
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    jobs: int
+    deadline: float
+
+
+Start = Callable[..., "Future[Any]"]  # Any: of whatever function is started
+
+
+class _Inline:
+    """Runs at once in this process, behind a pool's interface."""
+
+    def __enter__(self) -> Start:
+        return self._start
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def _start(self, function: Callable[..., Any], *given: Any) -> "Future[Any]":  # Any: as above
+        future: Future[Any] = Future()
+        future.set_result(function(*given))
+        return future
+
+
+class _Processes:
+    """Fresh processes of one thread each; the device's context must not be inherited."""
+
+    def __init__(self, jobs: int) -> None:
+        self._pool = ProcessPoolExecutor(
+            jobs, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+        )
+
+    def __enter__(self) -> Start:
+        return self._pool.submit
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _pool(jobs: int) -> _Inline | _Processes:
+    return _Inline() if jobs == 1 else _Processes(jobs)
+
+
+def _pretrain(place: Workplace, units: list[Unit], start: Start, jobs: int, watch: Watch) -> None:
+    needed = list(dict.fromkeys((unit.corpus, unit.variant.is_causal) for unit in units))
+    watch(Progress("pretraining", 0, len(needed)))
+    threads = max(1, jobs // max(1, len(needed)))
+    futures = [start(pretrain_kind, place, corpus, kind, threads) for corpus, kind in needed]
+    for done, future in enumerate(futures, 1):
+        future.result()
+        watch(Progress("pretraining", done, len(needed)))
+
+
+def pretrain_kind(place: Workplace, corpus_name: str, is_causal: bool, threads: int) -> None:
+    """One backbone, in whatever process this runs, on the threads that would else be idle."""
+    corpus = corpora_at(place.prepared)[corpus_name]
+    folder = backbone_folder(place.out, corpus, place.settings, is_causal)
+    torch.set_num_threads(threads)
+    ensure_backbone(folder, corpus, place.settings, is_causal)
+    torch.set_num_threads(1)
+
+
+def _run_units(
+    place: Workplace, units: list[Unit], start: Start, limits: _Limits, watch: Watch
+) -> None:
+    total = sum(unit.planned for unit in units)
+    running: dict[Future[Document], tuple[Unit, RunSpec]] = {}
+    with (place.out / JOURNAL).open("a", encoding="utf-8") as journal:
+        while True:
+            if time.monotonic() < limits.deadline:
+                for unit, spec in _next_runs(units, running, limits.jobs):
+                    running[start(execute, place, spec)] = (unit, spec)
+            if not running:
+                return
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                unit, spec = running.pop(future)
+                line = json.dumps(future.result())
+                unit.results[spec] = json.loads(line)  # as it will be recalled
+                journal.write(line + "\n")
+                journal.flush()
+                done = sum(len(unit.results) for unit in units)
+                watch(Progress("runs", done, total, spec.name))
+
+
+def _next_runs(
+    units: list[Unit], running: dict[Future[Document], tuple[Unit, RunSpec]], jobs: int
+) -> Iterator[tuple[Unit, RunSpec]]:
+    """As many runs as there are idle processes, in the order of the units."""
+    busy = {spec for _, spec in running.values()}
+    idle = jobs - len(busy)
+    waiting = ((unit, spec) for unit in units for spec in unit.ready() if spec not in busy)
+    for pair, _ in zip(waiting, range(idle), strict=False):
+        yield pair
+
+
+def _recall(place: Workplace, units: list[Unit]) -> None:
+    """Take finished runs from the journal."""
+    place.out.mkdir(parents=True, exist_ok=True)
+    finished = {result["key"]: result for result in read_journal(place.out / JOURNAL)}
+    for unit in units:
+        for spec in unit.trials:
+            _take(place, unit, spec, finished)
+        for spec in unit.final:
+            _take(place, unit, spec, finished)
+
+
+def _take(place: Workplace, unit: Unit, spec: RunSpec, finished: dict[str, Document]) -> None:
+    result = finished.get(run_key(place, spec))
+    if result is not None:
+        unit.results[spec] = result
+
+
+def read_journal(path: Path) -> list[Document]:
+    """Every whole line; one cut short by an interruption is ignored."""
+    if not path.exists():
+        return []
+    results = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            results.append(json.loads(line))
+        except ValueError:
+            continue
+    return results

@@ -1,0 +1,121 @@
+"""What to compare and how; plain values that travel as JSON."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self
+
+from peterrec.model.errors import ComparisonSettingsInvalid
+from peterrec.model.spec import Insertion
+from peterrec.model.training.pretrain.pretrain import PretrainSettings
+
+Document = dict[str, Any]  # Any: a JSON document
+
+PROTOCOL = 1
+"""Counts up when a change of the code makes older results incomparable; part of every run's key."""
+
+NONCAUSAL = "-noncausal"
+
+DEFAULT_METHODS = (
+    "peterrec",
+    "reader",
+    "fineall",
+    "finelast",
+    "finecls",
+    "peterzero",
+    "random",
+    "mtl",
+    "dssm",
+    "peterrec-noncausal",
+    "fineall-noncausal",
+)
+
+PretrainOn = Literal["train", "all"]
+
+Depth = int | Literal["all", "side", "none"]
+"""Top blocks that carry a patch; ``side`` is a network beside the frozen trunk, ``none`` a reader
+alone."""
+
+
+Extras = Literal["auto", "none", "norms", "cls", "both"]
+"""What a patch trains beside its bottlenecks: second norms of patched blocks, ``[CLS]``; ``auto``
+is the norms, and ``[CLS]`` where the lowest block is patched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """What is varied of a patch; PeterRec is run for every combination."""
+
+    insertions: tuple[Insertion, ...] = ("serial2", "serial1", "parallel2")
+    bottlenecks: tuple[int, ...] = (8,)
+    cardinalities: tuple[int, ...] = (1,)
+    depths: tuple[Depth, ...] = ("all",)
+    extras: tuple[Extras, ...] = ("auto",)
+    queries: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonSettings:
+    """Everything that shapes a comparison; recorded with its results.
+
+    ``label_shares`` are shares of the training users whose answers are used. ``rate_trials``
+    learning rates are tried for each method with the first seed, and the one with the lowest
+    validation loss is kept. ``item_dropout`` is the mean share of items left out while training.
+    """
+
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    tasks: tuple[str, ...] = ()
+    axes: Axes = field(default_factory=Axes)
+    label_shares: tuple[float, ...] = (1.0,)
+    seeds: int = 3
+    first_seed: int = 0
+    rate_trials: int = 3
+    epochs: int = 12
+    patience: int = 3
+    batch_size: int = 128
+    item_dropout: float = 0.5
+    ranking_item_dropout: float = 0.2
+    min_label_count: int = 5
+    pretrain_on: PretrainOn = "train"
+    pretraining: PretrainSettings = field(
+        default_factory=lambda: PretrainSettings(max_len=100, epochs=4)
+    )
+
+    def __post_init__(self) -> None:
+        _require(self.seeds >= 1, f"seeds is {self.seeds}, at least 1 is needed")
+        _require(1 <= self.rate_trials <= 5, f"lr trials are {self.rate_trials}, 1 to 5 are tried")
+        _require(
+            all(0 < share <= 1 for share in self.label_shares),
+            f"label shares {self.label_shares} must be above 0 and at most 1",
+        )
+        _require(
+            all(depth in ("all", "side", "none") or int(depth) >= 1 for depth in self.axes.depths),
+            f"depths {self.axes.depths} must be numbers of blocks, all or side",
+        )
+
+    def to_json(self) -> Document:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Document) -> Self:
+        """The inverse of ``to_json``; missing fields have their defaults, unknown ones refuse."""
+        try:
+            given = {name: _tupled(value) for name, value in fields.items()}
+            if "axes" in given:
+                axes = {name: _tupled(value) for name, value in given["axes"].items()}
+                given["axes"] = Axes(**axes)
+            if "pretraining" in given:
+                plain = {name: _tupled(value) for name, value in given["pretraining"].items()}
+                given["pretraining"] = PretrainSettings(**plain)
+            return cls(**given)
+        except (TypeError, AttributeError) as error:
+            raise ComparisonSettingsInvalid(
+                f"comparison settings: {error}.", hint="See docs/compare.md for the fields."
+            ) from error
+
+
+def _tupled(value: Any) -> Any:  # Any: a JSON value
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _require(is_valid: bool, message: str) -> None:
+    if not is_valid:
+        raise ComparisonSettingsInvalid(f"{message}.", hint="See docs/compare.md.")

@@ -1,0 +1,1 @@
+"""Training: pretraining of a backbone, fine-tuning of one task or many, evaluation."""

@@ -1,0 +1,100 @@
+"""Metrics of a task through the plain reference forward."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from peterrec.model.data.examples import Examples
+from peterrec.model.network.backbone import Backbone
+from peterrec.model.network.collate import frame_histories
+from peterrec.model.network.heads import Head
+from peterrec.model.network.patch import PatchWeights
+from peterrec.model.training.calibration import calibration_metrics, fit_temperature
+from peterrec.model.training.objectives import Objective, ProbableObjective
+
+EVALUATION_ROWS = 256
+"""Users per forward when nothing is trained."""
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskModel:
+    """A backbone with one task's patch and head, as the plain reference computes it."""
+
+    backbone: Backbone
+    patch: PatchWeights | None
+    head: Head
+
+    def logits(self, histories: Sequence[Rows]) -> Tensor:
+        """Logits [B, K] of histories in token ids."""
+        tokens = frame_histories(histories, self.backbone.spec)  # [B, T]
+        return self.head.logits(self.backbone.user_vectors(tokens, self.patch))
+
+
+def evaluate_task(
+    model: TaskModel,
+    objective: Objective,
+    examples: Examples,
+    rows: Rows,
+    temperature: float = 1.0,
+) -> dict[str, float]:
+    """Quality on some of the examples; an undefined metric (an AUC of one class) is left out.
+
+    Where the kind answers probabilities: also their calibration error, before and after logits
+    are divided by the temperature.
+    """
+    return quality(objective, *_judged(model, objective, examples, rows), temperature)
+
+
+def quality(
+    objective: Objective, judged: Tensor, rows: Tensor, temperature: float
+) -> dict[str, float]:
+    """Metrics of judged rows, and how well their probabilities are calibrated."""
+    metrics = defined(objective.metrics(judged, rows))
+    if isinstance(objective, ProbableObjective):
+        metrics |= calibration_metrics(objective.choices(judged, rows), temperature)
+    return metrics
+
+
+def calibrate_task(model: TaskModel, objective: Objective, examples: Examples, rows: Rows) -> float:
+    """The temperature that suits some of the examples; 1 where no probabilities are given."""
+    if not isinstance(objective, ProbableObjective):
+        return 1.0
+    return fit_temperature(objective.choices(*_judged(model, objective, examples, rows)))
+
+
+@torch.no_grad()
+def _judged(
+    model: TaskModel, objective: Objective, examples: Examples, rows: Rows
+) -> tuple[Tensor, Tensor]:
+    """What the objective judges by, and the rows in the order of the answers."""
+    ordered = torch.from_numpy(rows[np.argsort(examples.lengths[rows], kind="stable")])
+    judged = [
+        objective.judge(model.logits([examples.rows[i] for i in part.tolist()]), part)
+        for part in torch.split(ordered, EVALUATION_ROWS)
+    ]
+    return torch.cat(judged), ordered
+
+
+@torch.no_grad()
+def evaluate_prior(objective: Objective, train: Rows, test: Rows) -> dict[str, float]:
+    """Quality on ``test`` of the best answer that ignores the history, learned on ``train``.
+
+    For classes it is the majority class, for a catalog the most popular items.
+    """
+    prior, rows = objective.prior(torch.from_numpy(train)), torch.from_numpy(test)
+    judged = [
+        objective.judge(prior.expand(len(part), -1), part)  # [K] -> [B, K]
+        for part in torch.split(rows, EVALUATION_ROWS)
+    ]
+    return defined(objective.metrics(torch.cat(judged), rows))
+
+
+def defined(metrics: dict[str, float]) -> dict[str, float]:
+    """Without metrics that are no number, such as the AUC of a single class."""
+    return {name: value for name, value in metrics.items() if np.isfinite(value)}

@@ -1,0 +1,193 @@
+"""Fine-tuning: a patch and a head learn one task; the backbone never changes (PeterRec, sec. 3)."""
+
+import platform
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from peterrec.model.data.examples import Examples, join_answers, keep_frequent
+from peterrec.model.data.histories import Histories, UserLabels
+from peterrec.model.data.splits import UserSplit, split_users
+from peterrec.model.data.vocabulary import Vocabulary, require_known, tokenize
+from peterrec.model.files.backbone_folder import LoadedBackbone
+from peterrec.model.network.backbone import new_patch
+from peterrec.model.network.heads import Head
+from peterrec.model.network.patch import Patch, PatchWeights
+from peterrec.model.progress import Watch, unwatched
+from peterrec.model.spec import PatchGeometry
+from peterrec.model.training.batches import seeded
+from peterrec.model.training.evaluation import (
+    TaskModel,
+    calibrate_task,
+    evaluate_prior,
+    evaluate_task,
+)
+from peterrec.model.training.finetune.kept_trunk import PatchedTop, patch_encoder
+from peterrec.model.training.finetune.objective_of_head import TaskGoal
+from peterrec.model.training.finetune.run import FinetuneEpoch, FinetuneRun
+from peterrec.model.training.finetune.settings import FinetuneSettings
+from peterrec.model.training.objectives import TASKS
+
+__all__ = ["FinetuneSettings", "FinetunedTask", "finetune", "prepare_examples"]
+
+Document = dict[str, Any]  # Any: a JSON document
+
+BASELINE_PREFIX = "baseline_"
+"""Metrics so named are those of the best answer that ignores the history."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinetunedTask:
+    """What fine-tuning gives: weights, the names of the outputs, metrics and their record.
+
+    ``outputs`` are labels, tags or catalog items in the order of the head's rows; empty for a
+    value. ``examples`` and ``split`` are what it was trained and judged on. ``temperature``, which
+    logits are divided by, was fitted on the validation part.
+    """
+
+    geometry: PatchGeometry
+    patch: dict[str, Tensor]
+    head: Head
+    outputs: tuple[str, ...]
+    metrics: dict[str, float]
+    examples: Examples
+    split: UserSplit
+    record: Document
+    temperature: float = 1.0
+
+    @property
+    def patch_weights(self) -> PatchWeights:
+        """The folded patch, for a forward."""
+        return PatchWeights.from_named(self.geometry, self.patch)
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedTask:
+    """A task about to be trained: its users and answers, an untrained patch and head."""
+
+    settings: FinetuneSettings
+    examples: Examples
+    split: UserSplit
+    outputs: tuple[str, ...]
+    patch: Patch
+    goal: TaskGoal
+    facts: Document
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What training a prepared task took, and its metrics on the test part.
+
+    ``temperature`` is fitted on the validation part; the metrics tell what it improved.
+    """
+
+    epochs: list[FinetuneEpoch]
+    best_epoch: int
+    metrics: dict[str, float]
+    seconds: float
+    temperature: float
+
+
+def finetune(
+    loaded: LoadedBackbone,
+    histories: Histories,
+    labels: UserLabels,
+    settings: FinetuneSettings,
+    watch: Watch = unwatched,
+) -> FinetunedTask:
+    """Train a patch and head on one task's answers; the epoch with the best validation loss wins.
+
+    Users are split into training, validation and test parts; metrics are the test part's, beside
+    those of the best answer that ignores the history (``baseline_…``).
+    """
+    started = time.perf_counter()
+    task = prepare_task(loaded, histories, labels, settings)
+    goal, split, examples = task.goal, task.split, task.examples
+    variants = settings.trunk_variants if settings.item_dropout else 1
+    histories_met = variants * len(split.train) + len(split.validation)
+    encoder = patch_encoder(
+        loaded.backbone, task.patch, histories_met if settings.trunk_variants else 0
+    )
+    is_kept = isinstance(encoder, PatchedTop)
+    run = FinetuneRun(encoder, goal, examples, split, settings.loop(variants if is_kept else 0))
+    run.train(watch)
+    model = TaskModel(loaded.backbone, task.patch.weights(), goal.head)
+    temperature = calibrate_task(model, goal.objective, examples, split.validation)
+    metrics = evaluate_task(model, goal.objective, examples, split.test, temperature)
+    seconds = time.perf_counter() - started
+    training = Training(run.epochs, run.best_epoch, metrics, seconds, temperature)
+    return finished_task(task, loaded, training)
+
+
+def prepare_task(
+    loaded: LoadedBackbone, histories: Histories, labels: UserLabels, settings: FinetuneSettings
+) -> PreparedTask:
+    """Split a task's users and build what is to be trained."""
+    examples = prepare_examples(loaded, histories, labels, settings.max_unknown_share)
+    examples = keep_frequent(examples, settings.min_label_count)
+    split = split_users(
+        examples.users, settings.validation_share, settings.test_share, settings.seed
+    )
+    task = TASKS[settings.kind]
+    outputs = task.outputs(examples, split.train)
+    objective = task.objective(outputs, examples)
+    generator = seeded(settings.seed, "patch")
+    patch = new_patch(loaded.backbone, settings.geometry(loaded.backbone), generator)
+    goal = TaskGoal(objective, loaded.backbone.spec.channels, generator)
+    facts = _facts(histories, labels, examples, split)
+    return PreparedTask(settings, examples, split, outputs, patch, goal, facts)
+
+
+def finished_task(task: PreparedTask, loaded: LoadedBackbone, training: Training) -> FinetunedTask:
+    """A trained task with its record; its metrics stand beside the baseline's."""
+    baseline = evaluate_prior(task.goal.objective, task.split.train, task.split.test)
+    metrics = training.metrics | {BASELINE_PREFIX + k: value for k, value in baseline.items()}
+    return FinetunedTask(
+        geometry=task.patch.geometry,
+        patch=task.patch.folded(),
+        head=task.goal.head.requires_grad_(False),
+        outputs=task.outputs,
+        metrics=metrics,
+        examples=task.examples,
+        split=task.split,
+        record={
+            "settings": asdict(task.settings),
+            "backbone": loaded.fingerprint,
+            "data": task.facts,
+            "best_epoch": training.best_epoch,
+            "epochs": [asdict(epoch) for epoch in training.epochs],
+            "metrics": metrics,
+            "temperature": training.temperature,
+            "seconds": round(training.seconds, 3),
+            "software": {"python": platform.python_version(), "torch": torch.__version__},
+        },
+        temperature=training.temperature,
+    )
+
+
+def prepare_examples(
+    loaded: LoadedBackbone, histories: Histories, labels: UserLabels, max_unknown_share: float
+) -> Examples:
+    """The labelled users' histories in the backbone's tokens; refused if it hardly knows them."""
+    vocabulary = Vocabulary(tuple(loaded.items))
+    wanted = np.flatnonzero([user in labels.by_user for user in histories.users])
+    known = tokenize(histories.select(wanted) if len(wanted) else histories, vocabulary)
+    require_known(known, max_unknown_share, "the histories")
+    return join_answers(known, labels, vocabulary.items)
+
+
+def _facts(
+    histories: Histories, labels: UserLabels, examples: Examples, split: UserSplit
+) -> Document:
+    return {
+        "histories_digest": histories.digest(),
+        "labels_digest": labels.digest(),
+        "train_users": len(split.train),
+        "validation_users": len(split.validation),
+        "test_users": len(split.test),
+        "without_history": examples.without_history,
+    }

@@ -1,0 +1,116 @@
+"""What a kind of task must bring so that a patch and a head can be trained and judged for it.
+
+Where training of a head begins.
+
+The checks that labelled kinds share.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from peterrec.model.data.examples import Examples
+from peterrec.model.errors import LabelSeenOnce, LabelUnknown, SplitEmpty
+from peterrec.model.network.heads import Head
+from peterrec.model.spec import HeadSpec
+from peterrec.model.training.calibration import Choices
+
+Rows = npt.NDArray[np.int64]
+
+
+class Objective(Protocol):
+    """One task's answers as tensors. Rows are indices into the examples it was built for."""
+
+    @property
+    def head_spec(self) -> HeadSpec:
+        """The head this task needs."""
+
+    def prior(self, rows: Tensor) -> Tensor:
+        """The best logits [K] that ignore the history, learned on some rows."""
+
+    def prepare(self, head: Head, rows: Tensor) -> None:
+        """Start the head's bias so that training begins at the prior."""
+
+    def loss(self, head: Head, users: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Mean loss of user vectors [B, C] against the answers of rows int64 [B]."""
+
+    def finish(self, head: Head) -> None:
+        """Fold what only training needed into the head."""
+
+    def judge(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """What the metrics need of logits [B, K]: one entry for each answer, in the rows' order."""
+
+    def metrics(self, judged: Tensor, rows: Tensor) -> dict[str, float]:
+        """Quality over all judged rows, by metric name."""
+
+
+@runtime_checkable
+class ProbableObjective(Objective, Protocol):
+    """An objective whose task answers probabilities, so that they can be calibrated."""
+
+    def choices(self, judged: Tensor, rows: Tensor) -> Choices:
+        """What a temperature is fitted to, of judged rows."""
+
+
+class Task(Protocol):
+    """A kind of task: how its outputs follow from the training answers, and its objective."""
+
+    def outputs(self, examples: Examples, train: Rows) -> tuple[str, ...]:
+        """Labels, tags or catalog in the order of the head's rows; empty for a value."""
+
+    def objective(self, outputs: tuple[str, ...], examples: Examples) -> Objective:
+        """The objective of these users for these outputs."""
+
+
+def start_at(head: Head, prior: Tensor) -> None:
+    """Set the head's bias to the logits that ignore the history."""
+    assert head.bias is not None
+    with torch.no_grad():
+        head.bias.copy_(prior)
+
+
+def learnable_labels(examples: Examples, train: Rows) -> tuple[str, ...]:
+    """All labels in alphabetical order; refused if one cannot be both learned and checked."""
+    counts = Counter(label for answer in examples.answers for label in answer)
+    once = sorted(label for label, count in counts.items() if count == 1)
+    if once:
+        raise LabelSeenOnce(
+            f"{_names(once)} seen with a single user, too few to learn and to check.",
+            hint="Merge rare labels, or leave them out with --min-label-count 2.",
+        )
+    trained = {label for i in train.tolist() for label in examples.answers[i]}
+    untrained = sorted(set(counts) - trained)
+    if untrained:
+        raise SplitEmpty(
+            f"{_names(untrained)} not seen with any user of the training part.",
+            hint="Leave rare labels out with --min-label-count, or choose another --seed.",
+        )
+    return tuple(sorted(counts))
+
+
+def label_indices(outputs: tuple[str, ...]) -> dict[str, int]:
+    """Row of the head for each label."""
+    return {label: index for index, label in enumerate(outputs)}
+
+
+def require_labels(found: Iterable[str], outputs: tuple[str, ...]) -> None:
+    """Refuse labels that the head has no row for."""
+    unknown = sorted(set(found) - set(outputs))
+    if unknown:
+        raise LabelUnknown(
+            f"{_names(unknown)} not among the task's {len(outputs)} labels.",
+            hint=f"The labels are {', '.join(outputs[:20])}.",
+        )
+
+
+def _names(labels: list[str]) -> str:
+    shown = ", ".join(repr(label) for label in labels[:5])
+    if len(labels) == 1:
+        return f"label {shown} is"
+    more = f" and {len(labels) - 5} more" if len(labels) > 5 else ""
+    return f"labels {shown}{more} are"

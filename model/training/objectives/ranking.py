@@ -1,0 +1,99 @@
+"""The best items of a catalog, learned from each user's target items."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from peterrec.model.data.examples import Examples
+from peterrec.model.network.heads import Head
+from peterrec.model.network.heads.ranks import rank_metrics
+from peterrec.model.spec import FIRST_ITEM, HeadSpec
+from peterrec.model.training.objectives.objective import Rows, label_indices, start_at
+from peterrec.model.training.softmax import choose_loss, sampled_softmax_loss
+
+OUTSIDE = -1
+"""Catalog index of an item that the catalog lacks."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankingObjective:
+    """``targets[i]`` and ``seen[i]`` are catalog indices int64 [n] of user i's items.
+
+    A target outside the catalog is OUTSIDE: it counts as never found.
+    """
+
+    head_spec: HeadSpec
+    targets: list[Tensor]
+    seen: list[Tensor]
+
+    def prior(self, rows: Tensor) -> Tensor:
+        """Log popularity of each item, smoothed by one half."""
+        _, wanted = self._pairs(rows)
+        counts = torch.bincount(wanted, minlength=self.head_spec.outputs)
+        return torch.log_softmax((counts + 0.5).log(), 0)
+
+    def prepare(self, head: Head, rows: Tensor) -> None:
+        start_at(head, self.prior(rows))
+
+    def loss(self, head: Head, users: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Softmax over the whole catalog for every (user, target) pair; sampled if it is large."""
+        at, wanted = (pairs.to(users.device) for pairs in self._pairs(rows))
+        if not len(at):
+            return users.sum() * 0
+        if choose_loss("auto", self.head_spec.outputs) == "sampled":
+            assert head.bias is not None
+            return sampled_softmax_loss(users[at], head.weight, head.bias, wanted, generator)
+        log_shares = torch.log_softmax(head.logits(users), 1)  # [B, K]
+        return -log_shares[at, wanted].mean()
+
+    def finish(self, head: Head) -> None:
+        """Nothing to fold."""
+
+    def judge(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Rank of every target among the items that the user has neither seen nor as a target."""
+        return torch.cat([self._ranks(*pair) for pair in zip(logits, rows.tolist(), strict=True)])
+
+    def metrics(self, judged: Tensor, rows: Tensor) -> dict[str, float]:
+        """MRR, hit rate and NDCG over all (user, target) pairs, at 5 and 20."""
+        return {**rank_metrics(judged, 5), **rank_metrics(judged, 20)}
+
+    def _ranks(self, logits: Tensor, row: int) -> Tensor:
+        targets = self.targets[row]
+        found = targets[targets != OUTSIDE]
+        rivals = logits.clone()
+        rivals[self.seen[row]] = -torch.inf
+        rivals[found] = -torch.inf
+        ranks = torch.full_like(targets, len(logits))
+        ranks[targets != OUTSIDE] = (rivals >= logits[found].unsqueeze(1)).sum(1)  # [n, K] -> [n]
+        return ranks
+
+    def _pairs(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Position in ``rows`` and catalog index of every target in the catalog, both [P]."""
+        targets = [self.targets[row] for row in rows.tolist()]
+        at = torch.repeat_interleave(torch.tensor([len(t) for t in targets]))
+        wanted = torch.cat(targets)
+        return at[wanted != OUTSIDE], wanted[wanted != OUTSIDE]
+
+
+class RankingTask:
+    """The catalog is what the training users took, the most popular first."""
+
+    def outputs(self, examples: Examples, train: Rows) -> tuple[str, ...]:
+        counts = Counter(item for i in train.tolist() for item in examples.answers[i])
+        return tuple(sorted(counts, key=lambda item: (-counts[item], item)))
+
+    def objective(self, outputs: tuple[str, ...], examples: Examples) -> RankingObjective:
+        index = label_indices(outputs)
+        catalog_of_item = np.array([index.get(item, OUTSIDE) for item in examples.items])
+        seen = [catalog_of_item[np.unique(row) - FIRST_ITEM] for row in examples.rows]
+        return RankingObjective(
+            HeadSpec("ranking", len(outputs)),
+            targets=[
+                torch.tensor([index.get(item, OUTSIDE) for item in answer], dtype=torch.int64)
+                for answer in examples.answers
+            ],
+            seen=[torch.from_numpy(own[own != OUTSIDE]) for own in seen],
+        )

@@ -1,0 +1,89 @@
+"""What a backbone learns from and is checked with: windows of users' histories."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from peterrec.model.data.histories import Histories
+from peterrec.model.data.splits import split_users
+from peterrec.model.data.vocabulary import Vocabulary, build_vocabulary, tokenize
+from peterrec.model.errors import SplitEmpty
+from peterrec.model.training.batches import bucketed_batches
+from peterrec.model.training.pretrain.examples import TokenRow, Windows, cut_windows
+from peterrec.model.training.pretrain.settings import PretrainSettings
+from peterrec.model.training.pretrain.state import Document
+from peterrec.model.training.softmax import PRETRAINING_LIMIT, LossName, choose_loss
+
+MOST_VALIDATION_WINDOWS = 2_000
+"""Validation looks at no more windows than this, so that an epoch's check stays short."""
+
+FEWEST_VALIDATION_WINDOWS = 64
+
+VALIDATION_LOGITS = 2_000_000_000
+"""Nor at more than this many scores of items, unless the fewest windows need them: 10 seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Users' token rows and the windows cut from them."""
+
+    rows: list[TokenRow]
+    windows: Windows
+
+    @classmethod
+    def of(cls, rows: list[TokenRow], max_len: int, most: int | None = None) -> Self:
+        return cls(rows, cut_windows(rows, max_len)[:most])
+
+    def take(self, indices: Tensor) -> list[TokenRow]:
+        """The token rows of some windows."""
+        chosen = self.windows[indices.numpy()]  # a tensor of one index would be taken as a number
+        return [self.rows[user][start:end] for user, start, end in chosen.tolist()]
+
+    def batches(self, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+        """Indices of windows, in batches of similar length."""
+        lengths = self.windows[:, 2] - self.windows[:, 1]
+        return bucketed_batches(lengths, batch_size, generator)
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """What to learn from and what to check with, cut after the split by user."""
+
+    vocabulary: Vocabulary
+    train: Part
+    validation: Part
+    loss: LossName
+    facts: Document
+
+
+def prepare_corpus(histories: Histories, settings: PretrainSettings) -> Corpus:
+    """Split by user before anything is counted: validation users add no item and no frequency."""
+    split = split_users(histories.users, settings.validation_share, 0.0, settings.seed)
+    seen = histories.select(split.train)
+    vocabulary = build_vocabulary(seen, settings.min_count)
+    known = tokenize(seen, vocabulary)
+    train = Part.of(known.rows, settings.max_len)
+    held_out = tokenize(histories.select(split.validation), vocabulary)
+    most = VALIDATION_LOGITS // (len(vocabulary) * settings.max_len)
+    most = min(MOST_VALIDATION_WINDOWS, max(FEWEST_VALIDATION_WINDOWS, most))
+    validation = Part.of(held_out.rows, settings.max_len, most)
+    if not len(train.windows) or not len(validation.windows):
+        raise SplitEmpty(
+            f"{len(split.train)} training and {len(split.validation)} validation users give "
+            f"{len(train.windows)} and {len(validation.windows)} sequences of two items or more.",
+            hint="Give more users or longer histories, or another --validation-share.",
+        )
+    facts = {
+        "data_digest": histories.digest(),
+        "users": len(histories.users),
+        "events": len(histories.codes),
+        "items": len(vocabulary),
+        "train_sequences": len(train.windows),
+        "validation_sequences": len(validation.windows),
+        "unknown_share": known.unknown_share,
+        "validation_unknown_share": held_out.unknown_share,
+    }
+    loss = choose_loss(settings.loss, len(vocabulary), PRETRAINING_LIMIT)
+    return Corpus(vocabulary, train, validation, loss, facts)

@@ -1,0 +1,156 @@
+"""A batch without padding: the valid positions of all rows one after the other.
+
+The backbone over packed rows, with hand-written gradients.
+
+A dilated convolution is a gather of its taps and one product. So are its gradients: by the input a
+gather of the output's slopes and a product, by the weight a product over all rows. The taps are
+gathered again in the backward pass: 0.04 ms, against 0.4 ms of the product that reads them (3.2k
+rows, 64 channels).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
+from torch.nn import functional
+
+from peterrec.model.network.backbone import Backbone, DilatedConv, ResidualBlock
+from peterrec.model.spec import PAD, BackboneSpec
+from peterrec.model.training.products import product
+
+ZERO_ROW = 1
+"""Packed states begin with so many rows of zeros: what taps outside of a row read."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConvTaps:
+    """For each packed row, where its k taps read, and where its gradient's taps read: [(1+N)·k]."""
+
+    forward: Tensor
+    backward: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """Where positions stand: packed row ``ZERO_ROW + n`` is position ``places[n]`` of B·T.
+
+    ``first`` and ``last`` int64 [B] are the packed rows at which each of the batch's rows begins
+    and ends. ``taps`` has an entry for each dilation of the network.
+    """
+
+    places: Tensor
+    first: Tensor
+    last: Tensor
+    taps: dict[int, ConvTaps]
+
+
+def pack(tokens: Tensor, spec: BackboneSpec) -> Packing:
+    """Pack framed tokens int64 [B, T]; with embedded padding every position is valid."""
+    valid = tokens != PAD
+    if spec.padding == "embedded":
+        valid = torch.ones_like(valid)
+    lengths = valid.sum(1)  # [B, T] -> [B]
+    ends = ZERO_ROW + lengths.cumsum(0)
+    starts = ends - lengths
+    zero = starts.new_zeros(1)  # the zero row is a row of its own that ends before it begins
+    start_of = torch.cat([zero, starts.repeat_interleave(lengths)])  # [1 + N]
+    end_of = torch.cat([zero, ends.repeat_interleave(lengths)])
+    taps = {
+        dilation: ConvTaps(
+            _taps(start_of, end_of, _shifts(spec, dilation, tokens.device)),
+            _taps(start_of, end_of, -_shifts(spec, dilation, tokens.device)),
+        )
+        for dilation in sorted(set(spec.conv_dilations))
+    }
+    return Packing(valid.flatten().nonzero().squeeze(1), starts, ends - 1, taps)
+
+
+def _shifts(spec: BackboneSpec, dilation: int, device: torch.device) -> Tensor:
+    """How far ahead each tap reads; negative is back."""
+    back = spec.kernel_size - 1 if spec.is_causal else (spec.kernel_size - 1) // 2
+    return (torch.arange(spec.kernel_size, device=device) - back) * dilation
+
+
+def _taps(start_of: Tensor, end_of: Tensor, shifts: Tensor) -> Tensor:
+    at = torch.arange(len(start_of), device=start_of.device).unsqueeze(1) + shifts  # [1 + N, k]
+    is_inside = (at >= start_of.unsqueeze(1)) & (at < end_of.unsqueeze(1))
+    return torch.where(is_inside, at, 0).flatten()
+
+
+class _ConvNormRelu(Function):
+    """``relu(LN(conv(x)))`` of packed rows [1 + N, C]; the zero row stays zero.
+
+    Products are computed in x's dtype, whatever the parameters' is.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        taps: ConvTaps,
+        eps: float,
+    ) -> Tensor:
+        kernel = weight.permute(0, 2, 1).flatten(1).to(x.dtype)  # [O, C, k] -> [O, k·C]
+        conv = product(_gathered(x, taps.forward), kernel, bias.to(x.dtype))
+        norms = norm_weight.to(x.dtype), norm_bias.to(x.dtype)
+        out, mean, scale = torch.native_layer_norm(conv, conv.shape[1:], *norms, eps)
+        out.relu_()
+        out[:ZERO_ROW] = 0
+        ctx.save_for_backward(x, weight, norm_weight, norm_bias, conv, mean, scale, out)
+        ctx.taps = taps  # type: ignore[attr-defined]  # a FunctionCtx carries what is set on it
+        return out
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, slope: Tensor) -> tuple[Tensor | None, ...]:
+        saved, taps = ctx.saved_tensors, ctx.taps  # type: ignore[attr-defined]  # set above
+        x, weight, norm_weight, norm_bias, conv, mean, scale, out = saved
+        of_norm = torch.ops.aten.threshold_backward(slope, out, 0)
+        of_conv, of_norm_weight, of_norm_bias = torch.ops.aten.native_layer_norm_backward(
+            *(of_norm, conv, conv.shape[1:], mean, scale),
+            *(norm_weight.to(x.dtype), norm_bias.to(x.dtype), [True, True, True]),
+        )
+        turned = weight.permute(1, 2, 0).flatten(1).to(x.dtype)  # [O, C, k] -> [C, k·O]
+        of_x = product(_gathered(of_conv, taps.backward), turned)  # [1 + N, C]
+        of_kernel = product(of_conv.t(), _gathered(x, taps.forward).t())  # [O, k·C]
+        of_weight = of_kernel.view(len(weight), -1, x.shape[1]).permute(0, 2, 1)  # [O, C, k]
+        of_bias = of_conv.sum(0, dtype=weight.dtype)
+        grads = (of_weight, of_bias, of_norm_weight, of_norm_bias)
+        return of_x, *(grad.to(weight.dtype) for grad in grads), None, None
+
+
+def _gathered(x: Tensor, taps: Tensor) -> Tensor:
+    """What every tap reads: x [R, C], taps [R·k] -> [R, k·C]."""
+    return x.index_select(0, taps).view(len(x), -1)
+
+
+def packed_states(
+    backbone: Backbone,
+    embedded: Tensor,
+    packing: Packing,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Hidden states [1 + N, C] of embedded positions [N, C]; differentiable.
+
+    The same as ``Backbone.hidden`` at the valid positions; row 0 is the packing's zero row.
+    ``dtype`` is what blocks are computed in.
+    """
+    x = functional.pad(embedded.to(dtype), (0, 0, ZERO_ROW, 0))  # [N, C] -> [1 + N, C]
+    for block in backbone.blocks:
+        assert isinstance(block, ResidualBlock)
+        middle = _half_block(x, block.conv1, block.norm1, packing)
+        x = x + _half_block(middle, block.conv2, block.norm2, packing)
+    return x.to(embedded.dtype)
+
+
+def _half_block(x: Tensor, conv: DilatedConv, norm: torch.nn.LayerNorm, packing: Packing) -> Tensor:
+    parameters = conv.weight, conv.bias, norm.weight, norm.bias
+    out: Tensor = _ConvNormRelu.apply(  # type: ignore[no-untyped-call]  # torch's
+        x, *parameters, packing.taps[conv.dilation], norm.eps
+    )
+    return out

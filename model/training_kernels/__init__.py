@@ -1,1 +1,0 @@
-"""Training's arithmetic: products with gradients at oneDNN's rate, rows without padding."""

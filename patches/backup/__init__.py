@@ -1,0 +1,1 @@
+"""Export of a registry into an archive, and import from one."""

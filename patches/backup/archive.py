@@ -1,0 +1,237 @@
+"""The registry as one file: a tar of JSON lines and bundles, with a manifest of digests at its end.
+
+It is written in one pass, a bundle at a time, and is complete or not there at all. Reading checks
+every byte before anything is believed, and unpacks nothing to the disk.
+"""
+
+import hashlib
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from peterrec.patches.errors import ArchiveInvalid
+from peterrec.patches.identity import Digest
+
+ARCHIVE_FORMAT = "peterrec.registry/1"
+MANIFEST_NAME, CHECKSUM_NAME = "manifest.json", "manifest.sha256"
+TASKS, KEYS, AUDIT = "tasks.jsonl", "keys.jsonl", "audit.jsonl"
+
+CHUNK_BYTES = 1 << 20
+MAX_MANIFEST_BYTES = 256 << 20
+
+_BLOB_NAME = re.compile(r"blobs/([0-9a-f]{64})\.bundle\Z")
+
+Line = dict[str, Any]  # Any: a JSON document
+Form = TypeVar("Form")
+
+
+class ArchivedFile(msgspec.Struct, frozen=True):
+    """A member's size and digest."""
+
+    sha256: str
+    size_bytes: int
+
+
+class ArchiveManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an archive holds and when it was true."""
+
+    format: str
+    revision: int
+    exported_at: str
+    files: dict[str, ArchivedFile]
+
+    @property
+    def blob_count(self) -> int:
+        """How many bundles there are."""
+        return sum(_BLOB_NAME.match(name) is not None for name in self.files)
+
+    @property
+    def size_bytes(self) -> int:
+        """The members' bytes together."""
+        return sum(file.size_bytes for file in self.files.values())
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveWriter:
+    """An archive that is being written; ``add`` and ``finish`` block."""
+
+    tar: tarfile.TarFile
+    files: dict[str, ArchivedFile]
+
+    def add(self, name: str, data: bytes) -> None:
+        """One more member."""
+        self.files[name] = ArchivedFile(_sha256(data), len(data))
+        self._write(name, data)
+
+    def add_lines(self, name: str, lines: list[Line]) -> None:
+        """JSON documents, one a line."""
+        self.add(name, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+
+    def add_blob(self, digest: Digest, data: bytes) -> None:
+        """A bundle, whose digest was checked."""
+        self.add(f"blobs/{digest}.bundle", data)
+
+    def finish(self, revision: int, exported_at: str) -> ArchiveManifest:
+        """Write the manifest; nothing may follow."""
+        manifest = ArchiveManifest(ARCHIVE_FORMAT, revision, exported_at, dict(self.files))
+        text = msgspec.json.encode(manifest)
+        self._write(MANIFEST_NAME, text)
+        self._write(CHECKSUM_NAME, _sha256(text).encode())
+        return manifest
+
+    def _write(self, name: str, data: bytes) -> None:
+        member = tarfile.TarInfo(name)
+        member.size, member.mode = len(data), 0o600
+        self.tar.addfile(member, BytesIO(data))
+
+
+@contextmanager
+def writing_archive(path: Path) -> Iterator[ArchiveWriter]:
+    """Write an archive beside ``path`` and put it there when the block ends without an error."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        number = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with (
+            os.fdopen(number, "wb") as file,
+            tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+        ):
+            yield ArchiveWriter(tar, {})
+            tar.close()
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise ArchiveInvalid(f"{path} can't be written: {error}.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """An archive whose every byte was checked against its manifest. Its methods block."""
+
+    tar: tarfile.TarFile
+    manifest: ArchiveManifest
+
+    def lines(self, name: str) -> list[Line]:
+        """The JSON documents of one member."""
+        return [_decode(line, Line, name) for line in self._read(name).splitlines()]
+
+    def digests(self) -> list[Digest]:
+        """The bundles' digests."""
+        matches = map(_BLOB_NAME.match, self.manifest.files)
+        return [Digest(match.group(1)) for match in matches if match]
+
+    def size_of(self, digest: Digest) -> int:
+        """One bundle's size in bytes."""
+        return self.manifest.files[f"blobs/{digest}.bundle"].size_bytes
+
+    def blob(self, digest: Digest) -> bytes:
+        """One bundle's bytes."""
+        return self._read(f"blobs/{digest}.bundle")
+
+    def close(self) -> None:
+        """Close the file."""
+        self.tar.close()
+
+    def _read(self, name: str) -> bytes:
+        try:
+            file = self.tar.extractfile(name)
+            assert file is not None, "only regular files pass the check"
+            return file.read()
+        except (OSError, tarfile.TarError) as error:
+            raise ArchiveInvalid(f"{name} can't be read any more: {error}.") from error
+
+
+def open_archive(path: Path) -> Archive:
+    """A checked archive; ArchiveInvalid names what is wrong with it. Blocks for its whole size."""
+    with ExitStack() as undo:
+        try:
+            tar = undo.enter_context(tarfile.open(path, mode="r:"))
+            members = tar.getmembers()
+            _check_members(members)
+            manifest = _manifest(tar, *members[-2:])
+            _check_files(tar, members[:-2], manifest.files)
+        except (OSError, tarfile.TarError) as error:
+            raise ArchiveInvalid(f"{path} can't be read as an archive: {error}.") from error
+        undo.pop_all()
+    return Archive(tar, manifest)
+
+
+def _check_members(members: list[tarfile.TarInfo]) -> None:
+    names = [member.name for member in members]
+    if names[-2:] != [MANIFEST_NAME, CHECKSUM_NAME]:
+        raise ArchiveInvalid(
+            f"it does not end in {MANIFEST_NAME} and {CHECKSUM_NAME}.",
+            hint="It was cut off; copy it again.",
+        )
+    odd = [member.name for member in members if not member.isreg()]
+    if odd:
+        raise ArchiveInvalid(f"{odd[0][:100]!r} is no regular file.")
+    if len(set(names)) != len(names):
+        raise ArchiveInvalid("a name occurs twice.")
+
+
+def _manifest(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, checksum: tarfile.TarInfo
+) -> ArchiveManifest:
+    if member.size > MAX_MANIFEST_BYTES or checksum.size != 64:
+        raise ArchiveInvalid(f"its manifest has {member.size} bytes.")
+    file, expected = tar.extractfile(member), tar.extractfile(checksum)
+    assert file is not None
+    assert expected is not None
+    text = file.read()
+    if _sha256(text).encode() != expected.read():
+        raise ArchiveInvalid(f"{CHECKSUM_NAME} is not that of {MANIFEST_NAME}.")
+    if _decode(text, Line, MANIFEST_NAME).get("format") != ARCHIVE_FORMAT:
+        raise ArchiveInvalid(
+            f"its format is not {ARCHIVE_FORMAT}.", hint="Import it with the version that wrote it."
+        )
+    return _decode(text, ArchiveManifest, MANIFEST_NAME)
+
+
+def _check_files(
+    tar: tarfile.TarFile, members: list[tarfile.TarInfo], files: Mapping[str, ArchivedFile]
+) -> None:
+    if {member.name for member in members} != files.keys():
+        raise ArchiveInvalid("its members are not those that its manifest lists.")
+    for name in (TASKS, KEYS, AUDIT):
+        if name not in files:
+            raise ArchiveInvalid(f"it lacks {name}.")
+    for member in members:
+        found = _digest(tar, member)
+        blob = _BLOB_NAME.match(member.name)
+        is_named_right = blob is None or blob.group(1) == found.sha256
+        if found != files[member.name] or not is_named_right:
+            raise ArchiveInvalid(
+                f"{member.name[:100]} is not what the manifest says.",
+                hint="The archive was damaged; copy it again.",
+            )
+
+
+def _digest(tar: tarfile.TarFile, member: tarfile.TarInfo) -> ArchivedFile:
+    file = tar.extractfile(member)
+    assert file is not None
+    whole = hashlib.sha256()
+    while chunk := file.read(CHUNK_BYTES):
+        whole.update(chunk)
+    return ArchivedFile(whole.hexdigest(), member.size)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _decode(text: bytes, form: type[Form], what: str) -> Form:
+    try:
+        return msgspec.json.decode(text, type=form)
+    except msgspec.MsgspecError as error:
+        raise ArchiveInvalid(f"{what} can't be read: {error}.") from error

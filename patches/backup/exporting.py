@@ -1,0 +1,127 @@
+"""Writing a whole registry into one archive, as it is at one revision."""
+
+import asyncio
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from peterrec.patches.backup.archive import (
+    AUDIT,
+    KEYS,
+    TASKS,
+    ArchiveManifest,
+    Line,
+    writing_archive,
+)
+from peterrec.patches.errors import RegistryUnavailable
+from peterrec.patches.identity import Digest, TaskRef
+from peterrec.patches.registry.blob_store import BlobStore
+from peterrec.patches.registry.changes import Feed
+from peterrec.patches.registry.decode import pairs_of, text_of
+from peterrec.patches.registry.redis_store import Store, field_of
+from peterrec.patches.registry.scripts.transfer import READ_REST, READ_STORED_TASK
+
+READ_AT_ONCE = 16
+MAX_PASSES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTask:
+    """A task as Redis holds it."""
+
+    record: bytes
+    versions: dict[str, bytes]
+    states: list[bytes]
+
+    def line(self, field: str) -> Line:
+        return {
+            "task": field,
+            "record": msgspec.Raw(self.record),
+            "versions": {digest: msgspec.Raw(text) for digest, text in self.versions.items()},
+            "states": [msgspec.Raw(text) for text in self.states],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """Everything but the bundles, at one revision."""
+
+    revision: int
+    tasks: dict[str, StoredTask]
+    keys: list[Line]
+    audit: list[Line]
+
+    def digests(self) -> list[Digest]:
+        named = {digest for task in self.tasks.values() for digest in task.versions}
+        return [Digest(digest) for digest in sorted(named)]
+
+
+async def export_archive(store: Store, path: Path) -> ArchiveManifest:
+    """Write the registry as it is at one revision: tasks, versions, aliases, traffic, states, keys
+    (their sha256), audit trail and every registered bundle. Replaces ``path`` when complete.
+
+    Changes may go on meanwhile; what they touch is read again.
+    """
+    blobs = BlobStore(store)
+    with writing_archive(path) as archive:
+        stored = await _read_stored(store)
+        lines = [task.line(field) for field, task in sorted(stored.tasks.items())]
+        await asyncio.to_thread(archive.add_lines, TASKS, lines)
+        await asyncio.to_thread(archive.add_lines, KEYS, stored.keys)
+        await asyncio.to_thread(archive.add_lines, AUDIT, stored.audit)
+        for digest in stored.digests():
+            await asyncio.to_thread(archive.add_blob, digest, await blobs.get(digest))
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return archive.finish(stored.revision, now)
+
+
+async def _read_stored(store: Store) -> _Stored:
+    """Read all tasks, then again those that were touched meanwhile, until none was."""
+    feed = Feed(store)
+    snapshot = await feed.snapshot()
+    position, pending = snapshot.position, list(snapshot.tasks)
+    tasks: dict[str, StoredTask] = {}
+    for _ in range(MAX_PASSES):
+        await _read_tasks(store, pending, tasks)
+        revision, keys, audit = await store.run(READ_REST, store.keys(), {})
+        found = await feed.changes(position)
+        if found is None:
+            break
+        position = found.position
+        pending = [*(entry.ref for entry in found.tasks), *found.removed_tasks]
+        if not pending and int(revision) == position.revision:
+            return _Stored(position.revision, tasks, _key_lines(keys), _audit_lines(audit))
+    raise RegistryUnavailable(
+        "the registry changes faster than it can be read.", hint="Export it at a quieter time."
+    )
+
+
+async def _read_tasks(store: Store, refs: list[TaskRef], into: dict[str, StoredTask]) -> None:
+    for start in range(0, len(refs), READ_AT_ONCE):
+        chunk = [field_of(ref) for ref in refs[start : start + READ_AT_ONCE]]
+        found = await asyncio.gather(
+            *(store.run(READ_STORED_TASK, store.keys(field), {"field": field}) for field in chunk)
+        )
+        for field, (record, versions, states) in zip(chunk, found, strict=True):
+            if record:
+                named = {text_of(digest): text for digest, text in pairs_of(versions)}
+                into[field] = StoredTask(record, named, states)
+            else:
+                into.pop(field, None)
+
+
+def _key_lines(flat: list[bytes]) -> list[Line]:
+    return [{"key_id": text_of(key), "record": msgspec.Raw(text)} for key, text in pairs_of(flat)]
+
+
+def _audit_lines(entries: list[Any]) -> list[Line]:  # Any: entries of a stream as Redis lists them
+    return [
+        {
+            "revision": int(entry_id.partition(b"-")[0]),
+            "fields": {text_of(name): text_of(text) for name, text in pairs_of(fields)},
+        }
+        for entry_id, fields in entries
+    ]

@@ -1,0 +1,222 @@
+"""Making a registry what an archive holds, in one step."""
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from contextlib import closing, suppress
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+
+from peterrec.model.errors import PeterRecError
+from peterrec.patches.backup.archive import AUDIT, KEYS, TASKS, Archive, Line, open_archive
+from peterrec.patches.backup.exporting import StoredTask
+from peterrec.patches.errors import ArchiveInvalid, BlobMissing, RegistryChanged, RegistryNotEmpty
+from peterrec.patches.identity import Digest
+from peterrec.patches.redis.client import redis_errors
+from peterrec.patches.registry.blob_store import BlobStore
+from peterrec.patches.registry.changes import Feed
+from peterrec.patches.registry.decode import key_record, task_record, task_ref, version_record
+from peterrec.patches.registry.records import Position
+from peterrec.patches.registry.redis_store import Store, field_of
+from peterrec.patches.registry.scripts.transfer import IMPORT, STAGE_EVENTS, STAGED_NAMES
+
+AT_ONCE = 8
+"""Tasks and bundles that are written at the same time."""
+
+MAX_HELD_BYTES = 64 << 20
+"""Bundles together larger than this are uploaded one by one, to bound the memory."""
+
+STAGED_S = 3600
+"""What an interrupted import has staged is forgotten after so long."""
+
+
+class ImportMode(StrEnum):
+    """What an import may find at its destination."""
+
+    EMPTY = "empty"
+    REPLACE = "replace"
+
+
+async def import_archive(store: Store, path: Path, mode: ImportMode, actor: str) -> int:
+    """Make the registry what an archive holds, in one step and as one change; its revision.
+
+    ``empty`` refuses a registry that holds anything, ``replace`` discards what it holds, its audit
+    trail too. The archive is checked as a whole first. Every task gets the new revision.
+    """
+    with closing(await asyncio.to_thread(open_archive, path)) as archive:
+        return await _Import(store, archive, actor).run(mode)
+
+
+class _Import:
+    """One import: its archive, and the keys under which it stages what is to come."""
+
+    def __init__(self, store: Store, archive: Archive, actor: str) -> None:
+        self._store = store
+        self._archive = archive
+        self._actor = actor
+        self._stem = store.key("import", uuid4().hex)
+
+    async def run(self, mode: ImportMode) -> int:
+        """Upload the bundles, stage the rest, and make it true."""
+        before = await Feed(self._store).snapshot()
+        if mode is ImportMode.EMPTY and before.revision:
+            raise RegistryNotEmpty(before.revision, len(before.tasks))
+        revision = max(before.revision, self._archive.manifest.revision) + 1
+        lines = await asyncio.to_thread(self._archive.lines, TASKS)
+        tasks = [_checked_task(line, revision) for line in lines]
+        _check_bundles(tasks, self._archive)
+        staged = await self._stage_all(tasks)
+        blobs = BlobStore(self._store)
+        for chunk in self._batches():
+            contents = [await asyncio.to_thread(self._archive.blob, digest) for digest in chunk]
+            await asyncio.gather(*map(blobs.put, contents))
+        old = [key for ref in before.tasks for key in self._task_keys(field_of(ref))]
+        try:
+            return await self._swap(before.position, old, staged, revision, len(tasks))
+        finally:
+            with suppress(PeterRecError):  # it would expire anyway
+                await self._forget(staged)
+
+    def _batches(self) -> Iterator[list[Digest]]:
+        """The archive's bundles, a few at a time."""
+        batch: list[Digest] = []
+        held = 0
+        for digest in self._archive.digests():
+            size = self._archive.size_of(digest)
+            if batch and (len(batch) == AT_ONCE or held + size > MAX_HELD_BYTES):
+                yield batch
+                batch, held = [], 0
+            batch.append(digest)
+            held += size
+        yield batch
+
+    async def _stage_all(self, tasks: list[tuple[str, StoredTask]]) -> list[str]:
+        """Write everything beside what is true now; the staged and final keys of each task."""
+        refs: dict[str, int] = {}
+        keys: list[str] = []
+        for chunk in _chunks(tasks, AT_ONCE):
+            staged = await asyncio.gather(*(self._stage_task(*task) for task in chunk))
+            keys += [key for own in staged for key in own]
+        for digest in (digest for _, task in tasks for digest in task.versions):
+            refs[digest] = refs.get(digest, 0) + 1
+        await self._stage_hash("tasks", {field: task.record for field, task in tasks})
+        await self._stage_hash("keys", dict(map(_checked_key, self._archive.lines(KEYS))))
+        await self._stage_hash("refs", {digest: b"%d" % count for digest, count in refs.items()})
+        await self._stage_audit()
+        return keys
+
+    async def _stage_task(self, field: str, task: StoredTask) -> list[str]:
+        redis = self._store.redis
+        versions, states = f"{self._stem}:versions:{field}", f"{self._stem}:states:{field}"
+        with redis_errors():
+            if task.versions:
+                await redis.hset(versions, items=_flat(task.versions.items()))
+                await redis.expire(versions, STAGED_S)
+            if task.states:
+                await redis.rpush(states, *task.states)
+                await redis.expire(states, STAGED_S)
+        final_versions, final_states = self._task_keys(field)
+        return [versions, final_versions, states, final_states]
+
+    async def _stage_hash(self, name: str, fields: dict[str, bytes]) -> None:
+        key = f"{self._stem}:{name}"
+        with redis_errors():
+            for chunk in _chunks(list(fields.items())):
+                await self._store.redis.hset(key, items=_flat(chunk))
+                await self._store.redis.expire(key, STAGED_S)
+
+    async def _stage_audit(self) -> None:
+        key = f"{self._stem}:changes"
+        events = [_checked_event(line) for line in self._archive.lines(AUDIT)]
+        for chunk in _chunks(events):
+            await self._store.run(STAGE_EVENTS, [key], {"events": chunk})
+        with redis_errors():
+            await self._store.redis.expire(key, STAGED_S)
+
+    async def _swap(
+        self, seen: Position, old: list[str], staged: list[str], revision: int, task_count: int
+    ) -> int:
+        once = [f"{self._stem}:{name}" for name in STAGED_NAMES]
+        outcome = await self._store.change_with(
+            [*once, *old, *staged],
+            IMPORT,
+            actor=self._actor,
+            since=seen.revision,
+            seen_mark=seen.mark,
+            revision=revision,
+            old_keys=len(old),
+            note=f"{task_count} tasks of an archive at revision {self._archive.manifest.revision}",
+        )
+        if outcome.error == "blob_missing":
+            raise BlobMissing(outcome.digest or "")
+        if outcome.error:
+            raise RegistryChanged
+        return outcome.revision
+
+    async def _forget(self, staged: list[str]) -> None:
+        names = [f"{self._stem}:{name}" for name in STAGED_NAMES]
+        with redis_errors():
+            for chunk in _chunks([*names, *staged[::2]]):
+                await self._store.redis.unlink(*chunk)
+
+    def _task_keys(self, field: str) -> list[str]:
+        return [self._store.key(name, field) for name in ("versions", "states")]
+
+
+def _chunks(items: list[Any], size: int = 500) -> Iterator[list[Any]]:  # Any: of whatever kind
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _flat(pairs: Iterable[tuple[str, bytes]]) -> list[str | bytes]:
+    return [part for pair in pairs for part in pair]
+
+
+def _checked_task(line: Line, revision: int) -> tuple[str, StoredTask]:
+    """A task of an archive, with its new revision; ArchiveInvalid if it can't be one."""
+    try:
+        field, record = field_of(task_ref(line["task"])), dict(line["record"])
+        record["revision"] = revision
+        if record.get("traffic"):
+            record["traffic"] = {**record["traffic"], "revision": revision}
+        task = StoredTask(
+            msgspec.json.encode(record),
+            {digest: msgspec.json.encode(text) for digest, text in line["versions"].items()},
+            [msgspec.json.encode(state) for state in line["states"]],
+        )
+        found = task_record(field, task.record)
+        for digest, text in task.versions.items():
+            version_record(digest, text)
+    except (PeterRecError, KeyError, TypeError, AttributeError) as error:
+        raise ArchiveInvalid(f"a task of the archive can't be read: {error}.") from error
+    targets = {target.digest for target in found.aliases.values()}
+    if not targets | set(found.traffic.versions if found.traffic else ()) <= task.versions.keys():
+        raise ArchiveInvalid(f"task {field} names a version that it lacks.")
+    return field, task
+
+
+def _check_bundles(tasks: list[tuple[str, StoredTask]], archive: Archive) -> None:
+    named = {digest for _, task in tasks for digest in task.versions}
+    missing = sorted(named - set(archive.digests()))
+    if missing:
+        raise ArchiveInvalid(f"it lacks {len(missing)} bundles, for instance {missing[0]}.")
+
+
+def _checked_key(line: Line) -> tuple[str, bytes]:
+    try:
+        key_id, text = str(line["key_id"]), msgspec.json.encode(line["record"])
+        key_record(key_id, text)
+    except (PeterRecError, KeyError) as error:
+        raise ArchiveInvalid(f"a key of the archive can't be read: {error}.") from error
+    return key_id, text
+
+
+def _checked_event(line: Line) -> Line:
+    try:
+        fields = msgspec.convert(line["fields"], dict[str, str])
+        flat = [part for pair in fields.items() for part in pair]
+        return {"revision": msgspec.convert(line["revision"], int), "fields": flat}
+    except (msgspec.MsgspecError, KeyError) as error:
+        raise ArchiveInvalid(f"an event of the archive can't be read: {error}.") from error

@@ -1,0 +1,1 @@
+"""The bundle: one immutable file with a manifest, a patch, a head and probes."""

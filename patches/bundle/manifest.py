@@ -1,0 +1,249 @@
+"""The manifest of a bundle: what it is, what it fits, where it comes from."""
+
+import json
+from collections import Counter
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from peterrec.model.errors import InvalidSpec
+from peterrec.model.spec import (
+    CLS,
+    MASK,
+    PAD,
+    UNK,
+    BackboneSpec,
+    HeadKind,
+    HeadSpec,
+    Insertion,
+    Padding,
+    PatchGeometry,
+)
+from peterrec.patches.errors import Findings, ReasonCode
+from peterrec.patches.identity import NAME_PATTERN
+
+SCHEMA: Final = "peterrec.bundle/1"
+_SCHEMA_FAMILY = SCHEMA.partition("/")[0] + "/"
+
+MAX_PROBES = 256
+MAX_PROBE_COLUMNS = 4096
+MAX_KEYS = 1000
+"""Keys of one JSON object: what is wrong is reported per key, so keys must not come by millions."""
+
+LABELLED_KINDS: frozenset[HeadKind] = frozenset({"classification", "tags"})
+
+Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Label = Annotated[str, Field(min_length=1, max_length=256)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Index = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        cache_strings="keys",  # thousands of bundles' names would stay in the cache
+    )
+
+
+class ManifestInput(_Part):
+    """How the trainer framed histories; the server must frame them the same way."""
+
+    max_len: Count
+    padding: Padding
+    is_causal: bool
+    pad_id: Index = PAD
+    unk_id: Index = UNK
+    cls_id: Index = CLS
+    mask_id: Index = MASK
+
+    @classmethod
+    def of(cls, spec: BackboneSpec) -> Self:
+        """The framing of a backbone."""
+        return cls(max_len=spec.max_len, padding=spec.padding, is_causal=spec.is_causal)
+
+
+class ManifestPatch(_Part):
+    """The fields of PatchGeometry."""
+
+    insertion: Insertion
+    bottleneck: Count
+    blocks: tuple[Index, ...] = Field(fail_fast=True)
+    cardinality: Count = 1
+    has_inner_skip: bool = False
+    has_norms: bool = False
+    has_cls: bool = False
+    queries: Index = 0
+
+    @classmethod
+    def of(cls, geometry: PatchGeometry) -> Self:
+        """The manifest's form of a geometry."""
+        return cls(**{name: getattr(geometry, name) for name in cls.model_fields})
+
+    def geometry(self) -> PatchGeometry:
+        """The model's form."""
+        return PatchGeometry(**self.model_dump())
+
+    @model_validator(mode="after")
+    def _is_a_geometry(self) -> Self:
+        try:
+            self.geometry()
+        except InvalidSpec as error:
+            raise ValueError(error.message) from error
+        return self
+
+
+class ManifestHead(_Part):
+    """The head: its spec, and how its outputs are named and scaled.
+
+    Logits are divided by ``temperature`` before they are decoded. ``threshold`` is the probability
+    from which a tag counts as present.
+    """
+
+    kind: HeadKind
+    outputs: Count
+    has_bias: bool = True
+    labels: tuple[Label, ...] | None = Field(default=None, fail_fast=True)
+    threshold: float = Field(default=0.5, ge=0.0, le=1.0)
+    temperature: float = Field(default=1.0, ge=1e-3, le=1e3)
+
+    def spec(self) -> HeadSpec:
+        """The model's form."""
+        return HeadSpec(self.kind, self.outputs, self.has_bias)
+
+    @model_validator(mode="after")
+    def _is_a_head(self) -> Self:
+        try:
+            self.spec()
+        except InvalidSpec as error:
+            raise ValueError(error.message) from error
+        problem = self._label_problem()
+        if problem:
+            raise PydanticCustomError("labels_mismatch", "{problem}", {"problem": problem})
+        return self
+
+    def _label_problem(self) -> str | None:
+        if self.kind not in LABELLED_KINDS:
+            return None if self.labels is None else f"a {self.kind} head has no labels"
+        if self.labels is None:
+            return f"a {self.kind} head needs one label per output"
+        if len(self.labels) != self.outputs:
+            return f"{len(self.labels)} labels for {self.outputs} outputs"
+        twice = sorted(label for label, times in Counter(self.labels).items() if times > 1)
+        return f"labels occur twice: {', '.join(twice[:5])}" if twice else None
+
+
+class ManifestProbes(_Part):
+    """How many inputs with known outputs the bundle carries, and how many outputs of each."""
+
+    count: int = Field(ge=1, le=MAX_PROBES)
+    columns: int = Field(ge=1, le=MAX_PROBE_COLUMNS)
+
+
+class Provenance(_Part):
+    """Where the weights come from."""
+
+    data_digest: str = Field(min_length=1, max_length=128)
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)]
+    software: str = Field(min_length=1, max_length=128)
+    created_at: AwareDatetime
+    notes: str | None = Field(default=None, max_length=4096)
+
+
+class Manifest(_Part):
+    """Everything about a bundle but its tensors (``docs/bundle-format.md``)."""
+
+    schema_id: Literal["peterrec.bundle/1"] = Field(default=SCHEMA, alias="schema")
+    name: str = Field(pattern=NAME_PATTERN)
+    backbone: Hex64
+    input: ManifestInput
+    patch: ManifestPatch
+    head: ManifestHead
+    probes: ManifestProbes
+    metrics: dict[Label, float] = Field(default_factory=dict)
+    provenance: Provenance
+
+    @property
+    def kind(self) -> HeadKind:
+        """The head's kind is the bundle's."""
+        return self.head.kind
+
+    def to_json(self) -> str:
+        """Canonical text: sorted keys, no spaces, so that equal manifests give equal bytes."""
+        document = self.model_dump(mode="json", by_alias=True)
+        return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def parse_manifest(text: str, findings: Findings) -> Manifest | None:
+    """The manifest in ``text``; None with every problem noted in ``findings`` otherwise."""
+    if not _is_known_schema(text, findings):
+        return None
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False):
+            _note(problem, findings)
+        return None
+
+
+def _is_known_schema(text: str, findings: Findings) -> bool:
+    try:
+        document = parse_json(text.encode())
+    except ValueError as error:
+        findings.add(ReasonCode.MANIFEST_INVALID, f"the manifest is not JSON: {error}")
+        return False
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema == SCHEMA:
+        return True
+    if isinstance(schema, str) and schema.startswith(_SCHEMA_FAMILY):
+        findings.add(
+            ReasonCode.SCHEMA_UNSUPPORTED,
+            f"the manifest's schema is {schema[:64]!r}, this server reads {SCHEMA!r}",
+            "Update the server, or write the bundle with the matching version.",
+        )
+    else:
+        findings.add(ReasonCode.MANIFEST_INVALID, f"schema: {schema!r:.64} is not {SCHEMA!r}")
+    return False
+
+
+def _note(problem: ErrorDetails, findings: Findings) -> None:
+    where = ".".join(str(part) for part in problem["loc"]) or "manifest"
+    is_labels = problem["type"] == ReasonCode.LABELS_MISMATCH
+    code = ReasonCode.LABELS_MISMATCH if is_labels else ReasonCode.MANIFEST_INVALID
+    is_leaf = isinstance(problem["input"], str | int | float | bool)
+    found = f" (found {problem['input']!r:.80})" if is_leaf else ""
+    findings.add(code, f"{where}: {problem['msg']}{found}")
+
+
+def parse_json(text: bytes) -> object:
+    """UTF-8 JSON without repeated keys; ValueError for anything else, however deep or odd."""
+    try:
+        document: object = json.loads(
+            text.decode(), object_pairs_hook=_unique, parse_constant=_no_constant
+        )
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    return document
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise ValueError("a key occurs twice in one object")
+    if len(document) > MAX_KEYS:
+        raise ValueError(f"an object has {len(document)} keys, at most {MAX_KEYS} are read")
+    return document
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,257 @@
+"""The connection to Redis: its address, how it retries, and how its errors become ours."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from redis import exceptions
+from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.connection import parse_url
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import (
+    Sentinel,
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
+from redis.backoff import ExponentialWithJitterBackoff
+
+from peterrec.patches.errors import (
+    RegistryDenied,
+    RegistryFailed,
+    RegistryFull,
+    RegistryReadOnly,
+    RegistryUnavailable,
+)
+
+Client = Redis | RedisCluster
+
+RETRIES = 3
+BACKOFF_BASE_S = 0.05
+BACKOFF_CAP_S = 1.0
+SOCKET_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 5.0
+HEALTH_CHECK_INTERVAL_S = 15
+MAX_CONNECTIONS = 32
+CONNECTION_WAIT_S = 10
+"""A call waits this long for one of the connections when all are busy."""
+
+SENTINEL_PORT = 26379
+CLUSTER_PORT = 6379
+SENTINEL_TIMEOUT_S = 1.0
+"""A Sentinel that does not answer must not hold up asking the next one."""
+
+Options = dict[str, Any]  # Any: options of redis-py, of many types
+
+_UNREACHABLE = (
+    exceptions.ConnectionError,
+    exceptions.TimeoutError,
+    exceptions.RedisClusterException,
+    OSError,
+)
+_DENIED = (
+    exceptions.AuthenticationError,
+    exceptions.AuthorizationError,
+    exceptions.NoPermissionError,
+)
+_NOT_NOW = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "BUSY ")
+
+
+def open_redis(url: str, *, retries: int = RETRIES, timeout_s: float = SOCKET_TIMEOUT_S) -> Client:
+    """A client for one of the addresses below; it connects at the first command.
+
+    ``redis://``, ``rediss://`` (TLS), ``unix://``: one server. ``sentinel://host,host/service``:
+    the primary that the Sentinels name. ``cluster://host,host``: a Redis Cluster. ``sentinels://``
+    and ``clusters://`` with TLS. Options of the connection follow after ``?``, for instance
+    ``ssl_ca_certs``. A lost connection is retried with backoff; the registry's scripts bear being
+    sent twice. A command may take ``timeout_s`` each time that it is sent.
+    """
+    scheme = url.partition("://")[0]
+    try:
+        return _OPENERS[scheme](url, _common_options(retries, timeout_s))
+    except (KeyError, ValueError, TypeError) as error:
+        raise RegistryUnavailable(
+            "the registry's address is no Redis URL.",
+            hint="Set PETERREC_REDIS_URL to redis://, rediss://, unix://, sentinel:// or "
+            "cluster:// with an address (docs/registry.md).",
+        ) from error
+
+
+async def drop_idle_connections(client: Client) -> None:
+    """Look for the server anew at the next command: its name may stand for another one by now."""
+    if isinstance(client, Redis):
+        await client.connection_pool.disconnect(inuse_connections=False)
+
+
+@contextmanager
+def redis_errors() -> Iterator[None]:
+    """Turn what the Redis client raises into our errors. Its texts name no password."""
+    try:
+        yield
+    except exceptions.ReadOnlyError as error:
+        raise RegistryReadOnly from error
+    except exceptions.OutOfMemoryError as error:
+        raise RegistryFull from error
+    except _DENIED as error:
+        raise RegistryDenied(str(error)) from error
+    except _UNREACHABLE as error:
+        raise RegistryUnavailable(
+            f"Redis does not answer: {error}.", hint="Serving goes on; repeat the change later."
+        ) from error
+    except exceptions.RedisError as error:
+        raise _from_text(str(error)) from error
+
+
+class _SentinelPool(BlockingConnectionPool, SentinelConnectionPool):
+    """Connections to the primary that the Sentinels name, at most so many at a time."""
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        """Close the connections, at the end those to the Sentinels too, which redis-py forgets."""
+        await super().disconnect(inuse_connections)
+        if inuse_connections:
+            await self.sentinel_manager.aclose()
+
+
+class _Cluster(RedisCluster):
+    """A cluster client that bears being used by many tasks from the first command on.
+
+    redis-py's lets tasks that find it unconnected use connections that others still open or have
+    closed again, which surfaces as an AttributeError.
+    """
+
+    def __init__(self, **options: Any) -> None:  # Any: redis-py's options
+        super().__init__(**options)
+        self._first = asyncio.Lock()
+        self._has_worked = False
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:  # Any: as redis-py has it
+        """The first command alone, then any number at once."""
+        try:
+            if self._has_worked:
+                return await super().execute_command(*args, **options)
+            async with self._first:
+                answer = await super().execute_command(*args, **options)
+                self._has_worked = True
+                return answer
+        except AttributeError as error:
+            raise exceptions.ConnectionError("the connection to the cluster was lost") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Servers:
+    """An address of several servers, taken apart."""
+
+    hosts: list[tuple[str, int]]
+    path: list[str]
+    options: Options
+
+
+def _common_options(retries: int, timeout_s: float) -> Options:
+    return {
+        "decode_responses": False,
+        "retry": Retry(ExponentialWithJitterBackoff(BACKOFF_CAP_S, BACKOFF_BASE_S), retries),
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": min(timeout_s, CONNECT_TIMEOUT_S),
+        "health_check_interval": HEALTH_CHECK_INTERVAL_S,
+    }
+
+
+def _open_single(url: str, common: Options) -> Redis:
+    pool = BlockingConnectionPool.from_url(
+        url, max_connections=MAX_CONNECTIONS, timeout=CONNECTION_WAIT_S, **common
+    )
+    _check_options(pool)
+    return Redis.from_pool(pool)
+
+
+def _open_sentinel(url: str, common: Options) -> Redis:
+    servers = _parse_servers(url, SENTINEL_PORT)
+    service, *database = servers.path
+    options = common | servers.options | {"db": int(database[0]) if database else 0}
+    asked = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
+    is_tls = url.startswith("sentinels://")
+    tls = {name: value for name, value in options.items() if name.startswith("ssl_")}
+    sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis-py does not type it
+        servers.hosts,
+        sentinel_kwargs={
+            **asked,
+            **tls,
+            "ssl": is_tls,
+            "socket_timeout": SENTINEL_TIMEOUT_S,
+            "socket_connect_timeout": SENTINEL_TIMEOUT_S,
+        },
+    )
+    pool = _SentinelPool(
+        service_name=service,
+        sentinel_manager=sentinel,
+        connection_class=SentinelManagedSSLConnection if is_tls else SentinelManagedConnection,
+        max_connections=MAX_CONNECTIONS,
+        timeout=CONNECTION_WAIT_S,
+        **options,
+    )
+    _check_options(pool)
+    return Redis.from_pool(pool)
+
+
+def _open_cluster(url: str, common: Options) -> RedisCluster:
+    servers = _parse_servers(url, CLUSTER_PORT)
+    if servers.path:
+        raise ValueError("a cluster has one database only")
+    nodes = [ClusterNode(host, port) for host, port in servers.hosts]
+    is_tls = url.startswith("clusters://")
+    return _Cluster(startup_nodes=nodes, ssl=is_tls, **(common | servers.options))
+
+
+_OPENERS: Mapping[str, Callable[[str, Options], Client]] = {
+    "redis": _open_single,
+    "rediss": _open_single,
+    "unix": _open_single,
+    "sentinel": _open_sentinel,
+    "sentinels": _open_sentinel,
+    "cluster": _open_cluster,
+    "clusters": _open_cluster,
+}
+
+
+def _check_options(pool: BlockingConnectionPool) -> None:
+    """Refuse unknown options now (TypeError), not at the first command."""
+    pool.connection_class(**pool.connection_kwargs)
+
+
+def _parse_servers(url: str, default_port: int) -> _Servers:
+    """``scheme://[user:password@]host[:port],host[:port]…[/path…][?options]``."""
+    parts = urlsplit(url)
+    login, _, hosts = parts.netloc.rpartition("@")
+    username, _, password = login.partition(":")
+    # redis-py knows the options' types; it takes them apart behind any address
+    options: Options = dict(parse_url(f"redis://?{parts.query}")) if parts.query else {}
+    login_options = {"username": unquote(username), "password": unquote(password)}
+    return _Servers(
+        hosts=[_host(text, default_port) for text in hosts.split(",")],
+        path=[unquote(part) for part in parts.path.split("/") if part],
+        options=options | {name: value for name, value in login_options.items() if value},
+    )
+
+
+def _host(text: str, default_port: int) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname:
+        raise ValueError("a host is missing")
+    return parts.hostname, parts.port or default_port
+
+
+def _from_text(text: str) -> RegistryUnavailable | RegistryFailed:
+    """Errors raised inside scripts arrive as text, with their code somewhere in it."""
+    if "READONLY " in text:
+        return RegistryReadOnly()
+    if "OOM command not allowed" in text:
+        return RegistryFull()
+    if "NOPERM" in text or "can't run this command" in text:
+        return RegistryDenied(text)
+    if any(code in text for code in _NOT_NOW):
+        return RegistryUnavailable(f"Redis can't work now: {text}.", hint="Repeat it later.")
+    return RegistryFailed(f"Redis refused a command: {text}.", hint="See docs/registry.md.")

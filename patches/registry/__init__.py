@@ -1,0 +1,1 @@
+"""The registry: tasks, versions, aliases, traffic and keys in Redis."""

@@ -1,0 +1,91 @@
+"""API keys: ``prk_<id>_<secret>``, of which only the sha256 is ever stored."""
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from fnmatch import fnmatchcase
+from typing import Literal, NamedTuple
+
+from peterrec.patches.errors import InvalidScope
+from peterrec.patches.identity import TaskId, TenantId
+
+Action = Literal["predict", "admin"]
+
+KEY_PREFIX = "prk"
+ID_BYTES = 6
+SECRET_BYTES = 24
+ALL_TASKS = "*"
+
+_SCOPE = re.compile(r"(predict|admin)(?::([A-Za-z0-9._*?-]{1,128}))?\Z")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Scope:
+    """What a key may do, on the tasks whose names match a glob."""
+
+    action: Action
+    tasks: str = ALL_TASKS
+
+    def __str__(self) -> str:
+        return self.action if self.tasks == ALL_TASKS else f"{self.action}:{self.tasks}"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """A stored key; ``secret_digest`` is the sha256 hex of the whole plain text."""
+
+    key_id: str
+    tenant: TenantId
+    name: str
+    scopes: tuple[Scope, ...]
+    secret_digest: str = field(repr=False)
+    created_at: datetime
+
+    def allows(self, action: Action, task: TaskId | None = None) -> bool:
+        """True if a scope covers the action on a task; None asks for the tenant as a whole."""
+        scopes = (scope for scope in self.scopes if scope.action == action)
+        if task is None:
+            return any(scope.tasks == ALL_TASKS for scope in scopes)
+        return any(fnmatchcase(task, scope.tasks) for scope in scopes)
+
+
+class MintedKey(NamedTuple):
+    """A new key; ``plain_text`` is shown once and kept nowhere."""
+
+    key_id: str
+    plain_text: str
+    secret_digest: str
+
+
+def parse_scope(text: str) -> Scope:
+    """A scope from ``predict``, ``admin`` or ``predict:<task glob>``; InvalidScope otherwise."""
+    match = _SCOPE.match(text)
+    if match is None:
+        raise InvalidScope(text)
+    action: Action = "predict" if match.group(1) == "predict" else "admin"
+    return Scope(action, match.group(2) or ALL_TASKS)
+
+
+def mint_key() -> MintedKey:
+    """A new random key."""
+    key_id = secrets.token_hex(ID_BYTES)
+    plain_text = f"{KEY_PREFIX}_{key_id}_{secrets.token_hex(SECRET_BYTES)}"
+    return MintedKey(key_id, plain_text, _digest(plain_text))
+
+
+def find_key(keys: Mapping[str, KeyRecord], plain_text: str) -> KeyRecord | None:
+    """The key that a caller presents, by id and then by digest in constant time."""
+    prefix, _, rest = plain_text.partition("_")
+    key_id, _, secret = rest.partition("_")
+    record = keys.get(key_id) if prefix == KEY_PREFIX and secret else None
+    if record is None or not hmac.compare_digest(record.secret_digest, _digest(plain_text)):
+        return None
+    return record
+
+
+def _digest(plain_text: str) -> str:
+    return hashlib.sha256(plain_text.encode(errors="surrogatepass")).hexdigest()

@@ -1,0 +1,212 @@
+"""The registry's records as Redis holds them: JSON in hashes, fields in the stream."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import msgspec
+
+from peterrec.patches.errors import InvalidTraffic, RegistryFailed
+from peterrec.patches.identity import Digest, TaskId, TaskRef, TenantId
+from peterrec.patches.interning import shared_digest
+from peterrec.patches.registry.api_keys import KeyRecord, Scope
+from peterrec.patches.registry.records import (
+    ActiveTraffic,
+    AliasTarget,
+    RegistryEvent,
+    TaskEntry,
+    TaskOptions,
+    TaskRecord,
+    VersionRecord,
+    VersionSummary,
+)
+from peterrec.patches.registry.traffic import Traffic
+
+Raw = bytes | str | None
+"""What the Redis client is typed to answer; ours always answers bytes."""
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What a script answers; each script fills the fields that concern it."""
+
+    error: str | None = None
+    found: int = 0
+    aliases: dict[str, AliasTarget] = {}
+    is_in_traffic: bool = False
+    revision: int = 0
+    version: int = 0
+    was_created: bool = False
+    digest: Digest | None = None
+    previous: Digest | None = None
+    created_ms: int = 0
+    is_present: bool = False
+    traffic: str | None = None
+    previous_traffic: str | None = None
+    was_removed: bool = False
+
+
+class _StoredTraffic(msgspec.Struct, frozen=True):
+    text: str
+    versions: dict[Digest, int]
+    revision: int
+
+
+class _StoredTask(msgspec.Struct, frozen=True):
+    revision: int
+    created_ms: int
+    updated_ms: int
+    next_version: int
+    description: str
+    is_sensitive: bool
+    aliases: dict[str, AliasTarget]
+    traffic: _StoredTraffic | None = None
+
+
+class _StoredVersion(msgspec.Struct, frozen=True):
+    version: int
+    created_ms: int
+    actor: str
+    summary: str
+
+
+class _StoredKey(msgspec.Struct, frozen=True):
+    tenant: TenantId
+    name: str
+    scopes: tuple[Scope, ...]
+    secret_digest: str
+    created_ms: int
+
+
+T = TypeVar("T")
+
+
+def _decode(text: bytes | str, form: type[T], what: str) -> T:
+    try:
+        return msgspec.json.decode(text, type=form)
+    except (msgspec.MsgspecError, InvalidTraffic) as error:
+        raise RegistryFailed(
+            f"the registry's record of {what} is unreadable: {error}.",
+            hint="Something else wrote to our keys; give the registry a key prefix of its own.",
+        ) from error
+
+
+def text_of(found: Raw) -> str:
+    """A name or text from Redis."""
+    assert isinstance(found, bytes), "the client must not decode answers"
+    return found.decode()
+
+
+def pairs_of(flat: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """Fields and values of a hash as a script returns them, one after another."""
+    return zip(flat[::2], flat[1::2], strict=True)
+
+
+def time_of(milliseconds: int) -> datetime:
+    """A moment as Redis' clock gave it."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def task_record(field: str, text: bytes | str) -> TaskRecord:
+    """A task from its field ``tenant/task`` in the hash of tasks."""
+    stored = _decode(text, _StoredTask, f"task {field}")
+    ref = task_ref(field)
+    return TaskRecord(
+        tenant=ref.tenant,
+        task=ref.task,
+        revision=stored.revision,
+        options=TaskOptions(stored.description, stored.is_sensitive),
+        aliases=stored.aliases,
+        created_at=time_of(stored.created_ms),
+        updated_at=time_of(stored.updated_ms),
+        traffic=_active_traffic(stored.traffic, field),
+    )
+
+
+def task_entry(field: str, text: bytes | str) -> TaskEntry:
+    """What replicas need of the same task."""
+    stored = _decode(text, _StoredTask, f"task {field}")
+    versions = {t.version: shared_digest(t.digest) for t in stored.aliases.values()}
+    traffic = _active_traffic(stored.traffic, field)
+    if traffic is not None:
+        versions |= {number: shared_digest(d) for d, number in traffic.versions.items()}
+    aliases = {alias: target.version for alias, target in stored.aliases.items()}
+    return TaskEntry.of(task_ref(field), stored.revision, aliases, versions, traffic)
+
+
+def task_ref(field: str) -> TaskRef:
+    """A task's identity from its field in the hash of tasks."""
+    tenant, _, task = field.partition("/")
+    return TaskRef(TenantId(tenant), TaskId(task))
+
+
+def traffic_text(traffic: Traffic) -> str:
+    """The traffic as it is stored: the same for equal ones."""
+    return msgspec.json.encode(traffic).decode()
+
+
+def traffic_of(text: str | None) -> Traffic | None:
+    """The inverse of ``traffic_text``."""
+    return None if text is None else _decode(text, Traffic, "a task's traffic")
+
+
+def _active_traffic(stored: _StoredTraffic | None, field: str) -> ActiveTraffic | None:
+    if stored is None:
+        return None
+    traffic = _decode(stored.text, Traffic, f"the traffic of {field}")
+    return ActiveTraffic(traffic, stored.versions, stored.revision)
+
+
+def version_record(digest: str, text: bytes | str) -> VersionRecord:
+    """A version from its field in the task's hash of versions."""
+    stored = _decode(text, _StoredVersion, f"version {digest}")
+    return VersionRecord(
+        digest=Digest(digest),
+        version=stored.version,
+        created_at=time_of(stored.created_ms),
+        actor=stored.actor,
+        summary=_decode(stored.summary, VersionSummary, f"version {digest}"),
+    )
+
+
+def key_record(key_id: str, text: bytes | str) -> KeyRecord:
+    """An API key from its field in the hash of keys."""
+    stored = _decode(text, _StoredKey, f"key {key_id}")
+    return KeyRecord(
+        key_id,
+        stored.tenant,
+        stored.name,
+        stored.scopes,
+        stored.secret_digest,
+        time_of(stored.created_ms),
+    )
+
+
+_NESTED = frozenset(
+    {"options", "previous_options", "aliases", "previous_aliases", "traffic", "previous_traffic"}
+    | {"observed"}
+)
+"""Fields of an event that are JSON in the stream; all others are texts and numbers."""
+
+
+def event_of(entry_id: Raw, fields: Mapping[bytes | str, bytes | str]) -> RegistryEvent:
+    """A change from its entry in the stream, whose id is the revision."""
+    texts = {text_of(name): text_of(text) for name, text in fields.items()}
+    found: dict[str, object] = {
+        name: msgspec.json.decode(text) if name in _NESTED else text for name, text in texts.items()
+    }
+    found["revision"] = text_of(entry_id).partition("-")[0]
+    found["at"] = time_of(int(texts["at_ms"]))
+    for name in ("at_ms", "mark"):
+        found.pop(name, None)
+    return msgspec.convert(found, type=RegistryEvent, strict=False)
+
+
+def event_document(event: RegistryEvent) -> dict[str, object]:
+    """An event as JSON shows it: what does not concern it is left out."""
+    fields: dict[str, object] = msgspec.to_builtins(event)
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def outcome_of(answer: bytes | str) -> Outcome:
+    """A script's answer."""
+    return _decode(answer, Outcome, "a change")

@@ -1,0 +1,337 @@
+"""What the registry holds and answers, as frozen data."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import NamedTuple, Self
+
+import msgspec
+
+from peterrec.model.spec import HeadKind
+from peterrec.patches.bundle.verify import VerifiedBundle
+from peterrec.patches.identity import DIGEST_DIGITS, Digest, TaskId, TaskRef, TenantId
+from peterrec.patches.interning import shared, shared_mapping
+from peterrec.patches.registry.api_keys import KeyRecord
+from peterrec.patches.registry.traffic import GuardReason, Observed, Traffic
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """What an owner says about a task."""
+
+    description: str = ""
+    is_sensitive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VersionSummary:
+    """What listings show of a bundle without fetching it."""
+
+    name: str
+    kind: HeadKind
+    outputs: int
+    backbone: str
+    size_bytes: int
+    patch_bytes: int
+    head_bytes: int
+    metrics: Mapping[str, float]
+    signed_by: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, bundle: VerifiedBundle) -> Self:
+        """The summary of a verified bundle."""
+        return cls(
+            name=bundle.manifest.name,
+            kind=bundle.manifest.kind,
+            outputs=bundle.manifest.head.outputs,
+            backbone=bundle.manifest.backbone,
+            size_bytes=bundle.size_bytes,
+            patch_bytes=bundle.patch_bytes,
+            head_bytes=bundle.head_bytes,
+            metrics=bundle.manifest.metrics,
+            signed_by=bundle.signed_by,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRecord:
+    """One registered bundle of a task; ``version`` counts 1, 2, 3 … and is never used again."""
+
+    digest: Digest
+    version: int
+    created_at: datetime
+    actor: str
+    summary: VersionSummary
+
+
+@dataclass(frozen=True, slots=True)
+class AliasTarget:
+    """The version that an alias names."""
+
+    digest: Digest
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveTraffic:
+    """A task's traffic with the number of each version that takes part.
+
+    ``revision`` is the registry's when it was put: who judges the traffic names it by that.
+    """
+
+    traffic: Traffic
+    versions: Mapping[Digest, int]
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """A task as its owner sees it; ``revision`` is its ETag: the registry's at its last change."""
+
+    tenant: TenantId
+    task: TaskId
+    revision: int
+    options: TaskOptions
+    aliases: Mapping[str, AliasTarget]
+    created_at: datetime
+    updated_at: datetime
+    traffic: ActiveTraffic | None = None
+
+    @property
+    def ref(self) -> TaskRef:
+        """The task's identity."""
+        return TaskRef(self.tenant, self.task)
+
+
+class TaskEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A task as replicas need it: what its aliases and its traffic name.
+
+    Every process keeps ten thousands, so they are small: equal parts are shared, and none holds a
+    mapping of its own. ``numbers`` are those of ``digests``, ascending; ``packed`` has the digests
+    one after the other, which for a single one is that very text.
+    """
+
+    tenant: TenantId
+    task: TaskId
+    revision: int
+    aliases: Mapping[str, int]
+    numbers: tuple[int, ...]
+    packed: str
+    traffic: ActiveTraffic | None = None
+
+    @classmethod
+    def of(
+        cls,
+        ref: TaskRef,
+        revision: int,
+        aliases: Mapping[str, int],
+        versions: Mapping[int, Digest],
+        traffic: ActiveTraffic | None = None,
+    ) -> Self:
+        """An entry of these aliases (name to number) and versions (number to digest)."""
+        numbers = tuple(sorted(versions))
+        return cls(
+            shared(ref.tenant),
+            ref.task,
+            revision,
+            shared_mapping(aliases),
+            shared(numbers),
+            "".join(versions[number] for number in numbers),
+            traffic,
+        )
+
+    @property
+    def ref(self) -> TaskRef:
+        """The task's identity."""
+        return TaskRef(self.tenant, self.task)
+
+    @property
+    def digests(self) -> tuple[Digest, ...]:
+        """The digests that an alias or the traffic names."""
+        return tuple(map(self._digest_at, range(len(self.numbers))))
+
+    @property
+    def versions(self) -> dict[int, Digest]:
+        """The digest of each version by its number."""
+        return dict(zip(self.numbers, self.digests, strict=True))
+
+    def digest_of(self, number: int) -> Digest | None:
+        """The version's digest; None if neither an alias nor the traffic names it."""
+        return self._digest_at(self.numbers.index(number)) if number in self.numbers else None
+
+    def _digest_at(self, place: int) -> Digest:
+        return Digest(self.packed[DIGEST_DIGITS * place : DIGEST_DIGITS * (place + 1)])
+
+    def shared(self, own: Callable[[Digest], Digest]) -> Self:
+        """The same entry, which was read from bytes, with parts shared with equal ones.
+
+        ``own`` gives the text that this process already has of a digest.
+        """
+        versions = {number: own(digest) for number, digest in self.versions.items()}
+        return self.of(self.ref, self.revision, self.aliases, versions, self.traffic)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDetail:
+    """A task with all its versions, oldest first."""
+
+    record: TaskRecord
+    versions: tuple[VersionRecord, ...]
+
+
+class Position(NamedTuple):
+    """A point in the registry's life: the number of a change and its random mark.
+
+    The number alone can come twice, when Redis came back with an older state and went on from
+    there; the mark tells the two apart.
+    """
+
+    revision: int
+    mark: str
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrySnapshot:
+    """Everything a replica serves by, at one revision.
+
+    ``touched`` are the tasks that may differ from the snapshot which this one was made from; None
+    if it was read as a whole.
+    """
+
+    revision: int
+    tasks: Mapping[TaskRef, TaskEntry]
+    keys: Mapping[str, KeyRecord]
+    mark: str = ""
+    touched: frozenset[TaskRef] | None = field(default=None, compare=False)
+
+    @property
+    def position(self) -> Position:
+        """Where ``Registry.changes`` goes on from."""
+        return Position(self.revision, self.mark)
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeSet:
+    """What became of the tasks and keys that were touched between two positions."""
+
+    position: Position
+    tasks: tuple[TaskEntry, ...] = ()
+    removed_tasks: tuple[TaskRef, ...] = ()
+    keys: tuple[KeyRecord, ...] = ()
+    removed_keys: tuple[str, ...] = ()
+
+    def applied_to(self, snapshot: RegistrySnapshot) -> RegistrySnapshot:
+        """The snapshot that was asked from, brought forward."""
+        tasks, keys = dict(snapshot.tasks), dict(snapshot.keys)
+        changed = {entry.ref: entry for entry in self.tasks}
+        tasks.update(changed)
+        keys.update((record.key_id, record) for record in self.keys)
+        for ref in self.removed_tasks:
+            tasks.pop(ref, None)
+        for key_id in self.removed_keys:
+            keys.pop(key_id, None)
+        touched = frozenset(changed).union(self.removed_tasks)
+        return RegistrySnapshot(self.position.revision, tasks, keys, self.position.mark, touched)
+
+
+class VersionAdded(NamedTuple):
+    """``revision`` is one at which the version is registered and the alias names it."""
+
+    revision: int
+    version: int
+    was_created: bool
+
+
+class TaskPut(NamedTuple):
+    """A task's revision after it was created or changed."""
+
+    revision: int
+    was_created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AliasMoved:
+    """Where an alias points now; ``previous`` is None if it is new."""
+
+    revision: int
+    current: AliasTarget
+    previous: Digest | None
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack(AliasMoved):
+    """The state that was restored as a whole, beside where the asked alias points now."""
+
+    aliases: Mapping[str, AliasTarget]
+    traffic: Traffic | None
+
+
+class TrafficChanged(NamedTuple):
+    """A task's traffic before and after a change; None: prod answers everything."""
+
+    revision: int
+    current: Traffic | None
+    previous: Traffic | None
+
+
+class GuardTripped(NamedTuple):
+    """``was_removed`` is False if the traffic was changed or removed by somebody else before."""
+
+    revision: int
+    was_removed: bool
+
+
+class Collected(NamedTuple):
+    """Blobs that no version names, and abandoned uploads."""
+
+    blobs: int
+    size_bytes: int
+
+
+class EventAction(StrEnum):
+    """What a change did."""
+
+    PUT_TASK = "put_task"
+    DELETE_TASK = "delete_task"
+    ADD_VERSION = "add_version"
+    DELETE_VERSION = "delete_version"
+    SET_ALIAS = "set_alias"
+    DELETE_ALIAS = "delete_alias"
+    PUT_TRAFFIC = "put_traffic"
+    CLEAR_TRAFFIC = "clear_traffic"
+    TRIP_GUARD = "trip_guard"
+    ROLLBACK = "rollback"
+    CREATE_KEY = "create_key"
+    REVOKE_KEY = "revoke_key"
+    IMPORT = "import"
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryEvent:
+    """One change, as the audit trail keeps it: who did what to which task, from and to what.
+
+    ``aliases``, ``traffic`` and ``options`` are what they are after the change, if it touched
+    them; ``reason`` and ``observed`` say why a guard acted.
+    """
+
+    revision: int
+    action: EventAction
+    actor: str
+    at: datetime
+    tenant: TenantId | None = None
+    task: TaskId | None = None
+    alias: str | None = None
+    previous: Digest | None = None
+    current: Digest | None = None
+    version: int | None = None
+    key_id: str | None = None
+    options: TaskOptions | None = None
+    previous_options: TaskOptions | None = None
+    aliases: Mapping[str, AliasTarget] | None = None
+    previous_aliases: Mapping[str, AliasTarget] | None = None
+    traffic: Traffic | None = None
+    previous_traffic: Traffic | None = None
+    reason: GuardReason | None = None
+    observed: Observed | None = None
+    note: str | None = None

@@ -1,0 +1,174 @@
+"""How a task's requests are split: a weighted canary, shadows, and a guard that watches them."""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from peterrec.patches.errors import InvalidTraffic
+from peterrec.patches.identity import Digest, TaskRef
+
+PROD = "prod"
+"""The alias that answers what no canary does."""
+
+MAX_CANARIES = 8
+MAX_SHADOWS = 4
+"""Each shadow is one more row for every request."""
+
+MAX_WEIGHT = 1_000_000
+MAX_WINDOW_S = 86_400
+
+
+def _require(is_valid: bool, message: str, hint: str = "") -> None:
+    if not is_valid:
+        raise InvalidTraffic(message, hint)
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """A version that answers a share of the users: its weight in relation to all weights."""
+
+    digest: Digest
+    weight: int
+
+    def __post_init__(self) -> None:
+        _require(
+            0 <= self.weight <= MAX_WEIGHT, f"weight {self.weight} is outside 0..{MAX_WEIGHT}."
+        )
+
+
+class GuardReason(StrEnum):
+    """Which bound of a guard was broken."""
+
+    ERROR_SHARE = "error_share"
+    P99_MS = "p99_ms"
+    DIVERGENCE = "divergence"
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a replica saw of one canary or shadow version within the guard's window.
+
+    ``divergence`` is the mean of ``peterrec.patches.bundle.divergence`` over the rows that prod
+    answered too; None
+    if there were none.
+    """
+
+    digest: Digest
+    requests: int
+    errors: int
+    p99_ms: float
+    divergence: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Bounds that a canary or shadow must keep; None is no bound.
+
+    Nothing is judged before ``min_requests`` of the last ``window_s`` seconds were seen.
+    """
+
+    max_error_share: float | None = None
+    max_p99_ms: float | None = None
+    max_divergence: float | None = None
+    min_requests: int = 100
+    window_s: int = 300
+
+    def __post_init__(self) -> None:
+        for name in ("max_error_share", "max_divergence"):
+            share = getattr(self, name)
+            _require(share is None or 0 <= share <= 1, f"{name} {share} is outside 0..1.")
+        latency = self.max_p99_ms
+        is_latency = latency is None or (math.isfinite(latency) and latency > 0)
+        _require(is_latency, f"max_p99_ms {latency} is not above 0.")
+        _require(self.min_requests >= 1, f"min_requests {self.min_requests} is not above 0.")
+        _require(
+            1 <= self.window_s <= MAX_WINDOW_S,
+            f"window_s {self.window_s} is outside 1..{MAX_WINDOW_S}.",
+        )
+        bounds = (self.max_error_share, self.max_p99_ms, self.max_divergence)
+        _require(any(bound is not None for bound in bounds), "the guard has no bound.")
+
+    def broken_by(self, observed: Observed) -> GuardReason | None:
+        """The first bound that is broken; None if all are kept or too little was seen."""
+        if observed.requests < self.min_requests:
+            return None
+        found = {
+            GuardReason.ERROR_SHARE: (observed.errors / observed.requests, self.max_error_share),
+            GuardReason.P99_MS: (observed.p99_ms, self.max_p99_ms),
+            GuardReason.DIVERGENCE: (observed.divergence, self.max_divergence),
+        }
+        broken = (
+            reason
+            for reason, (value, bound) in found.items()
+            if value is not None and bound is not None and not value <= bound
+        )
+        return next(broken, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What happens to requests that ask for no version of their own.
+
+    ``prod_weight`` is the share of what the alias prod names. Shadows compute every answer too and
+    never give one; a version may be a canary and a shadow.
+    """
+
+    prod_weight: int = 0
+    canary: tuple[Canary, ...] = ()
+    shadow: tuple[Digest, ...] = ()
+    guard: Guard | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            0 <= self.prod_weight <= MAX_WEIGHT,
+            f"prod_weight {self.prod_weight} is outside 0..{MAX_WEIGHT}.",
+        )
+        _require(
+            bool(self.canary or self.shadow),
+            "there is neither a canary nor a shadow.",
+            "Clear the traffic instead, if prod is to answer everything.",
+        )
+        _require(
+            len(self.canary) <= MAX_CANARIES,
+            f"{len(self.canary)} canaries, at most {MAX_CANARIES} are possible.",
+        )
+        _require(
+            len(self.shadow) <= MAX_SHADOWS,
+            f"{len(self.shadow)} shadows, at most {MAX_SHADOWS} are possible.",
+        )
+        canaries = [entry.digest for entry in self.canary]
+        for what, digests in (("canary", canaries), ("shadow", list(self.shadow))):
+            _require(len(set(digests)) == len(digests), f"a {what} version is named twice.")
+        total = self.prod_weight + sum(entry.weight for entry in self.canary)
+        _require(
+            total > 0,
+            "the weights of prod and of the canaries add up to 0.",
+            "Give prod_weight, the canaries' weights, or both.",
+        )
+
+    def digests(self) -> tuple[Digest, ...]:
+        """The versions that take part beside prod, each once, canaries first."""
+        canaries = [entry.digest for entry in self.canary]
+        return tuple(dict.fromkeys([*canaries, *self.shadow]))
+
+    def choose(self, ref: TaskRef, user: bytes) -> Digest | None:
+        """The canary that answers this user; None means prod.
+
+        Weighted rendezvous hashing: a user stays where it is as long as the weights do, and
+        another weight moves users from or to that version only. Each version takes other users.
+        """
+        scores = {
+            entry.digest: entry.weight / -math.log(_uniform(ref, entry.digest, user))
+            for entry in self.canary
+        }
+        prod = self.prod_weight / -math.log(_uniform(ref, PROD, user))
+        best = max(scores, key=scores.__getitem__, default=None)
+        return best if best is not None and scores[best] > prod else None
+
+
+def _uniform(ref: TaskRef, choice: str, user: bytes) -> float:
+    """A number in (0, 1) that looks random but is always the same for the same arguments."""
+    key = f"{ref.tenant}/{ref.task}\n{choice}\n".encode() + user
+    bits = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 12
+    return (bits + 0.5) / (1 << 52)

@@ -1,0 +1,1 @@
+"""The ``peterrec`` command: one module per group of commands."""

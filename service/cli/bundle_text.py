@@ -1,0 +1,224 @@
+"""Bundles, their differences and refusals as text for people and as JSON documents."""
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from peterrec.model.errors import PeterRecError
+from peterrec.patches.bundle.bundle import Catalog, Contents, Manifest, format_digest
+from peterrec.patches.bundle.diff import (
+    BundleDifference,
+    BundleFacts,
+    FieldChange,
+    NamesChange,
+    OpenedBundle,
+)
+from peterrec.patches.bundle.manifest import ManifestPatch
+from peterrec.patches.errors import BundleRejected
+
+NAMES_SHOWN = 10
+NAME_WIDTH = 20
+
+Rows = list[tuple[str, str]]
+
+
+def print_rows(console: Console, rows: Iterable[tuple[str, str]]) -> None:
+    """Names and what was found, one pair a line."""
+    for name, found in rows:
+        line = Text.assemble((f"{printable(name):<{NAME_WIDTH}}", "bold"), printable(found))
+        console.print(line, soft_wrap=True)
+
+
+def printable(found: str) -> str:
+    """Labels and notes come from the bundle's maker: no control characters to the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in found)
+
+
+def manifest_rows(manifest: Manifest) -> Rows:
+    """What the manifest says."""
+    head, framing, provenance = manifest.head, manifest.input, manifest.provenance
+    direction = "causal" if framing.is_causal else "non-causal"
+    return [
+        ("name", manifest.name),
+        ("kind", f"{head.kind}, {head.outputs} outputs"),
+        *([("labels", _some(head.labels, len(head.labels)))] if head.labels else []),
+        *([("threshold", f"{head.threshold}")] if head.kind == "tags" else []),
+        ("temperature", f"{head.temperature}"),
+        ("backbone", manifest.backbone),
+        ("input", f"{framing.max_len} items, {framing.padding} padding, {direction}"),
+        ("patch", _patch(manifest)),
+        ("probes", f"{manifest.probes.count} histories, {manifest.probes.columns} outputs of each"),
+        *((f"metric {name}", f"{value:.6g}") for name, value in sorted(manifest.metrics.items())),
+        ("data", provenance.data_digest),
+        ("trained", f"{provenance.created_at.isoformat()} by {provenance.software}"),
+        ("seed", f"{provenance.seed}"),
+        *([("notes", provenance.notes)] if provenance.notes else []),
+    ]
+
+
+def content_rows(opened: OpenedBundle) -> Rows:
+    """What the file as a whole is."""
+    contents, facts = opened.contents, opened.facts
+    rows = [
+        ("version", format_digest(facts.digest)),
+        ("content", f"sha256:{facts.content}"),
+        ("size", f"{facts.size_bytes} bytes"),
+        *(("signed by", f"{key} (not judged)") for key in facts.signed_by),
+    ]
+    if contents.manifest.kind == "ranking":
+        catalog = Catalog.of(contents.tensors)
+        rows.append(("catalog", _some(catalog, len(catalog))))
+    return [*rows, ("integrity", "whole, and its parts agree")]
+
+
+def tensor_table(contents: Contents) -> Table:
+    """The file's tensors."""
+    table = Table("tensor", "dtype", "shape", "bytes", box=None, padding=(0, 2, 0, 0))
+    for name, entry in sorted(contents.header.entries.items()):
+        shape = " × ".join(map(str, entry.shape))
+        table.add_row(name, entry.dtype, shape, str(entry.end - entry.begin))
+    return table
+
+
+def bundle_document(opened: OpenedBundle) -> dict[str, object]:
+    """The same as JSON."""
+    contents = opened.contents
+    return {
+        **facts_document(opened.facts),
+        "manifest": contents.manifest.model_dump(mode="json", by_alias=True),
+        "tensors": [
+            {
+                "name": name,
+                "dtype": entry.dtype,
+                "shape": list(entry.shape),
+                "size_bytes": entry.end - entry.begin,
+            }
+            for name, entry in sorted(contents.header.entries.items())
+        ],
+    }
+
+
+def facts_document(facts: BundleFacts) -> dict[str, object]:
+    """One bundle's version and sizes as JSON."""
+    return {
+        "digest": format_digest(facts.digest),
+        "content": f"sha256:{facts.content}",
+        "name": facts.name,
+        "size_bytes": facts.size_bytes,
+        "patch_bytes": facts.patch_bytes,
+        "head_bytes": facts.head_bytes,
+        "signed_by": list(facts.signed_by),
+    }
+
+
+def difference_rows(difference: BundleDifference) -> Rows:
+    """What differs, one line a change."""
+    first, second = difference.first, difference.second
+    sizes = [
+        FieldChange("size", first.size_bytes, second.size_bytes),
+        FieldChange("patch bytes", first.patch_bytes, second.patch_bytes),
+        FieldChange("head bytes", first.head_bytes, second.head_bytes),
+        FieldChange("signed by", _keys(first.signed_by), _keys(second.signed_by)),
+    ]
+    changed = [*difference.fields, *(size for size in sizes if size.first != size.second)]
+    return [
+        ("versions", f"{format_digest(first.digest)} → {format_digest(second.digest)}"),
+        ("content", "the same" if difference.is_same_content else "another"),
+        *((change.field, f"{change.first} → {change.second}") for change in changed),
+        *((f"metric {change.field}", _metric(change)) for change in difference.metrics),
+        *_names_rows("labels", difference.labels),
+        *_names_rows("catalog", difference.catalog),
+    ]
+
+
+def difference_document(difference: BundleDifference) -> dict[str, object]:
+    """The same as JSON."""
+    return {
+        "first": facts_document(difference.first),
+        "second": facts_document(difference.second),
+        "is_same_content": difference.is_same_content,
+        "fields": _changes_document(difference.fields),
+        "metrics": _changes_document(difference.metrics),
+        "labels": _names_document(difference.labels),
+        "catalog": _names_document(difference.catalog),
+    }
+
+
+def refusal_document(error: PeterRecError) -> list[dict[str, str]]:
+    """Why a bundle is refused, as JSON: every reason that verification found, or the one error."""
+    if isinstance(error, BundleRejected):
+        return [{"code": r.code, "message": r.message, "hint": r.hint} for r in error.reasons]
+    return [{"code": error.code, "message": error.message, "hint": error.hint}]
+
+
+def _patch(manifest: Manifest) -> str:
+    patch = manifest.patch
+    extras = {
+        "inner skip": patch.has_inner_skip,
+        "trained norms": patch.has_norms,
+        "trained [CLS]": patch.has_cls,
+    }
+    parts = [
+        patch.insertion,
+        f"bottleneck {patch.bottleneck}",
+        *_places(patch),
+        *(name for name, is_there in extras.items() if is_there),
+    ]
+    return ", ".join(parts)
+
+
+def _places(patch: ManifestPatch) -> list[str]:
+    blocks = [f"blocks {', '.join(map(str, patch.blocks))}"] if patch.blocks else []
+    reader = [f"reads the items with {patch.queries} queries"] if patch.queries else []
+    return [*blocks, *reader] or ["no blocks (head only)"]
+
+
+def _some(names: Iterable[str], count: int) -> str:
+    shown = ", ".join(islice(names, NAMES_SHOWN))
+    return shown if count <= NAMES_SHOWN else f"{shown} … ({count} in all)"
+
+
+def _keys(key_ids: Sequence[str]) -> str:
+    return ", ".join(key_ids) or "nobody"
+
+
+def _metric(change: FieldChange) -> str:
+    if isinstance(change.first, float) and isinstance(change.second, float):
+        delta = change.second - change.first
+        return f"{change.first:.6g} → {change.second:.6g} ({delta:+.3g})"
+    return f"{change.first} → {change.second}"
+
+
+def _names_rows(what: str, change: NamesChange | None) -> Rows:
+    if change is None:
+        return []
+    order = ", the others in another order" if change.is_reordered else ""
+    rows = [(what, f"{change.added} added, {change.removed} removed, {change.kept} kept{order}")]
+    if change.added:
+        rows.append((f"  {what} added", _some(change.added_names, change.added)))
+    if change.removed:
+        rows.append((f"  {what} removed", _some(change.removed_names, change.removed)))
+    return rows
+
+
+def _changes_document(changes: Sequence[FieldChange]) -> list[dict[str, object]]:
+    return [
+        {"field": change.field, "first": change.first, "second": change.second}
+        for change in changes
+    ]
+
+
+def _names_document(change: NamesChange | None) -> dict[str, object] | None:
+    if change is None:
+        return None
+    return {
+        "added": change.added,
+        "removed": change.removed,
+        "kept": change.kept,
+        "is_reordered": change.is_reordered,
+        "added_names": list(change.added_names),
+        "removed_names": list(change.removed_names),
+    }

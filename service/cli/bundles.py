@@ -1,0 +1,176 @@
+"""Commands that look at bundle files: inspect, verify, diff."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from peterrec.model.errors import PeterRecError
+from peterrec.patches.bundle.bundle import BundleLimits, open_bundle, read_manifest
+from peterrec.patches.bundle.diff import BundleFacts, OpenedBundle, compare_bundles
+from peterrec.patches.bundle.divergence import OVERLAP_AT
+from peterrec.patches.bundle.signatures import TrustedKeys, check_signatures
+from peterrec.patches.bundle.verify import BackboneIdentity, VerifiedBundle, verify_bundle
+from peterrec.patches.errors import Findings
+from peterrec.patches.identity import digest_of, format_digest
+from peterrec.service.cli.bundle_text import (
+    bundle_document,
+    content_rows,
+    difference_document,
+    difference_rows,
+    manifest_rows,
+    print_rows,
+    printable,
+    refusal_document,
+    tensor_table,
+)
+
+if TYPE_CHECKING:
+    from peterrec.model.files.backbone_folder import LoadedBackbone
+    from peterrec.service.jobs.reference_answers import Disagreement
+
+DISAGREEMENT_OF = {
+    "classification": "share of histories with another class",
+    "tags": "share of tags that one has and the other has not",
+    "ranking": f"1 - overlap of the best {OVERLAP_AT} items",
+    "value": "difference in relation to the larger value",
+}
+
+File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A .bundle file.")]
+Backbone = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", exists=True, file_okay=False, help="Backbone to hold it against."),
+]
+Trusted = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--trusted-key",
+        exists=True,
+        help="Public key or folder of *.pub, one of which must have signed; repeatable.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's commands."""
+    app.command()(inspect)
+    app.command()(verify)
+    app.command()(diff)
+
+
+def inspect(file: File, as_json: AsJson = False) -> None:
+    """Show what a bundle is; exit 1, with every reason, if it is damaged or contradicts itself."""
+    if as_json:
+        print(json.dumps(bundle_document(_open(file)), ensure_ascii=False, indent=1))
+        return
+    console = Console(highlight=False)
+    print_rows(console, manifest_rows(read_manifest(file)))
+    opened = _open(file)
+    print_rows(console, content_rows(opened))
+    console.print(tensor_table(opened.contents))
+
+
+def verify(
+    file: File, backbone: Backbone = None, trusted_key: Trusted = None, as_json: AsJson = False
+) -> None:
+    """Check a bundle as a server would; exit 1 with every reason if one would refuse it.
+
+    With a backbone its probes are run too, by the plain reference.
+    """
+    trusted = TrustedKeys.read(trusted_key) if trusted_key else None
+    try:
+        signed_by = _check(file, backbone, trusted)
+    except PeterRecError as error:
+        _tell_refusal(file, error, as_json)
+        raise typer.Exit(1) from error
+    digest = format_digest(digest_of(file.read_bytes()))
+    if as_json:
+        document = {"file": str(file), "is_accepted": True, "digest": digest, "reasons": []}
+        print(json.dumps({**document, "signed_by": list(signed_by)}, indent=1))
+        return
+    fits = f" and fits the backbone in {backbone}, its probes too" if backbone else ""
+    print(f"{file} is sound{fits}.")
+    print(f"  {digest}")
+    for key_id in signed_by:
+        print(f"  signed by trusted key {key_id}")
+
+
+def diff(first: File, second: File, backbone: Backbone = None, as_json: AsJson = False) -> None:
+    """Show what changes from one bundle to another.
+
+    With a backbone also how their answers to both bundles' probes differ.
+    """
+    difference = compare_bundles(_open(first), _open(second))
+    measured = None if backbone is None else _measure(first, second, backbone)
+    if as_json:
+        answers = None if measured is None else asdict(measured)
+        document = {**difference_document(difference), "disagreement": answers}
+        print(json.dumps(document, ensure_ascii=False, indent=1))
+        return
+    console = Console(highlight=False)
+    print_rows(console, difference_rows(difference))
+    if measured is not None:
+        print_rows(console, _disagreement_rows(measured))
+    elif backbone is not None:
+        print_rows(console, [("disagreement", "not measured: the kinds differ")])
+
+
+def _open(file: Path) -> OpenedBundle:
+    data = file.read_bytes()
+    contents = open_bundle(data)
+    return OpenedBundle(contents, BundleFacts.of(contents, digest_of(data), len(data)))
+
+
+def _check(file: Path, backbone: Path | None, trusted: TrustedKeys | None) -> tuple[str, ...]:
+    """The trusted keys that signed; BundleRejected or ProbeFailed if it must not be served."""
+    if backbone is None:
+        contents = open_bundle(file.read_bytes(), trusted_keys=trusted)
+        return check_signatures(contents, trusted, Findings())
+    from peterrec.model.files.backbone_folder import load_backbone
+    from peterrec.service.jobs.reference_answers import check_probes
+
+    loaded = load_backbone(backbone)
+    bundle = _verified(file, loaded, trusted)
+    check_probes(bundle, loaded.backbone)
+    return bundle.signed_by
+
+
+def _measure(first: Path, second: Path, backbone: Path) -> "Disagreement | None":
+    from peterrec.model.files.backbone_folder import load_backbone
+    from peterrec.service.jobs.reference_answers import disagreement
+
+    loaded = load_backbone(backbone)
+    one, two = (_verified(file, loaded) for file in (first, second))
+    return disagreement(one, two, loaded.backbone)
+
+
+def _verified(
+    file: Path, loaded: "LoadedBackbone", trusted: TrustedKeys | None = None
+) -> VerifiedBundle:
+    identity = BackboneIdentity(loaded.fingerprint, loaded.backbone.spec)
+    return verify_bundle(file, backbone=identity, limits=BundleLimits(), trusted_keys=trusted)
+
+
+def _tell_refusal(file: Path, error: PeterRecError, as_json: bool) -> None:
+    reasons = refusal_document(error)
+    if as_json:
+        print(json.dumps({"file": str(file), "is_accepted": False, "reasons": reasons}, indent=1))
+        return
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"{file} is refused:", markup=False)
+    for reason in reasons:
+        line = printable(" ".join(filter(None, (reason["message"], reason["hint"]))))
+        console.print(f"  {reason['code']}: {line}", markup=False)
+
+
+def _disagreement_rows(measured: "Disagreement") -> list[tuple[str, str]]:
+    return [
+        ("disagreement", f"{measured.divergence:.4g} ({DISAGREEMENT_OF[measured.kind]})"),
+        ("  on", f"{measured.histories} histories of both bundles' probes"),
+        ("  largest change", f"{measured.largest_change:.4g} of a logit"),
+        ("  compared", f"{measured.common_outputs} outputs that both have"),
+    ]

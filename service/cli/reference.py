@@ -1,0 +1,149 @@
+"""Commands that compare with the published code and take over its checkpoints."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from peterrec.model.parity.check import CaseReport, Quantity
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of case_*.npz files.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Source = Annotated[
+    Path, typer.Argument(metavar="FILE", help=".safetensors, .npz or a checkpoint's prefix.")
+]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Backbone folder to write.")]
+Vocabulary = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="External item ids, one per line, from id 1.")
+]
+PadItem = Annotated[
+    str | None, typer.Option(metavar="ID", help="Item that padded short histories on the left.")
+]
+MaxLen = Annotated[int, typer.Option(min=1, help="Items that histories were padded to.")]
+Causal = Annotated[bool, typer.Option("--causal/--no-causal", help="Direction of the network.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's commands."""
+    app.command("check-golden")(check_golden)
+    app.command("import-reference")(import_reference)
+
+
+def check_golden(folder: Folder, as_json: AsJson = False) -> None:
+    """Compare our network with recorded numbers of the published code."""
+    from peterrec.model.parity.check import check_folder
+
+    reports = []
+    for report in check_folder(folder):
+        reports.append(report)
+        if not as_json:
+            _show(report)
+    if as_json:
+        print(json.dumps(_document(folder, reports), indent=1))
+    else:
+        _summarise(reports)
+    if not all(report.is_met for report in reports):
+        raise typer.Exit(1)
+
+
+def import_reference(
+    source: Source,
+    out: Out,
+    vocabulary: Vocabulary = None,
+    pad_item: PadItem = None,
+    max_len: MaxLen = 50,
+    causal: Causal = True,
+) -> None:
+    """Turn a published checkpoint into a backbone folder."""
+    from peterrec.model.parity.import_checkpoint import ImportSettings
+    from peterrec.model.parity.import_checkpoint import import_reference as write_folder
+
+    settings = ImportSettings(is_causal=causal, max_len=max_len, pad_item=pad_item)
+    imported = write_folder(source, out, settings, vocabulary)
+    spec = imported.spec
+    print(f"Wrote {out}: {spec.item_count} items, {spec.channels} channels,")
+    print(f"  dilations {', '.join(map(str, spec.dilations))}, kernel {spec.kernel_size},")
+    print(f"  {'causal' if spec.is_causal else 'non-causal'}, fingerprint {imported.fingerprint}.")
+    if imported.unused:
+        print(f"  Not part of a backbone, left out: {', '.join(imported.unused)}.")
+
+
+def _show(report: "CaseReport") -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    if report.problem:
+        console.print(f"[red]{report.case}[/red]: ", end="")
+        console.print(report.problem, markup=False)
+        return
+    table = Table(title=report.case, title_justify="left")
+    for column in ("quantity", "arrays", "relative error", "tolerance", "largest at", ""):
+        table.add_column(column, overflow="fold")
+    for kind, worst, count in _by_kind(report.quantities):
+        verdict = "[green]met[/green]" if worst.is_met else "[red]MISSED[/red]"
+        error, tolerance = f"{worst.error:.1e}", f"{worst.tolerance:.0e}"
+        table.add_row(kind, str(count), error, tolerance, worst.name, verdict)
+    console.print(table)
+    if report.unchecked:
+        console.print(f"  not checked, unknown arrays: {', '.join(report.unchecked)}", markup=False)
+
+
+def _by_kind(quantities: Iterable["Quantity"]) -> list[tuple[str, "Quantity", int]]:
+    """Kind, its worst quantity and its number of arrays, in the order of first appearance."""
+    kinds: dict[str, list[Quantity]] = defaultdict(list)
+    for quantity in quantities:
+        kinds[quantity.kind].append(quantity)
+    return [(kind, max(own, key=_badness), len(own)) for kind, own in kinds.items()]
+
+
+def _badness(quantity: "Quantity") -> float:
+    return math.inf if math.isnan(quantity.error) else quantity.error
+
+
+def _summarise(reports: list["CaseReport"]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    for report in reports:
+        for miss in report.misses:
+            console.print(
+                f"missed: {report.case} {miss.name}: relative error {miss.error:.2e}, "
+                f"tolerance {miss.tolerance:.0e}",
+                markup=False,
+            )
+        if report.problem:
+            console.print(f"not run: {report.case}: {report.problem}", markup=False)
+    met = sum(report.is_met for report in reports)
+    console.print(
+        f"{met} of {len(reports)} cases met.", style="green" if met == len(reports) else "red"
+    )
+
+
+def _document(folder: Path, reports: list["CaseReport"]) -> dict[str, object]:
+    return {
+        "folder": str(folder),
+        "is_met": all(report.is_met for report in reports),
+        "cases": [_case_document(report) for report in reports],
+    }
+
+
+def _case_document(report: "CaseReport") -> dict[str, object]:
+    return {
+        "case": report.case,
+        "is_met": report.is_met,
+        "problem": report.problem or None,
+        "unchecked": list(report.unchecked),
+        "quantities": [
+            {
+                "quantity": quantity.name,
+                "kind": quantity.kind,
+                "relative_error": quantity.error if math.isfinite(quantity.error) else None,
+                "tolerance": quantity.tolerance,
+                "is_met": quantity.is_met,
+            }
+            for quantity in report.quantities
+        ],
+    }

@@ -1,0 +1,264 @@
+"""Commands for whoever runs the registry: they talk to its Redis, not to a server."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from peterrec.patches.identity import format_digest
+from peterrec.service.cli.bundle_text import print_rows, printable
+
+if TYPE_CHECKING:
+    from peterrec.patches.registry.records import RegistryEvent
+    from peterrec.patches.registry.registry import Registry
+
+Result = TypeVar("Result")
+
+RedisUrl = Annotated[
+    str | None,
+    typer.Option(
+        envvar="PETERREC_REDIS_URL",
+        help="The registry's Redis.",
+        show_default="the embedded one in the data directory",
+    ),
+]
+Prefix = Annotated[
+    str, typer.Option(envvar="PETERREC_REDIS_PREFIX", help="First part of every key.")
+]
+DataDir = Annotated[
+    Path,
+    typer.Option(envvar="PETERREC_DATA_DIR", metavar="DIR", help="Where an embedded Redis is."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DEFAULT_PREFIX = "peterrec"
+DEFAULT_DATA_DIR = Path("data")
+CLI_ACTOR = "cli"
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's commands."""
+    group = typer.Typer(help="Look after the registry's Redis.", no_args_is_help=True)
+    group.command()(status)
+    group.command()(gc)
+    group.command("export")(export)
+    group.command("import")(import_)
+    group.command()(audit)
+    app.add_typer(group, name="registry")
+
+
+def status(
+    redis_url: RedisUrl = None,
+    redis_prefix: Prefix = DEFAULT_PREFIX,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Show what the registry holds and how its Redis does; exit 1 if it should be otherwise."""
+    with _address(redis_url, data_dir) as url:
+        found = _run(url, redis_prefix, _status)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        rows = [(name, value) for name, value in found.items() if name != "warnings"]
+        lines = [(name.replace("_", " "), f"{value}") for name, value in rows]
+        lines += [("warning", warning) for warning in _texts(found["warnings"])]
+        print_rows(Console(highlight=False), lines)
+    if found["warnings"]:
+        raise typer.Exit(1)
+
+
+def gc(
+    redis_url: RedisUrl = None,
+    redis_prefix: Prefix = DEFAULT_PREFIX,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
+    grace_s: Annotated[
+        int, typer.Option(min=0, help="Seconds since a version named the bundle.")
+    ] = 3600,
+    as_json: AsJson = False,
+) -> None:
+    """Free the bundles that no version names any more, and uploads that were abandoned."""
+    with _address(redis_url, data_dir) as url:
+        found = _run(
+            url, redis_prefix, lambda registry: registry.gc(dry_run=dry_run, grace_s=grace_s)
+        )
+    if as_json:
+        document = {"blobs": found.blobs, "size_bytes": found.size_bytes, "is_dry_run": dry_run}
+        print(json.dumps(document))
+        return
+    verb = "Would free" if dry_run else "Freed"
+    print(f"{verb} {found.blobs} bundles, {found.size_bytes} bytes.")
+
+
+def export(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Archive to write (.tar).")],
+    redis_url: RedisUrl = None,
+    redis_prefix: Prefix = DEFAULT_PREFIX,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Write the whole registry into one archive; it may be changed meanwhile."""
+    from peterrec.patches.backup.exporting import export_archive
+
+    with _address(redis_url, data_dir) as url:
+        manifest = _run(url, redis_prefix, lambda registry: export_archive(registry.store, file))
+    if as_json:
+        found = {"file": str(file), "revision": manifest.revision, "blobs": manifest.blob_count}
+        print(json.dumps({**found, "size_bytes": manifest.size_bytes}))
+        return
+    print(f"Wrote {file}: revision {manifest.revision}, {manifest.blob_count} bundles,")
+    print(f"  {manifest.size_bytes} bytes. It holds the digests of API keys: keep it safe.")
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False)],
+    redis_url: RedisUrl = None,
+    redis_prefix: Prefix = DEFAULT_PREFIX,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    mode: Annotated[
+        str,
+        typer.Option(help="empty: only into an empty registry. replace: discard what is there."),
+    ] = "empty",
+    as_json: AsJson = False,
+) -> None:
+    """Make the registry what an archive holds, checked as a whole, in one step."""
+    from peterrec.patches.backup.importing import ImportMode, import_archive
+
+    try:
+        chosen = ImportMode(mode)
+    except ValueError as error:
+        raise typer.BadParameter("use empty or replace.", param_hint="--mode") from error
+    with _address(redis_url, data_dir, may_create=True) as url:
+        revision = _run(
+            url,
+            redis_prefix,
+            lambda registry: import_archive(registry.store, file, chosen, CLI_ACTOR),
+        )
+    if as_json:
+        print(json.dumps({"file": str(file), "revision": revision}))
+    else:
+        print(f"Imported {file}: the registry is at revision {revision}.")
+
+
+def audit(
+    redis_url: RedisUrl = None,
+    redis_prefix: Prefix = DEFAULT_PREFIX,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    since: Annotated[int, typer.Option(min=0, help="Only changes after this revision.")] = 0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line, for keeping.")
+    ] = False,
+) -> None:
+    """Show who changed what; the oldest changes are dropped after about 10,000 newer ones."""
+    with _address(redis_url, data_dir) as url:
+        if as_json:
+            _run(url, redis_prefix, lambda registry: _print_lines(registry, since))
+            return
+        events = _run(url, redis_prefix, lambda registry: registry.events(since))
+    table = Table("revision", "at", "actor", "action", "task", "what")
+    for event in events:
+        at = event.at.isoformat(timespec="seconds")
+        task = f"{event.tenant}/{event.task}" if event.task else ""
+        table.add_row(
+            str(event.revision), at, printable(event.actor), event.action, task, _what(event)
+        )
+    Console(highlight=False, markup=False).print(table)
+
+
+async def _status(registry: "Registry") -> dict[str, object]:
+    from peterrec.patches.registry.health import server_facts
+
+    facts = await server_facts(registry.store)
+    snapshot = await registry.snapshot()
+    blobs, unused = await registry.blob_totals(), await registry.gc(dry_run=True)
+    return {
+        "revision": snapshot.revision,
+        "tasks": len(snapshot.tasks),
+        "tasks_with_traffic": sum(task.traffic is not None for task in snapshot.tasks.values()),
+        "keys": len(snapshot.keys),
+        "bundles": blobs.blobs,
+        "bundle_bytes": blobs.size_bytes,
+        "collectable_bundles": unused.blobs,
+        "collectable_bytes": unused.size_bytes,
+        "oldest_audit_revision": await registry.oldest_event(),
+        **{f"server_{name}": value for name, value in asdict(facts).items()},
+        "warnings": list(facts.warnings()),
+    }
+
+
+async def _print_lines(registry: "Registry", since: int) -> None:
+    from peterrec.patches.registry.decode import event_document
+
+    oldest = await registry.oldest_event()
+    if oldest > since + 1:
+        lost = f"changes {since + 1} to {oldest - 1} are no longer kept."
+        print(f"warning: {lost}", file=sys.stderr)
+    while events := await registry.events(since):
+        for event in events:
+            print(json.dumps(event_document(event), ensure_ascii=False))
+        since = events[-1].revision
+
+
+def _what(event: "RegistryEvent") -> str:
+    """From what to what, in a few words."""
+    parts = []
+    if event.alias:
+        parts.append(f"{event.alias}:")
+    if event.previous or event.current:
+        digests = (event.previous, event.current)
+        parts.append(" → ".join(format_digest(d)[:19] if d else "nothing" for d in digests))
+    if event.version:
+        parts.append(f"(version {event.version})")
+    if event.traffic or event.previous_traffic:
+        parts.append(f"traffic {'put' if event.traffic else 'removed'}")
+    if event.reason:
+        parts.append(f"since {event.reason} was broken")
+    parts += [text for text in (event.key_id, event.note) if text]
+    return " ".join(parts)
+
+
+def _texts(found: object) -> list[str]:
+    assert isinstance(found, list)
+    return [str(text) for text in found]
+
+
+def _run(url: str, prefix: str, work: Callable[["Registry"], Awaitable[Result]]) -> Result:
+    from peterrec.patches.registry.registry import Registry, open_redis
+
+    async def run() -> Result:
+        registry = Registry(open_redis(url), prefix)
+        try:
+            return await work(registry)
+        finally:
+            await registry.close()
+
+    return asyncio.run(run())
+
+
+@contextmanager
+def _address(redis_url: str | None, data_dir: Path, *, may_create: bool = False) -> Iterator[str]:
+    """Where Redis is: as given, or the embedded one, which is started if no server runs it."""
+    from peterrec.patches.errors import RegistryUnavailable
+    from peterrec.patches.redis.embedded import EmbeddedRedis, running_url
+
+    folder = data_dir / "redis"
+    running = redis_url or running_url(folder)
+    if running is not None:
+        yield running
+        return
+    if not folder.exists() and not may_create:
+        raise RegistryUnavailable(
+            f"there is no registry in {data_dir}.", hint="Give --redis-url or another --data-dir."
+        )
+    redis = EmbeddedRedis(folder)
+    try:
+        yield redis.start()
+    finally:
+        redis.stop()

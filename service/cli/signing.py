@@ -1,0 +1,49 @@
+"""Commands that make keys and sign bundles with them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Keys = Annotated[
+    list[Path],
+    typer.Option("--key", exists=True, dir_okay=False, help="Private key; repeatable."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's commands."""
+    app.command()(keygen)
+    app.command()(sign)
+
+
+def keygen(
+    out: Annotated[Path, typer.Option(metavar="NAME", help="Writes NAME.key and NAME.pub.")],
+) -> None:
+    """Make a key pair for signing bundles: NAME.key to keep secret, NAME.pub for the servers."""
+    from peterrec.patches.bundle.signing import SigningKey, key_paths
+
+    key = SigningKey.generate()
+    private, public = key_paths(out)
+    key.write(private, public)
+    print(f"Wrote {private} (keep it secret) and {public} (for the servers).")
+    print(f"  key id {key.key_id}")
+
+
+def sign(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A .bundle file.")],
+    key: Keys,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write here instead of over FILE.")
+    ] = None,
+) -> None:
+    """Add signatures to a bundle; those that it has stay. Its version id changes."""
+    from peterrec.patches.bundle.bundle import digest_of, format_digest
+    from peterrec.patches.bundle.signing import SigningKey, sign_bundle
+
+    signed = sign_bundle(file.read_bytes(), [SigningKey.read(path) for path in key])
+    target = out or file
+    partial = target.with_name(target.name + ".partial")
+    partial.write_bytes(signed)
+    partial.replace(target)
+    print(f"Wrote {target}: {format_digest(digest_of(signed))}")

@@ -1,1 +1,0 @@
-"""One module per group of commands; each has a ``register(app)`` that adds its commands."""

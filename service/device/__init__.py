@@ -1,0 +1,1 @@
+"""The device process: queue, batches, slots and heads. One thread owns the device."""

@@ -1,0 +1,46 @@
+"""A ranking head's weights from the bundle's local file, as they were when it was loaded."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from peterrec.patches.bundle.contents import read_manifest_of
+from peterrec.patches.bundle.header import Array, read_header, tensor_view
+from peterrec.patches.errors import BlobCorrupt, BlobMissing, Findings
+from peterrec.patches.identity import Digest, digest_of
+
+
+def read_head(path: Path, digest: Digest) -> dict[str, Tensor]:
+    """``head.weight`` and ``head.bias``, the temperature folded in. Blocks, without the GIL.
+
+    The whole file is hashed first: BlobCorrupt if it is not the one that was verified, BlobMissing
+    if it has gone.
+    """
+    view = _mapped(path, digest)
+    found = digest_of(view)
+    if found != digest:
+        raise BlobCorrupt(digest, found)
+    findings = Findings()
+    header = read_header(view, len(view), len(view), findings)
+    manifest = None if header is None else read_manifest_of(header, findings)
+    findings.raise_if_any()
+    assert header is not None
+    assert manifest is not None
+    names = (name for name in header.entries if name.startswith("head."))
+    temperature = manifest.head.temperature
+    return {name: _divided(tensor_view(view, header, name), temperature) for name in names}
+
+
+def _mapped(path: Path, digest: Digest) -> memoryview:
+    try:
+        return np.memmap(path, np.uint8, "r").data
+    except (OSError, ValueError) as error:  # ValueError: it is empty
+        raise BlobMissing(digest) from error
+
+
+def _divided(array: Array, temperature: float) -> Tensor:
+    tensor = torch.empty(array.shape)
+    np.divide(array, np.float32(temperature), out=tensor.numpy())
+    return tensor

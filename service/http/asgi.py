@@ -1,0 +1,131 @@
+"""The few pieces of ASGI that the prediction calls need, without a framework's layers."""
+
+import asyncio
+import itertools
+import re
+import secrets
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from peterrec.model.errors import PeterRecError
+from peterrec.service.errors import (
+    BodyTooLarge,
+    DeadlineExceeded,
+    MalformedRequest,
+    Problem,
+    problem_of,
+    retry_headers,
+)
+
+Headers = list[tuple[bytes, bytes]]
+
+MAX_TIMEOUT_MS = 600_000
+
+BODY_TIMEOUT_S = 30.0
+"""A client that sends headers and then nothing must not hold a connection for ever."""
+
+_SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}\Z")
+_PROCESS = secrets.token_hex(6)
+_numbers = itertools.count(1)
+
+encode_json = msgspec.json.Encoder().encode
+
+
+class ClientLeft(Exception):  # it is no error, it only ends the request
+    """The connection was closed before the request was read or answered."""
+
+
+class RequestHead(msgspec.Struct, frozen=True, gc=False):
+    """The headers that matter, raw; empty means absent."""
+
+    request_id: str
+    authorization: bytes = b""
+    api_key: bytes = b""
+    content_length: bytes = b""
+    timeout_ms: bytes = b""
+
+    @classmethod
+    def read(cls, scope: Scope) -> "RequestHead":
+        """Pick the headers out of an ASGI scope; names arrive in lower case."""
+        get = dict(scope["headers"]).get
+        given = get(b"x-request-id", b"")
+        return cls(
+            given.decode("ascii") if _SANE_ID.match(given) else f"{_PROCESS}-{next(_numbers):x}",
+            get(b"authorization", b""),
+            get(b"x-api-key", b""),
+            get(b"content-length", b""),
+            get(b"x-request-timeout-ms", b""),
+        )
+
+    def timeout_s(self, default_ms: int) -> float:
+        """Seconds that the request may take."""
+        if not self.timeout_ms:
+            return default_ms / 1000
+        is_number = self.timeout_ms.isdigit() and len(self.timeout_ms) < 9
+        if not is_number or not 1 <= int(self.timeout_ms) <= MAX_TIMEOUT_MS:
+            raise MalformedRequest(
+                f"X-Request-Timeout-Ms {self.timeout_ms[:20]!r} is no number of milliseconds "
+                f"from 1 to {MAX_TIMEOUT_MS}."
+            )
+        return int(self.timeout_ms) / 1000
+
+
+async def read_body(
+    receive: Receive, content_length: bytes, limit_bytes: int, *, has_arrived: bool
+) -> bytes:
+    """The whole body; BodyTooLarge as soon as it is known to be, ClientLeft if it never ends.
+
+    ``has_arrived``: it is there already, so that there is nothing to wait for.
+    """
+    if content_length.isdigit() and int(content_length) > limit_bytes:
+        raise BodyTooLarge(limit_bytes)
+    if has_arrived:
+        return await _read(receive, limit_bytes)
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return await _read(receive, limit_bytes)
+    except TimeoutError as error:
+        raise DeadlineExceeded(
+            f"the body did not arrive within {BODY_TIMEOUT_S:g} s.", hint="Send it again."
+        ) from error
+
+
+async def _read(receive: Receive, limit_bytes: int) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        chunk: bytes = message.get("body", b"")
+        size += len(chunk)
+        if size > limit_bytes:
+            raise BodyTooLarge(limit_bytes)
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def send_json(send: Send, status: int, body: bytes, headers: Headers) -> None:
+    """A whole response."""
+    headers.append((b"content-length", b"%d" % len(body)))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_problem(send: Send, problem: Problem) -> None:
+    """A refusal as problem+json."""
+    headers: Headers = [
+        (b"content-type", b"application/problem+json"),
+        (b"x-request-id", problem.request_id.encode()),
+        *retry_headers(problem.status),
+    ]
+    if problem.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send_json(send, problem.status, encode_json(problem), headers)
+
+
+async def send_error(send: Send, error: PeterRecError, request_id: str) -> None:
+    """One of our errors as a response."""
+    await send_problem(send, problem_of(error, request_id))

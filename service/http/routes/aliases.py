@@ -1,0 +1,144 @@
+"""A task's aliases, and the way back to its state before."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Response
+from pydantic import Field, model_validator
+
+from peterrec.patches.errors import AliasNotFound
+from peterrec.patches.identity import TaskId, TaskRef, format_digest
+from peterrec.patches.registry.records import AliasMoved
+from peterrec.patches.registry.registry import DEFAULT_ALIAS
+from peterrec.service.http.auth import Principal
+from peterrec.service.http.routes.context import (
+    AdminContext,
+    ClosedModel,
+    IfMatch,
+    admin_task,
+    expected_revision,
+    find_caller,
+    set_etag,
+)
+from peterrec.service.http.routes.finding import find_version
+from peterrec.service.http.routes.task_views import (
+    AliasMovedView,
+    AliasView,
+    Changed,
+    RolledBackView,
+    TrafficView,
+    numbers_of,
+)
+
+
+class AliasRequest(ClosedModel):
+    """The version to name: by its number or by its digest."""
+
+    version: int | None = Field(None, ge=1)
+    digest: str | None = None
+
+    @model_validator(mode="after")
+    def _names_one(self) -> "AliasRequest":
+        if (self.version is None) == (self.digest is None):
+            raise ValueError("give either version or digest")
+        return self
+
+
+def aliases_router(context: AdminContext) -> APIRouter:
+    """``/tasks/{task}/aliases`` and ``/tasks/{task}:rollback``."""
+    router = APIRouter(prefix="/tasks", tags=["aliases"])
+    Caller = Annotated[Principal, Depends(find_caller(context.authenticator))]
+    registry = context.registry
+
+    @router.get("/{task}/aliases")
+    async def list_aliases(caller: Caller, task: str, response: Response) -> dict[str, AliasView]:
+        """The version that each alias names."""
+        record = (await registry.get_task(caller.tenant, admin_task(caller, task))).record
+        set_etag(response, record.revision)
+        return {alias: AliasView.of(target) for alias, target in record.aliases.items()}
+
+    @router.get("/{task}/aliases/{alias}")
+    async def get_alias(caller: Caller, task: str, alias: str, response: Response) -> AliasView:
+        """The version that an alias names."""
+        record = (await registry.get_task(caller.tenant, admin_task(caller, task))).record
+        set_etag(response, record.revision)
+        if alias not in record.aliases:
+            raise AliasNotFound(record.task, alias[:128])
+        return AliasView.of(record.aliases[alias])
+
+    @router.put("/{task}/aliases/{alias}")
+    async def put_alias(
+        caller: Caller,
+        task: str,
+        alias: str,
+        body: AliasRequest,
+        response: Response,
+        if_match: IfMatch = None,
+    ) -> AliasMovedView:
+        """Let an alias name another version; ``prod`` is the one that answers."""
+        name = admin_task(caller, task)
+        found = await find_version(registry, caller.tenant, name, str(body.version or body.digest))
+        moved = await registry.set_alias(
+            caller.tenant, name, alias, found.digest, caller.key_id, expected_revision(if_match)
+        )
+        await context.served_as(
+            TaskRef(caller.tenant, name),
+            moved.revision,
+            lambda served: served.aliases.get(alias) == moved.current.version,
+        )
+        set_etag(response, moved.revision)
+        return AliasMovedView(**_moved(name, alias, moved))
+
+    @router.delete("/{task}/aliases/{alias}")
+    async def delete_alias(
+        caller: Caller, task: str, alias: str, response: Response, if_match: IfMatch = None
+    ) -> Changed:
+        """Let an alias name nothing; a task without ``prod`` answers nobody who asks for none."""
+        name = admin_task(caller, task)
+        revision = await registry.delete_alias(
+            caller.tenant, name, alias, caller.key_id, expected_revision(if_match)
+        )
+        await context.served(revision)
+        set_etag(response, revision)
+        return Changed(task=name, registry_revision=revision)
+
+    @router.post("/{task}:rollback")
+    async def rollback(
+        caller: Caller,
+        task: str,
+        response: Response,
+        alias: Annotated[
+            str, Query(description="The alias that must name a version afterwards.")
+        ] = DEFAULT_ALIAS,
+        if_match: IfMatch = None,
+    ) -> RolledBackView:
+        """Restore the task's state before, all aliases and the traffic; again: one step further."""
+        name = admin_task(caller, task)
+        expected = expected_revision(if_match)
+        detail = await registry.get_task(caller.tenant, name)
+        back = await registry.rollback(caller.tenant, name, caller.key_id, alias, expected)
+        numbers = {each: target.version for each, target in back.aliases.items()}
+        await context.served_as(
+            TaskRef(caller.tenant, name),
+            back.revision,
+            lambda served: served.aliases == numbers and (not back.traffic or bool(served.traffic)),
+        )
+        set_etag(response, back.revision)
+        return RolledBackView(
+            **_moved(name, alias, back),
+            aliases={each: AliasView.of(target) for each, target in back.aliases.items()},
+            traffic=TrafficView.of(back.traffic, numbers_of(detail)),
+        )
+
+    return router
+
+
+def _moved(task: TaskId, alias: str, moved: AliasMoved) -> dict[str, Any]:
+    # Any: checked by the model that the fields fill
+    return {
+        "task": task,
+        "registry_revision": moved.revision,
+        "alias": alias,
+        "version": moved.current.version,
+        "digest": format_digest(moved.current.digest),
+        "previous": None if moved.previous is None else format_digest(moved.previous),
+    }

@@ -1,0 +1,150 @@
+"""How changes of the registry look in answers, and who may see them."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from pydantic import BaseModel
+
+from peterrec.patches.identity import Digest, format_digest
+from peterrec.patches.registry.records import AliasTarget, RegistryEvent, TaskOptions
+from peterrec.patches.registry.traffic import Observed, Traffic
+from peterrec.service.http.auth import Principal
+from peterrec.service.http.routes.task_views import AliasView, GuardView
+
+
+class AuditCanary(BaseModel):
+    """A version that answered a share of the users."""
+
+    digest: str
+    weight: int
+
+
+class AuditTraffic(BaseModel):
+    """How requests were split."""
+
+    prod_weight: int
+    canary: list[AuditCanary]
+    shadow: list[str]
+    guard: GuardView | None
+
+    @classmethod
+    def of(cls, traffic: Traffic | None) -> "AuditTraffic | None":
+        """The view of a traffic; None if prod answered alone."""
+        if traffic is None:
+            return None
+        return cls(
+            prod_weight=traffic.prod_weight,
+            canary=[
+                AuditCanary(digest=format_digest(each.digest), weight=each.weight)
+                for each in traffic.canary
+            ],
+            shadow=[format_digest(digest) for digest in traffic.shadow],
+            guard=None if traffic.guard is None else GuardView.of(traffic.guard),
+        )
+
+
+class ObservedView(BaseModel):
+    """What a guard saw of a version within its window."""
+
+    digest: str
+    requests: int
+    errors: int
+    p99_ms: float
+    divergence: float | None
+
+    @classmethod
+    def of(cls, observed: Observed | None) -> "ObservedView | None":
+        """The view of what a guard saw, if one acted."""
+        if observed is None:
+            return None
+        return cls(
+            digest=format_digest(observed.digest),
+            requests=observed.requests,
+            errors=observed.errors,
+            p99_ms=observed.p99_ms,
+            divergence=observed.divergence,
+        )
+
+
+class OptionsView(BaseModel):
+    """What an owner says about a task."""
+
+    description: str
+    is_sensitive: bool
+
+    @classmethod
+    def of(cls, options: TaskOptions | None) -> "OptionsView | None":
+        """The view of a task's options, if the change touched them."""
+        if options is None:
+            return None
+        return cls(description=options.description, is_sensitive=options.is_sensitive)
+
+
+class AuditEntry(BaseModel):
+    """One change: who did what when, from what to what; fields that do not concern it are null."""
+
+    revision: int
+    action: str
+    actor: str
+    at: datetime
+    task: str | None = None
+    alias: str | None = None
+    previous: str | None = None
+    current: str | None = None
+    version: int | None = None
+    key_id: str | None = None
+    options: OptionsView | None = None
+    previous_options: OptionsView | None = None
+    aliases: dict[str, AliasView] | None = None
+    previous_aliases: dict[str, AliasView] | None = None
+    traffic: AuditTraffic | None = None
+    previous_traffic: AuditTraffic | None = None
+    reason: str | None = None
+    observed: ObservedView | None = None
+    note: str | None = None
+
+    @classmethod
+    def of(cls, event: RegistryEvent) -> "AuditEntry":
+        """The view of a change."""
+        return cls(
+            revision=event.revision,
+            action=event.action,
+            actor=event.actor,
+            at=event.at,
+            task=event.task,
+            alias=event.alias,
+            previous=_digest(event.previous),
+            current=_digest(event.current),
+            version=event.version,
+            key_id=event.key_id,
+            traffic=AuditTraffic.of(event.traffic),
+            previous_traffic=AuditTraffic.of(event.previous_traffic),
+            reason=event.reason,
+            observed=ObservedView.of(event.observed),
+            note=event.note,
+            options=OptionsView.of(event.options),
+            previous_options=OptionsView.of(event.previous_options),
+            aliases=_aliases(event.aliases),
+            previous_aliases=_aliases(event.previous_aliases),
+        )
+
+
+def is_visible(event: RegistryEvent, caller: Principal) -> bool:
+    """True if the caller may administer what was changed; an import concerns everybody."""
+    if event.tenant is None:
+        return True
+    if event.tenant != caller.tenant:
+        return False
+    if event.task is None:
+        return caller.may_everywhere("admin")
+    return caller.may("admin", event.task)
+
+
+def _digest(digest: Digest | None) -> str | None:
+    return None if digest is None else format_digest(digest)
+
+
+def _aliases(aliases: Mapping[str, AliasTarget] | None) -> dict[str, AliasView] | None:
+    if aliases is None:
+        return None
+    return {alias: AliasView.of(target) for alias, target in aliases.items()}

@@ -1,0 +1,38 @@
+"""Versions by the names that callers give them."""
+
+from peterrec.patches.errors import AliasNotFound, InvalidDigest, VersionNotFound
+from peterrec.patches.identity import TaskId, TenantId, parse_digest
+from peterrec.patches.registry.records import TaskDetail, VersionRecord
+from peterrec.patches.registry.registry import Registry
+from peterrec.service.predict.task_table import MAX_DIGITS
+
+
+async def find_version(
+    registry: Registry, tenant: TenantId, task: TaskId, text: str
+) -> VersionRecord:
+    """The version with this number or digest; VersionNotFound if the task lacks it."""
+    return _by_number_or_digest(await registry.get_task(tenant, task), text)
+
+
+def pick_version(detail: TaskDetail, name: int | str) -> VersionRecord:
+    """The version with this number or digest, or that this alias names."""
+    text = str(name)
+    target = detail.record.aliases.get(text)
+    if target is not None and not _is_number(text):
+        text = str(target.version)
+    try:
+        return _by_number_or_digest(detail, text)
+    except InvalidDigest:
+        raise AliasNotFound(detail.record.task, text[:128]) from None
+
+
+def _by_number_or_digest(detail: TaskDetail, text: str) -> VersionRecord:
+    wanted = None if _is_number(text) else parse_digest(text)
+    for record in detail.versions:
+        if record.digest == wanted or (wanted is None and record.version == int(text)):
+            return record
+    raise VersionNotFound(detail.record.task, text[:128])
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) <= MAX_DIGITS

@@ -1,0 +1,205 @@
+"""How tasks and versions look in answers."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel
+
+from peterrec.patches.identity import Digest, format_digest
+from peterrec.patches.registry.records import (
+    ActiveTraffic,
+    AliasTarget,
+    TaskDetail,
+    TaskRecord,
+    VersionRecord,
+)
+from peterrec.patches.registry.traffic import Guard, Traffic
+
+
+class AliasView(BaseModel):
+    """The version that an alias names."""
+
+    version: int
+    digest: str
+
+    @classmethod
+    def of(cls, target: AliasTarget) -> "AliasView":
+        """The view of a record."""
+        return cls(version=target.version, digest=format_digest(target.digest))
+
+
+class TrafficVersionView(BaseModel):
+    """A version that takes part; ``version`` is null if it was deleted since."""
+
+    version: int | None
+    digest: str
+
+
+class CanaryView(TrafficVersionView):
+    """A version that answers a share of the users."""
+
+    weight: int
+
+
+class GuardView(BaseModel):
+    """Bounds that every canary and shadow must keep; null is no bound."""
+
+    max_error_share: float | None
+    max_p99_ms: float | None
+    max_divergence: float | None
+    min_requests: int
+    window_s: int
+
+    @classmethod
+    def of(cls, guard: Guard) -> "GuardView":
+        """The view of a guard."""
+        return cls(
+            max_error_share=guard.max_error_share,
+            max_p99_ms=guard.max_p99_ms,
+            max_divergence=guard.max_divergence,
+            min_requests=guard.min_requests,
+            window_s=guard.window_s,
+        )
+
+
+class TrafficView(BaseModel):
+    """How a task's requests are split beside what they pin."""
+
+    prod_weight: int
+    canary: list[CanaryView]
+    shadow: list[TrafficVersionView]
+    guard: GuardView | None
+
+    @classmethod
+    def of(cls, traffic: Traffic | None, numbers: Mapping[Digest, int]) -> "TrafficView | None":
+        """The view of a task's traffic, with its versions' numbers; None if it has none."""
+        if traffic is None:
+            return None
+
+        def named(digest: Digest) -> dict[str, Any]:  # Any: checked by the models it fills
+            return {"version": numbers.get(digest), "digest": format_digest(digest)}
+
+        return cls(
+            prod_weight=traffic.prod_weight,
+            canary=[CanaryView(**named(c.digest), weight=c.weight) for c in traffic.canary],
+            shadow=[TrafficVersionView(**named(digest)) for digest in traffic.shadow],
+            guard=None if traffic.guard is None else GuardView.of(traffic.guard),
+        )
+
+    @classmethod
+    def of_active(cls, active: ActiveTraffic | None) -> "TrafficView | None":
+        """The view of the traffic that a task has."""
+        return None if active is None else cls.of(active.traffic, active.versions)
+
+
+class TaskView(BaseModel):
+    """A task as registered; ``revision`` is its ETag."""
+
+    task: str
+    tenant: str
+    revision: int
+    description: str
+    is_sensitive: bool
+    aliases: dict[str, AliasView]
+    traffic: TrafficView | None
+    created_at: datetime
+    updated_at: datetime
+
+    @classmethod
+    def of(cls, record: TaskRecord) -> "TaskView":
+        """The view of a record."""
+        return cls(**_task_fields(record))
+
+
+class VersionView(BaseModel):
+    """One registered bundle of a task."""
+
+    version: int
+    digest: str
+    created_at: datetime
+    actor: str
+    name: str
+    kind: str
+    outputs: int
+    backbone: str
+    size_bytes: int
+    patch_bytes: int
+    head_bytes: int
+    metrics: dict[str, float]
+    signed_by: list[str]
+
+    @classmethod
+    def of(cls, record: VersionRecord) -> "VersionView":
+        """The view of a record."""
+        summary = record.summary
+        return cls(
+            version=record.version,
+            digest=format_digest(record.digest),
+            created_at=record.created_at,
+            actor=record.actor,
+            name=summary.name,
+            kind=summary.kind,
+            outputs=summary.outputs,
+            backbone=summary.backbone,
+            size_bytes=summary.size_bytes,
+            patch_bytes=summary.patch_bytes,
+            head_bytes=summary.head_bytes,
+            metrics=dict(summary.metrics),
+            signed_by=list(summary.signed_by),
+        )
+
+
+class TaskDetailView(TaskView):
+    """A task with its versions, oldest first."""
+
+    versions: list[VersionView]
+
+
+class Changed(BaseModel):
+    """A change that every worker of this replica serves; other replicas follow."""
+
+    task: str
+    registry_revision: int
+
+
+class AliasMovedView(Changed):
+    """Where an alias points now, and pointed before."""
+
+    alias: str
+    version: int
+    digest: str
+    previous: str | None
+
+
+class RolledBackView(AliasMovedView):
+    """The state that was restored as a whole."""
+
+    aliases: dict[str, AliasView]
+    traffic: TrafficView | None
+
+
+def numbers_of(detail: TaskDetail) -> dict[Digest, int]:
+    """The number of each version of a task."""
+    return {record.digest: record.version for record in detail.versions}
+
+
+def task_detail(record: TaskRecord, versions: tuple[VersionRecord, ...]) -> TaskDetailView:
+    """The view of a task with its versions."""
+    return TaskDetailView(
+        **_task_fields(record), versions=[VersionView.of(version) for version in versions]
+    )
+
+
+def _task_fields(record: TaskRecord) -> dict[str, Any]:  # Any: checked by the model they fill
+    return {
+        "task": record.task,
+        "tenant": record.tenant,
+        "revision": record.revision,
+        "description": record.options.description,
+        "is_sensitive": record.options.is_sensitive,
+        "aliases": {alias: AliasView.of(target) for alias, target in record.aliases.items()},
+        "traffic": TrafficView.of_active(record.traffic),
+        "created_at": record.created_at,
+        "updated_at": record.updated_at,
+    }

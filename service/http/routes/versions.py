@@ -1,0 +1,187 @@
+"""Bundles of a task: pushed, listed, forgotten."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
+
+from peterrec.patches.identity import Digest, format_digest
+from peterrec.patches.registry.records import VersionSummary
+from peterrec.patches.registry.registry import DEFAULT_ALIAS
+from peterrec.service.errors import BodyTooLarge, ErrorBody, push_error
+from peterrec.service.http.asgi import ClientLeft
+from peterrec.service.http.auth import Principal
+from peterrec.service.http.routes.context import (
+    PROVE_TIMEOUT_S,
+    AdminContext,
+    IfMatch,
+    IfNoneMatch,
+    admin_task,
+    expected_revision,
+    find_caller,
+    set_etag,
+)
+from peterrec.service.http.routes.finding import find_version
+from peterrec.service.http.routes.task_views import Changed, VersionView
+from peterrec.service.http.upload import spooled
+from peterrec.service.protocol.messages import Proved
+
+RAW_BODY = {
+    "requestBody": {
+        "required": True,
+        "description": "The bytes of one .bundle file.",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+
+class BundleSummary(BaseModel):
+    """What a bundle is, as its manifest says."""
+
+    name: str
+    kind: str
+    outputs: int
+    backbone: str
+    size_bytes: int
+    patch_bytes: int
+    head_bytes: int
+    metrics: dict[str, float]
+    signed_by: list[str]
+
+
+class Pushed(BaseModel):
+    """A bundle that was proven on the serving device and registered.
+
+    With validate_only it was only proven: version and registry_revision are null.
+    """
+
+    task: str
+    digest: str
+    alias: str | None
+    version: int | None
+    registry_revision: int | None
+    summary: BundleSummary
+
+
+def versions_router(context: AdminContext) -> APIRouter:
+    """``/tasks/{task}/versions``."""
+    router = APIRouter(prefix="/tasks/{task}/versions", tags=["versions"])
+    Caller = Annotated[Principal, Depends(find_caller(context.authenticator))]
+    registry = context.registry
+
+    @router.post(
+        "",
+        openapi_extra=RAW_BODY,
+        responses={
+            200: {"model": Pushed, "description": "Was registered already, or validate_only."},
+            201: {"model": Pushed, "description": "Registered."},
+        },
+    )
+    async def push(
+        caller: Caller,
+        task: str,
+        request: Request,
+        response: Response,
+        alias: Annotated[
+            str, Query(description="Alias to point at the bundle; empty for none.")
+        ] = DEFAULT_ALIAS,
+        validate_only: bool = False,
+        if_match: IfMatch = None,
+        if_none_match: IfNoneMatch = None,
+    ) -> Pushed:
+        """Verify a bundle, run its probes on the device, register it and serve it.
+
+        A bundle that is refused changes nothing; every reason is listed.
+        """
+        name = admin_task(caller, task)
+        expected = expected_revision(if_match, if_none_match)
+        _check_length(request, context.bundle_size_limit_bytes)
+        limit = context.bundle_size_limit_bytes
+        async with spooled(_chunks(request), context.spool_dir, limit) as path:
+            await context.give_way()
+            proved = await _prove(context, path)
+            await context.give_way()
+            if validate_only:
+                return _pushed(name, alias, proved)
+            digest = await registry.put_blob(await asyncio.to_thread(path.read_bytes))
+        await context.give_way()
+        summary = msgspec.json.decode(proved.summary, type=VersionSummary)
+        added = await registry.add_version(
+            caller.tenant, name, digest, summary, caller.key_id, alias or None, expected
+        )
+        await context.give_way()
+        await context.served(added.revision)
+        await context.give_way()
+        response.status_code = 201 if added.was_created else 200
+        set_etag(response, added.revision)
+        return _pushed(name, alias, proved).model_copy(
+            update={"version": added.version, "registry_revision": added.revision}
+        )
+
+    @router.get("")
+    async def list_versions(caller: Caller, task: str, response: Response) -> list[VersionView]:
+        """The task's versions, oldest first."""
+        detail = await registry.get_task(caller.tenant, admin_task(caller, task))
+        set_etag(response, detail.record.revision)
+        return [VersionView.of(version) for version in detail.versions]
+
+    @router.get("/{version}")
+    async def get_version(caller: Caller, task: str, version: str) -> VersionView:
+        """One version, by its number or digest."""
+        name = admin_task(caller, task)
+        return VersionView.of(await find_version(registry, caller.tenant, name, version))
+
+    @router.delete("/{version}")
+    async def delete_version(
+        caller: Caller, task: str, version: str, response: Response, if_match: IfMatch = None
+    ) -> Changed:
+        """Forget a version that neither an alias nor the traffic names."""
+        name = admin_task(caller, task)
+        found = await find_version(registry, caller.tenant, name, version)
+        revision = await registry.delete_version(
+            caller.tenant, name, found.digest, caller.key_id, expected_revision(if_match)
+        )
+        await context.served(revision)
+        set_etag(response, revision)
+        return Changed(task=name, registry_revision=revision)
+
+    return router
+
+
+def _check_length(request: Request, limit_bytes: int) -> None:
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit_bytes:
+        raise BodyTooLarge(limit_bytes)
+
+
+async def _chunks(request: Request) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in request.stream():
+            yield chunk
+    except ClientDisconnect as error:
+        raise ClientLeft from error
+
+
+async def _prove(context: AdminContext, path: Path) -> Proved:
+    proved = await context.link.prove(str(path), PROVE_TIMEOUT_S)
+    if proved.reasons:
+        reasons = [ErrorBody(r.code, r.message, r.hint) for r in proved.reasons]
+        raise push_error(proved.category, reasons)
+    return proved
+
+
+def _pushed(task: str, alias: str, proved: Proved) -> Pushed:
+    summary: dict[str, Any] = msgspec.json.decode(proved.summary)  # Any: pydantic checks it
+    return Pushed(
+        task=task,
+        digest=format_digest(Digest(proved.digest)),
+        alias=alias or None,
+        version=None,
+        registry_revision=None,
+        summary=BundleSummary(**summary),
+    )

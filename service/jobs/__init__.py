@@ -1,0 +1,1 @@
+"""Long jobs of the command line: training, comparison, packing, the demo."""

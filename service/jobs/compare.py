@@ -1,0 +1,120 @@
+"""The compare command's work: files into a prepared folder, runs, tables and pictures."""
+
+import json
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from peterrec.model.data.interactions import InteractionSource
+from peterrec.model.errors import ComparisonSettingsInvalid
+from peterrec.model.progress import Watch
+from peterrec.model.study.corpus import Corpus, shuffled, write_corpora
+from peterrec.model.study.markdown import cells_of, header_of
+from peterrec.model.study.plots import draw_plots, require_matplotlib
+from peterrec.model.study.report import Document, report_of, write_report
+from peterrec.model.study.run import Workplace
+from peterrec.model.study.schedule import Effort, compare
+from peterrec.model.study.settings import ComparisonSettings
+from peterrec.model.study.sources import Cut, domain_corpora, file_corpora, movielens_corpora
+
+PREPARED, SETTINGS, PLOTS = "prepared", "settings.json", "plots"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainEvents:
+    """One file with the events of two domains."""
+
+    source: InteractionSource
+    column: str
+    domains: tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the data are; all that are given are compared on."""
+
+    movielens: Path | None
+    movielens_domain: str
+    events: DomainEvents | None
+    task_list: Path | None
+    files: Document | None
+    prepared: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class CompareJob:
+    """What to compare, where to, and how much may be done now."""
+
+    sources: Sources
+    cut: Cut
+    settings: ComparisonSettings
+    out: Path
+    device: str
+    effort: Effort
+    has_plots: bool = True
+    shuffles_labels: bool = False
+
+
+def prepare(job: CompareJob) -> Path:
+    """Write the prepared folder with its settings, unless one was given; its path."""
+    if job.sources.prepared is not None:
+        return job.sources.prepared
+    corpora = list(_corpora(job.sources, job.cut))
+    if job.shuffles_labels:
+        corpora = [shuffled(corpus) for corpus in corpora]
+    if not corpora:
+        raise ComparisonSettingsInvalid(
+            "there is nothing to compare on.",
+            hint="Give --movielens, --events, --task-list, --interactions or --prepared.",
+        )
+    folder = job.out / PREPARED
+    folder.mkdir(parents=True, exist_ok=True)
+    write_corpora(folder, corpora)
+    text = json.dumps(job.settings.to_json(), indent=2)
+    (folder / SETTINGS).write_text(text + "\n", encoding="utf-8")
+    return folder
+
+
+def run_comparison(job: CompareJob, watch: Watch) -> tuple[Document, list[Path]]:
+    """Prepare, run what is not done yet, and write tables and pictures."""
+    if job.has_plots:
+        require_matplotlib()
+    place = Workplace(prepare(job), job.out, job.settings, job.device)
+    units = compare(place, job.effort, watch)
+    write_report(place, units)
+    document = report_of(place, units)
+    return document, draw_plots(document, job.out / PLOTS) if job.has_plots else []
+
+
+def rich_tables(document: Document) -> Iterator[Table]:
+    """One table for each task."""
+    for given in document["tables"]:
+        table = Table(*header_of(given), title=f"{given['corpus']}: {given['task']}")
+        for row in given["rows"]:
+            table.add_row(*cells_of(given, row))
+        yield table
+
+
+def _corpora(sources: Sources, cut: Cut) -> Iterator[Corpus]:
+    if sources.movielens is not None:
+        yield from movielens_corpora(sources.movielens, sources.movielens_domain, cut)
+    if sources.events is not None:
+        events = sources.events
+        yield from domain_corpora(events.source, events.column, events.domains, cut)
+    if sources.task_list is not None:
+        document = _read_task_list(sources.task_list)
+        yield from file_corpora(document, sources.task_list.parent, cut)
+    if sources.files is not None:
+        yield from file_corpora(sources.files, Path(), cut)
+
+
+def _read_task_list(path: Path) -> Document:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ComparisonSettingsInvalid(
+            f"{path} is no readable TOML file: {error}.", hint="See docs/compare.md for the form."
+        ) from error

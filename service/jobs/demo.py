@@ -1,0 +1,311 @@
+"""The demo: from a data set to predictions by name, every step a command that a user can type."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from peterrec.model.errors import Category, PeterRecError
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+START_TIMEOUT_S = 120.0
+TOP_K = 10
+SHOWN_ITEMS = 5
+SHOWN_LABELS = 10
+
+Answer = dict[str, Any]  # Any: a JSON document
+
+
+class DemoFailed(PeterRecError):
+    code = "demo_failed"
+    category = Category.INTERNAL
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """``data`` is a MovieLens folder, or None for the sample shop; ``out`` gets its own folders."""
+
+    data: Path | None
+    out: Path
+    port: int
+    is_once: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DemoTask:
+    """A task to fine-tune: its name and what ``peterrec finetune`` is told beyond the common."""
+
+    name: str
+    kind: str
+    answers: Sequence[str]
+    patch: Sequence[str] = ()
+
+
+READER = ("--blocks", "none", "--queries", "8")
+"""What suits profiles best (docs/experiments.md); the other tasks are patched in all blocks."""
+
+RANKING = DemoTask(
+    "recommendations", "ranking", ("--targets", "targets.parquet", "--target-column", "item_id")
+)
+TAGS = DemoTask("interests", "tags", ("--labels", "tags.parquet", "--label-column", "tag"))
+
+
+def profile_task(column: str, kind: str = "classification") -> DemoTask:
+    """A task on one column of the users' table."""
+    return DemoTask(column, kind, ("--labels", "users.parquet", "--label-column", column), READER)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A data set's tasks, and settings that suit it within the demo's few minutes."""
+
+    tasks: tuple[DemoTask, ...]
+    pretraining: tuple[str, ...]
+    finetuning: tuple[str, ...] = ()
+
+
+SHOP = Recipe(
+    tasks=(
+        profile_task("gender"),
+        profile_task("age_group"),
+        TAGS,
+        profile_task("monthly_spend", "value"),
+        RANKING,
+    ),
+    pretraining=("--dilations", "1,4,8", "--epochs", "4"),
+)
+FILMS = Recipe(
+    tasks=(
+        profile_task("gender"),
+        profile_task("age"),
+        profile_task("occupation"),
+        TAGS,
+        RANKING,
+    ),
+    pretraining=(
+        *("--dilations", "1,4,16,32", "--max-len", "200"),
+        *("--batch-size", "32", "--lr", "0.006", "--epochs", "4"),
+    ),
+    finetuning=("--bottleneck", "16", "--item-dropout", "0.5"),
+)
+FILMS_WITHOUT_PROFILES = Recipe((TAGS, RANKING), FILMS.pretraining, FILMS.finetuning)
+
+
+def run_demo(options: DemoOptions) -> None:
+    """Train, serve, register and ask; then keep serving unless it is to run once."""
+    console = Console()
+    started = time.monotonic()
+    data, backbone = options.out / "data", options.out / "backbone"
+    for folder in (data, backbone, options.out / "server"):
+        shutil.rmtree(folder, ignore_errors=True)
+    recipe = _make_data(options, data, console)
+    events = ("--interactions", data / "histories.parquet", "--order-column", "position")
+    _step(console, "pretrain", *events, "--out", backbone, *recipe.pretraining)
+    for task in recipe.tasks:
+        answers = [str(data / a) if a.endswith(".parquet") else a for a in task.answers]
+        out = ("--out", options.out / f"{task.name}.bundle", "--overwrite")
+        kind = ("--backbone", backbone, "--kind", task.kind)
+        given = (*answers, *recipe.finetuning, *task.patch)
+        _step(console, "finetune", *kind, *events, *given, *out)
+    with _server(console, backbone, options) as server:
+        for task in recipe.tasks:
+            bundle = options.out / f"{task.name}.bundle"
+            _step(console, "push", bundle, "--task", task.name, server=server)
+        _show_user(console, data, server)
+        console.print(f"\nThe demo took {time.monotonic() - started:.0f} s.", highlight=False)
+        if not options.is_once:
+            console.print(f"Serving on {server.url} until you press Ctrl-C; see {server.url}/docs")
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+            signal.sigwait(STOPPING)
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    url: str
+    api_key: str
+
+
+def _make_data(options: DemoOptions, data: Path, console: Console) -> Recipe:
+    if options.data is None:
+        _step(console, "sample-data", "--out", data)
+        return SHOP
+    _step(console, "convert", "movielens", options.data, "--out", data)
+    return FILMS if (data / "users.parquet").exists() else FILMS_WITHOUT_PROFILES
+
+
+def _step(console: Console, *arguments: str | Path, server: _Server | None = None) -> None:
+    """Show a ``peterrec`` command and run it; DemoFailed if it fails."""
+    shown = " ".join(str(argument) for argument in arguments)
+    console.print(f"\n[bold]$ peterrec {shown}[/bold]", highlight=False, soft_wrap=True)
+    access = ["--url", server.url, "--api-key", server.api_key] if server else []
+    command = [*_peterrec(), *(str(argument) for argument in arguments), *access]
+    if subprocess.run(command, check=False, env=_environment()).returncode != 0:
+        raise DemoFailed(f"`peterrec {arguments[0]}` failed; its message is above.")
+
+
+def _environment() -> dict[str, str]:
+    """Threads that wait passively: on a busy machine those that spin cost most of the time."""
+    return {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def _peterrec() -> list[str]:
+    return [sys.executable, "-P", "-m", "peterrec"]
+
+
+@contextmanager
+def _server(console: Console, backbone: Path, options: DemoOptions) -> Iterator[_Server]:
+    """``peterrec serve`` with a data directory of its own; ends it on leaving."""
+    arguments = ["serve", "--backbone", str(backbone), "--port", str(options.port)]
+    arguments += ["--data-dir", str(options.out / "server"), "--metrics-port", "0"]
+    console.print(f"\n[bold]$ peterrec {' '.join(arguments)}[/bold]", highlight=False)
+    process = subprocess.Popen([*_peterrec(), *arguments], stdout=subprocess.PIPE, text=True)
+    try:
+        key = _first_key(console, process)
+        server = _Server(f"http://127.0.0.1:{options.port}", key)
+        _wait_until_ready(server, process)
+        yield server
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+def _first_key(console: Console, process: "subprocess.Popen[str]") -> str:
+    """Pass the server's output on, and read the key that it prints once."""
+    found: list[str] = []
+    has_key = threading.Event()
+
+    def relay() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            console.print(line.rstrip(), markup=False, highlight=False)
+            if match := re.search(r"prk_[0-9a-f]+_[0-9a-f]+", line):
+                found.append(match.group())
+                has_key.set()
+        has_key.set()
+
+    threading.Thread(target=relay, daemon=True).start()
+    has_key.wait(START_TIMEOUT_S)
+    if not found:
+        raise DemoFailed("the server printed no key; its message is above.")
+    return found[0]
+
+
+def _wait_until_ready(server: _Server, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(f"{server.url}/readyz").status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise DemoFailed("the server did not become ready; its message is above.")
+
+
+def _show_user(console: Console, data: Path, server: _Server) -> None:
+    """Ask for everything about one user, and print it by name."""
+    titles = _titles(data / "items.parquet")
+    user, history = _last_user(data / "histories.parquet")
+    question = {"history": history, "tasks": "all", "parameters": {"top_k": TOP_K}}
+    answer = httpx.post(
+        f"{server.url}/users/predict",
+        json=question,
+        headers={"Authorization": f"Bearer {server.api_key}"},
+        timeout=30,
+    )
+    if answer.status_code != httpx.codes.OK:
+        raise DemoFailed(f"the prediction failed: {answer.text}")
+    newest = ", ".join(titles.get(item, item) for item in history[-SHOWN_ITEMS:])
+    console.rule(f"user {user}: {len(history)} items, newest {newest}", align="left")
+    results = answer.json()["results"]
+    console.print(_profile_card(results, _known_profile(data, user)))
+    console.print(_recommendations(results, titles))
+    _show_curl(console, server, history[-SHOWN_ITEMS:])
+
+
+def _show_curl(console: Console, server: _Server, history: list[str]) -> None:
+    body = json.dumps({"history": history, "tasks": "all"})
+    console.print("Ask again, here for the newest items only:")
+    console.print(
+        f"curl -s {server.url}/users/predict -H 'Authorization: Bearer {server.api_key}' "
+        f"-d '{body}'",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _profile_card(results: Mapping[str, Answer], known: Mapping[str, object]) -> Table:
+    table = Table("attribute", "prediction", "probabilities", "in the data", title="Profile card")
+    for task, result in results.items():
+        if "items" in result:
+            continue
+        table.add_row(task, _headline(result), _probabilities(result), str(known.get(task, "")))
+    return table
+
+
+def _headline(result: Answer) -> str:
+    if "tags" in result:
+        return ", ".join(tag["label"] for tag in result["tags"]) or "none"
+    return str(result["label"]) if "label" in result else f"{result['value']:.1f}"
+
+
+def _probabilities(result: Answer) -> str:
+    scores: dict[str, float] = result.get("scores", {})
+    ordered = sorted(scores.items(), key=lambda pair: -pair[1])
+    shown = "  ".join(f"{label} {score:.0%}" for label, score in ordered[:SHOWN_LABELS])
+    return f"{shown}  …" if len(ordered) > SHOWN_LABELS else shown
+
+
+def _recommendations(results: Mapping[str, Answer], titles: Mapping[str, str]) -> Table:
+    table = Table("", "item", "score", title=f"Top {TOP_K} recommendations")
+    for result in results.values():
+        for place, item in enumerate(result.get("items", []), 1):
+            table.add_row(str(place), titles.get(item["id"], item["id"]), f"{item['score']:.2f}")
+    return table
+
+
+def _titles(path: Path) -> dict[str, str]:
+    columns = pq.read_table(path, columns=["item_id", "title"]).to_pydict()
+    return dict(zip(columns["item_id"], columns["title"], strict=True))
+
+
+def _last_user(path: Path) -> tuple[str, list[str]]:
+    """The file's last user and that user's items, oldest first."""
+    columns = pq.read_table(path, columns=["user_id", "item_id", "position"]).to_pydict()
+    user = columns["user_id"][-1]
+    own = [
+        (position, item)
+        for owner, item, position in zip(
+            columns["user_id"], columns["item_id"], columns["position"], strict=True
+        )
+        if owner == user
+    ]
+    return user, [item for _, item in sorted(own)]
+
+
+def _known_profile(data: Path, user: str) -> dict[str, object]:
+    """What the data say of the user, by task name."""
+    known: dict[str, object] = {}
+    if (data / "users.parquet").exists():
+        for row in pq.read_table(data / "users.parquet").to_pylist():
+            if row["user_id"] == user:
+                known |= row
+    tags = pq.read_table(data / "tags.parquet").to_pylist()
+    known[TAGS.name] = ", ".join(row["tag"] for row in tags if row["user_id"] == user)
+    return known

@@ -1,0 +1,57 @@
+"""Data sets from their publishers' own addresses."""
+
+import zipfile
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
+
+import httpx
+
+from peterrec.model.progress import Progress, Watch
+from peterrec.service.errors import DownloadFailed
+
+MOVIELENS_1M = "https://files.grouplens.org/datasets/movielens/ml-1m.zip"
+MEMBERS = ("ratings.dat", "users.dat", "movies.dat", "README")
+LARGEST_BYTES = 200 << 20
+TIMEOUT_S = 30.0
+
+
+def download_movielens_1m(out: Path, watch: Watch, url: str = MOVIELENS_1M) -> None:
+    """Fetch and unpack MovieLens-1M; its licence (README) allows research, not redistribution."""
+    with TemporaryFile() as archive:
+        try:
+            _fetch(url, archive, watch)
+            _unpack(archive, out)
+        except httpx.HTTPError as error:
+            raise DownloadFailed(
+                f"{url}: {type(error).__name__}: {error}.",
+                hint="Without a network, copy the folder here and use `convert movielens`, "
+                "or use `peterrec sample-data`.",
+            ) from error
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise DownloadFailed(
+                f"{url} is no MovieLens-1M archive: {error}.", hint="Try again later."
+            ) from error
+
+
+def _fetch(url: str, archive: IO[bytes], watch: Watch) -> None:
+    with httpx.stream("GET", url, timeout=TIMEOUT_S, follow_redirects=True) as response:
+        response.raise_for_status()
+        total = int(response.headers.get("content-length", 0))
+        for chunk in response.iter_bytes():
+            archive.write(chunk)
+            if archive.tell() > LARGEST_BYTES:
+                raise DownloadFailed(f"{url} is larger than {LARGEST_BYTES} bytes.")
+            watch(Progress("download", archive.tell(), max(total, archive.tell())))
+
+
+def _unpack(archive: IO[bytes], out: Path) -> None:
+    """Only the files we know, whatever else the archive names."""
+    out.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(archive) as files:
+        for member in MEMBERS:
+            with files.open(f"ml-1m/{member}") as source:
+                data = source.read(LARGEST_BYTES + 1)
+            if len(data) > LARGEST_BYTES:
+                raise DownloadFailed(f"{member} unpacks to more than {LARGEST_BYTES} bytes.")
+            (out / member).write_bytes(data)

@@ -1,0 +1,145 @@
+"""The training commands' work: read, train, save."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from peterrec.model.data.examples import keep_frequent
+from peterrec.model.data.interactions import InteractionSource, read_histories
+from peterrec.model.data.splits import split_users
+from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone, save_backbone
+from peterrec.model.files.backbone_info import SPEC
+from peterrec.model.files.tensors import write_tensors
+from peterrec.model.progress import Watch
+from peterrec.model.training.evaluation import evaluate_task
+from peterrec.model.training.finetune.finetune import (
+    FinetunedTask,
+    FinetuneSettings,
+    finetune,
+    prepare_examples,
+)
+from peterrec.model.training.objectives import TASKS
+from peterrec.model.training.pretrain.pretrain import PretrainedBackbone, PretrainSettings, pretrain
+from peterrec.model.training.pretrain.state import CHECKPOINT, remove_checkpoint
+from peterrec.service.errors import OutputExists
+from peterrec.service.jobs.options import AnswerOptions, read_answers
+from peterrec.service.jobs.packing import pack_task, unpack_task
+from peterrec.service.jobs.torchrun import Place
+
+OUTPUT_LAYER = "pretraining_output.safetensors"
+"""Scores of every item beside the backbone: serving needs none of it, further pretraining does."""
+
+OnExisting = Literal["refuse", "resume", "overwrite"]
+
+Part = Literal["test", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneJob:
+    """What to fine-tune and where to put it."""
+
+    interactions: InteractionSource
+    answers: AnswerOptions
+    out: Path
+    name: str
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateJob:
+    """What to judge: a bundle on the users of these files."""
+
+    bundle: Path
+    interactions: InteractionSource
+    answers: AnswerOptions
+    part: Part
+    min_label_count: int
+    max_unknown_share: float
+    validation_share: float
+    test_share: float
+
+
+def run_pretrain(
+    interactions: InteractionSource,
+    settings: PretrainSettings,
+    out: Path,
+    on_existing: OnExisting,
+    watch: Watch,
+    place: Place,
+) -> tuple[PretrainedBackbone, str]:
+    """Pretrain into a folder; the result and the backbone's fingerprint.
+
+    Of several processes that train together only the first writes, and knows the fingerprint.
+    """
+    _prepare_folder(out, on_existing)
+    trained = pretrain(
+        read_histories(interactions),
+        settings,
+        checkpoints=out,
+        resume=on_existing == "resume",
+        watch=watch,
+        workers=place.workers,
+        device=place.device,
+    )
+    if not place.workers.writes:
+        return trained, ""
+    write_tensors(out / OUTPUT_LAYER, trained.output.state_dict())
+    items = list(trained.vocabulary.items)
+    fingerprint = save_backbone(out, trained.backbone, items, trained.record)
+    remove_checkpoint(out)
+    return trained, fingerprint
+
+
+def run_finetune(
+    loaded: LoadedBackbone, job: FinetuneJob, settings: FinetuneSettings, watch: Watch
+) -> FinetunedTask:
+    """Fine-tune a task and write its bundle."""
+    if job.out.exists() and not job.overwrite:
+        raise OutputExists(f"{job.out} exists.", hint="Give another --out, or --overwrite.")
+    labels = read_answers(job.answers)
+    task = finetune(loaded, read_histories(job.interactions), labels, settings, watch)
+    write_bundle(job.out, pack_task(task, loaded, job.name))
+    return task
+
+
+def write_bundle(out: Path, data: bytes) -> None:
+    """Write a bundle; a reader sees the old file or the whole new one."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(out.name + ".partial")
+    partial.write_bytes(data)
+    partial.replace(out)
+
+
+def run_evaluate(backbone: Path, job: EvaluateJob) -> tuple[dict[str, float], int]:
+    """Metrics of a bundle through the plain forward, and on how many users."""
+    loaded = load_backbone(backbone)
+    task = unpack_task(job.bundle.read_bytes(), loaded)
+    manifest = task.bundle.manifest
+    labels = read_answers(replace(job.answers, kind=manifest.kind))
+    histories = read_histories(job.interactions)
+    examples = prepare_examples(loaded, histories, labels, job.max_unknown_share)
+    examples = keep_frequent(examples, job.min_label_count)
+    objective = TASKS[manifest.kind].objective(task.outputs, examples)
+    rows = np.arange(len(examples.users), dtype=np.int64)
+    if job.part == "test":
+        seed = manifest.provenance.seed
+        rows = split_users(examples.users, job.validation_share, job.test_share, seed).test
+    temperature = manifest.head.temperature
+    return evaluate_task(task.model, objective, examples, rows, temperature), len(rows)
+
+
+def _prepare_folder(out: Path, on_existing: OnExisting) -> None:
+    found = [name for name in (SPEC, CHECKPOINT) if (out / name).exists()]
+    if on_existing == "overwrite":
+        remove_checkpoint(out)
+    elif SPEC in found:
+        raise OutputExists(
+            f"{out} holds a finished backbone.", hint="Give another --out, or --overwrite."
+        )
+    elif found and on_existing == "refuse":
+        raise OutputExists(
+            f"{out} holds the checkpoint of an unfinished run.",
+            hint="Continue it with --resume, or start anew with --overwrite.",
+        )

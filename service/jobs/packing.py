@@ -1,0 +1,123 @@
+"""From a fine-tuned task to a bundle, and from a bundle back to a model that can be judged."""
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from peterrec.model.files.backbone_folder import LoadedBackbone
+from peterrec.model.files.probes import probe_tensors
+from peterrec.model.network.backbone import Backbone
+from peterrec.model.network.heads import Head
+from peterrec.model.network.patch import PatchWeights
+from peterrec.model.training.evaluation import TaskModel
+from peterrec.model.training.finetune.finetune import FinetunedTask
+from peterrec.patches.bundle.bundle import Catalog, Manifest, build_bundle
+from peterrec.patches.bundle.manifest import (
+    LABELLED_KINDS,
+    ManifestHead,
+    ManifestInput,
+    ManifestPatch,
+    ManifestProbes,
+    Provenance,
+)
+from peterrec.patches.bundle.verify import (
+    BackboneIdentity,
+    BundleLimits,
+    VerifiedBundle,
+    verify_bundle,
+)
+from peterrec.service.errors import TaskUnpackable
+
+PROBE_USERS = 7
+"""Test users whose answers are stored beside that of an empty history."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnpackedTask:
+    """A verified bundle's model, and the names of its outputs (none for a value)."""
+
+    bundle: VerifiedBundle
+    model: TaskModel
+    outputs: tuple[str, ...]
+
+
+def pack_task(task: FinetunedTask, loaded: LoadedBackbone, name: str) -> bytes:
+    """The bundle of a fine-tuned task, with probes of its own."""
+    probes = probe_tensors(loaded.backbone, task.patch_weights, task.head, _probe_rows(task))
+    tensors = {k: v.numpy() for k, v in {**task.patch, **task.head.named()}.items()} | probes
+    if task.head.spec.kind == "ranking":
+        tensors |= Catalog.pack(task.outputs).tensors()
+    try:
+        manifest = _manifest(task, loaded, name, probes["probe.logits"].shape)
+    except ValidationError as error:
+        reasons = "; ".join(f"{e['loc'][-1]}: {e['msg']}" for e in error.errors())
+        raise TaskUnpackable(f"the task does not fit a bundle: {reasons}.") from error
+    return build_bundle(manifest, tensors)
+
+
+def unpack_task(data: bytes, loaded: LoadedBackbone) -> UnpackedTask:
+    """Verify a bundle against this backbone; BundleRejected names every reason."""
+    identity = BackboneIdentity(loaded.fingerprint, loaded.backbone.spec)
+    bundle = verify_bundle(data, backbone=identity, limits=BundleLimits())
+    manifest = bundle.manifest
+    tensors = {name: torch.from_numpy(np.array(t)) for name, t in bundle.tensors.items()}
+    patch = PatchWeights.from_named(manifest.patch.geometry(), tensors)
+    model = TaskModel(loaded.backbone, patch, _head(manifest, loaded.backbone, tensors))
+    return UnpackedTask(bundle, model, tuple(bundle.catalog or manifest.head.labels or ()))
+
+
+def _head(manifest: Manifest, backbone: Backbone, tensors: dict[str, Tensor]) -> Head:
+    head = Head(manifest.head.spec(), backbone.spec.channels)
+    names = {"weight": "head.weight", "bias": "head.bias"}
+    head.load_state_dict({ours: tensors[n] for ours, n in names.items() if n in tensors})
+    return head.requires_grad_(False)
+
+
+def _probe_rows(task: FinetunedTask) -> list[np.ndarray]:
+    """An empty history, then test users' from the shortest to the longest."""
+    rows = [task.examples.rows[i] for i in task.split.test.tolist()]
+    rows.sort(key=len)
+    chosen = np.unique(np.linspace(0, len(rows) - 1, PROBE_USERS).astype(int))
+    return [np.empty(0, dtype=np.int64), *(rows[i] for i in chosen.tolist())]
+
+
+def _manifest(
+    task: FinetunedTask, loaded: LoadedBackbone, name: str, probe_shape: tuple[int, ...]
+) -> Manifest:
+    spec = task.head.spec
+    return Manifest(
+        name=name,
+        backbone=loaded.fingerprint,
+        input=ManifestInput.of(loaded.backbone.spec),
+        patch=ManifestPatch.of(task.geometry),
+        head=ManifestHead(
+            kind=spec.kind,
+            outputs=spec.outputs,
+            has_bias=spec.has_bias,
+            labels=task.outputs if spec.kind in LABELLED_KINDS else None,
+            temperature=task.temperature,
+        ),
+        probes=ManifestProbes(count=probe_shape[0], columns=probe_shape[1]),
+        metrics=task.metrics,
+        provenance=_provenance(task),
+    )
+
+
+def _provenance(task: FinetunedTask) -> Provenance:
+    data = task.record["data"]
+    digest = sha256(f"{data['histories_digest']}/{data['labels_digest']}".encode()).hexdigest()
+    notes = {key: task.record[key] for key in ("settings", "data", "best_epoch", "seconds")}
+    return Provenance(
+        data_digest=digest,
+        seed=task.record["settings"]["seed"],
+        software=f"peterrec-serving {version('peterrec-serving')}, torch {torch.__version__}",
+        created_at=datetime.now(UTC),
+        notes=json.dumps(notes),
+    )

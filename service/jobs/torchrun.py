@@ -1,0 +1,38 @@
+"""Joining the other processes that ``torchrun`` started beside this one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import distributed as dist
+
+from peterrec.model.training.data_parallel import ALONE, Workers
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where this process trains, and beside whom."""
+
+    workers: Workers
+    device: torch.device
+
+
+@contextmanager
+def place_of(device: str) -> Iterator[Place]:
+    """This process's place on devices of a kind; a graphics card of its own under ``torchrun``.
+
+    Without ``torchrun`` it is alone. The processes part when the block ends.
+    """
+    if not dist.is_available() or not dist.is_torchelastic_launched():
+        yield Place(ALONE, torch.device(device))
+        return
+    own = torch.device(device)
+    if own.type == "cuda":
+        own = torch.device("cuda", dist.get_node_local_rank())
+        torch.cuda.set_device(own)
+    dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
+    try:
+        yield Place(Workers(dist.get_rank(), dist.get_world_size()), own)
+    finally:
+        dist.destroy_process_group()

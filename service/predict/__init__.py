@@ -1,0 +1,1 @@
+"""A request in an HTTP worker: from parsed instances to encoded answers."""

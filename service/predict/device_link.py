@@ -1,0 +1,404 @@
+"""A worker's end of the line to the device process: rows out, results in, on the event loop."""
+
+import asyncio
+import itertools
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+import zmq
+
+from peterrec.service.errors import DeadlineExceeded, QueueFull, row_error
+from peterrec.service.predict.task_table import TaskTable
+from peterrec.service.protocol.messages import (
+    BatchResults,
+    Cancel,
+    FromDevice,
+    Goodbye,
+    Hello,
+    Predict,
+    Prove,
+    Proved,
+    RequestRows,
+    Row,
+    RowResult,
+    Status,
+    Sync,
+    Synced,
+    TableAck,
+    TableUpdate,
+    ToDevice,
+    TrafficSeen,
+    Welcome,
+    encode,
+    from_device,
+)
+
+HELLO_INTERVAL_S = 1.0
+SEEKING_INTERVAL_S = 0.1
+"""Between two ``Hello`` while the device process is not there."""
+
+SILENCE_LIMIT_S = 3.0
+"""Without a message for so long the device process counts as gone: it sends one each second."""
+
+TIMER_GRAIN_S = 0.001
+"""The loop's timers may be so early."""
+
+LINGER_MS = 200
+POLLIN = int(zmq.POLLIN)
+"""As an enum, asking for it takes longer than the answer."""
+
+
+class AdmittedRow(msgspec.Struct, frozen=True, gc=False):
+    """A row and the digest it is bound to; its handle is only this epoch's name for it."""
+
+    row: Row
+    digest: str
+
+
+class _Pending:
+    """A request under way. Its caller waits for the first ``awaited`` rows; others are silent.
+
+    ``sent``: which of its rows the last message carried, in order.
+    """
+
+    __slots__ = ("awaited", "deadline", "future", "missing", "results", "rows", "sent")
+
+    def __init__(
+        self,
+        rows: Sequence[AdmittedRow],
+        awaited: int,
+        deadline: float,
+        future: "asyncio.Future[str]",
+    ) -> None:
+        self.rows = rows
+        self.awaited = self.missing = awaited
+        self.deadline = deadline
+        self.future = future
+        self.results: list[RowResult | None] = [None] * len(rows)
+        self.sent: Sequence[int] = range(len(rows))
+
+    def take(self, result: RowResult, at: int) -> None:
+        if self.results[at] is None:
+            self.results[at] = result
+            if at < self.awaited:
+                self.missing -= 1
+                if not self.missing:
+                    self.finish("")
+
+    def finish(self, error: str) -> None:
+        """Let the caller go on; rows still missing get ``error``."""
+        if not self.future.done():
+            self.future.set_result(error)
+
+    def answer(self, error: str) -> list[RowResult]:
+        rows = self.results[: self.awaited]
+        return [r or RowResult(0, at, b"", error=error) for at, r in enumerate(rows)]
+
+
+class Results(NamedTuple):
+    """One result per row; of the silent ones those that were there when the last row's was."""
+
+    rows: list[RowResult]
+    silent: list[RowResult | None]
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    message: Prove | Sync
+    future: asyncio.Future[Proved | Synced]
+
+
+@dataclass(slots=True)
+class LinkState:
+    """What the worker knows about the device process, for ``/readyz``."""
+
+    heard_at: float = float("-inf")
+    is_ready: bool = False
+    status: Status | None = None
+    waiting_rows: int = 0
+
+
+class DeviceLink:
+    """One zmq DEALER on the running loop; every method belongs to the loop's thread.
+
+    ``on_update`` is called after the table took over a change and before it is acknowledged.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        worker: str,
+        table: TaskTable,
+        *,
+        max_rows: int,
+        on_update: Callable[[TableUpdate], None],
+    ) -> None:
+        self._endpoint = endpoint
+        self._worker = worker
+        self._table = table
+        self._max_rows = max_rows
+        self._on_update = on_update
+        self._ids = itertools.count(1)
+        self._pending: dict[int, _Pending] = {}
+        self._calls: dict[int, _Call] = {}
+        self._outbox: list[ToDevice] = []
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = math.inf
+        self._welcomed = asyncio.Event()
+        self.state = LinkState()
+
+    async def start(self) -> None:
+        """Connect; requests are refused until the device process has welcomed this worker."""
+        self._loop = asyncio.get_running_loop()
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, LINGER_MS)
+        self._socket.setsockopt(zmq.SNDHWM, 0)  # rows are bounded by max_rows
+        self._socket.setsockopt(zmq.RCVHWM, 0)
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing queues while nobody listens
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 50)
+        self._socket.connect(self._endpoint)
+        self._loop.add_reader(self._socket.FD, self._drain)
+        self._greeter = self._loop.create_task(self._greet())
+
+    async def close(self) -> None:
+        """Say goodbye; whoever still waits is told that the device process is gone."""
+        self._greeter.cancel()
+        await asyncio.gather(self._greeter, return_exceptions=True)
+        for pending in self._pending.values():
+            pending.finish("device_unavailable")
+        for call in self._calls.values():
+            call.future.cancel()
+        self._send(Goodbye(self._worker))
+        self._flush()
+        self._set_alarm(math.inf)
+        self._loop.remove_reader(self._socket.FD)
+        self._socket.close()
+        await asyncio.to_thread(self._context.term)
+
+    @property
+    def is_connected(self) -> bool:
+        """True if the device process has welcomed this worker and was heard of lately."""
+        return self._table.epoch > 0 and time.monotonic() - self.state.heard_at < SILENCE_LIMIT_S
+
+    @property
+    def is_busy(self) -> bool:
+        """True while requests wait for their answers."""
+        return bool(self._pending)
+
+    @property
+    def was_welcomed(self) -> bool:
+        """True once the device process has told this worker what it serves."""
+        return self._welcomed.is_set()
+
+    async def welcomed(self, timeout_s: float) -> bool:
+        """Wait for the device process; False if it has not welcomed this worker in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._welcomed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def predict(
+        self, rows: Sequence[AdmittedRow], deadline: float, silent: Sequence[AdmittedRow] = ()
+    ) -> Results:
+        """One result per row, in order; a row without an answer carries its error's code.
+
+        ``silent`` rows run in the same batch if it has room, and are waited for by nobody.
+        ``deadline`` is on ``time.monotonic``. DeviceUnavailable and QueueFull refuse at once;
+        cancelling the call drops the rows that still wait.
+        """
+        if not self.is_connected:
+            raise row_error("device_unavailable")
+        if self.state.waiting_rows + len(rows) > self._max_rows:
+            raise QueueFull(f"{self.state.waiting_rows} rows wait already.", hint="Try again.")
+        request_id = next(self._ids)
+        awaited = len(rows)
+        if silent and self.state.waiting_rows + awaited + len(silent) <= self._max_rows:
+            rows = [*rows, *silent]
+        count = len(rows)
+        pending = _Pending(rows, awaited, deadline, self._loop.create_future())
+        self._pending[request_id] = pending
+        self.state.waiting_rows += count
+        self._ask(RequestRows(request_id, deadline, [each.row for each in rows]))
+        if deadline < self._alarm_at:
+            self._set_alarm(deadline)
+        try:
+            answered = pending.answer(await pending.future)
+            left_out: list[RowResult | None] = [None] * (awaited + len(silent) - count)
+            return Results(answered, [*pending.results[awaited:], *left_out])
+        finally:
+            del self._pending[request_id]
+            self.state.waiting_rows -= count
+            if None in pending.results:
+                self._send(Cancel(request_id))
+
+    def renewed(self, row: AdmittedRow) -> AdmittedRow | None:
+        """The row under the handle that its digest has now; None if it has left the device."""
+        bundle = self._table.resident(row.digest)
+        if bundle is None:
+            return None
+        return AdmittedRow(msgspec.structs.replace(row.row, handle=bundle.handle), row.digest)
+
+    def tell(self, seen: TrafficSeen) -> None:
+        """Tell what was seen of a task's traffic; lost if the device process is away."""
+        self._send(seen)
+
+    async def prove(self, path: str, timeout_s: float) -> Proved:
+        """Have a spooled bundle verified and its probes run; DeviceUnavailable refuses at once."""
+        if not self.is_connected:
+            raise row_error("device_unavailable")
+        answer = await self._call(Prove(next(self._ids), path), timeout_s)
+        assert isinstance(answer, Proved)
+        return answer
+
+    async def sync(self, revision: int, timeout_s: float) -> Synced:
+        """Wait until every worker of this replica serves a registry revision.
+
+        A device process that is being restarted is waited for: the change is made already.
+        """
+        answer = await self._call(Sync(next(self._ids), revision), timeout_s)
+        assert isinstance(answer, Synced)
+        return answer
+
+    async def _call(self, message: Prove | Sync, timeout_s: float) -> Proved | Synced:
+        call = _Call(message, self._loop.create_future())
+        self._calls[message.request_id] = call
+        self._send(message)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await call.future
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"the device process did not answer within {timeout_s:g} s.",
+                hint="The change may still take effect; read the task again.",
+            ) from error
+        finally:
+            del self._calls[message.request_id]
+
+    async def _greet(self) -> None:
+        while True:
+            self._send(Hello(self._worker, self._table.epoch))
+            await asyncio.sleep(HELLO_INTERVAL_S if self.is_connected else SEEKING_INTERVAL_S)
+
+    def _set_alarm(self, at: float) -> None:
+        """Look at the deadlines then: one timer for all requests, which seldom reach theirs."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = at
+        if at < math.inf:
+            self._alarm = self._loop.call_later(max(0.0, at - time.monotonic()), self._ring)
+
+    def _ring(self) -> None:
+        now = time.monotonic() + TIMER_GRAIN_S
+        later = math.inf
+        for pending in self._pending.values():
+            if pending.deadline <= now:
+                pending.finish("deadline_exceeded")
+            else:
+                later = min(later, pending.deadline)
+        self._set_alarm(later)
+
+    def _ask(self, request: RequestRows) -> None:
+        """Send rows, in one message with those of other requests that are asked just before."""
+        last = self._outbox[-1] if self._outbox else None
+        if isinstance(last, Predict) and last.epoch == self._table.epoch:
+            last.requests.append(request)
+        else:
+            self._send(Predict(self._table.epoch, [request]))
+
+    def _send(self, message: ToDevice) -> None:
+        """Send with whatever else this turn of the loop sends, as one message: a wake-up each is
+        most of what a row costs here."""
+        if not self._outbox:
+            self._loop.call_soon(self._flush)
+        self._outbox.append(message)
+
+    def _flush(self) -> None:
+        """Nothing goes out while nobody listens: rows are sent again after the next Welcome."""
+        frames = [encode(message) for message in self._outbox]
+        self._outbox.clear()
+        if not frames or self._socket.closed:
+            return
+        try:
+            self._socket.send_multipart(frames, zmq.DONTWAIT)
+        except zmq.Again:
+            return
+        # zmq's descriptor is edge-triggered: sending may consume the edge of what has arrived
+        if self._has_news:
+            self._loop.call_soon(self._drain)
+
+    @property
+    def _has_news(self) -> bool:
+        return not self._socket.closed and bool(int(self._socket.getsockopt(zmq.EVENTS)) & POLLIN)
+
+    def _drain(self) -> None:
+        while self._has_news:
+            self.state.heard_at = time.monotonic()
+            self._receive(from_device.decode(self._socket.recv(zmq.DONTWAIT)))
+
+    def _receive(self, message: FromDevice) -> None:
+        match message:
+            case BatchResults():
+                self._take_results(message)
+            case Status():
+                self.state.status = message
+                self.state.is_ready = message.is_ready
+            case TableUpdate():
+                if message.epoch == self._table.epoch:
+                    self._apply(message)
+            case Welcome():
+                self._begin_epoch(message)
+            case Proved() | Synced():
+                self._finish_call(message)
+
+    def _take_results(self, batch: BatchResults) -> None:
+        if batch.epoch != self._table.epoch:
+            return
+        for result in batch.rows:
+            pending = self._pending.get(result.request_id)
+            if pending is not None:
+                pending.take(result, pending.sent[result.row])
+
+    def _finish_call(self, answer: Proved | Synced) -> None:
+        call = self._calls.get(answer.request_id)
+        if call is not None and not call.future.done():
+            call.future.set_result(answer)
+
+    def _apply(self, update: TableUpdate) -> None:
+        self._table.apply(update)
+        self._on_update(update)
+        self._send(TableAck(update.epoch, update.version))
+
+    def _begin_epoch(self, welcome: Welcome) -> None:
+        is_new = welcome.epoch != self._table.epoch
+        self._apply(welcome.table)
+        self.state.is_ready = welcome.is_ready
+        self._welcomed.set()
+        if is_new:
+            for request_id, pending in list(self._pending.items()):
+                self._send_again(request_id, pending)
+            for call in self._calls.values():
+                self._send(call.message)
+
+    def _send_again(self, request_id: int, pending: _Pending) -> None:
+        """Rows without an answer, under the handles their digests have in the new epoch."""
+        rows: list[Row] = []
+        sent: list[int] = []
+        for at, admitted in enumerate(pending.rows):
+            if pending.results[at] is not None:
+                continue
+            renewed = self.renewed(admitted)
+            if renewed is None:
+                pending.take(RowResult(request_id, at, b"", error="bundle_gone"), at)
+            else:
+                rows.append(renewed.row)
+                sent.append(at)
+        pending.sent = sent
+        if rows:
+            self._ask(RequestRows(request_id, pending.deadline, rows))

@@ -1,0 +1,175 @@
+"""Item ids as callers know them → token ids of the backbone and outputs of a ranking head."""
+
+from array import array
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Literal, Protocol
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from peterrec.model.spec import FIRST_ITEM, UNK
+
+ItemId = str | int
+"""An int means the item whose id is that number's decimal string."""
+
+UnknownItems = Literal["drop", "map", "error"]
+
+Tokens = npt.NDArray[np.int32]
+Flags = npt.NDArray[np.bool_]
+
+SHOWN_UNKNOWN = 10
+"""Unknown ids that an answer names; their count is always exact."""
+
+UNKNOWN, BEYOND = -1, -2
+"""In place of a token: there is none, or the table of numbers does not reach so far."""
+
+NUMBERS_PER_ITEM = 16
+"""Numbers up to so many times the count of items go into a table: 64 bytes an item at most."""
+
+
+class MappedHistory(msgspec.Struct, frozen=True, gc=False):
+    """A history as the network reads it: ``tokens`` int32, oldest first, without [CLS].
+
+    ``used_items`` counts the tokens; ``is_cold`` means that none of them is a known item.
+    """
+
+    tokens: bytes
+    used_items: int
+    unknown_items: int
+    unknown: list[ItemId]
+    is_truncated: bool
+    is_cold: bool
+
+
+class ItemVocabulary:
+    """Token ids by external id."""
+
+    def __init__(self, items: Iterable[str], max_len: int) -> None:
+        self._max_len = max_len
+        self._tokens = {item: token for token, item in enumerate(items, FIRST_ITEM)}
+        self._numbers = _NumberTable(self._tokens)
+
+    def map_history(self, history: Sequence[ItemId], unknown_items: UnknownItems) -> MappedHistory:
+        """Tokens of the newest ``max_len`` items; unknown ones are left out unless mapped to UNK.
+
+        The policy ``error`` maps like ``drop``: the caller refuses a history with unknown items.
+        """
+        found = self._numbers.find(history)
+        if found is None:
+            found = self._find_names(history)
+        is_unknown = found == UNKNOWN
+        count = int(np.count_nonzero(is_unknown))
+        unknown: list[ItemId] = []
+        if count:
+            unknown = _first_unknown(history, is_unknown)
+            if unknown_items == "map":
+                found[is_unknown] = UNK
+            else:
+                found = found[~is_unknown]
+        kept = found[-self._max_len :]
+        return MappedHistory(
+            tokens=kept.tobytes(),
+            used_items=len(kept),
+            unknown_items=count,
+            unknown=unknown,
+            is_truncated=len(found) > self._max_len,
+            is_cold=not len(kept) or (count > 0 and bool((kept == UNK).all())),
+        )
+
+    def _find_names(self, history: Sequence[ItemId]) -> Tokens:
+        found = list(map(self._tokens.get, history))  # type: ignore[arg-type]  # no int is found
+        if None in found:
+            found = [self._tokens.get(str(item), UNKNOWN) for item in history]
+        return np.array(found, np.int32)
+
+
+class _NumberTable:
+    """Tokens of the items that are small numbers: a history of ints takes one look.
+
+    The look-ups of fifty ids in a dict wait for memory a hundred times, which was a sixth of all
+    that a worker does for a request.
+    """
+
+    def __init__(self, tokens: Mapping[str, int]) -> None:
+        numbers = {
+            item: number for item in tokens if (number := _canonical_number(item)) is not None
+        }
+        size = NUMBERS_PER_ITEM * len(tokens)
+        inside = [item for item, number in numbers.items() if 0 <= number < size]
+        at = np.array([numbers[item] for item in inside], np.int64)
+        self._table = np.full(at.max(initial=-1) + 3, UNKNOWN, np.int32)
+        self._table[at + 1] = [tokens[item] for item in inside]
+        self._is_complete = len(inside) == len(numbers)
+        self._table[[0, -1]] = UNKNOWN if self._is_complete else BEYOND  # numbers past either end
+
+    def find(self, history: Sequence[ItemId]) -> Tokens | None:
+        """The token of each item, or UNKNOWN; None if the table can't tell."""
+        try:
+            numbers = array("q", history)  # type: ignore[type-var]  # a string is refused
+        except (TypeError, OverflowError):
+            return None
+        found = self._table.take(np.frombuffer(numbers, np.int64) + 1, mode="clip")
+        return found if self._is_complete or BEYOND not in found else None
+
+
+def _first_unknown(history: Sequence[ItemId], is_unknown: Flags) -> list[ItemId]:
+    missing = (history[at] for at in is_unknown.nonzero()[0].tolist())
+    return list(dict.fromkeys(missing))[:SHOWN_UNKNOWN]
+
+
+def _canonical_number(item: str) -> int | None:
+    if not item.removeprefix("-").isdecimal() or not item.isascii() or len(item) > 20:
+        return None
+    number = int(item)
+    return number if str(number) == item else None
+
+
+class Catalog(Protocol):
+    """The ordered items of a ranking head."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> str: ...
+
+    def index_of(self, external_id: str) -> int | None:
+        """The output that stands for an item; None if the catalog lacks it."""
+
+
+class MappedSelection(msgspec.Struct, frozen=True, gc=False):
+    """Which outputs of a ranking head may be returned; indices int64, None means all.
+
+    ``filtered``: how many items of the catalog, or of the candidates, are held back.
+    """
+
+    excluded: bytes
+    candidates: bytes | None
+    filtered: int
+    unknown_candidates: list[ItemId]
+
+
+def map_selection(
+    catalog: Catalog, excluded: Collection[ItemId], candidates: Sequence[ItemId] | None
+) -> MappedSelection:
+    """Catalog indices of items never to return and, if given, of the only ones to choose from."""
+    held_back = _indices(catalog, excluded)
+    if candidates is None:
+        return MappedSelection(_packed(held_back), None, len(held_back), [])
+    chosen = _indices(catalog, candidates)
+    return MappedSelection(
+        excluded=_packed(held_back),
+        candidates=_packed(chosen),
+        filtered=len(held_back & chosen),
+        unknown_candidates=[c for c in candidates if catalog.index_of(str(c)) is None][
+            :SHOWN_UNKNOWN
+        ],
+    )
+
+
+def _indices(catalog: Catalog, items: Iterable[ItemId]) -> set[int]:
+    found = (catalog.index_of(str(item)) for item in items)
+    return {index for index in found if index is not None}
+
+
+def _packed(indices: Iterable[int]) -> bytes:
+    return array("q", sorted(indices)).tobytes()

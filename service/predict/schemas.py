@@ -1,0 +1,221 @@
+"""Bodies of the prediction calls, decoded and encoded by msgspec; unknown fields are refused."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from peterrec.service.errors import ErrorBody
+from peterrec.service.predict.item_ids import ItemId, UnknownItems
+from peterrec.service.protocol.served_task import Role
+
+MAX_TOP_K = 1000
+DEFAULT_TOP_K = 10
+MAX_INSTANCES = 256
+MAX_TASKS = 512
+MAX_HISTORY_ITEMS = 10_000
+MAX_BODY_BYTES = 2_000_000
+
+Version = Annotated[
+    int | str,
+    Meta(
+        description="The version that is to answer, instead of prod and its canaries: its number, "
+        "its digest, or an alias. It must be served: named by an alias or the traffic.",
+        examples=[7, "sha256:5f1c…", "next"],
+    ),
+]
+AnswerRole = Annotated[
+    Role,
+    Meta(
+        description="Why this version answered; pinned: the request asked for it. A shadow never "
+        "answers."
+    ),
+]
+TopK = Annotated[int, Meta(ge=1, le=MAX_TOP_K, description="How many items a ranking returns.")]
+UserId = Annotated[
+    str | int,
+    Meta(
+        description="Returned as it is; not looked up. A canary answers the same users each time; "
+        "without it, the same histories."
+    ),
+]
+History = Annotated[
+    list[ItemId],
+    Meta(
+        description="The user's item ids, oldest first; strings or ints (an int means its decimal "
+        f"string). At most {MAX_HISTORY_ITEMS}; the newest max_len of the backbone are used. "
+        "Empty is legal: a cold start.",
+        examples=[["1193", "661", "914"]],
+    ),
+]
+
+
+class Parameters(Struct, frozen=True, forbid_unknown_fields=True):
+    """Defaults for every instance of the call."""
+
+    top_k: TopK = DEFAULT_TOP_K
+    exclude_seen: Annotated[
+        bool, Meta(description="Whether a ranking leaves out the items of the history.")
+    ] = True
+    unknown_items: Annotated[
+        UnknownItems,
+        Meta(description="Items the backbone does not know: drop, map (to UNK) or error."),
+    ] = "drop"
+    version: Version | None = None
+
+
+NO_PARAMETERS = Parameters()
+
+
+class Instance(Struct, frozen=True, forbid_unknown_fields=True):
+    """One user to predict for."""
+
+    history: History
+    user_id: UserId | None = None
+    top_k: TopK | None = None
+    exclude: Annotated[
+        list[ItemId] | None, Meta(description="Items that a ranking must not return.")
+    ] = None
+    candidates: Annotated[
+        list[ItemId] | None, Meta(description="The only items that a ranking may return.")
+    ] = None
+    exclude_seen: bool | None = None
+
+
+class PredictRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Either ``history``, for one user, or ``instances``."""
+
+    history: History | UnsetType = UNSET
+    instances: (
+        Annotated[list[Instance], Meta(min_length=1, max_length=MAX_INSTANCES)] | UnsetType
+    ) = UNSET
+    parameters: Parameters = NO_PARAMETERS
+
+
+class LooseRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """A predict request whose instances are judged one by one, each failing alone."""
+
+    instances: list[msgspec.Raw]
+    parameters: Parameters = NO_PARAMETERS
+
+
+class TaskChoice(Struct, frozen=True, forbid_unknown_fields=True):
+    """A task with its own parameters."""
+
+    task: str
+    top_k: TopK | None = None
+    exclude_seen: bool | None = None
+    version: Version | None = None
+
+
+class UsersPredictRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """One user's history and the tasks to answer for it, all at one registry revision."""
+
+    history: History
+    tasks: Annotated[
+        list[str | TaskChoice] | Literal["all"],
+        Meta(description='Names, {"task", "top_k"} objects, or "all" that this key may read.'),
+    ]
+    parameters: Parameters = NO_PARAMETERS
+    user_id: UserId | None = None
+
+
+class Used(Struct, frozen=True, kw_only=True, tag_field="kind"):
+    """What of the history the answer rests on; ``kind`` is the task's.
+
+    In a call for many tasks, and of a task with traffic, each answer also names its own bundle.
+    """
+
+    version: int | UnsetType = UNSET
+    digest: str | UnsetType = UNSET
+    alias: str | UnsetType | None = UNSET
+    role: AnswerRole | UnsetType = UNSET
+    used_items: Annotated[int, Meta(description="Items that the network read.")]
+    unknown_items: Annotated[int, Meta(description="Items outside the backbone's vocabulary.")]
+    unknown: Annotated[list[ItemId], Meta(description="The first ten of them.")]
+    truncated: Annotated[bool, Meta(description="Older items than max_len were left out.")]
+    cold: Annotated[bool, Meta(description="No known item was read: a cold start.")]
+    user_id: str | int | UnsetType = UNSET
+
+
+class ClassPrediction(Used, frozen=True, kw_only=True, tag="classification"):
+    """Answer of a classification task."""
+
+    label: Annotated[str, Meta(description="The most probable label.")]
+    scores: Annotated[dict[str, float], Meta(description="Probability of every label, in order.")]
+
+
+class Tag(Struct, frozen=True):
+    """A tag that applies."""
+
+    label: str
+    score: float
+
+
+class TagsPrediction(Used, frozen=True, kw_only=True, tag="tags"):
+    """Answer of a tags task: independent probabilities."""
+
+    tags: Annotated[list[Tag], Meta(description="Tags at or above the threshold, best first.")]
+    scores: dict[str, float]
+    threshold: float
+
+
+class ValuePrediction(Used, frozen=True, kw_only=True, tag="value"):
+    """Answer of a value task."""
+
+    value: float
+
+
+class RankedItem(Struct, frozen=True):
+    """An item of the catalog; the score orders, it is no probability."""
+
+    id: str
+    score: float
+
+
+class RankingPrediction(Used, frozen=True, kw_only=True, tag="ranking"):
+    """Answer of a ranking task."""
+
+    items: Annotated[list[RankedItem], Meta(description="Best first.")]
+    filtered: Annotated[int, Meta(description="Items held back as seen or excluded.")]
+    unknown_candidates: Annotated[
+        list[ItemId] | UnsetType, Meta(description="Candidates outside the catalog, first ten.")
+    ] = UNSET
+
+
+class FailedRow(Struct, frozen=True, tag_field="kind", tag="error"):
+    """An instance that could not be answered; its neighbours are not affected."""
+
+    error: ErrorBody
+    user_id: str | int | UnsetType = UNSET
+
+
+Prediction = ClassPrediction | TagsPrediction | ValuePrediction | RankingPrediction
+
+
+class PredictResponse(Struct, frozen=True):
+    """Predictions in the order of the instances, by the bundle that is named.
+
+    If a canary answered some of several instances, this names prod, and they name their own.
+    """
+
+    task: str
+    version: int
+    digest: str
+    alias: Annotated[str | None, Meta(description="The alias by which it was found, if by one.")]
+    role: AnswerRole
+    kind: str
+    registry_revision: int
+    request_id: str
+    predictions: list[
+        ClassPrediction | TagsPrediction | ValuePrediction | RankingPrediction | FailedRow
+    ]
+
+
+class UsersPredictResponse(Struct, frozen=True):
+    """The user's profile card: every task that could be answered, and why others could not."""
+
+    registry_revision: int
+    request_id: str
+    results: dict[str, Prediction]
+    errors: dict[str, ErrorBody]

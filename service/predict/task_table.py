@@ -1,0 +1,160 @@
+"""What this worker serves: a mirror of the device process's table, changed only by its messages."""
+
+import asyncio
+from collections.abc import Iterable
+
+from peterrec.patches.errors import AliasNotFound, InvalidDigest, TaskNotFound
+from peterrec.patches.identity import Digest, TaskId, TaskRef, TenantId, parse_digest
+from peterrec.patches.registry.records import ActiveTraffic, TaskEntry
+from peterrec.patches.registry.traffic import PROD
+from peterrec.service.errors import BundleNotReady, TaskNotActive, VersionNotServed, row_error
+from peterrec.service.protocol.messages import BundleEntry, TableUpdate
+from peterrec.service.protocol.served_task import Role, ServedTask, Split
+
+VersionName = int | str
+"""A version by its number, its digest, or an alias that names it."""
+
+MAX_DIGITS = 18
+
+
+class TaskTable:
+    """Tasks, residencies and revision of one device process, swapped between requests.
+
+    Lives on the event loop: what is resolved without an ``await`` in between is one snapshot.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.version = 0
+        self.revision = 0
+        self._tasks: dict[str, dict[str, TaskEntry]] = {}  # by tenant and name
+        self._bundles: dict[str, BundleEntry] = {}  # by digest
+        self._splits: dict[tuple[str, str], Split] = {}
+        self._turned = asyncio.Event()
+
+    def apply(self, update: TableUpdate) -> None:
+        """Take over a change; a full one replaces everything known so far."""
+        if update.is_full:
+            self._tasks, self._bundles = {}, {}
+        for digest in update.removed_bundles:
+            self._bundles.pop(digest, None)
+        for bundle in update.bundles:
+            self._bundles[bundle.digest] = bundle.shared()
+        for tenant, task in update.removed_tasks:
+            self._tasks.get(tenant, {}).pop(task, None)
+        for entry in update.tasks:
+            self._tasks.setdefault(entry.tenant, {})[entry.task] = entry.shared(self._own)
+        self._splits.clear()
+        self.epoch = update.epoch
+        self.version = update.version
+        self.revision = update.revision
+        turned, self._turned = self._turned, asyncio.Event()
+        turned.set()
+
+    async def turn(self, timeout_s: float) -> bool:
+        """Wait for the next change; False if there was none in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._turned.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _own(self, digest: Digest) -> Digest:
+        """The digest's text as its bundle has it: ten thousands are held once."""
+        bundle = self._bundles.get(digest)
+        return digest if bundle is None else bundle.digest
+
+    def entry(self, tenant: str, task: str) -> TaskEntry | None:
+        """The task as the registry has it; None if the tenant has no such task."""
+        return self._tasks.get(tenant, {}).get(task)
+
+    def entries(self, tenant: str) -> Iterable[TaskEntry]:
+        """The tenant's tasks in the order of their names."""
+        return sorted(self._tasks.get(tenant, {}).values(), key=lambda entry: entry.task)
+
+    def resolve(
+        self, tenant: TenantId, task: str, version: VersionName | None = None
+    ) -> ServedTask:
+        """What answers now: prod with its traffic, or the version that is asked for.
+
+        TaskNotFound, TaskNotActive, VersionNotServed, AliasNotFound or BundleNotReady if none.
+        """
+        entry = self.entry(tenant, task)
+        if entry is None:
+            raise TaskNotFound(task) if self.epoch else row_error("device_unavailable")
+        if version is not None:
+            return self._pinned(entry, version)
+        number = entry.aliases.get(PROD)
+        if number is None:
+            is_loading = any(digest not in self._bundles for digest in entry.digests)
+            raise BundleNotReady(f"of task {task!r}") if is_loading else TaskNotActive(task)
+        bundle = self._bundle(entry, number)
+        split = None if entry.traffic is None else self._split(entry, entry.traffic)
+        return ServedTask(tenant, task, number, PROD, bundle, Role.PROD, split)
+
+    def resident(self, digest: str) -> BundleEntry | None:
+        """The current residency of a bundle; None if the device does not hold it."""
+        return self._bundles.get(digest)
+
+    def _bundle(self, entry: TaskEntry, number: int) -> BundleEntry:
+        digest = entry.digest_of(number)
+        bundle = None if digest is None else self._bundles.get(digest)
+        if bundle is None:
+            raise BundleNotReady(f"of task {entry.task!r}")
+        return bundle
+
+    def _split(self, entry: TaskEntry, active: ActiveTraffic) -> Split | None:
+        """The task's traffic; made once a table, for all its requests. None if it lacks a bundle:
+        a canary that is not there must not keep prod from answering."""
+        key = (entry.tenant, entry.task)
+        split = self._splits.get(key)
+        if split is None and active.versions.keys() <= self._bundles.keys():
+            split = self._splits[key] = self._make_split(entry, active)
+        return split
+
+    def _make_split(self, entry: TaskEntry, active: ActiveTraffic) -> Split:
+        def served(digest: Digest, role: Role) -> ServedTask:
+            number = active.versions[digest]
+            bundle = self._bundle(entry, number)
+            return ServedTask(entry.tenant, entry.task, number, None, bundle, role)
+
+        traffic = active.traffic
+        return Split(
+            ref=TaskRef(TenantId(entry.tenant), TaskId(entry.task)),
+            traffic=traffic,
+            revision=active.revision,
+            canaries={each.digest: served(each.digest, Role.CANARY) for each in traffic.canary},
+            shadows=tuple(served(digest, Role.SHADOW) for digest in traffic.shadow),
+        )
+
+    def _pinned(self, entry: TaskEntry, wanted: VersionName) -> ServedTask:
+        number, alias = _find(entry, wanted)
+        bundle = self._bundle(entry, number)
+        return ServedTask(entry.tenant, entry.task, number, alias, bundle, Role.PINNED)
+
+
+def _find(entry: TaskEntry, wanted: VersionName) -> tuple[int, str | None]:
+    """The number of the version that is asked for, and the alias if it was by one."""
+    text = str(wanted)
+    if text.isdecimal() and len(text) <= MAX_DIGITS:
+        if int(text) in entry.numbers:
+            return int(text), None
+        raise _not_served(entry, text)
+    if text in entry.aliases:
+        return entry.aliases[text], text
+    try:
+        digest = parse_digest(text)
+    except InvalidDigest:
+        raise AliasNotFound(entry.task, text[:128]) from None
+    for number, found in entry.versions.items():
+        if found == digest:
+            return number, None
+    raise _not_served(entry, text)
+
+
+def _not_served(entry: TaskEntry, wanted: str) -> VersionNotServed:
+    named: dict[int, list[str]] = {number: [] for number in entry.numbers}
+    for alias, number in sorted(entry.aliases.items()):
+        named[number].append(alias)
+    return VersionNotServed(entry.task, wanted, named)

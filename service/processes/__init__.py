@@ -1,0 +1,1 @@
+"""The composition roots of each process: supervisor, HTTP worker, device."""

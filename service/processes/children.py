@@ -1,0 +1,98 @@
+"""Child processes that are started again when they die, and stopped in order."""
+
+import asyncio
+import signal
+import time
+from asyncio.subprocess import Process
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from peterrec.service.telemetry.events import ChildRestarted, Emit
+
+log = structlog.get_logger()
+
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 5.0
+"""Between two starts of a child that keeps dying; doubled each time."""
+
+STABLE_AFTER_S = 10.0
+"""A child that lived so long died by accident: its next pause is the first one again."""
+
+
+EXIT_REFUSED = 3
+"""Exit status of a child that could not start for a reason that will not go away."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildCommand:
+    """How to start a child. ``kind`` is ``device`` or ``worker``."""
+
+    kind: str
+    arguments: Sequence[str]
+    environment: dict[str, str]
+    inherited: Sequence[int] = ()
+
+
+class Child:
+    """One child process, kept alive until ``stop``."""
+
+    def __init__(self, command: ChildCommand, emit: Emit) -> None:
+        self._command = command
+        self._emit = emit
+        self._process: Process | None = None
+        self._is_stopping = False
+        self.deaths = 0
+        self.has_refused = False
+        self.kind = command.kind
+
+    def start(self) -> None:
+        """Begin to keep it alive, as a task of the running loop."""
+        self._keeper = asyncio.create_task(self._keep())
+
+    def terminate(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Ask it to end; it is not started again."""
+        self._is_stopping = True
+        self._signal(number)
+
+    async def wait(self, timeout_s: float) -> None:
+        """Wait for its end after ``terminate``; kill it at the deadline."""
+        done, _ = await asyncio.wait([self._keeper], timeout=timeout_s)
+        if not done:
+            log.error("child_killed", child=self.kind, after_s=timeout_s)
+            self._signal(signal.SIGKILL)
+            await self._keeper
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(number)
+
+    async def _keep(self) -> None:
+        pause_s = FIRST_PAUSE_S
+        while not self._is_stopping:
+            started = time.monotonic()
+            code = await self._run()
+            if self._is_stopping:
+                return
+            self.deaths += 1
+            self.has_refused = code == EXIT_REFUSED
+            log.error("child_died", child=self.kind, code=code)
+            self._emit(ChildRestarted(self.kind))
+            if time.monotonic() - started > STABLE_AFTER_S:
+                pause_s = FIRST_PAUSE_S
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+    async def _run(self) -> int:
+        """Start it and wait for its end. Its standard input tells it that we live."""
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command.arguments,
+            stdin=asyncio.subprocess.PIPE,
+            env=self._command.environment,
+            pass_fds=self._command.inherited,
+            start_new_session=True,  # Ctrl-C is the supervisor's to handle
+        )
+        if self._is_stopping:
+            self._signal(signal.SIGTERM)
+        return await self._process.wait()

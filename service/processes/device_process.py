@@ -1,0 +1,92 @@
+"""The device process: composes the device thread, the follower and their connections."""
+
+import signal
+import sys
+from pathlib import Path
+
+import structlog
+import torch
+import zmq
+
+from peterrec.model.files.backbone_folder import load_backbone
+from peterrec.patches.bundle.signatures import TrustedKeys
+from peterrec.patches.bundle.verify import BackboneIdentity, BundleLimits
+from peterrec.patches.redis.client import open_redis
+from peterrec.patches.registry.local_copy import BlobCache
+from peterrec.patches.registry.registry import Registry
+from peterrec.service.device.loop import DeviceLimits, DeviceLoop
+from peterrec.service.device.slots import SlotStore
+from peterrec.service.settings import Settings, core_count
+from peterrec.service.sync.follower import RegistryFollower
+from peterrec.service.sync.source import BundleSource, Demands
+from peterrec.service.system.memory import sparing_the_collector
+from peterrec.service.telemetry.sender import EventSender
+
+log = structlog.get_logger()
+
+SWITCH_INTERVAL_S = 0.0002
+"""The device thread waits at most so long for the follower's Python to let go; 5 ms by default."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def run_device(settings: Settings) -> None:
+    """Serve the device until SIGTERM, then answer what waits and return."""
+    torch.set_num_threads(settings.threads or core_count())
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    stopping = _on_sigterm()
+    loaded = load_backbone(settings.backbone_dir)
+    backbone = loaded.backbone.to(_device(settings.device))
+    identity = BackboneIdentity(loaded.fingerprint, loaded.backbone.spec)
+    events = EventSender(settings.metrics_endpoint)
+    store = SlotStore(
+        backbone,
+        settings.head_limit_bytes,
+        DTYPES[settings.precision],
+        settings.trunk_cache_bytes,
+        DTYPES.get(settings.patch_precision),
+    )
+    store.warm_up()
+    context = zmq.Context()
+    socket = context.socket(zmq.ROUTER)
+    socket.set_hwm(0)
+    socket.bind(settings.device_endpoint)
+    limits = DeviceLimits(settings.max_queue_rows, settings.max_batch_rows)
+    device = DeviceLoop(socket, store, limits, events.emit)
+    follower = _follower(settings, device, identity, events)
+    follower.start()
+    log.info("device_started", device=str(backbone.embedding.weight.device))
+    try:
+        with sparing_the_collector():
+            device.run(follower, lambda: bool(stopping))
+    finally:
+        follower.stop()
+        device.close()
+        events.close()
+        context.destroy(linger=1000)
+
+
+def _follower(
+    settings: Settings, device: DeviceLoop, identity: BackboneIdentity, events: EventSender
+) -> RegistryFollower:
+    assert settings.redis_url, "the supervisor sets the registry's URL"
+    registry = Registry(open_redis(settings.redis_url), settings.redis_prefix)
+    cache = BlobCache(Path(settings.data_dir) / "cache")
+    bundle_limits = BundleLimits(max_bytes=settings.bundle_size_limit_bytes)
+    keys = TrustedKeys.read([settings.trusted_keys]) if settings.trusted_keys else None
+    source = BundleSource(registry, cache, Demands(identity, bundle_limits, keys))
+    return RegistryFollower(registry, source, device, settings.reconcile_interval_s, events.emit)
+
+
+def _on_sigterm() -> list[int]:
+    """A list that is empty until SIGTERM; SIGINT is the supervisor's to handle."""
+    received: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return received
+
+
+def _device(choice: str) -> torch.device:
+    if choice == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(choice)

@@ -1,0 +1,1 @@
+"""From the registry to the device: following changes, loading bundles, guarding rollouts."""

@@ -1,0 +1,353 @@
+"""The follower: keeps the device's table in step with the registry.
+
+A notification is a hint; the revision counter is the truth, read on connecting and on a timer. It
+runs in a thread of its own, and hashing and verification in others, all of which step back where
+the device thread wants the core: a registration must not hold up the requests of other tasks.
+"""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import structlog
+import uvloop
+
+from peterrec.model.errors import PeterRecError
+from peterrec.patches.errors import BundleRejected, RegistryUnavailable
+from peterrec.patches.identity import Digest, TaskRef
+from peterrec.patches.registry.records import ActiveTraffic, RegistrySnapshot, VersionSummary
+from peterrec.patches.registry.registry import Registry
+from peterrec.service.device.load import Failures
+from peterrec.service.device.loop import DeviceLoop
+from peterrec.service.device.queue import Worker
+from peterrec.service.device.serving_table import Desired
+from peterrec.service.device.slots import LocalBundle
+from peterrec.service.protocol.messages import KeyEntry, ProofReason, Prove, Proved, TrafficSeen
+from peterrec.service.sync.guard import GuardWatch
+from peterrec.service.sync.loader import BundleLoader
+from peterrec.service.sync.source import BundleSource
+from peterrec.service.system.memory import give_back_memory
+from peterrec.service.system.priority import step_back
+from peterrec.service.telemetry.events import (
+    BundleRefused,
+    Emit,
+    RegistrySynced,
+    RegistryUnreachable,
+)
+
+log = structlog.get_logger()
+
+Result = TypeVar("Result")
+
+RETRY_S = 0.5
+LOOK_TIMEOUT_S = 0.5
+LONGEST_LOOK_TIMEOUT_S = 1.0
+"""A Redis that says nothing for so long is away: a cut connection may be silent much longer. The
+first time is shorter, since Redis may be reachable over another connection."""
+
+READ_TIMEOUT_S = 1.0
+LONGEST_READ_TIMEOUT_S = 10.0
+"""For the changes or the whole registry: longer each time while they take too long."""
+
+SAVE_INTERVAL_S = 1.0
+COLLECT_INTERVAL_S = 3600.0
+
+
+class RegistryFollower:
+    """Follows one registry for one device. ``look_now`` and ``prove`` may be called anywhere."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        source: BundleSource,
+        device: DeviceLoop,
+        reconcile_interval_s: float,
+        emit: Emit,
+    ) -> None:
+        self._registry = registry
+        self._source = source
+        self._device = device
+        self._interval_s = reconcile_interval_s
+        self._emit = emit
+        self._loader = BundleLoader(source, self._load, self._flip, self._tell_refused)
+        self._known: RegistrySnapshot | None = None
+        self._desired: Desired | None = None
+        self._seen_at = 0.0
+        self._look_timeout_s = LOOK_TIMEOUT_S
+        self._read_timeout_s = READ_TIMEOUT_S
+        self._is_away = False
+        self._unsaved: RegistrySnapshot | None = None
+        self._loop = uvloop.new_event_loop()
+        self._look = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._guards = GuardWatch(registry, self._traffic, self._withdraw, self._spawn, emit)
+        self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
+
+    def start(self) -> None:
+        """Begin to follow, in a thread of its own."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop following and wait for the thread to end."""
+        self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join(timeout=10)
+
+    def look_now(self) -> None:
+        """Read the registry's revision at once."""
+        self._loop.call_soon_threadsafe(self._look.set)
+
+    def prove(self, worker: Worker, request: Prove) -> None:
+        """Verify a spooled file, load and probe it on the device, and answer the worker."""
+        self._loop.call_soon_threadsafe(lambda: self._spawn(self._prove(worker, request)))
+
+    def see(self, seen: TrafficSeen) -> None:
+        """Count what a worker saw of a task's traffic."""
+        self._loop.call_soon_threadsafe(self._guards.see, seen)
+
+    def _run(self) -> None:
+        step_back()
+        self._loop.set_default_executor(ThreadPoolExecutor(initializer=step_back))
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._main())
+
+    async def _main(self) -> None:
+        for work in (self._hear_hints, self._save_sometimes, self._collect_sometimes):
+            self._spawn(_again_and_again(work))
+        self._spawn(_again_and_again(self._loader.run))
+        self._spawn(_again_and_again(self._guards.report_sometimes))
+        self._spawn(self._follow())
+        await self._stopping.wait()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._save()
+        await self._registry.close()
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _hear_hints(self) -> None:
+        """Wake the reconcile loop as soon as the registry tells of a change."""
+        heard = 0
+        while True:
+            try:
+                since = max(heard, self._known.revision if self._known else 0)
+                heard = await self._registry.wait_for_change(since, self._interval_s)
+            except RegistryUnavailable:
+                heard = 0
+                await asyncio.sleep(RETRY_S)
+            if self._known is None or heard != self._known.revision:
+                self._look.set()
+
+    async def _follow(self) -> None:
+        await self._start_from_cache()
+        await _again_and_again(self._keep_in_step)
+
+    async def _keep_in_step(self) -> None:
+        while True:
+            started = time.monotonic()
+            try:
+                await self._reconcile()
+            except PeterRecError as error:
+                if not self._is_away:  # once, not twice a second
+                    log.warning(error.code, reason=error.message)
+                self._is_away = True
+                self._emit(RegistryUnreachable(time.time()))
+                self._source.give_up()
+                self._note_progress()
+                await asyncio.sleep(max(0.0, started + RETRY_S - time.monotonic()))
+            else:
+                if self._is_away:
+                    log.info("registry_is_back")
+                self._is_away = False
+                await self._sleep_until_hint()
+
+    async def _sleep_until_hint(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._look.wait(), self._interval_s)
+        self._look.clear()
+
+    async def _start_from_cache(self) -> None:
+        """If the registry can't be read now, serve what was served last."""
+        try:
+            await self._look_at_revision()
+        except PeterRecError:
+            snapshot = await self._recalled()
+            if snapshot is not None:
+                log.warning("serving_from_cache", revision=snapshot.revision)
+                await self._apply(snapshot, time.monotonic())
+
+    async def _reconcile(self) -> None:
+        seen_at = time.monotonic()
+        snapshot = await self._read()
+        if snapshot is not self._known:
+            await self._apply(snapshot, seen_at)
+            self._known = self._unsaved = snapshot
+            log.info("registry_applied", revision=snapshot.revision, tasks=len(snapshot.tasks))
+        self._device.registry_synced_at = time.time()
+        self._note_progress()
+        await self._on_device(self._report)
+
+    async def _read(self) -> RegistrySnapshot:
+        """The registry as it is now; RegistryUnavailable soon if Redis is silent."""
+        await self._look_at_revision()
+        try:
+            found = await self._within(self._read_timeout_s, self._registry.catch_up(self._known))
+        except RegistryUnavailable:
+            self._read_timeout_s = min(LONGEST_READ_TIMEOUT_S, 2 * self._read_timeout_s)
+            raise
+        self._read_timeout_s = READ_TIMEOUT_S
+        return found
+
+    async def _look_at_revision(self) -> None:
+        try:
+            await self._within(self._look_timeout_s, self._registry.revision())
+        except RegistryUnavailable:
+            self._look_timeout_s = min(LONGEST_LOOK_TIMEOUT_S, 2 * self._look_timeout_s)
+            raise
+        self._look_timeout_s = LOOK_TIMEOUT_S
+
+    async def _within(self, timeout_s: float, answer: Awaitable[Result]) -> Result:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await answer
+        except TimeoutError as error:
+            await self._registry.drop_idle_connections()
+            raise RegistryUnavailable(
+                f"Redis did not answer within {timeout_s:g} s.", hint="Serving goes on."
+            ) from error
+
+    def _note_progress(self) -> None:
+        """Ready as soon as all that can be loaded now has been; a bad bundle changes nothing."""
+        if self._desired is not None and self._loader.is_idle:
+            self._device.is_open = self._device.is_ready = True
+
+    async def _recalled(self) -> RegistrySnapshot | None:
+        try:
+            return await self._source.recall()
+        except PeterRecError as error:
+            log.error(error.code, reason=error.message)
+            return None
+
+    async def _save_sometimes(self) -> None:
+        """Write the last-known-good copy, but not at each of many changes in a row."""
+        while True:
+            await asyncio.sleep(SAVE_INTERVAL_S)
+            if self._unsaved is not None and self._loader.is_idle:
+                with contextlib.suppress(PeterRecError):  # told when the copy is written
+                    await self._source.settle()
+            await self._save()
+
+    async def _collect_sometimes(self) -> None:
+        """Any replica may collect; the registry keeps what was uploaded lately."""
+        while True:
+            await asyncio.sleep(COLLECT_INTERVAL_S)
+            with contextlib.suppress(PeterRecError):
+                await self._source.collect()
+
+    async def _save(self) -> None:
+        """Not before its bundles were fetched: the copy on the disk would lack them."""
+        if self._unsaved is not None and self._loader.is_idle:
+            snapshot, self._unsaved = self._unsaved, None
+            try:
+                await self._source.remember(snapshot, self._in_use())
+            except PeterRecError as error:
+                log.error(error.code, reason=error.message)
+            await asyncio.to_thread(give_back_memory)
+
+    async def _apply(self, snapshot: RegistrySnapshot, seen_at: float) -> None:
+        """Flip to the snapshot as far as it is loaded; the rest follows bundle by bundle."""
+        self._desired, self._seen_at = _desired_of(snapshot), seen_at
+        await self._make_table()
+        self._note_progress()
+
+    async def _flip(self) -> None:
+        """The same for what was loaded since; from now on there is something to serve."""
+        await self._make_table()
+        self._device.is_open = True
+        self._note_progress()
+
+    async def _make_table(self) -> None:
+        desired, seen_at = self._desired, self._seen_at
+        assert desired is not None, "nothing is loaded before it is desired"
+
+        self._loader.want(await self._on_device(lambda: self._device.apply(desired, seen_at)))
+
+    def _in_use(self) -> frozenset[Digest]:
+        """Bundles whose files are needed. The list is one step, which no other thread divides."""
+        resident = list(self._device.store.resident.values())
+        return frozenset(residency.digest for residency in resident)
+
+    async def _load(self, bundles: Sequence[LocalBundle]) -> Failures:
+        return await self._on_device(lambda: self._device.loading.load(bundles))
+
+    async def _prove(self, worker: Worker, request: Prove) -> None:
+        try:
+            local = await self._source.accept(Path(request.path))
+            await self._on_device(lambda: self._device.loading.prove(local))
+        except PeterRecError as error:
+            self._tell_refused(request.path, error)
+            answer = _refusal(request, error)
+        else:
+            bundle = local.bundle
+            summary = msgspec.json.encode(VersionSummary.of(bundle))
+            answer = Proved(request.request_id, bundle.digest, bundle.size_bytes, summary, [])
+        await self._on_device(lambda: self._device.send(worker, answer))
+
+    def _report(self) -> None:
+        """On the device thread: tell what is served at which revision."""
+        device = self._device
+        self._emit(RegistrySynced(device.table.revision, device.registry_synced_at))
+
+    def _tell_refused(self, what: str, error: PeterRecError) -> None:
+        codes = [reason.code for reason in _reasons(error)]
+        log.warning("bundle_refused", bundle=Path(what).name, codes=",".join(codes))
+        self._emit(BundleRefused(codes))
+
+    def _traffic(self, ref: TaskRef) -> ActiveTraffic | None:
+        entry = self._desired.tasks.get(ref) if self._desired else None
+        return entry.traffic if entry else None
+
+    async def _withdraw(self, ref: TaskRef, traffic_revision: int) -> None:
+        await self._on_device(lambda: self._device.withdraw(ref, traffic_revision))
+
+    async def _on_device(self, job: Callable[[], Result]) -> Result:
+        return await asyncio.wrap_future(self._device.submit(job))
+
+
+async def _again_and_again(work: Callable[[], Awaitable[None]]) -> None:
+    """Do it without end. A mistake of ours must not end the following for good, unnoticed, while
+    the device goes on to serve an old state."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("follower_failed")
+            await asyncio.sleep(RETRY_S)
+
+
+def _desired_of(snapshot: RegistrySnapshot) -> Desired:
+    keys = [
+        KeyEntry(k.key_id, k.secret_digest, k.tenant, [str(scope) for scope in k.scopes])
+        for k in snapshot.keys.values()
+    ]
+    return Desired(snapshot.revision, snapshot.tasks, keys, snapshot.touched)
+
+
+def _refusal(request: Prove, error: PeterRecError) -> Proved:
+    return Proved(request.request_id, "", 0, b"{}", _reasons(error), error.category)
+
+
+def _reasons(error: PeterRecError) -> list[ProofReason]:
+    if isinstance(error, BundleRejected):
+        return [ProofReason(r.code, r.message, r.hint) for r in error.reasons]
+    return [ProofReason(error.code, error.message, error.hint)]

@@ -1,0 +1,148 @@
+"""Brings bundles to the device: the next few are fetched and verified while these are loaded."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Collection, Sequence
+
+from peterrec.model.errors import PeterRecError
+from peterrec.patches.errors import BundleRejected, RegistryUnavailable
+from peterrec.patches.identity import Digest
+from peterrec.service.device.load import Failures
+from peterrec.service.device.slots import LocalBundle, ProbeFailed
+from peterrec.service.sync.source import BundleSource, Fetched
+
+RETRY_FETCH_S = 0.2
+RETRY_LOAD_S = 2.0
+FLIP_INTERVAL_S = 0.25
+"""While many bundles load, the table is flipped this often: what is there is served already."""
+
+
+class BundleLoader:
+    """Used on one event loop, the follower's.
+
+    ``load`` has the device load bundles, ``flip`` makes a table of what is loaded and tells
+    ``want`` what still is missing, ``refuse`` is told of each bundle that is left out.
+    """
+
+    def __init__(
+        self,
+        source: BundleSource,
+        load: Callable[[Sequence[LocalBundle]], Awaitable[Failures]],
+        flip: Callable[[], Awaitable[None]],
+        refuse: Callable[[Digest, PeterRecError], None],
+    ) -> None:
+        self._source = source
+        self._load_on_device = load
+        self._flip = flip
+        self._refuse = refuse
+        self._wanted: dict[Digest, None] = {}  # in the order to load them
+        self._under_way: set[Digest] = set()
+        self._refused: set[Digest] = set()
+        self._retry_at: dict[Digest, float] = {}
+        self._flipped_at = float("-inf")
+        self._is_flip_due = False
+        self._has_work = asyncio.Event()
+
+    @property
+    def is_idle(self) -> bool:
+        """True if all that is wanted is there, was refused, or waits to be tried again."""
+        return not self._under_way and not self._due()
+
+    def want(self, missing: Collection[str]) -> None:
+        """What is missing now, whatever was before."""
+        digests = [Digest(digest) for digest in missing]
+        if self._wanted.keys() >= set(digests):
+            kept = set(digests)
+            self._wanted = {digest: None for digest in self._wanted if digest in kept}
+        else:
+            self._wanted = dict.fromkeys(self._source.cached_first(digests))
+        self._refused &= self._wanted.keys()
+        self._retry_at = {d: at for d, at in self._retry_at.items() if d in self._wanted}
+        self._has_work.set()
+
+    async def run(self) -> None:
+        """Load what is wanted, until cancelled."""
+        ahead = asyncio.create_task(self._fetch())
+        try:
+            while True:
+                fetched = await ahead
+                ahead = asyncio.create_task(self._fetch())
+                await self._load(fetched)
+        finally:
+            ahead.cancel()
+            await asyncio.gather(ahead, return_exceptions=True)
+            self._under_way.clear()
+
+    async def _fetch(self) -> list[Fetched]:
+        """The next few bundles; none if the registry is away."""
+        while not (some := self._due()):
+            await self._until_due()
+        self._under_way.update(some)
+        fetched: list[Fetched] = []
+        try:
+            fetched = await self._source.fetch_some(some)
+        except RegistryUnavailable:
+            self._put_off(some, RETRY_FETCH_S)  # none of them is cached
+        except PeterRecError as error:
+            self._put_off(some, RETRY_LOAD_S)
+            self._refuse(some[0], error)
+        finally:
+            self._under_way.difference_update(some)
+            self._under_way.update(each.digest for each in fetched)
+        return fetched
+
+    async def _load(self, fetched: Sequence[Fetched]) -> None:
+        """One failure holds up no other bundle."""
+        bundles = [
+            each.outcome
+            for each in fetched
+            if isinstance(each.outcome, LocalBundle) and each.digest in self._wanted
+        ]
+        failures = {
+            str(each.digest): each.outcome
+            for each in fetched
+            if isinstance(each.outcome, PeterRecError)
+        }
+        if bundles:
+            failures |= await self._load_on_device(bundles)
+        for each in fetched:
+            self._under_way.discard(each.digest)
+            if each.digest in failures:
+                self._note(each.digest, failures[each.digest])
+            else:
+                self._wanted.pop(each.digest, None)
+                self._is_flip_due = True
+        is_time = self.is_idle or time.monotonic() - self._flipped_at >= FLIP_INTERVAL_S
+        if self._is_flip_due and is_time:
+            self._flipped_at, self._is_flip_due = time.monotonic(), False
+            await self._flip()
+
+    def _note(self, digest: Digest, error: PeterRecError) -> None:
+        if isinstance(error, BundleRejected | ProbeFailed):
+            self._refused.add(digest)  # its bytes will not change: never tried again
+        else:
+            # a blob that is missing, a full disk, no room for a head: can be cured
+            self._retry_at[digest] = time.monotonic() + RETRY_LOAD_S
+        self._refuse(digest, error)
+
+    def _put_off(self, digests: Sequence[Digest], delay_s: float) -> None:
+        self._retry_at |= dict.fromkeys(digests, time.monotonic() + delay_s)
+
+    def _due(self) -> list[Digest]:
+        now = time.monotonic()
+        return [
+            digest
+            for digest in self._wanted
+            if digest not in self._under_way
+            and digest not in self._refused
+            and self._retry_at.get(digest, now) <= now
+        ]
+
+    async def _until_due(self) -> None:
+        """Until other bundles are wanted, or one may be tried again."""
+        self._has_work.clear()
+        waits = [at for digest, at in self._retry_at.items() if digest not in self._under_way]
+        timeout = max(0.0, min(waits) - time.monotonic()) if waits else None
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._has_work.wait(), timeout)

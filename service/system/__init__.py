@@ -1,0 +1,1 @@
+"""The operating system: priorities, memory, the parent process and logs."""

@@ -1,0 +1,1 @@
+"""Typed events, how they travel between processes, and the metrics made of them."""

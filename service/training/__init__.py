@@ -1,1 +1,0 @@
-"""What the training commands do once their options are read; imports torch."""

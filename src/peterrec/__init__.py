@@ -1,0 +1,1 @@
+"""PeterRec serving: one shared user model, a small patch per task."""

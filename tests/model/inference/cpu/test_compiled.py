@@ -1,0 +1,46 @@
+"""Compiled kernels are kept on disk, but never longer than what they were compiled from."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from peterrec import model
+
+COPY_A_LANE = """
+import numpy as np
+import torch
+from peterrec.model.inference.cpu.patch_kernel import branch, width_of
+old, new = torch.ones(2, 16), torch.zeros(2, 16)
+base, select = torch.tensor([0, 2], dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+places = [t.data_ptr() for t in (old, base, new, base, select)]
+branch(*places, 1, width_of(16))
+stats = branch.stats
+print(int(new.sum()), sum(stats.cache_hits.values()))
+"""
+
+
+def _run(folder: Path) -> tuple[int, int]:
+    """What was copied, and how many kernels came from the disk."""
+    environment = {**os.environ, "PYTHONPATH": str(folder), "NUMBA_CACHE_DIR": str(folder / "kept")}
+    command = [sys.executable, "-c", COPY_A_LANE]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=True
+    )
+    copied, hits = done.stdout.split()
+    return int(copied), int(hits)
+
+
+def test_a_kernel_is_compiled_anew_when_what_it_calls_has_changed(tmp_path: Path) -> None:
+    (tmp_path / "peterrec").mkdir()
+    (tmp_path / "peterrec" / "__init__.py").touch()
+    shutil.copytree(Path(model.__file__).parent, tmp_path / "peterrec" / "model")
+    assert _run(tmp_path) == (32, 0)
+    assert _run(tmp_path) == (32, 1)
+    called = tmp_path / "peterrec" / "model" / "inference" / "cpu" / "simd.py"
+    source = called.read_text()
+    told, nothing = "_first(builder, args[4])", "_first(builder, ir.Constant(args[4].type, 0))"
+    assert source.count(told) == 1
+    called.write_text(source.replace(told, nothing))
+    assert _run(tmp_path) == (0, 0)

@@ -1,0 +1,189 @@
+"""Pretraining learns, repeats itself bit for bit, resumes exactly and refuses what cannot work."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from peterrec.model.data.histories import Histories
+from peterrec.model.data.splits import split_users
+from peterrec.model.errors import CheckpointMismatch, SplitEmpty, TrainingDiverged, UnknownItems
+from peterrec.model.progress import Progress
+from peterrec.model.spec import CLS, FIRST_ITEM, MASK, PAD, BackboneSpec
+from peterrec.model.training.batches import seeded
+from peterrec.model.training.pretrain.examples import (
+    NO_TARGET,
+    cloze_batch,
+    cut_windows,
+    next_item_batch,
+    second_views,
+)
+from peterrec.model.training.pretrain.pretrain import pretrain
+from peterrec.model.training.pretrain.state import CHECKPOINT
+from tests.model.small_shop import TINY, shop_histories
+
+CAUSAL = BackboneSpec(item_count=20, channels=4, dilations=(1,), max_len=4)
+NON_CAUSAL = replace(CAUSAL, is_causal=False)
+
+
+class Interrupted(Exception):
+    """Stops a run from outside."""
+
+
+def weights_of(trained):
+    return {**trained.backbone.state_dict(), **trained.output.state_dict()}
+
+
+def assert_same_weights(one, other):
+    for name, tensor in weights_of(one).items():
+        assert torch.equal(tensor, weights_of(other)[name]), name
+
+
+def test_windows_cover_every_item_but_the_first_as_a_target_once():
+    row = np.arange(10)
+    windows = [row[start:end].tolist() for _, start, end in cut_windows([row], 4)]
+    assert windows == [[5, 6, 7, 8, 9], [1, 2, 3, 4, 5], [0, 1]]
+
+
+def test_a_history_of_one_item_gives_no_window():
+    assert cut_windows([np.arange(1), np.arange(0)], 4).shape == (0, 3)
+
+
+def test_each_position_predicts_the_next_item_and_cls_the_last_one():
+    rows = [np.array([4, 5, 6, 7]), np.array([8, 9])]
+    batch = next_item_batch(rows, CAUSAL, seeded(0))
+    assert batch.tokens.tolist() == [[4, 5, 6, CLS], [PAD, PAD, 8, CLS]]
+    assert batch.targets.tolist() == [[1, 2, 3, 3], [NO_TARGET, NO_TARGET, 5, 5]]
+
+
+def test_cloze_hides_at_least_one_item_a_row_and_predicts_only_hidden_ones():
+    rows = [np.arange(4, 8), np.array([9])]
+    batch = cloze_batch(rows, NON_CAUSAL, seeded(0))
+    is_hidden = batch.tokens == MASK
+    plain = cloze_batch(rows, NON_CAUSAL, seeded(0)).tokens
+    assert (is_hidden == (batch.targets != NO_TARGET)).all()
+    assert is_hidden.any(1).all()
+    assert (plain[:, [0, -1]][0] == CLS).all()
+    assert batch.targets[1, -2] == 9 - FIRST_ITEM
+
+
+def test_a_second_view_is_a_stretch_of_the_history():
+    row = np.arange(FIRST_ITEM, FIRST_ITEM + 10)
+    view = second_views([row], CAUSAL, seeded(1))[0, :-1].tolist()
+    assert view == list(range(view[0], view[0] + len(view)))
+    assert 3 <= len(view) <= 4
+
+
+def test_pretraining_lowers_the_loss_below_that_of_guessing():
+    settings = replace(TINY, epochs=8, learning_rate=2e-2, contrast_weight=0.0)
+    trained = pretrain(shop_histories(users=400), settings)
+    assert trained.record["epochs"][-1]["validation_loss"] < np.log(30) - 0.2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"is_causal": False},
+        {"loss": "sampled"},
+        {"start": "random"},
+        {"contrast_weight": 0.0},
+        {"precision": "bfloat16"},
+    ],
+)
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(changes):
+    settings = replace(TINY, **changes)
+    assert_same_weights(pretrain(shop_histories(), settings), pretrain(shop_histories(), settings))
+
+
+def test_another_seed_gives_other_weights():
+    one = pretrain(shop_histories(), TINY)
+    other = pretrain(shop_histories(), replace(TINY, seed=4))
+    assert not torch.equal(one.output.weight, other.output.weight)
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path):
+    def interrupt(progress: Progress) -> None:
+        if progress.phase.startswith("pretrain epoch 3") and progress.done == 2:
+            raise Interrupted
+
+    settings = replace(TINY, epochs=4)
+    with pytest.raises(Interrupted):
+        pretrain(shop_histories(), settings, checkpoints=tmp_path, watch=interrupt)
+    resumed = pretrain(shop_histories(), settings, checkpoints=tmp_path, resume=True)
+    whole = pretrain(shop_histories(), settings)
+    assert_same_weights(resumed, whole)
+    losses = [[e["validation_loss"] for e in run.record["epochs"]] for run in (resumed, whole)]
+    assert losses[0] == losses[1]
+
+
+def test_resuming_with_other_settings_or_data_is_refused(tmp_path):
+    pretrain(shop_histories(), TINY, checkpoints=tmp_path)
+    with pytest.raises(CheckpointMismatch, match=r"learning_rate 0\.003 → 0\.1"):
+        pretrain(
+            shop_histories(), replace(TINY, learning_rate=0.1), checkpoints=tmp_path, resume=True
+        )
+    with pytest.raises(CheckpointMismatch, match="data_digest"):
+        pretrain(shop_histories(seed=1), TINY, checkpoints=tmp_path, resume=True)
+
+
+def test_resuming_without_a_checkpoint_starts_from_the_beginning(tmp_path):
+    resumed = pretrain(shop_histories(), TINY, checkpoints=tmp_path, resume=True)
+    assert (tmp_path / CHECKPOINT).exists()
+    assert_same_weights(resumed, pretrain(shop_histories(), TINY))
+
+
+def test_training_stops_early_and_keeps_the_best_epoch():
+    settings = replace(TINY, epochs=30, learning_rate=0.1, patience=1)
+    record = pretrain(shop_histories(), settings).record
+    losses = [epoch["validation_loss"] for epoch in record["epochs"]]
+    assert len(losses) < 30
+    assert record["best_epoch"] == losses.index(min(losses)) == len(losses) - 2
+
+
+def test_items_of_validation_users_alone_are_not_in_the_vocabulary():
+    histories = shop_histories()
+    held_out = int(
+        split_users(histories.users, TINY.validation_share, 0.0, TINY.seed).validation[0]
+    )
+    codes = histories.codes.copy()
+    codes[histories.offsets[held_out]] = len(histories.items)
+    changed = Histories(
+        histories.users, (*histories.items, "only-theirs"), codes, histories.offsets
+    )
+    trained = pretrain(changed, TINY)
+    assert "only-theirs" not in trained.vocabulary.items
+    assert trained.record["data"]["validation_unknown_share"] > 0
+
+
+def test_the_record_tells_settings_data_and_speed():
+    record = pretrain(shop_histories(), TINY).record
+    assert record["settings"]["channels"] == 8
+    assert record["data"]["data_digest"] == shop_histories().digest()
+    assert record["epochs"][0]["sequences_per_second"] > 0
+    assert record["loss"] == "full"
+
+
+def test_progress_is_told_for_every_batch():
+    seen: list[Progress] = []
+    pretrain(shop_histories(), replace(TINY, epochs=1), watch=seen.append)
+    assert [progress.done for progress in seen] == list(range(1, seen[0].total + 1))
+
+
+def test_a_diverging_run_names_step_and_learning_rate():
+    with pytest.raises(TrainingDiverged, match=r"at step \d+ with learning rate"):
+        pretrain(shop_histories(), replace(TINY, learning_rate=1e38, epochs=3))
+
+
+def test_histories_without_two_items_are_refused():
+    histories = Histories(
+        tuple("abcd"), ("x", "y"), np.array([0, 1, 0, 1]), np.array([0, 1, 2, 3, 4])
+    )
+    with pytest.raises(SplitEmpty, match="sequences of two items or more"):
+        pretrain(histories, TINY)
+
+
+def test_a_minimum_count_that_no_item_reaches_is_refused():
+    with pytest.raises(UnknownItems):
+        pretrain(shop_histories(), replace(TINY, min_count=10_000))

@@ -1,0 +1,107 @@
+"""With a cut-off in time, nothing that a task is asked for is in what it reads."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from peterrec.model.data.interactions import InteractionSource, read_histories
+from peterrec.model.data.tables import Condition, TableSource
+from peterrec.model.errors import OrderUnreadable
+from peterrec.model.files.backbone_folder import load_backbone
+from peterrec.service.cli.main import build_app
+from peterrec.service.jobs.options import AnswerOptions, cut_in_time, read_answers
+from peterrec.service.jobs.packing import unpack_task
+
+PRETRAIN = ["--channels", "8", "--dilations", "1,4", "--max-len", "20", "--epochs", "1"]
+TASKS = """
+[[tasks]]
+out = "many.bundle"
+kind = "ranking"
+epochs = 1
+"""
+
+
+def run(*arguments: str | Path) -> str:
+    result = CliRunner().invoke(build_app(), [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """Days 1 to 9: every user takes two old items a day, from day 6 new ones, on day 9 the last."""
+    folder = tmp_path_factory.mktemp("shop")
+    lines = ["who,what,day"]
+    for user in range(60):
+        for day in range(1, 10):
+            name = "old" if day < 6 else "new" if day < 9 else "last"
+            lines += [f"user-{user},{name}-{(user + day * k) % 6},2024-01-0{day}" for k in (1, 2)]
+    (folder / "events.csv").write_text("\n".join(lines) + "\n")
+    (folder / "tasks.toml").write_text(TASKS)
+    run("pretrain", *events(folder), "--until", "2024-01-06", "--out", folder / "bb", *PRETRAIN)
+    return folder
+
+
+def events(folder: Path) -> list[str | Path]:
+    columns = ["--user-column", "who", "--item-column", "what", "--order-column", "day"]
+    return ["--interactions", folder / "events.csv", *columns]
+
+
+def test_a_backbone_knows_no_item_from_the_time_on_until_which_it_reads(place):
+    assert {item[:3] for item in load_backbone(place / "bb").items} == {"old"}
+
+
+def test_histories_end_before_the_cut_off_and_targets_begin_with_it(place):
+    source = InteractionSource(TableSource(place / "events.csv"), "who", "what", "day")
+    histories, answers = cut_in_time(
+        source, AnswerOptions("ranking", "who"), "2024-01-06", "2024-01-09"
+    )
+    read = read_histories(histories)
+    targets = read_answers(answers).by_user
+    assert {item[:3] for item in read.items} == {"old"}
+    assert {item[:3] for items in targets.values() for item in items} == {"new"}
+    assert len(read.codes) == 60 * 5 * 2
+
+
+def test_without_a_cut_off_the_sources_stay_as_they_were(place):
+    source = InteractionSource(TableSource(place / "events.csv"), "who", "what", "day")
+    answers = AnswerOptions("ranking", "who", targets=place / "other.csv")
+    assert cut_in_time(source, answers, None, None) == (source, answers)
+
+
+def test_targets_elsewhere_keep_their_file_and_columns(place):
+    source = InteractionSource(TableSource(place / "events.csv"), "who", "what", "day")
+    where = (Condition("what", "new-1"),)
+    own = AnswerOptions("ranking", "who", targets=place / "other.csv", where=where)
+    _, answers = cut_in_time(source, own, "2024-01-06", None)
+    assert (answers.targets, answers.target_order_column) == (place / "other.csv", None)
+    assert answers.where == where
+
+
+def test_a_task_trained_before_a_time_is_measured_after_it(place):
+    out = place / "next.bundle"
+    common = ["--backbone", place / "bb", *events(place)]
+    spans = ["--cut-off", "2024-01-06", "--until", "2024-01-09"]
+    run("finetune", *common, "--kind", "ranking", "--out", out, "--epochs", "1", *spans)
+    bundle = unpack_task(out.read_bytes(), load_backbone(place / "bb"))
+    assert {item[:3] for item in bundle.outputs} == {"new"}
+    later = ["--cut-off", "2024-01-07", "--max-unknown-share", "0.5"]
+    document = json.loads(run("evaluate", *common, "--bundle", out, *later, "--json"))
+    assert document["users"] == 60
+
+
+def test_many_tasks_are_cut_alike(place):
+    common = ["--backbone", place / "bb", *events(place), "--tasks", place / "tasks.toml"]
+    run("finetune-many", *common, "--cut-off", "2024-01-06", "--until", "2024-01-09")
+    data = (place / "many.bundle").read_bytes()
+    assert {item[:3] for item in unpack_task(data, load_backbone(place / "bb")).outputs} == {"new"}
+
+
+def test_targets_without_times_cannot_be_cut(place):
+    source = InteractionSource(TableSource(place / "events.csv"), "who", "what", "day")
+    own = AnswerOptions("ranking", "who", targets=place / "events.csv", target_column="what")
+    _, answers = cut_in_time(source, own, "2024-01-06", None)
+    with pytest.raises(OrderUnreadable, match="--target-order-column"):
+        read_answers(answers)

@@ -1,0 +1,110 @@
+"""Public formats are converted and data are described from the command line."""
+
+import json
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from peterrec.model.errors import ColumnMissing, PictureUnwritable, PlottingMissing
+from peterrec.service.cli.main import build_app
+
+EVENTS = """user_id,item_id,at
+u,a,2024-01-01
+u,b,2024-01-02
+u,a,2024-01-02
+u,a,2024-01-02
+v,a,2024-01-05
+"""
+
+
+def run(*arguments: str | Path) -> str:
+    result = CliRunner().invoke(build_app(), [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture
+def events(tmp_path) -> Path:
+    path = tmp_path / "events.csv"
+    path.write_text(EVENTS)
+    return path
+
+
+def test_the_statistics_count_users_items_ties_repetitions_and_times(events):
+    printed = run("data-info", "--interactions", events, "--order-column", "at", "--json")
+    info = json.loads(printed)
+    assert (info["users"], info["items"], info["events"]) == (2, 2, 5)
+    assert info["sparsity"] == pytest.approx(1 / 4)
+    assert info["repeated_share"] == pytest.approx(2 / 5)
+    assert info["duplicate_share"] == pytest.approx(1 / 5)
+    assert info["single_event_users"] == 1
+    assert info["single_event_items"] == 1
+    assert info["length_spread"]["quantiles"]["median"] == 2.5
+    assert info["popularity_spread"]["largest"] == 4
+    assert info["times"]["tied_share"] == pytest.approx(3 / 5)
+    assert info["times"]["first"] == "2024-01-01 00:00:00"
+    assert info["times"]["last"] == "2024-01-05 00:00:00"
+
+
+def test_seconds_since_1970_are_told_as_dates_too(tmp_path):
+    (tmp_path / "events.csv").write_text("user_id,item_id,at\nu,a,978300760\nu,b,978302109\n")
+    printed = run(
+        "data-info", "--interactions", tmp_path / "events.csv", "--order-column", "at", "--json"
+    )
+    assert json.loads(printed)["times"]["first"].startswith("978300760 (2000-12-31")
+
+
+def test_without_an_order_column_nothing_is_said_of_times(events):
+    info = json.loads(run("data-info", "--interactions", events, "--json"))
+    assert info["times"] is None
+    assert info["duplicate_share"] is None
+    assert "--order-column" in run("data-info", "--interactions", events)
+
+
+def test_people_read_the_same_figures_in_a_table(events):
+    printed = run("data-info", "--interactions", events, "--order-column", "at")
+    assert "25.0000%" in printed
+    assert "60.00% of events" in printed
+    assert "2024-01-05" in printed
+
+
+@pytest.mark.parametrize(("suffix", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml")])
+def test_a_picture_is_drawn_in_either_form(events, tmp_path, suffix, start):
+    plot = tmp_path / "pictures" / f"data.{suffix}"
+    run("data-info", "--interactions", events, "--plot", plot)
+    assert plot.read_bytes().startswith(start)
+
+
+def test_a_picture_without_matplotlib_is_refused_with_a_hint(events, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(PlottingMissing, match=r"\[compare\]"):
+        run("data-info", "--interactions", events, "--plot", tmp_path / "data.png")
+    assert not (tmp_path / "data.png").exists()
+
+
+def test_a_picture_of_another_form_is_refused(events, tmp_path):
+    with pytest.raises(PictureUnwritable, match=r"data\.pdf"):
+        run("data-info", "--interactions", events, "--plot", tmp_path / "data.pdf")
+
+
+def test_a_missing_column_is_refused_as_by_every_command(events):
+    with pytest.raises(ColumnMissing):
+        run("data-info", "--interactions", events, "--user-column", "who")
+
+
+def test_coldrec_files_are_converted(tmp_path):
+    (tmp_path / "fine.csv").write_text("0,7,5,,9,8\n")
+    printed = run("convert", "coldrec", tmp_path, "--out", tmp_path / "out")
+    assert "2 events of 1 users, 2 answers" in printed
+    assert pq.read_table(tmp_path / "out" / "fine" / "targets.parquet").num_rows == 2
+
+
+def test_recbole_files_are_converted_and_described_as_they_are(tmp_path):
+    inter = tmp_path / "shop.inter"
+    inter.write_text("user_id:token\titem_id:token\nu\ta\nu\tb\n")
+    printed = run("convert", "recbole", tmp_path, "--out", tmp_path / "out")
+    assert "2 events of 1 users on 2 items" in printed
+    assert json.loads(run("data-info", "--interactions", inter, "--json"))["events"] == 2

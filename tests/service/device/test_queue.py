@@ -1,0 +1,116 @@
+"""The queue hands out rows in order, within its bound, and forgets those nobody waits for."""
+
+from peterrec.service.device.queue import QueuedRow, RowQueue
+from peterrec.service.protocol.messages import Row
+
+FAR = 1e9
+
+
+def rows(request_id: int, count: int, deadline: float = FAR, handle: int = 1) -> list[QueuedRow]:
+    row = Row(handle, b"")
+    return [QueuedRow(b"w", request_id, n, row, deadline, 0.0) for n in range(count)]
+
+
+def numbers(taken: list[QueuedRow]) -> list[tuple[int, int]]:
+    return [(row.request_id, row.number) for row in taken]
+
+
+def test_rows_leave_in_the_order_they_came() -> None:
+    queue = RowQueue(10)
+    queue.push(rows(1, 2))
+    queue.push(rows(2, 2))
+    assert numbers(queue.take(3, now=0).rows) == [(1, 0), (1, 1), (2, 0)]
+    assert numbers(queue.take(3, now=0).rows) == [(2, 1)]
+    assert len(queue) == 0
+
+
+def test_a_request_that_does_not_fit_is_refused_whole() -> None:
+    queue = RowQueue(3)
+    assert queue.push(rows(1, 2))
+    assert not queue.push(rows(2, 2))
+    assert queue.push(rows(3, 1))
+    assert numbers(queue.take(9, now=0).rows) == [(1, 0), (1, 1), (3, 0)]
+
+
+def test_rows_past_their_deadline_are_told_apart_and_take_no_place_in_the_batch() -> None:
+    queue = RowQueue(10)
+    queue.push(rows(1, 2, deadline=5))
+    queue.push(rows(2, 2, deadline=50))
+    taken = queue.take(2, now=10)
+    assert numbers(taken.expired) == [(1, 0), (1, 1)]
+    assert numbers(taken.rows) == [(2, 0), (2, 1)]
+
+
+def test_rows_of_a_client_that_left_are_dropped_and_free_their_room() -> None:
+    queue = RowQueue(3)
+    queue.push(rows(1, 3))
+    assert queue.cancel(b"w", 1) == 3
+    assert len(queue) == 0
+    assert queue.push(rows(2, 3))
+    assert numbers(queue.take(9, now=0).rows) == [(2, 0), (2, 1), (2, 2)]
+
+
+def test_cancelling_what_already_ran_does_nothing() -> None:
+    queue = RowQueue(3)
+    queue.push(rows(1, 1))
+    queue.take(1, now=0)
+    assert queue.cancel(b"w", 1) == 0
+
+
+def test_a_residency_is_waited_for_until_its_last_row_is_taken() -> None:
+    queue = RowQueue(9)
+    queue.push(rows(1, 2, handle=7))
+    assert queue.is_waiting_for(7)
+    queue.take(1, now=0)
+    assert queue.is_waiting_for(7)
+    queue.take(1, now=0)
+    assert not queue.is_waiting_for(7)
+    assert not queue.is_waiting_for(8)
+
+
+def test_rows_of_a_residency_that_is_away_wait_while_others_go_on() -> None:
+    queue = RowQueue(9)
+    queue.push(rows(1, 2, handle=7))
+    queue.push(rows(2, 1, handle=8))
+    assert numbers(queue.take(9, now=0, away={7}).rows) == [(2, 0)]
+    assert list(queue.parked) == [7]
+    assert not queue.is_runnable
+    assert queue.is_waiting_for(7)
+    assert len(queue) == 2
+
+
+def test_rows_whose_residency_is_back_are_the_next_to_run_in_their_order() -> None:
+    queue = RowQueue(9)
+    queue.push(rows(1, 2, handle=7))
+    queue.take(9, now=0, away={7})
+    queue.push(rows(2, 1, handle=8))
+    queue.unpark(7)
+    assert numbers(queue.take(9, now=0).rows) == [(1, 0), (1, 1), (2, 0)]
+    assert len(queue) == 0
+
+
+def test_parked_rows_expire_at_their_deadline() -> None:
+    queue = RowQueue(9)
+    queue.push([*rows(1, 1, deadline=5, handle=7), *rows(2, 1, deadline=50, handle=7)])
+    queue.take(9, now=0, away={7})
+    assert numbers(queue.take(9, now=10, away={7}).expired) == [(1, 0)]
+    assert len(queue) == 1
+
+
+def test_parked_rows_of_a_client_that_left_are_dropped() -> None:
+    queue = RowQueue(9)
+    queue.push(rows(1, 2, handle=7))
+    queue.take(9, now=0, away={7})
+    assert queue.cancel(b"w", 1) == 2
+    assert list(queue.parked) == []
+    queue.unpark(7)
+    assert numbers(queue.take(9, now=1).rows) == []
+
+
+def test_rows_of_a_residency_that_does_not_come_back_are_handed_out_to_be_refused() -> None:
+    queue = RowQueue(9)
+    queue.push(rows(1, 2, handle=7))
+    queue.take(9, now=0, away={7})
+    assert numbers(queue.drop_parked(7)) == [(1, 0), (1, 1)]
+    assert len(queue) == 0
+    assert not queue.is_waiting_for(7)

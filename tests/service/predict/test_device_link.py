@@ -1,0 +1,378 @@
+"""A worker's line to the device process, against a real ROUTER that speaks the protocol."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import zmq
+import zmq.asyncio
+
+from peterrec.service.errors import DeadlineExceeded, DeviceUnavailable, QueueFull
+from peterrec.service.predict.device_link import AdmittedRow, DeviceLink
+from peterrec.service.predict.task_table import TaskTable
+from peterrec.service.protocol.messages import (
+    BatchResults,
+    Cancel,
+    Goodbye,
+    Hello,
+    Predict,
+    ProofReason,
+    Prove,
+    Proved,
+    RequestRows,
+    Row,
+    RowResult,
+    Status,
+    Sync,
+    Synced,
+    TableAck,
+    TableUpdate,
+    ToDevice,
+    Welcome,
+    encode,
+    to_device,
+)
+from tests.service.messages import DIGEST_A, DIGEST_B, bundle_entry, full_update, update
+from tests.waiting import soon
+
+
+class Peer:
+    """The other end: bound to the endpoint, it answers only what a test tells it to."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.bind(endpoint)
+        self.worker = b""
+        self._arrived: list[bytes] = []
+
+    async def next(self, kind: type[ToDevice]) -> ToDevice:
+        """The next message of this kind; others are skipped."""
+        async with asyncio.timeout(10):
+            while True:
+                if not self._arrived:
+                    self.worker, *self._arrived = await self._socket.recv_multipart()
+                message = to_device.decode(self._arrived.pop(0))
+                if isinstance(message, kind):
+                    return message
+
+    async def asked(self) -> RequestRows:
+        """The next message with rows, which are of one request."""
+        message = await self.next(Predict)
+        assert isinstance(message, Predict)
+        (request,) = message.requests
+        return request
+
+    async def send(self, message: object) -> None:
+        await self._socket.send_multipart([self.worker, encode(message)])
+
+    async def welcome(self, table: TableUpdate) -> None:
+        await self.next(Hello)
+        await self.send(Welcome(table.epoch, True, table))
+        await self.next(TableAck)
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+
+
+@pytest.fixture
+def endpoint(tmp_path: Path) -> str:
+    return f"ipc://{tmp_path}/d"
+
+
+@pytest.fixture
+async def start_peer(endpoint: str) -> AsyncIterator[Callable[[], Peer]]:
+    """Start a device process's stand-in; an earlier one must be closed before."""
+    peers: list[Peer] = []
+
+    def start() -> Peer:
+        peers.append(Peer(endpoint))
+        return peers[-1]
+
+    yield start
+    for peer in peers:
+        peer.close()
+
+
+@pytest.fixture
+def peer(start_peer: Callable[[], Peer]) -> Peer:
+    return start_peer()
+
+
+@pytest.fixture
+def updates() -> list[TableUpdate]:
+    return []
+
+
+@pytest.fixture
+async def link(endpoint: str, updates: list[TableUpdate]) -> AsyncIterator[DeviceLink]:
+    link = DeviceLink(endpoint, "w1", TaskTable(), max_rows=4, on_update=updates.append)
+    await link.start()
+    yield link
+    await link.close()
+
+
+def row(handle: int = 7, digest: str = DIGEST_A) -> AdmittedRow:
+    return AdmittedRow(Row(handle, b"\1\0\0\0"), digest)
+
+
+def table(epoch: int, **handles: int) -> TableUpdate:
+    digests = {"a": DIGEST_A, "b": DIGEST_B}
+    bundles = [bundle_entry(handle, digests[name]) for name, handle in handles.items()]
+    return full_update(epoch, bundles)
+
+
+def soon_due(seconds: float = 10.0) -> float:
+    return time.monotonic() + seconds
+
+
+def ask(link: DeviceLink, *rows: AdmittedRow, within_s: float = 10.0) -> "asyncio.Task":
+    return asyncio.create_task(_rows(link, rows, within_s))
+
+
+async def _rows(link: DeviceLink, rows: tuple[AdmittedRow, ...], within_s: float) -> object:
+    return (await link.predict(rows, soon_due(within_s))).rows
+
+
+def answer(asked: RequestRows, at: int, values: bytes = b"ok") -> RowResult:
+    return RowResult(asked.request_id, at, values)
+
+
+async def test_a_worker_that_was_never_welcomed_refuses_at_once(link):
+    with pytest.raises(DeviceUnavailable):
+        await link.predict([row()], soon_due())
+
+
+async def test_rows_are_answered_in_order_whatever_the_order_of_results(peer, link):
+    await peer.welcome(table(1, a=7))
+    task = ask(link, row(), row(), row())
+    asked = await peer.asked()
+    await peer.send(BatchResults(1, 0.1, [answer(asked, 2, b"2"), answer(asked, 0, b"0")]))
+    await peer.send(BatchResults(1, 0.1, [answer(asked, 1, b"1")]))
+    assert [result.values for result in await task] == [b"0", b"1", b"2"]
+    assert link.state.waiting_rows == 0
+
+
+async def test_a_table_change_is_applied_before_it_is_acknowledged(peer, link, updates):
+    await peer.welcome(table(1, a=7))
+    change = update(2, bundles=[bundle_entry(8, DIGEST_B)])
+    await peer.send(change)
+    acknowledged = await peer.next(TableAck)
+    assert acknowledged == TableAck(1, 2)
+    assert updates[-1] == change
+
+
+async def test_a_change_of_another_epoch_is_ignored(peer, link, updates):
+    await peer.welcome(table(1, a=7))
+    await peer.send(update(2, epoch=99))
+    await peer.send(update(2))
+    await peer.next(TableAck)
+    assert [change.epoch for change in updates] == [1, 1]
+
+
+async def test_waiting_rows_go_to_the_next_device_process_under_their_new_handles(
+    start_peer, peer, link
+):
+    await peer.welcome(table(1, a=7, b=8))
+    task = ask(link, row(7, DIGEST_A), row(8, DIGEST_B))
+    first = await peer.asked()
+    await peer.send(BatchResults(1, 0.1, [answer(first, 0, b"old")]))
+    await peer.send(Status(1, True, 5, 1.0, 0))
+    await soon(lambda: link.state.status is not None)
+    peer.close()
+    successor = start_peer()
+    await successor.welcome(table(2, a=3, b=4))
+    message = await successor.next(Predict)
+    assert isinstance(message, Predict)
+    (again,) = message.requests
+    assert (message.epoch, [r.handle for r in again.rows]) == (2, [4])
+    await successor.send(BatchResults(2, 0.1, [answer(again, 0, b"new")]))
+    assert [result.values for result in await task] == [b"old", b"new"]
+
+
+async def test_a_waiting_row_whose_bundle_is_gone_is_told_so(start_peer, peer, link):
+    await peer.welcome(table(1, a=7))
+    task = ask(link, row())
+    await peer.asked()
+    peer.close()
+    successor = start_peer()
+    await successor.welcome(table(2, b=4))
+    assert [result.error for result in await task] == ["bundle_gone"]
+
+
+async def test_results_of_a_former_epoch_are_not_believed(peer, link):
+    await peer.welcome(table(5, a=7))
+    task = ask(link, row())
+    asked = await peer.asked()
+    await peer.send(BatchResults(4, 0.1, [answer(asked, 0, b"stale")]))
+    await peer.send(BatchResults(5, 0.1, [answer(asked, 0, b"fresh")]))
+    assert [result.values for result in await task] == [b"fresh"]
+
+
+async def test_a_row_without_an_answer_at_its_deadline_is_told_so_and_withdrawn(peer, link):
+    await peer.welcome(table(1, a=7))
+    task = ask(link, row(), row(), within_s=0.2)
+    asked = await peer.asked()
+    await peer.send(BatchResults(1, 0.1, [answer(asked, 0)]))
+    assert [result.error for result in await task] == ["", "deadline_exceeded"]
+    assert await peer.next(Cancel) == Cancel(asked.request_id)
+
+
+async def test_each_request_ends_at_its_own_deadline(peer, link):
+    await peer.welcome(table(1, a=7))
+    late = ask(link, row(), within_s=10.0)
+    second = ask(link, row(), within_s=0.2)
+    first = ask(link, row(), within_s=0.1)
+    assert [result.error for result in await first] == ["deadline_exceeded"]
+    assert not second.done()
+    assert [result.error for result in await second] == ["deadline_exceeded"]
+    assert not late.done()
+    late.cancel()
+
+
+async def test_requests_of_one_turn_travel_together_and_ahead_of_their_withdrawal(peer, link):
+    await peer.welcome(table(1, a=7))
+    task, other = ask(link, row()), ask(link, row())
+    await asyncio.sleep(0)
+    task.cancel()
+    message = await peer.next(Predict)
+    assert isinstance(message, Predict)
+    assert len(message.requests) == 2
+    assert await peer.next(Cancel) == Cancel(message.requests[0].request_id)
+    other.cancel()
+
+
+async def test_rows_of_a_caller_that_gave_up_are_withdrawn(peer, link):
+    await peer.welcome(table(1, a=7))
+    task = ask(link, row())
+    asked = await peer.asked()
+    task.cancel()
+    assert await peer.next(Cancel) == Cancel(asked.request_id)
+    assert link.state.waiting_rows == 0
+
+
+async def test_more_rows_than_the_bound_are_refused_at_once(peer, link):
+    await peer.welcome(table(1, a=7))
+    task = ask(link, row(), row(), row())
+    await peer.asked()
+    with pytest.raises(QueueFull):
+        await link.predict([row(), row()], soon_due())
+    task.cancel()
+
+
+async def test_a_silent_device_process_counts_as_gone(peer, link, monkeypatch):
+    monkeypatch.setattr("peterrec.service.predict.device_link.SILENCE_LIMIT_S", 0.1)
+    await peer.welcome(table(1, a=7))
+    await soon(lambda: not link.is_connected)
+    with pytest.raises(DeviceUnavailable):
+        await link.predict([row()], soon_due())
+    await peer.send(Status(1, True, 5, 1.0, 0))
+    await soon(lambda: link.is_connected)
+
+
+async def test_status_tells_readiness(peer, link):
+    await peer.welcome(table(1))
+    await peer.send(Status(1, False, 5, 12.5, 3))
+    await soon(lambda: link.state.status is not None)
+    assert (link.state.is_ready, link.state.status.registry_synced_at) == (False, 12.5)
+
+
+async def test_a_proof_comes_back_with_its_reasons(peer, link):
+    await peer.welcome(table(1))
+    task = asyncio.create_task(link.prove("/spool/x", 5.0))
+    asked = await peer.next(Prove)
+    reasons = [ProofReason("oversize", "too big", "")]
+    await peer.send(Proved(asked.request_id, "", 0, b"{}", reasons, "too_large"))
+    assert (await task).reasons == reasons
+
+
+async def test_a_proof_under_way_is_asked_of_the_next_device_process(start_peer, peer, link):
+    await peer.welcome(table(1))
+    task = asyncio.create_task(link.prove("/spool/x", 5.0))
+    await peer.next(Prove)
+    peer.close()
+    successor = start_peer()
+    await successor.welcome(table(2))
+    asked = await successor.next(Prove)
+    await successor.send(Proved(asked.request_id, DIGEST_A, 1, b"{}", []))
+    assert (await task).digest == DIGEST_A
+
+
+async def test_a_sync_waits_for_the_device_process_to_come_back(start_peer, link):
+    task = asyncio.create_task(link.sync(9, 5.0))
+    peer = start_peer()
+    await peer.welcome(table(2))
+    asked = await peer.next(Sync)
+    await peer.send(Synced(asked.request_id, 9))
+    assert (await task).revision == 9
+
+
+async def test_a_call_that_is_never_answered_ends_at_its_deadline(peer, link):
+    await peer.welcome(table(1))
+    with pytest.raises(DeadlineExceeded):
+        await link.sync(9, 0.05)
+
+
+async def test_a_worker_says_goodbye(endpoint, peer):
+    link = DeviceLink(endpoint, "w2", TaskTable(), max_rows=4, on_update=lambda _: None)
+    await link.start()
+    await peer.welcome(table(1))
+    await link.close()
+    assert await peer.next(Goodbye) == Goodbye("w2")
+
+
+async def test_many_requests_at_once_are_all_answered(peer, link, monkeypatch):
+    monkeypatch.setattr(link, "_max_rows", 10_000)
+    await peer.welcome(table(1, a=7))
+    tasks = [ask(link, row()) for _ in range(500)]
+    asked: list[RequestRows] = []
+    while len(asked) < 500:
+        message = await peer.next(Predict)
+        assert isinstance(message, Predict)
+        asked += message.requests
+    await peer.send(BatchResults(1, 0.1, [answer(each, 0) for each in asked]))
+    assert [[r.values for r in await task] for task in tasks] == [[b"ok"]] * 500
+
+
+async def test_silent_rows_ride_in_the_same_message_and_come_back_with_the_others(peer, link):
+    await peer.welcome(table(1, a=7, b=8))
+    task = asyncio.create_task(link.predict([row()], soon_due(), [row(8, DIGEST_B)]))
+    asked = await peer.asked()
+    assert [each.handle for each in asked.rows] == [7, 8]
+    await peer.send(BatchResults(1, 0.1, [answer(asked, 0, b"told"), answer(asked, 1, b"kept")]))
+    results = await task
+    assert [result.values for result in results.rows] == [b"told"]
+    assert [result and result.values for result in results.silent] == [b"kept"]
+
+
+async def test_nobody_waits_for_a_silent_row(peer, link):
+    await peer.welcome(table(1, a=7))
+    task = asyncio.create_task(link.predict([row()], soon_due(), [row()]))
+    asked = await peer.asked()
+    await peer.send(BatchResults(1, 0.1, [answer(asked, 0, b"told")]))
+    results = await task
+    assert ([result.values for result in results.rows], results.silent) == ([b"told"], [None])
+    assert await peer.next(Cancel) == Cancel(asked.request_id)
+    assert link.state.waiting_rows == 0
+
+
+async def test_silent_rows_are_left_out_rather_than_a_request_refused(peer, link):
+    await peer.welcome(table(1, a=7))
+    silent = [row(), row()]
+    task = asyncio.create_task(link.predict([row(), row(), row()], soon_due(), silent))
+    asked = await peer.asked()
+    assert len(asked.rows) == 3
+    await peer.send(BatchResults(1, 0.1, [answer(asked, at) for at in range(3)]))
+    assert (await task).silent == [None, None]
+
+
+async def test_a_row_is_renewed_under_the_handle_that_its_bundle_has_now(peer, link):
+    await peer.welcome(table(1, a=7))
+    await peer.send(update(2, bundles=[bundle_entry(9, DIGEST_A)], removed=[DIGEST_A]))
+    await peer.next(TableAck)
+    renewed = link.renewed(row(7, DIGEST_A))
+    assert renewed is not None
+    assert renewed.row.handle == 9
+    assert link.renewed(row(8, DIGEST_B)) is None

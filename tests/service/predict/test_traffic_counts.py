@@ -1,0 +1,116 @@
+"""What is seen of a traffic's versions: sums, percentiles, and how far answers lie apart."""
+
+import asyncio
+import random
+
+import pytest
+
+from peterrec.model.errors import PeterRecError
+from peterrec.patches.identity import Digest, TaskId, TaskRef, TenantId
+from peterrec.patches.registry.traffic import Canary, Traffic
+from peterrec.service.errors import NotARankingTask, row_error
+from peterrec.service.predict.schemas import (
+    ClassPrediction,
+    RankedItem,
+    RankingPrediction,
+    Tag,
+    TagsPrediction,
+    ValuePrediction,
+)
+from peterrec.service.predict.traffic_counts import (
+    Tally,
+    TrafficObserver,
+    bucket_of,
+    divergence,
+    latency_of,
+)
+from peterrec.service.protocol.messages import TrafficSeen
+from peterrec.service.protocol.served_task import Role, ServedTask, Split
+from tests.service.messages import DIGEST_A, DIGEST_B, bundle_entry
+from tests.waiting import soon
+
+USED = {"used_items": 1, "unknown_items": 0, "unknown": [], "truncated": False, "cold": False}
+REF = TaskRef(TenantId("acme"), TaskId("films"))
+PROD = ServedTask("acme", "films", 1, "prod", bundle_entry(1, DIGEST_A))
+CANARY = ServedTask("acme", "films", 2, None, bundle_entry(2, DIGEST_B), Role.CANARY)
+TRAFFIC = Traffic(1, (Canary(Digest(DIGEST_B), 1),))
+SPLIT = Split(REF, TRAFFIC, 7, {Digest(DIGEST_B): CANARY}, ())
+
+
+def of_class(label: str) -> ClassPrediction:
+    return ClassPrediction(label=label, scores={"F": 0.5, "M": 0.5}, **USED)
+
+
+def of_tags(*labels: str) -> TagsPrediction:
+    tags = [Tag(label, 0.9) for label in labels]
+    return TagsPrediction(tags=tags, scores=dict.fromkeys("abcd", 0.9), threshold=0.5, **USED)
+
+
+def of_items(*ids: str) -> RankingPrediction:
+    return RankingPrediction(items=[RankedItem(i, 1.0) for i in ids], filtered=0, **USED)
+
+
+def of_value(value: float) -> ValuePrediction:
+    return ValuePrediction(value=value, **USED)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (of_class("F"), of_class("F"), 0),
+        (of_class("F"), of_class("M"), 1),
+        (of_tags("a", "b"), of_tags("b", "c"), 0.5),
+        (of_items("1", "2"), of_items("2", "1"), 0),
+        (of_items("1", "2"), of_items("2", "3"), 0.5),
+        (of_items(*map(str, range(20))), of_items(*map(str, range(10))), 0),
+        (of_value(2), of_value(4), 0.5),
+        (of_value(2), of_class("F"), 1),
+    ],
+)
+def test_answers_lie_apart_as_their_kind_defines(first, second, expected):
+    assert divergence(first, second) == expected == divergence(second, first)
+
+
+@pytest.mark.parametrize("latency_ms", [0.02, 0.5, 1.0, 7.3, 250.0, 60_000.0])
+def test_a_latency_is_told_within_one_per_cent(latency_ms):
+    assert latency_of(bucket_of(latency_ms)) == pytest.approx(latency_ms, rel=0.01)
+
+
+def test_the_p99_is_what_one_in_a_hundred_exceeds():
+    latencies = [n / 1000 for n in range(1, 1001)]
+    random.Random(1).shuffle(latencies)
+    tally = Tally()
+    for latency_s in latencies:
+        tally.count(latency_s, is_error=False, diverged=None)
+    assert tally.p99_ms() == pytest.approx(990, rel=0.011)
+    assert (tally.requests, tally.errors, tally.mean_divergence()) == (1000, 0, None)
+    assert Tally().p99_ms() == 0
+
+
+async def test_sums_of_many_rows_go_out_in_one_message():
+    sent: list[TrafficSeen] = []
+    observer = TrafficObserver(sent.append)
+    observer.count(SPLIT, PROD, of_class("F"), 0.002)
+    observer.count(SPLIT, CANARY, of_class("M"), 0.002, of_class("F"))
+    observer.count(SPLIT, CANARY, row_error("row_failed"), 0.004, of_class("F"))
+    await soon(lambda: bool(sent))
+    (seen,) = sent
+    assert (seen.tenant, seen.task, seen.traffic_revision) == ("acme", "films", 7)
+    by_role = {version.role: version for version in seen.versions}
+    assert (by_role["prod"].digest, by_role["prod"].requests) == (DIGEST_A, 1)
+    canary = by_role["canary"]
+    assert (canary.requests, canary.errors, canary.compared, canary.divergence) == (2, 1, 1, 1)
+    await asyncio.sleep(0)
+    assert len(sent) == 1
+
+
+@pytest.mark.parametrize(
+    "refusal", [NotARankingTask("films", "tags"), row_error("queue_full")], ids=lambda e: e.code
+)
+async def test_what_no_version_is_to_blame_for_is_not_counted(refusal: PeterRecError):
+    sent: list[TrafficSeen] = []
+    observer = TrafficObserver(sent.append)
+    observer.count(SPLIT, CANARY, refusal, 0.0)
+    observer.count(SPLIT, PROD, of_class("F"), 0.001)
+    await soon(lambda: bool(sent))
+    assert [version.role for version in sent[0].versions] == ["prod"]
