@@ -1,19 +1,7 @@
-"""The one error hierarchy: every refusal has a stable code, a category, a message and a hint.
+"""The one error hierarchy: every refusal has a stable code, a category, a message and a hint."""
 
-What can be wrong with the data we are given: one leaf per cause, each naming its place.
-
-What can go wrong with a training run itself.
-
-What can be wrong with recordings and checkpoints of the published code.
-
-What can be wrong with a comparison.
-"""
-
-import math
 from enum import StrEnum
 from typing import ClassVar
-
-from torch import Tensor
 
 
 class Category(StrEnum):
@@ -197,17 +185,6 @@ class TrunkTooLarge(PeterRecError):
 
     code = "trunk_too_large"
     category = Category.TOO_LARGE
-
-
-def require_finite(loss: Tensor, step: int, learning_rate: float) -> float:
-    """The loss as a number, refused if it is none any more; steps count from 0."""
-    value = loss.item()
-    if not math.isfinite(value):
-        raise TrainingDiverged(
-            f"the loss is {value} at step {step + 1} with learning rate {learning_rate:.2g}.",
-            hint="Lower the learning rate.",
-        )
-    return value
 
 
 class GoldenFolderInvalid(PeterRecError):

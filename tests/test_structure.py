@@ -191,11 +191,14 @@ def test_patches_and_http_workers_import_no_torch() -> None:
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("import service.app", {"peterrec.service.http.app"}),
-        ("from service import app", {"peterrec.service.http.app"}),
-        ("def later():\n    from service.app import run", {"peterrec.service.http.app"}),
+        ("import peterrec.service.http.app", {"peterrec.service.http.app"}),
+        ("from peterrec.service.http import app", {"peterrec.service.http.app"}),
+        (
+            "def later():\n    from peterrec.service.http.app import run",
+            {"peterrec.service.http.app"},
+        ),
         ("from . import spec", {"peterrec.model.spec"}),
-        ("from ..service.app import run", {"peterrec.service.http.app"}),
+        ("from ..service.http.app import run", {"peterrec.service.http.app"}),
         ("import numpy", set()),
     ],
 )
@@ -203,13 +206,13 @@ def test_the_graph_sees_every_form_of_import(
     tmp_path: Path, source: str, expected: set[str]
 ) -> None:
     (tmp_path / "one.py").write_text(source)
-    files = {"model.one": tmp_path / "one.py"}
+    files = {"peterrec.model.one": tmp_path / "one.py"}
     others = {
         "peterrec.model.spec": tmp_path / "empty.py",
         "peterrec.service.http.app": tmp_path / "empty.py",
     }
     (tmp_path / "empty.py").touch()
-    assert import_graph({**files, **others})["model.one"] == expected
+    assert import_graph({**files, **others})["peterrec.model.one"] == expected
 
 
 def test_a_circle_is_found() -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from peterrec.model.data.histories import Histories, UserLabels
-from peterrec.model.errors import TasksDiffer, TrunkTooLarge, require_finite
+from peterrec.model.errors import TasksDiffer, TrunkTooLarge
 from peterrec.model.files.backbone_folder import LoadedBackbone
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.progress import Progress, Watch, unwatched
@@ -44,6 +44,7 @@ from peterrec.model.training.finetune.task_rows import (
     distinct_histories,
     find_rows,
 )
+from peterrec.model.training.loop import require_finite
 from peterrec.model.training.objectives import ProbableObjective
 
 FORWARD_ROWS = {"cpu": 256, "cuda": 1 << 14}

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from peterrec.model.data.examples import Examples
 from peterrec.model.data.splits import UserSplit
-from peterrec.model.errors import SplitEmpty, require_finite
+from peterrec.model.errors import SplitEmpty
 from peterrec.model.progress import Progress, Watch
 from peterrec.model.training.batches import bucketed_batches, seeded
 from peterrec.model.training.finetune.encoders import Encoder, TokenRow, UserRows
 from peterrec.model.training.finetune.objective_of_head import Goal
 from peterrec.model.training.finetune.settings import LoopSettings
+from peterrec.model.training.loop import require_finite
 
 
 def thinned(

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from peterrec.model.errors import require_finite
 from peterrec.model.spec import PAD, BackboneSpec
 from peterrec.model.training.data_parallel import ALONE, Workers
+from peterrec.model.training.loop import require_finite
 from peterrec.model.training.pretrain.examples import NO_TARGET, ExampleBatch
 from peterrec.model.training.pretrain.lazy_rows import LazyRows
 from peterrec.model.training.pretrain.packed_blocks import ZERO_ROW, Packing, pack, packed_states
