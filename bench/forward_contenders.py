@@ -72,7 +72,7 @@ class Batch:
         out = torch.empty(len(histories), backbone.spec.channels, device=device)
         for task, members in groups.items():
             ref = self.tasks.refs[task]
-            named = {name: tensor[ref.slot] for name, tensor in ref.slab.tensors.items()}
+            named = {name: tensor[ref.slot] for name, tensor in ref.pool.tensors.items()}
             tokens = frame_histories([histories[row] for row in members], backbone.spec)
             patch = PatchWeights.from_named(ref.geometry, named)
             out[members] = backbone.user_vectors(tokens.to(device), patch)
@@ -93,7 +93,7 @@ class GatheredForward:
         backbone = tasks.backbone
         self.spec, self.device = backbone.spec, backbone.embedding.weight.device
         self._embedding = backbone.embedding.weight.detach().to(dtype)
-        self._patches = {n: t.to(dtype) for n, t in tasks.refs[0].slab.tensors.items()}
+        self._patches = {n: t.to(dtype) for n, t in tasks.refs[0].pool.tensors.items()}
         self._convs, self._norms = [], []
         for block in backbone.blocks:
             assert isinstance(block, ResidualBlock)

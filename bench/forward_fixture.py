@@ -13,7 +13,7 @@ import torch
 from bench.random_fleet import FleetShape, make_backbone, make_patch
 from peterrec.model.inference.batch_plan import SlotRef
 from peterrec.model.inference.forward import MixedForward, mixed_forward
-from peterrec.model.inference.weight_pool import Slab
+from peterrec.model.inference.weight_pool import WeightPool
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.network.collate import Tokens
 from peterrec.model.spec import FIRST_ITEM
@@ -37,9 +37,9 @@ def resident_tasks(
     """Load every task of the shape."""
     with tempfile.TemporaryDirectory() as folder:
         backbone = make_backbone(shape, Path(folder)).backbone.to(device)
-    slab = Slab(shape.geometry.shapes(shape.channels), torch.device(device), dtype)
-    slots = [slab.write(make_patch(shape, task).named()) for task in range(shape.tasks)]
-    refs = [SlotRef(shape.geometry, slab, slot) for slot in slots]
+    pool = WeightPool(shape.geometry.shapes(shape.channels), torch.device(device), dtype)
+    slots = [pool.write(make_patch(shape, task).named()) for task in range(shape.tasks)]
+    refs = [SlotRef(shape.geometry, pool, slot) for slot in slots]
     return ResidentTasks(backbone, mixed_forward(backbone, dtype, trunk_cache_bytes), refs)
 
 

@@ -237,11 +237,11 @@ def copy_bandwidth(repeats: int) -> float:
 
 def _fewest_bytes(tasks: ResidentTasks, chosen: Sequence[int]) -> float:
     """What a forward must read and write: weights and patches once, items, user vectors."""
-    spec, slab = tasks.backbone.spec, tasks.refs[0].slab
-    weights = sum(p.numel() for p in tasks.backbone.blocks.parameters()) * slab.dtype.itemsize
-    embedded = len(chosen) * spec.frame_len * spec.channels * slab.dtype.itemsize
+    spec, pool = tasks.backbone.spec, tasks.refs[0].pool
+    weights = sum(p.numel() for p in tasks.backbone.blocks.parameters()) * pool.dtype.itemsize
+    embedded = len(chosen) * spec.frame_len * spec.channels * pool.dtype.itemsize
     written = len(chosen) * spec.channels * 4
-    return weights + len(set(chosen)) * slab.slot_bytes + embedded + written
+    return weights + len(set(chosen)) * pool.slot_bytes + embedded + written
 
 
 def _batch(tasks: ResidentTasks, shape: FleetShape, rows: int) -> Batch:

@@ -32,7 +32,7 @@ from peterrec.model.data.tables import TableSource
 from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone, save_backbone
 from peterrec.model.inference.batch_plan import SlotRef
 from peterrec.model.inference.forward import mixed_forward
-from peterrec.model.inference.weight_pool import Slab
+from peterrec.model.inference.weight_pool import WeightPool
 from peterrec.model.network.collate import Tokens
 from peterrec.model.spec import HeadKind
 from peterrec.model.training.evaluation import TaskModel
@@ -174,9 +174,9 @@ def _mixed_logits(
 def _refs(tasks: Sequence[Trained], loaded: LoadedBackbone, dtype: torch.dtype) -> list[SlotRef]:
     geometry = tasks[0].task.geometry
     shapes = geometry.shapes(loaded.backbone.spec.channels)
-    slab = Slab(shapes, torch.device("cpu"), dtype, capacity=len(tasks))
-    slots = [slab.write(task.task.patch_weights.named()) for task in tasks]
-    return [SlotRef(geometry, slab, slot) for slot in slots]
+    pool = WeightPool(shapes, torch.device("cpu"), dtype, capacity=len(tasks))
+    slots = [pool.write(task.task.patch_weights.named()) for task in tasks]
+    return [SlotRef(geometry, pool, slot) for slot in slots]
 
 
 def _same_bits(tasks: Sequence[Trained], loaded: LoadedBackbone) -> float:

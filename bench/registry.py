@@ -160,7 +160,7 @@ async def _swap_all(urls: Sequence[str], bundles: Sequence[bytes]) -> list[float
             digest = await push(clients[0], "swapped", bundle)
             await asyncio.gather(*(_until_served(client, digest) for client in clients))
             latencies.append((time.perf_counter() - started) * 1000)
-    return latencies[1:]  # the first one also makes the slab and the connections
+    return latencies[1:]  # the first one also makes the pool and the connections
 
 
 @asynccontextmanager

@@ -14,8 +14,8 @@ class Progress:
     note: str = ""
 
 
-Watch = Callable[[Progress], None]
+OnProgress = Callable[[Progress], None]
 
 
-def unwatched(progress: Progress) -> None:
+def no_progress(progress: Progress) -> None:
     """For callers who do not want to see progress."""

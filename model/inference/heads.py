@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from peterrec.model.inference.top_k import CatalogRanking, CatalogWeights, RowScores, Selection
-from peterrec.model.inference.weight_pool import Slab
+from peterrec.model.inference.weight_pool import WeightPool
 from peterrec.model.network.heads import HEAD_KINDS
 from peterrec.model.spec import HeadSpec
 
@@ -18,10 +18,10 @@ FLOAT_BYTES = 4
 
 
 class HeadRef(NamedTuple):
-    """Where a head lies: a slot of a slab, or its own tensors if it ranks a catalog."""
+    """Where a head lies: a slot of a pool, or its own tensors if it ranks a catalog."""
 
     spec: HeadSpec
-    slab: Slab | None
+    pool: WeightPool | None
     slot: int
     catalog: CatalogWeights | None = None
 
@@ -30,7 +30,7 @@ class HeadRef(NamedTuple):
         """Bytes on the device when it is there."""
         if self.catalog is not None:
             return self.catalog.size_bytes
-        return self.slab.slot_bytes if self.slab is not None else 0
+        return self.pool.slot_bytes if self.pool is not None else 0
 
     @property
     def is_here(self) -> bool:
@@ -44,7 +44,7 @@ class MixedHeads:
     def __init__(self, channels: int, device: torch.device) -> None:
         self._channels = channels
         self._device = device
-        self._slabs: dict[int, Slab] = {}
+        self._pools: dict[int, WeightPool] = {}
         self._ranking = CatalogRanking(device)
 
     def size_bytes(self, spec: HeadSpec) -> int:
@@ -59,8 +59,8 @@ class MixedHeads:
             ref = HeadRef(spec, None, 0, CatalogWeights(self.size_bytes(spec)))
             self.put_back(ref, tensors, temperature)
             return ref
-        slab = self._slab(spec.outputs)
-        return HeadRef(spec, slab, slab.write(_tempered(spec, tensors, temperature)))
+        pool = self._pool(spec.outputs)
+        return HeadRef(spec, pool, pool.write(_tempered(spec, tensors, temperature)))
 
     def put_back(
         self, ref: HeadRef, tensors: Mapping[str, Tensor], temperature: float = 1.0
@@ -72,8 +72,8 @@ class MixedHeads:
 
     def remove(self, ref: HeadRef) -> None:
         """Give the head's memory back; no row may be waiting for it."""
-        if ref.slab is not None:
-            ref.slab.release(ref.slot)
+        if ref.pool is not None:
+            ref.pool.release(ref.slot)
         elif ref.catalog is not None:
             ref.catalog.take_off()
 
@@ -83,9 +83,9 @@ class MixedHeads:
         if ref.catalog is not None:
             weight, bias = ref.catalog.weight, ref.catalog.bias
         else:
-            assert ref.slab is not None
-            ref.slab.await_writes()
-            tensors = ref.slab.tensors
+            assert ref.pool is not None
+            ref.pool.await_writes()
+            tensors = ref.pool.tensors
             weight, bias = tensors["head.weight"][ref.slot], tensors["head.bias"][ref.slot]
         assert weight is not None
         assert bias is not None
@@ -110,11 +110,11 @@ class MixedHeads:
                 out[row] = scores
         return [scores for scores in out if scores is not None]
 
-    def _slab(self, outputs: int) -> Slab:
-        if outputs not in self._slabs:
+    def _pool(self, outputs: int) -> WeightPool:
+        if outputs not in self._pools:
             shapes = {"head.weight": (outputs, self._channels), "head.bias": (outputs,)}
-            self._slabs[outputs] = Slab(shapes, self._device)
-        return self._slabs[outputs]
+            self._pools[outputs] = WeightPool(shapes, self._device)
+        return self._pools[outputs]
 
 
 def _tempered(
@@ -132,19 +132,19 @@ def _tempered(
 
 
 def _grouped(refs: Sequence[HeadRef]) -> list[list[int]]:
-    """Rows that can be scored together: equal kind and slab, or the same ranking head."""
+    """Rows that can be scored together: equal kind and pool, or the same ranking head."""
     groups: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
     for row, ref in enumerate(refs):
-        groups[ref.spec.kind, id(ref.catalog or ref.slab)].append(row)
+        groups[ref.spec.kind, id(ref.catalog or ref.pool)].append(row)
     return list(groups.values())
 
 
 def _small(users: Tensor, refs: Sequence[HeadRef]) -> list[RowScores]:
-    slab, kind = refs[0].slab, refs[0].spec.kind
-    assert slab is not None
-    slab.await_writes()
+    pool, kind = refs[0].pool, refs[0].spec.kind
+    assert pool is not None
+    pool.await_writes()
     slots = torch.tensor([ref.slot for ref in refs], device=users.device)
-    weight, bias = slab.tensors["head.weight"][slots], slab.tensors["head.bias"][slots]
+    weight, bias = pool.tensors["head.weight"][slots], pool.tensors["head.bias"][slots]
     # A batched product would round by the number of rows; here a row is the same in any batch.
     logits = weight.mul_(users.unsqueeze(1)).sum(2).add_(bias)  # [b, K, C] -> [b, K]
     return [RowScores(row) for row in HEAD_KINDS[kind].scores(logits).cpu().numpy()]

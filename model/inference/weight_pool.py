@@ -22,7 +22,7 @@ KEPT_EXACT = frozenset({"patch.norm_weight", "patch.norm_bias"})
 of a patch's other weights together, and are a twentieth of them (``bench numerics``)."""
 
 
-class Slab:
+class WeightPool:
     """Slots for tensors ``[S, *shape]`` by name. Written by the device thread between batches.
 
     ``capacity`` is the number of slots at first; by default as many as the reserve holds.

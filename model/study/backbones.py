@@ -11,7 +11,7 @@ import numpy as np
 from peterrec.model.data.histories import Histories
 from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone, save_backbone
 from peterrec.model.files.backbone_info import SPEC
-from peterrec.model.progress import Watch, unwatched
+from peterrec.model.progress import OnProgress, no_progress
 from peterrec.model.study.corpus import Corpus
 from peterrec.model.study.settings import ComparisonSettings
 from peterrec.model.training.pretrain.pretrain import PretrainSettings, pretrain
@@ -39,14 +39,14 @@ def ensure_backbone(
     corpus: Corpus,
     settings: ComparisonSettings,
     is_causal: bool,
-    watch: Watch = unwatched,
+    on_progress: OnProgress = no_progress,
 ) -> None:
     """Pretrain into the folder unless a finished backbone is there; an unfinished one goes on."""
     if (folder / SPEC).exists():
         return
     histories = pretraining_histories(corpus, settings)
     chosen = pretrain_settings(settings, is_causal)
-    trained = pretrain(histories, chosen, checkpoints=folder, resume=True, watch=watch)
+    trained = pretrain(histories, chosen, checkpoints=folder, resume=True, on_progress=on_progress)
     save_backbone(folder, trained.backbone, list(trained.vocabulary.items), trained.record)
     remove_checkpoint(folder)
 

@@ -15,7 +15,7 @@ from peterrec.model.data.examples import Examples
 from peterrec.model.data.splits import UserSplit
 from peterrec.model.errors import TrainingDiverged
 from peterrec.model.parity.npz import write_npz
-from peterrec.model.progress import unwatched
+from peterrec.model.progress import no_progress
 from peterrec.model.study.backbones import backbone_at, backbone_folder
 from peterrec.model.study.corpus import Corpus, read_corpora
 from peterrec.model.study.many_tasks import ManyTasksGoal, join_tasks
@@ -129,7 +129,7 @@ def _trained(place: Workplace, spec: RunSpec, key: str) -> Document:
     examples, split, goal = _joint(tasks, splits, goals)
     loop = _loop(place.settings, spec, tasks[0].kind)
     run = FinetuneRun(encoder, goal, examples, split, loop, tracks_metrics=True)
-    run.train(unwatched)
+    run.train(no_progress)
     judged = {
         data.name: judge(scorer_of(encoder, goal.head), data)
         for data, goal in zip(tasks, goals, strict=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from peterrec.model.progress import Progress, Watch
+from peterrec.model.progress import OnProgress, Progress
 from peterrec.model.study.backbones import backbone_folder, ensure_backbone
 from peterrec.model.study.corpus import Corpus, choose_tasks
 from peterrec.model.study.methods import METHODS, PRIOR, Rates, Variant, choose_variants
@@ -114,14 +114,14 @@ class Effort:
     time_limit_s: float = math.inf
 
 
-def compare(place: Workplace, effort: Effort, watch: Watch) -> list[Unit]:
+def compare(place: Workplace, effort: Effort, on_progress: OnProgress) -> list[Unit]:
     """Run what is not in the journal; the units with all results there are when it ends."""
     deadline = time.monotonic() + effort.time_limit_s
     units = plan_units(place)
     _recall(place, units)
     with _pool(effort.jobs) as start:
-        _pretrain(place, units, start, effort.jobs, watch)
-        _run_units(place, units, start, _Limits(effort.jobs, deadline), watch)
+        _pretrain(place, units, start, effort.jobs, on_progress)
+        _run_units(place, units, start, _Limits(effort.jobs, deadline), on_progress)
     return units
 
 
@@ -168,14 +168,16 @@ def _pool(jobs: int) -> _Inline | _Processes:
     return _Inline() if jobs == 1 else _Processes(jobs)
 
 
-def _pretrain(place: Workplace, units: list[Unit], start: Start, jobs: int, watch: Watch) -> None:
+def _pretrain(
+    place: Workplace, units: list[Unit], start: Start, jobs: int, on_progress: OnProgress
+) -> None:
     needed = list(dict.fromkeys((unit.corpus, unit.variant.is_causal) for unit in units))
-    watch(Progress("pretraining", 0, len(needed)))
+    on_progress(Progress("pretraining", 0, len(needed)))
     threads = max(1, jobs // max(1, len(needed)))
     futures = [start(pretrain_kind, place, corpus, kind, threads) for corpus, kind in needed]
     for done, future in enumerate(futures, 1):
         future.result()
-        watch(Progress("pretraining", done, len(needed)))
+        on_progress(Progress("pretraining", done, len(needed)))
 
 
 def pretrain_kind(place: Workplace, corpus_name: str, is_causal: bool, threads: int) -> None:
@@ -188,7 +190,7 @@ def pretrain_kind(place: Workplace, corpus_name: str, is_causal: bool, threads: 
 
 
 def _run_units(
-    place: Workplace, units: list[Unit], start: Start, limits: _Limits, watch: Watch
+    place: Workplace, units: list[Unit], start: Start, limits: _Limits, on_progress: OnProgress
 ) -> None:
     total = sum(unit.planned for unit in units)
     running: dict[Future[Document], tuple[Unit, RunSpec]] = {}
@@ -207,7 +209,7 @@ def _run_units(
                 journal.write(line + "\n")
                 journal.flush()
                 done = sum(len(unit.results) for unit in units)
-                watch(Progress("runs", done, total, spec.name))
+                on_progress(Progress("runs", done, total, spec.name))
 
 
 def _next_runs(

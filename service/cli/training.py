@@ -205,7 +205,7 @@ def pretrain(
     overwrite: Overwrite = False,
 ) -> None:
     """Train a backbone on users' sequences, without labels; also in several torchrun processes."""
-    from peterrec.model.progress import unwatched
+    from peterrec.model.progress import no_progress
     from peterrec.model.training.pretrain.pretrain import PretrainSettings
     from peterrec.service.jobs.jobs import run_pretrain
     from peterrec.service.jobs.options import parse_dilations
@@ -235,8 +235,8 @@ def pretrain(
     )
     on_existing = _on_existing(resume, overwrite)
     with place_of(device.value) as place, ProgressBars() as bars:
-        watch = bars if place.workers.writes else unwatched
-        trained, fingerprint = run_pretrain(source, settings, out, on_existing, watch, place)
+        on_progress = bars if place.workers.writes else no_progress
+        trained, fingerprint = run_pretrain(source, settings, out, on_existing, on_progress, place)
     if not place.workers.writes:
         return
     epoch = trained.record["epochs"][trained.record["best_epoch"]]

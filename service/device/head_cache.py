@@ -66,7 +66,7 @@ class HeadRoom:
             self._staying_bytes += head.size_bytes
 
     def release_held(self) -> None:
-        """New heads have been proven: they may leave from now on."""
+        """New heads have been validated: they may leave from now on."""
         self._held.clear()
 
     def remove(self, handle: Handle, head: HeadRef) -> None:

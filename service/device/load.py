@@ -1,4 +1,4 @@
-"""Bundles on their way into the table: written, proven, and kept until a table names them."""
+"""Bundles on their way into the table: written, validated, and kept until a table names them."""
 
 from collections.abc import Callable, Sequence
 
@@ -39,7 +39,7 @@ class Loading:
         self._loaded: dict[str, Residency] = {}
 
     def load(self, bundles: Sequence[LocalBundle]) -> Failures:
-        """Load and prove bundles for the next table; what is wrong with those that are refused."""
+        """Load and validate bundles for the next table; returns the errors of those refused."""
         missing = [local for local in bundles if not self._is_here(local.bundle.digest)]
         failures = self._load(missing)
         crowded = [
@@ -49,13 +49,13 @@ class Loading:
         ]
         if crowded:
             self._make_room()
-            for local in crowded:  # one by one: what is proven may make room for the next
+            for local in crowded:  # one by one: what is validated may make room for the next
                 del failures[local.bundle.digest]
                 failures |= self._load([local])
         return failures
 
-    def prove(self, local: LocalBundle) -> None:
-        """Load and prove a bundle that no table may ever name: freed if none does for long."""
+    def validate(self, local: LocalBundle) -> None:
+        """Load and validate a bundle that no table may ever name: freed if none does for long."""
         for error in self.load([local]).values():
             raise error
         self.admit()

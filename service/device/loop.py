@@ -34,7 +34,6 @@ from peterrec.service.protocol.messages import (
     Goodbye,
     Hello,
     Predict,
-    Prove,
     Row,
     RowResult,
     Status,
@@ -43,6 +42,7 @@ from peterrec.service.protocol.messages import (
     TableAck,
     ToDevice,
     TrafficSeen,
+    Validate,
     Welcome,
     encode,
     to_device,
@@ -74,8 +74,8 @@ class Follower(Protocol):
     def look_now(self) -> None:
         """Read the registry's revision at once instead of at the next tick."""
 
-    def prove(self, worker: Worker, request: Prove) -> None:
-        """Verify a spooled bundle, have it loaded, and send ``Proved`` to the worker."""
+    def validate(self, worker: Worker, request: Validate) -> None:
+        """Verify a spooled bundle, have it loaded, and send ``Validated`` to the worker."""
 
     def see(self, seen: TrafficSeen) -> None:
         """Count what a worker saw of a task's traffic."""
@@ -130,7 +130,7 @@ class DeviceLoop:
             Cancel: self._on_cancel,
             Hello: self._on_hello,
             TableAck: self._on_ack,
-            Prove: self._on_prove,
+            Validate: self._on_validate,
             Sync: self._on_sync,
             Goodbye: self._on_goodbye,
             TrafficSeen: self._on_traffic_seen,
@@ -247,9 +247,9 @@ class DeviceLoop:
             self.table.hear(worker, time.monotonic()).acked_version = message.version
             self._answer_syncs()
 
-    def _on_prove(self, worker: Worker, message: ToDevice) -> None:
-        assert isinstance(message, Prove)
-        self._follower.prove(worker, message)
+    def _on_validate(self, worker: Worker, message: ToDevice) -> None:
+        assert isinstance(message, Validate)
+        self._follower.validate(worker, message)
 
     def _on_traffic_seen(self, worker: Worker, message: ToDevice) -> None:
         assert isinstance(message, TrafficSeen)

@@ -1,4 +1,4 @@
-"""What is resident on the device: per bundle a patch in a slab and a head beside."""
+"""What is resident on the device: per bundle a patch in a pool and a head beside."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from peterrec.model.inference.batch_plan import SlotRef
 from peterrec.model.inference.forward import mixed_forward
 from peterrec.model.inference.heads import HeadRef, MixedHeads, RowScores, Selection
 from peterrec.model.inference.top_k import CatalogWeights
-from peterrec.model.inference.weight_pool import Slab
+from peterrec.model.inference.weight_pool import WeightPool
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.spec import FIRST_ITEM, PAD, HeadSpec, PatchGeometry
 from peterrec.patches.bundle.verify import VerifiedBundle
@@ -60,16 +60,16 @@ class ProbeFailed(PeterRecError):
 
 
 class Form(NamedTuple):
-    """What a bundle's weights look like, and the slabs that hold those of this form."""
+    """What a bundle's weights look like, and the pools that hold those of this form."""
 
     geometry: PatchGeometry
-    patches: Slab
+    patches: WeightPool
     head: HeadSpec
-    heads: Slab | None
+    heads: WeightPool | None
 
 
 class Residency(msgspec.Struct, frozen=True, gc=False):
-    """A bundle whose weights lie on the device, proven there.
+    """A bundle whose weights lie on the device, validated there.
 
     Ten thousands of them are kept, so that a residency is one small object that garbage collection
     need not look at. ``catalog_path`` is the local bundle file that a ranking head's item ids are
@@ -133,7 +133,7 @@ class SlotStore:
         self._forward = mixed_forward(backbone, dtype, trunk_cache_bytes)
         self._heads = MixedHeads(self._channels, self._device)
         self.head_room = HeadRoom(head_limit_bytes)
-        self._slabs: dict[PatchGeometry, Slab] = {}
+        self._pools: dict[PatchGeometry, WeightPool] = {}
         self._forms: dict[Form, Form] = {}
         self._handles = count(1)
         self.resident: dict[Handle, Residency] = {}
@@ -178,15 +178,15 @@ class SlotStore:
             raise
         finally:
             self.head_room.release_held()
-        return [self._proven(outcome, errors) for outcome in outcomes]
+        return [self._validated(outcome, errors) for outcome in outcomes]
 
     def free(self, residency: Residency) -> None:
         """Give the memory back; no row may be waiting for this residency."""
         del self.resident[residency.handle]
-        residency.patch.slab.release(residency.patch.slot)
+        residency.patch.pool.release(residency.patch.slot)
         self.head_room.remove(residency.handle, residency.head)
         self._heads.remove(residency.head)
-        self.patch_bytes -= residency.patch.slab.slot_bytes
+        self.patch_bytes -= residency.patch.pool.slot_bytes
 
     def put_head_back(self, handle: Handle, tensors: Mapping[str, Tensor] | None) -> bool:
         """End the return of a head: with its tensors, or without if they could not be read.
@@ -203,12 +203,12 @@ class SlotStore:
     def warm_up(self) -> None:
         """Run the forward once per common shape, so that the first request pays for nothing."""
         geometry = PatchGeometry("serial2", 1, (), queries=1)
-        slab = self._slab(geometry)
+        pool = self._pool(geometry)
         shapes = geometry.shapes(self._channels)
-        ref = SlotRef(geometry, slab, slab.write({n: torch.zeros(s) for n, s in shapes.items()}))
+        ref = SlotRef(geometry, pool, pool.write({n: torch.zeros(s) for n, s in shapes.items()}))
         for length in WARM_UP_LENGTHS:
             self._forward.user_vectors([np.full(length, FIRST_ITEM)] * 2, [ref, ref])
-        slab.release(ref.slot)
+        pool.release(ref.slot)
 
     def score(self, rows: Sequence[EngineRow]) -> list[RowScores]:
         """One forward over rows of any tasks; answers in the rows' order. No head is away."""
@@ -231,7 +231,7 @@ class SlotStore:
         self.head_room.add(residency.handle, residency.head, is_movable=is_movable)
         return residency
 
-    def _proven(
+    def _validated(
         self, outcome: Residency | PeterRecError, errors: Mapping[Handle, float]
     ) -> Residency | PeterRecError:
         tolerance = max(PROBE_TOLERANCES[kind] for kind in (self._dtype, self._patch_dtype))
@@ -243,14 +243,14 @@ class SlotStore:
     def _write(self, bundle: VerifiedBundle, catalog_path: str) -> Residency:
         tensors, head = _as_torch(bundle), bundle.manifest.head
         geometry = bundle.manifest.patch.geometry()
-        slab = self._slab(geometry)
-        slot = slab.write(tensors)
+        pool = self._pool(geometry)
+        slot = pool.write(tensors)
         try:
             head_ref = self._heads.add(head.spec(), tensors, head.temperature)
         except Exception:  # no memory for a large catalog: the slot must not be lost with it
-            slab.release(slot)
+            pool.release(slot)
             raise
-        form = Form(geometry, slab, head_ref.spec, head_ref.slab)
+        form = Form(geometry, pool, head_ref.spec, head_ref.pool)
         residency = Residency(
             handle=next(self._handles),
             digest=shared_digest(bundle.digest),
@@ -263,7 +263,7 @@ class SlotStore:
             catalog=head_ref.catalog,
         )
         self.resident[residency.handle] = residency
-        self.patch_bytes += slab.slot_bytes
+        self.patch_bytes += pool.slot_bytes
         return residency
 
     def _probe_errors(
@@ -298,11 +298,11 @@ class SlotStore:
         scale = max(SMALLEST_SCALE, float(np.abs(expected).max()))
         return float(np.abs(found - expected).max()) / scale
 
-    def _slab(self, geometry: PatchGeometry) -> Slab:
-        if geometry not in self._slabs:
+    def _pool(self, geometry: PatchGeometry) -> WeightPool:
+        if geometry not in self._pools:
             shapes = geometry.shapes(self._channels)
-            self._slabs[geometry] = Slab(shapes, self._device, self._patch_dtype)
-        return self._slabs[geometry]
+            self._pools[geometry] = WeightPool(shapes, self._device, self._patch_dtype)
+        return self._pools[geometry]
 
 
 def _as_torch(bundle: VerifiedBundle) -> Mapping[str, Tensor]:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from peterrec.model.data.interactions import InteractionSource
 from peterrec.model.errors import ComparisonSettingsInvalid
-from peterrec.model.progress import Watch
+from peterrec.model.progress import OnProgress
 from peterrec.model.study.corpus import Corpus, shuffled, write_corpora
 from peterrec.model.study.markdown import cells_of, header_of
 from peterrec.model.study.plots import draw_plots, require_matplotlib
@@ -78,12 +78,12 @@ def prepare(job: CompareJob) -> Path:
     return folder
 
 
-def run_comparison(job: CompareJob, watch: Watch) -> tuple[Document, list[Path]]:
+def run_comparison(job: CompareJob, on_progress: OnProgress) -> tuple[Document, list[Path]]:
     """Prepare, run what is not done yet, and write tables and pictures."""
     if job.has_plots:
         require_matplotlib()
     place = Workplace(prepare(job), job.out, job.settings, job.device)
-    units = compare(place, job.effort, watch)
+    units = compare(place, job.effort, on_progress)
     write_report(place, units)
     document = report_of(place, units)
     return document, draw_plots(document, job.out / PLOTS) if job.has_plots else []

@@ -7,7 +7,7 @@ from typing import IO
 
 import httpx
 
-from peterrec.model.progress import Progress, Watch
+from peterrec.model.progress import OnProgress, Progress
 from peterrec.service.errors import DownloadFailed
 
 MOVIELENS_1M = "https://files.grouplens.org/datasets/movielens/ml-1m.zip"
@@ -16,11 +16,11 @@ LARGEST_BYTES = 200 << 20
 TIMEOUT_S = 30.0
 
 
-def download_movielens_1m(out: Path, watch: Watch, url: str = MOVIELENS_1M) -> None:
+def download_movielens_1m(out: Path, on_progress: OnProgress, url: str = MOVIELENS_1M) -> None:
     """Fetch and unpack MovieLens-1M; its licence (README) allows research, not redistribution."""
     with TemporaryFile() as archive:
         try:
-            _fetch(url, archive, watch)
+            _fetch(url, archive, on_progress)
             _unpack(archive, out)
         except httpx.HTTPError as error:
             raise DownloadFailed(
@@ -34,7 +34,7 @@ def download_movielens_1m(out: Path, watch: Watch, url: str = MOVIELENS_1M) -> N
             ) from error
 
 
-def _fetch(url: str, archive: IO[bytes], watch: Watch) -> None:
+def _fetch(url: str, archive: IO[bytes], on_progress: OnProgress) -> None:
     with httpx.stream("GET", url, timeout=TIMEOUT_S, follow_redirects=True) as response:
         response.raise_for_status()
         total = int(response.headers.get("content-length", 0))
@@ -42,7 +42,7 @@ def _fetch(url: str, archive: IO[bytes], watch: Watch) -> None:
             archive.write(chunk)
             if archive.tell() > LARGEST_BYTES:
                 raise DownloadFailed(f"{url} is larger than {LARGEST_BYTES} bytes.")
-            watch(Progress("download", archive.tell(), max(total, archive.tell())))
+            on_progress(Progress("download", archive.tell(), max(total, archive.tell())))
 
 
 def _unpack(archive: IO[bytes], out: Path) -> None:

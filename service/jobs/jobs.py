@@ -12,7 +12,7 @@ from peterrec.model.data.splits import split_users
 from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone, save_backbone
 from peterrec.model.files.backbone_info import SPEC
 from peterrec.model.files.tensors import write_tensors
-from peterrec.model.progress import Watch
+from peterrec.model.progress import OnProgress
 from peterrec.model.training.evaluation import evaluate_task
 from peterrec.model.training.finetune.finetune import (
     FinetunedTask,
@@ -66,7 +66,7 @@ def run_pretrain(
     settings: PretrainSettings,
     out: Path,
     on_existing: OnExisting,
-    watch: Watch,
+    on_progress: OnProgress,
     place: Place,
 ) -> tuple[PretrainedBackbone, str]:
     """Pretrain into a folder; the result and the backbone's fingerprint.
@@ -79,7 +79,7 @@ def run_pretrain(
         settings,
         checkpoints=out,
         resume=on_existing == "resume",
-        watch=watch,
+        on_progress=on_progress,
         workers=place.workers,
         device=place.device,
     )
@@ -93,13 +93,13 @@ def run_pretrain(
 
 
 def run_finetune(
-    loaded: LoadedBackbone, job: FinetuneJob, settings: FinetuneSettings, watch: Watch
+    loaded: LoadedBackbone, job: FinetuneJob, settings: FinetuneSettings, on_progress: OnProgress
 ) -> FinetunedTask:
     """Fine-tune a task and write its bundle."""
     if job.out.exists() and not job.overwrite:
         raise OutputExists(f"{job.out} exists.", hint="Give another --out, or --overwrite.")
     labels = read_answers(job.answers)
-    task = finetune(loaded, read_histories(job.interactions), labels, settings, watch)
+    task = finetune(loaded, read_histories(job.interactions), labels, settings, on_progress)
     write_bundle(job.out, pack_task(task, loaded, job.name))
     return task
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from peterrec.model.data.histories import Histories, UserLabels
 from peterrec.model.data.interactions import InteractionSource, read_histories
 from peterrec.model.files.backbone_folder import LoadedBackbone
-from peterrec.model.progress import Watch
+from peterrec.model.progress import OnProgress
 from peterrec.model.spec import PatchGeometry
 from peterrec.model.training.finetune.finetune import FinetunedTask
 from peterrec.model.training.finetune.many_tasks import TaskToTrain, finetune_many
@@ -44,7 +44,7 @@ class ManyJob:
 
 
 def run_finetune_many(
-    loaded: LoadedBackbone, job: ManyJob, watch: Watch
+    loaded: LoadedBackbone, job: ManyJob, on_progress: OnProgress
 ) -> list[tuple[Path, FinetunedTask]]:
     """Train all tasks and write their bundles; nothing is written unless all succeed."""
     outs = [job.folder / entry.out for entry in job.tasks]
@@ -54,7 +54,7 @@ def run_finetune_many(
             f"{', '.join(existing)} exists.", hint="Give other names, or --overwrite."
         )
     tasks = [TaskToTrain(job.answers(entry), entry.settings(job.geometry)) for entry in job.tasks]
-    trained = finetune_many(loaded, job.histories(), tasks, watch)
+    trained = finetune_many(loaded, job.histories(), tasks, on_progress)
     names = [entry.name or entry.out.name.removesuffix(".bundle") for entry in job.tasks]
     bundles = [pack_task(task, loaded, name) for task, name in zip(trained, names, strict=True)]
     for out, data in zip(outs, bundles, strict=True):

@@ -11,7 +11,7 @@ from peterrec.model.progress import Progress
 
 
 class ProgressBars:
-    """One bar per phase; an instance is a ``Watch``."""
+    """One bar per phase; an instance is a ``OnProgress``."""
 
     def __init__(self) -> None:
         self._bars = Bars(

@@ -20,8 +20,6 @@ from peterrec.service.protocol.messages import (
     Goodbye,
     Hello,
     Predict,
-    Prove,
-    Proved,
     RequestRows,
     Row,
     RowResult,
@@ -32,6 +30,8 @@ from peterrec.service.protocol.messages import (
     TableUpdate,
     ToDevice,
     TrafficSeen,
+    Validate,
+    Validated,
     Welcome,
     encode,
     from_device,
@@ -108,8 +108,8 @@ class Results(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    message: Prove | Sync
-    future: asyncio.Future[Proved | Synced]
+    message: Validate | Sync
+    future: asyncio.Future[Validated | Synced]
 
 
 @dataclass(slots=True)
@@ -249,12 +249,12 @@ class DeviceLink:
         """Tell what was seen of a task's traffic; lost if the device process is away."""
         self._send(seen)
 
-    async def prove(self, path: str, timeout_s: float) -> Proved:
+    async def validate(self, path: str, timeout_s: float) -> Validated:
         """Have a spooled bundle verified and its probes run; DeviceUnavailable refuses at once."""
         if not self.is_connected:
             raise row_error("device_unavailable")
-        answer = await self._call(Prove(next(self._ids), path), timeout_s)
-        assert isinstance(answer, Proved)
+        answer = await self._call(Validate(next(self._ids), path), timeout_s)
+        assert isinstance(answer, Validated)
         return answer
 
     async def sync(self, revision: int, timeout_s: float) -> Synced:
@@ -266,7 +266,7 @@ class DeviceLink:
         assert isinstance(answer, Synced)
         return answer
 
-    async def _call(self, message: Prove | Sync, timeout_s: float) -> Proved | Synced:
+    async def _call(self, message: Validate | Sync, timeout_s: float) -> Validated | Synced:
         call = _Call(message, self._loop.create_future())
         self._calls[message.request_id] = call
         self._send(message)
@@ -354,7 +354,7 @@ class DeviceLink:
                     self._apply(message)
             case Welcome():
                 self._begin_epoch(message)
-            case Proved() | Synced():
+            case Validated() | Synced():
                 self._finish_call(message)
 
     def _take_results(self, batch: BatchResults) -> None:
@@ -365,7 +365,7 @@ class DeviceLink:
             if pending is not None:
                 pending.take(result, pending.sent[result.row])
 
-    def _finish_call(self, answer: Proved | Synced) -> None:
+    def _finish_call(self, answer: Validated | Synced) -> None:
         call = self._calls.get(answer.request_id)
         if call is not None and not call.future.done():
             call.future.set_result(answer)

@@ -75,8 +75,8 @@ class TableAck(msgspec.Struct, frozen=True, array_like=True, tag=4):
     version: int
 
 
-class Prove(msgspec.Struct, frozen=True, array_like=True, tag=5):
-    """Verify the spooled bundle file and run its probes; answered by ``Proved``."""
+class Validate(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """Verify the spooled bundle file and run its probes; answered by ``Validated``."""
 
     request_id: int
     path: str
@@ -121,7 +121,7 @@ class TrafficSeen(msgspec.Struct, frozen=True, array_like=True, tag=8):
     versions: list[VersionSeen]
 
 
-ToDevice = Predict | Cancel | Hello | TableAck | Prove | Sync | Goodbye | TrafficSeen
+ToDevice = Predict | Cancel | Hello | TableAck | Validate | Sync | Goodbye | TrafficSeen
 
 
 class BundleEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -211,8 +211,8 @@ class ProofReason(msgspec.Struct, frozen=True, array_like=True):
     hint: str
 
 
-class Proved(msgspec.Struct, frozen=True, array_like=True, tag=23):
-    """Outcome of ``Prove``: no reasons means that the bundle may be registered.
+class Validated(msgspec.Struct, frozen=True, array_like=True, tag=23):
+    """Outcome of ``Validate``: no reasons means that the bundle may be registered.
 
     ``summary`` is the JSON object that the registry keeps beside the version.
     """
@@ -240,7 +240,7 @@ class Status(msgspec.Struct, frozen=True, array_like=True, tag=25):
     queued_rows: int
 
 
-FromDevice = TableUpdate | Welcome | BatchResults | Proved | Synced | Status
+FromDevice = TableUpdate | Welcome | BatchResults | Validated | Synced | Status
 
 to_device = msgspec.msgpack.Decoder(ToDevice)
 from_device = msgspec.msgpack.Decoder(FromDevice)

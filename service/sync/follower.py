@@ -28,7 +28,13 @@ from peterrec.service.device.loop import DeviceLoop
 from peterrec.service.device.queue import Worker
 from peterrec.service.device.serving_table import Desired
 from peterrec.service.device.slots import LocalBundle
-from peterrec.service.protocol.messages import KeyEntry, ProofReason, Prove, Proved, TrafficSeen
+from peterrec.service.protocol.messages import (
+    KeyEntry,
+    ProofReason,
+    TrafficSeen,
+    Validate,
+    Validated,
+)
 from peterrec.service.sync.guard import GuardWatch
 from peterrec.service.sync.loader import BundleLoader
 from peterrec.service.sync.source import BundleSource
@@ -60,7 +66,7 @@ COLLECT_INTERVAL_S = 3600.0
 
 
 class RegistryFollower:
-    """Follows one registry for one device. ``look_now`` and ``prove`` may be called anywhere."""
+    """Follows one registry for one device. ``look_now`` and ``validate`` may be called anywhere."""
 
     def __init__(
         self,
@@ -103,9 +109,9 @@ class RegistryFollower:
         """Read the registry's revision at once."""
         self._loop.call_soon_threadsafe(self._look.set)
 
-    def prove(self, worker: Worker, request: Prove) -> None:
+    def validate(self, worker: Worker, request: Validate) -> None:
         """Verify a spooled file, load and probe it on the device, and answer the worker."""
-        self._loop.call_soon_threadsafe(lambda: self._spawn(self._prove(worker, request)))
+        self._loop.call_soon_threadsafe(lambda: self._spawn(self._validate(worker, request)))
 
     def see(self, seen: TrafficSeen) -> None:
         """Count what a worker saw of a task's traffic."""
@@ -290,17 +296,17 @@ class RegistryFollower:
     async def _load(self, bundles: Sequence[LocalBundle]) -> Failures:
         return await self._on_device(lambda: self._device.loading.load(bundles))
 
-    async def _prove(self, worker: Worker, request: Prove) -> None:
+    async def _validate(self, worker: Worker, request: Validate) -> None:
         try:
             local = await self._source.accept(Path(request.path))
-            await self._on_device(lambda: self._device.loading.prove(local))
+            await self._on_device(lambda: self._device.loading.validate(local))
         except PeterRecError as error:
             self._tell_refused(request.path, error)
             answer = _refusal(request, error)
         else:
             bundle = local.bundle
             summary = msgspec.json.encode(VersionSummary.of(bundle))
-            answer = Proved(request.request_id, bundle.digest, bundle.size_bytes, summary, [])
+            answer = Validated(request.request_id, bundle.digest, bundle.size_bytes, summary, [])
         await self._on_device(lambda: self._device.send(worker, answer))
 
     def _report(self) -> None:
@@ -343,8 +349,8 @@ def _desired_of(snapshot: RegistrySnapshot) -> Desired:
     return Desired(snapshot.revision, snapshot.tasks, keys, snapshot.touched)
 
 
-def _refusal(request: Prove, error: PeterRecError) -> Proved:
-    return Proved(request.request_id, "", 0, b"{}", _reasons(error), error.category)
+def _refusal(request: Validate, error: PeterRecError) -> Validated:
+    return Validated(request.request_id, "", 0, b"{}", _reasons(error), error.category)
 
 
 def _reasons(error: PeterRecError) -> list[ProofReason]:

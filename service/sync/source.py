@@ -39,7 +39,7 @@ UPLOADS_KEPT = 256
 """Newest uploads that stay cached though no alias names them yet."""
 
 BATCH_BUNDLES = 64
-"""Bundles that are fetched, verified and proven together: their probes fill one forward."""
+"""Bundles that are fetched, verified and validated together: their probes fill one forward."""
 
 BATCH_BYTES = 64 << 20
 """Bundles beyond this go into another batch: they are in memory together."""

@@ -1,4 +1,4 @@
-"""Bundles over REST: proven before they serve, refused with every reason."""
+"""Bundles over REST: validated before they serve, refused with every reason."""
 
 import io
 import pickle

@@ -180,7 +180,7 @@ class TaskDetail(Task, frozen=True, kw_only=True):
 
 
 class Pushed(Struct, frozen=True, kw_only=True):
-    """A bundle that was proven on the serving device.
+    """A bundle that was validated on the serving device.
 
     After ``validate_only``, ``version`` and ``registry_revision`` are None: nothing was registered.
     """

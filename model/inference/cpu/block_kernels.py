@@ -1,10 +1,10 @@
 # mypy: ignore-errors
 # What follows is numba's to type: names hold vectors and typed addresses.
-"""Residual blocks on a CPU in one call: products, patches and norms of a few lanes after another.
+"""Residual blocks on a CPU in one call: products, patches and norms of a few sequences after another.
 
-A few lanes go through a block together, a *gang*, so that what one step leaves is still in the
+A few sequences go through a block together, a *gang*, so that what one step leaves is still in the
 caches for the next and weights are read once for all of them. Names, types and the order of a
-lane's arithmetic as in ``packed_kernels.py``: no lane's bits depend on its neighbours.
+sequence's arithmetic as in ``packed_kernels.py``: no sequence's bits depend on its neighbours.
 """
 
 from itertools import accumulate
@@ -35,7 +35,7 @@ CONV_ARGS, PATCH_ARGS = 10, 12
 """Numbers int64 that a convolution's and a patch's arguments take."""
 
 GANG_POSITIONS = 256
-"""About so many positions go through a block together, at least those of a lane."""
+"""About so many positions go through a block together, at least those of a sequence."""
 
 
 class Scratch(NamedTuple):
@@ -57,7 +57,7 @@ class Scratch(NamedTuple):
 
     @classmethod
     def of(cls, longest: int, channels: int, kernel_size: int, bottleneck: int) -> Self:
-        """For lanes of up to ``longest`` positions, whichever operands are."""
+        """For sequences of up to ``longest`` positions, whichever operands are."""
         gang = whole_tiles(max(longest, GANG_POSITIONS))
         shared = PRODUCTS * (gang // FEWEST_SHARED) * channels
         pitch = whole_tiles(channels)  # two bfloat16 parts of an operand take a float32's room
@@ -73,10 +73,10 @@ class Scratch(NamedTuple):
 
 @compiled
 def run_blocks(
-    x_, other_, base_, lanes, begin, end, start, stop, slots_, patches_, convs_, scratch_, places_,
+    x_, other_, base_, sequences, begin, end, start, stop, slots_, patches_, convs_, scratch_, places_,
     width, K, centre, eps, is_rounded, weight,
 ):  # fmt: skip
-    """Blocks [begin, end) of lanes [start, stop), whose patches lie in one slab.
+    """Blocks [begin, end) of sequences [start, stop), whose patches lie in one pool.
 
     ``x`` and ``other`` take turns, block by block. ``patches`` int64 [convs, 12] and ``convs``
     int64 [convs, 10] tell of each convolution what ``PatchArgs`` and ``ConvArgs`` say; ``places``
@@ -84,7 +84,7 @@ def run_blocks(
     by nothing else, the compiler leaves out what is not called.
     """
     places = long_pointer(places_)
-    slots, step, gang = int_pointer(slots_), (lanes + 1) * 4, places[12]
+    slots, step, gang = int_pointer(slots_), (sequences + 1) * 4, places[12]
     middle_, kept_ = scratch_ + 4 * places[8], scratch_ + 4 * places[9]
     nothing, zero = float_pointer(scratch_ + 4 * places[0]), splat(ZERO)
     for c in range(0, channels_of(width), LANES):

@@ -1,4 +1,4 @@
-"""A backbone on a CPU over packed lanes: one kernel runs a stretch of blocks, products and all.
+"""A backbone on a CPU over packed sequences: one kernel runs a stretch of blocks, products and all.
 
 Operands of products are rounded to bfloat16 if that is wanted and the processor has matrix units,
 which multiply such operands several times as fast. On others float32 is as fast and nearer.
@@ -22,7 +22,7 @@ from peterrec.model.inference.cpu.conv_float32 import packed_panels
 from peterrec.model.inference.cpu.patch_kernel import branch, enter, width_of
 from peterrec.model.inference.cpu.reader_kernel import read_items, reader_scratch
 from peterrec.model.inference.cpu.winograd import tile_table, tiled_weight
-from peterrec.model.inference.weight_pool import Slab
+from peterrec.model.inference.weight_pool import WeightPool
 from peterrec.model.network.backbone import Backbone, DilatedConv, ResidualBlock
 from peterrec.model.network.collate import frame_histories
 from peterrec.model.network.insertions import mode_of
@@ -85,7 +85,7 @@ class Room(NamedTuple):
 
 @dataclass(slots=True)
 class Run:
-    """A chunk in flight: lane l holds ``bases[level, l] .. bases[level, l + 1]`` of ``x``."""
+    """A chunk in flight: sequence l holds ``bases[level, l] .. bases[level, l + 1]`` of ``x``."""
 
     chunk: Chunk
     lengths: Indices
@@ -150,7 +150,7 @@ class PackedBlocks:
                 self._convs.append(_pack(conv, norm, outputs, residual, longest, parts))
         self._args = np.array([conv.args for conv in self._convs], dtype=np.int64)
         self._args_address = _address(self._args)
-        self._patch_args: WeakKeyDictionary[Slab, tuple[int, Patches]] = WeakKeyDictionary()
+        self._patch_args: WeakKeyDictionary[WeightPool, tuple[int, Patches]] = WeakKeyDictionary()
         self._unpatched = Patches.of([UNPATCHED] * len(self._convs))
         self._scratches: dict[int, tuple[Scratch, np.ndarray, int]] = {}
         lengths = np.arange(spec.frame_len + 1, dtype=np.int32)
@@ -163,8 +163,8 @@ class PackedBlocks:
         self._buffers = Buffers()
 
     def run(self, chunk: Chunk) -> tuple[Tensor, list[TrunkState]]:
-        """User vectors float32 [rows, C] as ``lanes.rows``, and states worth keeping."""
-        stages, kept = chunk.lanes.stages, []
+        """User vectors float32 [rows, C] as ``sequences.rows``, and states worth keeping."""
+        stages, kept = chunk.sequences.stages, []
         run = self._begin(chunk)
         for stage, following in zip(stages, [*stages[1:], None], strict=True):
             self._branch(run, stage)
@@ -181,7 +181,7 @@ class PackedBlocks:
         self._require_tokens(read.tokens)
         spec = self.spec
         for group in groups:
-            geometry, tensors = group.geometry, group.slab.tensors
+            geometry, tensors = group.geometry, group.pool.tensors
             if not geometry.queries:
                 continue
             sizes = (spec.max_len, spec.channels, geometry.queries, geometry.bottleneck)
@@ -192,12 +192,12 @@ class PackedBlocks:
                 self._buffers.room("reader", reader_scratch(*sizes), 1).address, spec.max_len,
                 group.start, group.stop, _address(group.slots), geometry.queries,
                 geometry.bottleneck, *weights, self._width, self._eps,
-                NUMBERS[group.slab.dtype],
+                NUMBERS[group.pool.dtype],
             )  # fmt: skip
 
     def _begin(self, chunk: Chunk) -> Run:
-        """Lanes at the first stage's input: embedded, or as their known states."""
-        first, spec = chunk.lanes.stages[0], self.spec
+        """Sequences at the first stage's input: embedded, or as their known states."""
+        first, spec = chunk.sequences.stages[0], self.spec
         lengths = np.array([spec.framed_len(len(h)) for h in chunk.histories], dtype=np.int32)
         if spec.padding == "embedded":
             lengths[:] = spec.frame_len
@@ -212,15 +212,15 @@ class PackedBlocks:
         return run
 
     def _enter(self, run: Run, framed: Indices, stage: Stage) -> None:
-        """Embed framed tokens int32 [lanes, T]; the kernel would read whatever it is told to."""
+        """Embed framed tokens int32 [sequences, T]; the kernel would read whatever it is told to."""
         self._require_tokens(framed)
         first = stage.groups[0].start if stage.groups else len(framed)
         places = [(0, first, NOTHING, NOTHING, NUMBERS[torch.float32])] if first else []
         for group in stage.groups:
-            own = group.slab.tensors.get("patch.cls")
+            own = group.pool.tensors.get("patch.cls")
             cls = NOTHING if own is None else own.data_ptr()
             slots = _address(group.slots)
-            places.append((group.start, group.stop, slots, cls, NUMBERS[group.slab.dtype]))
+            places.append((group.start, group.stop, slots, cls, NUMBERS[group.pool.dtype]))
         tokens, bases = _address(framed), _address(run.bases)
         for start, stop, slots, cls, number in places:
             enter(
@@ -234,7 +234,7 @@ class PackedBlocks:
             raise IndexError(f"a history has a token outside 0..{self.spec.token_count - 1}")
 
     def _branch(self, run: Run, stage: Stage) -> None:
-        """Copy lanes to where the stage's rows begin."""
+        """Copy sequences to where the stage's rows begin."""
         if stage.select is None:
             return
         level, old = 2 * stage.block, run.bases
@@ -251,35 +251,35 @@ class PackedBlocks:
         """Blocks from the stage's first up to ``end``."""
         if stage.block == end:
             return
-        channels, lanes = self.spec.channels, len(run.lengths)
+        channels, sequences = self.spec.channels, len(run.lengths)
         rows = int(run.bases[2 * stage.block, -1])
         other = self._buffers.states(rows, channels, run.x)
-        parts = self._parts(lanes, stage.groups)
+        parts = self._parts(sequences, stage.groups)
         scratch, places = self._scratch(parts)
         for part in parts:
             run_blocks(
-                run.x.address, other.address, _address(run.bases), lanes, stage.block, end,
-                *part.lanes, part.patches.address, self._args_address, scratch, places,
+                run.x.address, other.address, _address(run.bases), sequences, stage.block, end,
+                *part.sequences, part.patches.address, self._args_address, scratch, places,
                 *self._constants, part.number,
             )  # fmt: skip
         run.x = other if (end - stage.block) % 2 else run.x
 
-    def _parts(self, lanes: int, groups: list[Group]) -> list["Part"]:
-        """Lanes by group; those before the first group carry no patch."""
-        first = groups[0].start if groups else lanes
-        number = NUMBERS[groups[0].slab.dtype if groups else torch.float32]
+    def _parts(self, sequences: int, groups: list[Group]) -> list["Part"]:
+        """Sequences by group; those before the first group carry no patch."""
+        first = groups[0].start if groups else sequences
+        number = NUMBERS[groups[0].pool.dtype if groups else torch.float32]
         parts = [Part((0, first, NOTHING), self._unpatched, number)] if first else []
         for group in groups:
             place = (group.start, group.stop, _address(group.slots))
-            parts.append(Part(place, self._patches(group), NUMBERS[group.slab.dtype]))
+            parts.append(Part(place, self._patches(group), NUMBERS[group.pool.dtype]))
         return parts
 
     def _patches(self, group: Group) -> "Patches":
-        """The group's tensors at every convolution; looked up anew when its slab has moved."""
-        known = self._patch_args.get(group.slab)
-        if known is None or known[0] != group.slab.generation:
+        """The group's tensors at every convolution; looked up anew when its pool has moved."""
+        known = self._patch_args.get(group.pool)
+        if known is None or known[0] != group.pool.generation:
             patches = Patches.of([_patch_args(group, conv) for conv in range(len(self._convs))])
-            known = self._patch_args[group.slab] = (group.slab.generation, patches)
+            known = self._patch_args[group.pool] = (group.pool.generation, patches)
         return known[1]
 
     def _scratch(self, parts: Sequence["Part"]) -> tuple[int, int]:
@@ -296,14 +296,14 @@ class PackedBlocks:
 
     def _pool(self, run: Run) -> Tensor:
         """User vectors [rows, C]: the last state, and the first one's sum with it if non-causal."""
-        if self.spec.is_causal:  # the last position is all that is left of a lane
+        if self.spec.is_causal:  # the last position is all that is left of a sequence
             return run.x.tensor.narrow(0, 0, len(run.lengths)).clone()
         top = run.bases[-1]
         last, first = (torch.from_numpy(at) for at in (top[1:] - 1, top[:-1]))
         return run.x.tensor[last] + run.x.tensor[first]
 
     def _bases(self, lengths: Indices) -> Indices:
-        """Where lanes begin at every level, [2·blocks + 1, lanes + 1]."""
+        """Where sequences begin at every level, [2·blocks + 1, sequences + 1]."""
         if len(lengths) == 1:
             return self._bases_alone[int(lengths[0])]
         return self._added_up(lengths)
@@ -321,7 +321,7 @@ UNPATCHED: PatchArgs = (0,) * 12
 
 
 class Patches(NamedTuple):
-    """A slab's tensors at every convolution, int64 [convs, 12]."""
+    """A pool's tensors at every convolution, int64 [convs, 12]."""
 
     table: np.ndarray
     address: int
@@ -334,15 +334,15 @@ class Patches(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Neighbouring lanes (start, stop, address of their slots) with their patches' storage."""
+    """Neighbouring sequences (start, stop, address of their slots) with their patches' storage."""
 
-    lanes: tuple[int, int, int]
+    sequences: tuple[int, int, int]
     patches: "Patches"
     number: Sample
 
 
 def _patch_args(group: Group, number: int) -> PatchArgs:
-    geometry, tensors = group.geometry, group.slab.tensors
+    geometry, tensors = group.geometry, group.pool.tensors
     block, conv = divmod(number, 2)
     index, norm = geometry.conv_index(block, conv), geometry.norm_index(block, conv)
     if index is None:
@@ -362,13 +362,13 @@ def _trunk_states(run: Run, following: Stage) -> list[TrunkState]:
     """The states that rows branch off from, by history."""
     bases, joined = run.bases[2 * following.block], following.joined
     assert joined is not None
-    by_history = dict(zip(joined.histories.tolist(), joined.lanes.tolist(), strict=True))
+    by_history = dict(zip(joined.histories.tolist(), joined.sequences.tolist(), strict=True))
     return [
         TrunkState(
             (run.chunk.keys[history], following.block),
-            run.x.tensor[int(bases[lane]) : int(bases[lane + 1])].clone(),
+            run.x.tensor[int(bases[sequence]) : int(bases[sequence + 1])].clone(),
         )
-        for history, lane in by_history.items()
+        for history, sequence in by_history.items()
     ]
 
 

@@ -1,4 +1,4 @@
-"""Rows of a batch cut into chunks of lanes that fit the processor's cache."""
+"""Rows of a batch cut into chunks of sequences that fit the processor's cache."""
 
 import math
 from collections import defaultdict
@@ -14,21 +14,21 @@ from peterrec.model.inference.batch_plan import (
     Group,
     Indices,
     Joined,
-    Lanes,
     RowPatches,
+    Sequences,
     SlotRef,
     Stage,
     entry_block,
     number_histories,
-    plan_lanes,
-    resumed_lanes,
+    plan_sequences,
+    resumed_sequences,
 )
 from peterrec.model.network.collate import Tokens
 from peterrec.model.network.receptive_field import Plan
 from peterrec.model.spec import BackboneSpec
 
 ALONE = np.zeros(1, dtype=np.int32)
-"""The only row, history or lane."""
+"""The only row, history or sequence."""
 
 FEWEST_POSITIONS = 256
 """Chunks are not cut smaller than this only to occupy every thread."""
@@ -38,12 +38,12 @@ FEWEST_POSITIONS = 256
 class Chunk:
     """Rows that run together.
 
-    ``histories`` are the lanes' at the start; ``keys`` those of all rows of the batch, empty if no
-    states are to be kept; ``states`` are the lanes' known block inputs if they go on from there.
+    ``histories`` are the sequences' at the start; ``keys`` those of all rows of the batch, empty if no
+    states are to be kept; ``states`` are the sequences' known block inputs if they go on from there.
     ``read`` is there if a patch of a row reads its items.
     """
 
-    lanes: Lanes
+    sequences: Sequences
     histories: list[Indices]
     keys: list[bytes]
     states: list[Tensor] = field(default_factory=list)
@@ -114,43 +114,45 @@ class ChunkPlanner:
         newest = [np.asarray(h[-self._spec.max_len :], dtype=np.int32) for h in histories]
         keys, history_of = number_histories(newest)
         patches = RowPatches.of(refs, self._block_count)
-        entries = [patches.slabs[at].entry for at in patches.slab_of.tolist()]
+        entries = [patches.pools[at].entry for at in patches.pool_of.tolist()]
         fresh, resumed = self._recall(keys, entries, trunks)
 
-        def read(lanes: Lanes) -> ReadItems | None:
-            is_read = any(group.geometry.queries for group in lanes.stages[-1].groups)
-            return ReadItems.of(lanes.rows, newest, history_of) if is_read else None
+        def read(sequences: Sequences) -> ReadItems | None:
+            is_read = any(group.geometry.queries for group in sequences.stages[-1].groups)
+            return ReadItems.of(sequences.rows, newest, history_of) if is_read else None
 
         chunks, kept_keys = [], keys if trunks.is_on else []
         for rows in self._cut(fresh, newest, history_of.tolist(), entries) if fresh else ():
-            lanes = plan_lanes(np.array(rows, dtype=np.int32), history_of, patches)
-            histories_in = [newest[row] for row in lanes.histories.tolist()]
-            chunks.append(Chunk(lanes, histories_in, kept_keys, read=read(lanes)))
+            sequences = plan_sequences(np.array(rows, dtype=np.int32), history_of, patches)
+            histories_in = [newest[row] for row in sequences.histories.tolist()]
+            chunks.append(Chunk(sequences, histories_in, kept_keys, read=read(sequences)))
         for block, states in resumed.items():
             for rows in self._split(list(states), block):
-                lanes = resumed_lanes(np.array(rows, dtype=np.int32), patches, block)
-                at = lanes.rows.tolist()
+                sequences = resumed_sequences(np.array(rows, dtype=np.int32), patches, block)
+                at = sequences.rows.tolist()
                 known = [states[row] for row in at]
-                chunks.append(Chunk(lanes, [newest[row] for row in at], [], known, read(lanes)))
+                chunks.append(
+                    Chunk(sequences, [newest[row] for row in at], [], known, read(sequences))
+                )
         return chunks
 
     def _plan_alone(self, history: Tokens, ref: SlotRef, trunks: TrunkStates) -> Chunk:
         """The same for a row alone: it would wait for its plan half as long as for its answer."""
         newest = np.asarray(history[-self._spec.max_len :], dtype=np.int32)
         entry = entry_block(ref.geometry, self._block_count)
-        group = Group(0, 1, ref.geometry, ref.slab, np.array([ref.slot], dtype=np.int32))
+        group = Group(0, 1, ref.geometry, ref.pool, np.array([ref.slot], dtype=np.int32))
         read = None
         if ref.geometry.queries:
             read = ReadItems(newest, np.array([0, len(newest)], dtype=np.int32), ALONE)
         keys = [newest.tobytes()] if trunks.is_on else []
         known = trunks.get((keys[0], entry)) if keys and entry else None
         if known is not None:
-            lanes = Lanes(ALONE, [Stage(entry, None, [group])], ALONE)
-            return Chunk(lanes, [newest], [], [known], read)
+            sequences = Sequences(ALONE, [Stage(entry, None, [group])], ALONE)
+            return Chunk(sequences, [newest], [], [known], read)
         stages = [Stage(0, None, [] if entry else [group])]
         if entry:
             stages.append(Stage(entry, None, [group], Joined(ALONE, ALONE)))
-        return Chunk(Lanes(ALONE, stages, ALONE), [newest], keys, read=read)
+        return Chunk(Sequences(ALONE, stages, ALONE), [newest], keys, read=read)
 
     def _recall(
         self, keys: Sequence[bytes], entries: Sequence[int], trunks: TrunkStates

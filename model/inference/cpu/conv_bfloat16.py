@@ -26,9 +26,9 @@ from peterrec.model.inference.cpu.amx import (
 from peterrec.model.inference.cpu.patch_kernel import (
     ZERO,
     channels_of,
-    finish_lane,
+    finish_sequence,
     gelu,
-    lane_patch,
+    sequence_patch,
     take_inputs,
     tap_at,
 )
@@ -56,7 +56,7 @@ BLOCK = 2 * ROWS
 """Rows, and columns, of a product that are in the registers together."""
 
 POSITIONS = 32
-"""So many of a lane's positions get patch and norm while they are in the first cache."""
+"""So many of a sequence's positions get patch and norm while they are in the first cache."""
 
 STRETCH = 8
 """Depth at which 32 rows of operands stay in the first cache beside the weights that pass."""
@@ -164,7 +164,7 @@ def _padded(width):
 def _lay_taps(
     x, at, missing, tiles, tile_count, skipped, nothing, taps, first, parts, width, K
 ):  # fmt: skip
-    """A lane's taps as rows of operands [.., parts, K, padded C] from row ``first`` on.
+    """A sequence's taps as rows of operands [.., parts, K, padded C] from row ``first`` on.
 
     Rows stand in the outputs' order; taps before the history are zeros. The second part is what
     rounding left of the first.
@@ -209,7 +209,7 @@ def rounded_patch_numbers(channels: int, bottleneck: int) -> int:
 
 @njit
 def _patch_places(packed_, H, width):
-    """Where a lane's packed weights, its bias and the numbers of POSITIONS rows lie."""
+    """Where a sequence's packed weights, its bias and the numbers of POSITIONS rows lie."""
     wide, tall = _padded(width), (H + BLOCK - 1) // BLOCK * BLOCK
     up_ = packed_ + 2 * wide * tall
     bias_ = up_ + 2 * wide * tall
@@ -221,7 +221,7 @@ def _patch_places(packed_, H, width):
 
 @njit
 def _pack_patch(packed_, H, patch, down, down_bias, up, width):
-    """A lane's patch as products read it."""
+    """A sequence's patch as products read it."""
     C = channels_of(width)
     tall, up_, bias_, _, _, _, _ = _patch_places(packed_, H, width)
     bias = float_pointer(bias_)
@@ -260,7 +260,7 @@ def _add_packed_patch(y_, s, s_row, rows, packed_, mode, H, patch, up_bias, widt
         hidden_, 2 * tall, whole, nothing, up_, nothing, tall // DEPTH, pitch, y_, 4 * pitch,
         y_, 4 * pitch,
     )  # fmt: skip
-    if whole < rows:  # what follows in these sixteen rows is not this lane's
+    if whole < rows:  # what follows in these sixteen rows is not this sequence's
         start_ = y_ + 4 * whole * pitch
         _multiply(
             hidden_ + 2 * whole * tall, 2 * tall, rows - whole, nothing, up_, nothing,
@@ -276,7 +276,7 @@ def convolve_rounded(
     stop, x, x_base, longest_x, slots, patch_args, args, scratch_, places,
     width, K, centre, eps, weight,
 ):  # fmt: skip
-    """A convolution of lanes [first, last) with all that follows it up to the next.
+    """A convolution of sequences [first, last) with all that follows it up to the next.
 
     As ``convolve`` in ``tile_kernels.py``.
     """
@@ -297,10 +297,12 @@ def convolve_rounded(
     if args[3] != 0:
         parts, rest = np.int64(2), step
     rows = np.int64(0)
-    for lane in range(first, last):
-        at = np.int64(source_base[lane]) - source_origin
-        missing = longest_in - (np.int64(source_base[lane + 1]) - np.int64(source_base[lane]))
-        count = np.int64(target_base[lane + 1]) - np.int64(target_base[lane])
+    for sequence in range(first, last):
+        at = np.int64(source_base[sequence]) - source_origin
+        missing = longest_in - (
+            np.int64(source_base[sequence + 1]) - np.int64(source_base[sequence])
+        )
+        count = np.int64(target_base[sequence + 1]) - np.int64(target_base[sequence])
         _lay_taps(
             source, at, missing, tiles, tile_count, longest - count, nothing, half_pointer(taps_),
             rows, parts, width, K,
@@ -311,10 +313,12 @@ def convolve_rounded(
         args[4], np.int64(0), products_, 4 * pitch,
     )  # fmt: skip
     rows = np.int64(0)
-    for lane in range(first, last):
-        at = np.int64(source_base[lane]) - source_origin
-        missing = longest_in - (np.int64(source_base[lane + 1]) - np.int64(source_base[lane]))
-        count = np.int64(target_base[lane + 1]) - np.int64(target_base[lane])
+    for sequence in range(first, last):
+        at = np.int64(source_base[sequence]) - source_origin
+        missing = longest_in - (
+            np.int64(source_base[sequence + 1]) - np.int64(source_base[sequence])
+        )
+        count = np.int64(target_base[sequence + 1]) - np.int64(target_base[sequence])
         skipped = longest - count
         y_ = products_ + 4 * pitch * rows
         rows += count
@@ -324,17 +328,17 @@ def convolve_rounded(
                 source, at, missing, tiles, tile_count, skipped, nothing, s, centre, width, K
             )
         if mode != 0:
-            patch, next_patch = lane_patch(
-                slots, lane - start, stop - start, patch_args[2], patch_args[3]
+            patch, next_patch = sequence_patch(
+                slots, sequence - start, stop - start, patch_args[2], patch_args[3]
             )
             if is_half(weight):
                 _pack_patch(packed_, H, patch, down, down_bias, up, width)
         if has_own:
-            norm = (np.int64(slots[lane - start]) * patch_args[8] + patch_args[9]) * C
-        entry = (np.int64(x_base[lane + 1]) - longest_x) * C
-        to = (np.int64(target_base[lane]) - target_origin) * C
+            norm = (np.int64(slots[sequence - start]) * patch_args[8] + patch_args[9]) * C
+        entry = (np.int64(x_base[sequence + 1]) - longest_x) * C
+        to = (np.int64(target_base[sequence]) - target_origin) * C
         if mode != 0 and not is_half(weight):
-            finish_lane(
+            finish_sequence(
                 float_pointer(y_), pitch, count, s, x, entry, residual_, skipped, target, to,
                 scratch_, mode, H, patch, next_patch, down, down_bias, up, up_bias, norm_weight,
                 norm_bias, norm, width, eps,
@@ -344,7 +348,7 @@ def convolve_rounded(
             some = min(POSITIONS, count - p)
             if mode != 0:
                 _add_packed_patch(y_, s, p, some, packed_, mode, H, patch, up_bias, width)
-            finish_lane(
+            finish_sequence(
                 float_pointer(y_), pitch, some, s, x, entry, residual_, skipped + p, target, to,
                 scratch_, 0, 0, 0, 0, down, down_bias, up, up_bias, norm_weight, norm_bias, norm,
                 width, eps,

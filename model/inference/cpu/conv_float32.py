@@ -17,8 +17,8 @@ from peterrec.model.inference.cpu.patch_kernel import (
     AT_ONCE,
     ZERO,
     channels_of,
-    finish_lane,
-    lane_patch,
+    finish_sequence,
+    sequence_patch,
     take_inputs,
     tap_at,
 )
@@ -132,7 +132,7 @@ _multiply = multiply_wide if HAS_WIDE_REGISTERS else multiply_narrow
 
 @njit
 def _taps_within(tiles, i, missing, K):
-    """How many of an output's taps are left without the oldest that the lane does not have."""
+    """How many of an output's taps are left without the oldest that the sequence does not have."""
     for k in range(K):
         if tiles[i + k] > missing:
             return K - k
@@ -194,7 +194,7 @@ def _lay_tiles(
     x, at, missing, tiles, tile_count, skipped, nothing, combined, step, taps, counts, gang,
     width, K,
 ):  # fmt: skip
-    """Lay out what a lane's outputs are products of, behind what is there already.
+    """Lay out what a sequence's outputs are products of, behind what is there already.
 
     ``counts[0]`` are tiles, ``counts[n]`` outputs of n taps; these lie in [gang, n·C] after those
     of fewer.
@@ -234,7 +234,7 @@ def _lay_tiles(
 def _take_outputs(
     missing, tiles, tile_count, skipped, combined, step, taps, counts, gang, bias, y, width, K
 ):  # fmt: skip
-    """A lane's outputs from their products, in the order of ``_lay_tiles``."""
+    """A sequence's outputs from their products, in the order of ``_lay_tiles``."""
     C = channels_of(width)
     outputs = OUTPUTS if K == 3 else 1
     for tile in range(tile_count):
@@ -269,9 +269,9 @@ def convolve(
     stop, x, x_base, longest_x, slots, patch_args, args, scratch_, places,
     width, K, centre, eps, weight,
 ):  # fmt: skip
-    """A convolution of lanes [first, last) with all that follows it up to the next.
+    """A convolution of sequences [first, last) with all that follows it up to the next.
 
-    Lanes lie at their bases less the origin. ``x`` are the block's inputs for the residual.
+    Sequences lie at their bases less the origin. ``x`` are the block's inputs for the residual.
     """
     C = channels_of(width)
     source = float_pointer(source_)
@@ -292,10 +292,12 @@ def convolve(
     step = (places[2] - places[1]) // PRODUCTS
     for n in range(K + 1):
         counts[n] = 0
-    for lane in range(first, last):
-        at = np.int64(source_base[lane]) - source_origin
-        missing = longest_in - (np.int64(source_base[lane + 1]) - np.int64(source_base[lane]))
-        skipped = longest - (np.int64(target_base[lane + 1]) - np.int64(target_base[lane]))
+    for sequence in range(first, last):
+        at = np.int64(source_base[sequence]) - source_origin
+        missing = longest_in - (
+            np.int64(source_base[sequence + 1]) - np.int64(source_base[sequence])
+        )
+        skipped = longest - (np.int64(target_base[sequence + 1]) - np.int64(target_base[sequence]))
         _lay_tiles(
             source, at, missing, tiles, tile_count, skipped, nothing,
             float_pointer(combined), step, float_pointer(taps), counts, gang, width, K,
@@ -314,10 +316,12 @@ def convolve(
         )  # fmt: skip
     for n in range(K + 1):
         counts[n] = 0
-    for lane in range(first, last):
-        at = np.int64(source_base[lane]) - source_origin
-        missing = longest_in - (np.int64(source_base[lane + 1]) - np.int64(source_base[lane]))
-        count = np.int64(target_base[lane + 1]) - np.int64(target_base[lane])
+    for sequence in range(first, last):
+        at = np.int64(source_base[sequence]) - source_origin
+        missing = longest_in - (
+            np.int64(source_base[sequence + 1]) - np.int64(source_base[sequence])
+        )
+        count = np.int64(target_base[sequence + 1]) - np.int64(target_base[sequence])
         skipped = longest - count
         _take_outputs(
             missing, tiles, tile_count, skipped, float_pointer(combined_products), step,
@@ -329,14 +333,14 @@ def convolve(
             )
         patch = next_patch = norm = np.int64(0)
         if mode != 0:
-            patch, next_patch = lane_patch(
-                slots, lane - start, stop - start, patch_args[2], patch_args[3]
+            patch, next_patch = sequence_patch(
+                slots, sequence - start, stop - start, patch_args[2], patch_args[3]
             )
         if has_own:
-            norm = (np.int64(slots[lane - start]) * patch_args[8] + patch_args[9]) * C
-        entry = (np.int64(x_base[lane + 1]) - longest_x) * C
-        to = (np.int64(target_base[lane]) - target_origin) * C
-        finish_lane(
+            norm = (np.int64(slots[sequence - start]) * patch_args[8] + patch_args[9]) * C
+        entry = (np.int64(x_base[sequence + 1]) - longest_x) * C
+        to = (np.int64(target_base[sequence]) - target_origin) * C
+        finish_sequence(
             y, C, count, s, x, entry, residual_, skipped, target, to, scratch_, mode, H, patch,
             next_patch, down, down_bias, up, up_bias, norm_weight, norm_bias, norm, width, eps,
         )  # fmt: skip

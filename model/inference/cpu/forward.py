@@ -1,6 +1,6 @@
-"""The mixed-task forward on a CPU: lanes of any length one after the other, nothing padded.
+"""The mixed-task forward on a CPU: sequences of any length one after the other, nothing padded.
 
-A chunk of lanes goes through a stretch of blocks in one call (``model/inference/cpu/blocks.py``).
+A chunk of sequences goes through a stretch of blocks in one call (``model/inference/cpu/blocks.py``).
 Chunks run on as many threads as PyTorch was given when the forward was made.
 """
 
@@ -47,11 +47,11 @@ class PackedForward:
         for _, kept in done:
             for state in kept:
                 self.trunk_states.put(state.key, state.states)
-        if len(chunks) == 1 and chunks[0].lanes.rows.tolist() == list(range(len(histories))):
+        if len(chunks) == 1 and chunks[0].sequences.rows.tolist() == list(range(len(histories))):
             return done[0][0]
         out = torch.empty(len(histories), self._blocks.spec.channels)
         for chunk, (vectors, _) in zip(chunks, done, strict=True):
-            out[chunk.lanes.rows] = vectors
+            out[chunk.sequences.rows] = vectors
         return out
 
     def _run_all(self, chunks: Sequence[Chunk]) -> list[tuple[Tensor, list[TrunkState]]]:

@@ -1,17 +1,17 @@
 # mypy: ignore-errors
 # What follows is numba's to type: names hold vectors and typed addresses.
-"""What surrounds a convolution's product on a CPU, in one pass over each lane's positions.
+"""What surrounds a convolution's product on a CPU, in one pass over each sequence's positions.
 
-A *lane* is a row's positions without any padding, one after the other in a packed buffer. After
-the product (``tile_kernels.py``), ``finish_lane`` adds the lane's own patch, normalises,
-rectifies and adds the residual while the lane is still in the first cache. ``enter``
-begins with embeddings, ``branch`` copies lanes.
+A *sequence* is a row's positions without any padding, one after the other in a packed buffer. After
+the product (``tile_kernels.py``), ``finish_sequence`` adds the sequence's own patch, normalises,
+rectifies and adds the residual while the sequence is still in the first cache. ``enter``
+begins with embeddings, ``branch`` copies sequences.
 
 Names that end in ``_`` are addresses (``Tensor.data_ptr()``; 0: not there). ``weight`` is a sample
 of how the numbers of a task's patch are stored: ``np.float32`` or, for bfloat16, ``np.uint16``.
 States and norms are float32 in any case, as is all arithmetic here. ``width`` tells C channels
 (``width_of``); ``K`` taps, ``H`` bottleneck.
-Every lane is computed by itself in a fixed order: its neighbours change no bit of it.
+Every sequence is computed by itself in a fixed order: its neighbours change no bit of it.
 """
 
 import numpy as np
@@ -47,7 +47,7 @@ from peterrec.model.network.insertions import PARALLEL_SKIP, SERIAL
 from peterrec.model.spec import CLS
 
 AT_ONCE = 4
-"""Positions of a lane that are in the registers together."""
+"""Positions of a sequence that are in the registers together."""
 
 STEP = 2 * LANES if HAS_WIDE_REGISTERS else LANES
 """Numbers of each of them that are in the registers together."""
@@ -68,7 +68,7 @@ def channels_of(width):
 
 
 def patch_numbers(channels: int, bottleneck: int) -> int:
-    """Size of ``finish_lane``'s float32 scratch."""
+    """Size of ``finish_sequence``'s float32 scratch."""
     padded = -(-channels // LANES) - (-bottleneck // LANES)
     return AT_ONCE * LANES * padded
 
@@ -78,23 +78,26 @@ def enter(
     tokens_, longest, offsets_, inputs, embedding_, x_, base_, start, stop, slots_, cls_,
     width, weight,
 ):  # fmt: skip
-    """Lanes' embedded inputs: tokens int32 [lanes, longest] at offsets int32 [inputs] from the end.
+    """Sequences' embedded inputs: tokens int32 [sequences, longest] at offsets int32 [inputs] from the end.
 
-    A shorter lane has the last of the ``inputs`` that the longest one has.
+    A shorter sequence has the last of the ``inputs`` that the longest one has.
     """
     C = channels_of(width)
     tokens, base, slots = int_pointer(tokens_), int_pointer(base_), int_pointer(slots_)
     offsets = int_pointer(offsets_)
     embedding, x = float_pointer(embedding_), float_pointer(x_)
     cls = pointer_like(cls_, weight)
-    for lane in range(start, stop):
-        begin, count = np.int64(base[lane]), np.int64(base[lane + 1]) - np.int64(base[lane])
+    for sequence in range(start, stop):
+        begin, count = (
+            np.int64(base[sequence]),
+            np.int64(base[sequence + 1]) - np.int64(base[sequence]),
+        )
         for position in range(count):
             offset = np.int64(offsets[inputs - count + position])
-            token = np.int64(tokens[(lane + 1) * longest - 1 - offset])
+            token = np.int64(tokens[(sequence + 1) * longest - 1 - offset])
             to = (begin + position) * C
             if cls_ != 0 and token == CLS:
-                own = np.int64(slots[lane - start]) * C
+                own = np.int64(slots[sequence - start]) * C
                 for c in range(0, C, LANES):
                     store_first(x, to + c, load_first(cls, own + c, C - c), C - c)
             else:
@@ -103,30 +106,30 @@ def enter(
 
 
 @compiled
-def branch(old_, old_base_, new_, new_base_, select_, lanes, width):
-    """New lane i is a copy of old lane ``select[i]``."""
+def branch(old_, old_base_, new_, new_base_, select_, sequences, width):
+    """New sequence i is a copy of old sequence ``select[i]``."""
     C = channels_of(width)
     old, new = float_pointer(old_), float_pointer(new_)
     old_base, new_base, select = (
         int_pointer(old_base_), int_pointer(new_base_), int_pointer(select_),
     )  # fmt: skip
-    for lane in range(lanes):
-        source, to = np.int64(old_base[select[lane]]) * C, np.int64(new_base[lane]) * C
-        size = np.int64(new_base[lane + 1]) * C - to
+    for sequence in range(sequences):
+        source, to = np.int64(old_base[select[sequence]]) * C, np.int64(new_base[sequence]) * C
+        size = np.int64(new_base[sequence + 1]) * C - to
         for at in range(0, size, LANES):
             copy_first(new, to + at, old, source + at, size - at)
 
 
 @njit
 def tap_at(tiles, i, missing, at, nothing, C):
-    """Where an input of a ``tile_table`` begins; the row of zeros if the lane does not have it."""
+    """Where an input of a ``tile_table`` begins; the row of zeros if the sequence does not have it."""
     entry = np.int64(tiles[i]) - missing
     return (at + entry - 1) * C if entry >= 1 else nothing
 
 
 @njit
 def take_inputs(x, at, missing, tiles, tile_count, skipped, nothing, s, centre, width, K):
-    """Copy the ``centre`` tap of each of a lane's outputs to s [outputs, C]."""
+    """Copy the ``centre`` tap of each of a sequence's outputs to s [outputs, C]."""
     C = channels_of(width)
     outputs = OUTPUTS if K == 3 else 1
     for tile in range(tile_count):
@@ -190,7 +193,7 @@ def _multiply_pair(rows, step, count, weight, at, stride, n, a0, a1, a2, a3, b0,
 
 @njit
 def _expect(down, up, at, size, begin, share):
-    """Have a share of the next lane's patch brought near while this one's is in use.
+    """Have a share of the next sequence's patch brought near while this one's is in use.
 
     More than a few lines at once would wait for the processor's few pending reads.
     """
@@ -213,10 +216,10 @@ def _widen(hidden, tall, up, at, H, width, n, a0, a1, a2, a3):
 
 
 @njit
-def lane_patch(slots, lane, stop, stacked, at):
-    """Which of the stacked patches are a lane's own and the next lane's; the same if it is last."""
-    patch = np.int64(slots[lane]) * stacked + at
-    following = np.int64(slots[lane + 1]) * stacked + at if lane + 1 < stop else patch
+def sequence_patch(slots, sequence, stop, stacked, at):
+    """Which of the stacked patches are a sequence's own and the next sequence's; the same if it is last."""
+    patch = np.int64(slots[sequence]) * stacked + at
+    following = np.int64(slots[sequence + 1]) * stacked + at if sequence + 1 < stop else patch
     return patch, following
 
 
@@ -232,11 +235,11 @@ def _scale(rows, mean, width, eps):
 
 
 @njit
-def finish_lane(
+def finish_sequence(
     y, pitch, count, s, x, entry, residual_, shift, out, to, scratch_, mode, H, patch, next_patch,
     down, down_bias, up, up_bias, norm_weight, norm_bias, norm, width, eps,
 ):  # fmt: skip
-    """relu(LN(patched y)) (+ residual) of a lane's positions; unpatched if the mode is 0.
+    """relu(LN(patched y)) (+ residual) of a sequence's positions; unpatched if the mode is 0.
 
     Position p reads ``y`` at ``p·pitch``, the convolution's input at ``p·C`` of ``s``, the residual
     at ``entry + residual[shift + p]·C`` of ``x``, and is written at ``to + p·C``.

@@ -1,4 +1,4 @@
-"""A backbone's residual blocks as two Triton launches per run of lanes, on an NVIDIA device."""
+"""A backbone's residual blocks as two Triton launches per run of sequences, on an NVIDIA device."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from peterrec.model.spec import PatchGeometry
 
 @dataclass(frozen=True, slots=True)
 class RunPatch:
-    """A slab's tensors and each lane's slot, int32 [rows]."""
+    """A pool's tensors and each sequence's slot, int32 [rows]."""
 
     geometry: PatchGeometry
     tensors: Mapping[str, Tensor]
@@ -25,16 +25,16 @@ class RunPatch:
 
 @dataclass(frozen=True, slots=True)
 class LaneRun:
-    """Lanes of one stage that run together: int32 tensors on the device.
+    """Sequences of one stage that run together: int32 tensors on the device.
 
-    ``lane_of`` and ``per_lane`` are by level: whose an entry is, and how many a lane has on average
-    at most; bases [levels, rows + 1] and counts [levels, rows] are the lanes', bounds [levels, 4]
+    ``sequence_of`` and ``per_sequence`` are by level: whose an entry is, and how many a sequence has on average
+    at most; bases [levels, rows + 1] and counts [levels, rows] are the sequences', bounds [levels, 4]
     the run's.
     """
 
     rows: int
-    lane_of: list[Tensor]
-    per_lane: list[int]
+    sequence_of: list[Tensor]
+    per_sequence: list[int]
     bases: Tensor
     counts: Tensor
     bounds: Tensor
@@ -45,7 +45,7 @@ class LaneRun:
 class States:
     """A block's input, what lies between its convolutions, and its output: each [entries, C].
 
-    ``bases`` [rows] are where the lanes' entries of the input begin.
+    ``bases`` [rows] are where the sequences' entries of the input begin.
     """
 
     x: Tensor
@@ -94,10 +94,10 @@ class FusedBlocks:
         residual: Tensor | None = None,
     ) -> Entries:
         return Entries(
-            lane_of=run.lane_of[conv.target],
+            sequence_of=run.sequence_of[conv.target],
             bounds=run.bounds[conv.target],
-            capacity=run.rows * run.per_lane[conv.target],
-            per_lane=run.per_lane[conv.target],
+            capacity=run.rows * run.per_sequence[conv.target],
+            per_sequence=run.per_sequence[conv.target],
             out_bases=run.bases[conv.target],
             in_bases=in_bases,
             in_counts=run.counts[conv.source],

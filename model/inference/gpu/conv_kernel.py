@@ -1,8 +1,8 @@
 """One Triton kernel per convolution: taps, product, patch, LayerNorm, ReLU and residual at once.
 
-A program computes ``BLOCK_M`` entries, of as many lanes as lie in them, over all channels. The
-product runs over the whole tile; each lane's patch is applied to the tile and kept where the lane
-is. So a tile is full whatever the lengths, and its weights are read once for all its lanes.
+A program computes ``BLOCK_M`` entries, of as many sequences as lie in them, over all channels. The
+product runs over the whole tile; each sequence's patch is applied to the tile and kept where the sequence
+is. So a tile is full whatever the lengths, and its weights are read once for all its sequences.
 Arithmetic between the products is float32 whatever the storage.
 
 What the sums of a tile receive from memory (up biases, the residual) is added as a product with
@@ -33,7 +33,7 @@ class ConvWeights:
 
 @dataclass(frozen=True, slots=True)
 class PatchOperands:
-    """Where the patches of a launch lie: stacked tensors [S, P, …], a slot per lane.
+    """Where the patches of a launch lie: stacked tensors [S, P, …], a slot per sequence.
 
     ``index`` is the bottleneck's place among the P, ``norm_index`` the block's among the trained
     norms, -1 if these are the backbone's.
@@ -55,17 +55,17 @@ class PatchOperands:
 class Entries:
     """Which entries a launch computes and what they read: int32 tensors on the device.
 
-    Entry m of the output belongs to lane ``lane_of[m]``; ``bounds`` [2] are the first and the last
-    + 1 to compute, at most ``capacity``, about ``per_lane`` of a lane. A lane's entries begin at
+    Entry m of the output belongs to sequence ``sequence_of[m]``; ``bounds`` [2] are the first and the last
+    + 1 to compute, at most ``capacity``, about ``per_sequence`` of a sequence. A sequence's entries begin at
     ``out_bases`` and are read from ``in_bases`` on, where it has ``in_counts``; taps [N, k] beyond
     these, or negative, read zeros. ``centre`` names the tap of the entry itself. With ``residual``
-    [N], entries of the skip are added, a lane's being at ``skip_bases`` on.
+    [N], entries of the skip are added, a sequence's being at ``skip_bases`` on.
     """
 
-    lane_of: Tensor
+    sequence_of: Tensor
     bounds: Tensor
     capacity: int
-    per_lane: int
+    per_sequence: int
     out_bases: Tensor
     in_bases: Tensor
     in_counts: Tensor
@@ -82,14 +82,14 @@ FULL_WAVE = 128
 """Programs that occupy the device: a tile is as large as leaves about so many."""
 
 LANES_OF_TILE = 5
-"""Lanes that a tile may hold, about: each one's patch is applied to all of it."""
+"""Sequences that a tile may hold, about: each one's patch is applied to all of it."""
 
 PREFETCH = False
 RESLOOP = True
 BIG = False
 
 COLUMNS = 32
-"""Bottleneck channels that a tile's patches are applied by, of one lane or of several."""
+"""Bottleneck channels that a tile's patches are applied by, of one sequence or of several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def _fused_conv(  # type: ignore[no-untyped-def]  # Triton compiles it
     x_ptr,
     skip_ptr,
     out_ptr,
-    lane_of_ptr,
+    sequence_of_ptr,
     bounds_ptr,
     out_bases_ptr,
     in_bases_ptr,
@@ -162,13 +162,13 @@ def _fused_conv(  # type: ignore[no-untyped-def]  # Triton compiles it
     m = tl.minimum(first + tl.arange(0, BLOCK_M), stop - 1)  # beyond: the last entry again
     c = tl.arange(0, BLOCK_C)
     is_channel = c < C
-    lane = tl.load(lane_of_ptr + m)
-    n = m - tl.load(out_bases_ptr + lane)
-    in_base = tl.load(in_bases_ptr + lane)
-    in_count = tl.load(in_counts_ptr + lane)
+    sequence = tl.load(sequence_of_ptr + m)
+    n = m - tl.load(out_bases_ptr + sequence)
+    in_base = tl.load(in_bases_ptr + sequence)
+    in_count = tl.load(in_counts_ptr + sequence)
 
-    first_lane = tl.load(lane_of_ptr + first)
-    last_lane = tl.load(lane_of_ptr + tl.minimum(first + BLOCK_M, stop) - 1)
+    first_sequence = tl.load(sequence_of_ptr + first)
+    last_sequence = tl.load(sequence_of_ptr + tl.minimum(first + BLOCK_M, stop) - 1)
 
     bias = tl.load(bias_ptr + c, mask=is_channel, other=0.0).to(tl.float32)
     y = tl.zeros((BLOCK_M, BLOCK_C), dtype=tl.float32) + bias[None, :]
@@ -205,19 +205,21 @@ def _fused_conv(  # type: ignore[no-untyped-def]  # Triton compiles it
             if MODE == 3:
                 y += s.to(tl.float32)
             s = s.to(down_ptr.dtype.element_ty)
-        columns = (last_lane + 1 - first_lane) * H  # of the tile's lanes, beside each other
+        columns = (
+            last_sequence + 1 - first_sequence
+        ) * H  # of the tile's sequences, beside each other
         for start in tl.range(0, columns, BLOCK_W, num_stages=2):
             column = start + tl.arange(0, BLOCK_W)
             is_wide = column < columns
-            if H % BLOCK_W == 0:  # all of one lane: whole rows can be loaded at a time
+            if H % BLOCK_W == 0:  # all of one sequence: whole rows can be loaded at a time
                 ahead = start // H
                 h = column - ahead * H
-                of_lane = first_lane + ahead + tl.zeros((BLOCK_W,), dtype=tl.int32)
-                slot = tl.load(slots_ptr + first_lane + ahead).to(tl.int64)
+                of_sequence = first_sequence + ahead + tl.zeros((BLOCK_W,), dtype=tl.int32)
+                slot = tl.load(slots_ptr + first_sequence + ahead).to(tl.int64)
             else:
                 h = column % H
-                of_lane = first_lane + column // H
-                slot = tl.load(slots_ptr + of_lane, mask=is_wide, other=0).to(tl.int64)
+                of_sequence = first_sequence + column // H
+                slot = tl.load(slots_ptr + of_sequence, mask=is_wide, other=0).to(tl.int64)
             bottleneck = slot * patch_slot + patch_index + tl.zeros((BLOCK_W,), dtype=tl.int64)
             down_at = (bottleneck * (C * H) + h)[None, :] + c[:, None] * H
             is_here = is_channel[:, None] & is_wide[None, :]
@@ -225,19 +227,21 @@ def _fused_conv(  # type: ignore[no-untyped-def]  # Triton compiles it
             wide = tl.dot(s, down, input_precision="ieee")  # [BLOCK_M, BLOCK_W]
             down_bias = tl.load(down_bias_ptr + bottleneck * H + h, mask=is_wide, other=0.0)
             wide = gelu_tanh(wide + down_bias.to(tl.float32)[None, :])
-            wide = tl.where((lane[:, None] == of_lane[None, :]) & is_wide[None, :], wide, 0.0)
+            wide = tl.where(
+                (sequence[:, None] == of_sequence[None, :]) & is_wide[None, :], wide, 0.0
+            )
             up_at = (bottleneck * (H * C) + h * C)[:, None] + c[None, :]
             is_here = is_wide[:, None] & is_channel[None, :]
             up = tl.load(up_ptr + up_at, mask=is_here, other=0.0)  # [BLOCK_W, BLOCK_C]
             y = tl.dot(wide.to(up.dtype), up, y, input_precision="ieee")
         b = tl.arange(0, 16)
-        for ahead in tl.range(first_lane, last_lane + 1, 16, num_stages=1):
-            is_here = ahead + b <= last_lane
+        for ahead in tl.range(first_sequence, last_sequence + 1, 16, num_stages=1):
+            is_here = ahead + b <= last_sequence
             slot = tl.load(slots_ptr + ahead + b, mask=is_here, other=0).to(tl.int64)
             bias_at = (slot * patch_slot + patch_index)[:, None] * C + c[None, :]
             is_bias = is_here[:, None] & is_channel[None, :]
             up_bias = tl.load(up_bias_ptr + bias_at, mask=is_bias, other=0.0)  # [16, BLOCK_C]
-            is_own = (lane[:, None] == (ahead + b)[None, :]).to(up_bias.dtype)
+            is_own = (sequence[:, None] == (ahead + b)[None, :]).to(up_bias.dtype)
             y = tl.dot(is_own, up_bias, y, input_precision="ieee")  # cheaper than to gather rows
 
     if BLOCK_C != C:
@@ -248,7 +252,7 @@ def _fused_conv(  # type: ignore[no-untyped-def]  # Triton compiles it
         y = tl.where(is_channel[None, :], y, 0.0)
     scale = 1.0 / tl.sqrt(tl.sum(y * y, 1) / C + eps)
     if HAS_OWN_NORM:
-        own = (tl.load(slots_ptr + lane).to(tl.int64) * norm_slot + norm_index) * C
+        own = (tl.load(slots_ptr + sequence).to(tl.int64) * norm_slot + norm_index) * C
         own_at = own[:, None] + c[None, :]
         gamma = tl.load(own_norm_weight_ptr + own_at, mask=is_channel[None, :], other=0.0)
         y = y * scale[:, None] * gamma.to(tl.float32)
@@ -262,9 +266,9 @@ def _fused_conv(  # type: ignore[no-untyped-def]  # Triton compiles it
         entry, r = tl.arange(0, BLOCK_M), tl.arange(0, 16)
         for part in tl.range(0, BLOCK_M, 16, num_stages=3):
             read = tl.minimum(first + part + r, stop - 1)
-            its_lane = tl.load(lane_of_ptr + read)
-            its_n = read - tl.load(out_bases_ptr + its_lane)
-            source = tl.load(skip_bases_ptr + its_lane) + tl.load(residual_ptr + its_n)
+            its_sequence = tl.load(sequence_of_ptr + read)
+            its_n = read - tl.load(out_bases_ptr + its_sequence)
+            source = tl.load(skip_bases_ptr + its_sequence) + tl.load(residual_ptr + its_n)
             skip_at = source[:, None] * C + c[None, :]
             skip = tl.load(skip_ptr + skip_at, mask=is_channel[None, :], other=0.0)
             is_it = (entry[:, None] == (part + r)[None, :]).to(skip.dtype)
@@ -296,7 +300,7 @@ def fused_conv(
         x,
         skip,
         out,
-        entries.lane_of,
+        entries.sequence_of,
         entries.bounds,
         entries.out_bases,
         entries.in_bases,
@@ -308,7 +312,7 @@ def fused_conv(
         conv.bias,
         conv.norm_weight,
         conv.norm_bias,
-        patch.slots if patch is not None else entries.lane_of,
+        patch.slots if patch is not None else entries.sequence_of,
         patch.down if patch is not None else x,
         patch.down_bias if patch is not None else x,
         patch.up if patch is not None else x,
@@ -346,7 +350,7 @@ def _tile(entries: Entries, channels: int, number_bytes: int) -> Tile:
     is_exact = number_bytes > 2  # no matrix unit multiplies float32 exactly: ordinary sums do
     most = 32 if is_exact else max(64, min(128, LARGEST_TILE // width))
     size = 16
-    while size < min(most, LANES_OF_TILE * entries.per_lane):
+    while size < min(most, LANES_OF_TILE * entries.per_sequence):
         if entries.capacity < FULL_WAVE * size:
             break
         size *= 2

@@ -49,7 +49,7 @@ class FusedNetwork:
 
 
 class Workspace:
-    """Device memory that all chunks of up to ``rows`` lanes use in turn, whatever their shape."""
+    """Device memory that all chunks of up to ``rows`` sequences use in turn, whatever their shape."""
 
     def __init__(self, network: FusedNetwork, rows: int) -> None:
         device, channels = network.device, network.spec.channels
@@ -58,7 +58,7 @@ class Workspace:
         self.states = [
             torch.empty(entries, channels, dtype=network.dtype, device=device) for _ in range(3)
         ]
-        self.lane_of = torch.empty(
+        self.sequence_of = torch.empty(
             rows * network.level_starts[-1], dtype=torch.int32, device=device
         )
         self.users = torch.empty(rows, channels, device=device)
@@ -77,7 +77,7 @@ class DeviceStage:
 
 
 class ShapeRun:
-    """All launches of a shape over fixed addresses; slabs that move make another shape."""
+    """All launches of a shape over fixed addresses; pools that move make another shape."""
 
     def __init__(
         self,
@@ -90,14 +90,14 @@ class ShapeRun:
         self.parts: Parts = lay_out(shape, network.spec, len(network.table.counts))
         self.ints = torch.zeros(self.parts.size, dtype=torch.int32, device=network.device)
         self.places = self.ints[self.parts.places].view(torch.int64)
-        self._slabs = [group.slab for stage in stages for group in stage.groups]
-        # Held, so that no other slab takes the identity that the shape knows one by.
+        self._pools = [group.pool for stage in stages for group in stage.groups]
+        # Held, so that no other pool takes the identity that the shape knows one by.
         self._stages = list(self._device_stages(stages))
         self._graph: torch.cuda.CUDAGraph | None = None
         self._has_run = False
 
     def run(self) -> Tensor:
-        """User vectors float32 [≥ lanes, C] of the chunk whose numbers ``ints`` holds, by lane.
+        """User vectors float32 [≥ sequences, C] of the chunk whose numbers ``ints`` holds, by sequence.
 
         They stay until the next chunk runs. On the second time the launches are captured: by then
         every kernel is compiled, and a shape that comes once is not worth it.
@@ -127,9 +127,9 @@ class ShapeRun:
     def _launch(self) -> None:
         x, middle, out = self._space.states
         for number, stage in enumerate(self._stages):
-            lane_of, starts = self._space.lane_of, self._network.starts
+            sequence_of, starts = self._space.sequence_of, self._network.starts
             most = int(self._network.table.counts[:, -1].max())
-            spread(lane_of, starts, stage.bases, stage.counts, most)
+            spread(sequence_of, starts, stage.bases, stage.counts, most)
             if number == 0:
                 self._enter(x, stage)
             bases = stage.entries
@@ -163,9 +163,9 @@ class ShapeRun:
         for run in stage.runs:
             patch = run.patch
             entering = EnteringRun(
-                run.lane_of[0],
+                run.sequence_of[0],
                 run.bounds[0],
-                run.rows * run.per_lane[0],
+                run.rows * run.per_sequence[0],
                 run.bases[0],
                 starts if patch is None else patch.slots,
                 None if patch is None else patch.tensors.get("patch.cls"),
@@ -178,11 +178,11 @@ class ShapeRun:
         for stage, part, until in zip(stages, self.parts.stages, ends, strict=True):
             slots = self.ints[part.slots]
             patches: list[RunPatch | None] = [
-                RunPatch(group.geometry, group.slab.tensors, slots) for group in stage.groups
+                RunPatch(group.geometry, group.pool.tensors, slots) for group in stage.groups
             ]
             has_trunk = not stage.groups or stage.groups[0].start > 0
-            runs = [self._lane_run(part, 0, None)] if has_trunk else []
-            runs += [self._lane_run(part, at, patch) for at, patch in enumerate(patches, 1)]
+            runs = [self._sequence_run(part, 0, None)] if has_trunk else []
+            runs += [self._sequence_run(part, at, patch) for at, patch in enumerate(patches, 1)]
             yield DeviceStage(
                 stage.block,
                 until,
@@ -192,13 +192,15 @@ class ShapeRun:
                 runs,
             )
 
-    def _lane_run(self, part: StageParts, number: int, patch: RunPatch | None) -> LaneRun:
+    def _sequence_run(self, part: StageParts, number: int, patch: RunPatch | None) -> LaneRun:
         rows, network = self._shape.rows, self._network
         level_count = len(network.table.counts)
         return LaneRun(
             rows=rows,
-            lane_of=[self._space.lane_of[rows * start :] for start in network.level_starts[:-1]],
-            per_lane=network.table.counts[:, self._shape.length].tolist(),
+            sequence_of=[
+                self._space.sequence_of[rows * start :] for start in network.level_starts[:-1]
+            ],
+            per_sequence=network.table.counts[:, self._shape.length].tolist(),
             bases=self.ints[part.bases].view(level_count, -1),
             counts=self.ints[part.counts].view(level_count, -1),
             bounds=self.ints[part.bounds].view(-1, level_count, ALIGNED)[number],

@@ -9,15 +9,15 @@ from torch import Tensor
 from peterrec.model.spec import CLS, PAD, BackboneSpec
 
 LANES = 16
-"""Lanes, or entries, of a program."""
+"""Sequences, or entries, of a program."""
 
 SPREAD = 64
-"""Entries that a lane writes at a time."""
+"""Entries that a sequence writes at a time."""
 
 
 @triton.jit(do_not_specialize=["bases_row", "counts_row", "rows"])  # type: ignore[untyped-decorator]  # Triton has no types
 def _spread(  # type: ignore[no-untyped-def]  # Triton compiles it
-    lane_of_ptr,
+    sequence_of_ptr,
     starts_ptr,
     bases_ptr,
     counts_ptr,
@@ -28,23 +28,23 @@ def _spread(  # type: ignore[no-untyped-def]  # Triton compiles it
     LANES: tl.constexpr,
     SPREAD: tl.constexpr,
 ):
-    lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    sequence = tl.program_id(0) * LANES + tl.arange(0, LANES)
     level = tl.program_id(1)
-    is_lane = lane < rows
-    count = tl.load(counts_ptr + level * counts_row + lane, mask=is_lane, other=0)
-    base = tl.load(bases_ptr + level * bases_row + lane, mask=is_lane, other=0)
+    is_sequence = sequence < rows
+    count = tl.load(counts_ptr + level * counts_row + sequence, mask=is_sequence, other=0)
+    base = tl.load(bases_ptr + level * bases_row + sequence, mask=is_sequence, other=0)
     base += rows * tl.load(starts_ptr + level)
     for start in range(0, MOST, SPREAD):
         n = start + tl.arange(0, SPREAD)
         at = base[:, None] + n[None, :]
-        owner = lane[:, None] + tl.zeros((1, SPREAD), dtype=tl.int32)
-        tl.store(lane_of_ptr + at, owner, mask=n[None, :] < count[:, None])
+        owner = sequence[:, None] + tl.zeros((1, SPREAD), dtype=tl.int32)
+        tl.store(sequence_of_ptr + at, owner, mask=n[None, :] < count[:, None])
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # Triton has no types
 def _enter(  # type: ignore[no-untyped-def]  # Triton compiles it
     out_ptr,
-    lane_of_ptr,
+    sequence_of_ptr,
     bounds_ptr,
     bases_ptr,
     offsets_ptr,
@@ -70,10 +70,10 @@ def _enter(  # type: ignore[no-untyped-def]  # Triton compiles it
     is_entry = m < stop
     c = tl.arange(0, BLOCK_C)
     here = is_entry[:, None] & (c < C)[None, :]
-    lane = tl.load(lane_of_ptr + m, mask=is_entry, other=0)
-    offset = tl.load(offsets_ptr + m - tl.load(bases_ptr + lane), mask=is_entry, other=0)
-    start = tl.load(item_starts_ptr + lane)
-    items = tl.load(item_starts_ptr + lane + 1) - start
+    sequence = tl.load(sequence_of_ptr + m, mask=is_entry, other=0)
+    offset = tl.load(offsets_ptr + m - tl.load(bases_ptr + sequence), mask=is_entry, other=0)
+    start = tl.load(item_starts_ptr + sequence)
+    items = tl.load(item_starts_ptr + sequence + 1) - start
     is_item = is_entry & (offset > 0) & (offset <= items)
     token = tl.load(items_ptr + start + items - offset, mask=is_item, other=PAD)
     is_cls = offset == 0
@@ -82,7 +82,7 @@ def _enter(  # type: ignore[no-untyped-def]  # Triton compiles it
     token = tl.where(is_cls, CLS, token).to(tl.int64)
     x = tl.load(embedding_ptr + token[:, None] * C + c[None, :], mask=here, other=0.0)
     if HAS_CLS:
-        slot = tl.load(slots_ptr + lane).to(tl.int64)
+        slot = tl.load(slots_ptr + sequence).to(tl.int64)
         own_at = cls_ptr + slot[:, None] * C + c[None, :]
         own = tl.load(own_at, mask=here & is_cls[:, None], other=0.0)
         x = tl.where(is_cls[:, None], own.to(x.dtype), x)
@@ -101,27 +101,27 @@ def _pool(  # type: ignore[no-untyped-def]  # Triton compiles it
     BLOCK_C: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
-    count = tl.load(counts_ptr + lane, mask=lane < rows, other=0)
-    is_lane = count > 0
+    sequence = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    count = tl.load(counts_ptr + sequence, mask=sequence < rows, other=0)
+    is_sequence = count > 0
     c = tl.arange(0, BLOCK_C)
-    here = is_lane[:, None] & (c < C)[None, :]
-    base = tl.load(bases_ptr + lane, mask=is_lane, other=0)
+    here = is_sequence[:, None] & (c < C)[None, :]
+    base = tl.load(bases_ptr + sequence, mask=is_sequence, other=0)
     user = tl.load(x_ptr + base[:, None] * C + c[None, :], mask=here, other=0.0).to(tl.float32)
     if not IS_CAUSAL:
         oldest = (base + count - 1)[:, None] * C + c[None, :]
         user += tl.load(x_ptr + oldest, mask=here, other=0.0).to(tl.float32)
-    tl.store(out_ptr + lane[:, None] * C + c[None, :], user, mask=here)
+    tl.store(out_ptr + sequence[:, None] * C + c[None, :], user, mask=here)
 
 
-def spread(lane_of: Tensor, starts: Tensor, bases: Tensor, counts: Tensor, most: int) -> None:
+def spread(sequence_of: Tensor, starts: Tensor, bases: Tensor, counts: Tensor, most: int) -> None:
     """Write whose entry each one is: int32, level i from ``starts[i]`` · rows on.
 
-    bases [levels, ≥ rows + 1] and counts [levels, rows] are the lanes'; none has over ``most``.
+    bases [levels, ≥ rows + 1] and counts [levels, rows] are the sequences'; none has over ``most``.
     """
     level_count, rows = counts.shape
     _spread[(triton.cdiv(rows, LANES), level_count)](
-        lane_of,
+        sequence_of,
         starts,
         bases,
         counts,
@@ -146,9 +146,9 @@ class FramedItems:
 
 @dataclass(frozen=True, slots=True)
 class EnteringRun:
-    """Lanes whose entries [bounds) of level 0 are embedded; ``cls`` [S, C] is theirs, by slot."""
+    """Sequences whose entries [bounds) of level 0 are embedded; ``cls`` [S, C] is theirs, by slot."""
 
-    lane_of: Tensor
+    sequence_of: Tensor
     bounds: Tensor
     capacity: int
     bases: Tensor
@@ -162,7 +162,7 @@ def enter(
     """Embed the entries of a run into ``out`` [entries, C]."""
     _enter[(triton.cdiv(run.capacity, LANES),)](
         out,
-        run.lane_of,
+        run.sequence_of,
         run.bounds,
         run.bases,
         framed.offsets,
@@ -184,7 +184,7 @@ def enter(
 
 
 def pool(x: Tensor, out: Tensor, bases: Tensor, counts: Tensor, is_causal: bool) -> None:
-    """The lanes' user vectors into ``out`` float32 [rows, C]; those without entries are left."""
+    """The sequences' user vectors into ``out`` float32 [rows, C]; those without entries are left."""
     rows, channels = out.shape
     _pool[(triton.cdiv(rows, LANES),)](
         x,

@@ -1,4 +1,4 @@
-"""The mixed-task forward on a GPU: lanes of any length one after the other, nothing padded.
+"""The mixed-task forward on a GPU: sequences of any length one after the other, nothing padded.
 
 A chunk's numbers go to the device in one copy; its launches are those of its shape
 (``model/inference/gpu/cuda_graph.py``). Rows of one history share all blocks below their patches
@@ -22,7 +22,7 @@ from peterrec.model.inference.batch_plan import (
     SlotRef,
     Stage,
     number_histories,
-    plan_lanes,
+    plan_sequences,
     stable_order,
 )
 from peterrec.model.inference.gpu.cuda_graph import FusedNetwork, ShapeRun, Workspace
@@ -79,8 +79,8 @@ class FusedForward:
         if not len(refs):
             return out
         patches = RowPatches.of(refs, len(self._network.table.blocks))
-        for use in patches.slabs:
-            use.slab.await_writes()
+        for use in patches.pools:
+            use.pool.await_writes()
         batch = Batch(histories, self._history_of(histories, patches), patches)
         chunks = self._chunks(batch)
         if len(chunks) == 1:
@@ -115,13 +115,17 @@ class FusedForward:
         return [order[start:stop] for start, stop in pairwise(cuts)]
 
     def _numbers(self, rows: Indices, batch: "Batch") -> ChunkNumbers:
-        lanes = plan_lanes(rows, batch.history_of, batch.patches)
-        items, item_counts = self._items([batch.histories[row] for row in lanes.histories.tolist()])
+        sequences = plan_sequences(rows, batch.history_of, batch.patches)
+        items, item_counts = self._items(
+            [batch.histories[row] for row in sequences.histories.tolist()]
+        )
         lengths = item_counts + self.spec.framed_len(0)
         if self.spec.padding == "embedded":
             lengths[:] = self.spec.frame_len
-        counts = count_entries(lanes, lengths, self._network.table)
-        return ChunkNumbers(lanes, items, item_counts, counts, [bases_of(own) for own in counts])
+        counts = count_entries(sequences, lengths, self._network.table)
+        return ChunkNumbers(
+            sequences, items, item_counts, counts, [bases_of(own) for own in counts]
+        )
 
     def _items(self, histories: Sequence[Tokens]) -> tuple[Indices, Indices]:
         """The histories' newest items int32 one after the other, and how many each has.
@@ -176,12 +180,12 @@ class Track:
     def run(self, numbers: ChunkNumbers, out: Tensor) -> None:
         """Write the user vectors of a chunk's rows into ``out`` [B, C]."""
         table = self._network.table
-        run = self._shape_run(shape_of(numbers, table), numbers.lanes.stages)
+        run = self._shape_run(shape_of(numbers, table), numbers.sequences.stages)
         staging = self._staging[0]
         self._staging.reverse()
         fill(staging.free(run.parts.size), run.parts, numbers, table)
         staging.send(run.ints)
-        users = run.run()[: len(numbers.lanes.rows)]
+        users = run.run()[: len(numbers.sequences.rows)]
         out.index_copy_(0, run.places[: len(users)], users)
 
     def _shape_run(self, shape: ChunkShape, stages: Sequence[Stage]) -> ShapeRun:

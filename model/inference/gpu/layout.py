@@ -1,7 +1,7 @@
-"""The cone as lanes of any length share it: entries newest first, so a shorter lane has a prefix.
+"""The cone as sequences of any length share it: entries newest first, so a shorter sequence has a prefix.
 
 A *level* is a set of positions that convolutions read or compute. Its entries count back from the
-last position; a lane of a length has those that lie within it, the first so many of the level.
+last position; a sequence of a length has those that lie within it, the first so many of the level.
 
 What the kernels of a chunk read of it: numbers in one buffer, so that one copy brings them.
 
@@ -14,7 +14,7 @@ from functools import cache
 
 import numpy as np
 
-from peterrec.model.inference.batch_plan import Indices, Lanes, Stage
+from peterrec.model.inference.batch_plan import Indices, Sequences, Stage
 from peterrec.model.network.receptive_field import ConvPlan, Positions, plan
 from peterrec.model.spec import BackboneSpec
 
@@ -46,7 +46,7 @@ class LevelBlock:
 class Levels:
     """All levels of a backbone, level 0 being the embedded history.
 
-    ``counts`` [levels, lengths] has the entries of a lane of each length, 0 … ``frame_len``;
+    ``counts`` [levels, lengths] has the entries of a sequence of each length, 0 … ``frame_len``;
     ``entering`` [N] the offsets of level 0, ascending.
     """
 
@@ -102,17 +102,17 @@ LENGTH_STEPS = 4
 
 @dataclass(frozen=True, slots=True)
 class StageShape:
-    """A stage's first block, whether some lanes carry no patch, and the slabs of its groups, by
+    """A stage's first block, whether some sequences carry no patch, and the pools of its groups, by
     identity and generation."""
 
     block: int
     has_trunk: bool
-    slabs: tuple[tuple[int, int], ...]
+    pools: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkShape:
-    """At most ``rows`` lanes, which together have no more entries than if all had ``length``."""
+    """At most ``rows`` sequences, which together have no more entries than if all had ``length``."""
 
     rows: int
     length: int
@@ -121,11 +121,11 @@ class ChunkShape:
 
 @dataclass(frozen=True, slots=True)
 class StageParts:
-    """Where a stage's numbers lie; a run is the lanes without a patch (the first) or a group's.
+    """Where a stage's numbers lie; a run is the sequences without a patch (the first) or a group's.
 
-    ``bases`` [levels, rows + 1] and ``counts`` [levels, rows]: where a lane's entries begin, and
+    ``bases`` [levels, rows + 1] and ``counts`` [levels, rows]: where a sequence's entries begin, and
     how many it has. ``entries`` [rows]: where the stage before left them. ``slots`` [rows].
-    ``bounds`` [runs, levels, 4]: first entry of a run and the one after its last; first lane of the
+    ``bounds`` [runs, levels, 4]: first entry of a run and the one after its last; first sequence of the
     run and the one after its last.
     """
 
@@ -138,9 +138,9 @@ class StageParts:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Where a chunk's numbers lie: items of the first lanes one after the other, from ``starts``
-    [rows + 1] on; ``places`` int64 [rows] of the last lanes, which are the chunk's rows, in the
-    batch; ``origins`` [rows], their lanes at the start."""
+    """Where a chunk's numbers lie: items of the first sequences one after the other, from ``starts``
+    [rows + 1] on; ``places`` int64 [rows] of the last sequences, which are the chunk's rows, in the
+    batch; ``origins`` [rows], their sequences at the start."""
 
     items: slice
     starts: slice
@@ -172,7 +172,7 @@ def lay_out(shape: ChunkShape, spec: BackboneSpec, level_count: int) -> Parts:
             counts=part(level_count * padded(shape.rows)),
             entries=part(shape.rows),
             slots=part(shape.rows),
-            bounds=part((1 + len(stage.slabs)) * level_count * ALIGNED),
+            bounds=part((1 + len(stage.pools)) * level_count * ALIGNED),
         )
         for stage in shape.stages
     )
@@ -181,30 +181,30 @@ def lay_out(shape: ChunkShape, spec: BackboneSpec, level_count: int) -> Parts:
 
 @dataclass(frozen=True, slots=True)
 class ChunkNumbers:
-    """A chunk: its lanes, the first ones' items (oldest first) and how many each has; by stage,
-    the entries of each lane and where they begin.
+    """A chunk: its sequences, the first ones' items (oldest first) and how many each has; by stage,
+    the entries of each sequence and where they begin.
 
-    counts [levels, lanes], bases [levels, lanes + 1].
+    counts [levels, sequences], bases [levels, sequences + 1].
     """
 
-    lanes: Lanes
+    sequences: Sequences
     items: Indices
     item_counts: Indices
     counts: list[Indices]
     bases: list[Indices]
 
 
-def count_entries(lanes: Lanes, lengths: Indices, table: Levels) -> list[Indices]:
-    """Entries [levels, lanes] of the lanes of each stage; the first have framed ``lengths``."""
+def count_entries(sequences: Sequences, lengths: Indices, table: Levels) -> list[Indices]:
+    """Entries [levels, sequences] of the sequences of each stage; the first have framed ``lengths``."""
     counts = [table.counts.take(lengths, axis=1)]
-    for stage in lanes.stages[1:]:
+    for stage in sequences.stages[1:]:
         before, select = counts[-1], stage.select
         counts.append(before if select is None else before.take(select, axis=1))
     return counts
 
 
 def bases_of(counts: Indices) -> Indices:
-    """Where each lane's entries begin, and where the last one's end."""
+    """Where each sequence's entries begin, and where the last one's end."""
     bases = np.zeros((len(counts), counts.shape[1] + 1), dtype=np.int32)
     counts.cumsum(axis=1, out=bases[:, 1:])
     return bases
@@ -212,7 +212,7 @@ def bases_of(counts: Indices) -> Indices:
 
 def shape_of(chunk: ChunkNumbers, table: Levels) -> ChunkShape:
     """The smallest shape that holds a chunk."""
-    rows = 1 << (max(len(chunk.lanes.rows), len(chunk.item_counts)) - 1).bit_length()
+    rows = 1 << (max(len(chunk.sequences.rows), len(chunk.item_counts)) - 1).bit_length()
     most = chunk.bases[0][:, -1]  # [levels]
     for bases in chunk.bases[1:]:
         most = np.maximum(most, bases[:, -1])
@@ -220,13 +220,13 @@ def shape_of(chunk: ChunkNumbers, table: Levels) -> ChunkShape:
     caps = [-(-frame_len * step // LENGTH_STEPS) for step in range(1, LENGTH_STEPS + 1)]
     holds = (most[:, None] <= rows * table.counts.take(caps, axis=1)).all(axis=0)  # [caps]
     return ChunkShape(
-        rows, caps[holds.argmax()], tuple(_stage_shape(stage) for stage in chunk.lanes.stages)
+        rows, caps[holds.argmax()], tuple(_stage_shape(stage) for stage in chunk.sequences.stages)
     )
 
 
 def _stage_shape(stage: Stage) -> StageShape:
-    slabs = tuple((id(group.slab), group.slab.generation) for group in stage.groups)
-    return StageShape(stage.block, not stage.groups or stage.groups[0].start > 0, slabs)
+    pools = tuple((id(group.pool), group.pool.generation) for group in stage.groups)
+    return StageShape(stage.block, not stage.groups or stage.groups[0].start > 0, pools)
 
 
 def fill(ints: Indices, parts: Parts, chunk: ChunkNumbers, table: Levels) -> None:
@@ -235,11 +235,11 @@ def fill(ints: Indices, parts: Parts, chunk: ChunkNumbers, table: Levels) -> Non
     starts = ints[parts.starts]
     starts[0] = 0
     chunk.item_counts.cumsum(out=starts[1 : len(chunk.item_counts) + 1])
-    ints[parts.places].view(np.int64)[: len(chunk.lanes.rows)] = chunk.lanes.rows
-    if any(group.geometry.queries for group in chunk.lanes.stages[-1].groups):
-        ints[parts.origins][: len(chunk.lanes.rows)] = _origins(chunk)
+    ints[parts.places].view(np.int64)[: len(chunk.sequences.rows)] = chunk.sequences.rows
+    if any(group.geometry.queries for group in chunk.sequences.stages[-1].groups):
+        ints[parts.origins][: len(chunk.sequences.rows)] = _origins(chunk)
     before = chunk.bases[0]
-    for number, (stage, part) in enumerate(zip(chunk.lanes.stages, parts.stages, strict=True)):
+    for number, (stage, part) in enumerate(zip(chunk.sequences.stages, parts.stages, strict=True)):
         came = before[entry_level(table, stage.block), :-1]
         came = came if stage.select is None else came[stage.select]
         ints[part.entries][: len(came)] = came
@@ -248,9 +248,9 @@ def fill(ints: Indices, parts: Parts, chunk: ChunkNumbers, table: Levels) -> Non
 
 
 def _origins(chunk: ChunkNumbers) -> Indices:
-    """Each row's lane at the start, whose items are the row's history."""
+    """Each row's sequence at the start, whose items are the row's history."""
     origins = np.arange(len(chunk.item_counts), dtype=np.int32)
-    for stage in chunk.lanes.stages[1:]:
+    for stage in chunk.sequences.stages[1:]:
         origins = origins if stage.select is None else origins[stage.select]
     return origins
 
@@ -258,12 +258,12 @@ def _origins(chunk: ChunkNumbers) -> Indices:
 def _fill_stage(
     ints: Indices, part: StageParts, stage: Stage, counts: Indices, bases: Indices
 ) -> None:
-    level_count, lanes = counts.shape
-    ints[part.bases].reshape(level_count, -1)[:, : lanes + 1] = bases
+    level_count, sequences = counts.shape
+    ints[part.bases].reshape(level_count, -1)[:, : sequences + 1] = bases
     into = ints[part.counts].reshape(level_count, -1)
-    into[:, :lanes], into[:, lanes:] = counts, 0
+    into[:, :sequences], into[:, sequences:] = counts, 0
     bounds = ints[part.bounds].reshape(-1, level_count, ALIGNED)
-    first = stage.groups[0].start if stage.groups else lanes
+    first = stage.groups[0].start if stage.groups else sequences
     bounds[0, :, 0], bounds[0, :, 1] = 0, bases[:, first]
     for run, group in enumerate(stage.groups, start=1):
         ints[part.slots][group.start : group.stop] = group.slots

@@ -34,7 +34,7 @@ def _normalise(x, is_channel, eps, C: tl.constexpr):  # type: ignore[no-untyped-
 @triton.jit  # type: ignore[untyped-decorator]  # Triton has no types
 def _read_items(  # type: ignore[no-untyped-def]  # Triton compiles it
     users_ptr,
-    lanes_ptr,
+    sequences_ptr,
     origins_ptr,
     items_ptr,
     starts_ptr,
@@ -54,13 +54,13 @@ def _read_items(  # type: ignore[no-untyped-def]  # Triton compiles it
     BLOCK_H: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    lane = tl.load(lanes_ptr) + tl.program_id(0)
-    if lane >= tl.load(lanes_ptr + 1):
+    sequence = tl.load(sequences_ptr) + tl.program_id(0)
+    if sequence >= tl.load(sequences_ptr + 1):
         return
-    origin = tl.load(origins_ptr + lane)
+    origin = tl.load(origins_ptr + sequence)
     start = tl.load(starts_ptr + origin)
     count = tl.load(starts_ptr + origin + 1) - start
-    slot = tl.load(slots_ptr + lane).to(tl.int64)
+    slot = tl.load(slots_ptr + sequence).to(tl.int64)
     c, q = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_Q)
     h, t = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_T)
     is_channel, is_query, is_hidden = c < C, q < Q, h < H
@@ -103,7 +103,7 @@ def _read_items(  # type: ignore[no-untyped-def]  # Triton compiles it
     up = tl.load(up_ptr + up_at, mask=is_up, other=0.0).to(tl.float32)
     change = tl.sum(hidden[:, None] * up, 0)
     change += tl.load(up_bias_ptr + slot * C + c, mask=is_channel, other=0.0).to(tl.float32)
-    at = users_ptr + lane.to(tl.int64) * C + c
+    at = users_ptr + sequence.to(tl.int64) * C + c
     tl.store(at, tl.load(at, mask=is_channel, other=0.0) + change, mask=is_channel)
 
 
@@ -112,14 +112,14 @@ class Reading:
     """What rows read: int32 tensors on the device.
 
     Items of history i stand at ``items[starts[i] : starts[i + 1]]``, ``origins`` [rows] numbers
-    each row's. ``lanes`` [2]: the first row that reads, and the one after the last; ``slots``
+    each row's. ``sequences`` [2]: the first row that reads, and the one after the last; ``slots``
     [rows].
     """
 
     items: Tensor
     starts: Tensor
     origins: Tensor
-    lanes: Tensor
+    sequences: Tensor
     slots: Tensor
 
 
@@ -135,7 +135,7 @@ def read_items(
     rows, channels = users.shape
     _read_items[(rows,)](
         users,
-        reading.lanes,
+        reading.sequences,
         reading.origins,
         reading.items,
         reading.starts,

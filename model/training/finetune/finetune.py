@@ -17,7 +17,7 @@ from peterrec.model.files.backbone_folder import LoadedBackbone
 from peterrec.model.network.backbone import new_patch
 from peterrec.model.network.heads import Head
 from peterrec.model.network.patch import Patch, PatchWeights
-from peterrec.model.progress import Watch, unwatched
+from peterrec.model.progress import OnProgress, no_progress
 from peterrec.model.spec import PatchGeometry
 from peterrec.model.training.batches import seeded
 from peterrec.model.training.evaluation import (
@@ -97,7 +97,7 @@ def finetune(
     histories: Histories,
     labels: UserLabels,
     settings: FinetuneSettings,
-    watch: Watch = unwatched,
+    on_progress: OnProgress = no_progress,
 ) -> FinetunedTask:
     """Train a patch and head on one task's answers; the epoch with the best validation loss wins.
 
@@ -114,7 +114,7 @@ def finetune(
     )
     is_kept = isinstance(encoder, PatchedTop)
     run = FinetuneRun(encoder, goal, examples, split, settings.loop(variants if is_kept else 0))
-    run.train(watch)
+    run.train(on_progress)
     model = TaskModel(loaded.backbone, task.patch.weights(), goal.head)
     temperature = calibrate_task(model, goal.objective, examples, split.validation)
     metrics = evaluate_task(model, goal.objective, examples, split.test, temperature)

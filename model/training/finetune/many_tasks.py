@@ -19,7 +19,7 @@ from peterrec.model.data.histories import Histories, UserLabels
 from peterrec.model.errors import TasksDiffer, TrunkTooLarge
 from peterrec.model.files.backbone_folder import LoadedBackbone
 from peterrec.model.network.backbone import Backbone
-from peterrec.model.progress import Progress, Watch, unwatched
+from peterrec.model.progress import OnProgress, Progress, no_progress
 from peterrec.model.spec import PatchGeometry
 from peterrec.model.training.batches import bucketed_batches, seeded
 from peterrec.model.training.calibration import fit_temperature
@@ -64,7 +64,7 @@ def finetune_many(
     loaded: LoadedBackbone,
     histories: Histories,
     tasks: Sequence[TaskToTrain],
-    watch: Watch = unwatched,
+    on_progress: OnProgress = no_progress,
 ) -> list[FinetunedTask]:
     """Train all tasks in one run; each ends as ``finetune`` would have trained it alone.
 
@@ -74,7 +74,7 @@ def finetune_many(
     prepared = [prepare_task(loaded, histories, task.labels, task.settings) for task in tasks]
     _require_trainable(loaded.backbone, prepared)
     run = ManyTasksRun(loaded, prepared)
-    run.train(watch)
+    run.train(on_progress)
     seconds = (time.perf_counter() - started) / len(tasks)
     return [
         finished_task(task, loaded, run.training(at, seconds)) for at, task in enumerate(prepared)
@@ -138,7 +138,7 @@ class ManyTasksRun:
         self._courses = [_Course() for _ in tasks]
         self._forward_rows = FORWARD_ROWS[device.type]
 
-    def train(self, watch: Watch) -> None:
+    def train(self, on_progress: OnProgress) -> None:
         """Run every task to its end and give it back its best epoch's weights."""
         active, done = list(range(len(self._tasks))), 0
         total = sum(task.settings.epochs * _batch_count(task) for task in self._tasks)
@@ -151,7 +151,9 @@ class ManyTasksRun:
             self._finish_epochs(ended)
             over = {t for t in ended if self._courses[t].is_over(self._tasks[t].settings)}
             active = [t for t in active if t not in over]
-            watch(Progress("fine-tune", done if active else total, total, f"{len(active)} tasks"))
+            on_progress(
+                Progress("fine-tune", done if active else total, total, f"{len(active)} tasks")
+            )
         self._adam.release()
         for prepared, course in zip(self._tasks, self._courses, strict=True):
             _copy_into(_parameters(prepared), course.best_weights)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from peterrec.model.data.examples import Examples
 from peterrec.model.data.splits import UserSplit
 from peterrec.model.errors import SplitEmpty
-from peterrec.model.progress import Progress, Watch
+from peterrec.model.progress import OnProgress, Progress
 from peterrec.model.training.batches import bucketed_batches, seeded
 from peterrec.model.training.finetune.encoders import Encoder, TokenRow, UserRows
 from peterrec.model.training.finetune.objective_of_head import Goal
@@ -93,10 +93,10 @@ class FinetuneRun:
         losses = [epoch.validation_loss for epoch in self.epochs]
         return losses.index(min(losses)) if losses else -1
 
-    def train(self, watch: Watch) -> None:
+    def train(self, on_progress: OnProgress) -> None:
         """Run the epochs and keep the best one's weights, the head in its final form."""
         while len(self.epochs) < self._settings.epochs and not self._should_stop():
-            self.epochs.append(self._run_epoch(watch))
+            self.epochs.append(self._run_epoch(on_progress))
             if self.best_epoch == len(self.epochs) - 1:
                 weights = self._trained.state_dict()
                 self._best_weights = {name: t.detach().clone() for name, t in weights.items()}
@@ -106,9 +106,9 @@ class FinetuneRun:
     def _should_stop(self) -> bool:
         return len(self.epochs) - 1 - self.best_epoch >= self._settings.patience
 
-    def _run_epoch(self, watch: Watch) -> FinetuneEpoch:
+    def _run_epoch(self, on_progress: OnProgress) -> FinetuneEpoch:
         started = time.perf_counter()
-        train_loss = self._train_epoch(watch)
+        train_loss = self._train_epoch(on_progress)
         seconds = time.perf_counter() - started
         validation_loss, metrics = self._validate()
         return FinetuneEpoch(
@@ -120,7 +120,7 @@ class FinetuneRun:
             validation_metrics=metrics,
         )
 
-    def _train_epoch(self, watch: Watch) -> float:
+    def _train_epoch(self, on_progress: OnProgress) -> float:
         """One pass over the training users; the mean loss per user."""
         epoch, settings = len(self.epochs), self._settings
         generator = seeded(settings.seed, "finetune", epoch)
@@ -139,7 +139,7 @@ class FinetuneRun:
             loss.backward()  # type: ignore[no-untyped-call]  # torch's
             self._optimizer.step()
             total, users = total + value * len(batch), users + len(batch)
-            watch(Progress(phase, done + 1, len(batches), f"loss {total / users:.3f}"))
+            on_progress(Progress(phase, done + 1, len(batches), f"loss {total / users:.3f}"))
         return total / users
 
     def _set_rates(self, done: float) -> None:

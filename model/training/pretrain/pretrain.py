@@ -13,7 +13,7 @@ from peterrec.model.data.histories import Histories
 from peterrec.model.data.vocabulary import Vocabulary
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.network.heads.ranks import rank_metrics, ranks_of
-from peterrec.model.progress import Progress, Watch, unwatched
+from peterrec.model.progress import OnProgress, Progress, no_progress
 from peterrec.model.spec import FIRST_ITEM
 from peterrec.model.training.batches import seeded
 from peterrec.model.training.data_parallel import ALONE, Workers
@@ -63,7 +63,7 @@ def pretrain(
     *,
     checkpoints: Path | None = None,
     resume: bool = False,
-    watch: Watch = unwatched,
+    on_progress: OnProgress = no_progress,
     workers: Workers = ALONE,
     device: torch.device = CPU,
 ) -> PretrainedBackbone:
@@ -79,7 +79,7 @@ def pretrain(
     if resume and checkpoints is not None:
         restore_checkpoint(checkpoints, state, identity)
     while len(state.epochs) < settings.epochs and not state.should_stop(settings.patience):
-        state.finish_epoch(_run_epoch(state, corpus, settings, watch, workers))
+        state.finish_epoch(_run_epoch(state, corpus, settings, on_progress, workers))
         if checkpoints is not None and workers.writes:
             save_checkpoint(checkpoints, state, identity)
     state.take_best()
@@ -110,12 +110,12 @@ def _run_epoch(
     state: PretrainingState,
     corpus: Corpus,
     settings: PretrainSettings,
-    watch: Watch,
+    on_progress: OnProgress,
     workers: Workers,
 ) -> EpochRecord:
     epoch = len(state.epochs)
     started = time.perf_counter()
-    train_loss = _train_epoch(state, corpus, settings, watch, workers)
+    train_loss = _train_epoch(state, corpus, settings, on_progress, workers)
     seconds = time.perf_counter() - started
     validation_loss, metrics = _validate(state, corpus, settings)
     return EpochRecord(
@@ -132,7 +132,7 @@ def _train_epoch(
     state: PretrainingState,
     corpus: Corpus,
     settings: PretrainSettings,
-    watch: Watch,
+    on_progress: OnProgress,
     workers: Workers,
 ) -> float:
     """One pass over the training windows; the mean item loss per target."""
@@ -148,7 +148,7 @@ def _train_epoch(
         views = _views(part, indices, settings, generator, state.device)
         loss = train_step(state, batch, views, corpus.loss, at)
         total, targets = total + loss.items * loss.targets, targets + loss.targets
-        watch(Progress(phase, done + 1, len(batches), f"loss {total / targets:.3f}"))
+        on_progress(Progress(phase, done + 1, len(batches), f"loss {total / targets:.3f}"))
     return total / targets
 
 

@@ -29,7 +29,7 @@ from peterrec.service.http.routes.context import (
 from peterrec.service.http.routes.finding import find_version
 from peterrec.service.http.routes.task_views import Changed, VersionView
 from peterrec.service.http.upload import spooled
-from peterrec.service.protocol.messages import Proved
+from peterrec.service.protocol.messages import Validated
 
 RAW_BODY = {
     "requestBody": {
@@ -55,9 +55,9 @@ class BundleSummary(BaseModel):
 
 
 class Pushed(BaseModel):
-    """A bundle that was proven on the serving device and registered.
+    """A bundle that was validated on the serving device and registered.
 
-    With validate_only it was only proven: version and registry_revision are null.
+    With validate_only it was only validated: version and registry_revision are null.
     """
 
     task: str
@@ -104,13 +104,13 @@ def versions_router(context: AdminContext) -> APIRouter:
         limit = context.bundle_size_limit_bytes
         async with spooled(_chunks(request), context.spool_dir, limit) as path:
             await context.give_way()
-            proved = await _prove(context, path)
+            validated = await _validate(context, path)
             await context.give_way()
             if validate_only:
-                return _pushed(name, alias, proved)
+                return _pushed(name, alias, validated)
             digest = await registry.put_blob(await asyncio.to_thread(path.read_bytes))
         await context.give_way()
-        summary = msgspec.json.decode(proved.summary, type=VersionSummary)
+        summary = msgspec.json.decode(validated.summary, type=VersionSummary)
         added = await registry.add_version(
             caller.tenant, name, digest, summary, caller.key_id, alias or None, expected
         )
@@ -119,7 +119,7 @@ def versions_router(context: AdminContext) -> APIRouter:
         await context.give_way()
         response.status_code = 201 if added.was_created else 200
         set_etag(response, added.revision)
-        return _pushed(name, alias, proved).model_copy(
+        return _pushed(name, alias, validated).model_copy(
             update={"version": added.version, "registry_revision": added.revision}
         )
 
@@ -167,19 +167,19 @@ async def _chunks(request: Request) -> AsyncIterator[bytes]:
         raise ClientLeft from error
 
 
-async def _prove(context: AdminContext, path: Path) -> Proved:
-    proved = await context.link.prove(str(path), PROVE_TIMEOUT_S)
-    if proved.reasons:
-        reasons = [ErrorBody(r.code, r.message, r.hint) for r in proved.reasons]
-        raise push_error(proved.category, reasons)
-    return proved
+async def _validate(context: AdminContext, path: Path) -> Validated:
+    validated = await context.link.validate(str(path), PROVE_TIMEOUT_S)
+    if validated.reasons:
+        reasons = [ErrorBody(r.code, r.message, r.hint) for r in validated.reasons]
+        raise push_error(validated.category, reasons)
+    return validated
 
 
-def _pushed(task: str, alias: str, proved: Proved) -> Pushed:
-    summary: dict[str, Any] = msgspec.json.decode(proved.summary)  # Any: pydantic checks it
+def _pushed(task: str, alias: str, validated: Validated) -> Pushed:
+    summary: dict[str, Any] = msgspec.json.decode(validated.summary)  # Any: pydantic checks it
     return Pushed(
         task=task,
-        digest=format_digest(Digest(proved.digest)),
+        digest=format_digest(Digest(validated.digest)),
         alias=alias or None,
         version=None,
         registry_revision=None,

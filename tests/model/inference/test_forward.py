@@ -10,7 +10,7 @@ from torch import Tensor
 from peterrec.model.inference.batch_plan import SlotRef
 from peterrec.model.inference.cpu.forward import PackedForward
 from peterrec.model.inference.forward import mixed_forward
-from peterrec.model.inference.weight_pool import Slab
+from peterrec.model.inference.weight_pool import WeightPool
 from peterrec.model.network.patch import PatchWeights
 from peterrec.model.spec import CLS, BackboneSpec, HeadSpec, PatchGeometry
 from tests.model.random_tasks import RandomTask, random_backbone, random_history, random_task
@@ -50,12 +50,12 @@ class Fleet:
         self.tasks: list[RandomTask] = []
         self.refs: list[SlotRef] = []
         for number, geometry in enumerate(GEOMETRIES):
-            slab = Slab(geometry.shapes(spec.channels), torch.device("cpu"))
+            pool = WeightPool(geometry.shapes(spec.channels), torch.device("cpu"))
             for seed in range(tasks_per_geometry):
                 seed += number * tasks_per_geometry
                 task = random_task(backbone, geometry, HeadSpec("classification", 3), seed)
                 self.tasks.append(task)
-                self.refs.append(SlotRef(geometry, slab, slab.write(task.patch.named())))
+                self.refs.append(SlotRef(geometry, pool, pool.write(task.patch.named())))
 
     def worst_error(self, rows: list[tuple[int, list[int]]]) -> float:
         """Largest error over the batch, relative to the size of each row's user vector."""
@@ -108,11 +108,11 @@ def test_the_order_of_rows_is_irrelevant() -> None:
 def test_a_released_slot_serves_the_next_bundle_written_into_it() -> None:
     spec, geometry = SPECS[0], GEOMETRIES[0]
     backbone = random_backbone(spec)
-    slab = Slab(geometry.shapes(spec.channels), torch.device("cpu"))
+    pool = WeightPool(geometry.shapes(spec.channels), torch.device("cpu"))
     old, new = (random_task(backbone, geometry, HeadSpec("value", 1), seed) for seed in (1, 2))
-    slot = slab.write(old.patch.named())
-    slab.release(slot)
-    ref = SlotRef(geometry, slab, slab.write(new.patch.named()))
+    slot = pool.write(old.patch.named())
+    pool.release(slot)
+    ref = SlotRef(geometry, pool, pool.write(new.patch.named()))
     assert ref.slot == slot
     history = random_history(spec, 9, 0)
     found = mixed_forward(backbone).user_vectors([history], [ref])[0]
@@ -144,9 +144,9 @@ def test_bfloat16_storage_stays_close_to_the_reference() -> None:
     backbone = random_backbone(spec)
     forward = mixed_forward(backbone, torch.bfloat16)
     for geometry in GEOMETRIES:
-        slab = Slab(geometry.shapes(spec.channels), torch.device("cpu"), torch.bfloat16)
+        pool = WeightPool(geometry.shapes(spec.channels), torch.device("cpu"), torch.bfloat16)
         task = random_task(backbone, geometry, HeadSpec("value", 1), seed=3)
-        ref = SlotRef(geometry, slab, slab.write(task.patch.named()))
+        ref = SlotRef(geometry, pool, pool.write(task.patch.named()))
         history = random_history(spec, 12, 1)
         found = forward.user_vectors([history, history[:4]], [ref, ref])
         expected = torch.stack([task.user_vector(history), task.user_vector(history[:4])])
@@ -160,9 +160,9 @@ def test_in_bfloat16_what_lies_beside_the_products_is_not_rounded() -> None:
         norm.get_parameter("weight").zero_()
         norm.get_parameter("bias").fill_(0.1)
     geometry = PatchGeometry("serial2", 1, ())
-    slab = Slab(geometry.shapes(32), torch.device("cpu"), torch.bfloat16)
+    pool = WeightPool(geometry.shapes(32), torch.device("cpu"), torch.bfloat16)
     task = random_task(backbone, geometry, HeadSpec("value", 1), seed=1)
-    refs = [SlotRef(geometry, slab, slab.write(task.patch.named()))] * 90
+    refs = [SlotRef(geometry, pool, pool.write(task.patch.named()))] * 90
     histories = [random_history(backbone.spec, 20, row) for row in range(90)]
     found = mixed_forward(backbone, torch.bfloat16).user_vectors(histories, refs)
     expected = backbone.embedding.weight[CLS] + 0.1 + 0.1 + 0.1
@@ -174,8 +174,8 @@ def test_rounding_in_bfloat16_does_not_add_up_from_block_to_block(blocks: int) -
     geometry = PatchGeometry("serial2", 8, tuple(range(blocks)), has_norms=True)
     backbone = random_backbone(BackboneSpec(60, 64, (1, 4) * (blocks // 2), max_len=50))
     task = random_task(backbone, geometry, HeadSpec("value", 1), seed=3)
-    slab = Slab(geometry.shapes(64), torch.device("cpu"), torch.bfloat16)
-    ref = SlotRef(geometry, slab, slab.write(task.patch.named()))
+    pool = WeightPool(geometry.shapes(64), torch.device("cpu"), torch.bfloat16)
+    ref = SlotRef(geometry, pool, pool.write(task.patch.named()))
     histories = [random_history(backbone.spec, 50, row) for row in range(20)]
     found = mixed_forward(backbone, torch.bfloat16).user_vectors(histories, [ref] * 20)
     expected = torch.stack([task.user_vector(history) for history in histories])
@@ -187,9 +187,9 @@ def test_a_history_asked_again_goes_on_from_its_trunk() -> None:
     spec, geometry = BackboneSpec(60, 16, (1, 4, 2), max_len=20), PatchGeometry("serial2", 4, (2,))
     backbone = random_backbone(spec)
     forward = PackedForward(backbone, torch.float32, trunk_cache_bytes=100_000)
-    slab = Slab(geometry.shapes(spec.channels), torch.device("cpu"))
+    pool = WeightPool(geometry.shapes(spec.channels), torch.device("cpu"))
     tasks = [random_task(backbone, geometry, HeadSpec("value", 1), seed) for seed in range(3)]
-    refs = [SlotRef(geometry, slab, slab.write(task.patch.named())) for task in tasks]
+    refs = [SlotRef(geometry, pool, pool.write(task.patch.named())) for task in tasks]
     histories = [random_history(spec, length, length) for length in (9, 20, 0)]
     expected = torch.stack([tasks[at].user_vector(histories[at]) for at in range(3)])
     first = forward.user_vectors(histories, refs)
@@ -211,9 +211,9 @@ def test_an_answer_has_the_same_bits_whatever_it_is_batched_with(geometry: Patch
     spec = BackboneSpec(60, 64, (1, 4, 1, 4), max_len=20)
     backbone = random_backbone(spec)
     forward = PackedForward(backbone, torch.float32)
-    slab = Slab(geometry.shapes(spec.channels), torch.device("cpu"))
+    pool = WeightPool(geometry.shapes(spec.channels), torch.device("cpu"))
     tasks = [random_task(backbone, geometry, HeadSpec("value", 1), seed) for seed in range(40)]
-    refs = [SlotRef(geometry, slab, slab.write(task.patch.named())) for task in tasks]
+    refs = [SlotRef(geometry, pool, pool.write(task.patch.named())) for task in tasks]
     histories = [random_history(spec, length % 21, length) for length in range(40)]
     together = forward.user_vectors(histories, refs)
     for row in range(40):
@@ -224,9 +224,9 @@ def test_an_answer_has_the_same_bits_whatever_it_is_batched_with(geometry: Patch
 def test_patches_may_be_kept_in_half_the_bytes_of_the_activations() -> None:
     spec, geometry = BackboneSpec(60, 16, (1, 4), max_len=20), PatchGeometry("serial2", 4, (0, 1))
     backbone = random_backbone(spec)
-    slab = Slab(geometry.shapes(spec.channels), torch.device("cpu"), torch.bfloat16)
+    pool = WeightPool(geometry.shapes(spec.channels), torch.device("cpu"), torch.bfloat16)
     task = random_task(backbone, geometry, HeadSpec("value", 1), seed=1)
-    ref = SlotRef(geometry, slab, slab.write(task.patch.named()))
+    ref = SlotRef(geometry, pool, pool.write(task.patch.named()))
     rounded = {name: t.bfloat16().float() for name, t in task.patch.named().items()}
     history = random_history(spec, 12, 1)
     found = mixed_forward(backbone).user_vectors([history] * 90, [ref] * 90)

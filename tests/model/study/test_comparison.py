@@ -8,7 +8,7 @@ import pytest
 
 from peterrec.model.errors import MethodUnknown, TaskUnknown
 from peterrec.model.parity.npz import read_npz
-from peterrec.model.progress import Progress, unwatched
+from peterrec.model.progress import Progress, no_progress
 from peterrec.model.study.corpus import shuffled
 from peterrec.model.study.report import report_of, write_report
 from peterrec.model.study.run import Workplace
@@ -44,7 +44,7 @@ def place(tmp_path_factory) -> Workplace:
 
 @pytest.fixture(scope="module")
 def units(place) -> list[Unit]:
-    return compare(place, Effort(), unwatched)
+    return compare(place, Effort(), no_progress)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def _metrics(unit: Unit):
 
 def test_after_the_time_limit_nothing_starts_and_the_report_says_what_is_missing(place, tmp_path):
     late = replace(place, out=tmp_path)
-    units = compare(late, Effort(time_limit_s=0), unwatched)
+    units = compare(late, Effort(time_limit_s=0), no_progress)
     assert not any(unit.results for unit in units)
     text = write_report(late, units)
     assert f"**{sum(unit.planned for unit in units)} runs are missing**" in text
@@ -150,7 +150,7 @@ def test_after_the_time_limit_nothing_starts_and_the_report_says_what_is_missing
 def test_processes_give_the_same_results_as_one(place, units, tmp_path):
     (tmp_path / "backbones").symlink_to(place.out / "backbones")
     settings = replace(SETTINGS, tasks=("group",), methods=("fineall",))
-    parallel = compare(replace(place, out=tmp_path, settings=settings), Effort(jobs=2), unwatched)
+    parallel = compare(replace(place, out=tmp_path, settings=settings), Effort(jobs=2), no_progress)
     expected = {
         (unit.variant, spec): result["metrics"]
         for unit in units
@@ -163,7 +163,7 @@ def test_processes_give_the_same_results_as_one(place, units, tmp_path):
 
 def test_every_method_runs(tmp_path):
     own = workplace(tmp_path, EVERY_METHOD)
-    report = report_of(own, compare(own, Effort(), unwatched))
+    report = report_of(own, compare(own, Effort(), no_progress))
     assert report["unfinished"] == 0
     for task in ("group", "next"):
         rows = rows_of(report, task)
@@ -208,7 +208,7 @@ def test_a_class_too_rare_among_training_users_is_left_out():
 def test_shuffled_labels_fall_to_the_prior(tmp_path):
     settings = replace(SETTINGS, tasks=("group",), rate_trials=1, epochs=6)
     own = workplace(tmp_path, settings, shuffled(shop_corpus()))
-    rows = rows_of(report_of(own, compare(own, Effort(), unwatched)), "group")
+    rows = rows_of(report_of(own, compare(own, Effort(), no_progress)), "group")
     for row in rows.values():
         assert row["metrics"]["auc"]["mean"] == pytest.approx(0.5, abs=0.2)
 
@@ -231,7 +231,7 @@ def test_a_changed_setting_is_another_run(place, units, tmp_path):
     (tmp_path / "backbones").symlink_to(place.out / "backbones")
     (tmp_path / JOURNAL).write_text((place.out / JOURNAL).read_text())
     changed = replace(place, out=tmp_path, settings=replace(SETTINGS, epochs=4))
-    results = compare(changed, Effort(time_limit_s=0), unwatched)
+    results = compare(changed, Effort(time_limit_s=0), no_progress)
     assert not any(unit.results for unit in results)
 
 
@@ -243,20 +243,20 @@ def test_settings_travel_as_json():
 def test_an_unknown_method_is_refused(place):
     with pytest.raises(MethodUnknown, match="'finesome'"):
         compare(
-            replace(place, settings=replace(SETTINGS, methods=("finesome",))), Effort(), unwatched
+            replace(place, settings=replace(SETTINGS, methods=("finesome",))), Effort(), no_progress
         )
 
 
 def test_an_unknown_task_is_refused(place):
     with pytest.raises(TaskUnknown, match="'age'"):
-        compare(replace(place, settings=replace(SETTINGS, tasks=("age",))), Effort(), unwatched)
+        compare(replace(place, settings=replace(SETTINGS, tasks=("age",))), Effort(), no_progress)
 
 
 def test_a_reader_s_queries_are_an_axis_and_a_patch_may_have_one(tmp_path):
     axes = Axes(("serial2",), (4,), queries=(0, 2))
     settings = replace(EVERY_METHOD, methods=("peterrec", "reader"), axes=axes, tasks=("group",))
     own = workplace(tmp_path, settings)
-    report = report_of(own, compare(own, Effort(), unwatched))
+    report = report_of(own, compare(own, Effort(), no_progress))
     rows = rows_of(report, "group")
     trained = {name: row.get("trained_parameters") for name, row in rows.items()}
     plain, reader = (
@@ -273,7 +273,7 @@ def test_what_a_patch_trains_besides_is_an_axis(tmp_path):
     axes = Axes(("serial2",), (4,), depths=("all",), extras=("auto", "none", "norms", "cls"))
     settings = replace(EVERY_METHOD, methods=("peterrec",), axes=axes, tasks=("group",))
     own = workplace(tmp_path, settings)
-    rows = rows_of(report_of(own, compare(own, Effort(), unwatched)), "group")
+    rows = rows_of(report_of(own, compare(own, Effort(), no_progress)), "group")
     counts = {name: row.get("trained_parameters", 0) for name, row in rows.items()}
     plain = counts["peterrec-serial2 bottleneck 4 trains none"]
     assert counts["peterrec-serial2 bottleneck 4 trains norms"] == plain + 2 * 2 * 8

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from peterrec.model.data.sample_data import INTERESTS, write_sample_data
 from peterrec.model.errors import ColumnMissing, DataFileMissing, LabelUnknown, UnknownItems
 from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone
-from peterrec.model.progress import unwatched
+from peterrec.model.progress import no_progress
 from peterrec.model.spec import PAD
 from peterrec.patches.bundle.bundle import read_manifest
 from peterrec.patches.errors import BundleRejected
@@ -358,7 +358,7 @@ def archive(members: tuple[str, ...]) -> bytes:
 def test_a_download_unpacks_the_files_it_knows_and_no_others(file_server, tmp_path):
     folder, url = file_server
     (folder / "ml-1m.zip").write_bytes(archive(MEMBERS))
-    download_movielens_1m(tmp_path / "out", unwatched, f"{url}/ml-1m.zip")
+    download_movielens_1m(tmp_path / "out", no_progress, f"{url}/ml-1m.zip")
     assert {file.name for file in (tmp_path / "out").iterdir()} == set(MEMBERS)
     assert (tmp_path / "out" / "users.dat").read_text() == "content of ml-1m/users.dat"
 
@@ -368,13 +368,13 @@ def test_a_download_of_something_else_is_refused(content, file_server, tmp_path)
     folder, url = file_server
     (folder / "ml-1m.zip").write_bytes(content)
     with pytest.raises(DownloadFailed, match="no MovieLens-1M archive"):
-        download_movielens_1m(tmp_path / "out", unwatched, f"{url}/ml-1m.zip")
+        download_movielens_1m(tmp_path / "out", no_progress, f"{url}/ml-1m.zip")
 
 
 def test_a_missing_file_and_a_missing_network_are_told_with_a_way_out(file_server, tmp_path):
     _, url = file_server
     with pytest.raises(DownloadFailed, match="404") as missing:
-        download_movielens_1m(tmp_path / "out", unwatched, f"{url}/absent.zip")
+        download_movielens_1m(tmp_path / "out", no_progress, f"{url}/absent.zip")
     with pytest.raises(DownloadFailed, match="ConnectError"):
-        download_movielens_1m(tmp_path / "out", unwatched, "http://127.0.0.1:9/ml-1m.zip")
+        download_movielens_1m(tmp_path / "out", no_progress, "http://127.0.0.1:9/ml-1m.zip")
     assert "sample-data" in missing.value.hint

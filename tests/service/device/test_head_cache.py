@@ -48,7 +48,7 @@ def test_the_head_used_least_recently_leaves() -> None:
     assert heads.room.take_moves() == HeadMoves()
 
 
-def test_heads_that_are_not_proven_yet_do_not_leave() -> None:
+def test_heads_that_are_not_validated_yet_do_not_leave() -> None:
     heads = Heads(2)
     heads.load(1)
     heads.load(2)

@@ -122,7 +122,7 @@ def test_idle_bundles_give_way_to_a_head_that_is_wanted(workshop: Workshop) -> N
     device = Device(workshop, head_limit_bytes=BUDGET)
     idle, wanted = good(workshop, *range(1, 5)), good(workshop, *range(5, 9))
     for each in idle:
-        device.loading.prove(each)
+        device.loading.validate(each)
     device.serve()
     assert device.loading.load(wanted) == {}
     assert device.serve(*digests(wanted)) == set(digests(wanted))
@@ -139,7 +139,7 @@ def test_what_is_loaded_is_not_freed_before_a_table_could_name_it(
 
 def test_a_bundle_that_is_here_is_not_loaded_again(workshop: Workshop, device: Device) -> None:
     bundles = good(workshop, 1)
-    device.loading.prove(bundles[0])
+    device.loading.validate(bundles[0])
     device.loading.load(bundles)
     device.loading.load(bundles)
     assert len(device.store.resident) == 1

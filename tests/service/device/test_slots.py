@@ -56,7 +56,7 @@ READERS = [
 
 
 @pytest.mark.parametrize("geometry", READERS)
-def test_a_reader_is_proven_and_answers_beside_patches(
+def test_a_reader_is_validated_and_answers_beside_patches(
     geometry: PatchGeometry, workshop: Workshop, store: SlotStore
 ) -> None:
     reader = store.load(verified(workshop, workshop.bundle("value", 1, geometry=geometry)))

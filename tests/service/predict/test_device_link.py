@@ -19,8 +19,6 @@ from peterrec.service.protocol.messages import (
     Hello,
     Predict,
     ProofReason,
-    Prove,
-    Proved,
     RequestRows,
     Row,
     RowResult,
@@ -30,6 +28,8 @@ from peterrec.service.protocol.messages import (
     TableAck,
     TableUpdate,
     ToDevice,
+    Validate,
+    Validated,
     Welcome,
     encode,
     to_device,
@@ -281,22 +281,22 @@ async def test_status_tells_readiness(peer, link):
 
 async def test_a_proof_comes_back_with_its_reasons(peer, link):
     await peer.welcome(table(1))
-    task = asyncio.create_task(link.prove("/spool/x", 5.0))
-    asked = await peer.next(Prove)
+    task = asyncio.create_task(link.validate("/spool/x", 5.0))
+    asked = await peer.next(Validate)
     reasons = [ProofReason("oversize", "too big", "")]
-    await peer.send(Proved(asked.request_id, "", 0, b"{}", reasons, "too_large"))
+    await peer.send(Validated(asked.request_id, "", 0, b"{}", reasons, "too_large"))
     assert (await task).reasons == reasons
 
 
 async def test_a_proof_under_way_is_asked_of_the_next_device_process(start_peer, peer, link):
     await peer.welcome(table(1))
-    task = asyncio.create_task(link.prove("/spool/x", 5.0))
-    await peer.next(Prove)
+    task = asyncio.create_task(link.validate("/spool/x", 5.0))
+    await peer.next(Validate)
     peer.close()
     successor = start_peer()
     await successor.welcome(table(2))
-    asked = await successor.next(Prove)
-    await successor.send(Proved(asked.request_id, DIGEST_A, 1, b"{}", []))
+    asked = await successor.next(Validate)
+    await successor.send(Validated(asked.request_id, DIGEST_A, 1, b"{}", []))
     assert (await task).digest == DIGEST_A
 
 

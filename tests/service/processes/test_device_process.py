@@ -1,4 +1,4 @@
-"""The real device process: it serves what the registry says, proven, whatever is killed."""
+"""The real device process: it serves what the registry says, validated, whatever is killed."""
 
 import asyncio
 import os
@@ -162,7 +162,7 @@ async def test_a_row_for_a_residency_that_was_never_there_is_told_so(
     assert (await replica.ask(gone, [])).error == "bundle_gone"
 
 
-async def test_a_good_upload_is_proven_and_a_bad_one_refused_with_its_reason(
+async def test_a_good_upload_is_validated_and_a_bad_one_refused_with_its_reason(
     replica: Replica, registry: Registry, workshop: Workshop, tmp_path: Path
 ) -> None:
     await replica.served("gender", await register(registry, workshop, "gender", 1))
@@ -170,8 +170,8 @@ async def test_a_good_upload_is_proven_and_a_bad_one_refused_with_its_reason(
     data = workshop.bundle("tags", 2)
     good.write_bytes(data)
     bad.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    assert (await replica.link.prove(str(good), PATIENCE_S)).reasons == []
-    refused = await replica.link.prove(str(bad), PATIENCE_S)
+    assert (await replica.link.validate(str(good), PATIENCE_S)).reasons == []
+    refused = await replica.link.validate(str(bad), PATIENCE_S)
     assert "checksum_mismatch" in [reason.code for reason in refused.reasons]
 
 
@@ -191,8 +191,8 @@ async def test_a_server_with_trusted_keys_admits_only_what_one_of_them_signed(
         reasons = {}
         for name, data in {"unsigned": unsigned, "signed": signed}.items():
             (tmp_path / name).write_bytes(data)
-            proved = await replica.link.prove(str(tmp_path / name), PATIENCE_S)
-            reasons[name] = [reason.code for reason in proved.reasons]
+            validated = await replica.link.validate(str(tmp_path / name), PATIENCE_S)
+            reasons[name] = [reason.code for reason in validated.reasons]
         assert reasons == {"unsigned": ["signature_missing"], "signed": []}
     finally:
         await replica.link.close()

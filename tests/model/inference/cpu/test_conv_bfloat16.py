@@ -18,7 +18,7 @@ from peterrec.model.inference.cpu.conv_bfloat16 import (
     whole_tiles,
 )
 from peterrec.model.inference.cpu.forward import PackedForward
-from peterrec.model.inference.weight_pool import Slab
+from peterrec.model.inference.weight_pool import WeightPool
 from peterrec.model.spec import BackboneSpec, HeadSpec, PatchGeometry
 from tests.model.random_tasks import RandomTask, random_backbone, random_history, random_task
 
@@ -76,14 +76,14 @@ def _forward(backbone: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> Pack
 
 
 def _refs(tasks: list[RandomTask], channels: int, dtype: torch.dtype) -> list[SlotRef]:
-    slabs: dict[PatchGeometry, Slab] = {}
+    pools: dict[PatchGeometry, WeightPool] = {}
     refs = []
     for task in tasks:
         geometry = task.patch.geometry
-        if geometry not in slabs:
-            slabs[geometry] = Slab(geometry.shapes(channels), torch.device("cpu"), dtype)
-        slab = slabs[geometry]
-        refs.append(SlotRef(geometry, slab, slab.write(task.patch.named())))
+        if geometry not in pools:
+            pools[geometry] = WeightPool(geometry.shapes(channels), torch.device("cpu"), dtype)
+        pool = pools[geometry]
+        refs.append(SlotRef(geometry, pool, pool.write(task.patch.named())))
     return refs
 
 
@@ -151,7 +151,7 @@ def test_what_is_no_number_stays_in_its_row(monkeypatch: pytest.MonkeyPatch) -> 
     histories = [random_history(spec, 9 + row, row) for row in range(5)]
     before = forward.user_vectors(histories, refs)
     broken = {name: torch.full_like(t, torch.nan) for name, t in tasks[2].patch.named().items()}
-    refs[2] = SlotRef(geometry, refs[2].slab, refs[2].slab.write(broken))
+    refs[2] = SlotRef(geometry, refs[2].pool, refs[2].pool.write(broken))
     after = forward.user_vectors(histories, refs)
     assert after[2].isnan().any()
     others = [0, 1, 3, 4]

@@ -12,7 +12,7 @@ if not torch.cuda.is_available():
 from peterrec.model.inference.batch_plan import SlotRef
 from peterrec.model.inference.gpu import conv_kernel as fused_conv
 from peterrec.model.inference.gpu.forward import FusedForward
-from peterrec.model.inference.weight_pool import Slab
+from peterrec.model.inference.weight_pool import WeightPool
 from peterrec.model.spec import BackboneSpec, HeadSpec, PatchGeometry
 from tests.model.random_tasks import RandomTask, random_backbone, random_history, random_task
 
@@ -47,8 +47,8 @@ class Mix:
         self.backbone = random_backbone(spec)
         self.dtype = dtype
         self.forward = FusedForward(random_backbone(spec).to(DEVICE), dtype, chunk_rows)
-        self.slabs = {
-            geometry: Slab(geometry.shapes(spec.channels), DEVICE, dtype, capacity=2)
+        self.pools = {
+            geometry: WeightPool(geometry.shapes(spec.channels), DEVICE, dtype, capacity=2)
             for geometry in geometries
         }
         self.tasks: list[RandomTask] = []
@@ -60,9 +60,9 @@ class Mix:
     def add(self, geometry: PatchGeometry) -> int:
         """Another task; its number."""
         task = random_task(self.backbone, geometry, HeadSpec("value", 1), len(self.tasks))
-        slab = self.slabs[geometry]
+        pool = self.pools[geometry]
         self.tasks.append(task)
-        self.refs.append(SlotRef(geometry, slab, slab.write(task.patch.named())))
+        self.refs.append(SlotRef(geometry, pool, pool.write(task.patch.named())))
         return len(self.tasks) - 1
 
     def worst_error(self, rows: list[tuple[int, list[int]]]) -> float:
@@ -98,7 +98,9 @@ def test_a_mix_of_all_geometries_and_lengths_equals_the_reference(spec: Backbone
     assert mix.worst_error(mix.random_rows(LENGTHS)) <= TOLERANCE
 
 
-def test_tiles_that_hold_many_lanes_equal_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_that_hold_many_sequences_equal_the_reference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(fused_conv, "FULL_WAVE", 1)
     monkeypatch.setattr(fused_conv, "LANES_OF_TILE", 1000)
     mix = Mix(SMALL, dtype=torch.float16)  # of the small numbers, what an interpreted dot takes
@@ -141,13 +143,13 @@ def test_a_shape_that_comes_again_answers_the_rows_it_has_then() -> None:
     assert mix.worst_error(rows[:-1]) <= TOLERANCE
 
 
-def test_a_slab_that_grows_between_batches_is_read_where_it_lies_then() -> None:
+def test_a_pool_that_grows_between_batches_is_read_where_it_lies_then() -> None:
     mix = Mix(SMALL, FEW)
     rows = mix.random_rows(LENGTHS[:4])
     mix.worst_error(rows)
     mix.worst_error(rows)
     new = mix.add(GEOMETRIES[0])
-    assert mix.slabs[GEOMETRIES[0]].generation == 1
+    assert mix.pools[GEOMETRIES[0]].generation == 1
     assert mix.worst_error([(new, rows[0][1]), *rows[1:]]) <= TOLERANCE
 
 
@@ -156,7 +158,7 @@ def test_a_slot_written_again_is_read_as_it_is_then() -> None:
     rows = mix.random_rows(LENGTHS[:4])
     mix.worst_error(rows)
     mix.worst_error(rows)
-    mix.slabs[geometry].release(mix.refs[0].slot)
+    mix.pools[geometry].release(mix.refs[0].slot)
     new = mix.add(geometry)
     assert mix.refs[new].slot == mix.refs[0].slot
     assert mix.worst_error([(new, rows[0][1]), *rows[1:]]) <= TOLERANCE

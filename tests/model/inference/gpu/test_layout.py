@@ -1,4 +1,4 @@
-"""Levels hold the cone of a lane of any length as the first entries of a full one's."""
+"""Levels hold the cone of a sequence of any length as the first entries of a full one's."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ SPECS = [
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_a_lane_has_as_many_entries_as_its_own_cone(spec: BackboneSpec) -> None:
+def test_a_sequence_has_as_many_entries_as_its_own_cone(spec: BackboneSpec) -> None:
     table = levels(spec)
     for length in range(spec.framed_len(0), spec.frame_len + 1):
         cone = plan(spec, length)

@@ -151,5 +151,5 @@ def test_a_non_causal_backbone_is_refused(tmp_path):
 
 def test_progress_ends_at_the_total_even_if_tasks_stop_early(loaded):
     seen: list[Progress] = []
-    finetune_many(loaded, HISTORIES, [TaskToTrain(groups(), SETTINGS)], watch=seen.append)
+    finetune_many(loaded, HISTORIES, [TaskToTrain(groups(), SETTINGS)], on_progress=seen.append)
     assert seen[-1].done == seen[-1].total

@@ -110,7 +110,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path):
 
     settings = replace(TINY, epochs=4)
     with pytest.raises(Interrupted):
-        pretrain(shop_histories(), settings, checkpoints=tmp_path, watch=interrupt)
+        pretrain(shop_histories(), settings, checkpoints=tmp_path, on_progress=interrupt)
     resumed = pretrain(shop_histories(), settings, checkpoints=tmp_path, resume=True)
     whole = pretrain(shop_histories(), settings)
     assert_same_weights(resumed, whole)
@@ -167,7 +167,7 @@ def test_the_record_tells_settings_data_and_speed():
 
 def test_progress_is_told_for_every_batch():
     seen: list[Progress] = []
-    pretrain(shop_histories(), replace(TINY, epochs=1), watch=seen.append)
+    pretrain(shop_histories(), replace(TINY, epochs=1), on_progress=seen.append)
     assert [progress.done for progress in seen] == list(range(1, seen[0].total + 1))
 
 
