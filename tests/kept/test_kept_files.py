@@ -90,7 +90,7 @@ def test_a_kept_signature_is_trusted_and_a_bundle_without_it_is_not() -> None:
 
 def test_a_kept_checkpoint_resumes_to_the_weights_of_the_uninterrupted_run(tmp_path: Path) -> None:
     shutil.copy(KEPT / "unfinished" / "checkpoint.safetensors", tmp_path)
-    data = ("--interactions", KEPT / "events.csv", "--order-column", "day")
+    data = ("--interactions", KEPT / "events.csv")
     sizes = ("--channels", 8, "--dilations", "1,2", "--max-len", 8, "--batch-size", 16)
     length = ("--epochs", 3, "--patience", 3)
     done = run("pretrain", *data, *sizes, *length, "--out", tmp_path, "--resume")
