@@ -22,7 +22,7 @@ from peterrec.patches.registry.blob_store import BlobStore
 from peterrec.patches.registry.changes import Feed
 from peterrec.patches.registry.decode import pairs_of, text_of
 from peterrec.patches.registry.redis_store import Store, field_of
-from peterrec.patches.registry.scripts.transfer import READ_REST, READ_STORED_TASK
+from peterrec.patches.registry.scripts import READ_REST, READ_STORED_TASK
 
 READ_AT_ONCE = 16
 MAX_PASSES = 100

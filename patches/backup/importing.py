@@ -21,7 +21,7 @@ from peterrec.patches.registry.changes import Feed
 from peterrec.patches.registry.decode import key_record, task_record, task_ref, version_record
 from peterrec.patches.registry.records import Position
 from peterrec.patches.registry.redis_store import Store, field_of
-from peterrec.patches.registry.scripts.transfer import IMPORT, STAGE_EVENTS, STAGED_NAMES
+from peterrec.patches.registry.scripts import IMPORT, KEY_NAMES, STAGE_EVENTS, STAGED_NAMES
 
 AT_ONCE = 8
 """Tasks and bundles that are written at the same time."""
@@ -147,6 +147,7 @@ class _Import:
             since=seen.revision,
             seen_mark=seen.mark,
             revision=revision,
+            own_keys=len(KEY_NAMES),
             old_keys=len(old),
             note=f"{task_count} tasks of an archive at revision {self._archive.manifest.revision}",
         )

@@ -19,7 +19,7 @@ from peterrec.patches.registry.blob_pieces import (
 from peterrec.patches.registry.decode import text_of
 from peterrec.patches.registry.records import Collected
 from peterrec.patches.registry.redis_store import Store
-from peterrec.patches.registry.scripts.blobs import (
+from peterrec.patches.registry.scripts import (
     BEGIN_UPLOAD,
     FINISH_UPLOAD,
     LIST_UNUSED,

@@ -13,7 +13,7 @@ from peterrec.patches.registry.decode import (
 )
 from peterrec.patches.registry.records import ChangeSet, Position, RegistryEvent, RegistrySnapshot
 from peterrec.patches.registry.redis_store import Store
-from peterrec.patches.registry.scripts.reading import READ_ALL, READ_CHANGES
+from peterrec.patches.registry.scripts import READ_ALL, READ_CHANGES
 
 WAIT_SLICE_S = 2.0
 """A waiting read asks the counter again this often; shorter than any sensible socket timeout."""

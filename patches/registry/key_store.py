@@ -9,7 +9,7 @@ from peterrec.patches.redis.client import redis_errors
 from peterrec.patches.registry.api_keys import KeyRecord, Scope, mint_key
 from peterrec.patches.registry.decode import key_record, text_of, time_of
 from peterrec.patches.registry.redis_store import Store
-from peterrec.patches.registry.scripts.keys import CREATE_KEY, REVOKE_KEY
+from peterrec.patches.registry.scripts import CREATE_KEY, REVOKE_KEY
 
 
 class KeyStore:

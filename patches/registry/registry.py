@@ -25,6 +25,7 @@ from peterrec.patches.identity import (
     format_digest,
 )
 from peterrec.patches.redis.client import Client, drop_idle_connections, open_redis, redis_errors
+from peterrec.patches.registry import scripts
 from peterrec.patches.registry.api_keys import KeyRecord, Scope
 from peterrec.patches.registry.blob_store import BLOB_GRACE_S, Blobs, BlobStore
 from peterrec.patches.registry.changes import Feed
@@ -57,9 +58,6 @@ from peterrec.patches.registry.records import (
     VersionSummary,
 )
 from peterrec.patches.registry.redis_store import Argument, Store, field_of
-from peterrec.patches.registry.scripts import tasks
-from peterrec.patches.registry.scripts.reading import READ_TASK
-from peterrec.patches.registry.scripts.traffic import CLEAR_TRAFFIC, PUT_TRAFFIC, TRIP_GUARD
 from peterrec.patches.registry.traffic import PROD, GuardReason, Observed, Traffic
 
 __all__ = ["DEFAULT_ALIAS", "SYSTEM", "Registry", "open_redis"]
@@ -140,7 +138,7 @@ class Registry:
         if alias is not None:
             check_name(alias, "alias")
         outcome = await self._change(
-            tasks.ADD_VERSION,
+            scripts.ADD_VERSION,
             TaskRef(tenant, task),
             actor,
             if_match,
@@ -163,7 +161,7 @@ class Registry:
         check_name(alias, "alias")
         ref = TaskRef(tenant, task)
         outcome = await self._change(
-            tasks.SET_ALIAS, ref, actor, if_match, digest=digest, alias=alias
+            scripts.SET_ALIAS, ref, actor, if_match, digest=digest, alias=alias
         )
         assert outcome.digest is not None
         current = AliasTarget(outcome.digest, outcome.version)
@@ -180,7 +178,9 @@ class Registry:
         """Let an alias name nothing; returns the revision. Not prod while there is traffic."""
         check_name(alias, "alias")
         ref = TaskRef(tenant, task)
-        return (await self._change(tasks.DELETE_ALIAS, ref, actor, if_match, alias=alias)).revision
+        return (
+            await self._change(scripts.DELETE_ALIAS, ref, actor, if_match, alias=alias)
+        ).revision
 
     async def rollback(
         self,
@@ -197,7 +197,7 @@ class Registry:
         """
         check_name(alias, "alias")
         ref = TaskRef(tenant, task)
-        outcome = await self._change(tasks.ROLLBACK, ref, actor, if_match, alias=alias)
+        outcome = await self._change(scripts.ROLLBACK, ref, actor, if_match, alias=alias)
         assert outcome.digest is not None
         return RolledBack(
             outcome.revision,
@@ -218,7 +218,7 @@ class Registry:
         """Forget a version that neither an alias nor the traffic names; returns the revision."""
         ref = TaskRef(tenant, task)
         return (
-            await self._change(tasks.DELETE_VERSION, ref, actor, if_match, digest=digest)
+            await self._change(scripts.DELETE_VERSION, ref, actor, if_match, digest=digest)
         ).revision
 
     async def put_task(
@@ -232,7 +232,7 @@ class Registry:
         """Create a task without versions, or replace the options of an existing one."""
         ref = TaskRef(tenant, task)
         outcome = await self._change(
-            tasks.PUT_TASK,
+            scripts.PUT_TASK,
             ref,
             actor,
             if_match,
@@ -246,12 +246,14 @@ class Registry:
     ) -> int:
         """Forget a task with its versions, aliases and traffic; returns the revision."""
         ref = TaskRef(tenant, task)
-        return (await self._change(tasks.DELETE_TASK, ref, actor, if_match)).revision
+        return (await self._change(scripts.DELETE_TASK, ref, actor, if_match)).revision
 
     async def get_task(self, tenant: TenantId, task: TaskId) -> TaskDetail:
         """A task with its versions; TaskNotFound otherwise."""
         field = field_of(TaskRef(tenant, task))
-        stored, versions = await self.store.run(READ_TASK, self.store.keys(field), {"field": field})
+        stored, versions = await self.store.run(
+            scripts.READ_TASK, self.store.keys(field), {"field": field}
+        )
         if not stored:
             raise TaskNotFound(task)
         records = [version_record(text_of(digest), text) for digest, text in pairs_of(versions)]
@@ -277,7 +279,7 @@ class Registry:
     ) -> TrafficChanged:
         """Split the task's requests. VersionNotFound, or NoProdVersion if prod names nothing."""
         outcome = await self._change(
-            PUT_TRAFFIC,
+            scripts.PUT_TRAFFIC,
             TaskRef(tenant, task),
             actor,
             if_match,
@@ -290,7 +292,7 @@ class Registry:
         self, tenant: TenantId, task: TaskId, actor: str, if_match: int | None = None
     ) -> TrafficChanged:
         """Let prod answer everything; nothing happens if it does already."""
-        outcome = await self._change(CLEAR_TRAFFIC, TaskRef(tenant, task), actor, if_match)
+        outcome = await self._change(scripts.CLEAR_TRAFFIC, TaskRef(tenant, task), actor, if_match)
         return _traffic_changed(outcome)
 
     async def trip_guard(
@@ -307,7 +309,7 @@ class Registry:
         now, or none, nothing happens. Rollbacks do not bring the judged versions' traffic back.
         """
         outcome = await self._change(
-            TRIP_GUARD,
+            scripts.TRIP_GUARD,
             TaskRef(tenant, task),
             SYSTEM,
             None,

@@ -13,9 +13,9 @@ from peterrec.patches.registry.records import (
     TaskOptions,
 )
 from peterrec.patches.registry.registry import Registry
-from peterrec.patches.registry.scripts.prelude import STATES_KEPT
 from peterrec.patches.registry.traffic import PROD, GuardReason, Observed, Traffic
 from tests.patches.registry.test_registry import SUMMARY
+from tests.patches.script_limits import STATES_KEPT
 
 NO_OPTIONS = TaskOptions()
 

@@ -16,10 +16,10 @@ from peterrec.patches.bundle.manifest import MAX_KEYS, Manifest
 from peterrec.patches.bundle.signing import SigningKey, sign_bundle
 from peterrec.patches.bundle.verify import verify_bundle
 from peterrec.patches.errors import MAX_REASONS, ReasonCode
-from peterrec.patches.registry.scripts.prelude import EVENTS_KEPT, KEY_NAMES, STATES_KEPT
-from peterrec.patches.registry.scripts.reading import MAX_CHANGES
+from peterrec.patches.registry.scripts import KEY_NAMES
 from peterrec.patches.registry.traffic import MAX_CANARIES, MAX_SHADOWS, MAX_WEIGHT
 from tests.patches.bundles import LIMITS, TINY, BundleRecipe, make_parts
+from tests.patches.script_limits import EVENTS_KEPT, MAX_CHANGES, STATES_KEPT
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 FORMAT = (DOCS / "bundle-format.md").read_text(encoding="utf-8")

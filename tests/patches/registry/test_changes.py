@@ -12,8 +12,8 @@ from peterrec.patches.registry.api_keys import Scope
 from peterrec.patches.registry.local_copy import BlobCache
 from peterrec.patches.registry.records import Position, TaskOptions
 from peterrec.patches.registry.registry import Registry
-from peterrec.patches.registry.scripts.reading import MAX_CHANGES
 from tests.patches.registry.test_registry_properties import dump, restore
+from tests.patches.script_limits import MAX_CHANGES
 
 AGE, GENDER = TaskId("age"), TaskId("gender")
 

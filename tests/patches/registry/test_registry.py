@@ -38,10 +38,10 @@ from peterrec.patches.registry.records import (
     VersionSummary,
 )
 from peterrec.patches.registry.registry import Registry
-from peterrec.patches.registry.scripts.prelude import EVENTS_KEPT, STATES_KEPT
 from peterrec.patches.registry.traffic import Traffic
 from tests.patches.bundles import LIMITS, TINY, make_bundle
 from tests.patches.redis_servers import connect
+from tests.patches.script_limits import EVENTS_KEPT, STATES_KEPT
 
 GENDER = TaskId("gender")
 AGE = TaskId("age")

@@ -1,39 +1,20 @@
-"""What every changing script begins with: its keys, its argument, and the few things all do.
+-- Shared by every script that changes something, after keys.lua. A script returns its outcome as
+-- JSON, or `error` with what it found.
+--
+-- The first write of every script is one that Redis refuses when it is out of memory or a replica,
+-- so a script that cannot finish has changed nothing.
 
-Every script gets the same keys (``docs/registry.md``) and one JSON argument, and returns JSON:
-its outcome, or ``error`` with what was found. All keys it touches are among KEYS and carry one
-hash tag, so that the scripts run on Redis Cluster.
+-- The audit trail keeps at least this many changes.
+local EVENTS_KEPT = 10000
 
-The first write of every script is one that Redis refuses when it is out of memory or a replica,
-so a script that can't finish has changed nothing. The outcome is kept for a minute under the
-call's request id: a client that lost the answer and asks again gets the same answer, and no
-second change.
-"""
+-- A task remembers at most this many earlier states for rollbacks.
+local STATES_KEPT = 50
 
-KEY_NAMES = (
-    "revision",
-    "tasks",
-    "changes",
-    "keys",
-    "blobs",
-    "refs",
-    "unused",
-    "garbage",
-    "request",
-    "versions",
-    "states",
-)
+-- The outcome of a request is kept this long. A client that lost the answer sends the same request
+-- again and receives the same outcome instead of making a second change.
+local OUTCOME_KEPT_S = 60
 
-EVENTS_KEPT = 10_000
-STATES_KEPT = 50
-OUTCOME_KEPT_S = 60
-
-PRELUDE = f"""
-local REVISION, TASKS, CHANGES, API_KEYS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local BLOBS, REFS, UNUSED, GARBAGE = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
-local REQUEST, VERSIONS, STATES = KEYS[9], KEYS[10], KEYS[11]
 local PROD = 'prod'
-local arg = cjson.decode(ARGV[1])
 
 local replay = redis.call('GET', REQUEST)
 if replay then return replay end
@@ -43,12 +24,12 @@ local now_ms = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
 local function done(outcome)
   local text = cjson.encode(outcome)
-  redis.call('SET', REQUEST, text, 'EX', {OUTCOME_KEPT_S})
+  redis.call('SET', REQUEST, text, 'EX', OUTCOME_KEPT_S)
   return text
 end
 
 local function fail(code, found)
-  return cjson.encode({{error = code, found = found}})
+  return cjson.encode({error = code, found = found})
 end
 
 local function new_revision()
@@ -56,13 +37,13 @@ local function new_revision()
 end
 
 local function record(revision, action, fields)
-  local entry = {{'action', action, 'actor', arg.actor, 'mark', arg.mark,
-                 'at_ms', string.format('%.0f', now_ms)}}
+  local entry = {'action', action, 'actor', arg.actor, 'mark', arg.mark,
+                 'at_ms', string.format('%.0f', now_ms)}
   for name, value in pairs(fields) do
     entry[#entry + 1] = name
     entry[#entry + 1] = tostring(value)
   end
-  redis.call('XADD', CHANGES, 'MAXLEN', '~', {EVENTS_KEPT}, revision .. '-0', unpack(entry))
+  redis.call('XADD', CHANGES, 'MAXLEN', '~', EVENTS_KEPT, revision .. '-0', unpack(entry))
 end
 
 local function load_task()
@@ -71,8 +52,8 @@ local function load_task()
 end
 
 local function new_task()
-  return {{created_ms = now_ms, next_version = 1, description = '', is_sensitive = false,
-          aliases = {{}}}}
+  return {created_ms = now_ms, next_version = 1, description = '', is_sensitive = false,
+          aliases = {}}
 end
 
 local function save_task(task, revision)
@@ -95,12 +76,12 @@ end
 -- A task's state is what a rollback restores: where its aliases point, and its traffic.
 
 local function state_of(task)
-  return cjson.encode({{aliases = task.aliases, traffic = task.traffic}})
+  return cjson.encode({aliases = task.aliases, traffic = task.traffic})
 end
 
 local function remember(state)
   redis.call('RPUSH', STATES, state)
-  redis.call('LTRIM', STATES, -{STATES_KEPT}, -1)
+  redis.call('LTRIM', STATES, -STATES_KEPT, -1)
 end
 
 local function text_of(traffic)
@@ -119,9 +100,9 @@ local function is_same_state(one, other)
   return true
 end
 
--- Rewrite the remembered states: change(state) returns false to drop one.
+-- Rewrite the remembered states: change(state) edits one and returns false to drop it.
 local function revise_states(change)
-  local kept = {{}}
+  local kept = {}
   for _, text in ipairs(redis.call('LRANGE', STATES, 0, -1)) do
     local state = cjson.decode(text)
     if change(state) then kept[#kept + 1] = cjson.encode(state) end
@@ -141,7 +122,7 @@ end
 
 local function point(task, alias, digest, version)
   local was = task.aliases[alias]
-  task.aliases[alias] = {{digest = digest, version = version}}
+  task.aliases[alias] = {digest = digest, version = version}
   return was and was.digest or nil
 end
 
@@ -151,4 +132,3 @@ local function drop_ref(digest)
     redis.call('ZADD', UNUSED, now_ms, digest)
   end
 end
-"""

@@ -1,0 +1,27 @@
+-- Register a stored bundle as a task's next version and point the alias at it.
+local task = load_task()
+local refused = stale(task)
+if refused then return refused end
+if redis.call('HEXISTS', BLOBS, arg.digest) == 0 then return fail('blob_missing') end
+local known = load_version(arg.digest)
+local is_moved = arg.alias and not (task and names(task, arg.alias, arg.digest))
+if known and not is_moved then
+  return cjson.encode({revision = task.revision, version = known.version, was_created = false})
+end
+local revision = new_revision()
+if task and is_moved then remember(state_of(task)) end
+task = task or new_task()
+local version = known and known.version or task.next_version
+if not known then
+  task.next_version = version + 1
+  redis.call('HSET', VERSIONS, arg.digest, cjson.encode({
+    version = version, created_ms = now_ms, actor = arg.actor, summary = arg.summary}))
+  redis.call('HINCRBY', REFS, arg.digest, 1)
+  redis.call('ZREM', UNUSED, arg.digest)
+end
+local previous = is_moved and point(task, arg.alias, arg.digest, version) or nil
+save_task(task, revision)
+record(revision, known and 'set_alias' or 'add_version', {
+  tenant = arg.tenant, task = arg.task, alias = arg.alias, previous = previous,
+  current = arg.digest, version = version})
+return done({revision = revision, version = version, was_created = not known})
