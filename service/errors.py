@@ -1,10 +1,12 @@
-"""Every refusal as HTTP: categories → statuses, our own leaves, and the problem+json body.
+"""All errors of the service, the HTTP status of each category, and the problem+json body.
 
-What the training commands refuse beyond what the model refuses.
+Five groups: what a request is refused for, why a row has no answer, why a pushed bundle is refused,
+why a process cannot start, and what the training commands refuse in addition to the model's errors.
 """
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from typing import ClassVar
 
 import msgspec
 
@@ -29,7 +31,7 @@ HTTP_STATUS: Mapping[Category, int] = {
 }
 
 RETRY_AFTER_S = 1
-"""Value of ``Retry-After`` on 429 and 503: a device process restarts within seconds."""
+"""Value of ``Retry-After`` on 429 and 503, in seconds: a device process restarts within seconds."""
 
 OUTCOMES: Mapping[Category, str] = {
     Category.OVERLOADED: "rejected",
@@ -37,11 +39,11 @@ OUTCOMES: Mapping[Category, str] = {
     Category.DEADLINE: "deadline",
     Category.INTERNAL: "error",
 }
-"""Label ``outcome`` of the request metrics; other categories are the client's own mistakes."""
+"""Label ``outcome`` of the request metrics; every other category counts as ``client_error``."""
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
-    """What went wrong in one slot of an answer whose other slots are fine."""
+    """One error inside an answer that also holds results, or one reason of a refused push."""
 
     code: str
     message: str
@@ -49,7 +51,7 @@ class ErrorBody(msgspec.Struct, frozen=True):
 
 
 class MalformedRequest(PeterRecError):
-    """The body or a header is not what the API takes; the message names the place."""
+    """The body or a header does not have the form that the API accepts; the message says where."""
 
     code = "malformed_request"
     category = Category.MALFORMED
@@ -105,16 +107,16 @@ class RouteNotFound(PeterRecError):
 
 
 class EventsLost(PeterRecError):
-    """Changes that a stream would have to begin with are no longer kept, or are of another past."""
+    """The changes that a stream should begin with are no longer kept, or were never made here."""
 
     code = "events_lost"
     category = Category.GONE
 
     def __init__(self, since: int, oldest: int, revision: int) -> None:
         super().__init__(
-            f"changes after revision {since} can't be told: those from {oldest} to {revision} "
-            "are kept.",
-            hint=f"Read the tasks again, then follow from since={revision} on.",
+            f"the changes after revision {since} are not available: those from {oldest} to "
+            f"{revision} are kept.",
+            hint=f"Read the tasks again, then follow with since={revision}.",
         )
 
 
@@ -124,8 +126,8 @@ class TooManyStreams(PeterRecError):
 
     def __init__(self, limit: int) -> None:
         super().__init__(
-            f"{limit} clients follow the registry through this worker already.",
-            hint="Try again; or read /registry/audit from time to time.",
+            f"{limit} clients already follow the registry through this worker.",
+            hint="Try again later, or poll /registry/audit.",
         )
 
 
@@ -141,7 +143,7 @@ class TaskNotActive(PeterRecError):
 
 
 class VersionNotServed(PeterRecError):
-    """A request asks for a version that no alias and no traffic keeps loaded."""
+    """A request asks for a version that is not loaded: no alias and no traffic names it."""
 
     code = "version_not_served"
     category = Category.CONFLICT
@@ -154,12 +156,12 @@ class VersionNotServed(PeterRecError):
         super().__init__(
             f"version {version:.80} of task {task!r} is not served; these are: "
             f"{', '.join(listed) or 'none'}.",
-            hint=f"Give it an alias of its own, then it stays loaded: PUT /tasks/{task}/aliases/…",
+            hint=f"Give it an alias so that it stays loaded: PUT /tasks/{task}/aliases/…",
         )
 
 
 class BundleNotReady(PeterRecError):
-    """Registered, but this replica has not loaded it (yet)."""
+    """The bundle is registered, but this replica has not loaded it (yet)."""
 
     code = "bundle_not_ready"
     category = Category.UNAVAILABLE
@@ -167,48 +169,139 @@ class BundleNotReady(PeterRecError):
     def __init__(self, what: str) -> None:
         super().__init__(
             f"this server has not loaded the bundle {what}.",
-            hint="Try again shortly; if it persists the server's log says why it was refused.",
+            hint="Try again shortly. If it persists, see the server's log for the reason.",
         )
 
 
-class BundleGone(PeterRecError):
-    """A waiting row's bundle is no longer resident after the device process restarted."""
+class RowError(PeterRecError):
+    """Why one row (one history for one bundle) has no answer.
+
+    Its code is all that the device process sends to a worker, which finds the class by the code in
+    ``ROW_ERRORS``. ``reason`` is the message where no more is known.
+    """
+
+    reason: ClassVar[str]
+
+    def __init__(self, message: str = "", *, hint: str = "") -> None:
+        retry = "Try again." if self.category in RETRYABLE else ""
+        super().__init__(message or self.reason, hint=hint or retry)
+
+
+class BundleGone(RowError):
+    """The bundle of a waiting row is no longer resident after the device process restarted."""
 
     code = "bundle_gone"
     category = Category.UNAVAILABLE
+    reason = "the bundle was removed while the request waited."
 
 
-class HeadUnreadable(PeterRecError):
-    """A ranking head that had left the device can't be read from its local file."""
+class HeadUnreadable(RowError):
+    """A ranking head that was evicted from the device cannot be read from its local file."""
 
     code = "head_unreadable"
     category = Category.UNAVAILABLE
+    reason = "the task's catalog cannot be read from disk; see the server's log."
 
 
-class DeviceUnavailable(PeterRecError):
+class DeviceUnavailable(RowError):
     code = "device_unavailable"
     category = Category.UNAVAILABLE
+    reason = "the device process is not running; it is being restarted."
 
 
-class QueueFull(PeterRecError):
+class QueueFull(RowError):
     code = "queue_full"
     category = Category.OVERLOADED
+    reason = "too many rows wait for the device."
 
 
-class DeadlineExceeded(PeterRecError):
+class DeadlineExceeded(RowError):
     code = "deadline_exceeded"
     category = Category.DEADLINE
+    reason = "the request's time ran out while it waited."
 
 
-class RowFailed(PeterRecError):
+class RowFailed(RowError):
     """The forward failed for this row: a bug or a failing device."""
 
     code = "row_failed"
     category = Category.INTERNAL
+    reason = "the device failed on this history; see the server's log."
+
+
+class ResultNotFinite(RowError):
+    """The bundle computes NaN or infinity for this history."""
+
+    code = "result_not_finite"
+    category = Category.INTERNAL
+    reason = "the bundle gives numbers that are not finite for this history."
+
+
+ROW_ERRORS: Mapping[str, type[RowError]] = {
+    error.code: error
+    for error in (
+        BundleGone,
+        HeadUnreadable,
+        DeviceUnavailable,
+        QueueFull,
+        DeadlineExceeded,
+        RowFailed,
+        ResultNotFinite,
+    )
+}
+"""Every error of a row by the code that is sent between processes."""
+
+
+def row_error(code: str, detail: str = "") -> RowError:
+    """Build the error of a row from the code and the detail that were sent for it."""
+    error = ROW_ERRORS.get(code)
+    return RowFailed(detail or f"{code}.") if error is None else error(detail)
+
+
+class DeviceRefusal(PeterRecError):
+    """A verified bundle that the device cannot serve: a reason of a push that is refused."""
+
+
+class ProbeFailed(DeviceRefusal):
+    """The device computes other numbers for the bundle's probes than its trainer recorded."""
+
+    code = "probe_failed"
+    category = Category.INCOMPATIBLE
+
+    def __init__(self, error: float, tolerance: float) -> None:
+        super().__init__(
+            f"the probes' logits are off by {error:.2g} of the largest; {tolerance:g} is allowed.",
+            hint="Write the bundle again on the backbone that is served; its weights do not "
+            "give the answers its trainer recorded.",
+        )
+
+
+class HeadBudgetExceeded(DeviceRefusal):
+    code = "head_budget_exceeded"
+    category = Category.NO_ROOM
+
+    def __init__(self, wanted: int, kept: int, limit: int) -> None:
+        super().__init__(
+            f"the head needs {wanted} bytes; {kept} of {limit} are needed by heads that stay.",
+            hint="Raise PETERREC_HEAD_LIMIT_BYTES, or retire tasks with large catalogs.",
+        )
+
+
+class LoadFailed(DeviceRefusal):
+    """The device itself failed while it loaded a bundle; the load is tried again later."""
+
+    code = "load_failed"
+    category = Category.INTERNAL
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(
+            f"the device failed while it loaded the bundle: {error!r}.",
+            hint="See the log of the device process; its memory may be full.",
+        )
 
 
 class PushRefused(PeterRecError):
-    """A pushed bundle that this server must not serve, with every reason found."""
+    """A pushed bundle that this server must not serve; ``reasons`` holds all that were found."""
 
     code = "bundle_rejected"
     category = Category.INCOMPATIBLE
@@ -236,7 +329,7 @@ class PushNoRoom(PushRefused):
 
 
 class PushFailed(PushRefused):
-    """The server could not even judge the bundle."""
+    """The server failed while it examined the bundle."""
 
     code = "bundle_not_judged"
     category = Category.INTERNAL
@@ -249,7 +342,7 @@ _PUSH_ERRORS: Mapping[str, type[PushRefused]] = {
 
 
 def push_error(category: str, reasons: Sequence[ErrorBody]) -> PushRefused:
-    """The refusal of a push for these reasons, by the category the device process found."""
+    """Build the refusal of a push from its reasons and the category that the device sent."""
     return _PUSH_ERRORS.get(category, PushRefused)(reasons)
 
 
@@ -258,32 +351,72 @@ class InternalError(PeterRecError):
 
     def __init__(self) -> None:
         super().__init__(
-            "the server failed on this request.", hint="The log has it under the request id."
+            "the server failed on this request.",
+            hint="See the server's log; it names this request id.",
         )
 
 
-_ROW_ERRORS: Mapping[str, tuple[type[PeterRecError], str]] = {
-    "device_unavailable": (
-        DeviceUnavailable,
-        "the device process is not there; it is being started again.",
-    ),
-    "bundle_gone": (BundleGone, "the bundle was removed while the request waited."),
-    "head_unreadable": (HeadUnreadable, "the task's catalog can't be read back; see the log."),
-    "deadline_exceeded": (DeadlineExceeded, "the request's time ran out while it waited."),
-    "queue_full": (QueueFull, "too many rows wait for the device."),
-}
+class SettingsInvalid(PeterRecError):
+    """One or more settings are out of bounds or contradict each other; the message lists all."""
+
+    code = "settings_invalid"
+    category = Category.MALFORMED
 
 
-def row_error(code: str, detail: str = "") -> PeterRecError:
-    """The error behind the code of a row that the device link or process did not answer."""
-    error, message = _ROW_ERRORS.get(code, (RowFailed, f"{code}."))
-    return error(detail or message, hint="Try again." if error.category in RETRYABLE else "")
+class AddressInUse(PeterRecError):
+    code = "address_in_use"
+    category = Category.CONFLICT
+
+    def __init__(self, host: str, port: int, reason: OSError) -> None:
+        super().__init__(
+            f"cannot listen on {host} port {port}: {reason.strerror}.",
+            hint="Choose another --port or --metrics-port, or stop what listens there.",
+        )
+
+
+class NeverReady(PeterRecError):
+    code = "never_ready"
+
+    def __init__(self, child: str) -> None:
+        super().__init__(f"the {child} process could not start.", hint="See the lines above.")
+
+
+class DemoFailed(PeterRecError):
+    code = "demo_failed"
+    category = Category.INTERNAL
+
+
+class OutputExists(PeterRecError):
+    """A result exists already and the command was not asked to overwrite it."""
+
+    code = "output_exists"
+    category = Category.CONFLICT
+
+
+class TaskUnpackable(PeterRecError):
+    """A task whose names or metrics the bundle format does not accept."""
+
+    code = "task_unpackable"
+    category = Category.INCOMPATIBLE
+
+
+class DownloadFailed(PeterRecError):
+    code = "download_failed"
+    category = Category.UNAVAILABLE
+
+
+class TaskFileInvalid(PeterRecError):
+    """A file that does not hold a valid list of tasks."""
+
+    code = "task_file_invalid"
+    category = Category.MALFORMED
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """Body of every refusal: RFC 9457 with our stable ``code``, plus the ``error`` string of OIP.
+    """Body of every refusal: a problem as of RFC 9457, with a stable ``code``.
 
-    ``errors``: by task, if a call for several tasks could answer none.
+    ``error`` is code, detail and hint in one line. ``reasons``: why a pushed bundle is refused.
+    ``errors``: one error per task, if a call for several tasks could answer none of them.
     """
 
     type: str
@@ -300,7 +433,7 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class NothingAnswered(PeterRecError):
-    """No task of a call for several could be answered; it takes the first error's status."""
+    """A call for several tasks could answer none; its status is that of the first error."""
 
     def __init__(self, errors: Mapping[str, PeterRecError]) -> None:
         self.first = next(iter(errors.values()))
@@ -309,17 +442,17 @@ class NothingAnswered(PeterRecError):
 
 
 def category_of(error: PeterRecError) -> Category:
-    """The category that decides the status of an error."""
+    """Return the category that decides the HTTP status of an error."""
     return error.first.category if isinstance(error, NothingAnswered) else error.category
 
 
 def error_body(error: PeterRecError) -> ErrorBody:
-    """The error as it stands in one slot."""
+    """Return the error in the form that answers with other results use."""
     return ErrorBody(error.code, error.message, error.hint)
 
 
 def problem_of(error: PeterRecError, request_id: str) -> Problem:
-    """The error as the body of a whole response."""
+    """Return the error as the body of a whole response."""
     errors: dict[str, ErrorBody] | msgspec.UnsetType = msgspec.UNSET
     reasons: list[ErrorBody] | msgspec.UnsetType = msgspec.UNSET
     if isinstance(error, NothingAnswered):
@@ -344,7 +477,7 @@ def problem_of(error: PeterRecError, request_id: str) -> Problem:
 
 
 def plain_problem(status: int, detail: str, request_id: str) -> Problem:
-    """A problem of HTTP itself (method not allowed), outside our hierarchy."""
+    """Return a problem of HTTP itself, such as a method that is not allowed."""
     code = HTTPStatus(status).phrase.lower().replace(" ", "_")
     return Problem(
         type=f"urn:peterrec:error:{code}",
@@ -360,35 +493,9 @@ def plain_problem(status: int, detail: str, request_id: str) -> Problem:
 
 
 def retry_headers(status: int) -> list[tuple[bytes, bytes]]:
-    """``Retry-After`` where a repetition helps."""
+    """Return the header ``Retry-After`` for the statuses after which a retry may succeed."""
     return [(b"retry-after", b"%d" % RETRY_AFTER_S)] if status in (429, 503) else []
 
 
 def _title(code: str) -> str:
     return code.replace("_", " ").capitalize()
-
-
-class OutputExists(PeterRecError):
-    """A result that would be overwritten without being asked to."""
-
-    code = "output_exists"
-    category = Category.CONFLICT
-
-
-class TaskUnpackable(PeterRecError):
-    """A task whose names or metrics the bundle format does not take."""
-
-    code = "task_unpackable"
-    category = Category.INCOMPATIBLE
-
-
-class DownloadFailed(PeterRecError):
-    code = "download_failed"
-    category = Category.UNAVAILABLE
-
-
-class TaskFileInvalid(PeterRecError):
-    """A file of tasks that cannot be read as one."""
-
-    code = "task_file_invalid"
-    category = Category.MALFORMED

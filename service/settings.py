@@ -8,19 +8,12 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from peterrec.model.errors import Category, PeterRecError
+from peterrec.service.errors import SettingsInvalid
 
 PREFIX = "PETERREC_"
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(ge=1)]
-
-
-class SettingsInvalid(PeterRecError):
-    """One or more settings are out of bounds or contradict each other; the message lists all."""
-
-    code = "settings_invalid"
-    category = Category.MALFORMED
 
 
 class Settings(BaseSettings):

@@ -4,20 +4,9 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from peterrec.model.errors import Category, PeterRecError
 from peterrec.model.inference.heads import HeadRef
+from peterrec.service.errors import HeadBudgetExceeded
 from peterrec.service.protocol.messages import Handle
-
-
-class HeadBudgetExceeded(PeterRecError):
-    code = "head_budget_exceeded"
-    category = Category.NO_ROOM
-
-    def __init__(self, wanted: int, kept: int, limit: int) -> None:
-        super().__init__(
-            f"the head needs {wanted} bytes; {kept} of {limit} are needed by heads that stay.",
-            hint="Raise PETERREC_HEAD_LIMIT_BYTES, or retire tasks with large catalogs.",
-        )
 
 
 @dataclass(frozen=True, slots=True)

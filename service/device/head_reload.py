@@ -14,19 +14,20 @@ from torch import Tensor
 from peterrec.service.device.head_file import read_head
 from peterrec.service.device.queue import QueuedRow, RowQueue
 from peterrec.service.device.slots import SlotStore
+from peterrec.service.errors import HeadUnreadable, RowError
 from peterrec.service.protocol.messages import Handle
 
 log = structlog.get_logger()
 
 Submit = Callable[[Callable[[], None]], object]
-Refuse = Callable[[Sequence[QueuedRow], str, str], None]
+Refuse = Callable[[Sequence[QueuedRow], type[RowError], str], None]
 
 
 class HeadReturns:
     """Used by the device thread only.
 
-    ``submit`` runs a job there; ``refuse`` answers rows whose head could not be read, with a code
-    and a detail.
+    ``submit`` runs a job there; ``refuse`` answers rows whose head could not be read, with an error
+    class and a detail.
     """
 
     def __init__(self, store: SlotStore, queue: RowQueue, submit: Submit, refuse: Refuse) -> None:
@@ -64,7 +65,7 @@ class HeadReturns:
             log.error("head_unreadable", reason=repr(error))
             if self._store.put_head_back(handle, None):
                 rows = self._queue.drop_parked(handle)
-                self._refuse(rows, "head_unreadable", "")
+                self._refuse(rows, HeadUnreadable, "")
         else:
             if is_back:
                 self._queue.unpark(handle)

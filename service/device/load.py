@@ -4,27 +4,15 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from peterrec.model.errors import Category, PeterRecError
+from peterrec.model.errors import PeterRecError
 from peterrec.service.device.serving_table import ServingTable
-from peterrec.service.device.slots import HeadBudgetExceeded, LocalBundle, Residency, SlotStore
+from peterrec.service.device.slots import LocalBundle, Residency, SlotStore
+from peterrec.service.errors import HeadBudgetExceeded, LoadFailed
 
 log = structlog.get_logger()
 
 Failures = dict[str, PeterRecError]
 """What is wrong with some bundles, by digest."""
-
-
-class LoadFailed(PeterRecError):
-    """The device itself failed while it loaded a bundle; it is tried again."""
-
-    code = "load_failed"
-    category = Category.INTERNAL
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(
-            f"the device failed while it loaded the bundle: {error!r}.",
-            hint="The log of the device process says more; is its memory full?",
-        )
 
 
 class Loading:

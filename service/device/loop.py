@@ -27,6 +27,14 @@ from peterrec.service.device.load import Loading
 from peterrec.service.device.queue import QueuedRow, RowQueue, Worker
 from peterrec.service.device.serving_table import IDLE_RESIDENCIES, Desired, ServingTable
 from peterrec.service.device.slots import EngineRow, SlotStore
+from peterrec.service.errors import (
+    BundleGone,
+    DeadlineExceeded,
+    QueueFull,
+    ResultNotFinite,
+    RowError,
+    RowFailed,
+)
 from peterrec.service.protocol.messages import (
     BatchResults,
     Cancel,
@@ -279,14 +287,14 @@ class DeviceLoop:
                 for number, row in enumerate(request.rows)
             ]
             if not self.queue.push(rows):
-                self._refuse(rows, "queue_full", f"{self._limits.max_queue_rows} rows wait already")
+                self._refuse(rows, QueueFull, f"{self._limits.max_queue_rows} rows wait already")
 
     def _run_batch(self) -> None:
         away = self.store.head_room.away
         taken = self.queue.take(self._limits.max_batch_rows, time.monotonic(), away)
-        self._refuse(taken.expired, "deadline_exceeded", "the deadline passed in the queue")
+        self._refuse(taken.expired, DeadlineExceeded, "the deadline passed in the queue")
         gone = [row for row in taken.rows if row.row.handle not in self.store.resident]
-        self._refuse(gone, "bundle_gone", "the bundle has left the device")
+        self._refuse(gone, BundleGone, "the bundle has left the device")
         rows = [row for row in taken.rows if row not in gone] if gone else taken.rows
         if rows:
             self._run_rows(rows)
@@ -333,11 +341,11 @@ class DeviceLoop:
         for worker, answers in by_worker.items():
             self.send(worker, BatchResults(self.table.epoch, duration, answers))
 
-    def _refuse(self, rows: Sequence[QueuedRow], code: str, detail: str) -> None:
+    def _refuse(self, rows: Sequence[QueuedRow], error: type[RowError], detail: str) -> None:
         if not rows:
             return
-        self._answer(rows, [_refusal(row, code, detail) for row in rows], duration=0.0)
-        self._emit(RowsRefused(code, len(rows)))
+        self._answer(rows, [_refusal(row, error, detail) for row in rows], duration=0.0)
+        self._emit(RowsRefused(error.code, len(rows)))
 
     def _answer_syncs(self) -> None:
         waiting: list[PendingSync] = []
@@ -393,8 +401,8 @@ class DeviceLoop:
             self._emit(HeadsMoved(**asdict(moves)))
 
 
-def _refusal(queued: QueuedRow, code: str, detail: str) -> RowResult:
-    return RowResult(queued.request_id, queued.number, b"", error=code, detail=detail)
+def _refusal(queued: QueuedRow, error: type[RowError], detail: str) -> RowResult:
+    return RowResult(queued.request_id, queued.number, b"", error=error.code, detail=detail)
 
 
 def _selection(row: Row) -> Selection:
@@ -418,10 +426,9 @@ def _row_results(rows: Sequence[QueuedRow], scores: Sequence[RowScores | str]) -
 
 def _row_result(queued: QueuedRow, result: RowScores | str, *, is_finite: bool) -> RowResult:
     if isinstance(result, str):
-        return _refusal(queued, "row_failed", result)
+        return _refusal(queued, RowFailed, result)
     if not (is_finite or np.isfinite(result.values).all()):
-        detail = "the bundle gives numbers that are not finite for this history"
-        return _refusal(queued, "result_not_finite", detail)
+        return _refusal(queued, ResultNotFinite, ResultNotFinite.reason)
     return RowResult(
         queued.request_id, queued.number, result.values.tobytes(), result.indices.tobytes()
     )

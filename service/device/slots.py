@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peterrec.model.errors import Category, PeterRecError
+from peterrec.model.errors import PeterRecError
 from peterrec.model.inference.batch_plan import SlotRef
 from peterrec.model.inference.forward import mixed_forward
 from peterrec.model.inference.heads import HeadRef, MixedHeads, RowScores, Selection
@@ -21,17 +21,9 @@ from peterrec.model.spec import FIRST_ITEM, PAD, HeadSpec, PatchGeometry
 from peterrec.patches.bundle.verify import VerifiedBundle
 from peterrec.patches.identity import Digest
 from peterrec.patches.interning import shared, shared_digest
-from peterrec.service.device.head_cache import HeadBudgetExceeded, HeadRoom
+from peterrec.service.device.head_cache import HeadRoom
+from peterrec.service.errors import HeadBudgetExceeded, ProbeFailed
 from peterrec.service.protocol.messages import Handle
-
-__all__ = [
-    "EngineRow",
-    "HeadBudgetExceeded",
-    "LocalBundle",
-    "ProbeFailed",
-    "Residency",
-    "SlotStore",
-]
 
 PROBE_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Largest difference of a probe's logit, relative to the largest expected one, by precision."""
@@ -43,20 +35,6 @@ SMALLEST_SCALE = 1e-3
 
 PROBE_ROWS = 256
 """Probes that run in one forward; more would hold up the requests that wait meanwhile."""
-
-
-class ProbeFailed(PeterRecError):
-    """The device computes other numbers for the bundle's probes than its trainer saw."""
-
-    code = "probe_failed"
-    category = Category.INCOMPATIBLE
-
-    def __init__(self, error: float, tolerance: float) -> None:
-        super().__init__(
-            f"the probes' logits are off by {error:.2g} of the largest; {tolerance:g} is allowed.",
-            hint="Write the bundle again on the backbone that is served; its weights do not "
-            "give the answers its trainer recorded.",
-        )
 
 
 class Form(NamedTuple):

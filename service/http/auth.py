@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from peterrec.patches.identity import DEFAULT_TENANT, TenantId
 from peterrec.patches.registry.api_keys import ALL_TASKS, Action, Scope, parse_scope
-from peterrec.service.errors import Forbidden, Unauthenticated, row_error
+from peterrec.service.errors import DeviceUnavailable, Forbidden, Unauthenticated
 from peterrec.service.protocol.messages import KeyEntry
 
 _HINT = "Send `Authorization: Bearer prk_…` or `X-API-Key: prk_…`."
@@ -103,7 +103,7 @@ class Authenticator:
         if not secret:
             raise Unauthenticated("the request carries no API key.", hint=_HINT)
         if self._by_hash is None:
-            raise row_error("device_unavailable")
+            raise DeviceUnavailable
         found = hashlib.sha256(secret).hexdigest()
         stored, principal = self._by_hash.get(found, ("", None))
         if principal is None or not hmac.compare_digest(found, stored):

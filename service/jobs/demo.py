@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from peterrec.model.errors import Category, PeterRecError
+from peterrec.service.errors import DemoFailed
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 START_TIMEOUT_S = 120.0
@@ -29,11 +29,6 @@ SHOWN_ITEMS = 5
 SHOWN_LABELS = 10
 
 Answer = dict[str, Any]  # Any: a JSON document
-
-
-class DemoFailed(PeterRecError):
-    code = "demo_failed"
-    category = Category.INTERNAL
 
 
 @dataclass(frozen=True, slots=True)

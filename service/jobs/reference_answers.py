@@ -21,7 +21,8 @@ from peterrec.patches.bundle.divergence import (
     value_divergence,
 )
 from peterrec.patches.bundle.verify import VerifiedBundle
-from peterrec.service.device.slots import PROBE_TOLERANCES, SMALLEST_SCALE, ProbeFailed
+from peterrec.service.device.slots import PROBE_TOLERANCES, SMALLEST_SCALE
+from peterrec.service.errors import ProbeFailed
 
 Logits = NDArray[np.float32]
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 import zmq
 
-from peterrec.service.errors import DeadlineExceeded, QueueFull, row_error
+from peterrec.service.errors import BundleGone, DeadlineExceeded, DeviceUnavailable, QueueFull
 from peterrec.service.predict.task_table import TaskTable
 from peterrec.service.protocol.messages import (
     BatchResults,
@@ -170,7 +170,7 @@ class DeviceLink:
         self._greeter.cancel()
         await asyncio.gather(self._greeter, return_exceptions=True)
         for pending in self._pending.values():
-            pending.finish("device_unavailable")
+            pending.finish(DeviceUnavailable.code)
         for call in self._calls.values():
             call.future.cancel()
         self._send(Goodbye(self._worker))
@@ -214,7 +214,7 @@ class DeviceLink:
         cancelling the call drops the rows that still wait.
         """
         if not self.is_connected:
-            raise row_error("device_unavailable")
+            raise DeviceUnavailable
         if self.state.waiting_rows + len(rows) > self._max_rows:
             raise QueueFull(f"{self.state.waiting_rows} rows wait already.", hint="Try again.")
         request_id = next(self._ids)
@@ -252,7 +252,7 @@ class DeviceLink:
     async def validate(self, path: str, timeout_s: float) -> Validated:
         """Have a spooled bundle verified and its probes run; DeviceUnavailable refuses at once."""
         if not self.is_connected:
-            raise row_error("device_unavailable")
+            raise DeviceUnavailable
         answer = await self._call(Validate(next(self._ids), path), timeout_s)
         assert isinstance(answer, Validated)
         return answer
@@ -299,7 +299,7 @@ class DeviceLink:
         later = math.inf
         for pending in self._pending.values():
             if pending.deadline <= now:
-                pending.finish("deadline_exceeded")
+                pending.finish(DeadlineExceeded.code)
             else:
                 later = min(later, pending.deadline)
         self._set_alarm(later)
@@ -395,7 +395,7 @@ class DeviceLink:
                 continue
             renewed = self.renewed(admitted)
             if renewed is None:
-                pending.take(RowResult(request_id, at, b"", error="bundle_gone"), at)
+                pending.take(RowResult(request_id, at, b"", error=BundleGone.code), at)
             else:
                 rows.append(renewed.row)
                 sent.append(at)

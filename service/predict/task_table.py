@@ -7,7 +7,12 @@ from peterrec.patches.errors import AliasNotFound, InvalidDigest, TaskNotFound
 from peterrec.patches.identity import Digest, TaskId, TaskRef, TenantId, parse_digest
 from peterrec.patches.registry.records import ActiveTraffic, TaskEntry
 from peterrec.patches.registry.traffic import PROD
-from peterrec.service.errors import BundleNotReady, TaskNotActive, VersionNotServed, row_error
+from peterrec.service.errors import (
+    BundleNotReady,
+    DeviceUnavailable,
+    TaskNotActive,
+    VersionNotServed,
+)
 from peterrec.service.protocol.messages import BundleEntry, TableUpdate
 from peterrec.service.protocol.served_task import Role, ServedTask, Split
 
@@ -82,7 +87,7 @@ class TaskTable:
         """
         entry = self.entry(tenant, task)
         if entry is None:
-            raise TaskNotFound(task) if self.epoch else row_error("device_unavailable")
+            raise TaskNotFound(task) if self.epoch else DeviceUnavailable()
         if version is not None:
             return self._pinned(entry, version)
         number = entry.aliases.get(PROD)

@@ -20,13 +20,13 @@ import httpx
 import structlog
 from prometheus_client import start_http_server
 
-from peterrec.model.errors import Category, PeterRecError
 from peterrec.model.files.backbone_info import read_info
 from peterrec.patches.errors import EmbeddedRedisFailed
 from peterrec.patches.identity import DEFAULT_TENANT
 from peterrec.patches.redis.client import open_redis
 from peterrec.patches.redis.embedded import EmbeddedRedis
 from peterrec.patches.registry.registry import Registry
+from peterrec.service.errors import AddressInUse, NeverReady
 from peterrec.service.processes.children import Child, ChildCommand
 from peterrec.service.settings import Settings
 from peterrec.service.telemetry.events import ChildRestarted, Emit
@@ -50,24 +50,6 @@ ALLOCATOR = {"MALLOC_ARENA_MAX": "1"}
 in pieces all over them, a kilobyte or more for every bundle that was registered."""
 
 FIRST_KEY_NAME = "first key"
-
-
-class AddressInUse(PeterRecError):
-    code = "address_in_use"
-    category = Category.CONFLICT
-
-    def __init__(self, host: str, port: int, reason: OSError) -> None:
-        super().__init__(
-            f"cannot listen on {host} port {port}: {reason.strerror}.",
-            hint="Choose another --port or --metrics-port, or stop what listens there.",
-        )
-
-
-class NeverReady(PeterRecError):
-    code = "never_ready"
-
-    def __init__(self, child: str) -> None:
-        super().__init__(f"the {child} process could not start.", hint="The lines above say why.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from peterrec.model.errors import PeterRecError
 from peterrec.patches.errors import BundleRejected, RegistryUnavailable
 from peterrec.patches.identity import Digest
 from peterrec.service.device.load import Failures
-from peterrec.service.device.slots import LocalBundle, ProbeFailed
+from peterrec.service.device.slots import LocalBundle
+from peterrec.service.errors import ProbeFailed
 from peterrec.service.sync.source import BundleSource, Fetched
 
 RETRY_FETCH_S = 0.2

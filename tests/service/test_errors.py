@@ -1,19 +1,28 @@
 """Errors as HTTP: the table is total, the body is whole."""
 
+import ast
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from peterrec import model, patches, service
 from peterrec.model.errors import Category, PeterRecError
+from peterrec.patches.errors import CacheUnwritable, ReasonCode
+from peterrec.service import errors
 from peterrec.service.errors import (
     HTTP_STATUS,
+    ROW_ERRORS,
+    DeviceRefusal,
     ErrorBody,
     NothingAnswered,
+    PushRefused,
     QueueFull,
+    RowError,
     TaskNotActive,
     plain_problem,
     problem_of,
@@ -23,17 +32,27 @@ from peterrec.service.errors import (
 )
 from peterrec.service.http.asgi import encode_json
 
+ROOT = Path(__file__).parents[2]
+CODE = re.compile(r"`([a-z_]+)`")
+
+
+def codes_in(document: str) -> set[str]:
+    return set(CODE.findall((ROOT / "docs" / document).read_text(encoding="utf-8")))
+
+
+def subclasses(parent: type[PeterRecError]) -> Iterator[type[PeterRecError]]:
+    for child in parent.__subclasses__():
+        yield child
+        yield from subclasses(child)
+
 
 def every_error() -> Iterator[type[PeterRecError]]:
     for package in (model, patches, service):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if "tensorflow" not in module.name:
                 importlib.import_module(module.name)
-    waiting = [PeterRecError]
-    while waiting:
-        error = waiting.pop()
-        waiting += error.__subclasses__()
-        yield error
+    yield PeterRecError
+    yield from subclasses(PeterRecError)
 
 
 def test_every_category_has_a_status():
@@ -46,6 +65,50 @@ def test_every_error_has_a_status_and_a_code_in_snake_case():
         if isinstance(error.code, str):
             assert error.code.replace("_", "").isalnum(), error
             assert error.code == error.code.lower(), error
+
+
+def test_every_error_of_the_service_is_defined_in_its_table_of_errors():
+    # the command line's own client defines the errors of its calls
+    elsewhere = [
+        error
+        for error in every_error()
+        if error.__module__.startswith("peterrec.service.")
+        and error.__module__ not in {errors.__name__, "peterrec.service.cli.api_client"}
+    ]
+    assert elsewhere == []
+
+
+def test_every_error_of_a_row_is_found_by_the_code_that_is_sent():
+    assert set(ROW_ERRORS.values()) == set(subclasses(RowError))
+    for code, error in ROW_ERRORS.items():
+        assert type(row_error(code)) is error
+        assert row_error(code).code == code
+
+
+def test_no_process_sends_a_code_that_is_not_taken_from_an_error_class():
+    """Error codes of rows are written as ``SomeRowError.code``, never as text."""
+    written = [
+        f"{path}:{node.lineno}"
+        for folder in ("device", "sync", "predict", "processes")
+        for path in (ROOT / "service" / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        for given in [*node.args, *(each.value for each in node.keywords)]
+        if isinstance(given, ast.Constant) and given.value in ROW_ERRORS
+        if not (isinstance(node.func, ast.Attribute) and ast.unparse(node.func).startswith("log."))
+    ]
+    assert written == []
+
+
+def test_the_http_document_lists_every_code_of_a_row_and_of_a_refused_push():
+    sent = [*subclasses(RowError), PushRefused, *subclasses(PushRefused)]
+    assert {error.code for error in sent} - codes_in("http-api.md") == set()
+
+
+def test_the_documents_list_every_reason_of_a_refused_push():
+    reasons = [*subclasses(DeviceRefusal), CacheUnwritable]
+    assert {error.code for error in reasons} - codes_in("http-api.md") == set()
+    assert set(ReasonCode) - codes_in("bundle-format.md") == set()
 
 
 def test_a_problem_carries_all_a_caller_needs():

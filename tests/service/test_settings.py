@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from peterrec.service.errors import SettingsInvalid
 from peterrec.service.settings import (
     Settings,
-    SettingsInvalid,
     is_loopback,
     read_settings,
     render_settings,

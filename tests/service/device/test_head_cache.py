@@ -8,7 +8,8 @@ import torch
 
 from peterrec.model.inference.heads import HeadRef, MixedHeads
 from peterrec.model.spec import HeadSpec
-from peterrec.service.device.head_cache import HeadBudgetExceeded, HeadMoves, HeadRoom
+from peterrec.service.device.head_cache import HeadMoves, HeadRoom
+from peterrec.service.errors import HeadBudgetExceeded
 
 CHANNELS = 8
 ITEMS = 10

@@ -116,7 +116,7 @@ class Device:
             self.store,
             self.queue,
             self.jobs.put,
-            lambda rows, code, detail: self.refused.append(code),
+            lambda rows, error, detail: self.refused.append(error.code),
         )
         self.ranking = self._load(workshop, folder, workshop.bundle("ranking", 1, outputs=ITEMS))
         self.other = self._load(workshop, folder, workshop.bundle("ranking", 2, outputs=ITEMS))

@@ -9,9 +9,10 @@ from peterrec.patches.bundle.bundle import build_bundle
 from peterrec.patches.bundle.verify import BundleLimits, verify_bundle
 from peterrec.patches.identity import Digest, TaskId, TaskRef, TenantId
 from peterrec.patches.registry.records import TaskEntry
-from peterrec.service.device.load import LoadFailed, Loading
+from peterrec.service.device.load import Loading
 from peterrec.service.device.serving_table import Desired, ServingTable
-from peterrec.service.device.slots import HeadBudgetExceeded, LocalBundle, ProbeFailed, SlotStore
+from peterrec.service.device.slots import LocalBundle, SlotStore
+from peterrec.service.errors import HeadBudgetExceeded, LoadFailed, ProbeFailed
 from tests.service.random_bundles import SPEC, Workshop
 
 BUDGET = 1000

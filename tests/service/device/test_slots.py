@@ -7,7 +7,8 @@ from peterrec.model.inference.heads import Selection
 from peterrec.model.spec import HeadKind, PatchGeometry
 from peterrec.patches.bundle.bundle import build_bundle
 from peterrec.patches.bundle.verify import BundleLimits, VerifiedBundle, verify_bundle
-from peterrec.service.device.slots import EngineRow, HeadBudgetExceeded, ProbeFailed, SlotStore
+from peterrec.service.device.slots import EngineRow, SlotStore
+from peterrec.service.errors import HeadBudgetExceeded, ProbeFailed
 from tests.model.random_tasks import random_history
 from tests.service.random_bundles import SPEC, Workshop
 
