@@ -1,6 +1,6 @@
-"""Answers of a task with traffic: chosen by user, compared with prod, and given by prod if need be.
+"""Tasks with a canary or a shadow: route users, compare answers with prod's, fall back to prod.
 
-Nothing here runs for a task whose requests prod answers alone.
+Nothing in this module runs for a task whose requests prod answers alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,127 +10,139 @@ from msgspec.structs import replace
 
 from peterrec.model.errors import PeterRecError
 from peterrec.service.predict.device_link import DeviceLink
-from peterrec.service.predict.rows import (
-    Admission,
+from peterrec.service.predict.questions import (
     Answer,
-    Beside,
-    Catalogued,
+    BoundQuestion,
+    CatalogsByDigest,
     Question,
-    admit,
-    prediction,
+    TrafficRows,
+    bind,
+    decode,
 )
 from peterrec.service.predict.traffic_counts import TrafficObserver, is_fault
 from peterrec.service.protocol.messages import RowResult
 from peterrec.service.protocol.served_task import Role, ServedTask, Split
 
-NO_TIME_S = 0.0
-"""Latency of what was refused before it reached the device."""
+NO_LATENCY_S = 0.0
+"""Latency, in seconds, that is counted for a question refused before it reached the device."""
 
 
 class Answered(NamedTuple):
-    """An answer and the version that gave it, if one did."""
+    """An answer and the version that gave it; ``by`` is None if no version was asked."""
 
     answer: Answer
     by: ServedTask | None = None
 
 
-class Splitter:
-    """Admits and settles the rows of tasks with traffic. Lives on the event loop."""
+class TrafficRouter:
+    """Routes the questions of tasks with traffic, and settles their answers.
+
+    Lives on the event loop.
+    """
 
     def __init__(self, link: DeviceLink, observer: TrafficObserver) -> None:
         self._link = link
         self._observer = observer
 
-    def admit(
-        self, split: Split, prod: ServedTask, question: Question, catalogs: Catalogued
-    ) -> Admission | PeterRecError:
-        """The row of the version that is this user's; prod's if that one can't be asked."""
-        answering, silent = split.cast(prod, question.user)
-        chosen = admit(answering, question, catalogs)
-        of_prod = chosen if answering is prod else admit(prod, question, catalogs)
+    def route(
+        self, split: Split, prod: ServedTask, question: Question, catalogs: CatalogsByDigest
+    ) -> BoundQuestion | PeterRecError:
+        """Bind a question to its user's version; to prod if that version can't be asked."""
+        answering, shadowing = split.route(prod, question.user)
+        chosen = bind(answering, question, catalogs)
+        of_prod = chosen if answering is prod else bind(prod, question, catalogs)
         if isinstance(chosen, PeterRecError):
-            self._observer.count(split, answering, chosen, NO_TIME_S)
+            self._observer.count(split, answering, chosen, NO_LATENCY_S)
             return of_prod
-        beside = [
-            of_prod if each is prod else self._admit_silent(split, each, question, catalogs)
-            for each in silent
+        bound = [
+            of_prod if each is prod else self._bind_shadow(split, each, question, catalogs)
+            for each in shadowing
         ]
-        rows = [each for each in beside if isinstance(each, Admission)]
-        return replace(chosen, beside=Beside(split, None if answering is prod else of_prod, rows))
+        shadows = [each for each in bound if isinstance(each, BoundQuestion)]
+        fallback = None if answering is prod else of_prod
+        return replace(chosen, traffic=TrafficRows(split, fallback, shadows))
 
     async def settle(
         self,
-        admitted: Sequence[Admission | PeterRecError],
+        bound: Sequence[BoundQuestion | PeterRecError],
         answered: Sequence[Answered],
-        silent: Sequence[RowResult | None],
+        shadows: Sequence[RowResult | None],
         latency_s: float,
         deadline: float,
     ) -> list[Answered]:
-        """Count and compare what came back; where a canary failed, prod's answers."""
-        results = iter(silent)
+        """Count and compare the answers; replace those of canaries that failed by prod's.
+
+        ``shadows`` are the results of all shadow rows, in the order of the questions.
+        """
+        results = iter(shadows)
         settled = list(answered)
-        unanswered: dict[int, Admission] = {}
-        for at, (row, given) in enumerate(zip(admitted, answered, strict=True)):
-            if isinstance(row, PeterRecError) or row.beside is None:
+        unanswered: dict[int, BoundQuestion] = {}
+        for at, (question, given) in enumerate(zip(bound, answered, strict=True)):
+            if isinstance(question, PeterRecError) or question.traffic is None:
                 continue
-            prods = self._compare(row, row.beside, given.answer, results, latency_s)
-            instead = row.beside.prod
-            if not isinstance(instead, Admission) or not _has_failed(given.answer):
+            traffic = question.traffic
+            of_prod = self._compare(question, traffic, given.answer, results, latency_s)
+            fallback = traffic.fallback
+            if not isinstance(fallback, BoundQuestion) or not _has_failed(given.answer):
                 continue
-            if prods is not None and not _has_failed(prods):
-                settled[at] = Answered(prods, instead.by)
+            if of_prod is not None and not _has_failed(of_prod):
+                settled[at] = Answered(of_prod, fallback.by)
             else:
-                unanswered[at] = instead
+                unanswered[at] = fallback
         if unanswered:
             await self._ask_prod(settled, unanswered, deadline)
         return settled
 
-    def _admit_silent(
-        self, split: Split, served: ServedTask, question: Question, catalogs: Catalogued
-    ) -> Admission | PeterRecError:
-        admission = admit(served, question, catalogs)
-        if isinstance(admission, PeterRecError):
-            self._observer.count(split, served, admission, NO_TIME_S)
-        return admission
+    def _bind_shadow(
+        self, split: Split, served: ServedTask, question: Question, catalogs: CatalogsByDigest
+    ) -> BoundQuestion | PeterRecError:
+        bound = bind(served, question, catalogs)
+        if isinstance(bound, PeterRecError):
+            self._observer.count(split, served, bound, NO_LATENCY_S)
+        return bound
 
     def _compare(
         self,
-        row: Admission,
-        beside: Beside,
+        question: BoundQuestion,
+        traffic: TrafficRows,
         answer: Answer,
         results: Iterator[RowResult | None],
         latency_s: float,
     ) -> Answer | None:
-        """Count the answer and the silent ones, which are next in ``results``; prod's answer."""
+        """Count the answer and the question's shadows, which come next in ``results``.
+
+        Returns prod's answer, or None if prod did not compute one.
+        """
         outcomes: list[tuple[ServedTask, Answer]] = []
-        prods = answer if row.by.role is Role.PROD else None
-        for quiet, result in zip(beside.silent, results, strict=False):
+        of_prod = answer if question.by.role is Role.PROD else None
+        for shadow, result in zip(traffic.shadows, results, strict=False):
             if result is None:
                 continue  # the batch had no room for it
-            outcome = prediction(quiet.subject, result)
-            if quiet.by.role is Role.PROD:
-                prods = outcome
+            outcome = decode(shadow.subject, result)
+            if shadow.by.role is Role.PROD:
+                of_prod = outcome
             else:
-                outcomes.append((quiet.by, outcome))
-        count, split = self._observer.count, beside.split
-        count(split, row.by, answer, latency_s, prods if beside.prod is not None else None)
+                outcomes.append((shadow.by, outcome))
+        count, split = self._observer.count, traffic.split
+        compared_with = of_prod if traffic.fallback is not None else None
+        count(split, question.by, answer, latency_s, compared_with)
         for by, outcome in outcomes:
-            count(split, by, outcome, latency_s, prods)
-        return prods
+            count(split, by, outcome, latency_s, of_prod)
+        return of_prod
 
     async def _ask_prod(
-        self, settled: list[Answered], unanswered: dict[int, Admission], deadline: float
+        self, settled: list[Answered], unanswered: dict[int, BoundQuestion], deadline: float
     ) -> None:
-        """Ask prod in the canary's place; if that can't be, the canary's error stays."""
-        renewed = {at: self._link.renewed(each.row) for at, each in unanswered.items()}
-        rows = {at: row for at, row in renewed.items() if row is not None}
+        """Ask prod instead of canaries that failed; where prod can't be asked, the error stays."""
+        rebound = {at: self._link.rebind(each.row) for at, each in unanswered.items()}
+        rows = {at: row for at, row in rebound.items() if row is not None}
         try:
             results = await self._link.predict([*rows.values()], deadline)
         except PeterRecError:
             return
         for at, result in zip(rows, results.rows, strict=True):
-            instead = unanswered[at]
-            settled[at] = Answered(prediction(instead.subject, result), instead.by)
+            fallback = unanswered[at]
+            settled[at] = Answered(decode(fallback.subject, result), fallback.by)
 
 
 def _has_failed(answer: Answer) -> bool:

@@ -1,73 +1,76 @@
-"""Catalogs of ranking heads, read from bundle files off the event loop and kept by digest."""
+"""Catalogs of ranking heads, read from bundle files in a thread and cached by digest."""
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Iterable
 
 import safetensors
+from cachetools import LRUCache
 
 from peterrec.patches.bundle.bundle import Catalog
 from peterrec.service.errors import BundleNotReady
 from peterrec.service.protocol.messages import BundleEntry
 
 MAX_ITEMS = 5_000_000
-"""Items of all kept catalogs together; the least recently used catalogs go first."""
+"""Items of all cached catalogs together; the least recently used catalogs are evicted first."""
 
 
 class Catalogs:
-    """Lives on the event loop; a catalog is read once, in a thread, however many ask for it."""
+    """A cache of catalogs. Each is read once, in a thread, even if many requests ask for it.
+
+    Lives on the event loop.
+    """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, Catalog] = OrderedDict()
-        self._loading: dict[str, asyncio.Task[Catalog]] = {}
+        self._cached: LRUCache[str, Catalog] = LRUCache(MAX_ITEMS, getsizeof=_size)
+        self._reading: dict[str, asyncio.Task[Catalog]] = {}
 
     def peek(self, digest: str) -> Catalog | None:
-        """The catalog if it is at hand."""
-        catalog = self._kept.get(digest)
-        if catalog is not None:
-            self._kept.move_to_end(digest)
-        return catalog
+        """Return the catalog if it is cached."""
+        return self._cached.get(digest)
 
-    async def load(self, bundle: BundleEntry) -> Catalog:
-        """The bundle's catalog; BundleNotReady if its file has gone."""
+    async def read(self, bundle: BundleEntry) -> Catalog:
+        """Return the bundle's catalog; raise BundleNotReady if its file is gone."""
         return await asyncio.shield(self._begin(bundle))
 
     def prefetch(self, bundles: Iterable[BundleEntry]) -> None:
-        """Begin to read the catalogs of new ranking bundles before a request needs them."""
+        """Begin to read the catalogs of new ranking bundles, before a request needs them."""
         for bundle in bundles:
-            if bundle.kind == "ranking" and bundle.digest not in self._kept:
+            if bundle.kind == "ranking" and bundle.digest not in self._cached:
                 self._begin(bundle)
 
     def _begin(self, bundle: BundleEntry) -> asyncio.Task[Catalog]:
-        task = self._loading.get(bundle.digest)
+        task = self._reading.get(bundle.digest)
         if task is None:
-            task = asyncio.create_task(self._load(bundle))
-            self._loading[bundle.digest] = task
+            task = asyncio.create_task(self._read(bundle))
+            self._reading[bundle.digest] = task
             task.add_done_callback(lambda done: self._end(bundle.digest, done))
         return task
 
     def _end(self, digest: str, task: asyncio.Task[Catalog]) -> None:
-        del self._loading[digest]
+        del self._reading[digest]
         if not task.cancelled():
-            task.exception()  # a failed prefetch is told to whoever asks next
+            task.exception()  # mark it as seen: the next request reads again and gets the error
 
     async def close(self) -> None:
-        """Let reads under way finish."""
-        await asyncio.gather(*self._loading.values(), return_exceptions=True)
+        """Wait for the reads in progress."""
+        await asyncio.gather(*self._reading.values(), return_exceptions=True)
 
-    async def _load(self, bundle: BundleEntry) -> Catalog:
+    async def _read(self, bundle: BundleEntry) -> Catalog:
         try:
             catalog = await asyncio.to_thread(read_catalog, bundle.catalog_path)
         except (OSError, safetensors.SafetensorError) as error:
             raise BundleNotReady(f"sha256:{bundle.digest}") from error
-        self._kept[bundle.digest] = catalog
-        while sum(map(len, self._kept.values())) > MAX_ITEMS and len(self._kept) > 1:
-            self._kept.popitem(last=False)
+        self._cached[bundle.digest] = catalog
         return catalog
 
 
+def _size(catalog: Catalog) -> int:
+    """A catalog beyond the limit counts as all of it, so it is cached alone."""
+    return min(len(catalog), MAX_ITEMS)
+
+
 def read_catalog(path: str) -> Catalog:
-    """The catalog in a verified bundle file, its index built. Blocks."""
+    """Read the catalog in a verified bundle file and build its index. Blocks."""
     with safetensors.safe_open(path, "numpy") as file:
         catalog = Catalog.of(
             {name: file.get_tensor(name) for name in ("catalog.bytes", "catalog.offsets")}

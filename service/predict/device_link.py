@@ -1,4 +1,4 @@
-"""A worker's end of the line to the device process: rows out, results in, on the event loop."""
+"""A worker's connection to the device process: sends rows, receives results, on the event loop."""
 
 import asyncio
 import itertools
@@ -38,38 +38,46 @@ from peterrec.service.protocol.messages import (
 )
 
 HELLO_INTERVAL_S = 1.0
+"""Seconds between two ``Hello`` while the device process answers."""
+
 SEEKING_INTERVAL_S = 0.1
-"""Between two ``Hello`` while the device process is not there."""
+"""Seconds between two ``Hello`` while the device process is away."""
 
 SILENCE_LIMIT_S = 3.0
-"""Without a message for so long the device process counts as gone: it sends one each second."""
+"""Seconds without a message until the device process counts as gone; it sends one a second."""
 
 TIMER_GRAIN_S = 0.001
-"""The loop's timers may be so early."""
+"""Seconds by which the event loop's timers may fire early."""
 
 LINGER_MS = 200
+"""Milliseconds that closing waits for messages that are still to be sent."""
+
 POLLIN = int(zmq.POLLIN)
-"""As an enum, asking for it takes longer than the answer."""
+"""A plain int: comparing with zmq's enum takes longer than reading the socket's state."""
 
 
-class AdmittedRow(msgspec.Struct, frozen=True, gc=False):
-    """A row and the digest it is bound to; its handle is only this epoch's name for it."""
+class BoundRow(msgspec.Struct, frozen=True, gc=False):
+    """A row and the digest of the bundle that it is bound to.
+
+    The handle in the row names that bundle within one epoch only; the digest names it for ever.
+    """
 
     row: Row
     digest: str
 
 
 class _Pending:
-    """A request under way. Its caller waits for the first ``awaited`` rows; others are silent.
+    """A request that waits for results. Its caller waits for the first ``awaited`` rows only; the
+    further ones are shadows.
 
-    ``sent``: which of its rows the last message carried, in order.
+    ``sent`` are the indices of the rows that the last message carried, in order.
     """
 
     __slots__ = ("awaited", "deadline", "future", "missing", "results", "rows", "sent")
 
     def __init__(
         self,
-        rows: Sequence[AdmittedRow],
+        rows: Sequence[BoundRow],
         awaited: int,
         deadline: float,
         future: "asyncio.Future[str]",
@@ -90,7 +98,7 @@ class _Pending:
                     self.finish("")
 
     def finish(self, error: str) -> None:
-        """Let the caller go on; rows still missing get ``error``."""
+        """Wake the caller; rows that are still missing get ``error``."""
         if not self.future.done():
             self.future.set_result(error)
 
@@ -100,10 +108,10 @@ class _Pending:
 
 
 class Results(NamedTuple):
-    """One result per row; of the silent ones those that were there when the last row's was."""
+    """One result per row. A shadow without a result when the last row had its own has None."""
 
     rows: list[RowResult]
-    silent: list[RowResult | None]
+    shadows: list[RowResult | None]
 
 
 @dataclass(slots=True, eq=False)
@@ -114,7 +122,7 @@ class _Call:
 
 @dataclass(slots=True)
 class LinkState:
-    """What the worker knows about the device process, for ``/readyz``."""
+    """What the worker knows about the device process; ``/readyz`` shows it."""
 
     heard_at: float = float("-inf")
     is_ready: bool = False
@@ -123,9 +131,9 @@ class LinkState:
 
 
 class DeviceLink:
-    """One zmq DEALER on the running loop; every method belongs to the loop's thread.
+    """One zmq DEALER on the running loop; every method must be called on the loop's thread.
 
-    ``on_update`` is called after the table took over a change and before it is acknowledged.
+    ``on_update`` is called after the table has applied a change and before it is acknowledged.
     """
 
     def __init__(
@@ -146,13 +154,13 @@ class DeviceLink:
         self._pending: dict[int, _Pending] = {}
         self._calls: dict[int, _Call] = {}
         self._outbox: list[ToDevice] = []
-        self._alarm: asyncio.TimerHandle | None = None
-        self._alarm_at = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
         self._welcomed = asyncio.Event()
         self.state = LinkState()
 
     async def start(self) -> None:
-        """Connect; requests are refused until the device process has welcomed this worker."""
+        """Connect. Requests are refused until the device process has welcomed this worker."""
         self._loop = asyncio.get_running_loop()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -166,7 +174,7 @@ class DeviceLink:
         self._greeter = self._loop.create_task(self._greet())
 
     async def close(self) -> None:
-        """Say goodbye; whoever still waits is told that the device process is gone."""
+        """Say goodbye and disconnect; requests that still wait get ``device_unavailable``."""
         self._greeter.cancel()
         await asyncio.gather(self._greeter, return_exceptions=True)
         for pending in self._pending.values():
@@ -175,14 +183,14 @@ class DeviceLink:
             call.future.cancel()
         self._send(Goodbye(self._worker))
         self._flush()
-        self._set_alarm(math.inf)
+        self._set_timer(math.inf)
         self._loop.remove_reader(self._socket.FD)
         self._socket.close()
         await asyncio.to_thread(self._context.term)
 
     @property
     def is_connected(self) -> bool:
-        """True if the device process has welcomed this worker and was heard of lately."""
+        """True if the device process has welcomed this worker and sent a message lately."""
         return self._table.epoch > 0 and time.monotonic() - self.state.heard_at < SILENCE_LIMIT_S
 
     @property
@@ -192,11 +200,11 @@ class DeviceLink:
 
     @property
     def was_welcomed(self) -> bool:
-        """True once the device process has told this worker what it serves."""
+        """True once the device process has sent this worker its table."""
         return self._welcomed.is_set()
 
     async def welcomed(self, timeout_s: float) -> bool:
-        """Wait for the device process; False if it has not welcomed this worker in time."""
+        """Wait for the device process's welcome; False if it did not come in time."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._welcomed.wait()
@@ -205,13 +213,14 @@ class DeviceLink:
         return True
 
     async def predict(
-        self, rows: Sequence[AdmittedRow], deadline: float, silent: Sequence[AdmittedRow] = ()
+        self, rows: Sequence[BoundRow], deadline: float, shadows: Sequence[BoundRow] = ()
     ) -> Results:
-        """One result per row, in order; a row without an answer carries its error's code.
+        """Return one result per row, in order; a row without an answer carries its error's code.
 
-        ``silent`` rows run in the same batch if it has room, and are waited for by nobody.
-        ``deadline`` is on ``time.monotonic``. DeviceUnavailable and QueueFull refuse at once;
-        cancelling the call drops the rows that still wait.
+        ``shadows`` run in the same batch if it has room; the call does not wait for them.
+        ``deadline`` is on ``time.monotonic``. Raises DeviceUnavailable or QueueFull immediately.
+        Cancelling the call drops the rows that still wait. The rows are in the outbox before the
+        first await: the caller may rely on the table that it has just read.
         """
         if not self.is_connected:
             raise DeviceUnavailable
@@ -219,18 +228,18 @@ class DeviceLink:
             raise QueueFull(f"{self.state.waiting_rows} rows wait already.", hint="Try again.")
         request_id = next(self._ids)
         awaited = len(rows)
-        if silent and self.state.waiting_rows + awaited + len(silent) <= self._max_rows:
-            rows = [*rows, *silent]
+        if shadows and self.state.waiting_rows + awaited + len(shadows) <= self._max_rows:
+            rows = [*rows, *shadows]
         count = len(rows)
         pending = _Pending(rows, awaited, deadline, self._loop.create_future())
         self._pending[request_id] = pending
         self.state.waiting_rows += count
         self._ask(RequestRows(request_id, deadline, [each.row for each in rows]))
-        if deadline < self._alarm_at:
-            self._set_alarm(deadline)
+        if deadline < self._timer_at:
+            self._set_timer(deadline)
         try:
             answered = pending.answer(await pending.future)
-            left_out: list[RowResult | None] = [None] * (awaited + len(silent) - count)
+            left_out: list[RowResult | None] = [None] * (awaited + len(shadows) - count)
             return Results(answered, [*pending.results[awaited:], *left_out])
         finally:
             del self._pending[request_id]
@@ -238,19 +247,22 @@ class DeviceLink:
             if None in pending.results:
                 self._send(Cancel(request_id))
 
-    def renewed(self, row: AdmittedRow) -> AdmittedRow | None:
-        """The row under the handle that its digest has now; None if it has left the device."""
+    def rebind(self, row: BoundRow) -> BoundRow | None:
+        """Return the row with the handle that its bundle has now; None if it is not resident."""
         bundle = self._table.resident(row.digest)
         if bundle is None:
             return None
-        return AdmittedRow(msgspec.structs.replace(row.row, handle=bundle.handle), row.digest)
+        return BoundRow(msgspec.structs.replace(row.row, handle=bundle.handle), row.digest)
 
-    def tell(self, seen: TrafficSeen) -> None:
-        """Tell what was seen of a task's traffic; lost if the device process is away."""
+    def send_traffic(self, seen: TrafficSeen) -> None:
+        """Send counts of a task's traffic; they are lost if the device process is away."""
         self._send(seen)
 
     async def validate(self, path: str, timeout_s: float) -> Validated:
-        """Have a spooled bundle verified and its probes run; DeviceUnavailable refuses at once."""
+        """Have a spooled bundle verified and its probes run on the device.
+
+        Raises DeviceUnavailable immediately, and DeadlineExceeded after ``timeout_s``.
+        """
         if not self.is_connected:
             raise DeviceUnavailable
         answer = await self._call(Validate(next(self._ids), path), timeout_s)
@@ -260,7 +272,8 @@ class DeviceLink:
     async def sync(self, revision: int, timeout_s: float) -> Synced:
         """Wait until every worker of this replica serves a registry revision.
 
-        A device process that is being restarted is waited for: the change is made already.
+        Also waits for a device process that is being restarted, since the registry has the change
+        already. Raises DeadlineExceeded after ``timeout_s``.
         """
         answer = await self._call(Sync(next(self._ids), revision), timeout_s)
         assert isinstance(answer, Synced)
@@ -286,15 +299,20 @@ class DeviceLink:
             self._send(Hello(self._worker, self._table.epoch))
             await asyncio.sleep(HELLO_INTERVAL_S if self.is_connected else SEEKING_INTERVAL_S)
 
-    def _set_alarm(self, at: float) -> None:
-        """Look at the deadlines then: one timer for all requests, which seldom reach theirs."""
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self._alarm_at = at
-        if at < math.inf:
-            self._alarm = self._loop.call_later(max(0.0, at - time.monotonic()), self._ring)
+    def _set_timer(self, at: float) -> None:
+        """Check the deadlines at this time.
 
-    def _ring(self) -> None:
+        All requests share one timer, since few of them reach their deadline.
+        """
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        if at < math.inf:
+            self._timer = self._loop.call_later(
+                max(0.0, at - time.monotonic()), self._check_deadlines
+            )
+
+    def _check_deadlines(self) -> None:
         now = time.monotonic() + TIMER_GRAIN_S
         later = math.inf
         for pending in self._pending.values():
@@ -302,10 +320,10 @@ class DeviceLink:
                 pending.finish(DeadlineExceeded.code)
             else:
                 later = min(later, pending.deadline)
-        self._set_alarm(later)
+        self._set_timer(later)
 
     def _ask(self, request: RequestRows) -> None:
-        """Send rows, in one message with those of other requests that are asked just before."""
+        """Queue rows for sending, in one message with those of the requests just before."""
         last = self._outbox[-1] if self._outbox else None
         if isinstance(last, Predict) and last.epoch == self._table.epoch:
             last.requests.append(request)
@@ -313,14 +331,20 @@ class DeviceLink:
             self._send(Predict(self._table.epoch, [request]))
 
     def _send(self, message: ToDevice) -> None:
-        """Send with whatever else this turn of the loop sends, as one message: a wake-up each is
-        most of what a row costs here."""
+        """Queue a message. All messages of one turn of the loop are sent together.
+
+        Waking the other process is most of the cost of a row here, so it is done once a turn.
+        """
         if not self._outbox:
             self._loop.call_soon(self._flush)
         self._outbox.append(message)
 
     def _flush(self) -> None:
-        """Nothing goes out while nobody listens: rows are sent again after the next Welcome."""
+        """Send the queued messages.
+
+        While the device process is away they are dropped: rows are sent again after the next
+        ``Welcome``.
+        """
         frames = [encode(message) for message in self._outbox]
         self._outbox.clear()
         if not frames or self._socket.closed:
@@ -387,17 +411,17 @@ class DeviceLink:
                 self._send(call.message)
 
     def _send_again(self, request_id: int, pending: _Pending) -> None:
-        """Rows without an answer, under the handles their digests have in the new epoch."""
+        """Send the rows that have no answer again, with the handles of the new epoch."""
         rows: list[Row] = []
         sent: list[int] = []
-        for at, admitted in enumerate(pending.rows):
+        for at, row in enumerate(pending.rows):
             if pending.results[at] is not None:
                 continue
-            renewed = self.renewed(admitted)
-            if renewed is None:
+            rebound = self.rebind(row)
+            if rebound is None:
                 pending.take(RowResult(request_id, at, b"", error=BundleGone.code), at)
             else:
-                rows.append(renewed.row)
+                rows.append(rebound.row)
                 sent.append(at)
         pending.sent = sent
         if rows:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from peterrec.model.spec import FIRST_ITEM, UNK
 
 ItemId = str | int
-"""An int means the item whose id is that number's decimal string."""
+"""An item id as callers send it. An int means the item whose id is its decimal string."""
 
 UnknownItems = Literal["drop", "map", "error"]
 
@@ -19,17 +19,17 @@ Tokens = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.bool_]
 
 SHOWN_UNKNOWN = 10
-"""Unknown ids that an answer names; their count is always exact."""
+"""Unknown ids that an answer names at most; the count it states is always exact."""
 
 UNKNOWN, BEYOND = -1, -2
-"""In place of a token: there is none, or the table of numbers does not reach so far."""
+"""Stand in for a token: the item is unknown, or its number is beyond the table of numbers."""
 
 NUMBERS_PER_ITEM = 16
-"""Numbers up to so many times the count of items go into a table: 64 bytes an item at most."""
+"""The table covers numbers up to 16 times the count of items: at most 64 bytes for each item."""
 
 
 class MappedHistory(msgspec.Struct, frozen=True, gc=False):
-    """A history as the network reads it: ``tokens`` int32, oldest first, without [CLS].
+    """A history as the network reads it: ``tokens`` are int32, oldest first, without [CLS].
 
     ``used_items`` counts the tokens; ``is_cold`` means that none of them is a known item.
     """
@@ -43,7 +43,7 @@ class MappedHistory(msgspec.Struct, frozen=True, gc=False):
 
 
 class ItemVocabulary:
-    """Token ids by external id."""
+    """The token ids of the backbone's items, by external id."""
 
     def __init__(self, items: Iterable[str], max_len: int) -> None:
         self._max_len = max_len
@@ -51,7 +51,7 @@ class ItemVocabulary:
         self._numbers = _NumberTable(self._tokens)
 
     def map_history(self, history: Sequence[ItemId], unknown_items: UnknownItems) -> MappedHistory:
-        """Tokens of the newest ``max_len`` items; unknown ones are left out unless mapped to UNK.
+        """Map the newest ``max_len`` items to tokens. Unknown items are dropped, or mapped to UNK.
 
         The policy ``error`` maps like ``drop``: the caller refuses a history with unknown items.
         """
@@ -85,10 +85,10 @@ class ItemVocabulary:
 
 
 class _NumberTable:
-    """Tokens of the items that are small numbers: a history of ints takes one look.
+    """Tokens of the items whose ids are small numbers: maps a history of ints in one operation.
 
-    The look-ups of fifty ids in a dict wait for memory a hundred times, which was a sixth of all
-    that a worker does for a request.
+    Fifty look-ups in a dict miss the CPU cache about a hundred times, which took a sixth of a
+    worker's time for a request.
     """
 
     def __init__(self, tokens: Mapping[str, int]) -> None:
@@ -104,7 +104,7 @@ class _NumberTable:
         self._table[[0, -1]] = UNKNOWN if self._is_complete else BEYOND  # numbers past either end
 
     def find(self, history: Sequence[ItemId]) -> Tokens | None:
-        """The token of each item, or UNKNOWN; None if the table can't tell."""
+        """Return the token of each item, or UNKNOWN; None if an item may be outside the table."""
         try:
             numbers = array("q", history)  # type: ignore[type-var]  # a string is refused
         except (TypeError, OverflowError):
@@ -133,13 +133,14 @@ class Catalog(Protocol):
     def __getitem__(self, index: int) -> str: ...
 
     def index_of(self, external_id: str) -> int | None:
-        """The output that stands for an item; None if the catalog lacks it."""
+        """Return the output that scores an item; None if the catalog lacks it."""
 
 
 class MappedSelection(msgspec.Struct, frozen=True, gc=False):
-    """Which outputs of a ranking head may be returned; indices int64, None means all.
+    """The outputs of a ranking head that may be returned; indices are int64.
 
-    ``filtered``: how many items of the catalog, or of the candidates, are held back.
+    Without ``candidates`` all outputs may be returned but the ``excluded`` ones. ``filtered``
+    counts the items of the catalog, or of the candidates, that are excluded.
     """
 
     excluded: bytes
@@ -151,15 +152,15 @@ class MappedSelection(msgspec.Struct, frozen=True, gc=False):
 def map_selection(
     catalog: Catalog, excluded: Collection[ItemId], candidates: Sequence[ItemId] | None
 ) -> MappedSelection:
-    """Catalog indices of items never to return and, if given, of the only ones to choose from."""
-    held_back = _indices(catalog, excluded)
+    """Map excluded items and candidates to catalog indices."""
+    found_excluded = _indices(catalog, excluded)
     if candidates is None:
-        return MappedSelection(_packed(held_back), None, len(held_back), [])
-    chosen = _indices(catalog, candidates)
+        return MappedSelection(_packed(found_excluded), None, len(found_excluded), [])
+    found_candidates = _indices(catalog, candidates)
     return MappedSelection(
-        excluded=_packed(held_back),
-        candidates=_packed(chosen),
-        filtered=len(held_back & chosen),
+        excluded=_packed(found_excluded),
+        candidates=_packed(found_candidates),
+        filtered=len(found_excluded & found_candidates),
         unknown_candidates=[c for c in candidates if catalog.index_of(str(c)) is None][
             :SHOWN_UNKNOWN
         ],

@@ -1,4 +1,4 @@
-"""JSON bodies → typed requests; what is wrong is told with its place."""
+"""JSON bodies → typed requests; an error names the place in the body."""
 
 from typing import NamedTuple
 
@@ -25,14 +25,14 @@ _HINT = "/docs shows the body; item ids are strings or ints, oldest first."
 
 
 class ParsedPredict(NamedTuple):
-    """The instances of a call, or what is wrong with each."""
+    """The instances of a call, each valid or an error, and its parameters."""
 
     instances: list[Instance | PeterRecError]
     parameters: Parameters
 
 
 def parse_predict(body: bytes) -> ParsedPredict:
-    """A predict body; one bad instance among several spoils only its own slot."""
+    """Parse a predict body. A bad instance among several becomes an error in its own place."""
     try:
         request = _decode_request(body)
     except msgspec.ValidationError as error:
@@ -47,7 +47,7 @@ def parse_predict(body: bytes) -> ParsedPredict:
 
 
 def parse_users_predict(body: bytes) -> UsersPredictRequest:
-    """A body that asks many tasks about one history."""
+    """Parse a body that asks many tasks about one history."""
     try:
         return _decode_users_request(body)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

@@ -1,16 +1,18 @@
-"""From questions about users to their answers: map, resolve, admit, await, decode.
+"""Predictions, from questions about users to their answers, in one call.
 
-Every step passes an error through in its own slot, so a bad row never fails its neighbours.
+A call resolves tasks to versions, binds each question to a version as a row, sends the rows to the
+device and decodes the results. Each question carries its own error through all steps, so a bad one
+never fails its neighbours.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from peterrec.model.errors import PeterRecError
 from peterrec.patches.identity import TenantId
 from peterrec.service.errors import HistoryTooLong, UnknownItemsRefused
-from peterrec.service.predict.canary import Answered, Splitter
+from peterrec.service.predict.canary import Answered, TrafficRouter
 from peterrec.service.predict.catalogs import Catalogs
 from peterrec.service.predict.device_link import DeviceLink
 from peterrec.service.predict.item_ids import (
@@ -20,13 +22,12 @@ from peterrec.service.predict.item_ids import (
     MappedHistory,
     UnknownItems,
 )
-from peterrec.service.predict.rows import (
+from peterrec.service.predict.questions import (
     RANKING,
-    Admission,
-    Catalogued,
+    BoundQuestion,
     Question,
-    admit,
-    prediction,
+    bind,
+    decode,
 )
 from peterrec.service.predict.schemas import MAX_HISTORY_ITEMS, Instance, Parameters
 from peterrec.service.predict.task_table import TaskTable, VersionName
@@ -36,30 +37,37 @@ from peterrec.service.protocol.served_task import ServedTask
 from peterrec.service.telemetry.events import Emit, ItemsMapped
 
 
-class Wanted(NamedTuple):
-    """A task that is asked for, and by which version, if not by whom its traffic gives."""
+class TaskQuestions(NamedTuple):
+    """What a call asks one task. Without ``version``, the task's prod and traffic answer.
+
+    A question that is an error already keeps its place and becomes its own answer.
+    """
 
     task: str
-    version: VersionName | None = None
+    version: VersionName | None
+    questions: Sequence[Question | PeterRecError]
 
 
-class Asked(NamedTuple):
-    """A question and the version that is to answer it."""
+class TaskAnswers(NamedTuple):
+    """The answers of one task, in the order of its questions.
 
-    served: ServedTask
-    question: Question
+    ``served`` is the version that the task resolved to, or the error why there is none; each answer
+    is that error then.
+    """
+
+    served: ServedTask | PeterRecError
+    answers: list[Answered]
 
 
-class Resolved(NamedTuple):
-    """Tasks by one table, in the order they were asked for, and catalogs of those that rank."""
+class Predicted(NamedTuple):
+    """The answers of all tasks of a call, in order, all resolved by one revision of the table."""
 
-    served: Sequence[ServedTask | PeterRecError]
-    catalogs: Catalogued
+    tasks: list[TaskAnswers]
     registry_revision: int
 
 
 class Predictor:
-    """The straight line of a prediction; shared by all routes. Lives on the event loop."""
+    """Answers questions about users; shared by all routes. Lives on the event loop."""
 
     def __init__(
         self,
@@ -74,10 +82,10 @@ class Predictor:
         self._link = link
         self._catalogs = catalogs
         self._emit = emit
-        self._splitter = Splitter(link, TrafficObserver(link.tell))
+        self._router = TrafficRouter(link, TrafficObserver(link.send_traffic))
 
     def map_history(self, ids: Sequence[ItemId], policy: UnknownItems) -> MappedHistory:
-        """The history as tokens; HistoryTooLong or UnknownItemsRefused if it is refused."""
+        """Map a history to tokens; raise HistoryTooLong or UnknownItemsRefused."""
         if len(ids) > MAX_HISTORY_ITEMS:
             raise HistoryTooLong(
                 f"the history has {len(ids)} items, at most {MAX_HISTORY_ITEMS} are accepted.",
@@ -96,71 +104,79 @@ class Predictor:
     def questions(
         self, instances: Sequence[Instance | PeterRecError], parameters: Parameters
     ) -> list[Question | PeterRecError]:
-        """What each instance asks, the call's parameters filled in."""
+        """Make a question of each instance, with the call's parameters as defaults."""
         return [
             given if isinstance(given, PeterRecError) else self._question(given, parameters)
             for given in instances
         ]
 
-    async def resolve(self, tenant: TenantId, tasks: Sequence[Wanted]) -> Resolved:
-        """The versions that answer now, all of one table, with the catalogs that they need.
+    async def predict(
+        self, tenant: TenantId, asked: Sequence[TaskQuestions], deadline: float
+    ) -> Predicted:
+        """Answer the questions of one call. ``deadline`` is on ``time.monotonic``.
 
-        Reading a catalog takes a while, so the tasks are resolved anew afterwards: between this
-        and sending the rows there must be no ``await``.
+        Raises DeviceUnavailable or QueueFull for all of them together; every other error is the
+        answer of one question.
         """
-        held: dict[str, Catalog | PeterRecError] = {}
-        while True:
-            served = [self._resolve(tenant, wanted) for wanted in tasks]
-            missing = [
-                bundle
-                for task in served
-                if isinstance(task, ServedTask)
-                for bundle in _bundles(task)
-                if not self._is_held(bundle, held)
-            ]
-            if not missing:
-                return Resolved(served, held, self._table.revision)
+        catalogs: dict[str, Catalog | PeterRecError] = {}
+        served = self._resolve_all(tenant, asked)
+        while missing := self._missing(served, catalogs):
             for bundle in missing:
-                held[bundle.digest] = await self._load(bundle)
-
-    def admit(
-        self, asked: Sequence[Asked | PeterRecError], catalogs: Catalogued
-    ) -> list[Admission | PeterRecError]:
-        """Rows bound to the bundles that their tasks resolved to."""
-        return [
-            each if isinstance(each, PeterRecError) else self._admit(*each, catalogs)
-            for each in asked
+                catalogs[bundle.digest] = await self._read_catalog(bundle)
+            served = self._resolve_all(tenant, asked)  # the table may have changed meanwhile
+        # No await from here until the link has the rows: a bundle may leave the device once the
+        # worker has acknowledged a table without it, and rows sent before that are still run.
+        revision = self._table.revision
+        bound = [
+            self._bind(version, question, catalogs)
+            for version, each in zip(served, asked, strict=True)
+            for question in each.questions
         ]
+        answers = iter(await self._answer(bound, deadline))
+        tasks = [
+            TaskAnswers(version, [next(answers) for _ in each.questions])
+            for version, each in zip(served, asked, strict=True)
+        ]
+        return Predicted(tasks, revision)
 
-    async def answer(
-        self, admitted: Sequence[Admission | PeterRecError], deadline: float
+    async def _answer(
+        self, bound: Sequence[BoundQuestion | PeterRecError], deadline: float
     ) -> list[Answered]:
-        """Each admission's prediction, or why it has none, in order."""
-        rows = [each.row for each in admitted if isinstance(each, Admission)]
+        """Send the rows, wait for their results and decode them. Sends before the first await."""
+        rows = [each.row for each in bound if isinstance(each, BoundQuestion)]
         if not rows:
-            return [Answered(each) for each in admitted if isinstance(each, PeterRecError)]
-        beside = [each.beside for each in admitted if isinstance(each, Admission) and each.beside]
-        silent = [quiet.row for each in beside for quiet in each.silent] if beside else ()
+            return [Answered(each) for each in bound if isinstance(each, PeterRecError)]
+        traffic = [
+            each.traffic for each in bound if isinstance(each, BoundQuestion) and each.traffic
+        ]
+        shadows = [shadow.row for each in traffic for shadow in each.shadows] if traffic else ()
         started = time.monotonic()
-        found = await self._link.predict(rows, deadline, silent)
+        found = await self._link.predict(rows, deadline, shadows)
         results = iter(found.rows)
         answered = [
-            Answered(prediction(each.subject, next(results)), each.by)
-            if isinstance(each, Admission)
+            Answered(decode(each.subject, next(results)), each.by)
+            if isinstance(each, BoundQuestion)
             else Answered(each)
-            for each in admitted
+            for each in bound
         ]
-        if not beside:
+        if not traffic:
             return answered
         latency_s = time.monotonic() - started
-        return await self._splitter.settle(admitted, answered, found.silent, latency_s, deadline)
+        return await self._router.settle(bound, answered, found.shadows, latency_s, deadline)
 
-    def _admit(
-        self, served: ServedTask, question: Question, catalogs: Catalogued
-    ) -> Admission | PeterRecError:
+    def _bind(
+        self,
+        served: ServedTask | PeterRecError,
+        question: Question | PeterRecError,
+        catalogs: Mapping[str, Catalog | PeterRecError],
+    ) -> BoundQuestion | PeterRecError:
+        if isinstance(served, PeterRecError):
+            return served
+        if isinstance(question, PeterRecError):
+            return question
         if served.split is None:
-            return admit(served, question, catalogs)
-        return self._splitter.admit(served.split, served, question, catalogs)
+            return bind(served, question, catalogs)
+        return self._router.route(served.split, served, question, catalogs)
 
     def _question(self, instance: Instance, parameters: Parameters) -> Question | PeterRecError:
         try:
@@ -170,7 +186,7 @@ class Predictor:
         seen = instance.exclude_seen
         return Question(
             history=history,
-            ids=instance.history,
+            item_ids=instance.history,
             top_k=parameters.top_k if instance.top_k is None else instance.top_k,
             exclude_seen=parameters.exclude_seen if seen is None else seen,
             exclude=instance.exclude,
@@ -178,29 +194,50 @@ class Predictor:
             user_id=instance.user_id,
         )
 
-    def _resolve(self, tenant: TenantId, wanted: Wanted) -> ServedTask | PeterRecError:
+    def _resolve_all(
+        self, tenant: TenantId, asked: Sequence[TaskQuestions]
+    ) -> list[ServedTask | PeterRecError]:
+        return [self._resolve(tenant, each.task, each.version) for each in asked]
+
+    def _resolve(
+        self, tenant: TenantId, task: str, version: VersionName | None
+    ) -> ServedTask | PeterRecError:
         try:
-            return self._table.resolve(tenant, *wanted)
+            return self._table.resolve(tenant, task, version)
         except PeterRecError as error:
             return error
 
-    async def _load(self, bundle: BundleEntry) -> Catalog | PeterRecError:
-        try:
-            return await self._catalogs.load(bundle)
-        except PeterRecError as error:
-            return error
+    def _missing(
+        self,
+        served: Sequence[ServedTask | PeterRecError],
+        catalogs: dict[str, Catalog | PeterRecError],
+    ) -> list[BundleEntry]:
+        """Ranking bundles whose catalogs must be read first; those in memory enter ``catalogs``."""
+        return [
+            bundle
+            for task in served
+            if isinstance(task, ServedTask)
+            for bundle in _bundles(task)
+            if bundle.kind == RANKING and not self._is_at_hand(bundle.digest, catalogs)
+        ]
 
-    def _is_held(self, bundle: BundleEntry, held: dict[str, Catalog | PeterRecError]) -> bool:
-        if bundle.kind != RANKING or bundle.digest in held:
+    def _is_at_hand(self, digest: str, catalogs: dict[str, Catalog | PeterRecError]) -> bool:
+        if digest in catalogs:
             return True
-        catalog = self._catalogs.peek(bundle.digest)
+        catalog = self._catalogs.peek(digest)
         if catalog is not None:
-            held[bundle.digest] = catalog
+            catalogs[digest] = catalog
         return catalog is not None
+
+    async def _read_catalog(self, bundle: BundleEntry) -> Catalog | PeterRecError:
+        try:
+            return await self._catalogs.read(bundle)
+        except PeterRecError as error:
+            return error
 
 
 def _bundles(task: ServedTask) -> list[BundleEntry]:
-    """Every bundle that may be asked for the task."""
+    """Every bundle that may be asked for the task: prod's, canaries' and shadows'."""
     if task.split is None:
         return [task.bundle]
     others = (*task.split.canaries.values(), *task.split.shadows)

@@ -1,4 +1,4 @@
-"""What this worker serves: a mirror of the device process's table, changed only by its messages."""
+"""What this worker serves: a copy of the device process's table, changed by its messages only."""
 
 import asyncio
 from collections.abc import Iterable
@@ -20,12 +20,13 @@ VersionName = int | str
 """A version by its number, its digest, or an alias that names it."""
 
 MAX_DIGITS = 18
+"""Longer decimal texts are not version numbers: 18 digits always fit a signed 64-bit integer."""
 
 
 class TaskTable:
-    """Tasks, residencies and revision of one device process, swapped between requests.
+    """Tasks, resident bundles and revision of one device process.
 
-    Lives on the event loop: what is resolved without an ``await`` in between is one snapshot.
+    Lives on the event loop: look-ups without an ``await`` between them see one snapshot.
     """
 
     def __init__(self) -> None:
@@ -35,10 +36,10 @@ class TaskTable:
         self._tasks: dict[str, dict[str, TaskEntry]] = {}  # by tenant and name
         self._bundles: dict[str, BundleEntry] = {}  # by digest
         self._splits: dict[tuple[str, str], Split] = {}
-        self._turned = asyncio.Event()
+        self._changed = asyncio.Event()
 
     def apply(self, update: TableUpdate) -> None:
-        """Take over a change; a full one replaces everything known so far."""
+        """Apply a change; a full one replaces everything known so far."""
         if update.is_full:
             self._tasks, self._bundles = {}, {}
         for digest in update.removed_bundles:
@@ -53,37 +54,38 @@ class TaskTable:
         self.epoch = update.epoch
         self.version = update.version
         self.revision = update.revision
-        turned, self._turned = self._turned, asyncio.Event()
-        turned.set()
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     async def turn(self, timeout_s: float) -> bool:
         """Wait for the next change; False if there was none in time."""
         try:
             async with asyncio.timeout(timeout_s):
-                await self._turned.wait()
+                await self._changed.wait()
         except TimeoutError:
             return False
         return True
 
     def _own(self, digest: Digest) -> Digest:
-        """The digest's text as its bundle has it: ten thousands are held once."""
+        """Return the equal text that the bundle holds, so that each digest is in memory once."""
         bundle = self._bundles.get(digest)
         return digest if bundle is None else bundle.digest
 
     def entry(self, tenant: str, task: str) -> TaskEntry | None:
-        """The task as the registry has it; None if the tenant has no such task."""
+        """Return the task as it is served; None if the tenant has no such task."""
         return self._tasks.get(tenant, {}).get(task)
 
     def entries(self, tenant: str) -> Iterable[TaskEntry]:
-        """The tenant's tasks in the order of their names."""
+        """Return the tenant's tasks in the order of their names."""
         return sorted(self._tasks.get(tenant, {}).values(), key=lambda entry: entry.task)
 
     def resolve(
         self, tenant: TenantId, task: str, version: VersionName | None = None
     ) -> ServedTask:
-        """What answers now: prod with its traffic, or the version that is asked for.
+        """Return what answers now: prod with its traffic, or the version that is asked for.
 
-        TaskNotFound, TaskNotActive, VersionNotServed, AliasNotFound or BundleNotReady if none.
+        Raises TaskNotFound, TaskNotActive, VersionNotServed, AliasNotFound or BundleNotReady, and
+        DeviceUnavailable before the first table has arrived.
         """
         entry = self.entry(tenant, task)
         if entry is None:
@@ -99,7 +101,7 @@ class TaskTable:
         return ServedTask(tenant, task, number, PROD, bundle, Role.PROD, split)
 
     def resident(self, digest: str) -> BundleEntry | None:
-        """The current residency of a bundle; None if the device does not hold it."""
+        """Return a bundle's entry; None if no task names it or the device does not hold it."""
         return self._bundles.get(digest)
 
     def _bundle(self, entry: TaskEntry, number: int) -> BundleEntry:
@@ -110,8 +112,11 @@ class TaskTable:
         return bundle
 
     def _split(self, entry: TaskEntry, active: ActiveTraffic) -> Split | None:
-        """The task's traffic; made once a table, for all its requests. None if it lacks a bundle:
-        a canary that is not there must not keep prod from answering."""
+        """Return the task's traffic, made once per table for all requests.
+
+        None if one of its bundles is not resident: a missing canary must not keep prod from
+        answering.
+        """
         key = (entry.tenant, entry.task)
         split = self._splits.get(key)
         if split is None and active.versions.keys() <= self._bundles.keys():
@@ -140,7 +145,7 @@ class TaskTable:
 
 
 def _find(entry: TaskEntry, wanted: VersionName) -> tuple[int, str | None]:
-    """The number of the version that is asked for, and the alias if it was by one."""
+    """Return the number of the version that is asked for, and the alias if one was given."""
     text = str(wanted)
     if text.isdecimal() and len(text) <= MAX_DIGITS:
         if int(text) in entry.numbers:

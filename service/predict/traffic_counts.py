@@ -1,10 +1,7 @@
-"""What a worker sees of the versions of a task's traffic, told to the device process in sums."""
+"""Counts of what a worker sees of a task's canaries and shadows, sent to the device process."""
 
 import asyncio
-import math
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 from peterrec.model.errors import Category, PeterRecError
 from peterrec.patches.bundle.divergence import (
@@ -22,31 +19,20 @@ from peterrec.service.predict.schemas import (
     TagsPrediction,
     ValuePrediction,
 )
-from peterrec.service.protocol.messages import TrafficSeen, VersionSeen
-from peterrec.service.protocol.served_task import Role, ServedTask, Split
+from peterrec.service.protocol.messages import TrafficSeen
+from peterrec.service.protocol.served_task import ServedTask, Split
+from peterrec.service.protocol.tally import Tallies, Tally
 
 SEND_INTERVAL_S = 0.2
-
-BUCKET_RATIO = 1.02
-"""Latencies are counted in buckets so wide: a percentile is told within 1 %."""
-
-_LOG_RATIO = math.log(BUCKET_RATIO)
-SHORTEST_MS = 1e-3
-
-
-def bucket_of(latency_ms: float) -> int:
-    """The bucket that a latency is counted in."""
-    return math.ceil(math.log(max(latency_ms, SHORTEST_MS)) / _LOG_RATIO)
-
-
-def latency_of(bucket: int) -> float:
-    """The latency in ms that a bucket stands for: its middle."""
-    return 2 * BUCKET_RATIO**bucket / (1 + BUCKET_RATIO)
+"""Seconds after the first row until the sums are sent: five messages a second at most."""
 
 
 def is_fault(error: PeterRecError) -> bool:
-    """True if the version may be to blame, and not the caller. That it ran out of time may be due
-    to the load: a guard errs on the safe side."""
+    """True if the version may be to blame, and not the caller.
+
+    A deadline counts as a fault of the version although load may be the reason: a guard errs on the
+    safe side.
+    """
     of_bundle = isinstance(error, BundleGone | BundleNotReady)
     return of_bundle or error.category in {Category.INTERNAL, Category.DEADLINE}
 
@@ -68,61 +54,11 @@ def divergence(first: Prediction, second: Prediction) -> float:
             return 1.0
 
 
-@dataclass(slots=True)
-class Tally:
-    """Sums over rows of one version in one role."""
-
-    requests: int = 0
-    errors: int = 0
-    latencies: Counter[int] = field(default_factory=Counter)
-    compared: int = 0
-    divergence: float = 0.0
-
-    def count(self, latency_s: float, *, is_error: bool, diverged: float | None) -> None:
-        """Add a row; ``diverged`` is None if prod did not answer it too."""
-        self.requests += 1
-        self.errors += is_error
-        self.latencies[bucket_of(latency_s * 1000)] += 1
-        if diverged is not None:
-            self.compared += 1
-            self.divergence += diverged
-
-    def add(self, seen: VersionSeen) -> None:
-        """Add what a worker has summed up."""
-        self.requests += seen.requests
-        self.errors += seen.errors
-        self.latencies.update(seen.latencies)
-        self.compared += seen.compared
-        self.divergence += seen.divergence
-
-    def merge(self, other: "Tally") -> None:
-        """Add another tally."""
-        self.requests += other.requests
-        self.errors += other.errors
-        self.latencies.update(other.latencies)
-        self.compared += other.compared
-        self.divergence += other.divergence
-
-    def p99_ms(self) -> float:
-        """The latency that one in a hundred rows exceeds; 0 without rows."""
-        left = math.ceil(0.99 * self.requests)
-        for bucket in sorted(self.latencies):
-            left -= self.latencies[bucket]
-            if left <= 0:
-                return latency_of(bucket)
-        return 0.0
-
-    def mean_divergence(self) -> float | None:
-        """Over the rows that prod answered too; None if there were none."""
-        return self.divergence / self.compared if self.compared else None
-
-
-Tallies = dict[tuple[str, Role], Tally]
-"""By digest and role."""
-
-
 class TrafficObserver:
-    """Sums up rows on the event loop and sends the sums a few times a second, if there are any."""
+    """Sums up rows and sends the sums a few times a second, if there are any.
+
+    Lives on the event loop.
+    """
 
     def __init__(self, send: Callable[[TrafficSeen], None]) -> None:
         self._send = send
@@ -136,9 +72,9 @@ class TrafficObserver:
         latency_s: float,
         prods: Prediction | PeterRecError | None = None,
     ) -> None:
-        """Count a version's outcome, compared with prod's if there is one.
+        """Count a version's outcome for one row, and its divergence from prod's, if that is given.
 
-        A refusal that is the caller's own doing is not counted.
+        A refusal that the caller caused is not counted.
         """
         is_error = isinstance(outcome, PeterRecError)
         if isinstance(outcome, PeterRecError) and not is_fault(outcome):
@@ -155,19 +91,5 @@ class TrafficObserver:
     def _send_sums(self) -> None:
         sums, self._sums = self._sums, {}
         for (tenant, task, revision), tallies in sums.items():
-            self._send(TrafficSeen(tenant, task, revision, _seen(tallies)))
-
-
-def _seen(tallies: Mapping[tuple[str, Role], Tally]) -> list[VersionSeen]:
-    return [
-        VersionSeen(
-            digest,
-            role,
-            tally.requests,
-            tally.errors,
-            dict(tally.latencies),
-            tally.compared,
-            tally.divergence,
-        )
-        for (digest, role), tally in tallies.items()
-    ]
+            versions = [tally.seen(digest, role) for (digest, role), tally in tallies.items()]
+            self._send(TrafficSeen(tenant, task, revision, versions))

@@ -1,10 +1,10 @@
-"""What passes between HTTP workers and the device process, as msgpack over a unix socket.
+"""Messages between HTTP workers and the device process, as msgpack over a unix socket.
 
-Workers are zmq DEALERs, the device process a ROUTER. A worker's zmq message carries a message per
-frame, all that it had to send in one turn of its loop. A worker says ``Hello`` on connecting and
-every second after; the device process answers ``Welcome`` with the whole table if the worker does
-not know its *epoch*, the number of this life of the device process. Array-encoded structs: new
-fields go last and have defaults.
+Workers are zmq DEALERs, the device process is a ROUTER. A worker's zmq message has one of these
+messages in each frame: all that the worker had to send in one turn of its loop. A worker sends
+``Hello`` on connecting and every second after. The device process answers ``Welcome`` with the
+whole table if the worker does not know its *epoch*, a number that each start of the device process
+takes anew. The structs are encoded as arrays, so new fields go last and have defaults.
 """
 
 from typing import Self
@@ -16,14 +16,14 @@ from peterrec.patches.interning import shared
 from peterrec.patches.registry.records import TaskEntry
 
 Handle = int
-"""One residency of one bundle on the device, unique within an epoch; never used again."""
+"""Names one residency of one bundle on the device; never used twice within an epoch."""
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One history for one bundle.
 
-    ``tokens``: int32 token ids, oldest first, at most ``max_len``, without [CLS]. ``excluded`` and
-    ``candidates``: int64 catalog indices of a ranking head; None for candidates means all.
+    ``tokens`` are int32 token ids, oldest first, at most ``max_len``, without [CLS]. ``excluded``
+    and ``candidates`` are int64 catalog indices of a ranking head; None for candidates means all.
     """
 
     handle: Handle
@@ -34,9 +34,9 @@ class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class RequestRows(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Rows of one request; answered row by row in ``BatchResults``, in any order.
+    """Rows of one request; ``BatchResults`` answer them row by row, in any order.
 
-    ``deadline`` is on the system-wide monotonic clock, in seconds.
+    ``deadline`` is in seconds on the system-wide monotonic clock.
     """
 
     request_id: int
@@ -45,10 +45,10 @@ class RequestRows(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Predict(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
-    """The requests that came to a worker in one turn of its loop.
+    """The requests that reached a worker in one turn of its loop.
 
-    Those of another epoch are dropped without an answer: the worker sends them again after
-    ``Welcome``.
+    If they are of another epoch they are dropped without an answer: the worker sends them again
+    after ``Welcome``.
     """
 
     epoch: int
@@ -62,14 +62,14 @@ class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=2):
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """A worker is here and knows this epoch (0: none)."""
+    """A worker is connected and knows this epoch; 0 if it knows none."""
 
     worker: str
     epoch: int
 
 
 class TableAck(msgspec.Struct, frozen=True, array_like=True, tag=4):
-    """From now on this worker admits rows by table ``version`` or a newer one."""
+    """From now on this worker binds rows by table ``version`` or a newer one."""
 
     epoch: int
     version: int
@@ -90,7 +90,7 @@ class Sync(msgspec.Struct, frozen=True, array_like=True, tag=6):
 
 
 class Goodbye(msgspec.Struct, frozen=True, array_like=True, tag=7):
-    """The worker has drained and leaves; nobody need wait for its acknowledgements."""
+    """The worker has drained and leaves; its acknowledgements are no longer waited for."""
 
     worker: str
 
@@ -98,9 +98,8 @@ class Goodbye(msgspec.Struct, frozen=True, array_like=True, tag=7):
 class VersionSeen(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a worker saw of one version in one role since its last message, in rows.
 
-    ``latencies``: rows by bucket (``service/predict/traffic_counts.py``). ``divergence`` is the
-    sum over the
-    ``compared`` rows that prod answered too.
+    ``latencies`` are rows by bucket (``service/protocol/tally.py``). ``divergence`` is the sum over
+    the ``compared`` rows, which prod answered too.
     """
 
     digest: str
@@ -113,7 +112,7 @@ class VersionSeen(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class TrafficSeen(msgspec.Struct, frozen=True, array_like=True, tag=8):
-    """What a worker saw of one task's traffic, which is named by its revision; no answer."""
+    """What a worker saw of one task's traffic, which its revision names. Has no answer."""
 
     tenant: str
     task: str
@@ -125,9 +124,9 @@ ToDevice = Predict | Cancel | Hello | TableAck | Validate | Sync | Goodbye | Tra
 
 
 class BundleEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A resident bundle: what a worker needs to admit rows and to name results.
+    """A resident bundle: what a worker needs to bind rows and to name results.
 
-    ``catalog_path`` is the local bundle file a ranking head's item ids are read from.
+    ``catalog_path`` is the local bundle file that a ranking head's item ids are read from.
     """
 
     handle: Handle
@@ -139,7 +138,10 @@ class BundleEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     catalog_path: str
 
     def shared(self) -> Self:
-        """The same entry with parts shared with equal ones: a worker keeps ten thousands."""
+        """Return an equal entry that shares its texts with other entries.
+
+        A worker keeps tens of thousands of entries.
+        """
         return msgspec.structs.replace(
             self,
             kind=shared(self.kind),
@@ -149,7 +151,7 @@ class BundleEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class KeyEntry(msgspec.Struct, frozen=True, array_like=True):
-    """An API key: only its sha256 (hex) leaves the registry."""
+    """An API key. The registry gives out its sha256 (hex) only."""
 
     key_id: str
     sha256: str
@@ -175,7 +177,10 @@ class TableUpdate(msgspec.Struct, frozen=True, array_like=True, tag=20):
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=21):
-    """Answer to a ``Hello`` of another epoch. ``is_ready``: warm and the registry read once."""
+    """Answer to a ``Hello`` of another epoch.
+
+    ``is_ready`` means that the device is warm and has loaded what the registry names.
+    """
 
     epoch: int
     is_ready: bool
@@ -183,10 +188,11 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=21):
 
 
 class RowResult(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One row's answer.
+    """The answer to one row.
 
-    ``values``: float32 scores, one per output, or the top-k's if the head ranks; ``indices``: the
-    top-k's int64 catalog indices. ``error`` is a code, empty if the row was answered.
+    ``values`` are float32 scores: one per output, or those of the top k if the head ranks; then
+    ``indices`` are the int64 catalog indices of the top k. ``error`` is a code, or empty if the row
+    was answered.
     """
 
     request_id: int
@@ -212,9 +218,9 @@ class ProofReason(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Validated(msgspec.Struct, frozen=True, array_like=True, tag=23):
-    """Outcome of ``Validate``: no reasons means that the bundle may be registered.
+    """Outcome of ``Validate``: without reasons against it, the bundle may be registered.
 
-    ``summary`` is the JSON object that the registry keeps beside the version.
+    ``summary`` is the JSON object that the registry keeps with the version.
     """
 
     request_id: int
@@ -231,7 +237,7 @@ class Synced(msgspec.Struct, frozen=True, array_like=True, tag=24):
 
 
 class Status(msgspec.Struct, frozen=True, array_like=True, tag=25):
-    """Sent to every worker each second: readiness and staleness, for ``/readyz``."""
+    """Sent to every worker each second; ``/readyz`` shows its readiness and staleness."""
 
     epoch: int
     is_ready: bool

@@ -1,4 +1,4 @@
-"""Who answers a request: what prod names, a canary by its user, or the version that it asks for."""
+"""The version that answers a request: prod, the user's canary, or one that is asked for."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from peterrec.service.protocol.messages import BundleEntry
 
 
 class Role(StrEnum):
-    """Why a version computes an answer."""
+    """The reason why a version computes an answer."""
 
     PROD = "prod"
     CANARY = "canary"
@@ -24,8 +24,8 @@ class Role(StrEnum):
 class ServedTask(msgspec.Struct, frozen=True):
     """A task resolved to one version: all that a request needs until its answer is encoded.
 
-    ``alias`` is the name by which the version was found, if it was by one. ``split`` is the task's
-    traffic, if the request did not ask for a version of its own.
+    ``alias`` is the alias that named the version, or None. ``split`` is the task's traffic, or None
+    if it has none or the request asked for a certain version.
     """
 
     tenant: str
@@ -38,20 +38,23 @@ class ServedTask(msgspec.Struct, frozen=True):
 
     @property
     def digest(self) -> str:
-        """The bundle's digest as shown outside."""
+        """The bundle's digest as callers see it, with its algorithm."""
         return format_digest(Digest(self.bundle.digest))
 
 
-class Cast(NamedTuple):
-    """Who answers one history, and who computes it too without answering."""
+class Route(NamedTuple):
+    """The version that answers one history, and those that compute it only to be compared."""
 
     answering: ServedTask
-    silent: tuple[ServedTask, ...] = ()
+    shadowing: tuple[ServedTask, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A task's traffic and its versions beside prod; ``revision`` names it in all that is seen."""
+    """A task's traffic, and its canaries and shadows as served.
+
+    ``revision`` names the traffic in everything that is counted for it.
+    """
 
     ref: TaskRef
     traffic: Traffic
@@ -59,16 +62,19 @@ class Split:
     canaries: Mapping[Digest, ServedTask]
     shadows: tuple[ServedTask, ...]
 
-    def cast(self, prod: ServedTask, user: bytes) -> Cast:
-        """The version of this user. Prod computes a canary's histories too if they are compared."""
+    def route(self, prod: ServedTask, user: bytes) -> Route:
+        """Choose the version of this user.
+
+        If answers are compared, prod also computes the histories that a canary answers.
+        """
         chosen = self.traffic.choose(self.ref, user)
         if chosen is None:
-            return Cast(prod, self.shadows)
+            return Route(prod, self.shadows)
         answering = self.canaries[chosen]
         if not self._is_compared:
-            return Cast(answering)
+            return Route(answering)
         others = (each for each in self.shadows if each.bundle.digest != chosen)
-        return Cast(answering, (prod, *others))
+        return Route(answering, (prod, *others))
 
     @property
     def _is_compared(self) -> bool:

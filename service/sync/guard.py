@@ -19,9 +19,9 @@ from peterrec.patches.identity import Digest, TaskId, TaskRef, TenantId
 from peterrec.patches.registry.records import ActiveTraffic
 from peterrec.patches.registry.registry import Registry
 from peterrec.patches.registry.traffic import GuardReason, Observed
-from peterrec.service.predict.traffic_counts import Tallies, Tally
 from peterrec.service.protocol.messages import TrafficSeen
 from peterrec.service.protocol.served_task import Role
+from peterrec.service.protocol.tally import Tallies, Tally
 from peterrec.service.telemetry.events import (
     Emit,
     GuardBroken,
@@ -88,7 +88,7 @@ class TrafficWindow:
         tally = Tally()
         for found, role in self._keys():
             if found == digest and role is not Role.PROD:
-                tally.merge(self.tally(found, role))
+                tally.add(self.tally(found, role))
         return Observed(
             digest, tally.requests, tally.errors, tally.p99_ms(), tally.mean_divergence()
         )
@@ -98,7 +98,7 @@ class TrafficWindow:
         total = Tally()
         for _, tallies in self.slots:
             if (digest, role) in tallies:
-                total.merge(tallies[digest, role])
+                total.add(tallies[digest, role])
         return total
 
     def measured(self, ref: TaskRef) -> list[TrafficMeasured]:

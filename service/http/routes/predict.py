@@ -35,8 +35,8 @@ from peterrec.service.http.connection import Connection
 from peterrec.service.predict.canary import Answered
 from peterrec.service.predict.item_ids import MappedHistory
 from peterrec.service.predict.parse import parse_predict, parse_users_predict
-from peterrec.service.predict.predictor import Asked, Predictor, Wanted
-from peterrec.service.predict.rows import Admission, Question
+from peterrec.service.predict.predictor import Predictor, TaskAnswers, TaskQuestions
+from peterrec.service.predict.questions import Question
 from peterrec.service.predict.schemas import (
     MAX_BODY_BYTES,
     MAX_TASKS,
@@ -153,17 +153,16 @@ class PredictRoutes:
         instances, parameters = parse_predict(body)
         call.rows = len(instances)
         questions = self._predictor.questions(instances, parameters)
-        wanted = Wanted(task, parameters.version)
-        resolved = await self._predictor.resolve(principal.tenant, (wanted,))
-        served = resolved.served[0]
+        asked = TaskQuestions(task, parameters.version, questions)
+        predicted = await call.connection.while_it_lasts(
+            self._predictor.predict(principal.tenant, (asked,), deadline)
+        )
+        served, answered = predicted.tasks[0]
         if isinstance(served, PeterRecError):
             raise served
-        asked = [q if isinstance(q, PeterRecError) else Asked(served, q) for q in questions]
-        admitted = self._predictor.admit(asked, resolved.catalogs)
-        answered = await self._answer(call, admitted, deadline)
         if len(answered) == 1 and isinstance(answered[0].answer, PeterRecError):
             raise answered[0].answer
-        by = served if served.split is None else _speaker(served, answered)
+        by = served if served.split is None else _answering(served, answered)
         response = PredictResponse(
             task=task,
             version=by.version,
@@ -171,7 +170,7 @@ class PredictRoutes:
             alias=by.alias,
             role=by.role,
             kind=by.bundle.kind,
-            registry_revision=resolved.registry_revision,
+            registry_revision=predicted.registry_revision,
             request_id=call.head.request_id,
             predictions=[
                 _slot(*pair, has_traffic=served.split is not None)
@@ -187,19 +186,15 @@ class PredictRoutes:
         call.rows = 1
         call.tasks = self._known(principal, choices)
         history = self._predictor.map_history(request.history, request.parameters.unknown_items)
-        resolved = await self._predictor.resolve(
-            principal.tenant, [_wanted(choice, request) for choice in choices]
+        asked = [_task_question(principal, request, history, choice) for choice in choices]
+        predicted = await call.connection.while_it_lasts(
+            self._predictor.predict(principal.tenant, asked, deadline)
         )
-        asked = [
-            _ask(principal, served, _user_question(request, history, choice))
-            for choice, served in zip(choices, resolved.served, strict=True)
-        ]
-        admitted = self._predictor.admit(asked, resolved.catalogs)
-        results, errors = _sort(choices, await self._answer(call, admitted, deadline))
+        results, errors = _sort(choices, predicted.tasks)
         if errors and not results:
             raise NothingAnswered(errors)
         response = UsersPredictResponse(
-            registry_revision=resolved.registry_revision,
+            registry_revision=predicted.registry_revision,
             request_id=call.head.request_id,
             results=results,
             errors={task: error_body(error) for task, error in errors.items()},
@@ -228,18 +223,15 @@ class PredictRoutes:
             raise MalformedRequest("a task is named twice at $.tasks.", hint="Name it once.")
         return choices
 
-    async def _answer(
-        self, call: Call, admitted: Sequence[Admission | PeterRecError], deadline: float
-    ) -> list[Answered]:
-        return await call.connection.while_it_lasts(self._predictor.answer(admitted, deadline))
 
-
-def _ask(
-    principal: Principal, served: ServedTask | PeterRecError, question: Question
-) -> Asked | PeterRecError:
-    if isinstance(served, PeterRecError):
-        return served
-    return principal.refusal("predict", served.task) or Asked(served, question)
+def _task_question(
+    principal: Principal, request: UsersPredictRequest, history: MappedHistory, choice: TaskChoice
+) -> TaskQuestions:
+    """The question to one of many tasks; an error already if the caller may not ask this task."""
+    version = request.parameters.version if choice.version is None else choice.version
+    refusal = principal.refusal("predict", choice.task)
+    question = refusal or _user_question(request, history, choice)
+    return TaskQuestions(choice.task, version, (question,))
 
 
 def _user_question(
@@ -249,25 +241,21 @@ def _user_question(
     seen = choice.exclude_seen
     return Question(
         history=history,
-        ids=request.history,
+        item_ids=request.history,
         top_k=parameters.top_k if choice.top_k is None else choice.top_k,
         exclude_seen=parameters.exclude_seen if seen is None else seen,
         user_id=request.user_id,
     )
 
 
-def _wanted(choice: TaskChoice, request: UsersPredictRequest) -> Wanted:
-    pinned = request.parameters.version if choice.version is None else choice.version
-    return Wanted(choice.task, pinned)
-
-
 def _sort(
-    choices: Sequence[TaskChoice], answered: Sequence[Answered]
+    choices: Sequence[TaskChoice], tasks: Sequence[TaskAnswers]
 ) -> tuple[dict[str, Prediction], dict[str, PeterRecError]]:
     """Answers that name their bundles, and errors, by task."""
     results: dict[str, Prediction] = {}
     errors: dict[str, PeterRecError] = {}
-    for choice, (answer, by) in zip(choices, answered, strict=True):
+    for choice, task in zip(choices, tasks, strict=True):
+        answer, by = task.answers[0]
         if isinstance(answer, PeterRecError):
             errors[choice.task] = answer
         else:
@@ -275,8 +263,8 @@ def _sort(
     return results, errors
 
 
-def _speaker(prod: ServedTask, answered: Sequence[Answered]) -> ServedTask:
-    """Who answered, if all answers are by one version; else prod."""
+def _answering(prod: ServedTask, answered: Sequence[Answered]) -> ServedTask:
+    """The version that gave all answers, if there is one; else prod."""
     by = {each.by.bundle.digest: each.by for each in answered if each.by is not None}
     return next(iter(by.values())) if len(by) == 1 else prod
 

@@ -19,7 +19,7 @@ from peterrec.service.device.head_file import read_head
 from peterrec.service.device.head_reload import HeadReturns
 from peterrec.service.device.queue import QueuedRow, RowQueue
 from peterrec.service.device.slots import LocalBundle, Residency, SlotStore
-from peterrec.service.predict.device_link import AdmittedRow
+from peterrec.service.predict.device_link import BoundRow
 from peterrec.service.protocol.messages import BundleEntry, Row, RowResult
 from tests.model.random_tasks import random_history
 from tests.service.processes.test_device_process import ACME, PATIENCE_S, Replica, settings_for
@@ -70,7 +70,7 @@ async def ask(
     replica: Replica, bundle: BundleEntry, history: list[int], patience_s: float = PATIENCE_S
 ) -> RowResult:
     tokens = np.array(history, np.int32).tobytes()
-    rows = [AdmittedRow(Row(bundle.handle, tokens, top_k=TOP), bundle.digest)]
+    rows = [BoundRow(Row(bundle.handle, tokens, top_k=TOP), bundle.digest)]
     return (await replica.link.predict(rows, time.monotonic() + patience_s)).rows[0]
 
 

@@ -10,7 +10,7 @@ from peterrec.model.files.backbone_info import BackboneInfo
 from peterrec.patches.registry.registry import Registry
 from peterrec.service.http.auth import Authenticator
 from peterrec.service.http.routes.context import AdminContext
-from peterrec.service.predict.device_link import AdmittedRow, DeviceLink
+from peterrec.service.predict.device_link import BoundRow, DeviceLink
 from peterrec.service.predict.task_table import TaskTable
 from peterrec.service.protocol.messages import Row
 from tests.service.messages import DIGEST_A, full_update
@@ -27,7 +27,7 @@ async def test_other_work_runs_between_two_steps_only_while_a_request_waits(
     await link.start()
     table.apply(full_update(epoch=1))
     link.state.heard_at = asyncio.get_running_loop().time()
-    row = AdmittedRow(Row(7, b""), DIGEST_A)
+    row = BoundRow(Row(7, b""), DIGEST_A)
     request = asyncio.create_task(link.predict([row], link.state.heard_at + 60))
     if is_busy:
         await asyncio.sleep(0)

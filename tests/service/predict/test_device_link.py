@@ -10,7 +10,7 @@ import zmq
 import zmq.asyncio
 
 from peterrec.service.errors import DeadlineExceeded, DeviceUnavailable, QueueFull
-from peterrec.service.predict.device_link import AdmittedRow, DeviceLink
+from peterrec.service.predict.device_link import BoundRow, DeviceLink
 from peterrec.service.predict.task_table import TaskTable
 from peterrec.service.protocol.messages import (
     BatchResults,
@@ -114,8 +114,8 @@ async def link(endpoint: str, updates: list[TableUpdate]) -> AsyncIterator[Devic
     await link.close()
 
 
-def row(handle: int = 7, digest: str = DIGEST_A) -> AdmittedRow:
-    return AdmittedRow(Row(handle, b"\1\0\0\0"), digest)
+def row(handle: int = 7, digest: str = DIGEST_A) -> BoundRow:
+    return BoundRow(Row(handle, b"\1\0\0\0"), digest)
 
 
 def table(epoch: int, **handles: int) -> TableUpdate:
@@ -128,11 +128,11 @@ def soon_due(seconds: float = 10.0) -> float:
     return time.monotonic() + seconds
 
 
-def ask(link: DeviceLink, *rows: AdmittedRow, within_s: float = 10.0) -> "asyncio.Task":
+def ask(link: DeviceLink, *rows: BoundRow, within_s: float = 10.0) -> "asyncio.Task":
     return asyncio.create_task(_rows(link, rows, within_s))
 
 
-async def _rows(link: DeviceLink, rows: tuple[AdmittedRow, ...], within_s: float) -> object:
+async def _rows(link: DeviceLink, rows: tuple[BoundRow, ...], within_s: float) -> object:
     return (await link.predict(rows, soon_due(within_s))).rows
 
 
@@ -336,7 +336,7 @@ async def test_many_requests_at_once_are_all_answered(peer, link, monkeypatch):
     assert [[r.values for r in await task] for task in tasks] == [[b"ok"]] * 500
 
 
-async def test_silent_rows_ride_in_the_same_message_and_come_back_with_the_others(peer, link):
+async def test_shadow_rows_travel_in_the_same_message_and_come_back_with_the_others(peer, link):
     await peer.welcome(table(1, a=7, b=8))
     task = asyncio.create_task(link.predict([row()], soon_due(), [row(8, DIGEST_B)]))
     asked = await peer.asked()
@@ -344,35 +344,35 @@ async def test_silent_rows_ride_in_the_same_message_and_come_back_with_the_other
     await peer.send(BatchResults(1, 0.1, [answer(asked, 0, b"told"), answer(asked, 1, b"kept")]))
     results = await task
     assert [result.values for result in results.rows] == [b"told"]
-    assert [result and result.values for result in results.silent] == [b"kept"]
+    assert [result and result.values for result in results.shadows] == [b"kept"]
 
 
-async def test_nobody_waits_for_a_silent_row(peer, link):
+async def test_nobody_waits_for_a_shadow_row(peer, link):
     await peer.welcome(table(1, a=7))
     task = asyncio.create_task(link.predict([row()], soon_due(), [row()]))
     asked = await peer.asked()
     await peer.send(BatchResults(1, 0.1, [answer(asked, 0, b"told")]))
     results = await task
-    assert ([result.values for result in results.rows], results.silent) == ([b"told"], [None])
+    assert ([result.values for result in results.rows], results.shadows) == ([b"told"], [None])
     assert await peer.next(Cancel) == Cancel(asked.request_id)
     assert link.state.waiting_rows == 0
 
 
-async def test_silent_rows_are_left_out_rather_than_a_request_refused(peer, link):
+async def test_shadow_rows_are_left_out_rather_than_a_request_refused(peer, link):
     await peer.welcome(table(1, a=7))
-    silent = [row(), row()]
-    task = asyncio.create_task(link.predict([row(), row(), row()], soon_due(), silent))
+    shadows = [row(), row()]
+    task = asyncio.create_task(link.predict([row(), row(), row()], soon_due(), shadows))
     asked = await peer.asked()
     assert len(asked.rows) == 3
     await peer.send(BatchResults(1, 0.1, [answer(asked, at) for at in range(3)]))
-    assert (await task).silent == [None, None]
+    assert (await task).shadows == [None, None]
 
 
-async def test_a_row_is_renewed_under_the_handle_that_its_bundle_has_now(peer, link):
+async def test_a_row_is_rebound_to_the_handle_that_its_bundle_has_now(peer, link):
     await peer.welcome(table(1, a=7))
     await peer.send(update(2, bundles=[bundle_entry(9, DIGEST_A)], removed=[DIGEST_A]))
     await peer.next(TableAck)
-    renewed = link.renewed(row(7, DIGEST_A))
-    assert renewed is not None
-    assert renewed.row.handle == 9
-    assert link.renewed(row(8, DIGEST_B)) is None
+    rebound = link.rebind(row(7, DIGEST_A))
+    assert rebound is not None
+    assert rebound.row.handle == 9
+    assert link.rebind(row(8, DIGEST_B)) is None

@@ -150,20 +150,20 @@ def test_a_pin_that_is_not_served_is_told_what_is(split_table):
 
 
 def test_a_canary_answers_alone_unless_its_answers_are_compared(split_table):
-    def cast(traffic: Traffic, revision: int):
+    def route(traffic: Traffic, revision: int):
         split_table.apply(update(revision, tasks=[with_traffic(traffic, revision)]))
         prod = split_table.resolve(ACME, "films")
         assert prod.split is not None
-        return prod.split.cast(prod, b"anybody")
+        return prod.split.route(prod, b"anybody")
 
-    alone = cast(Traffic(0, (CANARY,)), 4)
-    assert (alone.answering.role, alone.silent) == ("canary", ())
-    compared = cast(Traffic(0, (CANARY,), guard=Guard(max_divergence=0.1)), 5)
-    assert [each.role for each in compared.silent] == ["prod"]
-    both = cast(Traffic(0, (CANARY,), (Digest(DIGEST_B),)), 6)
-    assert [each.role for each in both.silent] == ["prod"]
-    shadowed = cast(Traffic(1, (), (Digest(DIGEST_B),)), 7)
-    assert (shadowed.answering.role, [s.role for s in shadowed.silent]) == ("prod", ["shadow"])
+    alone = route(Traffic(0, (CANARY,)), 4)
+    assert (alone.answering.role, alone.shadowing) == ("canary", ())
+    compared = route(Traffic(0, (CANARY,), guard=Guard(max_divergence=0.1)), 5)
+    assert [each.role for each in compared.shadowing] == ["prod"]
+    both = route(Traffic(0, (CANARY,), (Digest(DIGEST_B),)), 6)
+    assert [each.role for each in both.shadowing] == ["prod"]
+    shadowed = route(Traffic(1, (), (Digest(DIGEST_B),)), 7)
+    assert (shadowed.answering.role, [s.role for s in shadowed.shadowing]) == ("prod", ["shadow"])
 
 
 def test_a_canary_that_is_not_there_does_not_keep_prod_from_answering(split_table):

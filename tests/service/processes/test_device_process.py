@@ -18,7 +18,7 @@ from peterrec.patches.identity import TaskId, TenantId
 from peterrec.patches.redis.embedded import EmbeddedRedis
 from peterrec.patches.registry.records import VersionSummary
 from peterrec.patches.registry.registry import Registry, open_redis
-from peterrec.service.predict.device_link import AdmittedRow, DeviceLink
+from peterrec.service.predict.device_link import BoundRow, DeviceLink
 from peterrec.service.predict.task_table import TaskTable
 from peterrec.service.protocol.messages import BundleEntry, Row, RowResult
 from peterrec.service.settings import Settings
@@ -72,7 +72,7 @@ class Replica:
 
     async def ask(self, bundle: BundleEntry, history: list[int]) -> RowResult:
         tokens = np.array(history, np.int32).tobytes()
-        rows = [AdmittedRow(Row(bundle.handle, tokens, top_k=3), bundle.digest)]
+        rows = [BoundRow(Row(bundle.handle, tokens, top_k=3), bundle.digest)]
         return (await self.link.predict(rows, time.monotonic() + PATIENCE_S)).rows[0]
 
 

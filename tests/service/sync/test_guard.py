@@ -10,9 +10,9 @@ from peterrec.patches.identity import DEFAULT_TENANT, Digest, TaskId, TaskRef
 from peterrec.patches.registry.records import ActiveTraffic, EventAction
 from peterrec.patches.registry.registry import Registry
 from peterrec.patches.registry.traffic import Canary, Guard, GuardReason, Traffic
-from peterrec.service.predict.traffic_counts import bucket_of
 from peterrec.service.protocol.messages import TrafficSeen, VersionSeen
 from peterrec.service.protocol.served_task import Role
+from peterrec.service.protocol.tally import bucket_of
 from peterrec.service.sync.guard import SLOTS, GuardWatch, TrafficWindow
 from peterrec.service.telemetry.events import Event, GuardBroken, TrafficCounted
 from tests.patches.registry.test_registry import SUMMARY
