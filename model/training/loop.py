@@ -1,14 +1,156 @@
-"""What every training loop does."""
+"""The parts that all training runs share: epochs, best weights, early stopping, learning rates.
+
+Pretraining, fine-tuning one task and fine-tuning many use the same ones. ``Epochs`` counts a run's
+epochs, keeps the best one's weights and decides when to stop; ``schedule`` sets learning rates.
+"""
 
 import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from peterrec.model.errors import TrainingDiverged
 
+WARM_UP_SHARE = 0.02
+"""Share of all steps in which pretraining's learning rate rises from 0, before it falls to 0."""
+
+Shape = Callable[[int], float]
+"""Share of the highest learning rate that a step has; steps count from 0 over the whole run."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """Cost and result of one pass over the training examples.
+
+    ``validation_metrics`` is empty unless the run tracks metrics.
+    """
+
+    epoch: int
+    train_loss: float
+    validation_loss: float
+    seconds: float
+    sequences_per_second: float
+    validation_metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Epochs:
+    """The epochs of one training run so far, and the weights of the best one.
+
+    The best epoch is the one with the lowest validation loss, the first of equals.
+    """
+
+    def __init__(self, trained: nn.Module, limit: int, patience: int) -> None:
+        self.records: list[EpochRecord] = []
+        self.best_weights: dict[str, Tensor] = {}
+        self._trained = trained
+        self._limit = limit
+        self._patience = patience
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def best(self) -> int:
+        """Index of the best epoch; -1 if there is none."""
+        losses = [record.validation_loss for record in self.records]
+        return losses.index(min(losses)) if losses else -1
+
+    @property
+    def are_over(self) -> bool:
+        """True after the last epoch, or after ``patience`` epochs without a lower loss."""
+        return len(self) >= self._limit or len(self) - 1 - self.best >= self._patience
+
+    def add(self, record: EpochRecord) -> None:
+        """Add a finished epoch; copy its weights if it is the best one."""
+        self.records.append(record)
+        if self.best == len(self) - 1:
+            weights = self._trained.state_dict()
+            self.best_weights = {name: t.detach().clone() for name, t in weights.items()}
+
+    def restore_best(self) -> None:
+        """Give the trained module the weights of the best epoch."""
+        self._trained.load_state_dict(self.best_weights)
+
+    def run(
+        self,
+        train: Callable[[], float],
+        validate: Callable[[], tuple[float, dict[str, float]]],
+        sequences: int,
+        after_epoch: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Train until the epochs are over, then restore the best weights.
+
+        ``train`` makes one pass over this number of sequences and returns the mean loss;
+        ``validate`` returns the validation loss and metrics.
+        """
+        while not self.are_over:
+            started = time.perf_counter()
+            loss = train()
+            seconds = time.perf_counter() - started
+            self.add(self.record(loss, *validate(), sequences=sequences, seconds=seconds))
+            after_epoch()
+        self.restore_best()
+
+    def record(
+        self,
+        train_loss: float,
+        validation_loss: float,
+        metrics: dict[str, float],
+        *,
+        sequences: int,
+        seconds: float,
+    ) -> EpochRecord:
+        """The record of the epoch that follows those so far."""
+        return EpochRecord(
+            epoch=len(self),
+            train_loss=train_loss,
+            validation_loss=validation_loss,
+            seconds=round(seconds, 3),
+            sequences_per_second=round(sequences / seconds, 1),
+            validation_metrics=metrics,
+        )
+
+
+def schedule(optimizer: Optimizer, shapes: Sequence[Shape], steps_done: int = 0) -> LambdaLR:
+    """Learning rates of the optimiser's groups: each group's own rate times its shape.
+
+    A resumed run gives the number of steps that it has done.
+    """
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return LambdaLR(optimizer, list(shapes), last_epoch=steps_done - 1)
+
+
+def falling(steps: int) -> Shape:
+    """From the full learning rate at the first step linearly to 0 after the last one."""
+    return lambda step: max(0.0, 1 - step / steps)
+
+
+def rising_then_falling(steps: int) -> Shape:
+    """A short linear rise (``WARM_UP_SHARE``), then a linear fall to 0 after the last step."""
+    warm_up = max(1, round(steps * WARM_UP_SHARE))
+    fall = max(1, steps - warm_up)
+    return lambda step: max(0.0, min(1.0, (step + 1) / warm_up, (steps - step) / fall))
+
+
+def backward(loss: Tensor) -> None:
+    """Add the loss's gradients to those of the parameters."""
+    loss.backward()  # type: ignore[no-untyped-call]  # torch's
+
+
+def current_rate(optimizer: Optimizer) -> float:
+    """Learning rate of the optimiser's first group."""
+    groups: list[dict[str, Any]] = optimizer.param_groups  # Any: torch's own type
+    return float(groups[0]["lr"])
+
 
 def require_finite(loss: Tensor, step: int, learning_rate: float) -> float:
-    """The loss as a number, refused if it is none any more; steps count from 0."""
+    """The loss as a number; NaN or infinity raises TrainingDiverged. Steps count from 0."""
     value = loss.item()
     if not math.isfinite(value):
         raise TrainingDiverged(

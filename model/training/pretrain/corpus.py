@@ -1,4 +1,4 @@
-"""What a backbone learns from and is checked with: windows of users' histories."""
+"""Training and validation data of pretraining: windows of users' histories."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -11,18 +11,20 @@ from peterrec.model.data.splits import split_users
 from peterrec.model.data.vocabulary import Vocabulary, build_vocabulary, tokenize
 from peterrec.model.errors import SplitEmpty
 from peterrec.model.training.batches import bucketed_batches
+from peterrec.model.training.options import LossName
 from peterrec.model.training.pretrain.examples import TokenRow, Windows, cut_windows
 from peterrec.model.training.pretrain.settings import PretrainSettings
 from peterrec.model.training.pretrain.state import Document
-from peterrec.model.training.softmax import PRETRAINING_LIMIT, LossName, choose_loss
+from peterrec.model.training.softmax import PRETRAINING_LIMIT, choose_loss
 
 MOST_VALIDATION_WINDOWS = 2_000
-"""Validation looks at no more windows than this, so that an epoch's check stays short."""
+"""Upper bound on validation windows, so that validating after each epoch stays short."""
 
 FEWEST_VALIDATION_WINDOWS = 64
+"""Windows that are validated on even if they need more than ``VALIDATION_LOGITS``."""
 
 VALIDATION_LOGITS = 2_000_000_000
-"""Nor at more than this many scores of items, unless the fewest windows need them: 10 seconds."""
+"""Upper bound on item scores computed in one validation, about 10 seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class Part:
 
     def take(self, indices: Tensor) -> list[TokenRow]:
         """The token rows of some windows."""
-        chosen = self.windows[indices.numpy()]  # a tensor of one index would be taken as a number
+        chosen = self.windows[indices.numpy()]  # a tensor of one index would count as a number
         return [self.rows[user][start:end] for user, start, end in chosen.tolist()]
 
     def batches(self, batch_size: int, generator: torch.Generator) -> list[Tensor]:
@@ -49,13 +51,13 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """What to learn from and what to check with, cut after the split by user."""
+    """Training and validation windows, cut after the split by user."""
 
     vocabulary: Vocabulary
     train: Part
     validation: Part
     loss: LossName
-    facts: Document
+    metadata: Document
 
 
 def prepare_corpus(histories: Histories, settings: PretrainSettings) -> Corpus:
@@ -75,7 +77,7 @@ def prepare_corpus(histories: Histories, settings: PretrainSettings) -> Corpus:
             f"{len(train.windows)} and {len(validation.windows)} sequences of two items or more.",
             hint="Give more users or longer histories, or another --validation-share.",
         )
-    facts = {
+    metadata = {
         "data_digest": histories.digest(),
         "users": len(histories.users),
         "events": len(histories.codes),
@@ -86,4 +88,4 @@ def prepare_corpus(histories: Histories, settings: PretrainSettings) -> Corpus:
         "validation_unknown_share": held_out.unknown_share,
     }
     loss = choose_loss(settings.loss, len(vocabulary), PRETRAINING_LIMIT)
-    return Corpus(vocabulary, train, validation, loss, facts)
+    return Corpus(vocabulary, train, validation, loss, metadata)

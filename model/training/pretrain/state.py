@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from peterrec.model.errors import CheckpointMismatch
 from peterrec.model.files.tensors import read_tensors, write_tensors
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.training.data_parallel import Workers
+from peterrec.model.training.loop import EpochRecord, Epochs, backward
 from peterrec.model.training.pretrain.lazy_rows import LazyRows
+from peterrec.model.training.pretrain.settings import PretrainSettings
 from peterrec.model.training.softmax import OutputLayer
 
 Document = dict[str, Any]  # Any: a JSON document
@@ -24,82 +26,50 @@ CHECKPOINT = "checkpoint.safetensors"
 MODEL, BEST, ADAM, JOURNAL = "model.", "best.", "adam.", "journal"
 
 
-@dataclass(frozen=True, slots=True)
-class EpochRecord:
-    """What one pass over the training windows cost and brought."""
-
-    epoch: int
-    train_loss: float
-    validation_loss: float
-    validation_metrics: dict[str, float]
-    seconds: float
-    sequences_per_second: float
-
-
 class PretrainingState(nn.Module):
     """Backbone, output layer, Adam's moments, the epochs so far and the best weights so far."""
 
-    def __init__(self, backbone: Backbone, output: OutputLayer, learning_rate: float) -> None:
+    def __init__(self, backbone: Backbone, output: OutputLayer, settings: PretrainSettings) -> None:
         super().__init__()
         self.backbone = backbone
         self.output = output
-        self.optimizer = torch.optim.Adam(self.parameters(), lr=learning_rate, fused=True)
-        self.epochs: list[EpochRecord] = []
-        self.best_weights: dict[str, Tensor] = {}
+        rate = settings.learning_rate
+        self.optimizer = torch.optim.Adam(self.parameters(), lr=rate, fused=True)
+        self.epochs = Epochs(self, settings.epochs, settings.patience)
 
     @property
     def device(self) -> torch.device:
-        """Where it is trained."""
+        """The device that trains."""
         return self.output.bias.device
 
-    @property
-    def best_epoch(self) -> int:
-        """Index of the epoch with the lowest validation loss, the first of equals; -1 if none."""
-        losses = [record.validation_loss for record in self.epochs]
-        return losses.index(min(losses)) if losses else -1
-
     def backward(self, loss: Tensor, tables: Sequence[LazyRows], workers: Workers) -> None:
-        """Gradients of the loss, added up over all workers, for a step of Adam."""
+        """Compute the loss's gradients, added up over all workers, for a step of Adam."""
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's
+        backward(loss)
         lazy = {id(rows.table) for rows in tables}
         dense = [parameter for parameter in self.parameters() if id(parameter) not in lazy]
         for tensor in (*dense, *(rows.weight for rows in tables)):
-            if tensor.grad is None:  # a worker without rows
+            if tensor.grad is None:  # this worker has no row of the batch
                 tensor.grad = torch.zeros_like(tensor)
         grads = (tensor.grad for tensor in (*dense, *(rows.weight for rows in tables)))
         workers.add_up([grad for grad in grads if grad is not None])
 
-    def step(self, rate: float, tables: Sequence[LazyRows]) -> None:
-        """One step of Adam with this learning rate on what has gradients, and on tables' rows."""
-        self.optimizer.param_groups[0]["lr"] = rate
+    def step(self, tables: Sequence[LazyRows]) -> None:
+        """Make one step of Adam on all parameters with gradients, and on the tables' rows."""
         self.optimizer.step()
         for rows in tables:
             rows.update(self.optimizer)
 
-    def finish_epoch(self, record: EpochRecord) -> None:
-        """Add an epoch; keep its weights if it is the best one."""
-        self.epochs.append(record)
-        if self.best_epoch == len(self.epochs) - 1:
-            self.best_weights = {name: t.detach().clone() for name, t in self.state_dict().items()}
-
-    def should_stop(self, patience: int) -> bool:
-        """True after ``patience`` epochs without a better validation loss."""
-        return len(self.epochs) - 1 - self.best_epoch >= patience
-
-    def take_best(self) -> None:
-        """Go back to the weights of the best epoch."""
-        self.load_state_dict(self.best_weights)
-
 
 def save_checkpoint(folder: Path, state: PretrainingState, identity: Document) -> None:
-    """Write one file, whole or not at all; ``identity`` is what a resumed run must share."""
+    """Write one file, whole or not at all; ``identity`` must be equal in a resumed run."""
     folder.mkdir(parents=True, exist_ok=True)
-    journal = json.dumps({"identity": identity, "epochs": [asdict(e) for e in state.epochs]})
+    epochs = [asdict(record) for record in state.epochs.records]
+    journal = json.dumps({"identity": identity, "epochs": epochs})
     tensors = {MODEL + name: tensor for name, tensor in state.state_dict().items()}
-    tensors |= {BEST + name: tensor for name, tensor in state.best_weights.items()}
+    tensors |= {BEST + name: tensor for name, tensor in state.epochs.best_weights.items()}
     tensors |= {ADAM + name: tensor for name, tensor in _moments(state).items()}
-    # The journal travels as bytes in the tensor file, so that the two can never disagree.
+    # The journal is stored as bytes in the tensor file, so that the two can never disagree.
     tensors[JOURNAL] = torch.from_numpy(np.frombuffer(journal.encode(), dtype=np.uint8).copy())
     write_tensors(folder / CHECKPOINT, tensors)
 
@@ -113,8 +83,8 @@ def restore_checkpoint(folder: Path, state: PretrainingState, identity: Document
     journal = json.loads(tensors.pop(JOURNAL).numpy().tobytes())
     _require_same(path, journal["identity"], identity)
     state.load_state_dict(_below(tensors, MODEL))
-    state.best_weights = _below(tensors, BEST)
-    state.epochs = [EpochRecord(**record) for record in journal["epochs"]]
+    state.epochs.best_weights = _below(tensors, BEST)
+    state.epochs.records = [EpochRecord(**record) for record in journal["epochs"]]
     for name, parameter in state.named_parameters():
         moments = _below(tensors, f"{ADAM}{name}:")
         state.optimizer.state[parameter] = {k: t.to(parameter.device) for k, t in moments.items()}
