@@ -212,7 +212,7 @@ class PackedBlocks:
         return run
 
     def _enter(self, run: Run, framed: Indices, stage: Stage) -> None:
-        """Embed framed tokens int32 [sequences, T]; the kernel would read whatever it is told to."""
+        """Embed framed tokens int32 [sequences, T], checked first: the kernel checks nothing."""
         self._require_tokens(framed)
         first = stage.groups[0].start if stage.groups else len(framed)
         places = [(0, first, NOTHING, NOTHING, NUMBERS[torch.float32])] if first else []

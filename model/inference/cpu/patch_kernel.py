@@ -78,7 +78,7 @@ def enter(
     tokens_, longest, offsets_, inputs, embedding_, x_, base_, start, stop, slots_, cls_,
     width, weight,
 ):  # fmt: skip
-    """Sequences' embedded inputs: tokens int32 [sequences, longest] at offsets int32 [inputs] from the end.
+    """Embed sequences: tokens int32 [sequences, longest] at offsets int32 [inputs] from the end.
 
     A shorter sequence has the last of the ``inputs`` that the longest one has.
     """
@@ -122,7 +122,7 @@ def branch(old_, old_base_, new_, new_base_, select_, sequences, width):
 
 @njit
 def tap_at(tiles, i, missing, at, nothing, C):
-    """Where an input of a ``tile_table`` begins; the row of zeros if the sequence does not have it."""
+    """Where an input of a ``tile_table`` begins, or the row of zeros if the sequence lacks it."""
     entry = np.int64(tiles[i]) - missing
     return (at + entry - 1) * C if entry >= 1 else nothing
 
@@ -217,7 +217,7 @@ def _widen(hidden, tall, up, at, H, width, n, a0, a1, a2, a3):
 
 @njit
 def sequence_patch(slots, sequence, stop, stacked, at):
-    """Which of the stacked patches are a sequence's own and the next sequence's; the same if it is last."""
+    """Indices of a sequence's patch and of the next sequence's (or its own again if last)."""
     patch = np.int64(slots[sequence]) * stacked + at
     following = np.int64(slots[sequence + 1]) * stacked + at if sequence + 1 < stop else patch
     return patch, following

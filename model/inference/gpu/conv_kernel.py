@@ -1,9 +1,9 @@
 """One Triton kernel per convolution: taps, product, patch, LayerNorm, ReLU and residual at once.
 
 A program computes ``BLOCK_M`` entries, of as many sequences as lie in them, over all channels. The
-product runs over the whole tile; each sequence's patch is applied to the tile and kept where the sequence
-is. So a tile is full whatever the lengths, and its weights are read once for all its sequences.
-Arithmetic between the products is float32 whatever the storage.
+product runs over the whole tile; each sequence's patch is applied to the tile and kept at the rows
+of the sequence. So a tile is full at any lengths, and its weights are read once for all its
+sequences. Arithmetic between the products is float32 at any storage type.
 
 What the sums of a tile receive from memory (up biases, the residual) is added as a product with
 ones where it belongs: such operands pass through shared memory, and need no registers beside the
@@ -55,11 +55,12 @@ class PatchOperands:
 class Entries:
     """Which entries a launch computes and what they read: int32 tensors on the device.
 
-    Entry m of the output belongs to sequence ``sequence_of[m]``; ``bounds`` [2] are the first and the last
-    + 1 to compute, at most ``capacity``, about ``per_sequence`` of a sequence. A sequence's entries begin at
-    ``out_bases`` and are read from ``in_bases`` on, where it has ``in_counts``; taps [N, k] beyond
-    these, or negative, read zeros. ``centre`` names the tap of the entry itself. With ``residual``
-    [N], entries of the skip are added, a sequence's being at ``skip_bases`` on.
+    Entry m of the output belongs to sequence ``sequence_of[m]``; ``bounds`` [2] are the first and
+    the last + 1 to compute, at most ``capacity``, about ``per_sequence`` of a sequence. The entries
+    of a sequence begin at ``out_bases`` and are read from ``in_bases`` on, where it has
+    ``in_counts``; taps [N, k] beyond these, or negative, read zeros. ``centre`` is the tap of the
+    entry itself. With ``residual`` [N], entries of the skip are added, those of a sequence being at
+    ``skip_bases`` on.
     """
 
     sequence_of: Tensor
@@ -81,12 +82,8 @@ LARGEST_TILE = 64 * 256
 FULL_WAVE = 128
 """Programs that occupy the device: a tile is as large as leaves about so many."""
 
-LANES_OF_TILE = 5
+SEQUENCES_PER_TILE = 5
 """Sequences that a tile may hold, about: each one's patch is applied to all of it."""
-
-PREFETCH = False
-RESLOOP = True
-BIG = False
 
 COLUMNS = 32
 """Bottleneck channels that a tile's patches are applied by, of one sequence or of several."""
@@ -205,9 +202,7 @@ def _fused_conv(  # type: ignore[no-untyped-def]  # Triton compiles it
             if MODE == 3:
                 y += s.to(tl.float32)
             s = s.to(down_ptr.dtype.element_ty)
-        columns = (
-            last_sequence + 1 - first_sequence
-        ) * H  # of the tile's sequences, beside each other
+        columns = (last_sequence + 1 - first_sequence) * H  # of the tile's sequences, side by side
         for start in tl.range(0, columns, BLOCK_W, num_stages=2):
             column = start + tl.arange(0, BLOCK_W)
             is_wide = column < columns
@@ -350,7 +345,7 @@ def _tile(entries: Entries, channels: int, number_bytes: int) -> Tile:
     is_exact = number_bytes > 2  # no matrix unit multiplies float32 exactly: ordinary sums do
     most = 32 if is_exact else max(64, min(128, LARGEST_TILE // width))
     size = 16
-    while size < min(most, LANES_OF_TILE * entries.per_sequence):
+    while size < min(most, SEQUENCES_PER_TILE * entries.per_sequence):
         if entries.capacity < FULL_WAVE * size:
             break
         size *= 2
