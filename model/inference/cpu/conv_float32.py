@@ -40,7 +40,7 @@ from peterrec.model.inference.cpu.simd import (
     store_first,
     sub,
 )
-from peterrec.model.network.insertions import SERIAL
+from peterrec.model.insertions import READS_INPUT
 
 PANEL = 4 * LANES if HAS_WIDE_REGISTERS else LANES
 """Columns of a product that are in the registers together, for four rows."""
@@ -327,7 +327,7 @@ def convolve(
             missing, tiles, tile_count, skipped, float_pointer(combined_products), step,
             float_pointer(taps_products), counts, gang, bias, y, width, K,
         )  # fmt: skip
-        if mode > SERIAL:
+        if mode & READS_INPUT:
             take_inputs(
                 source, at, missing, tiles, tile_count, skipped, nothing, s, centre, width, K
             )

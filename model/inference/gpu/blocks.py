@@ -10,7 +10,6 @@ from torch import Tensor
 from peterrec.model.inference.gpu.conv_kernel import ConvWeights, Entries, PatchOperands, fused_conv
 from peterrec.model.inference.gpu.layout import LevelConv, Levels
 from peterrec.model.network.backbone import Backbone, DilatedConv, ResidualBlock
-from peterrec.model.network.insertions import mode_of
 from peterrec.model.spec import PatchGeometry
 
 
@@ -121,7 +120,7 @@ def _operands(patch: RunPatch | None, block: int, conv: int) -> PatchOperands | 
     if index is None:
         return None
     return PatchOperands(
-        mode=mode_of(geometry),
+        mode=geometry.kernel_mode,
         slots=patch.slots,
         index=index,
         down=tensors["patch.down"],

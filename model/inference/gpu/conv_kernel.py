@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from peterrec.model.network.insertions import PLAIN
+from peterrec.model.insertions import ADDS_SOURCE, READS_INPUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,9 @@ def _fused_conv(  # type: ignore[no-untyped-def]  # Triton compiles it
     H: tl.constexpr,
     TAPS: tl.constexpr,
     CENTRE: tl.constexpr,
-    MODE: tl.constexpr,
+    HAS_PATCH: tl.constexpr,
+    READS_INPUT: tl.constexpr,
+    ADDS_SOURCE: tl.constexpr,
     HAS_OWN_NORM: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -193,15 +195,15 @@ def _fused_conv(  # type: ignore[no-untyped-def]  # Triton compiles it
                 w = tl.load(weight_ptr + w_at, mask=is_weight, other=0.0)
             y = tl.dot(a, w, y, input_precision="ieee")  # [BLOCK_M, BLOCK_K] @ [BLOCK_K, BLOCK_C]
 
-    if MODE != 0:
-        if MODE == 1:
-            s = y.to(down_ptr.dtype.element_ty)
-        else:
+    if HAS_PATCH:
+        if READS_INPUT:
             centre = (in_base + tl.load(taps_ptr + n * TAPS + CENTRE))[:, None] * C + c[None, :]
             s = tl.load(x_ptr + centre, mask=is_channel[None, :], other=0.0)
-            if MODE == 3:
+            if ADDS_SOURCE:
                 y += s.to(tl.float32)
             s = s.to(down_ptr.dtype.element_ty)
+        else:
+            s = y.to(down_ptr.dtype.element_ty)
         columns = (last_sequence + 1 - first_sequence) * H  # of the tile's sequences, side by side
         for start in tl.range(0, columns, BLOCK_W, num_stages=2):
             column = start + tl.arange(0, BLOCK_W)
@@ -287,6 +289,7 @@ def fused_conv(
     """
     channels, taps = x.shape[1], entries.taps.shape[1]
     h = 1 if patch is None else patch.down.shape[-1]
+    mode = 0 if patch is None else patch.mode
     own_norm = patch is not None and patch.norm_index >= 0
     tile = _tile(entries, channels, _widest(x, patch))
     norm_weight = patch.norm_weight if patch is not None and own_norm else conv.norm_weight
@@ -323,7 +326,9 @@ def fused_conv(
         H=h,
         TAPS=taps,
         CENTRE=entries.centre,
-        MODE=PLAIN if patch is None else patch.mode,
+        HAS_PATCH=patch is not None,
+        READS_INPUT=bool(mode & READS_INPUT),
+        ADDS_SOURCE=bool(mode & ADDS_SOURCE),
         HAS_OWN_NORM=own_norm,
         HAS_RESIDUAL=entries.residual is not None,
         BLOCK_M=tile.entries,

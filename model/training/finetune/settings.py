@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from peterrec.model.insertions import InsertionName
 from peterrec.model.network.backbone import Backbone
-from peterrec.model.spec import HeadKind, Insertion, PatchGeometry
+from peterrec.model.spec import HeadKind, PatchGeometry
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class FinetuneSettings:
     """
 
     kind: HeadKind
-    insertion: Insertion = "serial2"
+    insertion: InsertionName = "serial2"
     bottleneck: int = 8
     cardinality: int = 1
     blocks: tuple[int, ...] | None = None
