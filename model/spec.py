@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
 from peterrec.model.errors import InvalidSpec
+from peterrec.model.insertions import CONVS, INSERTIONS, Insertion, InsertionName
 
 PAD, UNK, CLS, MASK = 0, 1, 2, 3
 """Token ids of the embedding's first rows: four different ids (the published code shares one)."""
@@ -14,11 +15,7 @@ FIRST_ITEM = 4
 """Token id of the vocabulary's first item."""
 
 Padding = Literal["exact", "embedded"]
-Insertion = Literal["serial2", "serial1", "parallel2"]
 HeadKind = Literal["classification", "tags", "ranking", "value"]
-
-CONVS_PER_BLOCK: dict[Insertion, int] = {"serial2": 2, "serial1": 1, "parallel2": 2}
-"""How many of a block's two convolutions carry a bottleneck (serial1 patches the second)."""
 
 
 def _require(is_valid: bool, message: str, hint: str = "") -> None:
@@ -106,7 +103,7 @@ class PatchGeometry:
     (``model/network/history_reader.py``).
     """
 
-    insertion: Insertion
+    insertion: InsertionName
     bottleneck: int
     blocks: tuple[int, ...]
     cardinality: int = 1
@@ -116,7 +113,7 @@ class PatchGeometry:
     queries: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.insertion in CONVS_PER_BLOCK, f"insertion {self.insertion!r} is unknown.")
+        _require(self.insertion in INSERTIONS, f"insertion {self.insertion!r} is unknown.")
         _require(self.bottleneck >= 1, f"bottleneck is {self.bottleneck}, at least 1 is needed.")
         _require(
             self.cardinality >= 1 and self.bottleneck % self.cardinality == 0,
@@ -126,22 +123,32 @@ class PatchGeometry:
         _require(ascending, f"blocks {self.blocks} are not ascending.")
         _require(all(b >= 0 for b in self.blocks), f"blocks {self.blocks} must be >= 0.")
         _require(
-            not self.has_inner_skip or self.insertion == "parallel2",
+            not self.has_inner_skip or self.record.may_skip,
             "has_inner_skip belongs to the parallel insertion only.",
         )
         _require(self.queries >= 0, f"queries is {self.queries}, at least 0 is needed.")
 
     @property
+    def record(self) -> Insertion:
+        """What ``insertion`` names."""
+        return INSERTIONS[self.insertion]
+
+    @property
+    def kernel_mode(self) -> int:
+        """How kernels compute a patched convolution, in bits (``model/insertions.py``)."""
+        return self.record.kernel_mode(self.has_inner_skip)
+
+    @property
     def patched_convs(self) -> int:
         """Number of bottlenecks, P in the tensors' shapes."""
-        return CONVS_PER_BLOCK[self.insertion] * len(self.blocks)
+        return self.record.convs_per_block * len(self.blocks)
 
     def conv_index(self, block: int, conv: int) -> int | None:
         """Position in the stacked tensors of the bottleneck at ``conv`` (0 or 1) of ``block``."""
         if block not in self.blocks:
             return None
-        per_block = CONVS_PER_BLOCK[self.insertion]
-        at = conv - (2 - per_block)
+        per_block = self.record.convs_per_block
+        at = conv - (CONVS - per_block)
         return None if at < 0 else self.blocks.index(block) * per_block + at
 
     def norm_index(self, block: int, conv: int) -> int | None:

@@ -14,6 +14,7 @@ LAYERS = ("model", "patches", "service")
 ROOMS = {
     "model": (
         "errors",
+        "insertions",
         "spec",
         "progress",
         "network",
@@ -46,6 +47,7 @@ WORDS_THAT_SAY_NOTHING = frozenset({"util", "utils", "helper", "helpers", "manag
 TORCH_FREE = (
     "peterrec.model.files.backbone_info",
     "peterrec.model.errors",
+    "peterrec.model.insertions",
     "peterrec.model.spec",
     "peterrec.service.http.app",
     "peterrec.service.cli.main",

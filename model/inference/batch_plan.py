@@ -31,7 +31,7 @@ class SlotRef(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class SlabUse:
+class PoolUse:
     """A pool, and the first block whose output depends on its patches."""
 
     geometry: PatchGeometry
@@ -46,7 +46,7 @@ class RowPatches:
     ``pools`` are those of the batch, in the order of the blocks where their patches begin.
     """
 
-    pools: list[SlabUse]
+    pools: list[PoolUse]
     pool_of: Indices
     slots: Indices
 
@@ -55,7 +55,7 @@ class RowPatches:
         """Row i has ``refs[i]``: looked at once here, and never again row by row."""
         geometries, pools, slots_of = zip(*refs, strict=True) if refs else ((), (), ())
         found = dict(zip(pools, geometries, strict=True))
-        uses = [SlabUse(own, pool, entry_block(own, block_count)) for pool, own in found.items()]
+        uses = [PoolUse(own, pool, entry_block(own, block_count)) for pool, own in found.items()]
         slots = np.fromiter(slots_of, np.int32, len(refs))
         if len(uses) <= 1:
             return cls(uses, np.zeros(len(slots), dtype=np.int32), slots)
@@ -91,7 +91,10 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Blocks from ``block`` on. ``select``: each sequence's sequence in the stage before; None if same."""
+    """The blocks from ``block`` on.
+
+    ``select`` has each sequence's sequence in the stage before, or is None if they are the same.
+    """
 
     block: int
     select: Indices | None
@@ -101,7 +104,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """A chunk: the histories of its first sequences, its stages, and its rows as the last sequences."""
+    """A chunk: the histories of its first sequences, its stages, and the rows of its last ones."""
 
     histories: Indices
     stages: list[Stage]

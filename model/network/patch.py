@@ -4,7 +4,7 @@
 stacked, so a bundle is a handful of tensors and a slot is one row of each.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from peterrec.model.network.history_reader import ItemReader
-from peterrec.model.spec import Insertion, PatchGeometry
+from peterrec.model.spec import PatchGeometry
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,27 +29,6 @@ class Bottleneck:
         """``f(source)`` for source [..., C]."""
         hidden = source @ self.down + self.down_bias  # [..., C] -> [..., H]
         return functional.gelu(hidden, approximate="tanh") @ self.up + self.up_bias  # -> [..., C]
-
-
-Transform = Callable[[Tensor], Tensor]
-
-
-def join_serial(conv_out: Tensor, conv_in: Tensor, bottleneck: Transform, skips: bool) -> Tensor:
-    """``y = conv(x) + f(conv(x))``: figure 3 (b) of the paper."""
-    return conv_out + bottleneck(conv_out)
-
-
-def join_parallel(conv_out: Tensor, conv_in: Tensor, bottleneck: Transform, skips: bool) -> Tensor:
-    """``y = conv(x) + f(x)``, plus ``x`` where the patch has an inner skip: figure 3 (d)."""
-    joined = conv_out + bottleneck(conv_in)
-    return joined + conv_in if skips else joined
-
-
-JOINS: dict[Insertion, Callable[[Tensor, Tensor, Transform, bool], Tensor]] = {
-    "serial2": join_serial,
-    "serial1": join_serial,
-    "parallel2": join_parallel,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +77,9 @@ class PatchWeights:
         bottleneck = self.at(block, conv)
         if bottleneck is None:
             return conv_out
-        skips = self.geometry.has_inner_skip
-        return JOINS[self.geometry.insertion](conv_out, conv_in, bottleneck, skips)
+        source = self.geometry.record.pick(conv_in, conv_out)
+        joined = conv_out + bottleneck(source)
+        return joined + source if self.geometry.has_inner_skip else joined
 
     def named(self) -> dict[str, Tensor]:
         """Tensors by their names in a bundle."""

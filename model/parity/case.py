@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from peterrec.model.errors import GoldenCaseInvalid
+from peterrec.model.insertions import INSERTIONS, InsertionName
 from peterrec.model.parity.npz import NumpyArray, read_npz
-from peterrec.model.spec import Insertion
 
 CaseKind = Literal["causal_pretrain", "noncausal_pretrain", "finetune"]
 
@@ -52,7 +52,7 @@ class CaseMeta:
     is_causal: bool
     extra: str | None = None
     patch: str | None = None
-    insertion: Insertion | None = None
+    insertion: InsertionName | None = None
     cardinality: int = 1
     adam: AdamSettings | None = None
 
@@ -141,7 +141,7 @@ def _require_known(meta: CaseMeta) -> None:
         raise GoldenCaseInvalid(f"meta: item_size is {meta.item_size}, at least 1 is needed.")
     if meta.kind not in get_args(CaseKind):
         raise GoldenCaseInvalid(f"meta: kind {meta.kind!r} is unknown.")
-    if meta.kind == "finetune" and meta.insertion not in get_args(Insertion):
+    if meta.kind == "finetune" and meta.insertion not in INSERTIONS:
         raise GoldenCaseInvalid(f"meta: insertion {meta.insertion!r} is unknown.")
     if meta.kind == "finetune" and meta.patch is None:
         raise GoldenCaseInvalid("meta: patch is missing.")

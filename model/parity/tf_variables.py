@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from peterrec.model.errors import ReferenceVariablesInvalid, TensorFileInvalid, TensorFlowMissing
 from peterrec.model.files.tensors import read_tensors
+from peterrec.model.insertions import INSERTIONS, InsertionName
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.network.heads import Head
 from peterrec.model.network.patch import Patch
 from peterrec.model.parity.npz import read_npz
-from peterrec.model.spec import CONVS_PER_BLOCK, Insertion
 
 EMBEDDING = "allitem_embeddings"
 TARGETS = "target-item/allitem_embeddings_target"
@@ -33,9 +33,9 @@ def block_prefix(index: int, dilation: int) -> str:
     return f"nextitnet_residual_blockdecoder_layer_{index}_{dilation}/"
 
 
-def patch_scopes(insertion: Insertion) -> dict[int, str]:
+def patch_scopes(insertion: InsertionName) -> dict[int, str]:
     """Scope of the bottleneck at each patched convolution (0 or 1) of a block."""
-    return {0: "mp_1", 1: "mp_2"} if CONVS_PER_BLOCK[insertion] == 2 else {1: "mp"}
+    return {0: "mp_1", 1: "mp_2"} if INSERTIONS[insertion].convs_per_block == 2 else {1: "mp"}
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 
 from peterrec.model.errors import MethodUnknown
+from peterrec.model.insertions import INSERTIONS, InsertionName
 from peterrec.model.network.backbone import Backbone, new_patch
-from peterrec.model.spec import BackboneSpec, Insertion, PatchGeometry
+from peterrec.model.spec import BackboneSpec, PatchGeometry
 from peterrec.model.study.settings import NONCAUSAL, Axes, Depth, Extras
 from peterrec.model.study.side_network import SidePatchedBackbone
 from peterrec.model.study.two_tower import TwoTower
@@ -73,7 +74,7 @@ class Variant:
 
     method: str
     is_causal: bool = True
-    insertion: Insertion | None = None
+    insertion: InsertionName | None = None
     bottleneck: int | None = None
     cardinality: int = 1
     depth: Depth = "all"
@@ -213,7 +214,7 @@ def choose_variants(names: tuple[str, ...], axes: Axes, shares: tuple[float, ...
 def _variants(name: str, axes: Axes) -> list[Variant]:
     is_causal = not name.endswith(NONCAUSAL)
     method, _, insertion = name.removesuffix(NONCAUSAL).partition("-")
-    if method not in METHODS or insertion not in ("", "serial2", "serial1", "parallel2"):
+    if method not in METHODS or insertion not in ("", *INSERTIONS):
         known = ", ".join(METHODS)
         raise MethodUnknown(
             f"there is no method {name!r}.",

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
 from peterrec.model.errors import ComparisonSettingsInvalid
-from peterrec.model.spec import Insertion
+from peterrec.model.insertions import INSERTIONS, InsertionName
 from peterrec.model.training.pretrain.pretrain import PretrainSettings
 
 Document = dict[str, Any]  # Any: a JSON document
@@ -44,7 +44,7 @@ is the norms, and ``[CLS]`` where the lowest block is patched."""
 class Axes:
     """What is varied of a patch; PeterRec is run for every combination."""
 
-    insertions: tuple[Insertion, ...] = ("serial2", "serial1", "parallel2")
+    insertions: tuple[InsertionName, ...] = tuple(INSERTIONS)
     bottlenecks: tuple[int, ...] = (8,)
     cardinalities: tuple[int, ...] = (1,)
     depths: tuple[Depth, ...] = ("all",)

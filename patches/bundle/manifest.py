@@ -15,6 +15,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from peterrec.model.errors import InvalidSpec
+from peterrec.model.insertions import InsertionName
 from peterrec.model.spec import (
     CLS,
     MASK,
@@ -23,7 +24,6 @@ from peterrec.model.spec import (
     BackboneSpec,
     HeadKind,
     HeadSpec,
-    Insertion,
     Padding,
     PatchGeometry,
 )
@@ -76,7 +76,7 @@ class ManifestInput(_Part):
 class ManifestPatch(_Part):
     """The fields of PatchGeometry."""
 
-    insertion: Insertion
+    insertion: InsertionName
     bottleneck: Count
     blocks: tuple[Index, ...] = Field(fail_fast=True)
     cardinality: Count = 1

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from peterrec.model.spec import CONVS_PER_BLOCK
+from peterrec.model.insertions import INSERTIONS
 
 if TYPE_CHECKING:
-    from peterrec.model.spec import Insertion
+    from peterrec.model.insertions import InsertionName
     from peterrec.model.study.settings import Axes, Depth, Document, Extras
     from peterrec.service.jobs.compare import DomainEvents
 
@@ -256,11 +256,11 @@ def _axes(
     )
 
 
-def _insertion(text: str) -> "Insertion":
-    for name in CONVS_PER_BLOCK:
+def _insertion(text: str) -> "InsertionName":
+    for name in INSERTIONS:
         if text == name:
             return name
-    raise typer.BadParameter(f"--insertions {text!r} is none of {', '.join(CONVS_PER_BLOCK)}")
+    raise typer.BadParameter(f"--insertions {text!r} is none of {', '.join(INSERTIONS)}")
 
 
 def _depth(text: str) -> "Depth":

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from peterrec.model.errors import InvalidSpec
+from peterrec.model.insertions import Insertion, Source
 from peterrec.model.spec import (
     FIRST_ITEM,
     BackboneSpec,
@@ -126,3 +127,13 @@ def test_a_head_that_cannot_be_is_refused(kind: str, outputs: int, problem: str)
 def test_the_vocabulary_digest_depends_on_order() -> None:
     assert vocabulary_digest(["a", "b"]) != vocabulary_digest(["b", "a"])
     assert vocabulary_digest(["a", "b"]) != vocabulary_digest(['a", "b'])
+
+
+@pytest.mark.parametrize(
+    ("convs", "source", "problem"), [(3, "input", "3 convolutions"), (1, "norm", "source 'norm'")]
+)
+def test_an_insertion_that_no_forward_computes_is_refused_by_name(
+    convs: int, source: Source, problem: str
+) -> None:
+    with pytest.raises(InvalidSpec, match=f"insertion toy: .*{problem}"):
+        Insertion("toy", convs, source)

@@ -1,6 +1,6 @@
 # mypy: ignore-errors
 # What follows is numba's to type: names hold vectors and typed addresses.
-"""Residual blocks on a CPU in one call: products, patches and norms of a few sequences after another.
+"""Residual blocks on a CPU in one call: products, patches and norms, a few sequences at a time.
 
 A few sequences go through a block together, a *gang*, so that what one step leaves is still in the
 caches for the next and weights are read once for all of them. Names, types and the order of a
@@ -73,8 +73,8 @@ class Scratch(NamedTuple):
 
 @compiled
 def run_blocks(
-    x_, other_, base_, sequences, begin, end, start, stop, slots_, patches_, convs_, scratch_, places_,
-    width, K, centre, eps, is_rounded, weight,
+    x_, other_, base_, sequences, begin, end, start, stop, slots_, patches_, convs_, scratch_,
+    places_, width, K, centre, eps, is_rounded, weight,
 ):  # fmt: skip
     """Blocks [begin, end) of sequences [start, stop), whose patches lie in one pool.
 

@@ -25,7 +25,6 @@ from peterrec.model.inference.cpu.winograd import tile_table, tiled_weight
 from peterrec.model.inference.weight_pool import WeightPool
 from peterrec.model.network.backbone import Backbone, DilatedConv, ResidualBlock
 from peterrec.model.network.collate import frame_histories
-from peterrec.model.network.insertions import mode_of
 from peterrec.model.network.patch import READER
 from peterrec.model.network.receptive_field import ConvPlan, plan
 
@@ -212,7 +211,7 @@ class PackedBlocks:
         return run
 
     def _enter(self, run: Run, framed: Indices, stage: Stage) -> None:
-        """Embed framed tokens int32 [sequences, T]; the kernel would read whatever it is told to."""
+        """Embed framed tokens int32 [sequences, T], checked first: the kernel checks nothing."""
         self._require_tokens(framed)
         first = stage.groups[0].start if stage.groups else len(framed)
         places = [(0, first, NOTHING, NOTHING, NUMBERS[torch.float32])] if first else []
@@ -353,7 +352,7 @@ def _patch_args(group: Group, number: int) -> PatchArgs:
     if norm is not None:
         weight, bias = (tensors[f"patch.norm_{name}"].data_ptr() for name in ("weight", "bias"))
     return (
-        mode_of(geometry), geometry.bottleneck, geometry.patched_convs, index,
+        geometry.kernel_mode, geometry.bottleneck, geometry.patched_convs, index,
         down, down_bias, up, up_bias, len(geometry.blocks), norm or 0, weight, bias,
     )  # fmt: skip
 

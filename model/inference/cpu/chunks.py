@@ -38,8 +38,9 @@ FEWEST_POSITIONS = 256
 class Chunk:
     """Rows that run together.
 
-    ``histories`` are the sequences' at the start; ``keys`` those of all rows of the batch, empty if no
-    states are to be kept; ``states`` are the sequences' known block inputs if they go on from there.
+    ``histories`` are the sequences' at the start; ``keys`` those of all rows of the batch, empty if
+    no states are to be kept; ``states`` are the sequences' known block inputs if they continue from
+    there.
     ``read`` is there if a patch of a row reads its items.
     """
 

@@ -50,7 +50,7 @@ from peterrec.model.inference.cpu.simd import (
     sub,
 )
 from peterrec.model.inference.cpu.winograd import OUTPUTS
-from peterrec.model.network.insertions import PARALLEL_SKIP, SERIAL
+from peterrec.model.insertions import ADDS_SOURCE, READS_INPUT
 
 BLOCK = 2 * ROWS
 """Rows, and columns, of a product that are in the registers together."""
@@ -243,10 +243,10 @@ def _add_packed_patch(y_, s, s_row, rows, packed_, mode, H, patch, up_bias, widt
         for p in range(rows):
             value = load_first(y, p * pitch + c, n)
             result = add(value, bias)
-            if mode > SERIAL:
+            if mode & READS_INPUT:
                 value = load_first(s, (s_row + p) * C + c, n)
-                if mode == PARALLEL_SKIP:
-                    result = add(result, value)
+            if mode & ADDS_SOURCE:
+                result = add(result, value)
             store(operands, p * pitch + c, value)
             store(y, p * pitch + c, result)
     _multiply(
@@ -323,7 +323,7 @@ def convolve_rounded(
         y_ = products_ + 4 * pitch * rows
         rows += count
         patch = next_patch = norm = np.int64(0)
-        if mode > SERIAL:
+        if mode & READS_INPUT:
             take_inputs(
                 source, at, missing, tiles, tile_count, skipped, nothing, s, centre, width, K
             )

@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 from torch import Tensor
 
-from peterrec.model.inference.cpu import winograd as tiles
+from peterrec.model.inference.cpu import winograd
 from peterrec.model.inference.cpu.patch_kernel import (
     AT_ONCE,
     ZERO,
@@ -40,15 +40,15 @@ from peterrec.model.inference.cpu.simd import (
     store_first,
     sub,
 )
-from peterrec.model.network.insertions import SERIAL
+from peterrec.model.insertions import READS_INPUT
 
 PANEL = 4 * LANES if HAS_WIDE_REGISTERS else LANES
 """Columns of a product that are in the registers together, for four rows."""
 
-A, A2, A3 = (np.float32(tiles.A**n) for n in (1, 2, 3))
-B, B2, B3 = (np.float32(tiles.B**n) for n in (1, 2, 3))
-SQUARES = np.float32(tiles.A**2 + tiles.B**2)
-OUTPUTS, PRODUCTS = tiles.OUTPUTS, tiles.PRODUCTS
+A, A2, A3 = (np.float32(winograd.A**n) for n in (1, 2, 3))
+B, B2, B3 = (np.float32(winograd.B**n) for n in (1, 2, 3))
+SQUARES = np.float32(winograd.A**2 + winograd.B**2)
+OUTPUTS, PRODUCTS = winograd.OUTPUTS, winograd.PRODUCTS
 FEWEST_SHARED = PRODUCTS // 3 + 1  # outputs of a tile that has more than six taps
 
 
@@ -327,7 +327,7 @@ def convolve(
             missing, tiles, tile_count, skipped, float_pointer(combined_products), step,
             float_pointer(taps_products), counts, gang, bias, y, width, K,
         )  # fmt: skip
-        if mode > SERIAL:
+        if mode & READS_INPUT:
             take_inputs(
                 source, at, missing, tiles, tile_count, skipped, nothing, s, centre, width, K
             )

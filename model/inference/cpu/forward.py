@@ -1,6 +1,7 @@
 """The mixed-task forward on a CPU: sequences of any length one after the other, nothing padded.
 
-A chunk of sequences goes through a stretch of blocks in one call (``model/inference/cpu/blocks.py``).
+A chunk of sequences goes through a segment of blocks in one call
+(``model/inference/cpu/blocks.py``).
 Chunks run on as many threads as PyTorch was given when the forward was made.
 """
 

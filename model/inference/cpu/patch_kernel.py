@@ -43,7 +43,7 @@ from peterrec.model.inference.cpu.simd import (
     total,
 )
 from peterrec.model.inference.cpu.winograd import OUTPUTS
-from peterrec.model.network.insertions import PARALLEL_SKIP, SERIAL
+from peterrec.model.insertions import ADDS_SOURCE, READS_INPUT
 from peterrec.model.spec import CLS
 
 AT_ONCE = 4
@@ -78,7 +78,7 @@ def enter(
     tokens_, longest, offsets_, inputs, embedding_, x_, base_, start, stop, slots_, cls_,
     width, weight,
 ):  # fmt: skip
-    """Sequences' embedded inputs: tokens int32 [sequences, longest] at offsets int32 [inputs] from the end.
+    """Embed sequences: tokens int32 [sequences, longest] at offsets int32 [inputs] from the end.
 
     A shorter sequence has the last of the ``inputs`` that the longest one has.
     """
@@ -122,7 +122,7 @@ def branch(old_, old_base_, new_, new_base_, select_, sequences, width):
 
 @njit
 def tap_at(tiles, i, missing, at, nothing, C):
-    """Where an input of a ``tile_table`` begins; the row of zeros if the sequence does not have it."""
+    """Where an input of a ``tile_table`` begins, or the row of zeros if the sequence lacks it."""
     entry = np.int64(tiles[i]) - missing
     return (at + entry - 1) * C if entry >= 1 else nothing
 
@@ -192,10 +192,11 @@ def _multiply_pair(rows, step, count, weight, at, stride, n, a0, a1, a2, a3, b0,
 
 
 @njit
-def _expect(down, up, at, size, begin, share):
-    """Have a share of the next sequence's patch brought near while this one's is in use.
+def _prefetch_share(down, up, at, size, begin, share):
+    """Prefetch a share of the next sequence's patch while the present one is in use.
 
-    More than a few lines at once would wait for the processor's few pending reads.
+    A processor has few pending reads; asking for the whole patch (88 cache lines at 64 channels) at
+    once would wait for them, most of all without AVX-512, where fewer lines are read per step.
     """
     for i in range(begin, min(begin + share, size), LANES):  # a line of float32 at a time
         prefetch(down, at + i)
@@ -217,7 +218,7 @@ def _widen(hidden, tall, up, at, H, width, n, a0, a1, a2, a3):
 
 @njit
 def sequence_patch(slots, sequence, stop, stacked, at):
-    """Which of the stacked patches are a sequence's own and the next sequence's; the same if it is last."""
+    """Indices of a sequence's patch and of the next sequence's (or its own again if last)."""
     patch = np.int64(slots[sequence]) * stacked + at
     following = np.int64(slots[sequence + 1]) * stacked + at if sequence + 1 < stop else patch
     return patch, following
@@ -254,17 +255,17 @@ def finish_sequence(
     steps = (C + STEP - 1) // STEP
     turns = max((count + AT_ONCE - 1) // AT_ONCE, 1) * steps
     share = H * C // turns // LANES * LANES + LANES
+    if next_patch != patch:
+        _prefetch_share(down_bias, down_bias, next_patch * H, H, 0, H)
+        _prefetch_share(up_bias, up_bias, next_patch * C, C, 0, C)
     for p in range(0, count, AT_ONCE):
-        if p == 0 and next_patch != patch:
-            _expect(down_bias, down_bias, next_patch * H, H, 0, H)
-            _expect(up_bias, up_bias, next_patch * C, C, 0, C)
         p1, p2, p3 = min(p + 1, count - 1), min(p + 2, count - 1), min(p + 3, count - 1)
         r0, r1, r2, r3 = p * pitch, p1 * pitch, p2 * pitch, p3 * pitch
         s0, s1, s2, s3 = p * C, p1 * C, p2 * C, p3 * C
         if mode != 0:  # what the patch reads, as float32: to widen one number takes long
             for c in range(0, C, LANES):
                 n = C - c
-                if mode > SERIAL:
+                if mode & READS_INPUT:
                     a0, a1 = load_first(s, s0 + c, n), load_first(s, s1 + c, n)
                     a2, a3 = load_first(s, s2 + c, n), load_first(s, s3 + c, n)
                 else:
@@ -297,7 +298,7 @@ def finish_sequence(
             n, k = C - c, C - c - LANES
             if next_patch != patch:
                 begin = (p // AT_ONCE * steps + c // STEP) * share
-                _expect(down, up, next_patch * H * C, H * C, begin, share)
+                _prefetch_share(down, up, next_patch * H * C, H * C, begin, share)
             a0, a1 = load_first(y, r0 + c, n), load_first(y, r1 + c, n)
             a2, a3 = load_first(y, r2 + c, n), load_first(y, r3 + c, n)
             if HAS_WIDE_REGISTERS:
@@ -314,7 +315,7 @@ def finish_sequence(
                     )
                 else:
                     a0, a1, a2, a3 = _widen(hidden, tall, up, at, H, width, n, a0, a1, a2, a3)
-            if mode == PARALLEL_SKIP:
+            if mode & ADDS_SOURCE:
                 a0, a1 = add(a0, load_first(s, s0 + c, n)), add(a1, load_first(s, s1 + c, n))
                 a2, a3 = add(a2, load_first(s, s2 + c, n)), add(a3, load_first(s, s3 + c, n))
                 if HAS_WIDE_REGISTERS:

@@ -10,7 +10,6 @@ from torch import Tensor
 from peterrec.model.inference.gpu.conv_kernel import ConvWeights, Entries, PatchOperands, fused_conv
 from peterrec.model.inference.gpu.layout import LevelConv, Levels
 from peterrec.model.network.backbone import Backbone, DilatedConv, ResidualBlock
-from peterrec.model.network.insertions import mode_of
 from peterrec.model.spec import PatchGeometry
 
 
@@ -24,12 +23,12 @@ class RunPatch:
 
 
 @dataclass(frozen=True, slots=True)
-class LaneRun:
+class SequenceRun:
     """Sequences of one stage that run together: int32 tensors on the device.
 
-    ``sequence_of`` and ``per_sequence`` are by level: whose an entry is, and how many a sequence has on average
-    at most; bases [levels, rows + 1] and counts [levels, rows] are the sequences', bounds [levels, 4]
-    the run's.
+    ``sequence_of`` and ``per_sequence`` are by level: the sequence of an entry, and how many
+    entries a sequence has on average at most. bases [levels, rows + 1] and counts [levels, rows]
+    belong to the sequences, bounds [levels, 4] to the run.
     """
 
     rows: int
@@ -68,7 +67,7 @@ class FusedBlocks:
         ]
         self._residuals = [_on(device, block.residual) for block in table.blocks]
 
-    def run(self, states: States, number: int, run: LaneRun) -> None:
+    def run(self, states: States, number: int, run: SequenceRun) -> None:
         """Compute the run's entries of block ``number``'s output."""
         block = self._table.blocks[number]
         taps, convs = self._taps[number], self._convs[number]
@@ -86,7 +85,7 @@ class FusedBlocks:
 
     def _entries(
         self,
-        run: LaneRun,
+        run: SequenceRun,
         conv: LevelConv,
         taps: Tensor,
         in_bases: Tensor,
@@ -121,7 +120,7 @@ def _operands(patch: RunPatch | None, block: int, conv: int) -> PatchOperands | 
     if index is None:
         return None
     return PatchOperands(
-        mode=mode_of(geometry),
+        mode=geometry.kernel_mode,
         slots=patch.slots,
         index=index,
         down=tensors["patch.down"],

@@ -1,9 +1,9 @@
 """One Triton kernel per convolution: taps, product, patch, LayerNorm, ReLU and residual at once.
 
 A program computes ``BLOCK_M`` entries, of as many sequences as lie in them, over all channels. The
-product runs over the whole tile; each sequence's patch is applied to the tile and kept where the sequence
-is. So a tile is full whatever the lengths, and its weights are read once for all its sequences.
-Arithmetic between the products is float32 whatever the storage.
+product runs over the whole tile; each sequence's patch is applied to the tile and kept at the rows
+of the sequence. So a tile is full at any lengths, and its weights are read once for all its
+sequences. Arithmetic between the products is float32 at any storage type.
 
 What the sums of a tile receive from memory (up biases, the residual) is added as a product with
 ones where it belongs: such operands pass through shared memory, and need no registers beside the
@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from peterrec.model.network.insertions import PLAIN
+from peterrec.model.insertions import ADDS_SOURCE, READS_INPUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +55,12 @@ class PatchOperands:
 class Entries:
     """Which entries a launch computes and what they read: int32 tensors on the device.
 
-    Entry m of the output belongs to sequence ``sequence_of[m]``; ``bounds`` [2] are the first and the last
-    + 1 to compute, at most ``capacity``, about ``per_sequence`` of a sequence. A sequence's entries begin at
-    ``out_bases`` and are read from ``in_bases`` on, where it has ``in_counts``; taps [N, k] beyond
-    these, or negative, read zeros. ``centre`` names the tap of the entry itself. With ``residual``
-    [N], entries of the skip are added, a sequence's being at ``skip_bases`` on.
+    Entry m of the output belongs to sequence ``sequence_of[m]``; ``bounds`` [2] are the first and
+    the last + 1 to compute, at most ``capacity``, about ``per_sequence`` of a sequence. The entries
+    of a sequence begin at ``out_bases`` and are read from ``in_bases`` on, where it has
+    ``in_counts``; taps [N, k] beyond these, or negative, read zeros. ``centre`` is the tap of the
+    entry itself. With ``residual`` [N], entries of the skip are added, those of a sequence being at
+    ``skip_bases`` on.
     """
 
     sequence_of: Tensor
@@ -81,12 +82,8 @@ LARGEST_TILE = 64 * 256
 FULL_WAVE = 128
 """Programs that occupy the device: a tile is as large as leaves about so many."""
 
-LANES_OF_TILE = 5
+SEQUENCES_PER_TILE = 5
 """Sequences that a tile may hold, about: each one's patch is applied to all of it."""
-
-PREFETCH = False
-RESLOOP = True
-BIG = False
 
 COLUMNS = 32
 """Bottleneck channels that a tile's patches are applied by, of one sequence or of several."""
@@ -147,7 +144,9 @@ def _fused_conv(  # type: ignore[no-untyped-def]  # Triton compiles it
     H: tl.constexpr,
     TAPS: tl.constexpr,
     CENTRE: tl.constexpr,
-    MODE: tl.constexpr,
+    HAS_PATCH: tl.constexpr,
+    READS_INPUT: tl.constexpr,
+    ADDS_SOURCE: tl.constexpr,
     HAS_OWN_NORM: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -196,18 +195,16 @@ def _fused_conv(  # type: ignore[no-untyped-def]  # Triton compiles it
                 w = tl.load(weight_ptr + w_at, mask=is_weight, other=0.0)
             y = tl.dot(a, w, y, input_precision="ieee")  # [BLOCK_M, BLOCK_K] @ [BLOCK_K, BLOCK_C]
 
-    if MODE != 0:
-        if MODE == 1:
-            s = y.to(down_ptr.dtype.element_ty)
-        else:
+    if HAS_PATCH:
+        if READS_INPUT:
             centre = (in_base + tl.load(taps_ptr + n * TAPS + CENTRE))[:, None] * C + c[None, :]
             s = tl.load(x_ptr + centre, mask=is_channel[None, :], other=0.0)
-            if MODE == 3:
+            if ADDS_SOURCE:
                 y += s.to(tl.float32)
             s = s.to(down_ptr.dtype.element_ty)
-        columns = (
-            last_sequence + 1 - first_sequence
-        ) * H  # of the tile's sequences, beside each other
+        else:
+            s = y.to(down_ptr.dtype.element_ty)
+        columns = (last_sequence + 1 - first_sequence) * H  # of the tile's sequences, side by side
         for start in tl.range(0, columns, BLOCK_W, num_stages=2):
             column = start + tl.arange(0, BLOCK_W)
             is_wide = column < columns
@@ -292,6 +289,7 @@ def fused_conv(
     """
     channels, taps = x.shape[1], entries.taps.shape[1]
     h = 1 if patch is None else patch.down.shape[-1]
+    mode = 0 if patch is None else patch.mode
     own_norm = patch is not None and patch.norm_index >= 0
     tile = _tile(entries, channels, _widest(x, patch))
     norm_weight = patch.norm_weight if patch is not None and own_norm else conv.norm_weight
@@ -328,7 +326,9 @@ def fused_conv(
         H=h,
         TAPS=taps,
         CENTRE=entries.centre,
-        MODE=PLAIN if patch is None else patch.mode,
+        HAS_PATCH=patch is not None,
+        READS_INPUT=bool(mode & READS_INPUT),
+        ADDS_SOURCE=bool(mode & ADDS_SOURCE),
         HAS_OWN_NORM=own_norm,
         HAS_RESIDUAL=entries.residual is not None,
         BLOCK_M=tile.entries,
@@ -350,7 +350,7 @@ def _tile(entries: Entries, channels: int, number_bytes: int) -> Tile:
     is_exact = number_bytes > 2  # no matrix unit multiplies float32 exactly: ordinary sums do
     most = 32 if is_exact else max(64, min(128, LARGEST_TILE // width))
     size = 16
-    while size < min(most, LANES_OF_TILE * entries.per_sequence):
+    while size < min(most, SEQUENCES_PER_TILE * entries.per_sequence):
         if entries.capacity < FULL_WAVE * size:
             break
         size *= 2

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from peterrec.model.inference.batch_plan import Stage
-from peterrec.model.inference.gpu.blocks import FusedBlocks, LaneRun, RunPatch, States
+from peterrec.model.inference.gpu.blocks import FusedBlocks, RunPatch, SequenceRun, States
 from peterrec.model.inference.gpu.embed_pool_kernels import (
     EnteringRun,
     FramedItems,
     enter,
-    pool,
+    pool_user_vectors,
     spread,
 )
 from peterrec.model.inference.gpu.layout import (
@@ -49,7 +49,7 @@ class FusedNetwork:
 
 
 class Workspace:
-    """Device memory that all chunks of up to ``rows`` sequences use in turn, whatever their shape."""
+    """Device memory that chunks of up to ``rows`` sequences use in turn, of any shape."""
 
     def __init__(self, network: FusedNetwork, rows: int) -> None:
         device, channels = network.device, network.spec.channels
@@ -73,7 +73,7 @@ class DeviceStage:
     entries: Tensor
     bases: Tensor
     counts: Tensor
-    runs: list[LaneRun]
+    runs: list[SequenceRun]
 
 
 class ShapeRun:
@@ -97,7 +97,7 @@ class ShapeRun:
         self._has_run = False
 
     def run(self) -> Tensor:
-        """User vectors float32 [≥ sequences, C] of the chunk whose numbers ``ints`` holds, by sequence.
+        """User vectors float32 [≥ sequences, C] of the chunk whose numbers ``ints`` holds.
 
         They stay until the next chunk runs. On the second time the launches are captured: by then
         every kernel is compiled, and a shape that comes once is not worth it.
@@ -140,7 +140,7 @@ class ShapeRun:
                 bases = stage.bases[self._network.table.blocks[block].second.target]
         top = entry_level(self._network.table, len(self._network.table.blocks))
         users = self._space.users[: self._shape.rows]
-        pool(x, users, bases, stage.counts[top], self._network.spec.is_causal)
+        pool_user_vectors(x, users, bases, stage.counts[top], self._network.spec.is_causal)
         self._read(users, stage)
 
     def _read(self, users: Tensor, last: DeviceStage) -> None:
@@ -192,10 +192,10 @@ class ShapeRun:
                 runs,
             )
 
-    def _sequence_run(self, part: StageParts, number: int, patch: RunPatch | None) -> LaneRun:
+    def _sequence_run(self, part: StageParts, number: int, patch: RunPatch | None) -> SequenceRun:
         rows, network = self._shape.rows, self._network
         level_count = len(network.table.counts)
-        return LaneRun(
+        return SequenceRun(
             rows=rows,
             sequence_of=[
                 self._space.sequence_of[rows * start :] for start in network.level_starts[:-1]

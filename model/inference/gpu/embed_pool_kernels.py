@@ -8,8 +8,8 @@ from torch import Tensor
 
 from peterrec.model.spec import CLS, PAD, BackboneSpec
 
-LANES = 16
-"""Sequences, or entries, of a program."""
+PER_PROGRAM = 16
+"""Sequences, or entries, that one program computes."""
 
 SPREAD = 64
 """Entries that a sequence writes at a time."""
@@ -25,10 +25,10 @@ def _spread(  # type: ignore[no-untyped-def]  # Triton compiles it
     counts_row,
     rows,
     MOST: tl.constexpr,
-    LANES: tl.constexpr,
+    PER_PROGRAM: tl.constexpr,
     SPREAD: tl.constexpr,
 ):
-    sequence = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    sequence = tl.program_id(0) * PER_PROGRAM + tl.arange(0, PER_PROGRAM)
     level = tl.program_id(1)
     is_sequence = sequence < rows
     count = tl.load(counts_ptr + level * counts_row + sequence, mask=is_sequence, other=0)
@@ -90,7 +90,7 @@ def _enter(  # type: ignore[no-untyped-def]  # Triton compiles it
 
 
 @triton.jit(do_not_specialize=["rows"])  # type: ignore[untyped-decorator]  # Triton has no types
-def _pool(  # type: ignore[no-untyped-def]  # Triton compiles it
+def _pool_user_vectors(  # type: ignore[no-untyped-def]  # Triton compiles it
     x_ptr,
     out_ptr,
     bases_ptr,
@@ -99,9 +99,9 @@ def _pool(  # type: ignore[no-untyped-def]  # Triton compiles it
     IS_CAUSAL: tl.constexpr,
     C: tl.constexpr,
     BLOCK_C: tl.constexpr,
-    LANES: tl.constexpr,
+    PER_PROGRAM: tl.constexpr,
 ):
-    sequence = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    sequence = tl.program_id(0) * PER_PROGRAM + tl.arange(0, PER_PROGRAM)
     count = tl.load(counts_ptr + sequence, mask=sequence < rows, other=0)
     is_sequence = count > 0
     c = tl.arange(0, BLOCK_C)
@@ -120,7 +120,7 @@ def spread(sequence_of: Tensor, starts: Tensor, bases: Tensor, counts: Tensor, m
     bases [levels, ≥ rows + 1] and counts [levels, rows] are the sequences'; none has over ``most``.
     """
     level_count, rows = counts.shape
-    _spread[(triton.cdiv(rows, LANES), level_count)](
+    _spread[(triton.cdiv(rows, PER_PROGRAM), level_count)](
         sequence_of,
         starts,
         bases,
@@ -129,7 +129,7 @@ def spread(sequence_of: Tensor, starts: Tensor, bases: Tensor, counts: Tensor, m
         counts.stride(0),
         rows,
         MOST=most,
-        LANES=LANES,
+        PER_PROGRAM=PER_PROGRAM,
         SPREAD=SPREAD,
         num_warps=1,
     )
@@ -146,7 +146,7 @@ class FramedItems:
 
 @dataclass(frozen=True, slots=True)
 class EnteringRun:
-    """Sequences whose entries [bounds) of level 0 are embedded; ``cls`` [S, C] is theirs, by slot."""
+    """Sequences whose entries [bounds) of level 0 are embedded; ``cls`` [S, C] by slot, or None."""
 
     sequence_of: Tensor
     bounds: Tensor
@@ -160,7 +160,7 @@ def enter(
     out: Tensor, embedding: Tensor, framed: FramedItems, run: EnteringRun, spec: BackboneSpec
 ) -> None:
     """Embed the entries of a run into ``out`` [entries, C]."""
-    _enter[(triton.cdiv(run.capacity, LANES),)](
+    _enter[(triton.cdiv(run.capacity, PER_PROGRAM),)](
         out,
         run.sequence_of,
         run.bounds,
@@ -178,15 +178,17 @@ def enter(
         HAS_CLS=run.cls is not None,
         C=spec.channels,
         BLOCK_C=triton.next_power_of_2(spec.channels),
-        ENTRIES=LANES,
+        ENTRIES=PER_PROGRAM,
         num_warps=4,
     )
 
 
-def pool(x: Tensor, out: Tensor, bases: Tensor, counts: Tensor, is_causal: bool) -> None:
-    """The sequences' user vectors into ``out`` float32 [rows, C]; those without entries are left."""
+def pool_user_vectors(
+    x: Tensor, out: Tensor, bases: Tensor, counts: Tensor, is_causal: bool
+) -> None:
+    """Write user vectors into ``out`` float32 [rows, C]; sequences without entries are left."""
     rows, channels = out.shape
-    _pool[(triton.cdiv(rows, LANES),)](
+    _pool_user_vectors[(triton.cdiv(rows, PER_PROGRAM),)](
         x,
         out,
         bases,
@@ -195,6 +197,6 @@ def pool(x: Tensor, out: Tensor, bases: Tensor, counts: Tensor, is_causal: bool)
         IS_CAUSAL=is_causal,
         C=channels,
         BLOCK_C=triton.next_power_of_2(channels),
-        LANES=LANES,
+        PER_PROGRAM=PER_PROGRAM,
         num_warps=4,
     )

@@ -1,4 +1,4 @@
-"""The cone as sequences of any length share it: entries newest first, so a shorter sequence has a prefix.
+"""Receptive fields of sequences of any length: entries newest first, a shorter one has a prefix.
 
 A *level* is a set of positions that convolutions read or compute. Its entries count back from the
 last position; a sequence of a length has those that lie within it, the first so many of the level.
@@ -112,7 +112,7 @@ class StageShape:
 
 @dataclass(frozen=True, slots=True)
 class ChunkShape:
-    """At most ``rows`` sequences, which together have no more entries than if all had ``length``."""
+    """At most ``rows`` sequences with no more entries in all than if each had ``length``."""
 
     rows: int
     length: int
@@ -123,10 +123,10 @@ class ChunkShape:
 class StageParts:
     """Where a stage's numbers lie; a run is the sequences without a patch (the first) or a group's.
 
-    ``bases`` [levels, rows + 1] and ``counts`` [levels, rows]: where a sequence's entries begin, and
-    how many it has. ``entries`` [rows]: where the stage before left them. ``slots`` [rows].
-    ``bounds`` [runs, levels, 4]: first entry of a run and the one after its last; first sequence of the
-    run and the one after its last.
+    ``bases`` [levels, rows + 1] and ``counts`` [levels, rows]: where entries of a sequence begin,
+    and how many it has. ``entries`` [rows]: where the stage before left them. ``slots`` [rows].
+    ``bounds`` [runs, levels, 4]: first entry of a run and the one after its last; first sequence of
+    the run and the one after its last.
     """
 
     bases: slice
@@ -138,9 +138,9 @@ class StageParts:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Where a chunk's numbers lie: items of the first sequences one after the other, from ``starts``
-    [rows + 1] on; ``places`` int64 [rows] of the last sequences, which are the chunk's rows, in the
-    batch; ``origins`` [rows], their sequences at the start."""
+    """Where a chunk's numbers are: items of the first sequences one after the other, from
+    ``starts`` [rows + 1] on; ``places`` int64 [rows] of the last sequences, which are the chunk's
+    rows, in the batch; ``origins`` [rows], their sequences at the start."""
 
     items: slice
     starts: slice
@@ -195,7 +195,7 @@ class ChunkNumbers:
 
 
 def count_entries(sequences: Sequences, lengths: Indices, table: Levels) -> list[Indices]:
-    """Entries [levels, sequences] of the sequences of each stage; the first have framed ``lengths``."""
+    """Entries [levels, sequences] by stage; the first sequences have framed ``lengths``."""
     counts = [table.counts.take(lengths, axis=1)]
     for stage in sequences.stages[1:]:
         before, select = counts[-1], stage.select

@@ -55,14 +55,14 @@ class PatchStack:
         at = self.geometry.conv_index(block, conv)
         if at is None:
             return conv_out
-        is_parallel = self.geometry.insertion == "parallel2"
-        rows = (len(self.down), -1, conv_out.shape[2])
-        source = (conv_in if is_parallel else conv_out).reshape(rows)  # [G·B, M, C] -> [G, B·M, C]
-        wide = torch.baddbmm(self.down_bias[:, at].unsqueeze(1), source, self.down[:, at])
+        source = self.geometry.record.pick(conv_in, conv_out)
+        rows = (len(self.down), -1, conv_out.shape[2])  # [G·B, M, C] -> [G, B·M, C]
+        bias = self.down_bias[:, at].unsqueeze(1)
+        wide = torch.baddbmm(bias, source.reshape(rows), self.down[:, at])
         hidden = functional.gelu(wide, approximate="tanh")  # [G, B·M, H]
         out = conv_out.reshape(rows) + self.up_bias[:, at].unsqueeze(1)
         joined = torch.baddbmm(out, hidden, self.up[:, at]).view_as(conv_out)
-        return joined + conv_in if self.geometry.has_inner_skip else joined
+        return joined + source if self.geometry.has_inner_skip else joined
 
     def second_norm(self, x: Tensor, norm: torch.nn.LayerNorm, block: int) -> Tensor:
         """LN2 of x [G·B, M, C], each task's own where the patches train it."""

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from peterrec.model.spec import HeadKind, Insertion, PatchGeometry
+from peterrec.model.insertions import InsertionName
+from peterrec.model.spec import HeadKind, PatchGeometry
 from peterrec.model.training.options import (
     STRICT,
     BatchSize,
@@ -48,7 +49,7 @@ class FinetuneSettings(LoopSettings):
 
     kind: Annotated[HeadKind, option("What the task answers with.", "Model")]
     insertion: Annotated[
-        Insertion, option("Where the patch joins a convolution (PeterRec, figure 3).", "Model")
+        InsertionName, option("Where the patch joins a convolution (PeterRec, figure 3).", "Model")
     ] = "serial2"
     bottleneck: Annotated[
         int, option("Width of the patch's bottlenecks, summed over branches.", "Model", ge=1)

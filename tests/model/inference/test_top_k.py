@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from peterrec.model.inference import top_k as catalog_ranking
+from peterrec.model.inference import top_k
 from peterrec.model.inference.top_k import CatalogRanking, CatalogWeights, Selection
 
 CHANNELS = 8
@@ -105,7 +105,7 @@ def test_scores_equal_those_of_a_full_sort_in_double_precision(
 def test_a_batch_beyond_the_logits_held_at_once_is_ranked_in_parts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(catalog_ranking, "LOGITS_AT_ONCE", 12_000)
+    monkeypatch.setattr(top_k, "LOGITS_AT_ONCE", 12_000)
     catalog = catalog_of(small_numbers(5_000, CHANNELS, seed=13), small_numbers(5_000, seed=14))
     users = small_numbers(7, CHANNELS, seed=15)
     found = CatalogRanking(CPU).top(users, catalog, [Selection(top_k=20)] * 7)

@@ -7,19 +7,19 @@ import torch
 from torch import Tensor
 
 from peterrec.model.errors import InvalidSpec
+from peterrec.model.insertions import INSERTIONS
 from peterrec.model.network.backbone import Backbone, count_parameters, new_patch, pool
 from peterrec.model.network.collate import frame_histories
-from peterrec.model.spec import CLS, PAD, BackboneSpec, Insertion, Padding, PatchGeometry
+from peterrec.model.spec import CLS, PAD, BackboneSpec, Padding, PatchGeometry
 from tests.model.random_tasks import random_backbone
 
 SPEC = BackboneSpec(item_count=12, channels=8, dilations=(1, 2), max_len=9)
 NON_CAUSAL = BackboneSpec(
     item_count=12, channels=8, dilations=(1, 2), kernel_size=5, is_causal=False, max_len=9
 )
-INSERTIONS: tuple[Insertion, ...] = ("serial2", "serial1", "parallel2")
 
 
-def geometry_of(insertion: Insertion, has_inner_skip: bool = False) -> PatchGeometry:
+def geometry_of(insertion: str, has_inner_skip: bool = False) -> PatchGeometry:
     return PatchGeometry(
         insertion=insertion,
         bottleneck=4,
@@ -116,7 +116,7 @@ def test_the_non_causal_user_is_the_sum_of_both_cls_states(padding: Padding) -> 
 
 
 @pytest.mark.parametrize("insertion", INSERTIONS)
-def test_an_untrained_patch_reproduces_the_backbone(insertion: Insertion) -> None:
+def test_an_untrained_patch_reproduces_the_backbone(insertion: str) -> None:
     backbone = random_backbone(SPEC)
     frames = frame_histories([[5, 6, 7], [8]], SPEC)
     patch = new_patch(backbone, geometry_of(insertion))

@@ -1,16 +1,19 @@
 """The patch: branches, folding and names."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional
 
-from peterrec.model.network.patch import Bottleneck, Patch, PatchWeights, join_parallel, join_serial
-from peterrec.model.spec import Insertion, PatchGeometry
+from peterrec.model.insertions import INSERTIONS
+from peterrec.model.network.patch import Bottleneck, Patch, PatchWeights
+from peterrec.model.spec import PatchGeometry
 
 CHANNELS = 8
 
 
-def random_patch(insertion: Insertion = "serial2", cardinality: int = 3) -> Patch:
+def random_patch(insertion: str = "serial2", cardinality: int = 3) -> Patch:
     geometry = PatchGeometry(
         insertion=insertion,
         bottleneck=6,
@@ -72,15 +75,25 @@ def test_the_bottleneck_uses_the_tanh_form_of_gelu() -> None:
     assert bottleneck(torch.tensor([[1.0]])).item() == pytest.approx(0.8411919906, abs=1e-7)
 
 
-def test_joins_are_those_of_the_paper() -> None:
-    out, source = torch.tensor([1.0]), torch.tensor([10.0])
-    assert join_serial(out, source, lambda s: 2 * s, False).item() == 1 + 2 * 1
-    assert join_parallel(out, source, lambda s: 2 * s, False).item() == 1 + 2 * 10
-    assert join_parallel(out, source, lambda s: 2 * s, True).item() == 1 + 2 * 10 + 10
+@pytest.mark.parametrize(
+    ("insertion", "skips"),
+    [("serial1", False), ("serial2", False), ("parallel2", False), ("parallel2", True)],
+)
+def test_joins_are_those_of_the_paper(insertion: str, skips: bool) -> None:
+    geometry = replace(random_patch(insertion).geometry, has_inner_skip=skips)
+    patch = Patch(geometry, CHANNELS)
+    torch.nn.init.normal_(patch.up)
+    weights, (conv_in, conv_out) = patch.weights(), torch.randn(2, 3, CHANNELS)
+    bottleneck = weights.at(2, 1)
+    assert bottleneck is not None
+    expected = conv_out + bottleneck(conv_in if insertion == "parallel2" else conv_out)
+    if skips:
+        expected = expected + conv_in
+    assert torch.equal(weights.join(conv_out, conv_in, 2, 1), expected)
 
 
-@pytest.mark.parametrize("insertion", ["serial2", "serial1", "parallel2"])
-def test_folded_tensors_have_the_shapes_of_the_geometry(insertion: Insertion) -> None:
+@pytest.mark.parametrize("insertion", INSERTIONS)
+def test_folded_tensors_have_the_shapes_of_the_geometry(insertion: str) -> None:
     patch = random_patch(insertion)
     folded = patch.folded()
     shapes = {name: tuple(tensor.shape) for name, tensor in folded.items()}

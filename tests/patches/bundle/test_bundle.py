@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load
 
-from peterrec.model.spec import CONVS_PER_BLOCK, HeadKind, Insertion, PatchGeometry
+from peterrec.model.insertions import INSERTIONS
+from peterrec.model.spec import HeadKind, PatchGeometry
 from peterrec.patches.bundle.bundle import Catalog, build_bundle, digest_of, read_manifest
 from peterrec.patches.bundle.verify import verify_bundle
 from peterrec.patches.errors import BundleRejected, InvalidDigest, ReasonCode
@@ -22,14 +23,14 @@ KINDS: tuple[HeadKind, ...] = ("classification", "tags", "ranking", "value")
 
 @st.composite
 def geometries(draw: st.DrawFn) -> PatchGeometry:
-    insertion: Insertion = draw(st.sampled_from(sorted(CONVS_PER_BLOCK)))
+    insertion = draw(st.sampled_from(sorted(INSERTIONS)))
     cardinality = draw(st.integers(1, 2))
     return PatchGeometry(
         insertion=insertion,
         bottleneck=cardinality * draw(st.integers(1, 3)),
         blocks=draw(st.sampled_from([(), (0,), (1,), (0, 1)])),
         cardinality=cardinality,
-        has_inner_skip=insertion == "parallel2" and draw(st.booleans()),
+        has_inner_skip=INSERTIONS[insertion].may_skip and draw(st.booleans()),
         has_norms=draw(st.booleans()),
         has_cls=draw(st.booleans()),
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from peterrec import model
 
-COPY_A_LANE = """
+COPY_A_SEQUENCE = """
 import numpy as np
 import torch
 from peterrec.model.inference.cpu.patch_kernel import branch, width_of
@@ -24,7 +24,7 @@ print(int(new.sum()), sum(stats.cache_hits.values()))
 def _run(folder: Path) -> tuple[int, int]:
     """What was copied, and how many kernels came from the disk."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "NUMBA_CACHE_DIR": str(folder / "kept")}
-    command = [sys.executable, "-c", COPY_A_LANE]
+    command = [sys.executable, "-c", COPY_A_SEQUENCE]
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=True
     )

@@ -10,7 +10,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from peterrec.model.inference.batch_plan import SlotRef
-from peterrec.model.inference.gpu import conv_kernel as fused_conv
+from peterrec.model.inference.gpu import conv_kernel
 from peterrec.model.inference.gpu.forward import FusedForward
 from peterrec.model.inference.weight_pool import WeightPool
 from peterrec.model.spec import BackboneSpec, HeadSpec, PatchGeometry
@@ -101,8 +101,8 @@ def test_a_mix_of_all_geometries_and_lengths_equals_the_reference(spec: Backbone
 def test_tiles_that_hold_many_sequences_equal_the_reference(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fused_conv, "FULL_WAVE", 1)
-    monkeypatch.setattr(fused_conv, "LANES_OF_TILE", 1000)
+    monkeypatch.setattr(conv_kernel, "FULL_WAVE", 1)
+    monkeypatch.setattr(conv_kernel, "SEQUENCES_PER_TILE", 1000)
     mix = Mix(SMALL, dtype=torch.float16)  # of the small numbers, what an interpreted dot takes
     assert mix.worst_error(mix.random_rows(LENGTHS)) <= HALF_TOLERANCE
 

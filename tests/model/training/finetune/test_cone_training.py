@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from peterrec.model.insertions import INSERTIONS
 from peterrec.model.network.backbone import Backbone, new_patch
 from peterrec.model.network.collate import frame_histories
 from peterrec.model.spec import CLS, FIRST_ITEM, BackboneSpec, PatchGeometry
@@ -22,7 +23,7 @@ def disturbed(module: torch.nn.Module) -> None:
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
-@pytest.mark.parametrize("insertion", ["serial2", "serial1", "parallel2"])
+@pytest.mark.parametrize("insertion", INSERTIONS)
 @pytest.mark.parametrize(
     "spec",
     [
