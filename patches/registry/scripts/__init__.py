@@ -1,8 +1,8 @@
 """The registry's Lua scripts. Each one is a single atomic step in Redis.
 
 A script is the text of one ``.lua`` file of this folder, preceded by the files that it builds on:
-``keys`` names its keys and its argument, ``prelude`` holds what every change does, and ``marks`` reads
-the mark of a change.
+``keys`` names its keys and its argument, ``prelude`` holds what every change does, and ``marks``
+reads the mark of a change.
 """
 
 from importlib.resources import files

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from peterrec.patches.bundle.signing import SigningKey, key_paths, sign_bundle
+from peterrec.patches.bundle.bundle import sign_bundle
+from peterrec.patches.bundle.signatures import SigningKey, key_paths
 from peterrec.patches.bundle.verify import BundleLimits, verify_bundle
 from peterrec.patches.identity import TaskId, TenantId
 from peterrec.patches.redis.embedded import EmbeddedRedis
