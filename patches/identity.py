@@ -65,7 +65,7 @@ def digest_of(data: bytes | bytearray | memoryview) -> Digest:
     return Digest(hashlib.sha256(data).hexdigest())
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Blob:
     """Bytes together with their digest, so that no later step hashes them again.
 

@@ -249,11 +249,14 @@ class DeviceLink:
         """Tell what was seen of a task's traffic; lost if the device process is away."""
         self._send(seen)
 
-    async def validate(self, path: str, timeout_s: float) -> Validated:
-        """Have a spooled bundle verified and its probes run; DeviceUnavailable refuses at once."""
+    async def validate(self, path: str, timeout_s: float, *, store: bool = False) -> Validated:
+        """Have a spooled bundle verified and its probes run; then, with ``store``, stored.
+
+        DeviceUnavailable if the device process is away.
+        """
         if not self.is_connected:
             raise row_error("device_unavailable")
-        answer = await self._call(Validate(next(self._ids), path), timeout_s)
+        answer = await self._call(Validate(next(self._ids), path, store), timeout_s)
         assert isinstance(answer, Validated)
         return answer
 
