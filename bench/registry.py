@@ -243,7 +243,7 @@ async def _fill(redis: str, site: Site, count: int) -> None:
 
     async def add(number: int, data: bytes) -> None:
         bundle = verify_bundle(data, backbone=identity, limits=BundleLimits())
-        digest = await registry.put_blob(data)
+        digest = await registry.blobs.put(bundle.blob)
         task, summary = TaskId(f"t{number}"), VersionSummary.of(bundle)
         await registry.add_version(DEFAULT_TENANT, task, digest, summary, actor="bench")
         room.release()

@@ -46,7 +46,7 @@ class ReasonCode(StrEnum):
 class Reason:
     """One thing that is wrong with a bundle."""
 
-    code: ReasonCode
+    code: ReasonCode | str
     message: str
     hint: str = ""
 
@@ -78,7 +78,7 @@ class BundleUnsafe(BundleRejected):
     category = Category.UNSAFE_FORMAT
 
 
-_SOLE_KIND: dict[ReasonCode, type[BundleRejected]] = {
+_SOLE_KIND: dict[str, type[BundleRejected]] = {
     ReasonCode.OVERSIZE: BundleTooLarge,
     ReasonCode.HEADER_TOO_LARGE: BundleTooLarge,
     ReasonCode.UNSAFE_FORMAT: BundleUnsafe,
@@ -180,35 +180,42 @@ class RegistryUnavailable(PeterRecError):
 class RegistryReadOnly(RegistryUnavailable):
     code = "registry_read_only"
 
-    def __init__(self) -> None:
-        super().__init__(
-            "Redis at the registry's address is a read-only replica; nothing was changed.",
-            hint="Point PETERREC_REDIS_URL at the primary, or wait for the failover to end.",
-        )
+    def __init__(
+        self,
+        message: str = "Redis at the registry's address is a read-only replica;"
+        " nothing was changed.",
+        *,
+        hint: str = "Point PETERREC_REDIS_URL at the primary, or wait for the failover to end.",
+    ) -> None:
+        super().__init__(message, hint=hint)
 
 
 class RegistryFull(RegistryUnavailable):
     code = "registry_full"
     category = Category.NO_ROOM
 
-    def __init__(self) -> None:
-        super().__init__(
-            "Redis has reached its maxmemory; nothing was changed.",
-            hint="Raise maxmemory (with the noeviction policy); delete old versions afterwards.",
-        )
+    def __init__(
+        self,
+        message: str = "Redis has reached its maxmemory; nothing was changed.",
+        *,
+        hint: str = "Raise maxmemory (with the noeviction policy); delete old versions afterwards.",
+    ) -> None:
+        super().__init__(message, hint=hint)
 
 
 class RegistryDenied(RegistryUnavailable):
-    """Redis knows us but does not let us do this, or does not let us in."""
+    """Redis refuses the user or password, or denies the user the command."""
 
     code = "registry_denied"
 
-    def __init__(self, told: str) -> None:
-        super().__init__(
-            f"Redis refuses this user or password, or denies it the command: {told}.",
-            hint="Check the user and password in PETERREC_REDIS_URL, and its rights:"
-            " docs/registry.md has the ACL rule.",
-        )
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "Check the user and password in PETERREC_REDIS_URL, and its rights:"
+        " docs/registry.md has the ACL rule.",
+    ) -> None:
+        super().__init__(message, hint=hint)
 
 
 class RegistryFailed(PeterRecError):

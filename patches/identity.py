@@ -1,7 +1,8 @@
-"""Names and ids that must not mix: tenants, tasks, digests."""
+"""Types for names and ids that must not be mixed up: tenants, tasks and digests."""
 
 import hashlib
 import re
+from dataclasses import dataclass, field
 from typing import NamedTuple, NewType
 
 from peterrec.patches.errors import InvalidDigest, InvalidName
@@ -9,45 +10,45 @@ from peterrec.patches.errors import InvalidDigest, InvalidName
 TenantId = NewType("TenantId", str)
 TaskId = NewType("TaskId", str)
 Digest = NewType("Digest", str)
-"""Version id of a bundle: the sha256 of its bytes, 64 hex digits, without a prefix."""
+"""The version id of a bundle: the sha256 of its bytes as 64 hex digits, without a prefix."""
 
 DIGEST_DIGITS = 64
 
 DEFAULT_TENANT = TenantId("default")
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
-"""Tenants, tasks, aliases and bundle names: they stand in URLs, keys, labels and file names."""
+"""The form of tenant, task, alias and bundle names, which occur in URLs, keys and file names."""
 
 _NAME = re.compile(NAME_PATTERN.removesuffix("$") + r"\Z")
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})\Z")
 
 
 class TaskRef(NamedTuple):
-    """A task's identity: always the pair."""
+    """The identity of a task, which is always the pair of tenant and task."""
 
     tenant: TenantId
     task: TaskId
 
 
 def check_name(text: str, what: str) -> str:
-    """The name itself, or InvalidName saying ``what`` it was to be."""
+    """Return the name; InvalidName, with ``what`` the name is for, if it does not have the form."""
     if not _NAME.match(text):
         raise InvalidName(what, text)
     return text
 
 
 def parse_tenant(text: str) -> TenantId:
-    """A checked tenant name; InvalidName otherwise."""
+    """Check a tenant's name; InvalidName if it does not have the form."""
     return TenantId(check_name(text, "tenant"))
 
 
 def parse_task(text: str) -> TaskId:
-    """A checked task name; InvalidName otherwise."""
+    """Check a task's name; InvalidName if it does not have the form."""
     return TaskId(check_name(text, "task"))
 
 
 def parse_digest(text: str) -> Digest:
-    """A digest from ``sha256:<hex>`` or the bare hex digits; InvalidDigest otherwise."""
+    """Parse ``sha256:<hex>`` or the bare hex digits; InvalidDigest for any other text."""
     match = _DIGEST.match(text)
     if match is None:
         raise InvalidDigest(text)
@@ -55,10 +56,24 @@ def parse_digest(text: str) -> Digest:
 
 
 def format_digest(digest: Digest) -> str:
-    """The form shown outside: ``sha256:<hex>``."""
+    """Return the form that users see: ``sha256:<hex>``."""
     return f"sha256:{digest}"
 
 
 def digest_of(data: bytes | bytearray | memoryview) -> Digest:
-    """The version id of these bytes; blocks for about a second per gigabyte."""
+    """Return the version id of these bytes; blocks for about a second per gigabyte."""
     return Digest(hashlib.sha256(data).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Bytes together with their digest, so that no later step hashes them again.
+
+    Making one hashes, so a digest can never belong to other bytes. Blocks like digest_of.
+    """
+
+    data: bytes = field(repr=False)
+    digest: Digest = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", digest_of(self.data))

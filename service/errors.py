@@ -11,6 +11,17 @@ from typing import ClassVar
 import msgspec
 
 from peterrec.model.errors import RETRYABLE, Category, PeterRecError
+from peterrec.patches.errors import (
+    BundleRejected,
+    BundleTooLarge,
+    BundleUnsafe,
+    Reason,
+    RegistryDenied,
+    RegistryFailed,
+    RegistryFull,
+    RegistryReadOnly,
+    RegistryUnavailable,
+)
 
 HTTP_STATUS: Mapping[Category, int] = {
     Category.MALFORMED: 400,
@@ -300,50 +311,47 @@ class LoadFailed(DeviceRefusal):
         )
 
 
-class PushRefused(PeterRecError):
-    """A pushed bundle that this server must not serve; ``reasons`` holds all that were found."""
+class BundleNoRoom(BundleRejected):
+    """A pushed bundle whose head does not fit into the device's memory budget."""
 
-    code = "bundle_rejected"
-    category = Category.INCOMPATIBLE
-
-    def __init__(self, reasons: Sequence[ErrorBody]) -> None:
-        listed = "; ".join(f"[{reason.code}] {reason.message}" for reason in reasons)
-        hints = dict.fromkeys(reason.hint for reason in reasons if reason.hint)
-        super().__init__(f"the bundle is refused: {listed}", hint=" ".join(hints))
-        self.reasons = list(reasons)
-
-
-class PushTooLarge(PushRefused):
-    code = "bundle_too_large"
-    category = Category.TOO_LARGE
-
-
-class PushUnsafe(PushRefused):
-    code = "bundle_unsafe"
-    category = Category.UNSAFE_FORMAT
-
-
-class PushNoRoom(PushRefused):
     code = "head_budget_exceeded"
     category = Category.NO_ROOM
 
 
-class PushFailed(PushRefused):
-    """The server failed while it examined the bundle."""
+class BundleNotJudged(BundleRejected):
+    """A pushed bundle that the server could not check because of a fault of its own."""
 
     code = "bundle_not_judged"
     category = Category.INTERNAL
 
 
-_PUSH_ERRORS: Mapping[str, type[PushRefused]] = {
+_BUNDLE_ERRORS: Mapping[str, type[BundleRejected]] = {
     error.category: error
-    for error in (PushRefused, PushTooLarge, PushUnsafe, PushNoRoom, PushFailed)
+    for error in (BundleRejected, BundleTooLarge, BundleUnsafe, BundleNoRoom, BundleNotJudged)
+}
+_REGISTRY_ERRORS: Mapping[str, type[RegistryUnavailable | RegistryFailed]] = {
+    error.code: error
+    for error in (
+        RegistryUnavailable,
+        RegistryReadOnly,
+        RegistryFull,
+        RegistryDenied,
+        RegistryFailed,
+    )
 }
 
 
-def push_error(category: str, reasons: Sequence[ErrorBody]) -> PushRefused:
-    """Build the refusal of a push from its reasons and the category that the device sent."""
-    return _PUSH_ERRORS.get(category, PushRefused)(reasons)
+def push_error(category: str, reasons: Sequence[ErrorBody]) -> PeterRecError:
+    """Rebuild the error of a push from what the device process reported.
+
+    A registry error means that the bundle is good and could not be stored; any other reason
+    refuses the bundle, and ``category`` decides how.
+    """
+    not_stored = _REGISTRY_ERRORS.get(reasons[0].code)
+    if not_stored is not None:
+        return not_stored(reasons[0].message, hint=reasons[0].hint)
+    rejected = _BUNDLE_ERRORS.get(category, BundleRejected)
+    return rejected([Reason(reason.code, reason.message, reason.hint) for reason in reasons])
 
 
 class InternalError(PeterRecError):
@@ -458,8 +466,8 @@ def problem_of(error: PeterRecError, request_id: str) -> Problem:
     if isinstance(error, NothingAnswered):
         errors = {task: error_body(each) for task, each in error.errors.items()}
         error = error.first
-    if isinstance(error, PushRefused):
-        reasons = error.reasons
+    if isinstance(error, BundleRejected):
+        reasons = [ErrorBody(each.code, each.message, each.hint) for each in error.reasons]
     status = HTTP_STATUS[error.category]
     return Problem(
         type=f"urn:peterrec:error:{error.code}",

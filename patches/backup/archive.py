@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from peterrec.patches.errors import ArchiveInvalid
-from peterrec.patches.identity import Digest
+from peterrec.patches.identity import Blob, Digest
 
 ARCHIVE_FORMAT = "peterrec.registry/1"
 MANIFEST_NAME, CHECKSUM_NAME = "manifest.json", "manifest.sha256"
@@ -66,18 +66,13 @@ class ArchiveWriter:
     tar: tarfile.TarFile
     files: dict[str, ArchivedFile]
 
-    def add(self, name: str, data: bytes) -> None:
-        """One more member."""
-        self.files[name] = ArchivedFile(_sha256(data), len(data))
-        self._write(name, data)
-
     def add_lines(self, name: str, lines: list[Line]) -> None:
-        """JSON documents, one a line."""
-        self.add(name, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+        """Add JSON documents as one member, one per line."""
+        self._add(name, Blob(b"".join(msgspec.json.encode(line) + b"\n" for line in lines)))
 
-    def add_blob(self, digest: Digest, data: bytes) -> None:
-        """A bundle, whose digest was checked."""
-        self.add(f"blobs/{digest}.bundle", data)
+    def add_bundle(self, blob: Blob) -> None:
+        """Add a bundle as one member."""
+        self._add(f"blobs/{blob.digest}.bundle", blob)
 
     def finish(self, revision: int, exported_at: str) -> ArchiveManifest:
         """Write the manifest; nothing may follow."""
@@ -86,6 +81,10 @@ class ArchiveWriter:
         self._write(MANIFEST_NAME, text)
         self._write(CHECKSUM_NAME, _sha256(text).encode())
         return manifest
+
+    def _add(self, name: str, blob: Blob) -> None:
+        self.files[name] = ArchivedFile(blob.digest, len(blob.data))
+        self._write(name, blob.data)
 
     def _write(self, name: str, data: bytes) -> None:
         member = tarfile.TarInfo(name)
@@ -134,9 +133,9 @@ class Archive:
         """One bundle's size in bytes."""
         return self.manifest.files[f"blobs/{digest}.bundle"].size_bytes
 
-    def blob(self, digest: Digest) -> bytes:
-        """One bundle's bytes."""
-        return self._read(f"blobs/{digest}.bundle")
+    def bundle(self, digest: Digest) -> Blob:
+        """Read and hash one bundle."""
+        return Blob(self._read(f"blobs/{digest}.bundle"))
 
     def close(self) -> None:
         """Close the file."""

@@ -18,11 +18,11 @@ from peterrec.patches.backup.archive import (
 )
 from peterrec.patches.errors import RegistryUnavailable
 from peterrec.patches.identity import Digest, TaskRef
-from peterrec.patches.registry.blob_store import BlobStore
-from peterrec.patches.registry.changes import Feed
-from peterrec.patches.registry.decode import pairs_of, text_of
+from peterrec.patches.registry.blobs import BlobStore
+from peterrec.patches.registry.feed import ChangeFeed
 from peterrec.patches.registry.redis_store import Store, field_of
 from peterrec.patches.registry.scripts import READ_REST, READ_STORED_TASK
+from peterrec.patches.registry.serialization import pairs_of, text_of
 
 READ_AT_ONCE = 16
 MAX_PASSES = 100
@@ -73,14 +73,14 @@ async def export_archive(store: Store, path: Path) -> ArchiveManifest:
         await asyncio.to_thread(archive.add_lines, KEYS, stored.keys)
         await asyncio.to_thread(archive.add_lines, AUDIT, stored.audit)
         for digest in stored.digests():
-            await asyncio.to_thread(archive.add_blob, digest, await blobs.get(digest))
+            await asyncio.to_thread(archive.add_bundle, await blobs.get(digest))
         now = datetime.now(UTC).isoformat(timespec="seconds")
         return archive.finish(stored.revision, now)
 
 
 async def _read_stored(store: Store) -> _Stored:
     """Read all tasks, then again those that were touched meanwhile, until none was."""
-    feed = Feed(store)
+    feed = ChangeFeed(store)
     snapshot = await feed.snapshot()
     position, pending = snapshot.position, list(snapshot.tasks)
     tasks: dict[str, StoredTask] = {}

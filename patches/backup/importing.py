@@ -16,12 +16,17 @@ from peterrec.patches.backup.exporting import StoredTask
 from peterrec.patches.errors import ArchiveInvalid, BlobMissing, RegistryChanged, RegistryNotEmpty
 from peterrec.patches.identity import Digest
 from peterrec.patches.redis.client import redis_errors
-from peterrec.patches.registry.blob_store import BlobStore
-from peterrec.patches.registry.changes import Feed
-from peterrec.patches.registry.decode import key_record, task_record, task_ref, version_record
+from peterrec.patches.registry.blobs import BlobStore
+from peterrec.patches.registry.feed import ChangeFeed
 from peterrec.patches.registry.records import Position
 from peterrec.patches.registry.redis_store import Store, field_of
 from peterrec.patches.registry.scripts import IMPORT, KEY_NAMES, STAGE_EVENTS, STAGED_NAMES
+from peterrec.patches.registry.serialization import (
+    key_record,
+    task_record,
+    task_ref,
+    version_record,
+)
 
 AT_ONCE = 8
 """Tasks and bundles that are written at the same time."""
@@ -61,7 +66,7 @@ class _Import:
 
     async def run(self, mode: ImportMode) -> int:
         """Upload the bundles, stage the rest, and make it true."""
-        before = await Feed(self._store).snapshot()
+        before = await ChangeFeed(self._store).snapshot()
         if mode is ImportMode.EMPTY and before.revision:
             raise RegistryNotEmpty(before.revision, len(before.tasks))
         revision = max(before.revision, self._archive.manifest.revision) + 1
@@ -71,8 +76,8 @@ class _Import:
         staged = await self._stage_all(tasks)
         blobs = BlobStore(self._store)
         for chunk in self._batches():
-            contents = [await asyncio.to_thread(self._archive.blob, digest) for digest in chunk]
-            await asyncio.gather(*map(blobs.put, contents))
+            bundles = [await asyncio.to_thread(self._archive.bundle, digest) for digest in chunk]
+            await asyncio.gather(*map(blobs.put, bundles))
         old = [key for ref in before.tasks for key in self._task_keys(field_of(ref))]
         try:
             return await self._swap(before.position, old, staged, revision, len(tasks))

@@ -1,4 +1,4 @@
-"""The bundle: one immutable safetensors file with manifest, patch, head, catalog and probes."""
+"""The bundle, one immutable safetensors file: building it, signing it and opening it."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -6,23 +6,27 @@ from pathlib import Path
 
 import numpy as np
 
-from peterrec.patches.bundle.contents import (
-    BundleLimits,
-    Contents,
-    check_size,
-    examine,
-    read_manifest_of,
-)
+from peterrec.patches.bundle.contents import Contents, check_tensors, manifest_of, read_contents
+from peterrec.patches.bundle.format import BundleLimits
 from peterrec.patches.bundle.header import (
     DTYPES,
     LENGTH_BYTES,
     Array,
     Tensors,
+    check_size,
     encode_file,
     read_header,
 )
 from peterrec.patches.bundle.manifest import Manifest
-from peterrec.patches.bundle.signatures import TrustedKeys, check_signatures
+from peterrec.patches.bundle.signatures import (
+    SigningKey,
+    TrustedKeys,
+    check_signatures,
+    content_digest,
+    format_signatures,
+    signatures_of,
+    signed_message,
+)
 from peterrec.patches.errors import Findings, ReasonCode
 from peterrec.patches.identity import Digest, digest_of, format_digest
 
@@ -38,16 +42,17 @@ __all__ = [
     "format_digest",
     "open_bundle",
     "read_manifest",
+    "sign_bundle",
 ]
 
 BUNDLE_SUFFIX = ".bundle"
 
 
 class Catalog:
-    """The external item ids that a ranking head's outputs stand for, in order.
+    """The external item ids of a ranking head's outputs, in the order of the outputs.
 
-    Kept packed (UTF-8 ``bytes`` uint8 [N] and ``offsets`` int64 [K + 1]): a million ids cost
-    megabytes, not objects.
+    They are kept packed, as UTF-8 ``bytes`` uint8 [N] and ``offsets`` int64 [K + 1]. A million ids
+    then take some megabytes and no Python objects.
     """
 
     def __init__(self, packed: Array, offsets: Array) -> None:
@@ -56,7 +61,7 @@ class Catalog:
 
     @classmethod
     def pack(cls, items: Sequence[str]) -> "Catalog":
-        """A catalog of these ids."""
+        """Pack the given ids into a catalog."""
         encoded = [item.encode() for item in items]
         offsets = np.zeros(len(encoded) + 1, np.int64)
         np.cumsum([len(item) for item in encoded], out=offsets[1:])
@@ -64,11 +69,11 @@ class Catalog:
 
     @classmethod
     def of(cls, tensors: Tensors) -> "Catalog":
-        """The catalog among a ranking bundle's tensors, without a copy."""
+        """Take the catalog from a ranking bundle's tensors, without a copy."""
         return cls(tensors["catalog.bytes"], tensors["catalog.offsets"])
 
     def tensors(self) -> dict[str, Array]:
-        """The two tensors of a bundle."""
+        """Return the two tensors that a bundle stores."""
         return {"catalog.bytes": self._bytes, "catalog.offsets": self._offsets}
 
     def __len__(self) -> int:
@@ -83,9 +88,10 @@ class Catalog:
         return (self[index] for index in range(len(self)))
 
     def index_of(self, external_id: str) -> int | None:
-        """The output that stands for an item; None if the catalog lacks it.
+        """Return the output that stands for an item; None if the catalog does not have it.
 
-        The first call builds an index of the whole catalog (about a second per million items).
+        The first call builds an index of the whole catalog, which takes about a second per million
+        items.
         """
         return self._index.get(external_id)
 
@@ -95,9 +101,9 @@ class Catalog:
 
 
 def build_bundle(manifest: Manifest, tensors: Tensors) -> bytes:
-    """The bundle's bytes, the same for the same input.
+    """Return a bundle's bytes; equal input gives equal bytes.
 
-    ``tensors`` by name as ``docs/bundle-format.md`` lists them, dtypes exact. Raises
+    ``tensors`` has the names and exact dtypes that ``docs/bundle-format.md`` lists. Raises
     BundleRejected, with every reason, if they do not fit the manifest or each other.
     """
     findings = Findings()
@@ -116,32 +122,50 @@ def build_bundle(manifest: Manifest, tensors: Tensors) -> bytes:
 def open_bundle(
     data: bytes, limits: BundleLimits | None = None, trusted_keys: TrustedKeys | None = None
 ) -> Contents:
-    """A bundle that is whole and agrees with itself, for any backbone or none; BundleRejected.
+    """Open a bundle that is complete and consistent, for any backbone; BundleRejected otherwise.
 
-    With trusted keys one of them must have signed it. What is to be served goes through
+    With trusted keys, one of them must have signed it. A bundle that will be served must pass
     verify_bundle instead.
     """
+    limits = limits or BundleLimits()
     findings = Findings()
-    contents = examine(memoryview(data), limits or BundleLimits(), {}, findings)
-    if contents is not None:
-        check_signatures(contents, trusted_keys, findings)
+    check_size(len(data), limits)
+    contents = read_contents(memoryview(data), limits, findings)
+    check_tensors(contents, None, findings)
+    check_signatures(contents, trusted_keys, findings)
     findings.raise_if_any()
-    assert contents is not None
     return contents
 
 
-def read_manifest(source: bytes | Path, limits: BundleLimits | None = None) -> Manifest:
-    """The manifest alone, for looking at a bundle; of a file only the header is read.
+def sign_bundle(
+    data: bytes, keys: Sequence[SigningKey], limits: BundleLimits | None = None
+) -> bytes:
+    """Add signatures by these keys; existing ones stay, except those by the same keys.
 
-    Neither the tensors nor the checksum are judged. Raises BundleRejected if it is unreadable.
+    The result has another version id but the same content digest. BundleRejected if the bundle is
+    damaged.
+    """
+    contents = open_bundle(data, limits)
+    present = signatures_of(contents, Findings()) or {}
+    message = signed_message(content_digest(contents))
+    made = {key.key_id: key.private.sign(message) for key in keys}
+    signatures = format_signatures({**present, **made})
+    signed = encode_file(contents.header.metadata["manifest"], contents.tensors, signatures)
+    open_bundle(signed, limits)
+    return signed
+
+
+def read_manifest(source: bytes | Path, limits: BundleLimits | None = None) -> Manifest:
+    """Read the manifest alone; of a file, only the header is read.
+
+    Neither the tensors nor the checksum are checked. BundleRejected if it is unreadable.
     """
     limits = limits or BundleLimits()
     findings = Findings()
     view, size = _beginning(source, limits)
-    manifest = None
-    if check_size(size, limits, findings):
-        header = read_header(view, size, limits.max_header_bytes, findings)
-        manifest = None if header is None else read_manifest_of(header, findings)
+    check_size(size, limits)
+    header = read_header(view, size, limits.max_header_bytes, findings)
+    manifest = manifest_of(header, findings)
     if manifest is None:
         findings.raise_if_any()
     assert manifest is not None

@@ -1,4 +1,4 @@
-"""Do a bundle's parts agree with each other? Everything that needs no backbone to be judged."""
+"""A bundle's parts, and whether they agree with each other: all checks that need no backbone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from math import prod
 import numpy as np
 
 from peterrec.model.spec import FIRST_ITEM, PAD, UNK
+from peterrec.patches.bundle.format import SCHEMA, BundleLimits
 from peterrec.patches.bundle.header import (
     DTYPES,
     Array,
@@ -17,24 +18,19 @@ from peterrec.patches.bundle.header import (
     read_header,
     tensor_view,
 )
-from peterrec.patches.bundle.manifest import SCHEMA, Manifest, parse_manifest
+from peterrec.patches.bundle.manifest import Manifest, parse_manifest
 from peterrec.patches.errors import Findings, ReasonCode
 
 FINITE_CHUNK = 1 << 20
-"""Elements looked at together when searching for NaN and Inf, to bound the extra memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class BundleLimits:
-    """What a bundle may cost before anything of it is read."""
-
-    max_bytes: int = 1 << 30
-    max_header_bytes: int = 8 << 20
+"""Elements that are tested for NaN and infinity at a time, which bounds the extra memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Contents:
-    """A readable bundle whose parts are being judged; ``tensors`` are read-only views."""
+    """The parts of a readable bundle; ``tensors`` are read-only views of its bytes.
+
+    ``tensors`` is empty if the header misplaces one of them.
+    """
 
     manifest: Manifest
     header: Header
@@ -43,13 +39,13 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class TensorForm:
-    """Dtype and shape that the manifest calls for; None is a size that only the file knows."""
+    """The dtype and shape that the manifest requires of a tensor; None allows any size."""
 
     dtype: str
     shape: tuple[int | None, ...]
 
     def admits(self, shape: tuple[int, ...]) -> bool:
-        """True if a tensor of this shape has the form."""
+        """Return True if a tensor of this shape has the form."""
         return len(shape) == len(self.shape) and all(
             want is None or want == size for want, size in zip(self.shape, shape, strict=True)
         )
@@ -59,7 +55,7 @@ class TensorForm:
 
 
 def tensor_forms(manifest: Manifest, channels: int) -> dict[str, TensorForm]:
-    """The exact set of tensors of a bundle with this manifest."""
+    """Return the exact set of tensors that a bundle with this manifest must hold."""
     shapes = manifest.patch.geometry().shapes(channels) | manifest.head.spec().shapes(channels)
     forms = {name: TensorForm("F32", shape) for name, shape in shapes.items()}
     if manifest.kind == "ranking":
@@ -72,8 +68,23 @@ def tensor_forms(manifest: Manifest, channels: int) -> dict[str, TensorForm]:
     return forms
 
 
-def read_manifest_of(header: Header, findings: Findings) -> Manifest | None:
-    """The manifest in a file's header; None with the reasons noted if it can't be used."""
+def read_contents(view: memoryview, limits: BundleLimits, findings: Findings) -> Contents:
+    """Read a file's header, manifest and tensors; BundleRejected if a part cannot be read.
+
+    Problems that leave the parts readable (checksum, layout, NaN) only go to ``findings``.
+    """
+    header = read_header(view, len(view), limits.max_header_bytes, findings)
+    check_checksum(view, header, findings)
+    manifest = manifest_of(header, findings)
+    tensors = _tensors_of(view, header, findings)
+    if manifest is None:
+        findings.raise_if_any()
+    assert manifest is not None
+    return Contents(manifest, header, tensors)
+
+
+def manifest_of(header: Header, findings: Findings) -> Manifest | None:
+    """Parse the manifest in a file's header; None, with the reasons in ``findings``, if invalid."""
     if header.metadata["format"] != SCHEMA:
         findings.add(
             ReasonCode.SCHEMA_UNSUPPORTED,
@@ -84,50 +95,27 @@ def read_manifest_of(header: Header, findings: Findings) -> Manifest | None:
     return parse_manifest(header.metadata["manifest"], findings)
 
 
-def examine(
-    view: memoryview, limits: BundleLimits, channels_of: Mapping[str, int], findings: Findings
-) -> Contents | None:
-    """Judge everything in the file by itself; None if it is too broken for further checks.
+def check_tensors(contents: Contents, channels: int | None, findings: Findings) -> None:
+    """Check the tensors against the manifest, and the catalog and probes by themselves.
 
-    ``channels_of`` gives the width of known backbones by fingerprint; for any other one the
-    bundle's tensors are held against its own head's width.
+    ``channels`` is the backbone's width; None takes the width of the bundle's own head instead.
     """
-    size = len(view)
-    if not check_size(size, limits, findings):
-        return None
-    header = read_header(view, size, limits.max_header_bytes, findings)
-    if header is None:
-        return None
-    is_laid_out = not findings
-    check_checksum(view, header, findings)
-    manifest = read_manifest_of(header, findings)
-    tensors = _views(view, header) if is_laid_out else {}
+    forms = tensor_forms(contents.manifest, channels or _own_channels(contents.header))
+    sound = _check_forms(forms, contents.header, findings)
+    tensors = {name: t for name, t in contents.tensors.items() if name in sound}
+    _check_catalog(tensors, findings)
+    _check_probes(contents.manifest, tensors, findings)
+
+
+def _tensors_of(view: memoryview, header: Header, findings: Findings) -> dict[str, Array]:
+    """Return views of the tensors with known dtypes; search them for values that are not finite."""
+    if not header.is_sound:
+        return {}
+    known = (name for name, entry in header.entries.items() if entry.dtype in DTYPES)
+    tensors = {name: tensor_view(view, header, name) for name in known}
     for name, tensor in tensors.items():
         _check_finite(name, tensor, findings)
-    if manifest is None:
-        return None
-    channels = channels_of.get(manifest.backbone) or _own_channels(header)
-    forms = tensor_forms(manifest, channels)
-    sound = _check_forms(forms, header, findings) & tensors.keys()
-    _check_catalog({name: tensors[name] for name in sound}, findings)
-    _check_probes(manifest, {name: tensors[name] for name in sound}, findings)
-    return Contents(manifest, header, tensors)
-
-
-def check_size(size: int, limits: BundleLimits, findings: Findings) -> bool:
-    """False, with the reason noted, for a file larger than the limit."""
-    if size > limits.max_bytes:
-        findings.add(
-            ReasonCode.OVERSIZE,
-            f"the bundle has {size} bytes, at most {limits.max_bytes} are accepted",
-            "Use a smaller catalog or raise the limit on bundle size.",
-        )
-    return size <= limits.max_bytes
-
-
-def _views(view: memoryview, header: Header) -> dict[str, Array]:
-    known = (name for name, entry in header.entries.items() if entry.dtype in DTYPES)
-    return {name: tensor_view(view, header, name) for name in known}
+    return tensors
 
 
 def _own_channels(header: Header) -> int:
@@ -136,11 +124,11 @@ def _own_channels(header: Header) -> int:
 
 
 def _check_forms(forms: Mapping[str, TensorForm], header: Header, findings: Findings) -> set[str]:
-    """Compare the file's tensors with the manifest's; the names of those that fit."""
+    """Compare the file's tensors with the required ones; return the names of those that fit."""
     for name in sorted(set(forms) - set(header.entries)):
         findings.add(ReasonCode.TENSOR_MISSING, f"{name} {forms[name]} is missing")
     for name in sorted(set(header.entries) - set(forms)):
-        findings.add(ReasonCode.TENSOR_UNEXPECTED, f"{name!r:.100} belongs to no such bundle")
+        findings.add(ReasonCode.TENSOR_UNEXPECTED, f"{name!r:.100} is not part of such a bundle")
     sound = set()
     for name in sorted(set(forms) & set(header.entries)):
         form, entry = forms[name], header.entries[name]
@@ -206,21 +194,21 @@ def _check_probes(manifest: Manifest, tensors: Tensors, findings: Findings) -> N
     outputs = manifest.head.outputs
     if ((columns < 0) | (columns >= outputs)).any():
         findings.add(
-            ReasonCode.PROBES_INVALID, f"probe.columns: names outputs outside 0..{outputs - 1}"
+            ReasonCode.PROBES_INVALID, f"probe.columns: has outputs outside 0..{outputs - 1}"
         )
     if np.unique(columns).size != columns.size:
-        findings.add(ReasonCode.PROBES_INVALID, "probe.columns: an output is named twice")
+        findings.add(ReasonCode.PROBES_INVALID, "probe.columns: an output occurs twice")
 
 
 def _history_problems(histories: Array) -> list[str]:
-    """``histories`` int32 [n, max_len]."""
+    """Check the probes' tokens, ``histories`` int32 [n, max_len]."""
     is_pad = histories == PAD
     is_item = (histories == UNK) | (histories >= FIRST_ITEM)
     problems = []
     if not (is_pad | is_item).all():
-        problems.append("holds tokens that are neither padding, unknown nor items")
+        problems.append("has tokens that are neither padding, unknown nor items")
     if (is_pad[:, 1:] & ~is_pad[:, :-1]).any():
-        problems.append("padding stands right of an item; pad on the left")
+        problems.append("has padding to the right of an item; pad on the left")
     if not is_pad[0].all():
         problems.append("the first probe must be the empty history (cold start)")
     return problems

@@ -1,4 +1,4 @@
-"""What differs between two bundles, as far as it can be told without running them."""
+"""The differences between two bundles that are visible without running them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +11,17 @@ from peterrec.patches.errors import Findings
 from peterrec.patches.identity import Digest
 
 NAMES_LISTED = 20
-"""Catalogs may differ in a million items; this many are named."""
+"""Names listed of each kind of change, because catalogs may differ in a million items."""
 
 COMPARED_APART = frozenset({"metrics", "head.labels"})
+"""Parts of the manifest that have their own place in a BundleDifference."""
 
 Scalar = str | int | float | bool | None
 
 
 @dataclass(frozen=True, slots=True)
-class BundleFacts:
-    """One side of a comparison."""
+class BundleMetadata:
+    """What a comparison shows of one bundle."""
 
     digest: Digest
     content: str
@@ -32,7 +33,7 @@ class BundleFacts:
 
     @classmethod
     def of(cls, contents: Contents, digest: Digest, size_bytes: int) -> Self:
-        """The facts of an opened bundle; signatures are named, not judged."""
+        """Describe an opened bundle; its signatures are listed without being checked."""
         return cls(
             digest=digest,
             content=content_digest(contents),
@@ -46,7 +47,7 @@ class BundleFacts:
 
 @dataclass(frozen=True, slots=True)
 class FieldChange:
-    """A field of the manifest with another value; None where one side lacks it."""
+    """A field of the manifest whose value differs; None where one bundle does not have it."""
 
     field: str
     first: Scalar
@@ -67,10 +68,10 @@ class NamesChange:
 
 @dataclass(frozen=True, slots=True)
 class BundleDifference:
-    """Everything that differs; empty tuples and None where nothing does."""
+    """Everything that differs; an empty tuple or None stands for no difference."""
 
-    first: BundleFacts
-    second: BundleFacts
+    first: BundleMetadata
+    second: BundleMetadata
     is_same_content: bool
     fields: tuple[FieldChange, ...]
     metrics: tuple[FieldChange, ...]
@@ -80,19 +81,19 @@ class BundleDifference:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OpenedBundle:
-    """A bundle's contents with the facts about its file."""
+    """A bundle's contents with the metadata of its file."""
 
     contents: Contents
-    facts: BundleFacts
+    metadata: BundleMetadata
 
 
 def compare_bundles(first: OpenedBundle, second: OpenedBundle) -> BundleDifference:
-    """What changes from the first bundle to the second."""
+    """Return what changes from the first bundle to the second."""
     one, two = first.contents.manifest, second.contents.manifest
     return BundleDifference(
-        first=first.facts,
-        second=second.facts,
-        is_same_content=first.facts.content == second.facts.content,
+        first=first.metadata,
+        second=second.metadata,
+        is_same_content=first.metadata.content == second.metadata.content,
         fields=_changes(_manifest_fields(first.contents), _manifest_fields(second.contents)),
         metrics=_changes(one.metrics, two.metrics),
         labels=_names_change(one.head.labels or (), two.head.labels or ()),

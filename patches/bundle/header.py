@@ -1,12 +1,11 @@
-"""The outer form of a bundle: one safetensors file, written deterministically, read with suspicion.
+"""The outer form of a bundle: one safetensors file, written deterministically, checked when read.
 
-Own reader and writer, checked against the safetensors library in the tests: the library's writer
-leaves the metadata's order open (so the same bundle would get another digest), and its reader
-reports one problem, not all.
+The reader and writer are our own, and the tests check both against the safetensors library. The
+library's writer does not fix the order of the metadata, so one bundle could get several digests.
+Its reader reports only the first problem of a file, ours reports all.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from peterrec.patches.bundle.manifest import SCHEMA, parse_json
+from peterrec.patches.bundle.format import SCHEMA, BundleLimits, compact_json, parse_json
 from peterrec.patches.errors import Findings, ReasonCode
 
-Array = NDArray[Any]  # Any: the dtype is one of DTYPES, told apart at run time
+Array = NDArray[Any]  # Any: the dtype is one of DTYPES and known at run time only
 Tensors = Mapping[str, Array]
 
-DTYPES: dict[str, np.dtype[Any]] = {  # Any: as above
+DTYPES: dict[str, np.dtype[Any]] = {  # Any: dtypes of several kinds
     "I64": np.dtype("<i8"),
     "F32": np.dtype("<f4"),
     "I32": np.dtype("<i4"),
@@ -31,7 +30,11 @@ DTYPES: dict[str, np.dtype[Any]] = {  # Any: as above
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 ALIGNMENT = 8
+"""Bytes to a multiple of which the header is padded, so that every tensor is aligned."""
+
 LENGTH_BYTES = 8
+"""Bytes at the start of the file that hold the header's length."""
+
 MAX_DIMENSIONS = 8
 
 METADATA_KEYS = frozenset({"format", "manifest", "checksum"})
@@ -52,12 +55,12 @@ _UNSAFE_MAGIC: dict[bytes, str] = {
     b"}": "a Python pickle",
     b"c": "a Python pickle",
 }
-"""Beginnings of formats that can run code when read, or contain ones that do."""
+"""First bytes of formats that can run code when they are read, or can contain such a format."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One tensor as the header describes it; offsets count from the start of the data."""
+    """One tensor as the header describes it; offsets count from the end of the header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -67,13 +70,16 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class Header:
+    """A readable header. ``is_sound`` is False if an entry is malformed or misplaced."""
+
     metadata: Mapping[str, str]
     entries: Mapping[str, TensorEntry]
     data_start: int
+    is_sound: bool
 
 
 def encode_file(manifest_text: str, tensors: Tensors, signatures: str | None = None) -> bytes:
-    """The file's bytes, the same for the same input; dtypes other than DTYPES are a KeyError."""
+    """Encode a bundle; equal input gives equal bytes. A dtype outside DTYPES raises KeyError."""
     metadata = {
         "checksum": _CHECKSUM_HOLE.decode(),
         "format": SCHEMA,
@@ -92,7 +98,7 @@ def encode_file(manifest_text: str, tensors: Tensors, signatures: str | None = N
             "shape": list(tensors[name].shape),
             "data_offsets": [begin, end],
         }
-    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    text = compact_json(document).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     return _with_checksum([len(text).to_bytes(LENGTH_BYTES, "little"), text, *arrays])
 
@@ -107,32 +113,50 @@ def _with_checksum(parts: list[Any]) -> bytes:  # Any: bytes and arrays, all buf
     return b"".join(parts)
 
 
-def read_header(view: memoryview, size: int, max_bytes: int, findings: Findings) -> Header | None:
-    """The header at the start of ``view``, of a file of ``size`` bytes; None if it is unreadable.
+def check_size(size: int, limits: BundleLimits) -> None:
+    """Raise BundleTooLarge for a file larger than the limit."""
+    findings = Findings()
+    if size > limits.max_bytes:
+        findings.add(
+            ReasonCode.OVERSIZE,
+            f"the bundle has {size} bytes, at most {limits.max_bytes} are accepted",
+            "Use a smaller catalog or raise the limit on bundle size.",
+        )
+    findings.raise_if_any()
 
-    Nothing is allocated from a length that the file merely claims.
+
+def read_header(view: memoryview, size: int, max_bytes: int, findings: Findings) -> Header:
+    """Read the header at the start of ``view``, which begins a file of ``size`` bytes.
+
+    Problems of single tensors go to ``findings``; BundleRejected if the header cannot be read at
+    all. No memory is allocated for a length that the file only claims.
     """
     length = int.from_bytes(view[:LENGTH_BYTES], "little")
     start = LENGTH_BYTES + length
-    if not _is_header_there(view, size, length, max_bytes, findings):
-        return None
+    _check_length(view, size, length, max_bytes, findings)
+    findings.raise_if_any()
+    document: object = {}
     try:
         document = parse_json(bytes(view[LENGTH_BYTES:start]))
     except ValueError as error:
         findings.add(ReasonCode.HEADER_MALFORMED, f"the header is not JSON: {error}")
-        return None
-    assert isinstance(document, dict)  # it begins with {
+    findings.raise_if_any()
+    assert isinstance(document, dict), "a document that begins with { is an object"
     metadata = _metadata(document.pop("__metadata__", None), findings)
     entries = {name: _entry(name, fields, findings) for name, fields in document.items()}
     known = {name: entry for name, entry in entries.items() if entry is not None}
     if len(known) == len(entries):
         _check_offsets(known, start, size, findings)
-    return None if metadata is None else Header(metadata, known, start)
+    if metadata is None:
+        findings.raise_if_any()
+    assert metadata is not None
+    return Header(metadata, known, start, is_sound=not findings)
 
 
-def _is_header_there(
+def _check_length(
     view: memoryview, size: int, length: int, max_bytes: int, findings: Findings
-) -> bool:
+) -> None:
+    """Find out from the first bytes whether a header of an acceptable length is there."""
     looks_like_header = bytes(view[LENGTH_BYTES : LENGTH_BYTES + 1]) == b"{"
     disguise = None if looks_like_header and length < size else _unsafe_format(bytes(view[:8]))
     if disguise:
@@ -154,7 +178,6 @@ def _is_header_there(
         )
     elif not looks_like_header:
         findings.add(ReasonCode.HEADER_MALFORMED, "the header does not begin with '{'")
-    return not findings
 
 
 def _unsafe_format(beginning: bytes) -> str | None:
@@ -194,11 +217,11 @@ def _entry_problem(fields: object) -> str | None:
     if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
         return "needs exactly dtype, shape and data_offsets"
     if not isinstance(fields["dtype"], str):
-        return "dtype is no text"
+        return "dtype is not a text"
     if not _are_sizes(fields["shape"]) or len(fields["shape"]) > MAX_DIMENSIONS:
-        return f"shape is no list of at most {MAX_DIMENSIONS} sizes"
+        return f"shape is not a list of at most {MAX_DIMENSIONS} sizes"
     if not _are_sizes(fields["data_offsets"]) or len(fields["data_offsets"]) != 2:
-        return "data_offsets is no pair of offsets"
+        return "data_offsets is not a pair of offsets"
     return None
 
 
@@ -209,7 +232,7 @@ def _are_sizes(found: object) -> bool:
 def _check_offsets(
     entries: Mapping[str, TensorEntry], data_start: int, size: int, findings: Findings
 ) -> None:
-    """Tensors must fill the data exactly, without gaps, overlaps or misalignment."""
+    """Check that the tensors fill the data exactly, without gaps, overlaps or misalignment."""
     for name, problem in _offset_problems(entries, data_start):
         findings.add(ReasonCode.OFFSETS_INVALID, f"tensor {name!r:.100}: {problem}")
     end = data_start + max((entry.end for entry in entries.values()), default=0)
@@ -226,10 +249,10 @@ def _offset_problems(
     first = TensorEntry("", (), 0, 0)
     for (_, before), (name, entry) in pairwise([("", first), *placed]):
         if entry.begin != before.end or entry.end < entry.begin:
-            yield name, f"lies at {entry.begin}:{entry.end}, expected to begin at {before.end}"
+            yield name, f"is at {entry.begin}:{entry.end}, expected to begin at {before.end}"
         dtype = DTYPES.get(entry.dtype)
         if dtype is None:
-            continue  # told by the check of dtypes
+            continue  # the check of dtypes reports it
         if prod(entry.shape) * dtype.itemsize != entry.end - entry.begin:
             yield name, f"{entry.end - entry.begin} bytes for {entry.dtype} {list(entry.shape)}"
         if (data_start + entry.begin) % dtype.itemsize:
@@ -237,7 +260,7 @@ def _offset_problems(
 
 
 def check_checksum(view: memoryview, header: Header, findings: Findings) -> None:
-    """Compare the checksum with the file's bytes, its own 64 characters taken as zeros."""
+    """Compare the checksum with the file's bytes, in which its own 64 characters count as zeros."""
     text = bytes(view[: header.data_start])
     if text.count(_CHECKSUM_MARK) != 1:
         findings.add(ReasonCode.HEADER_MALFORMED, 'the header needs "checksum":" exactly once')
@@ -255,7 +278,7 @@ def check_checksum(view: memoryview, header: Header, findings: Findings) -> None
 
 
 def tensor_view(view: memoryview, header: Header, name: str) -> Array:
-    """A read-only view of one tensor's bytes, without a copy."""
+    """Return a read-only view of one tensor's bytes, without a copy."""
     entry = header.entries[name]
     dtype = DTYPES[entry.dtype]
     part = view[header.data_start + entry.begin : header.data_start + entry.end]

@@ -1,8 +1,7 @@
-"""The manifest of a bundle: what it is, what it fits, where it comes from."""
+"""The manifest of a bundle: what the bundle is, which backbone it fits and where it comes from."""
 
-import json
 from collections import Counter
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AwareDatetime,
@@ -27,18 +26,20 @@ from peterrec.model.spec import (
     Padding,
     PatchGeometry,
 )
+from peterrec.patches.bundle.format import SCHEMA, compact_json, parse_json
 from peterrec.patches.errors import Findings, ReasonCode
 from peterrec.patches.identity import NAME_PATTERN
 
-SCHEMA: Final = "peterrec.bundle/1"
 _SCHEMA_FAMILY = SCHEMA.partition("/")[0] + "/"
 
 MAX_PROBES = 256
+"""Most probe histories that a bundle may carry."""
+
 MAX_PROBE_COLUMNS = 4096
-MAX_KEYS = 1000
-"""Keys of one JSON object: what is wrong is reported per key, so keys must not come by millions."""
+"""Most outputs whose logits a bundle may record for each probe."""
 
 LABELLED_KINDS: frozenset[HeadKind] = frozenset({"classification", "tags"})
+"""Head kinds whose outputs have names."""
 
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Label = Annotated[str, Field(min_length=1, max_length=256)]
@@ -52,12 +53,12 @@ class _Part(BaseModel):
         frozen=True,
         strict=True,
         allow_inf_nan=False,
-        cache_strings="keys",  # thousands of bundles' names would stay in the cache
+        cache_strings="keys",  # "all" would keep the names of thousands of bundles in memory
     )
 
 
 class ManifestInput(_Part):
-    """How the trainer framed histories; the server must frame them the same way."""
+    """How the trainer turned histories into tokens; the server must do it in the same way."""
 
     max_len: Count
     padding: Padding
@@ -69,12 +70,12 @@ class ManifestInput(_Part):
 
     @classmethod
     def of(cls, spec: BackboneSpec) -> Self:
-        """The framing of a backbone."""
+        """Return the input settings of a backbone."""
         return cls(max_len=spec.max_len, padding=spec.padding, is_causal=spec.is_causal)
 
 
 class ManifestPatch(_Part):
-    """The fields of PatchGeometry."""
+    """Where the patch sits and what it holds: the fields of PatchGeometry."""
 
     insertion: InsertionName
     bottleneck: Count
@@ -87,11 +88,11 @@ class ManifestPatch(_Part):
 
     @classmethod
     def of(cls, geometry: PatchGeometry) -> Self:
-        """The manifest's form of a geometry."""
+        """Convert a geometry into the manifest's form."""
         return cls(**{name: getattr(geometry, name) for name in cls.model_fields})
 
     def geometry(self) -> PatchGeometry:
-        """The model's form."""
+        """Convert this part into the model's form."""
         return PatchGeometry(**self.model_dump())
 
     @model_validator(mode="after")
@@ -104,7 +105,7 @@ class ManifestPatch(_Part):
 
 
 class ManifestHead(_Part):
-    """The head: its spec, and how its outputs are named and scaled.
+    """The head: its shape, and how its outputs are named and scaled.
 
     Logits are divided by ``temperature`` before they are decoded. ``threshold`` is the probability
     from which a tag counts as present.
@@ -118,7 +119,7 @@ class ManifestHead(_Part):
     temperature: float = Field(default=1.0, ge=1e-3, le=1e3)
 
     def spec(self) -> HeadSpec:
-        """The model's form."""
+        """Convert this part into the model's form."""
         return HeadSpec(self.kind, self.outputs, self.has_bias)
 
     @model_validator(mode="after")
@@ -144,7 +145,7 @@ class ManifestHead(_Part):
 
 
 class ManifestProbes(_Part):
-    """How many inputs with known outputs the bundle carries, and how many outputs of each."""
+    """The number of histories with known logits, and of outputs recorded for each of them."""
 
     count: int = Field(ge=1, le=MAX_PROBES)
     columns: int = Field(ge=1, le=MAX_PROBE_COLUMNS)
@@ -161,7 +162,7 @@ class Provenance(_Part):
 
 
 class Manifest(_Part):
-    """Everything about a bundle but its tensors (``docs/bundle-format.md``)."""
+    """Everything that a bundle holds apart from its tensors (``docs/bundle-format.md``)."""
 
     schema_id: Literal["peterrec.bundle/1"] = Field(default=SCHEMA, alias="schema")
     name: str = Field(pattern=NAME_PATTERN)
@@ -175,17 +176,16 @@ class Manifest(_Part):
 
     @property
     def kind(self) -> HeadKind:
-        """The head's kind is the bundle's."""
+        """The kind of the head, which is also the kind of the bundle."""
         return self.head.kind
 
     def to_json(self) -> str:
-        """Canonical text: sorted keys, no spaces, so that equal manifests give equal bytes."""
-        document = self.model_dump(mode="json", by_alias=True)
-        return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        """Encode in the canonical form, so that equal manifests give equal bytes."""
+        return compact_json(self.model_dump(mode="json", by_alias=True), sort_keys=True)
 
 
 def parse_manifest(text: str, findings: Findings) -> Manifest | None:
-    """The manifest in ``text``; None with every problem noted in ``findings`` otherwise."""
+    """Parse a manifest; return None and add every problem to ``findings`` if it is not valid."""
     if not _is_known_schema(text, findings):
         return None
     try:
@@ -223,27 +223,3 @@ def _note(problem: ErrorDetails, findings: Findings) -> None:
     is_leaf = isinstance(problem["input"], str | int | float | bool)
     found = f" (found {problem['input']!r:.80})" if is_leaf else ""
     findings.add(code, f"{where}: {problem['msg']}{found}")
-
-
-def parse_json(text: bytes) -> object:
-    """UTF-8 JSON without repeated keys; ValueError for anything else, however deep or odd."""
-    try:
-        document: object = json.loads(
-            text.decode(), object_pairs_hook=_unique, parse_constant=_no_constant
-        )
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    return document
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        raise ValueError("a key occurs twice in one object")
-    if len(document) > MAX_KEYS:
-        raise ValueError(f"an object has {len(document)} keys, at most {MAX_KEYS} are read")
-    return document
-
-
-def _no_constant(name: str) -> object:
-    raise ValueError(f"{name} is not JSON")

@@ -1,12 +1,12 @@
-"""Who vouches for a bundle: Ed25519 signatures over its content, judged by a server's keys.
+"""Ed25519 keys, and signatures over a bundle's content that a server checks with its trusted keys.
 
-What is signed is the manifest and the tensors, not the file: so a second signature can be added
-without spoiling the first. The signatures lie in the file, so whoever fetches a bundle by its
-digest gets them too, and no replica has to believe the registry.
+The manifest and the tensors are signed, not the file, so that a second signature can be added
+without invalidating the first. The signatures are stored in the file, so a replica that fetches a
+bundle by its digest also fetches them and does not have to trust the registry.
 """
 
 import hashlib
-import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,49 +14,116 @@ from pathlib import Path
 from typing import Self
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
 
 from peterrec.patches.bundle.contents import Contents
+from peterrec.patches.bundle.format import SCHEMA, compact_json, parse_json
 from peterrec.patches.bundle.header import SIGNATURES_KEY
-from peterrec.patches.bundle.manifest import SCHEMA, parse_json
-from peterrec.patches.errors import Findings, KeyFileInvalid, ReasonCode
+from peterrec.patches.errors import Findings, KeyFileExists, KeyFileInvalid, ReasonCode
 
 MAX_SIGNATURES = 16
+"""Most signatures that one bundle may carry."""
+
 PUBLIC_SUFFIX = ".pub"
+PRIVATE_SUFFIX = ".key"
 
 _KEY_ID = re.compile(r"[0-9a-f]{64}\Z")
 _SIGNATURE = re.compile(r"[0-9a-f]{128}\Z")
 _PUBLIC_PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", re.DOTALL)
 
 Signatures = Mapping[str, bytes]
-"""Signatures (64 bytes) by the id of the key that made them."""
+"""Signatures of 64 bytes each, by the id of the key that made them."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrustedKeys:
-    """The public keys whose signature a server demands, by key id."""
+    """The public keys whose signatures a server accepts, by key id."""
 
     keys: Mapping[str, Ed25519PublicKey]
 
     @classmethod
     def read(cls, paths: Sequence[Path]) -> Self:
-        """Keys from PEM files, each with one or more, and from the ``*.pub`` files of folders.
+        """Read keys from PEM files with one or more keys, and from the ``*.pub`` files of folders.
 
-        Raises KeyFileInvalid if any of them is unreadable or holds none: a server that was to
-        demand signatures must not start without.
+        Raises KeyFileInvalid if a path is unreadable or holds no key, so that a server that should
+        demand signatures does not start without demanding them.
         """
         keys = [key for path in paths for key in _public_keys(path)]
         return cls({key_id_of(key): key for key in keys})
 
 
+@dataclass(frozen=True, slots=True)
+class SigningKey:
+    """A private key that signs bundles."""
+
+    private: Ed25519PrivateKey
+
+    @classmethod
+    def generate(cls) -> Self:
+        """Make a new random key."""
+        return cls(Ed25519PrivateKey.generate())
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read an unencrypted PKCS #8 PEM file; KeyFileInvalid unless it holds an Ed25519 key."""
+        try:
+            key = load_pem_private_key(path.read_bytes(), password=None)
+        except (OSError, ValueError, TypeError) as error:
+            raise KeyFileInvalid(f"{path} can't be read as a private key: {error}.") from error
+        if not isinstance(key, Ed25519PrivateKey):
+            raise KeyFileInvalid(f"{path} holds a {type(key).__name__}, not an Ed25519 key.")
+        return cls(key)
+
+    @property
+    def key_id(self) -> str:
+        """The id of the public half, by which servers know the key."""
+        return key_id_of(self.private.public_key())
+
+    def write(self, private: Path, public: Path) -> None:
+        """Write both halves as PEM files; only the owner may read the private one.
+
+        KeyFileExists if either file exists.
+        """
+        secret = self.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        known = self.private.public_key().public_bytes(
+            Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
+        )
+        for path in (private, public):
+            if path.exists():
+                raise KeyFileExists(str(path))
+        _write_new(private, secret, 0o600)
+        _write_new(public, known, 0o644)
+
+
+def key_paths(name: Path) -> tuple[Path, Path]:
+    """Return the paths to which ``keygen --out NAME`` writes the private and the public half."""
+    return (
+        name.with_name(name.name + PRIVATE_SUFFIX),
+        name.with_name(name.name + PUBLIC_SUFFIX),
+    )
+
+
 def key_id_of(key: Ed25519PublicKey) -> str:
-    """A key's name: the sha256 of its 32 raw bytes."""
+    """Return a key's id, which is the sha256 of its 32 raw bytes."""
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()
 
 
 def content_digest(contents: Contents) -> str:
-    """sha256 of what the bundle says, the same however often it was signed (the format's page)."""
+    """Return the sha256 of the manifest and tensors, which does not depend on the signatures.
+
+    ``docs/bundle-format.md`` defines it under "Signatures".
+    """
     entries = contents.header.entries
     tensors = {
         name: {
@@ -68,23 +135,22 @@ def content_digest(contents: Contents) -> str:
     }
     manifest = hashlib.sha256(contents.header.metadata["manifest"].encode()).hexdigest()
     document = {"manifest": manifest, "tensors": tensors}
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(compact_json(document, sort_keys=True).encode()).hexdigest()
 
 
 def signed_message(content: str) -> bytes:
-    """The bytes that a signature is made over."""
+    """Return the bytes that are signed."""
     return f"{SCHEMA} content sha256:{content}".encode()
 
 
 def format_signatures(signatures: Signatures) -> str:
-    """The text in the header, in its canonical form."""
+    """Encode signatures as the header's text, in its canonical form."""
     listed = [{"key": key, "signature": signatures[key].hex()} for key in sorted(signatures)]
-    return json.dumps(listed, separators=(",", ":"))
+    return compact_json(listed)
 
 
 def signatures_of(contents: Contents, findings: Findings) -> Signatures | None:
-    """The signatures that a bundle carries, unchecked; None, and noted, if they can't be read."""
+    """Read a bundle's signatures without checking them; None, and a finding, if unreadable."""
     text = contents.header.metadata.get(SIGNATURES_KEY)
     if text is None:
         return {}
@@ -92,7 +158,7 @@ def signatures_of(contents: Contents, findings: Findings) -> Signatures | None:
         listed = parse_json(text.encode())
         signatures = dict(map(_entry, _bounded(listed)))
         if len(signatures) != len(_bounded(listed)):
-            raise ValueError("a key signs twice")
+            raise ValueError("a key occurs twice")
     except ValueError as error:
         findings.add(ReasonCode.SIGNATURE_INVALID, f"the signatures can't be read: {error}")
         return None
@@ -102,7 +168,10 @@ def signatures_of(contents: Contents, findings: Findings) -> Signatures | None:
 def check_signatures(
     contents: Contents, trusted: TrustedKeys | None, findings: Findings
 ) -> tuple[str, ...]:
-    """The ids of the trusted keys that signed; why not is noted if a signature is demanded."""
+    """Return the ids of the trusted keys that signed the bundle.
+
+    With trusted keys, a missing, untrusted or wrong signature is added to ``findings``.
+    """
     signatures = signatures_of(contents, findings)
     if trusted is None or signatures is None:
         return ()
@@ -113,7 +182,7 @@ def check_signatures(
         findings.add(
             ReasonCode.SIGNATURE_INVALID,
             f"the signature by key {forged[0]} does not fit the bundle's content",
-            "The bundle was changed after it was signed; fetch it from its maker again.",
+            "The bundle was changed after it was signed; fetch it from its producer again.",
         )
     elif not signatures:
         findings.add(
@@ -125,7 +194,7 @@ def check_signatures(
         findings.add(
             ReasonCode.SIGNATURE_UNTRUSTED,
             f"no trusted key has signed the bundle; it is signed by {', '.join(signatures)}",
-            "Sign it with a trusted key, or let the server trust this one.",
+            "Sign it with a trusted key, or add its key to the server's trusted keys.",
         )
     return tuple(key for key in known if key not in forged)
 
@@ -140,13 +209,13 @@ def _is_valid(key: Ed25519PublicKey, signature: bytes, message: bytes) -> bool:
 
 def _bounded(listed: object) -> list[object]:
     if not isinstance(listed, list) or not 1 <= len(listed) <= MAX_SIGNATURES:
-        raise ValueError(f"a list of 1 to {MAX_SIGNATURES} is needed")
+        raise ValueError(f"they must be a list of 1 to {MAX_SIGNATURES}")
     return listed
 
 
 def _entry(found: object) -> tuple[str, bytes]:
     if not isinstance(found, dict) or set(found) != {"key", "signature"}:
-        raise ValueError("each needs exactly key and signature")
+        raise ValueError("each must have exactly the fields key and signature")
     key, signature = found["key"], found["signature"]
     if not isinstance(key, str) or not _KEY_ID.match(key):
         raise ValueError("key is not 64 hex digits")
@@ -169,3 +238,14 @@ def _public_keys(path: Path) -> list[Ed25519PublicKey]:
             hint="Give the .pub file that peterrec keygen wrote, or a folder of them.",
         )
     return ed25519
+
+
+def _write_new(path: Path, data: bytes, mode: int) -> None:
+    try:
+        number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    except FileExistsError as error:
+        raise KeyFileExists(str(path)) from error
+    except OSError as error:
+        raise KeyFileInvalid(f"{path} can't be written: {error}.") from error
+    with os.fdopen(number, "wb") as file:
+        file.write(data)

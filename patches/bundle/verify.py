@@ -7,13 +7,14 @@ from pathlib import Path
 from types import MappingProxyType
 
 from peterrec.model.spec import BackboneSpec
-from peterrec.patches.bundle.bundle import BundleLimits, Catalog
-from peterrec.patches.bundle.contents import Contents, check_size, examine
-from peterrec.patches.bundle.header import Array
+from peterrec.patches.bundle.bundle import Catalog
+from peterrec.patches.bundle.contents import Contents, check_tensors, read_contents
+from peterrec.patches.bundle.format import BundleLimits
+from peterrec.patches.bundle.header import Array, check_size
 from peterrec.patches.bundle.manifest import Manifest, ManifestInput
 from peterrec.patches.bundle.signatures import TrustedKeys, check_signatures
 from peterrec.patches.errors import Findings, ReasonCode
-from peterrec.patches.identity import Digest, digest_of, format_digest
+from peterrec.patches.identity import Blob, Digest, format_digest
 
 __all__ = ["BackboneIdentity", "BundleLimits", "TrustedKeys", "VerifiedBundle", "verify_bundle"]
 
@@ -32,14 +33,13 @@ class BackboneIdentity:
 class VerifiedBundle:
     """A bundle that passed every check against one backbone. Only verify_bundle makes one.
 
-    ``tensors`` are read-only views into the file's bytes, which they keep alive. ``signed_by``
-    are the ids of the trusted keys that signed it; empty if no signature was demanded.
+    ``tensors`` are read-only views into the bytes of ``blob``. ``signed_by`` has the ids of the
+    trusted keys that signed it; it is empty if no signature was demanded.
     """
 
     manifest: Manifest
     tensors: Mapping[str, Array]
-    digest: Digest
-    size_bytes: int
+    blob: Blob
     signed_by: tuple[str, ...] = ()
     proof: InitVar[object] = None
 
@@ -47,13 +47,23 @@ class VerifiedBundle:
         assert proof is _PROOF, "only verify_bundle makes a VerifiedBundle"
 
     @property
+    def digest(self) -> Digest:
+        """The version id."""
+        return self.blob.digest
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the file."""
+        return len(self.blob.data)
+
+    @property
     def patch_bytes(self) -> int:
-        """What the patch costs in float32."""
+        """The size of the patch in float32."""
         return self._bytes_of("patch.")
 
     @property
     def head_bytes(self) -> int:
-        """What the head costs in float32."""
+        """The size of the head in float32."""
         return self._bytes_of("head.")
 
     @cached_property
@@ -66,62 +76,66 @@ class VerifiedBundle:
 
 
 def verify_bundle(
-    data: bytes | memoryview | Path,
+    source: Blob | bytes | memoryview | Path,
     *,
     backbone: BackboneIdentity,
     limits: BundleLimits,
     expected_digest: Digest | None = None,
     trusted_keys: TrustedKeys | None = None,
 ) -> VerifiedBundle:
-    """Check a bundle against the backbone that is to run it; BundleRejected has every reason.
+    """Check a bundle against the backbone that will run it; BundleRejected has every reason.
 
-    With ``trusted_keys`` one of them must have signed it, and none of its signatures by them may
-    be wrong.
+    With ``trusted_keys``, one of them must have signed the bundle, and every signature by one of
+    them must be right.
 
-    Blocks: hashes and scans the file twice, about two seconds per gigabyte. Runs no code from the
-    file and allocates nothing by its claims. The probes' numbers are the device's to check.
+    Blocks: reads the source once, hashes it for the version id (unless it is a Blob) and for the
+    format's checksum, and scans the tensors. Together this takes about two seconds per gigabyte.
+    Runs no code from the file and allocates nothing that the file only claims to need. The device
+    compares the probes' logits later.
     """
     findings = Findings()
-    view = _read(data, limits, findings)
-    digest = digest_of(view)
-    _check_digest(digest, expected_digest, findings)
-    contents = examine(view, limits, {backbone.fingerprint: backbone.spec.channels}, findings)
-    signed_by: tuple[str, ...] = ()
-    if contents is not None:
-        _check_backbone(contents, backbone, findings)
-        signed_by = check_signatures(contents, trusted_keys, findings)
+    blob = _blob_of(source, limits)
+    _check_digest(blob.digest, expected_digest)
+    contents = read_contents(memoryview(blob.data), limits, findings)
+    is_ours = contents.manifest.backbone == backbone.fingerprint
+    check_tensors(contents, backbone.spec.channels if is_ours else None, findings)
+    _check_backbone(contents, backbone, findings)
+    signed_by = check_signatures(contents, trusted_keys, findings)
     findings.raise_if_any()
-    assert contents is not None
     return VerifiedBundle(
         manifest=contents.manifest,
         tensors=MappingProxyType(dict(contents.tensors)),
-        digest=digest,
-        size_bytes=len(view),
+        blob=blob,
         signed_by=signed_by,
         proof=_PROOF,
     )
 
 
-def _read(data: bytes | memoryview | Path, limits: BundleLimits, findings: Findings) -> memoryview:
-    """The bytes to judge, which nobody can change afterwards."""
-    if isinstance(data, Path):
-        check_size(data.stat().st_size, limits, findings)
-        findings.raise_if_any()
-        with data.open("rb") as file:
-            return memoryview(file.read(limits.max_bytes + 1))
-    view = memoryview(data).cast("B")
-    check_size(len(view), limits, findings)
-    findings.raise_if_any()
-    return view if view.readonly else memoryview(bytes(view))
+def _blob_of(source: Blob | bytes | memoryview | Path, limits: BundleLimits) -> Blob:
+    """Read and hash the bytes, as a copy of our own if somebody could change them afterwards."""
+    if isinstance(source, Blob):
+        check_size(len(source.data), limits)
+        return source
+    if isinstance(source, Path):
+        check_size(source.stat().st_size, limits)
+        with source.open("rb") as file:
+            data = file.read(limits.max_bytes + 1)
+    else:
+        check_size(memoryview(source).nbytes, limits)
+        data = bytes(source)  # the same object if it is bytes already
+    check_size(len(data), limits)
+    return Blob(data)
 
 
-def _check_digest(found: Digest, expected: Digest | None, findings: Findings) -> None:
+def _check_digest(found: Digest, expected: Digest | None) -> None:
+    findings = Findings()
     if expected is not None and found != expected:
         findings.add(
             ReasonCode.DIGEST_MISMATCH,
             f"the bundle's digest is {format_digest(found)}, expected {format_digest(expected)}",
             "Fetch the bundle again.",
         )
+    findings.raise_if_any()
 
 
 def _check_backbone(contents: Contents, backbone: BackboneIdentity, findings: Findings) -> None:
@@ -131,7 +145,7 @@ def _check_backbone(contents: Contents, backbone: BackboneIdentity, findings: Fi
     if outside:
         findings.add(
             ReasonCode.PATCH_OUTSIDE_BACKBONE,
-            f"the patch sits in blocks {outside}, the backbone has 0 to {len(spec.dilations) - 1}",
+            f"the patch is in blocks {outside}, the backbone has 0 to {len(spec.dilations) - 1}",
         )
     if manifest.backbone != backbone.fingerprint:
         findings.add(
@@ -145,7 +159,7 @@ def _check_backbone(contents: Contents, backbone: BackboneIdentity, findings: Fi
     if histories is not None and (histories >= spec.token_count).any():
         findings.add(
             ReasonCode.PROBES_INVALID,
-            f"probe.histories: holds tokens from {spec.token_count} on, which no item has",
+            f"probe.histories: has tokens from {spec.token_count} on, which stand for no item",
         )
 
 

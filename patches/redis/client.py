@@ -97,7 +97,7 @@ def redis_errors() -> Iterator[None]:
     except exceptions.OutOfMemoryError as error:
         raise RegistryFull from error
     except _DENIED as error:
-        raise RegistryDenied(str(error)) from error
+        raise _denied(str(error)) from error
     except _UNREACHABLE as error:
         raise RegistryUnavailable(
             f"Redis does not answer: {error}.", hint="Serving goes on; repeat the change later."
@@ -251,7 +251,11 @@ def _from_text(text: str) -> RegistryUnavailable | RegistryFailed:
     if "OOM command not allowed" in text:
         return RegistryFull()
     if "NOPERM" in text or "can't run this command" in text:
-        return RegistryDenied(text)
+        return _denied(text)
     if any(code in text for code in _NOT_NOW):
         return RegistryUnavailable(f"Redis can't work now: {text}.", hint="Repeat it later.")
     return RegistryFailed(f"Redis refused a command: {text}.", hint="See docs/registry.md.")
+
+
+def _denied(text: str) -> RegistryDenied:
+    return RegistryDenied(f"Redis refuses this user or password, or denies it the command: {text}.")

@@ -1,4 +1,4 @@
-"""The last-known-good copy on disk: what a replica starts from while Redis is away."""
+"""The last-known-good copy on disk, from which a replica starts while Redis is unavailable."""
 
 import hashlib
 import os
@@ -11,13 +11,15 @@ from pathlib import Path
 import msgspec
 
 from peterrec.patches.errors import BlobCorrupt, BlobMissing, CacheUnwritable, SnapshotCorrupt
-from peterrec.patches.identity import DIGEST_DIGITS, Digest, digest_of
+from peterrec.patches.identity import DIGEST_DIGITS, Blob, Digest
 from peterrec.patches.interning import shared_digest
 from peterrec.patches.registry.api_keys import KeyRecord
 from peterrec.patches.registry.records import RegistrySnapshot, TaskEntry
 
 SNAPSHOT_NAME = "snapshot.json"
 SETTLED_AT_ONCE = 64
+"""Bundles that one call of ``settle`` writes to the disk."""
+
 _BLOB_NAME = re.compile(r"[0-9a-f]{64}\.bundle\Z")
 _TEMPORARY_PREFIX = ".writing-"
 
@@ -30,11 +32,11 @@ class _SavedSnapshot(msgspec.Struct, frozen=True):
 
 
 class BlobCache:
-    """Bundles by digest and the last snapshot, in a directory of this process alone.
+    """Bundles by digest and the last snapshot, in a directory that only this process uses.
 
-    Every file is complete or absent, whenever the process ends; should the machine end too, a
-    bundle that was not settled may be damaged, which ``get`` notices. All methods block; one
-    thread at a time. Raises CacheUnwritable if the directory can't be written.
+    A file is complete or absent whenever the process stops. If the machine stops too, a bundle that
+    was not settled may be damaged, which ``get`` notices. All methods block, and only one thread at
+    a time may call them. CacheUnwritable if the directory cannot be written.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -45,16 +47,17 @@ class BlobCache:
         except OSError as error:
             raise _unwritable(error) from error
 
-    def put(self, digest: Digest, data: bytes) -> None:
-        """Keep a bundle, whose digest was verified; ``settle`` it later."""
-        path = self.path_of(digest)
-        self._write(path, data, is_lasting=False)
+    def put(self, blob: Blob) -> None:
+        """Keep a bundle; ``settle`` makes it survive a crash of the machine later."""
+        path = self.path_of(blob.digest)
+        self._write(path, blob.data, is_lasting=False)
         self._unsettled.add(path)
 
     def settle(self) -> bool:
-        """Have the disk write a few bundles that were put; False if there may be more.
+        """Sync a few of the bundles that were put to the disk; False if more are waiting.
 
-        Thousands are put at a start: waiting for the disk at each would take longer than all else.
+        A start puts thousands of bundles, and waiting for the disk after each one would take longer
+        than everything else.
         """
         try:
             for path in list(self._unsettled)[:SETTLED_AT_ONCE]:
@@ -65,26 +68,25 @@ class BlobCache:
             raise _unwritable(error) from error
         return not self._unsettled
 
-    def get(self, digest: Digest) -> bytes:
-        """A kept bundle; BlobMissing, or BlobCorrupt after dropping one that was damaged."""
+    def get(self, digest: Digest) -> Blob:
+        """Read a kept bundle; BlobMissing, or BlobCorrupt after removing a damaged one."""
         path = self.path_of(digest)
         try:
-            data = path.read_bytes()
+            blob = Blob(path.read_bytes())
         except OSError as error:
             raise BlobMissing(digest) from error
-        found = digest_of(data)
-        if found != digest:
+        if blob.digest != digest:
             path.unlink(missing_ok=True)
-            raise BlobCorrupt(digest, found)
-        return data
+            raise BlobCorrupt(digest, blob.digest)
+        return blob
 
     def digests(self) -> frozenset[Digest]:
-        """The bundles that are kept, unverified."""
+        """Return the digests of the kept bundles, without checking their bytes."""
         names = filter(_BLOB_NAME.match, self._names())
         return frozenset(Digest(name[:DIGEST_DIGITS]) for name in names)
 
     def retain(self, digests: Collection[Digest]) -> None:
-        """Drop all other bundles, and what an interrupted write left."""
+        """Remove all other bundles, and temporary files that an interrupted write left."""
         for name in self._names():
             is_other = _BLOB_NAME.match(name) and Digest(name[:DIGEST_DIGITS]) not in digests
             if is_other or name.startswith(_TEMPORARY_PREFIX):
@@ -93,7 +95,7 @@ class BlobCache:
                 self._unsettled.discard(path)
 
     def save_snapshot(self, snapshot: RegistrySnapshot) -> None:
-        """Keep the registry's state; put and settle the bundles that it names first."""
+        """Keep the registry's state. Put and settle the bundles that it names before."""
         saved = _SavedSnapshot(
             snapshot.revision,
             tuple(snapshot.tasks.values()),
@@ -105,7 +107,7 @@ class BlobCache:
         self._write(path, _checksum(text) + b"\n" + text, is_lasting=True)
 
     def load_snapshot(self) -> RegistrySnapshot | None:
-        """The kept state, None if there is none; SnapshotCorrupt after dropping a damaged one."""
+        """Read the kept state; None if there is none, SnapshotCorrupt after removing a damaged one."""
         path = self.directory / SNAPSHOT_NAME
         try:
             checksum, _, text = path.read_bytes().partition(b"\n")
@@ -119,7 +121,7 @@ class BlobCache:
             path.unlink(missing_ok=True)
             raise SnapshotCorrupt(
                 f"the copy of the registry in {path} is damaged: {error}.",
-                hint="It was dropped; the server waits for Redis.",
+                hint="It was removed; the server waits for Redis.",
             ) from error
         return RegistrySnapshot(
             revision=saved.revision,
@@ -129,19 +131,19 @@ class BlobCache:
         )
 
     def path_of(self, digest: Digest) -> Path:
-        """Where a kept bundle lies."""
+        """Return the file of a kept bundle."""
         return self.directory / f"{digest}.bundle"
 
     def _names(self) -> Iterator[str]:
-        """The directory's files one after the other: there may be ten thousands."""
+        """List the directory's files one by one, because there may be tens of thousands."""
         with os.scandir(self.directory) as entries:
             yield from (entry.name for entry in entries)
 
     def _write(self, path: Path, data: bytes, *, is_lasting: bool) -> None:
-        """Write beside, rename: whoever reads finds the old file or the new one.
+        """Write a temporary file and rename it, so that readers find the old or the new file.
 
-        A lasting file is on the disk before it takes the old one's place: a crash of the machine
-        leaves one of the two as well.
+        A lasting file is synced to the disk before it is renamed, so that a crash of the machine
+        also leaves one of the two.
         """
         try:
             number, name = tempfile.mkstemp(prefix=_TEMPORARY_PREFIX, dir=self.directory)
@@ -175,6 +177,6 @@ def _checksum(text: bytes) -> bytes:
 
 def _unwritable(error: OSError) -> CacheUnwritable:
     return CacheUnwritable(
-        f"the last-known-good copy can't be written: {error}.",
+        f"the last-known-good copy cannot be written: {error}.",
         hint="Free space or give the server a writable data directory.",
     )

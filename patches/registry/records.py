@@ -15,6 +15,9 @@ from peterrec.patches.interning import shared, shared_mapping
 from peterrec.patches.registry.api_keys import KeyRecord
 from peterrec.patches.registry.traffic import GuardReason, Observed, Traffic
 
+SYSTEM = "system"
+"""The actor of changes that no API key requested."""
+
 
 @dataclass(frozen=True, slots=True)
 class TaskOptions:

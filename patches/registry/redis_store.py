@@ -9,8 +9,8 @@ import msgspec
 from peterrec.patches.errors import RegistryReadOnly
 from peterrec.patches.identity import TaskRef, check_name, parse_task, parse_tenant
 from peterrec.patches.redis.client import Client, drop_idle_connections, redis_errors
-from peterrec.patches.registry.decode import Outcome, outcome_of
 from peterrec.patches.registry.scripts import KEY_NAMES
+from peterrec.patches.registry.serialization import Outcome, outcome_of
 
 Argument = str | int | bool | None | list[Any] | dict[str, Any]  # Any: a JSON document
 

@@ -1,6 +1,6 @@
-"""The registry: tasks, versions, aliases, traffic, keys and bundles in Redis, content-addressed."""
+"""The registry in Redis: tasks, versions, aliases, traffic, API keys and bundles."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import msgspec
 
@@ -26,28 +26,14 @@ from peterrec.patches.identity import (
 )
 from peterrec.patches.redis.client import Client, drop_idle_connections, open_redis, redis_errors
 from peterrec.patches.registry import scripts
-from peterrec.patches.registry.api_keys import KeyRecord, Scope
-from peterrec.patches.registry.blob_store import BLOB_GRACE_S, Blobs, BlobStore
-from peterrec.patches.registry.changes import Feed
-from peterrec.patches.registry.decode import (
-    Outcome,
-    pairs_of,
-    task_record,
-    text_of,
-    traffic_of,
-    traffic_text,
-    version_record,
-)
+from peterrec.patches.registry.blobs import BlobStore
+from peterrec.patches.registry.feed import ChangeFeed
 from peterrec.patches.registry.key_store import KeyStore
 from peterrec.patches.registry.records import (
+    SYSTEM,
     AliasMoved,
     AliasTarget,
-    ChangeSet,
-    Collected,
     GuardTripped,
-    Position,
-    RegistryEvent,
-    RegistrySnapshot,
     RolledBack,
     TaskDetail,
     TaskOptions,
@@ -58,66 +44,44 @@ from peterrec.patches.registry.records import (
     VersionSummary,
 )
 from peterrec.patches.registry.redis_store import Argument, Store, field_of
+from peterrec.patches.registry.serialization import (
+    Outcome,
+    pairs_of,
+    task_record,
+    text_of,
+    traffic_of,
+    traffic_text,
+    version_record,
+)
 from peterrec.patches.registry.traffic import PROD, GuardReason, Observed, Traffic
 
 __all__ = ["DEFAULT_ALIAS", "SYSTEM", "Registry", "open_redis"]
 
 DEFAULT_ALIAS = PROD
-SYSTEM = "system"
-"""The actor of changes that no key asked for."""
-
-EVENT_PAGE = 1000
 
 
 class Registry:
-    """All that replicas share. Every change is one atomic step and one revision.
+    """Everything that replicas share. Each change is one atomic step and one revision.
 
-    ``if_match`` of a change is the task's revision that the caller saw: 0 means that the task must
-    not exist yet, None that it does not matter. Raises RegistryUnavailable if Redis is away.
+    ``blobs`` has the bundles' bytes, ``keys`` the API keys, and ``feed`` is what replicas follow;
+    the methods here are about tasks. ``if_match`` of a change is the task's revision that the
+    caller saw: 0 means that the task must not exist yet, None that any revision is accepted.
+    RegistryUnavailable if Redis is away.
     """
 
     def __init__(self, redis: Client, prefix: str = "peterrec") -> None:
         self.store = Store(redis, prefix)
-        self._blobs = BlobStore(self.store)
-        self._keys = KeyStore(self.store)
-        self._feed = Feed(self.store)
+        self.blobs = BlobStore(self.store)
+        self.keys = KeyStore(self.store)
+        self.feed = ChangeFeed(self.store)
 
     async def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         await self.store.redis.aclose()
 
     async def drop_idle_connections(self) -> None:
-        """Connect anew at the next call: after a silence the others may be dead as well."""
+        """Make the next call connect again, because after a silence all connections may be dead."""
         await drop_idle_connections(self.store.redis)
-
-    # Bundles
-
-    async def put_blob(self, data: bytes) -> Digest:
-        """Store a bundle's bytes, all or nothing; storing them again only keeps them alive."""
-        return await self._blobs.put(data)
-
-    async def get_blob(self, digest: Digest) -> bytes:
-        """A bundle's bytes, checked against their digest; BlobMissing or BlobCorrupt otherwise."""
-        return await self._blobs.get(digest)
-
-    async def get_blobs(self, digests: Sequence[Digest], max_bytes: int) -> Blobs:
-        """The first bundle's bytes, and as many more as ``max_bytes`` leaves room for.
-
-        A value is what is wrong if a bundle is missing or damaged.
-        """
-        return await self._blobs.get_some(digests, max_bytes)
-
-    async def has_blob(self, digest: Digest) -> bool:
-        """True if the bundle's bytes are stored completely."""
-        return await self._blobs.has(digest)
-
-    async def blob_totals(self) -> Collected:
-        """How many blobs are stored, and their bytes."""
-        return await self._blobs.totals()
-
-    async def gc(self, *, dry_run: bool, grace_s: float = BLOB_GRACE_S) -> Collected:
-        """Free, or only count, the bytes that no version has named for ``grace_s``."""
-        return await self._blobs.collect(grace_s, dry_run=dry_run)
 
     # Tasks and versions
 
@@ -131,9 +95,10 @@ class Registry:
         alias: str | None = DEFAULT_ALIAS,
         if_match: int | None = None,
     ) -> VersionAdded:
-        """Register a stored bundle as a task's next version and let the alias name it.
+        """Register a stored bundle as a task's next version and point the alias at it.
 
-        Creates the task if needed. The same digest again keeps its number; the alias still moves.
+        Creates the task if needed. A digest that is registered already keeps its number; the alias
+        still moves.
         """
         if alias is not None:
             check_name(alias, "alias")
@@ -157,7 +122,7 @@ class Registry:
         actor: str,
         if_match: int | None = None,
     ) -> AliasMoved:
-        """Let an alias name another registered version."""
+        """Point an alias at another registered version."""
         check_name(alias, "alias")
         ref = TaskRef(tenant, task)
         outcome = await self._change(
@@ -175,7 +140,7 @@ class Registry:
         actor: str,
         if_match: int | None = None,
     ) -> int:
-        """Let an alias name nothing; returns the revision. Not prod while there is traffic."""
+        """Remove an alias and return the revision; prod stays while there is traffic."""
         check_name(alias, "alias")
         ref = TaskRef(tenant, task)
         return (
@@ -318,66 +283,6 @@ class Registry:
             observed=msgspec.json.encode(observed).decode(),
         )
         return GuardTripped(outcome.revision, outcome.was_removed)
-
-    # API keys
-
-    async def create_key(
-        self, tenant: TenantId, scopes: Sequence[Scope], name: str, actor: str = SYSTEM
-    ) -> tuple[str, KeyRecord]:
-        """A new key's plain text, which is stored nowhere, and its record."""
-        created = await self._keys.create(tenant, scopes, name, actor, is_first_only=False)
-        assert created is not None
-        return created
-
-    async def ensure_first_key(self, tenant: TenantId, name: str) -> tuple[str, KeyRecord] | None:
-        """A key with both scopes if there is no key at all; None otherwise. Atomic."""
-        scopes = (Scope("predict"), Scope("admin"))
-        return await self._keys.create(tenant, scopes, name, SYSTEM, is_first_only=True)
-
-    async def list_keys(self, tenant: TenantId) -> tuple[KeyRecord, ...]:
-        """A tenant's keys, oldest first."""
-        return await self._keys.listed(tenant)
-
-    async def revoke_key(self, tenant: TenantId, key_id: str, actor: str = SYSTEM) -> int:
-        """Forget a key; returns the revision. KeyNotFound if the tenant has no such key."""
-        return await self._keys.revoke(tenant, key_id, actor)
-
-    # Following
-
-    async def revision(self) -> int:
-        """The number of the last change; 0 in an empty registry."""
-        return await self._feed.revision()
-
-    async def snapshot(self) -> RegistrySnapshot:
-        """Everything replicas serve by, read in one atomic step."""
-        return await self._feed.snapshot()
-
-    async def changes(self, since: Position) -> ChangeSet | None:
-        """What was touched since a snapshot's or change set's position, in one atomic step.
-
-        None calls for a whole snapshot: too much was changed, or too long ago, or Redis came back
-        with another past.
-        """
-        return await self._feed.changes(since)
-
-    async def catch_up(self, known: RegistrySnapshot | None) -> RegistrySnapshot:
-        """The registry as it is now, from what is known of it if possible; the same if it is so."""
-        found = None if known is None else await self._feed.changes(known.position)
-        if known is None or found is None:
-            return await self._feed.snapshot()
-        return known if found.position == known.position else found.applied_to(known)
-
-    async def wait_for_change(self, since: int, timeout_s: float) -> int:
-        """Wait until the revision is another than ``since``; returns what it is, changed or not."""
-        return await self._feed.wait_for_change(since, timeout_s)
-
-    async def events(self, since: int = 0, limit: int = EVENT_PAGE) -> tuple[RegistryEvent, ...]:
-        """The changes after a revision, oldest first, at most ``limit``; the oldest are dropped."""
-        return await self._feed.events(since, limit)
-
-    async def oldest_event(self) -> int:
-        """The revision of the oldest change that is still kept; 0 if there is none."""
-        return await self._feed.oldest_event()
 
     # Plumbing
 

@@ -11,7 +11,7 @@ from peterrec.model.errors import PeterRecError
 from peterrec.patches.bundle.bundle import Catalog, Contents, Manifest, format_digest
 from peterrec.patches.bundle.diff import (
     BundleDifference,
-    BundleFacts,
+    BundleMetadata,
     FieldChange,
     NamesChange,
     OpenedBundle,
@@ -61,7 +61,7 @@ def manifest_rows(manifest: Manifest) -> Rows:
 
 def content_rows(opened: OpenedBundle) -> Rows:
     """What the file as a whole is."""
-    contents, facts = opened.contents, opened.facts
+    contents, facts = opened.contents, opened.metadata
     rows = [
         ("version", format_digest(facts.digest)),
         ("content", f"sha256:{facts.content}"),
@@ -87,7 +87,7 @@ def bundle_document(opened: OpenedBundle) -> dict[str, object]:
     """The same as JSON."""
     contents = opened.contents
     return {
-        **facts_document(opened.facts),
+        **facts_document(opened.metadata),
         "manifest": contents.manifest.model_dump(mode="json", by_alias=True),
         "tensors": [
             {
@@ -101,7 +101,7 @@ def bundle_document(opened: OpenedBundle) -> dict[str, object]:
     }
 
 
-def facts_document(facts: BundleFacts) -> dict[str, object]:
+def facts_document(facts: BundleMetadata) -> dict[str, object]:
     """One bundle's version and sizes as JSON."""
     return {
         "digest": format_digest(facts.digest),

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from peterrec.model.errors import PeterRecError
 from peterrec.patches.bundle.bundle import BundleLimits, open_bundle, read_manifest
-from peterrec.patches.bundle.diff import BundleFacts, OpenedBundle, compare_bundles
+from peterrec.patches.bundle.diff import BundleMetadata, OpenedBundle, compare_bundles
 from peterrec.patches.bundle.divergence import OVERLAP_AT
 from peterrec.patches.bundle.signatures import TrustedKeys, check_signatures
 from peterrec.patches.bundle.verify import BackboneIdentity, VerifiedBundle, verify_bundle
@@ -122,7 +122,7 @@ def diff(first: File, second: File, backbone: Backbone = None, as_json: AsJson =
 def _open(file: Path) -> OpenedBundle:
     data = file.read_bytes()
     contents = open_bundle(data)
-    return OpenedBundle(contents, BundleFacts.of(contents, digest_of(data), len(data)))
+    return OpenedBundle(contents, BundleMetadata.of(contents, digest_of(data), len(data)))
 
 
 def _check(file: Path, backbone: Path | None, trusted: TrustedKeys | None) -> tuple[str, ...]:

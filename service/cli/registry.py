@@ -87,7 +87,9 @@ def gc(
     """Free the bundles that no version names any more, and uploads that were abandoned."""
     with _address(redis_url, data_dir) as url:
         found = _run(
-            url, redis_prefix, lambda registry: registry.gc(dry_run=dry_run, grace_s=grace_s)
+            url,
+            redis_prefix,
+            lambda registry: registry.blobs.collect(dry_run=dry_run, grace_s=grace_s),
         )
     if as_json:
         document = {"blobs": found.blobs, "size_bytes": found.size_bytes, "is_dry_run": dry_run}
@@ -161,7 +163,7 @@ def audit(
         if as_json:
             _run(url, redis_prefix, lambda registry: _print_lines(registry, since))
             return
-        events = _run(url, redis_prefix, lambda registry: registry.events(since))
+        events = _run(url, redis_prefix, lambda registry: registry.feed.events(since))
     table = Table("revision", "at", "actor", "action", "task", "what")
     for event in events:
         at = event.at.isoformat(timespec="seconds")
@@ -176,8 +178,8 @@ async def _status(registry: "Registry") -> dict[str, object]:
     from peterrec.patches.registry.health import server_facts
 
     facts = await server_facts(registry.store)
-    snapshot = await registry.snapshot()
-    blobs, unused = await registry.blob_totals(), await registry.gc(dry_run=True)
+    snapshot = await registry.feed.snapshot()
+    blobs, unused = await registry.blobs.totals(), await registry.blobs.collect(dry_run=True)
     return {
         "revision": snapshot.revision,
         "tasks": len(snapshot.tasks),
@@ -187,20 +189,20 @@ async def _status(registry: "Registry") -> dict[str, object]:
         "bundle_bytes": blobs.size_bytes,
         "collectable_bundles": unused.blobs,
         "collectable_bytes": unused.size_bytes,
-        "oldest_audit_revision": await registry.oldest_event(),
+        "oldest_audit_revision": await registry.feed.oldest_event(),
         **{f"server_{name}": value for name, value in asdict(facts).items()},
         "warnings": list(facts.warnings()),
     }
 
 
 async def _print_lines(registry: "Registry", since: int) -> None:
-    from peterrec.patches.registry.decode import event_document
+    from peterrec.patches.registry.serialization import event_document
 
-    oldest = await registry.oldest_event()
+    oldest = await registry.feed.oldest_event()
     if oldest > since + 1:
         lost = f"changes {since + 1} to {oldest - 1} are no longer kept."
         print(f"warning: {lost}", file=sys.stderr)
-    while events := await registry.events(since):
+    while events := await registry.feed.events(since):
         for event in events:
             print(json.dumps(event_document(event), ensure_ascii=False))
         since = events[-1].revision

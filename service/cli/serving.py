@@ -201,7 +201,7 @@ def _create_in_registry(redis_url: str, scopes: list[str], name: str) -> str:
         redis = open_redis(redis_url)
         try:
             parsed = [parse_scope(scope) for scope in scopes]
-            text, _ = await Registry(redis).create_key(DEFAULT_TENANT, parsed, name)
+            text, _ = await Registry(redis).keys.create(DEFAULT_TENANT, parsed, name)
         finally:
             await redis.aclose()
         return text

@@ -21,7 +21,7 @@ def keygen(
     out: Annotated[Path, typer.Option(metavar="NAME", help="Writes NAME.key and NAME.pub.")],
 ) -> None:
     """Make a key pair for signing bundles: NAME.key to keep secret, NAME.pub for the servers."""
-    from peterrec.patches.bundle.signing import SigningKey, key_paths
+    from peterrec.patches.bundle.signatures import SigningKey, key_paths
 
     key = SigningKey.generate()
     private, public = key_paths(out)
@@ -38,8 +38,8 @@ def sign(
     ] = None,
 ) -> None:
     """Add signatures to a bundle; those that it has stay. Its version id changes."""
-    from peterrec.patches.bundle.bundle import digest_of, format_digest
-    from peterrec.patches.bundle.signing import SigningKey, sign_bundle
+    from peterrec.patches.bundle.bundle import digest_of, format_digest, sign_bundle
+    from peterrec.patches.bundle.signatures import SigningKey
 
     signed = sign_bundle(file.read_bytes(), [SigningKey.read(path) for path in key])
     target = out or file

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peterrec.patches.bundle.contents import read_manifest_of
+from peterrec.patches.bundle.contents import manifest_of
 from peterrec.patches.bundle.header import Array, read_header, tensor_view
 from peterrec.patches.errors import BlobCorrupt, BlobMissing, Findings
 from peterrec.patches.identity import Digest, digest_of
@@ -24,9 +24,8 @@ def read_head(path: Path, digest: Digest) -> dict[str, Tensor]:
         raise BlobCorrupt(digest, found)
     findings = Findings()
     header = read_header(view, len(view), len(view), findings)
-    manifest = None if header is None else read_manifest_of(header, findings)
+    manifest = manifest_of(header, findings)
     findings.raise_if_any()
-    assert header is not None
     assert manifest is not None
     names = (name for name in header.entries if name.startswith("head."))
     temperature = manifest.head.temperature

@@ -258,14 +258,14 @@ class DeviceLink:
         """Send counts of a task's traffic; they are lost if the device process is away."""
         self._send(seen)
 
-    async def validate(self, path: str, timeout_s: float) -> Validated:
-        """Have a spooled bundle verified and its probes run on the device.
+    async def validate(self, path: str, timeout_s: float, *, store: bool = False) -> Validated:
+        """Have an uploaded bundle verified and its probes run; then, with ``store``, stored.
 
         Raises DeviceUnavailable immediately, and DeadlineExceeded after ``timeout_s``.
         """
         if not self.is_connected:
             raise DeviceUnavailable
-        answer = await self._call(Validate(next(self._ids), path), timeout_s)
+        answer = await self._call(Validate(next(self._ids), path, store), timeout_s)
         assert isinstance(answer, Validated)
         return answer
 

@@ -27,6 +27,10 @@ log = structlog.get_logger()
 SWITCH_INTERVAL_S = 0.0002
 """The device thread waits at most so long for the follower's Python to let go; 5 ms by default."""
 
+STORE_TIMEOUT_S = 3.0
+"""Seconds per command, sent at most twice, while a pushed bundle is stored. Its caller waits, and
+learns within seconds that Redis is unavailable."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -71,10 +75,12 @@ def _follower(
 ) -> RegistryFollower:
     assert settings.redis_url, "the supervisor sets the registry's URL"
     registry = Registry(open_redis(settings.redis_url), settings.redis_prefix)
+    redis = open_redis(settings.redis_url, retries=1, timeout_s=STORE_TIMEOUT_S)
+    uploads = Registry(redis, settings.redis_prefix)
     cache = BlobCache(Path(settings.data_dir) / "cache")
     bundle_limits = BundleLimits(max_bytes=settings.bundle_size_limit_bytes)
     keys = TrustedKeys.read([settings.trusted_keys]) if settings.trusted_keys else None
-    source = BundleSource(registry, cache, Demands(identity, bundle_limits, keys))
+    source = BundleSource(registry, uploads, cache, Demands(identity, bundle_limits, keys))
     return RegistryFollower(registry, source, device, settings.reconcile_interval_s, events.emit)
 
 

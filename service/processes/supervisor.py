@@ -267,7 +267,7 @@ async def _show_first_key(redis_url: str, prefix: str) -> None:
     """Create a key if there is none, and print it at once: it can't be read anywhere later."""
     redis = open_redis(redis_url)
     try:
-        created = await Registry(redis, prefix).ensure_first_key(DEFAULT_TENANT, FIRST_KEY_NAME)
+        created = await Registry(redis, prefix).keys.ensure_first(DEFAULT_TENANT, FIRST_KEY_NAME)
     finally:
         await redis.aclose()
     if created is not None:

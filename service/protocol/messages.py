@@ -76,10 +76,14 @@ class TableAck(msgspec.Struct, frozen=True, array_like=True, tag=4):
 
 
 class Validate(msgspec.Struct, frozen=True, array_like=True, tag=5):
-    """Verify the spooled bundle file and run its probes; answered by ``Validated``."""
+    """Verify the spooled bundle file and run its probes; answered by ``Validated``.
+
+    With ``store`` the bundle's bytes are then stored in the registry.
+    """
 
     request_id: int
     path: str
+    store: bool = False
 
 
 class Sync(msgspec.Struct, frozen=True, array_like=True, tag=6):

@@ -19,6 +19,7 @@ import structlog
 import uvloop
 
 from peterrec.model.errors import PeterRecError
+from peterrec.patches.bundle.verify import VerifiedBundle
 from peterrec.patches.errors import BundleRejected, RegistryUnavailable
 from peterrec.patches.identity import Digest, TaskRef
 from peterrec.patches.registry.records import ActiveTraffic, RegistrySnapshot, VersionSummary
@@ -135,6 +136,7 @@ class RegistryFollower:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._save()
         await self._registry.close()
+        await self._source.close()
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -147,7 +149,7 @@ class RegistryFollower:
         while True:
             try:
                 since = max(heard, self._known.revision if self._known else 0)
-                heard = await self._registry.wait_for_change(since, self._interval_s)
+                heard = await self._registry.feed.wait_for_change(since, self._interval_s)
             except RegistryUnavailable:
                 heard = 0
                 await asyncio.sleep(RETRY_S)
@@ -207,7 +209,8 @@ class RegistryFollower:
         """The registry as it is now; RegistryUnavailable soon if Redis is silent."""
         await self._look_at_revision()
         try:
-            found = await self._within(self._read_timeout_s, self._registry.catch_up(self._known))
+            catching_up = self._registry.feed.catch_up(self._known)
+            found = await self._within(self._read_timeout_s, catching_up)
         except RegistryUnavailable:
             self._read_timeout_s = min(LONGEST_READ_TIMEOUT_S, 2 * self._read_timeout_s)
             raise
@@ -216,7 +219,7 @@ class RegistryFollower:
 
     async def _look_at_revision(self) -> None:
         try:
-            await self._within(self._look_timeout_s, self._registry.revision())
+            await self._within(self._look_timeout_s, self._registry.feed.revision())
         except RegistryUnavailable:
             self._look_timeout_s = min(LONGEST_LOOK_TIMEOUT_S, 2 * self._look_timeout_s)
             raise
@@ -304,10 +307,18 @@ class RegistryFollower:
             self._tell_refused(request.path, error)
             answer = _refusal(request, error)
         else:
-            bundle = local.bundle
-            summary = msgspec.json.encode(VersionSummary.of(bundle))
-            answer = Validated(request.request_id, bundle.digest, bundle.size_bytes, summary, [])
+            answer = await self._stored(request, local.bundle)
         await self._on_device(lambda: self._device.send(worker, answer))
+
+    async def _stored(self, request: Validate, bundle: VerifiedBundle) -> Validated:
+        """Store a validated bundle if the worker asked for it; the answer to the worker."""
+        try:
+            if request.store:
+                await self._source.store(bundle.blob)
+        except PeterRecError as error:
+            return _refusal(request, error)
+        summary = msgspec.json.encode(VersionSummary.of(bundle))
+        return Validated(request.request_id, bundle.digest, bundle.size_bytes, summary, [])
 
     def _report(self) -> None:
         """On the device thread: tell what is served at which revision."""

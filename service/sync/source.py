@@ -1,4 +1,4 @@
-"""Where verified bundles come from: the local cache first, then the registry."""
+"""The source of verified bundles: uploads, the local cache, and then the registry."""
 
 import asyncio
 from collections import deque
@@ -24,8 +24,8 @@ from peterrec.patches.errors import (
     CacheUnwritable,
     RegistryUnavailable,
 )
-from peterrec.patches.identity import Digest
-from peterrec.patches.registry.blob_store import Blobs
+from peterrec.patches.identity import Blob, Digest
+from peterrec.patches.registry.blobs import Blobs
 from peterrec.patches.registry.local_copy import BlobCache
 from peterrec.patches.registry.records import RegistrySnapshot
 from peterrec.patches.registry.registry import Registry
@@ -36,20 +36,20 @@ log = structlog.get_logger()
 Result = TypeVar("Result")
 
 UPLOADS_KEPT = 256
-"""Newest uploads that stay cached though no alias names them yet."""
+"""The newest uploads, this many, stay cached even if no alias names them yet."""
 
 BATCH_BUNDLES = 64
-"""Bundles that are fetched, verified and validated together: their probes fill one forward."""
+"""Bundles that are fetched, verified and validated together; their probes fill one forward."""
 
 BATCH_BYTES = 64 << 20
-"""Bundles beyond this go into another batch: they are in memory together."""
+"""Bytes of one batch. Its bundles are in memory together; further ones go into the next batch."""
 
-Found = dict[Digest, bytes]
+Found = dict[Digest, Blob]
 
 
 @dataclass(frozen=True, slots=True)
 class Demands:
-    """What a bundle must satisfy here; with ``trusted_keys``, one of them must have signed it."""
+    """What this server requires of a bundle; with ``trusted_keys``, a signature by one of them."""
 
     backbone: BackboneIdentity
     limits: BundleLimits
@@ -58,17 +58,24 @@ class Demands:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A verified bundle, or why there is none."""
+    """A verified bundle, or the error in its place."""
 
     digest: Digest
     outcome: LocalBundle | PeterRecError
 
 
 class BundleSource:
-    """Fetches, caches and verifies; hashing runs in threads, off the event loop."""
+    """Fetches, caches and verifies bundles. Hashing runs in threads, not on the event loop.
 
-    def __init__(self, registry: Registry, cache: BlobCache, demands: Demands) -> None:
+    Bundles are fetched from ``registry`` and uploads stored in ``uploads``, which is the same
+    registry through a client that gives up sooner: a caller waits for it.
+    """
+
+    def __init__(
+        self, registry: Registry, uploads: Registry, cache: BlobCache, demands: Demands
+    ) -> None:
         self._registry = registry
+        self._upload_registry = uploads
         self._cache = cache
         self._demands = demands
         self._directory = cache.directory.resolve()
@@ -78,66 +85,79 @@ class BundleSource:
         self._uploads: deque[Digest] = deque(maxlen=UPLOADS_KEPT)
 
     async def fetch_some(self, digests: Sequence[Digest]) -> list[Fetched]:
-        """The first few of the bundles, at least one, each verified or refused by itself.
+        """Fetch the first few of the bundles, at least one; each is verified or refused by itself.
 
-        Those that are cached come first. RegistryUnavailable if none is and Redis is away.
+        Cached bundles come first. RegistryUnavailable if none is cached and Redis is unavailable.
         """
         some = digests[:BATCH_BUNDLES]
         cached = await self._on_disk(lambda: self._cached(some))
         if cached:
             return await asyncio.to_thread(self._verified, cached)
         blobs = await self._ask_registry(some)
-        found = {digest: blob for digest, blob in blobs.items() if isinstance(blob, bytes)}
+        found = {digest: blob for digest, blob in blobs.items() if isinstance(blob, Blob)}
         unkept = await self._on_disk(lambda: self._keep(found))
-        failed = [Fetched(d, blob) for d, blob in blobs.items() if not isinstance(blob, bytes)]
+        failed = [Fetched(d, blob) for d, blob in blobs.items() if not isinstance(blob, Blob)]
         verified = await asyncio.to_thread(self._verified, found)
-        return [*failed, *(_checked(each, unkept.get(each.digest)) for each in verified)]
+        return [*failed, *(_if_readable(each, unkept.get(each.digest)) for each in verified)]
 
     async def _ask_registry(self, digests: Sequence[Digest]) -> Blobs:
-        self._asking = asyncio.create_task(self._registry.get_blobs(digests, BATCH_BYTES))
+        self._asking = asyncio.create_task(self._registry.blobs.get_some(digests, BATCH_BYTES))
         try:
             return await self._asking
         except asyncio.CancelledError:
             if not self._was_given_up:
                 raise
-            raise RegistryUnavailable("Redis went away.", hint="Serving goes on.") from None
+            raise RegistryUnavailable(
+                "the connection to Redis was lost.", hint="Serving continues."
+            ) from None
         finally:
             self._asking.cancel()
             self._asking, self._was_given_up = None, False
 
     def give_up(self) -> None:
-        """Redis is away: whoever waits for bundles from it need not wait until a timeout."""
+        """Stop waiting for bundles from Redis, because it is known to be unavailable."""
         if self._asking is not None:
             self._was_given_up = True
             self._asking.cancel()
 
     def cached_first(self, digests: Sequence[Digest]) -> list[Digest]:
-        """The bundles in the order to load them: what needs no Redis first. Blocks shortly."""
+        """Sort bundles for loading: those that need no Redis come first. Blocks for a moment."""
         cached = self._cache.digests()
         return sorted(digests, key=lambda digest: digest not in cached)
 
     async def accept(self, spooled: Path) -> LocalBundle:
-        """Verify an upload and keep it in the cache; BundleRejected if it does not pass."""
-        bundle, data = await asyncio.to_thread(self._verified_upload, spooled)
+        """Read and verify an upload and keep it in the cache; BundleRejected if it does not pass.
+
+        The file is not needed afterwards.
+        """
+        bundle = await asyncio.to_thread(self._verify, spooled, None)
         self._uploads.append(bundle.digest)
-        await self._on_disk(lambda: self._cache.put(bundle.digest, data))
+        await self._on_disk(lambda: self._cache.put(bundle.blob))
         return LocalBundle(bundle, self._local_path(bundle.digest))
 
+    async def store(self, blob: Blob) -> None:
+        """Store an upload in the registry; RegistryUnavailable."""
+        await self._upload_registry.blobs.put(blob)
+
+    async def close(self) -> None:
+        """Close the connections that are used for uploads."""
+        await self._upload_registry.close()
+
     async def collect(self) -> None:
-        """Drop blobs from the registry that no version names any more."""
-        dropped = await self._registry.gc(dry_run=False)
+        """Remove blobs from the registry that no version names any more."""
+        dropped = await self._registry.blobs.collect(dry_run=False)
         if dropped.blobs:
             log.info("blobs_collected", blobs=dropped.blobs, size_bytes=dropped.size_bytes)
 
     async def settle(self) -> None:
-        """Wait until the disk holds what was cached; may be cancelled without harm."""
+        """Wait until all cached bundles are on the disk; cancelling it does no harm."""
         while not await self._on_disk(self._cache.settle):
             pass
 
     async def remember(self, snapshot: RegistrySnapshot, in_use: Collection[str]) -> None:
-        """Keep what is served, and only that, for a restart while Redis is away.
+        """Keep exactly what is served, for a restart while Redis is unavailable.
 
-        ``in_use`` are bundles whose files are needed though the snapshot does not name them.
+        ``in_use`` has bundles whose files are needed although the snapshot does not name them.
         """
         named = {digest for entry in snapshot.tasks.values() for digest in entry.digests}
         kept = {*named, *self._uploads, *map(Digest, in_use)}
@@ -145,51 +165,48 @@ class BundleSource:
         await self._on_disk(lambda: self._cache.retain(kept))
 
     async def recall(self) -> RegistrySnapshot | None:
-        """What was served when last heard of the registry."""
+        """Read the last snapshot that was remembered; None if there is none."""
         return await self._on_disk(self._cache.load_snapshot)
 
     def _local_path(self, digest: Digest) -> str:
-        """Where the bundle's file lies on this machine; workers read catalogs from it."""
+        """Return the bundle's file on this machine, from which workers read catalogs."""
         return str(self._directory / self._cache.path_of(digest).name)
 
     def _cached(self, digests: Sequence[Digest]) -> Found:
-        """What the cache has of them, as far as memory allows."""
+        """Read those bundles that are cached, up to BATCH_BYTES."""
         found: Found = {}
         size = 0
         for digest in digests:
             try:
-                data = self._cache.get(digest)
+                blob = self._cache.get(digest)
             except BlobMissing:
                 continue
             except BlobCorrupt as error:
                 log.error(error.code, reason=error.message)
                 continue
-            found[digest] = data
-            size += len(data)
+            found[digest] = blob
+            size += len(blob.data)
             if size >= BATCH_BYTES:
                 break
         return found
 
     def _keep(self, found: Found) -> dict[Digest, CacheUnwritable]:
-        """Write bundles to the cache; those that could not be written."""
+        """Write bundles to the cache; return the errors of those that could not be written."""
         unkept: dict[Digest, CacheUnwritable] = {}
-        for digest, data in found.items():
+        for digest, blob in found.items():
             try:
-                self._cache.put(digest, data)
+                self._cache.put(blob)
             except CacheUnwritable as error:
                 log.error(error.code, reason=error.message)
                 unkept[digest] = error
         return unkept
 
-    def _verified_upload(self, spooled: Path) -> tuple[VerifiedBundle, bytes]:
-        return self._verify(spooled, None), spooled.read_bytes()
-
     def _verified(self, found: Found) -> list[Fetched]:
-        return [self._judged(digest, data) for digest, data in found.items()]
+        return [self._checked(digest, blob) for digest, blob in found.items()]
 
-    def _judged(self, digest: Digest, data: bytes) -> Fetched:
+    def _checked(self, digest: Digest, blob: Blob) -> Fetched:
         try:
-            bundle = self._verify(data, digest)
+            bundle = self._verify(blob, digest)
         except BundleRejected as error:
             return Fetched(digest, error)
         return Fetched(digest, LocalBundle(bundle, self._local_path(digest)))
@@ -198,9 +215,9 @@ class BundleSource:
         async with self._disk:
             return await asyncio.to_thread(work)
 
-    def _verify(self, data: bytes | Path, digest: Digest | None) -> VerifiedBundle:
+    def _verify(self, source: Blob | Path, digest: Digest | None) -> VerifiedBundle:
         return verify_bundle(
-            data,
+            source,
             backbone=self._demands.backbone,
             limits=self._demands.limits,
             expected_digest=digest,
@@ -208,8 +225,8 @@ class BundleSource:
         )
 
 
-def _checked(fetched: Fetched, unkept: CacheUnwritable | None) -> Fetched:
-    """A full disk keeps out only what workers read from it: the catalogs of ranking heads."""
+def _if_readable(fetched: Fetched, unkept: CacheUnwritable | None) -> Fetched:
+    """Replace a ranking by the error if its file is missing, because workers read its catalog."""
     outcome = fetched.outcome
     if unkept is None or isinstance(outcome, PeterRecError):
         return fetched

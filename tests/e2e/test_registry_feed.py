@@ -149,8 +149,8 @@ async def test_tenants_see_their_own_and_streams_end_with_the_server(
 ):
     registry = Registry(open_redis(redis_url), redis_prefix)
     scopes = [Scope("admin")]
-    mine, _ = await registry.create_key(DEFAULT_TENANT, scopes, "mine")
-    theirs, _ = await registry.create_key(TenantId("rival"), scopes, "theirs")
+    mine, _ = await registry.keys.create(DEFAULT_TENANT, scopes, "mine")
+    theirs, _ = await registry.keys.create(TenantId("rival"), scopes, "theirs")
     settings = {"workers": 1, "redis_url": redis_url, "redis_prefix": redis_prefix}
     with running_server(workshop.folder, tmp_path, **settings) as server:
         async with following(server, mine) as ours, following(server, theirs) as rivals:
@@ -207,7 +207,7 @@ async def test_what_is_no_longer_kept_is_said_to_be_lost(
     for number in range(30):
         await registry.put_task(DEFAULT_TENANT, TaskId("t"), TaskOptions(f"{number}"), "x")
     await registry.store.redis.xtrim(registry.store.key("changes"), maxlen=10, approximate=False)
-    oldest = await registry.oldest_event()
+    oldest = await registry.feed.oldest_event()
     settings = {"redis_url": redis_url, "redis_prefix": redis_prefix, "auth": "off", "workers": 1}
     with running_server(workshop.folder, tmp_path, **settings) as server, server.client() as api:
         found = api.get("/registry/audit").json()

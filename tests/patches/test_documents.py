@@ -9,11 +9,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from peterrec.model.spec import HeadKind
-from peterrec.patches.bundle import contents
-from peterrec.patches.bundle.bundle import build_bundle, digest_of, format_digest
+from peterrec.patches.bundle.bundle import build_bundle, digest_of, format_digest, sign_bundle
 from peterrec.patches.bundle.divergence import OVERLAP_AT
-from peterrec.patches.bundle.manifest import MAX_KEYS, Manifest
-from peterrec.patches.bundle.signing import SigningKey, sign_bundle
+from peterrec.patches.bundle.format import MAX_KEYS, BundleLimits
+from peterrec.patches.bundle.manifest import Manifest
+from peterrec.patches.bundle.signatures import SigningKey
 from peterrec.patches.bundle.verify import verify_bundle
 from peterrec.patches.errors import MAX_REASONS, ReasonCode
 from peterrec.patches.registry.scripts import KEY_NAMES
@@ -101,7 +101,7 @@ def test_every_field_of_the_manifest_is_documented() -> None:
 
 
 def test_the_documented_limits_are_the_code_s() -> None:
-    limits = contents.BundleLimits()
+    limits = BundleLimits()
     assert f"{limits.max_bytes >> 30} GiB" in FORMAT
     assert f"{limits.max_header_bytes >> 20} MiB" in FORMAT
     assert f"at most {MAX_KEYS} keys" in FORMAT

@@ -93,7 +93,9 @@ class Replica:
         self.device = DeviceLoop(socket, store, limits, self.events.append)
         registry = Registry(open_redis(self._redis_url), self._prefix)
         cache = BlobCache(self._folder / "cache")
-        source = BundleSource(registry, cache, Demands(self._workshop.identity, BundleLimits()))
+        demands = Demands(self._workshop.identity, BundleLimits())
+        uploads = Registry(open_redis(self._redis_url), self._prefix)
+        source = BundleSource(registry, uploads, cache, demands)
         self.follower = RegistryFollower(registry, source, self.device, 1.0, self.events.append)
         self._running = self._thread.submit(lambda: self._serve(socket))
 

@@ -54,7 +54,7 @@ class EventStream:
     async def _news(self) -> AsyncIterator[bytes]:
         """What has happened since the last look; a comment if nothing was told for long."""
         try:
-            revision = await self._context.registry.revision()
+            revision = await self._context.registry.feed.revision()
             if revision != self._since:
                 async for chunk in self._changes(revision):
                     yield chunk
@@ -67,9 +67,9 @@ class EventStream:
 
     async def _changes(self, revision: int) -> AsyncIterator[bytes]:
         registry = self._context.registry
-        if revision < self._since or await registry.oldest_event() > self._since + 1:
+        if revision < self._since or await registry.feed.oldest_event() > self._since + 1:
             yield self._reset(revision)
-        while events := await registry.events(self._since, PAGE):
+        while events := await registry.feed.events(self._since, PAGE):
             for event in events:
                 self._since = event.revision
                 if is_visible(event, self._caller):

@@ -56,22 +56,22 @@ def keys_router(context: AdminContext) -> APIRouter:
     async def list_keys(caller: Caller) -> list[KeyView]:
         """The tenant's keys, oldest first."""
         caller.require_everywhere("admin")
-        return [_view(record) for record in await registry.list_keys(caller.tenant)]
+        return [_view(record) for record in await registry.keys.of_tenant(caller.tenant)]
 
     @router.post("", status_code=201)
     async def create_key(caller: Caller, body: KeyRequest) -> NewKey:
         """A new key, valid on this replica when the answer arrives."""
         caller.require_everywhere("admin")
         scopes = [parse_scope(text) for text in body.scopes]
-        text, record = await registry.create_key(caller.tenant, scopes, body.name, caller.key_id)
-        await context.served(await registry.revision())
+        text, record = await registry.keys.create(caller.tenant, scopes, body.name, caller.key_id)
+        await context.served(await registry.feed.revision())
         return NewKey(**_view(record).model_dump(), api_key=text)
 
     @router.delete("/{key_id}")
     async def revoke_key(caller: Caller, key_id: str) -> KeyRevoked:
         """Refuse the key from now on."""
         caller.require_everywhere("admin")
-        revision = await registry.revoke_key(caller.tenant, key_id, caller.key_id)
+        revision = await registry.keys.revoke(caller.tenant, key_id, caller.key_id)
         await context.served(revision)
         return KeyRevoked(key_id=key_id, registry_revision=revision)
 

@@ -77,7 +77,7 @@ def registry_feed_router(context: AdminContext) -> APIRouter:
         _require_admin(caller)
         if len(streams) >= MAX_STREAMS:
             raise TooManyStreams(MAX_STREAMS)
-        revision = await registry.revision()
+        revision = await registry.feed.revision()
         begun = _begin(since, last_event_id)
         if begun is None:
             begun = revision
@@ -145,14 +145,14 @@ def _begin(since: int | None, last_event_id: str | None) -> int | None:
 
 
 async def _oldest(registry: Registry) -> int:
-    return await registry.oldest_event()
+    return await registry.feed.oldest_event()
 
 
 async def _entries(
     registry: Registry, caller: Principal, task: str | None, since: int
 ) -> AsyncIterator[AuditEntry]:
     """The entries after a revision that the caller may see, page by page."""
-    while events := await registry.events(since, PAGE):
+    while events := await registry.feed.events(since, PAGE):
         for event in events:
             if is_visible(event, caller) and task in {None, event.task}:
                 yield AuditEntry.of(event)

@@ -1,6 +1,5 @@
 """Bundles of a task: pushed, listed, forgotten."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -104,12 +103,11 @@ def versions_router(context: AdminContext) -> APIRouter:
         limit = context.bundle_size_limit_bytes
         async with spooled(_chunks(request), context.spool_dir, limit) as path:
             await context.give_way()
-            validated = await _validate(context, path)
-            await context.give_way()
-            if validate_only:
-                return _pushed(name, alias, validated)
-            digest = await registry.put_blob(await asyncio.to_thread(path.read_bytes))
+            validated = await _validate(context, path, store=not validate_only)
         await context.give_way()
+        if validate_only:
+            return _pushed(name, alias, validated)
+        digest = Digest(validated.digest)
         summary = msgspec.json.decode(validated.summary, type=VersionSummary)
         added = await registry.add_version(
             caller.tenant, name, digest, summary, caller.key_id, alias or None, expected
@@ -167,8 +165,9 @@ async def _chunks(request: Request) -> AsyncIterator[bytes]:
         raise ClientLeft from error
 
 
-async def _validate(context: AdminContext, path: Path) -> Validated:
-    validated = await context.link.validate(str(path), PROVE_TIMEOUT_S)
+async def _validate(context: AdminContext, path: Path, *, store: bool) -> Validated:
+    """Have the device process read the upload once: verify it, run its probes and store it."""
+    validated = await context.link.validate(str(path), PROVE_TIMEOUT_S, store=store)
     if validated.reasons:
         reasons = [ErrorBody(r.code, r.message, r.hint) for r in validated.reasons]
         raise push_error(validated.category, reasons)

@@ -23,7 +23,7 @@ from peterrec.patches.errors import (
     RegistryNotEmpty,
     RegistryUnavailable,
 )
-from peterrec.patches.identity import DEFAULT_TENANT, TaskId, TenantId, digest_of
+from peterrec.patches.identity import DEFAULT_TENANT, Blob, TaskId, TenantId, digest_of
 from peterrec.patches.redis.embedded import EmbeddedRedis
 from peterrec.patches.registry.api_keys import Scope, find_key
 from peterrec.patches.registry.records import (
@@ -54,19 +54,19 @@ def target(redis: Redis) -> Registry:
 async def key(registry: Registry) -> str:
     """A filled registry; the plain text of its key."""
     for content in CONTENTS:
-        digest = await registry.put_blob(content)
+        digest = await registry.blobs.put(Blob(content))
         await registry.add_version(DEFAULT_TENANT, GENDER, digest, SUMMARY, "ann")
     await registry.set_alias(DEFAULT_TENANT, GENDER, "next", DIGESTS[0], "bob")
     await registry.put_traffic(DEFAULT_TENANT, GENDER, TRAFFIC, "bob")
     await registry.add_version(TenantId("other"), AGE, DIGESTS[0], SUMMARY, "eve")
     await registry.put_task(DEFAULT_TENANT, TaskId("empty"), TaskOptions("Größe", True), "ann")
-    await registry.put_blob(b"registered by nobody")
-    return (await registry.create_key(DEFAULT_TENANT, [Scope("predict", "g*")], "shop"))[0]
+    await registry.blobs.put(Blob(b"registered by nobody"))
+    return (await registry.keys.create(DEFAULT_TENANT, [Scope("predict", "g*")], "shop"))[0]
 
 
 async def lasting(registry: Registry) -> tuple[RegistrySnapshot, list[TaskRecord]]:
     """What must survive a move: everything but the revisions."""
-    snapshot = await registry.snapshot()
+    snapshot = await registry.feed.snapshot()
     tasks = {
         ref: structs.replace(entry, revision=0, traffic=unnumbered(entry.traffic))
         for ref, entry in snapshot.tasks.items()
@@ -99,16 +99,16 @@ async def test_everything_arrives(
     registry: Registry, target: Registry, key: str, tmp_path: Path
 ) -> None:
     manifest = await export(registry, tmp_path / "x.tar")
-    before = await registry.snapshot()
+    before = await registry.feed.snapshot()
     assert (manifest.revision, manifest.blob_count) == (before.revision, 3)
     assert await bring(target, tmp_path / "x.tar") == before.revision + 1
-    after = await target.snapshot()
+    after = await target.feed.snapshot()
     assert await lasting(target) == await lasting(registry)
     assert {record.revision for record in after.tasks.values()} == {before.revision + 1}
     for ref in before.tasks:
         assert (await target.get_task(*ref)).versions == (await registry.get_task(*ref)).versions
-    assert [await target.get_blob(digest) for digest in DIGESTS] == CONTENTS
-    assert not await target.has_blob(digest_of(b"registered by nobody"))
+    assert [(await target.blobs.get(digest)).data for digest in DIGESTS] == CONTENTS
+    assert not await target.blobs.has(digest_of(b"registered by nobody"))
     assert find_key(after.keys, key) is not None
 
 
@@ -117,8 +117,8 @@ async def test_the_audit_trail_arrives_and_tells_of_the_import(
 ) -> None:
     await export(registry, tmp_path / "x.tar")
     await bring(target, tmp_path / "x.tar")
-    *before, imported = await target.events()
-    assert tuple(before) == await registry.events()
+    *before, imported = await target.feed.events()
+    assert tuple(before) == await registry.feed.events()
     assert (imported.action, imported.actor) == (EventAction.IMPORT, "admin")
     assert imported.note == f"3 tasks of an archive at revision {before[-1].revision}"
 
@@ -139,12 +139,12 @@ async def test_numbers_and_collection_of_blobs_go_on_where_they_were(
 ) -> None:
     await export(registry, tmp_path / "x.tar")
     await bring(target, tmp_path / "x.tar")
-    digest = await target.put_blob(b"new")
+    digest = await target.blobs.put(Blob(b"new"))
     added = await target.add_version(DEFAULT_TENANT, GENDER, digest, SUMMARY, "ann", None)
     assert added.version == 4
     await target.delete_task(DEFAULT_TENANT, GENDER, "ann")
-    assert (await target.gc(dry_run=False, grace_s=0)).blobs == 3
-    assert await target.get_blob(DIGESTS[0]) == b"a"
+    assert (await target.blobs.collect(dry_run=False, grace_s=0)).blobs == 3
+    assert (await target.blobs.get(DIGESTS[0])).data == b"a"
 
 
 async def test_an_archive_exported_again_is_the_same(
@@ -163,7 +163,7 @@ async def test_an_empty_registry_can_be_moved_too(
 ) -> None:
     await export(registry, tmp_path / "x.tar")
     assert await bring(target, tmp_path / "x.tar") == 1
-    assert (await target.snapshot()).tasks == {}
+    assert (await target.feed.snapshot()).tasks == {}
 
 
 async def test_only_an_empty_registry_is_filled_unless_told_otherwise(
@@ -171,35 +171,35 @@ async def test_only_an_empty_registry_is_filled_unless_told_otherwise(
 ) -> None:
     await export(registry, tmp_path / "x.tar")
     await target.put_task(DEFAULT_TENANT, AGE, TaskOptions(), "ann")
-    before = await target.snapshot()
+    before = await target.feed.snapshot()
     with pytest.raises(RegistryNotEmpty, match="holds 1 tasks"):
         await bring(target, tmp_path / "x.tar")
-    assert await target.snapshot() == before
+    assert await target.feed.snapshot() == before
 
 
 async def test_replacing_discards_everything_and_never_goes_back_in_number(
     registry: Registry, target: Registry, key: str, tmp_path: Path
 ) -> None:
     await export(registry, tmp_path / "x.tar")
-    theirs = await target.put_blob(b"theirs")
+    theirs = await target.blobs.put(Blob(b"theirs"))
     for index in range(30):
         await target.add_version(DEFAULT_TENANT, TaskId(f"t{index}"), theirs, SUMMARY, "ann")
-    known = await target.snapshot()
+    known = await target.feed.snapshot()
     assert await bring(target, tmp_path / "x.tar", ImportMode.REPLACE) == 31
-    after = await target.snapshot()
+    after = await target.feed.snapshot()
     assert await lasting(target) == await lasting(registry)
-    assert await target.changes(known.position) is None
-    assert await target.catch_up(known) == after
-    assert (await target.gc(dry_run=True, grace_s=0)).blobs == 1
+    assert await target.feed.changes(known.position) is None
+    assert await target.feed.catch_up(known) == after
+    assert (await target.blobs.collect(dry_run=True, grace_s=0)).blobs == 1
 
 
 async def test_a_reader_of_the_source_that_comes_to_the_target_takes_a_snapshot(
     registry: Registry, target: Registry, key: str, tmp_path: Path
 ) -> None:
     await export(registry, tmp_path / "x.tar")
-    known = await registry.snapshot()
+    known = await registry.feed.snapshot()
     await bring(target, tmp_path / "x.tar")
-    assert await target.changes(known.position) is None
+    assert await target.feed.changes(known.position) is None
 
 
 async def test_a_registry_that_is_changed_during_the_import_is_left_alone(
@@ -245,7 +245,7 @@ async def test_an_export_amid_writers_is_one_moment_s_truth(
     await asyncio.gather(*writers)
     await bring(target, tmp_path / "x.tar")
     newest: dict[TaskId, str] = {}
-    for event in (await registry.events(limit=10_000))[: manifest.revision]:
+    for event in (await registry.feed.events(limit=10_000))[: manifest.revision]:
         assert event.task is not None
         assert event.options is not None
         newest[event.task] = event.options.description
@@ -254,7 +254,7 @@ async def test_an_export_amid_writers_is_one_moment_s_truth(
         for record in await target.list_tasks(DEFAULT_TENANT)
     }
     assert found == newest
-    assert len(await target.events(limit=10_000)) == manifest.revision + 1
+    assert len(await target.feed.events(limit=10_000)) == manifest.revision + 1
 
 
 async def test_a_registry_moves_to_another_server(
@@ -297,7 +297,7 @@ async def test_an_archive_is_for_its_owner_s_eyes(registry: Registry, tmp_path: 
 async def test_every_damaged_byte_of_an_archive_is_found(
     registry: Registry, target: Registry, tmp_path: Path
 ) -> None:
-    digest = await registry.put_blob(b"content")
+    digest = await registry.blobs.put(Blob(b"content"))
     await registry.add_version(DEFAULT_TENANT, GENDER, digest, SUMMARY, "ann")
     await export(registry, tmp_path / "x.tar")
     data = (tmp_path / "x.tar").read_bytes()
@@ -310,7 +310,7 @@ async def test_every_damaged_byte_of_an_archive_is_found(
             (tmp_path / "y.tar").write_bytes(damaged)
             with pytest.raises(ArchiveInvalid):
                 await bring(target, tmp_path / "y.tar")
-    assert await target.revision() == 0
+    assert await target.feed.revision() == 0
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
@@ -371,13 +371,13 @@ def edit_task(edit: Callable[[dict[str, object]], object]) -> Callable[[dict[str
 async def test_an_archive_whose_parts_contradict_each_other_is_refused(
     registry: Registry, target: Registry, tmp_path: Path, change: Callable[[dict[str, bytes]], None]
 ) -> None:
-    digest = await registry.put_blob(b"content")
+    digest = await registry.blobs.put(Blob(b"content"))
     await registry.add_version(DEFAULT_TENANT, GENDER, digest, SUMMARY, "ann")
     await export(registry, tmp_path / "x.tar")
     rewritten(tmp_path / "x.tar", change)
     with pytest.raises(ArchiveInvalid):
         await bring(target, tmp_path / "x.tar")
-    assert await target.revision() == 0
+    assert await target.feed.revision() == 0
 
 
 async def test_links_and_files_that_are_no_archives_are_refused(

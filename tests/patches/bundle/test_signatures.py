@@ -10,10 +10,15 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from safetensors.numpy import load as load_safetensors
 
-from peterrec.patches.bundle.bundle import digest_of, open_bundle
+from peterrec.patches.bundle.bundle import digest_of, open_bundle, sign_bundle
 from peterrec.patches.bundle.header import encode_file
-from peterrec.patches.bundle.signatures import TrustedKeys, content_digest, format_signatures
-from peterrec.patches.bundle.signing import SigningKey, key_paths, sign_bundle
+from peterrec.patches.bundle.signatures import (
+    SigningKey,
+    TrustedKeys,
+    content_digest,
+    format_signatures,
+    key_paths,
+)
 from peterrec.patches.bundle.verify import VerifiedBundle, verify_bundle
 from peterrec.patches.errors import BundleRejected, KeyFileExists, KeyFileInvalid, ReasonCode
 from peterrec.patches.registry.records import VersionSummary

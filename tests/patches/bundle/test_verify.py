@@ -24,6 +24,7 @@ from peterrec.patches.errors import (
     BundleUnsafe,
     ReasonCode,
 )
+from peterrec.patches.identity import Blob
 from tests.patches.bundles import (
     LIMITS,
     TINY,
@@ -541,7 +542,7 @@ def test_a_rejection_says_its_code_what_was_found_and_what_to_do() -> None:
 def test_nobody_but_verification_makes_a_verified_bundle() -> None:
     parts = make_parts(BundleRecipe())
     with pytest.raises(AssertionError, match="only verify_bundle"):
-        VerifiedBundle(parts.manifest, parts.tensors, digest_of(b""), 0)
+        VerifiedBundle(parts.manifest, parts.tensors, Blob(b""))
 
 
 def test_a_head_without_a_patch_is_a_bundle() -> None:

@@ -21,7 +21,7 @@ from peterrec.patches.errors import (
     RegistryReadOnly,
     RegistryUnavailable,
 )
-from peterrec.patches.identity import DEFAULT_TENANT, TaskId
+from peterrec.patches.identity import DEFAULT_TENANT, Blob, TaskId
 from peterrec.patches.redis.client import open_redis
 from peterrec.patches.registry.api_keys import Scope
 from peterrec.patches.registry.records import TaskOptions
@@ -56,25 +56,25 @@ async def opened(url: str, retries: int = 3) -> AsyncIterator[Registry]:
 async def use_everything(registry: Registry) -> None:
     """One of every kind of call."""
     contents = [b"a", b"b", bytes(100_000)]
-    digests = await asyncio.gather(*(registry.put_blob(content) for content in contents))
+    digests = await asyncio.gather(*(registry.blobs.put(Blob(content)) for content in contents))
     for digest in digests:
         await registry.add_version(DEFAULT_TENANT, TASK, digest, SUMMARY, "ann")
     await registry.set_alias(DEFAULT_TENANT, TASK, "next", digests[0], "ann")
     traffic = Traffic(90, (Canary(digests[1], 10),))
     await registry.put_traffic(DEFAULT_TENANT, TASK, traffic, "ann")
-    known = await registry.snapshot()
+    known = await registry.feed.snapshot()
     await registry.rollback(DEFAULT_TENANT, TASK, "ann")
     await registry.delete_alias(DEFAULT_TENANT, TASK, "next", "ann")
-    await registry.create_key(DEFAULT_TENANT, [Scope("predict")], "shop")
-    assert await registry.catch_up(known) == await registry.snapshot()
-    assert [await registry.get_blob(digest) for digest in digests] == contents
+    await registry.keys.create(DEFAULT_TENANT, [Scope("predict")], "shop")
+    assert await registry.feed.catch_up(known) == await registry.feed.snapshot()
+    assert [(await registry.blobs.get(digest)).data for digest in digests] == contents
     assert len(await registry.list_tasks(DEFAULT_TENANT)) == 1
-    assert len(await registry.list_keys(DEFAULT_TENANT)) == 1
-    assert len(await registry.events()) == await registry.wait_for_change(0, 1) == 8
-    assert await registry.wait_for_change(8, 0.01) == 8
+    assert len(await registry.keys.of_tenant(DEFAULT_TENANT)) == 1
+    assert len(await registry.feed.events()) == await registry.feed.wait_for_change(0, 1) == 8
+    assert await registry.feed.wait_for_change(8, 0.01) == 8
     await registry.delete_task(DEFAULT_TENANT, TASK, "ann")
-    assert (await registry.gc(dry_run=True, grace_s=0)).blobs == 3
-    assert (await registry.gc(dry_run=False, grace_s=0)).blobs == 3
+    assert (await registry.blobs.collect(dry_run=True, grace_s=0)).blobs == 3
+    assert (await registry.blobs.collect(dry_run=False, grace_s=0)).blobs == 3
 
 
 @pytest.fixture
@@ -90,12 +90,14 @@ async def test_a_cluster_of_three_holds_the_registry(tmp_path: Path) -> None:
         join(nodes)
         async with opened(f"cluster://{HOST}:{nodes[0].port}") as registry:
             await use_everything(registry)
-            digests = await asyncio.gather(*(registry.put_blob(b"%d" % n) for n in range(40)))
+            digests = await asyncio.gather(
+                *(registry.blobs.put(Blob(b"%d" % n)) for n in range(40))
+            )
             used = [node.client() for node in nodes]
             assert all(client.dbsize() >= 5 for client in used), "blobs lie on every node"
             for client in used:
                 client.close()
-            assert await registry.get_blob(digests[0]) == b"0"
+            assert (await registry.blobs.get(digests[0])).data == b"0"
 
 
 async def test_many_tasks_may_use_a_cluster_from_the_start(tmp_path: Path) -> None:
@@ -104,14 +106,14 @@ async def test_many_tasks_may_use_a_cluster_from_the_start(tmp_path: Path) -> No
         join(nodes)
         addresses = ",".join(f"{HOST}:{node.port}" for node in nodes)
         async with opened(f"cluster://{addresses}") as registry:
-            put = await asyncio.gather(*(registry.put_blob(b"%d" % n) for n in range(60)))
+            put = await asyncio.gather(*(registry.blobs.put(Blob(b"%d" % n)) for n in range(60)))
             assert len(set(put)) == 60
 
 
 async def test_a_cluster_that_is_away_is_unavailable() -> None:
     async with opened(f"cluster://{HOST}:1") as registry:
         with pytest.raises(RegistryUnavailable):
-            await registry.revision()
+            await registry.feed.revision()
 
 
 async def test_the_registry_follows_its_primary_through_a_sentinel_s_failover(
@@ -125,14 +127,14 @@ async def test_the_registry_follows_its_primary_through_a_sentinel_s_failover(
             address = f"sentinel://{HOST}:1,{HOST}:{sentinel.port}/registry"
             async with opened(address) as registry:
                 await registry.put_task(DEFAULT_TENANT, TASK, TaskOptions("x"), "ann")
-                known = await registry.snapshot()
+                known = await registry.feed.snapshot()
                 second.wait_for(lambda client: client.get("{peterrec}:revision") == "1")
                 first.kill()
                 with pytest.raises(RegistryUnavailable):
-                    await registry.revision()
+                    await registry.feed.revision()
                 await soon(lambda: answers(registry), within_s=30)
                 await registry.put_task(DEFAULT_TENANT, TASK, TaskOptions("y"), "ann")
-                caught_up = await registry.catch_up(known)
+                caught_up = await registry.feed.catch_up(known)
                 assert caught_up.revision == 2
 
 
@@ -153,29 +155,29 @@ async def test_sentinels_that_know_no_such_service_make_it_unavailable(tmp_path:
             url = f"sentinel://{HOST}:{sentinel.port}/other"
             async with opened(url, retries=0) as registry:
                 with pytest.raises(RegistryUnavailable, match="No master found for 'other'"):
-                    await registry.revision()
+                    await registry.feed.revision()
 
 
 async def test_a_replica_is_read_and_not_written(tmp_path: Path) -> None:
     first, second = primary_and_replica(tmp_path)
     with running(first, second):
         async with opened(first.url) as writer, opened(second.url) as reader:
-            digest = await writer.put_blob(b"a")
+            digest = await writer.blobs.put(Blob(b"a"))
             await writer.add_version(DEFAULT_TENANT, TASK, digest, SUMMARY, "ann")
             in_step(second)
             second.wait_for(lambda client: client.get("{peterrec}:revision") == "1")
-            assert await reader.snapshot() == await writer.snapshot()
-            assert await reader.changes((await writer.snapshot()).position) is not None
-            assert await reader.get_blob(digest) == b"a"
+            assert await reader.feed.snapshot() == await writer.feed.snapshot()
+            assert await reader.feed.changes((await writer.feed.snapshot()).position) is not None
+            assert (await reader.blobs.get(digest)).data == b"a"
             for change in (
                 reader.put_task(DEFAULT_TENANT, TASK, TaskOptions("x"), "ann"),
                 reader.put_traffic(DEFAULT_TENANT, TASK, Traffic(1, (Canary(digest, 1),)), "ann"),
                 reader.delete_task(DEFAULT_TENANT, TASK, "ann"),
-                reader.put_blob(b"b"),
+                reader.blobs.put(Blob(b"b")),
             ):
                 with pytest.raises(RegistryReadOnly):
                     await change
-            assert (await reader.snapshot()).revision == 1
+            assert (await reader.feed.snapshot()).revision == 1
 
 
 async def test_a_connection_to_a_demoted_primary_is_given_up(
@@ -197,12 +199,12 @@ async def test_a_full_redis_refuses_traffic_and_guards_but_not_reading(
     primary: RedisServer,
 ) -> None:
     async with opened(primary.url) as registry:
-        digests = [await registry.put_blob(content) for content in (b"a", b"b")]
+        digests = [await registry.blobs.put(Blob(content)) for content in (b"a", b"b")]
         for digest in digests:
             await registry.add_version(DEFAULT_TENANT, TASK, digest, SUMMARY, "ann")
         traffic = Traffic(1, (Canary(digests[0], 1),))
         put = await registry.put_traffic(DEFAULT_TENANT, TASK, traffic, "ann")
-        before = await registry.snapshot()
+        before = await registry.feed.snapshot()
         with primary.client() as admin:
             admin.config_set("maxmemory", "1")
         for change in (
@@ -213,8 +215,8 @@ async def test_a_full_redis_refuses_traffic_and_guards_but_not_reading(
             with pytest.raises(RegistryFull):
                 await change
         assert put.revision == before.revision
-        assert await registry.snapshot() == before
-        assert await registry.changes(before.position) is not None
+        assert await registry.feed.snapshot() == before
+        assert await registry.feed.changes(before.position) is not None
 
 
 def documented_acl() -> list[str]:
@@ -246,7 +248,7 @@ async def test_a_wrong_password_is_named_as_such_and_not_shown(primary: RedisSer
             url = f"redis://{login}{HOST}:{primary.port}"
             async with opened(url, retries=0) as registry:
                 with pytest.raises(RegistryDenied) as refused:
-                    await registry.snapshot()
+                    await registry.feed.snapshot()
                 assert "wrong-one" not in str(refused.value)
 
 
@@ -332,7 +334,7 @@ async def test_a_server_with_a_certificate_by_somebody_else_is_not_talked_to(
         opened(f"rediss://{HOST}:{port}", retries=0) as registry,
     ):
         with pytest.raises(RegistryUnavailable, match="certificate verify failed"):
-            await registry.revision()
+            await registry.feed.revision()
 
 
 @pytest.mark.parametrize(

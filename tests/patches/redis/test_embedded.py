@@ -20,7 +20,7 @@ from peterrec.patches.errors import (
     RedisServerMissing,
     RegistryUnavailable,
 )
-from peterrec.patches.identity import DEFAULT_TENANT, Digest, TaskId
+from peterrec.patches.identity import DEFAULT_TENANT, Blob, Digest, TaskId
 from peterrec.patches.redis.embedded import EmbeddedRedis, find_redis_server
 from peterrec.patches.registry.registry import Registry, open_redis
 from tests.patches.registry.test_registry import SUMMARY
@@ -304,7 +304,7 @@ async def test_a_redis_killed_amid_registrations_loses_no_acknowledged_one(
     async def register(writer: int) -> None:
         for index in range(10_000):
             content = f"{writer} {index}".encode()
-            digest = await registry.put_blob(content)
+            digest = await registry.blobs.put(Blob(content))
             added = await registry.add_version(DEFAULT_TENANT, TASK, digest, SUMMARY, "ann")
             acknowledged[digest] = added.version
             if len(acknowledged) > 200:
@@ -322,5 +322,5 @@ async def test_a_redis_killed_amid_registrations_loses_no_acknowledged_one(
     assert acknowledged.items() <= kept.items()
     assert sorted(kept.values()) == [*range(1, len(kept) + 1)]
     for digest in kept:
-        await registry.get_blob(digest)
+        await registry.blobs.get(digest)
     await redis.aclose()

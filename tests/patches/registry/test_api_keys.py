@@ -16,16 +16,16 @@ GENDER = TaskId("gender")
 
 
 async def test_a_key_is_found_by_its_plain_text(registry: Registry) -> None:
-    plain_text, record = await registry.create_key(DEFAULT_TENANT, [PREDICT], "shop")
+    plain_text, record = await registry.keys.create(DEFAULT_TENANT, [PREDICT], "shop")
     assert plain_text.startswith(f"prk_{record.key_id}_")
-    keys = (await registry.snapshot()).keys
+    keys = (await registry.feed.snapshot()).keys
     assert find_key(keys, plain_text) == record
     assert (record.tenant, record.name, record.scopes) == (DEFAULT_TENANT, "shop", (PREDICT,))
 
 
 async def test_a_wrong_secret_or_another_form_finds_no_key(registry: Registry) -> None:
-    plain_text, record = await registry.create_key(DEFAULT_TENANT, [PREDICT], "shop")
-    keys = (await registry.snapshot()).keys
+    plain_text, record = await registry.keys.create(DEFAULT_TENANT, [PREDICT], "shop")
+    keys = (await registry.feed.snapshot()).keys
     wrong = [
         "",
         "prk",
@@ -44,7 +44,7 @@ async def test_a_wrong_secret_or_another_form_finds_no_key(registry: Registry) -
 async def test_no_secret_is_stored_or_shown(
     registry: Registry, redis_url: str, redis_prefix: str
 ) -> None:
-    plain_text, record = await registry.create_key(DEFAULT_TENANT, [PREDICT], "shop")
+    plain_text, record = await registry.keys.create(DEFAULT_TENANT, [PREDICT], "shop")
     secret = plain_text.rpartition("_")[2].encode()
     redis = connect(redis_url)
     stored = [await redis.dump(key) async for key in redis.scan_iter(f"*{redis_prefix}*", 1000)]
@@ -55,36 +55,36 @@ async def test_no_secret_is_stored_or_shown(
 
 
 async def test_a_revoked_key_is_found_no_more(registry: Registry) -> None:
-    plain_text, record = await registry.create_key(DEFAULT_TENANT, [PREDICT], "shop")
-    revision = await registry.revoke_key(DEFAULT_TENANT, record.key_id)
-    snapshot = await registry.snapshot()
+    plain_text, record = await registry.keys.create(DEFAULT_TENANT, [PREDICT], "shop")
+    revision = await registry.keys.revoke(DEFAULT_TENANT, record.key_id)
+    snapshot = await registry.feed.snapshot()
     assert snapshot.revision == revision == 2
     assert find_key(snapshot.keys, plain_text) is None
     with pytest.raises(KeyNotFound):
-        await registry.revoke_key(DEFAULT_TENANT, record.key_id)
+        await registry.keys.revoke(DEFAULT_TENANT, record.key_id)
 
 
 async def test_a_tenant_neither_lists_nor_revokes_the_keys_of_another(registry: Registry) -> None:
-    _, record = await registry.create_key(DEFAULT_TENANT, [ADMIN], "ops")
-    assert await registry.list_keys(TenantId("other")) == ()
+    _, record = await registry.keys.create(DEFAULT_TENANT, [ADMIN], "ops")
+    assert await registry.keys.of_tenant(TenantId("other")) == ()
     with pytest.raises(KeyNotFound):
-        await registry.revoke_key(TenantId("other"), record.key_id)
-    assert await registry.list_keys(DEFAULT_TENANT) == (record,)
+        await registry.keys.revoke(TenantId("other"), record.key_id)
+    assert await registry.keys.of_tenant(DEFAULT_TENANT) == (record,)
 
 
 async def test_of_many_first_starts_one_makes_the_first_key(registry: Registry) -> None:
     made = await asyncio.gather(
-        *(registry.ensure_first_key(DEFAULT_TENANT, "first") for _ in range(20))
+        *(registry.keys.ensure_first(DEFAULT_TENANT, "first") for _ in range(20))
     )
     (created,) = filter(None, made)
     assert created[1].scopes == (PREDICT, ADMIN)
-    assert await registry.list_keys(DEFAULT_TENANT) == (created[1],)
+    assert await registry.keys.of_tenant(DEFAULT_TENANT) == (created[1],)
 
 
 async def test_key_changes_are_in_the_audit_trail_without_the_secret(registry: Registry) -> None:
-    plain_text, record = await registry.create_key(DEFAULT_TENANT, [PREDICT], "shop", "ann")
-    await registry.revoke_key(DEFAULT_TENANT, record.key_id, "bob")
-    events = await registry.events()
+    plain_text, record = await registry.keys.create(DEFAULT_TENANT, [PREDICT], "shop", "ann")
+    await registry.keys.revoke(DEFAULT_TENANT, record.key_id, "bob")
+    events = await registry.feed.events()
     assert [(e.action, e.actor, e.key_id) for e in events] == [
         ("create_key", "ann", record.key_id),
         ("revoke_key", "bob", record.key_id),
@@ -94,12 +94,12 @@ async def test_key_changes_are_in_the_audit_trail_without_the_secret(registry: R
 
 async def test_a_key_without_scopes_is_refused(registry: Registry) -> None:
     with pytest.raises(InvalidScope):
-        await registry.create_key(DEFAULT_TENANT, [], "useless")
+        await registry.keys.create(DEFAULT_TENANT, [], "useless")
 
 
 async def test_scopes_limit_the_action_and_the_tasks(registry: Registry) -> None:
     scopes = [parse_scope("predict:coldrec-*"), parse_scope("admin:gender")]
-    _, record = await registry.create_key(DEFAULT_TENANT, scopes, "shop")
+    _, record = await registry.keys.create(DEFAULT_TENANT, scopes, "shop")
     assert record.allows("predict", COLD)
     assert not record.allows("predict", GENDER)
     assert record.allows("admin", GENDER)
@@ -107,8 +107,8 @@ async def test_scopes_limit_the_action_and_the_tasks(registry: Registry) -> None
 
 
 async def test_only_a_scope_on_all_tasks_covers_the_tenant_itself(registry: Registry) -> None:
-    _, narrow = await registry.create_key(DEFAULT_TENANT, [parse_scope("admin:gender")], "narrow")
-    _, broad = await registry.create_key(DEFAULT_TENANT, [ADMIN], "broad")
+    _, narrow = await registry.keys.create(DEFAULT_TENANT, [parse_scope("admin:gender")], "narrow")
+    _, broad = await registry.keys.create(DEFAULT_TENANT, [ADMIN], "broad")
     assert not narrow.allows("admin")
     assert broad.allows("admin")
     assert not broad.allows("predict")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from peterrec.patches.errors import BlobCorrupt, BlobMissing, CacheUnwritable, SnapshotCorrupt
-from peterrec.patches.identity import DEFAULT_TENANT, digest_of
+from peterrec.patches.identity import DEFAULT_TENANT, Blob, digest_of
 from peterrec.patches.registry.api_keys import Scope
 from peterrec.patches.registry.local_copy import SETTLED_AT_ONCE, SNAPSHOT_NAME, BlobCache
 from peterrec.patches.registry.records import RegistrySnapshot, TaskOptions
@@ -22,8 +22,8 @@ def cache(tmp_path: Path) -> BlobCache:
 
 
 def test_a_kept_bundle_comes_back_to_another_process(cache: BlobCache, tmp_path: Path) -> None:
-    cache.put(DIGEST, DATA)
-    assert BlobCache(tmp_path / "cache").get(DIGEST) == DATA
+    cache.put(Blob(DATA))
+    assert BlobCache(tmp_path / "cache").get(DIGEST).data == DATA
     assert cache.digests() == {DIGEST}
 
 
@@ -33,7 +33,7 @@ def test_a_bundle_that_was_not_kept_is_missing(cache: BlobCache) -> None:
 
 
 def test_a_damaged_bundle_is_reported_once_and_dropped(cache: BlobCache, tmp_path: Path) -> None:
-    cache.put(DIGEST, DATA)
+    cache.put(Blob(DATA))
     (tmp_path / "cache" / f"{DIGEST}.bundle").write_bytes(DATA[:-1])
     with pytest.raises(BlobCorrupt, match=DIGEST):
         cache.get(DIGEST)
@@ -42,9 +42,8 @@ def test_a_damaged_bundle_is_reported_once_and_dropped(cache: BlobCache, tmp_pat
 
 
 def test_only_the_bundles_still_needed_are_retained(cache: BlobCache, tmp_path: Path) -> None:
-    other = digest_of(b"other")
-    cache.put(DIGEST, DATA)
-    cache.put(other, b"other")
+    cache.put(Blob(DATA))
+    cache.put(Blob(b"other"))
     cache.save_snapshot(RegistrySnapshot(1, {}, {}))
     (tmp_path / "cache" / ".writing-crashed").write_bytes(b"half")
     cache.retain({DIGEST})
@@ -56,7 +55,7 @@ def test_bundles_settle_a_few_at_a_time_and_one_that_was_dropped_needs_not(
     cache: BlobCache,
 ) -> None:
     for number in range(SETTLED_AT_ONCE + 1):
-        cache.put(digest_of(bytes([number])), bytes([number]))
+        cache.put(Blob(bytes([number])))
     cache.path_of(digest_of(bytes([0]))).unlink()
     assert [cache.settle(), cache.settle()] == [False, True]
 
@@ -64,8 +63,8 @@ def test_bundles_settle_a_few_at_a_time_and_one_that_was_dropped_needs_not(
 async def test_a_snapshot_comes_back_equal(cache: BlobCache, registry: Registry) -> None:
     await add(registry, "a")
     await registry.put_task(DEFAULT_TENANT, GENDER, TaskOptions("who", is_sensitive=True), "ann")
-    await registry.create_key(DEFAULT_TENANT, [Scope("predict", "cold-*")], "shop")
-    snapshot = await registry.snapshot()
+    await registry.keys.create(DEFAULT_TENANT, [Scope("predict", "cold-*")], "shop")
+    snapshot = await registry.feed.snapshot()
     cache.save_snapshot(snapshot)
     assert cache.load_snapshot() == snapshot
 
@@ -101,7 +100,7 @@ def test_every_flipped_byte_of_a_snapshot_is_noticed(cache: BlobCache, tmp_path:
 
 
 def test_others_can_read_neither_bundles_nor_key_digests(cache: BlobCache, tmp_path: Path) -> None:
-    cache.put(DIGEST, DATA)
+    cache.put(Blob(DATA))
     cache.save_snapshot(RegistrySnapshot(1, {}, {}))
     paths = [tmp_path / "cache", *(tmp_path / "cache").iterdir()]
     assert [oct(path.stat().st_mode & 0o077) for path in paths] == ["0o0"] * 3
@@ -114,4 +113,4 @@ def test_a_directory_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path) 
     cache = BlobCache(tmp_path / "cache")
     (tmp_path / "cache").rmdir()
     with pytest.raises(CacheUnwritable):
-        cache.put(DIGEST, DATA)
+        cache.put(Blob(DATA))

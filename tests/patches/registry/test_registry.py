@@ -24,11 +24,18 @@ from peterrec.patches.errors import (
     VersionInUse,
     VersionNotFound,
 )
-from peterrec.patches.identity import DEFAULT_TENANT, Digest, TaskId, TaskRef, TenantId, digest_of
+from peterrec.patches.identity import (
+    DEFAULT_TENANT,
+    Blob,
+    Digest,
+    TaskId,
+    TaskRef,
+    TenantId,
+    digest_of,
+)
 from peterrec.patches.redis.embedded import EmbeddedRedis
 from peterrec.patches.registry.api_keys import Scope
-from peterrec.patches.registry.blob_pieces import PIECE_BYTES, BlobLocation
-from peterrec.patches.registry.decode import event_document
+from peterrec.patches.registry.blobs import PIECE_BYTES, BlobLocation
 from peterrec.patches.registry.records import (
     AliasTarget,
     Collected,
@@ -38,6 +45,7 @@ from peterrec.patches.registry.records import (
     VersionSummary,
 )
 from peterrec.patches.registry.registry import Registry
+from peterrec.patches.registry.serialization import event_document
 from peterrec.patches.registry.traffic import Traffic
 from tests.patches.bundles import LIMITS, TINY, make_bundle
 from tests.patches.redis_servers import connect
@@ -70,15 +78,15 @@ def own_redis(tmp_path: Path) -> Iterator[EmbeddedRedis]:
 async def add(
     registry: Registry, content: str, task: TaskId = GENDER, alias: str | None = "prod"
 ) -> tuple[Digest, VersionAdded]:
-    digest = await registry.put_blob(content.encode())
+    digest = await registry.blobs.put(Blob(content.encode()))
     added = await registry.add_version(DEFAULT_TENANT, task, digest, SUMMARY, "ann", alias)
     return digest, added
 
 
 async def test_an_empty_registry_is_at_revision_zero(registry: Registry) -> None:
-    snapshot = await registry.snapshot()
+    snapshot = await registry.feed.snapshot()
     assert (snapshot.revision, snapshot.tasks, snapshot.keys) == (0, {}, {})
-    assert await registry.events() == ()
+    assert await registry.feed.events() == ()
 
 
 async def test_versions_of_a_task_count_from_one(registry: Registry) -> None:
@@ -92,8 +100,8 @@ async def test_the_same_bundle_again_keeps_its_number_and_changes_nothing(
 ) -> None:
     await add(registry, "a")
     assert (await add(registry, "a"))[1] == VersionAdded(1, 1, False)
-    assert await registry.revision() == 1
-    assert len(await registry.events()) == 1
+    assert await registry.feed.revision() == 1
+    assert len(await registry.feed.events()) == 1
 
 
 async def test_an_older_bundle_registered_again_becomes_prod_under_its_old_number(
@@ -130,7 +138,7 @@ async def test_a_task_shows_its_versions_as_they_were_registered(registry: Regis
 async def test_the_summary_of_a_verified_bundle_survives_the_registry(registry: Registry) -> None:
     bundle = verify_bundle(make_bundle("ranking"), backbone=TINY, limits=LIMITS)
     summary = VersionSummary.of(bundle)
-    await registry.put_blob(make_bundle("ranking"))
+    await registry.blobs.put(Blob(make_bundle("ranking")))
     await registry.add_version(DEFAULT_TENANT, GENDER, bundle.digest, summary, "ann")
     detail = await registry.get_task(DEFAULT_TENANT, GENDER)
     assert detail.versions[0].summary == summary
@@ -139,7 +147,7 @@ async def test_the_summary_of_a_verified_bundle_survives_the_registry(registry: 
 async def test_a_bundle_that_was_not_stored_cannot_be_registered(registry: Registry) -> None:
     with pytest.raises(BlobMissing):
         await registry.add_version(DEFAULT_TENANT, GENDER, digest_of(b"?"), SUMMARY, "ann")
-    assert await registry.revision() == 0
+    assert await registry.feed.revision() == 0
 
 
 async def test_a_task_is_created_and_changed_by_its_options(registry: Registry) -> None:
@@ -179,7 +187,7 @@ async def test_a_new_alias_has_no_previous_version(registry: Registry) -> None:
 
 async def test_an_alias_names_registered_versions_only(registry: Registry) -> None:
     await add(registry, "a")
-    stored = await registry.put_blob(b"stored but not registered")
+    stored = await registry.blobs.put(Blob(b"stored but not registered"))
     with pytest.raises(VersionNotFound):
         await registry.set_alias(DEFAULT_TENANT, GENDER, "prod", stored, "ann")
 
@@ -247,7 +255,7 @@ async def test_changes_of_a_task_that_does_not_exist_are_refused(registry: Regis
     for change in changes:
         with pytest.raises(TaskNotFound):
             await change
-    assert await registry.revision() == 0
+    assert await registry.feed.revision() == 0
 
 
 async def test_a_change_of_what_somebody_else_changed_meanwhile_is_refused(
@@ -271,7 +279,7 @@ async def test_a_change_of_what_somebody_else_changed_meanwhile_is_refused(
         with pytest.raises(StaleRevision, match="revision 2, the caller expected 1") as refused:
             await change
         assert refused.value.category is Category.STALE
-    assert await registry.revision() == 2
+    assert await registry.feed.revision() == 2
 
 
 async def test_a_change_with_the_right_revision_is_made(registry: Registry) -> None:
@@ -371,8 +379,8 @@ async def test_names_that_do_not_fit_a_url_or_a_key_are_refused(
 async def test_a_snapshot_holds_everything_that_replicas_serve_by(registry: Registry) -> None:
     digest, _ = await add(registry, "a")
     await registry.put_task(OTHER_TENANT, AGE, TaskOptions("empty"), "ann")
-    _, key = await registry.create_key(DEFAULT_TENANT, [Scope("predict")], "shop")
-    snapshot = await registry.snapshot()
+    _, key = await registry.keys.create(DEFAULT_TENANT, [Scope("predict")], "shop")
+    snapshot = await registry.feed.snapshot()
     assert snapshot.revision == 3
     assert snapshot.keys == {key.key_id: key}
     gender = snapshot.tasks[TaskRef(DEFAULT_TENANT, GENDER)]
@@ -387,7 +395,7 @@ async def test_a_snapshot_of_thousands_of_tasks_is_one_revision(registry: Regist
             for index in range(2000)
         )
     )
-    snapshot = await registry.snapshot()
+    snapshot = await registry.feed.snapshot()
     assert snapshot.revision == 2000
     assert sorted(record.revision for record in snapshot.tasks.values()) == [*range(1, 2001)]
 
@@ -399,20 +407,20 @@ async def test_a_snapshot_between_writers_is_never_half_of_a_change(registry: Re
 
     writers = [asyncio.create_task(write(TaskId(f"t{index}"))) for index in range(8)]
     while not all(writer.done() for writer in writers):
-        snapshot = await registry.snapshot()
+        snapshot = await registry.feed.snapshot()
         newest = max((record.revision for record in snapshot.tasks.values()), default=0)
         assert newest == snapshot.revision
     await asyncio.gather(*writers)
-    assert await registry.revision() == 320
+    assert await registry.feed.revision() == 320
 
 
 async def test_many_writers_on_one_task_end_in_a_serial_history(registry: Registry) -> None:
-    digests = [await registry.put_blob(str(index).encode()) for index in range(60)]
+    digests = [await registry.blobs.put(Blob(str(index).encode())) for index in range(60)]
     added = await asyncio.gather(
         *(registry.add_version(DEFAULT_TENANT, GENDER, d, SUMMARY, "ann") for d in digests)
     )
     assert sorted(result.version for result in added) == [*range(1, 61)]
-    events = await registry.events()
+    events = await registry.feed.events()
     assert [event.revision for event in events] == [*range(1, 61)]
     assert [event.version for event in events] == [*range(1, 61)]
     currents = [event.current for event in events]
@@ -433,35 +441,35 @@ async def test_of_many_writers_that_saw_the_same_revision_one_wins(registry: Reg
         return_exceptions=True,
     )
     assert sum(isinstance(result, StaleRevision) for result in results) == 29
-    assert await registry.revision() == 2
+    assert await registry.feed.revision() == 2
 
 
 async def test_many_pushes_of_the_same_bundle_are_one_version(registry: Registry) -> None:
     added = await asyncio.gather(*(add(registry, "same") for _ in range(20)))
     assert {result.version for _, result in added} == {1}
     assert [result.was_created for _, result in added].count(True) == 1
-    assert await registry.revision() == 1
+    assert await registry.feed.revision() == 1
 
 
 async def test_a_wait_ends_with_the_next_change(registry: Registry) -> None:
-    waiting = asyncio.create_task(registry.wait_for_change(0, timeout_s=20))
+    waiting = asyncio.create_task(registry.feed.wait_for_change(0, timeout_s=20))
     await registry.put_task(DEFAULT_TENANT, GENDER, TaskOptions(), "ann")
     assert await asyncio.wait_for(waiting, 5) == 1
 
 
 async def test_a_wait_for_a_revision_that_passed_ends_at_once(registry: Registry) -> None:
     await registry.put_task(DEFAULT_TENANT, GENDER, TaskOptions(), "ann")
-    assert await asyncio.wait_for(registry.wait_for_change(0, timeout_s=20), 5) == 1
+    assert await asyncio.wait_for(registry.feed.wait_for_change(0, timeout_s=20), 5) == 1
 
 
 async def test_a_wait_ahead_of_a_registry_that_was_restored_ends_at_once(
     registry: Registry,
 ) -> None:
-    assert await asyncio.wait_for(registry.wait_for_change(99, timeout_s=20), 5) == 0
+    assert await asyncio.wait_for(registry.feed.wait_for_change(99, timeout_s=20), 5) == 0
 
 
 async def test_a_wait_without_a_change_ends_at_its_deadline(registry: Registry) -> None:
-    assert await asyncio.wait_for(registry.wait_for_change(0, timeout_s=0.05), 5) == 0
+    assert await asyncio.wait_for(registry.feed.wait_for_change(0, timeout_s=0.05), 5) == 0
 
 
 async def test_the_audit_trail_says_who_did_what_from_which_version_to_which(
@@ -470,7 +478,7 @@ async def test_the_audit_trail_says_who_did_what_from_which_version_to_which(
     first, _ = await add(registry, "a")
     second, _ = await add(registry, "b")
     await registry.rollback(DEFAULT_TENANT, GENDER, "bob")
-    event = (await registry.events(since=2))[0]
+    event = (await registry.feed.events(since=2))[0]
     assert (event.revision, event.action, event.actor) == (3, EventAction.ROLLBACK, "bob")
     assert (event.tenant, event.task, event.alias) == (DEFAULT_TENANT, GENDER, "prod")
     assert (event.previous, event.current, event.version) == (second, first, 1)
@@ -481,7 +489,7 @@ async def test_the_audit_trail_says_who_did_what_from_which_version_to_which(
 async def test_the_audit_trail_says_what_the_options_were_and_are(registry: Registry) -> None:
     await registry.put_task(DEFAULT_TENANT, GENDER, TaskOptions("a"), "ann")
     await registry.put_task(DEFAULT_TENANT, GENDER, TaskOptions("a", is_sensitive=True), "bob")
-    created, changed = await registry.events()
+    created, changed = await registry.feed.events()
     assert (created.previous_options, created.options) == (None, TaskOptions("a"))
     assert changed.previous_options == TaskOptions("a")
     assert changed.options == TaskOptions("a", is_sensitive=True)
@@ -490,13 +498,13 @@ async def test_the_audit_trail_says_what_the_options_were_and_are(registry: Regi
 async def test_the_audit_trail_says_what_a_deleted_task_served(registry: Registry) -> None:
     digest, _ = await add(registry, "a")
     await registry.delete_task(DEFAULT_TENANT, GENDER, "ann")
-    event = (await registry.events(since=1))[0]
+    event = (await registry.feed.events(since=1))[0]
     assert event.previous_aliases == {"prod": AliasTarget(digest, 1)}
 
 
 async def test_an_event_as_a_document_has_only_what_concerns_it(registry: Registry) -> None:
-    await registry.create_key(DEFAULT_TENANT, [Scope("predict")], "shop", "ann")
-    document = event_document((await registry.events())[0])
+    await registry.keys.create(DEFAULT_TENANT, [Scope("predict")], "shop", "ann")
+    document = event_document((await registry.feed.events())[0])
     assert document.keys() == {"revision", "action", "actor", "at", "tenant", "key_id"}
 
 
@@ -505,41 +513,41 @@ async def test_the_oldest_events_are_dropped(registry: Registry) -> None:
         options = [TaskOptions(str(start + index)) for index in range(500)]
         puts = (registry.put_task(DEFAULT_TENANT, GENDER, each, "ann") for each in options)
         await asyncio.gather(*puts)
-    oldest = await registry.oldest_event()
+    oldest = await registry.feed.oldest_event()
     assert 1 < oldest <= 501
-    assert (await registry.events(limit=1))[0].revision == oldest
+    assert (await registry.feed.events(limit=1))[0].revision == oldest
 
 
 async def test_events_are_read_in_pages(registry: Registry) -> None:
     for index in range(5):
         await registry.put_task(DEFAULT_TENANT, GENDER, TaskOptions(str(index)), "ann")
-    page = await registry.events(since=1, limit=2)
+    page = await registry.feed.events(since=1, limit=2)
     assert [event.revision for event in page] == [2, 3]
 
 
 async def test_a_blob_comes_back_as_it_was_stored(registry: Registry) -> None:
-    digest = await registry.put_blob(b"bytes")
+    digest = await registry.blobs.put(Blob(b"bytes"))
     assert digest == digest_of(b"bytes")
-    assert await registry.get_blob(digest) == b"bytes"
-    assert await registry.has_blob(digest)
-    assert not await registry.has_blob(digest_of(b"others"))
+    assert (await registry.blobs.get(digest)).data == b"bytes"
+    assert await registry.blobs.has(digest)
+    assert not await registry.blobs.has(digest_of(b"others"))
 
 
 async def test_a_blob_of_several_pieces_comes_back_whole(registry: Registry) -> None:
     data = bytes(range(256)) * (PIECE_BYTES // 256) + b"the rest"
-    assert await registry.get_blob(await registry.put_blob(data)) == data
+    assert (await registry.blobs.get(await registry.blobs.put(Blob(data)))).data == data
 
 
 async def test_several_blobs_come_together_each_by_itself_whole_missing_or_damaged(
     registry: Registry, redis: Redis, redis_prefix: str
 ) -> None:
-    damaged = await registry.put_blob(b"damaged")
+    damaged = await registry.blobs.put(Blob(b"damaged"))
     await redis.set((await blob_keys(redis, redis_prefix))[0], b"other")
     large = bytes(PIECE_BYTES) + b"the rest"
-    whole = [await registry.put_blob(data) for data in (b"a", large)]
-    found = await registry.get_blobs([whole[0], digest_of(b"?"), damaged, whole[1]], 1 << 30)
-    assert found[whole[0]] == b"a"
-    assert found[whole[1]] == large
+    whole = [await registry.blobs.put(Blob(data)) for data in (b"a", large)]
+    found = await registry.blobs.get_some([whole[0], digest_of(b"?"), damaged, whole[1]], 1 << 30)
+    assert found[whole[0]] == Blob(b"a")
+    assert found[whole[1]] == Blob(large)
     assert isinstance(found[damaged], BlobCorrupt)
     assert isinstance(found[digest_of(b"?")], BlobMissing)
 
@@ -548,13 +556,13 @@ async def test_several_blobs_come_together_each_by_itself_whole_missing_or_damag
 async def test_only_as_many_blobs_come_together_as_there_is_room_for(
     registry: Registry, max_bytes: int, count: int
 ) -> None:
-    digests = [await registry.put_blob(bytes([n]) * 10) for n in range(3)]
-    assert list(await registry.get_blobs(digests, max_bytes)) == digests[:count]
+    digests = [await registry.blobs.put(Blob(bytes([n]) * 10)) for n in range(3)]
+    assert list(await registry.blobs.get_some(digests, max_bytes)) == digests[:count]
 
 
 async def test_a_blob_that_nobody_stored_is_missing(registry: Registry) -> None:
     with pytest.raises(BlobMissing, match="sha256:"):
-        await registry.get_blob(digest_of(b"?"))
+        await registry.blobs.get(digest_of(b"?"))
 
 
 async def blob_keys(redis: Redis, prefix: str) -> list[bytes]:
@@ -564,29 +572,29 @@ async def blob_keys(redis: Redis, prefix: str) -> list[bytes]:
 async def test_a_blob_changed_inside_redis_is_noticed(
     registry: Registry, redis: Redis, redis_prefix: str
 ) -> None:
-    digest = await registry.put_blob(b"bytes")
+    digest = await registry.blobs.put(Blob(b"bytes"))
     await redis.set((await blob_keys(redis, redis_prefix))[0], b"other")
     with pytest.raises(BlobCorrupt, match=digest):
-        await registry.get_blob(digest)
+        await registry.blobs.get(digest)
 
 
 async def test_a_blob_evicted_by_redis_is_missing(
     registry: Registry, redis: Redis, redis_prefix: str
 ) -> None:
-    digest = await registry.put_blob(b"bytes")
+    digest = await registry.blobs.put(Blob(b"bytes"))
     await redis.delete((await blob_keys(redis, redis_prefix))[0])
     with pytest.raises(BlobMissing):
-        await registry.get_blob(digest)
+        await registry.blobs.get(digest)
 
 
 async def test_many_uploads_of_one_blob_leave_one_copy(
     registry: Registry, redis: Redis, redis_prefix: str
 ) -> None:
-    digests = await asyncio.gather(*(registry.put_blob(b"same") for _ in range(20)))
+    digests = await asyncio.gather(*(registry.blobs.put(Blob(b"same")) for _ in range(20)))
     assert set(digests) == {digest_of(b"same")}
-    await registry.gc(dry_run=False)
+    await registry.blobs.collect(dry_run=False)
     assert len(await blob_keys(redis, redis_prefix)) == 1
-    assert await registry.get_blob(digests[0]) == b"same"
+    assert (await registry.blobs.get(digests[0])).data == b"same"
 
 
 async def test_only_blobs_that_no_version_names_are_collected(
@@ -594,51 +602,51 @@ async def test_only_blobs_that_no_version_names_are_collected(
 ) -> None:
     shared, _ = await add(registry, "shared")
     await add(registry, "shared", AGE)
-    unused = await registry.put_blob(b"never registered")
+    unused = await registry.blobs.put(Blob(b"never registered"))
     await registry.delete_task(DEFAULT_TENANT, GENDER, "ann")
-    assert (await registry.gc(dry_run=False, grace_s=0)).blobs == 1
-    assert await registry.has_blob(shared)
-    assert not await registry.has_blob(unused)
+    assert (await registry.blobs.collect(dry_run=False, grace_s=0)).blobs == 1
+    assert await registry.blobs.has(shared)
+    assert not await registry.blobs.has(unused)
     await registry.delete_task(DEFAULT_TENANT, AGE, "ann")
-    assert (await registry.gc(dry_run=False, grace_s=0)).blobs == 1
+    assert (await registry.blobs.collect(dry_run=False, grace_s=0)).blobs == 1
     assert await blob_keys(redis, redis_prefix) == []
-    assert (await registry.gc(dry_run=False, grace_s=0)).blobs == 0
+    assert (await registry.blobs.collect(dry_run=False, grace_s=0)).blobs == 0
 
 
 async def test_a_blob_is_kept_for_a_while_after_its_last_version(registry: Registry) -> None:
     digest, _ = await add(registry, "a")
     await registry.delete_task(DEFAULT_TENANT, GENDER, "ann")
-    assert (await registry.gc(dry_run=False, grace_s=60)).blobs == 0
-    assert await registry.get_blob(digest) == b"a"
+    assert (await registry.blobs.collect(dry_run=False, grace_s=60)).blobs == 0
+    assert (await registry.blobs.get(digest)).data == b"a"
 
 
 async def test_a_collected_blob_can_be_stored_again(registry: Registry) -> None:
-    digest = await registry.put_blob(b"again")
-    await registry.gc(dry_run=False, grace_s=0)
-    await registry.put_blob(b"again")
-    assert await registry.get_blob(digest) == b"again"
+    digest = await registry.blobs.put(Blob(b"again"))
+    await registry.blobs.collect(dry_run=False, grace_s=0)
+    await registry.blobs.put(Blob(b"again"))
+    assert (await registry.blobs.get(digest)).data == b"again"
 
 
 async def test_a_dry_run_counts_what_would_be_freed_and_frees_nothing(
     registry: Registry, redis: Redis, redis_prefix: str
 ) -> None:
     await add(registry, "kept")
-    await registry.put_blob(bytes(PIECE_BYTES + 7))
-    await registry.put_blob(b"young")
+    await registry.blobs.put(Blob(bytes(PIECE_BYTES + 7)))
+    await registry.blobs.put(Blob(b"young"))
     before = await blob_keys(redis, redis_prefix)
-    assert await registry.gc(dry_run=True) == Collected(0, 0)
+    assert await registry.blobs.collect(dry_run=True) == Collected(0, 0)
     expected = Collected(2, PIECE_BYTES + 7 + len(b"young"))
-    assert await registry.gc(dry_run=True, grace_s=0) == expected
+    assert await registry.blobs.collect(dry_run=True, grace_s=0) == expected
     assert await blob_keys(redis, redis_prefix) == before
-    assert await registry.gc(dry_run=False, grace_s=0) == expected
-    assert await registry.gc(dry_run=True, grace_s=0) == Collected(0, 0)
-    assert await registry.blob_totals() == Collected(1, len(b"kept"))
+    assert await registry.blobs.collect(dry_run=False, grace_s=0) == expected
+    assert await registry.blobs.collect(dry_run=True, grace_s=0) == Collected(0, 0)
+    assert await registry.blobs.totals() == Collected(1, len(b"kept"))
 
 
 async def test_more_blobs_than_one_script_frees_are_all_collected(registry: Registry) -> None:
     for index in range(230):
-        await registry.put_blob(str(index).encode())
-    assert (await registry.gc(dry_run=False, grace_s=0)).blobs == 230
+        await registry.blobs.put(Blob(str(index).encode()))
+    assert (await registry.blobs.collect(dry_run=False, grace_s=0)).blobs == 230
 
 
 async def test_pushing_while_blobs_are_collected_never_registers_a_lost_one(
@@ -654,18 +662,18 @@ async def test_pushing_while_blobs_are_collected_never_registers_a_lost_one(
 
     async def collect() -> None:
         for _ in range(30):
-            await registry.gc(dry_run=False, grace_s=0)
+            await registry.blobs.collect(dry_run=False, grace_s=0)
 
     *pushed, _ = await asyncio.gather(*(push(index) for index in range(60)), collect())
     for digest in filter(None, pushed):
-        assert digest_of(await registry.get_blob(digest)) == digest
+        assert digest_of((await registry.blobs.get(digest)).data) == digest
 
 
 async def test_metadata_lies_in_one_hash_slot_and_blobs_are_spread(
     registry: Registry, redis: Redis, redis_prefix: str
 ) -> None:
     await add(registry, "a")
-    await registry.ensure_first_key(DEFAULT_TENANT, "first")
+    await registry.keys.ensure_first(DEFAULT_TENANT, "first")
     keys = [key async for key in redis.scan_iter(f"*{redis_prefix}*", 1000)]
     blobs = [key for key in keys if b":blob:" in key]
     metadata = [key for key in keys if key not in blobs]
@@ -679,19 +687,19 @@ async def test_a_record_written_by_something_else_is_an_error_of_ours(
 ) -> None:
     await redis.hset(f"{{{redis_prefix}}}:tasks", "default/gender", "no JSON")
     with pytest.raises(RegistryFailed, match="task default/gender is unreadable"):
-        await registry.snapshot()
+        await registry.feed.snapshot()
 
 
 async def test_a_redis_that_is_not_there_makes_the_registry_unavailable(tmp_path: Path) -> None:
     redis = connect(f"unix://{tmp_path}/nobody.sock", retries=0)
     registry = Registry(redis)
     calls = [
-        registry.snapshot(),
-        registry.revision(),
-        registry.put_blob(b"x"),
-        registry.get_blob(digest_of(b"x")),
+        registry.feed.snapshot(),
+        registry.feed.revision(),
+        registry.blobs.put(Blob(b"x")),
+        registry.blobs.get(digest_of(b"x")),
         registry.put_task(DEFAULT_TENANT, GENDER, TaskOptions(), "ann"),
-        registry.wait_for_change(0, 1),
+        registry.feed.wait_for_change(0, 1),
     ]
     for call in calls:
         with pytest.raises(RegistryUnavailable) as refused:
@@ -708,8 +716,8 @@ async def test_a_read_only_replica_is_named_as_such(own_redis: EmbeddedRedis) ->
     with pytest.raises(RegistryReadOnly, match="read-only replica"):
         await registry.put_task(DEFAULT_TENANT, AGE, TaskOptions(), "ann")
     with pytest.raises(RegistryReadOnly):
-        await registry.put_blob(b"b")
-    assert (await registry.snapshot()).revision == 1
+        await registry.blobs.put(Blob(b"b"))
+    assert (await registry.feed.snapshot()).revision == 1
     await redis.aclose()
 
 
@@ -720,7 +728,7 @@ async def test_a_full_redis_refuses_changes_and_is_left_unchanged(
     registry = Registry(redis)
     first, _ = await add(registry, "a")
     second, _ = await add(registry, "b")
-    before = await registry.snapshot()
+    before = await registry.feed.snapshot()
     await redis.config_set("maxmemory", "1")
     changes = [
         registry.add_version(DEFAULT_TENANT, GENDER, first, SUMMARY, "ann"),
@@ -728,15 +736,15 @@ async def test_a_full_redis_refuses_changes_and_is_left_unchanged(
         registry.delete_version(DEFAULT_TENANT, GENDER, first, "ann"),
         registry.delete_task(DEFAULT_TENANT, GENDER, "ann"),
         registry.put_task(DEFAULT_TENANT, AGE, TaskOptions(), "ann"),
-        registry.put_blob(b"c"),
+        registry.blobs.put(Blob(b"c")),
     ]
     for change in changes:
         with pytest.raises(RegistryFull, match="maxmemory") as refused:
             await change
         assert refused.value.category is Category.NO_ROOM
-    assert await registry.snapshot() == before
-    assert len(await registry.events()) == 2
-    assert await registry.get_blob(second) == b"b"
+    assert await registry.feed.snapshot() == before
+    assert len(await registry.feed.events()) == 2
+    assert (await registry.blobs.get(second)).data == b"b"
     await redis.aclose()
 
 
@@ -748,7 +756,7 @@ async def test_a_redis_that_fills_up_during_an_upload_keeps_nothing_of_it(
     used = int((await redis.info("memory"))["used_memory"])
     await redis.config_set("maxmemory", str(used + 5 * PIECE_BYTES // 2))
     with pytest.raises(RegistryFull):
-        await registry.put_blob(bytes(8 * PIECE_BYTES))
+        await registry.blobs.put(Blob(bytes(8 * PIECE_BYTES)))
     assert await blob_keys(redis, "peterrec") == []
     await redis.aclose()
 
@@ -774,21 +782,21 @@ async def test_keys_of_another_kind_under_our_prefix_are_an_error_of_ours(
 async def test_an_upload_that_took_too_long_is_not_taken_for_complete(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("peterrec.patches.registry.blob_store.UPLOAD_TIMEOUT_S", 0)
-    uploading = asyncio.create_task(registry.put_blob(bytes(4 * PIECE_BYTES)))
+    monkeypatch.setattr("peterrec.patches.registry.blobs.UPLOAD_TIMEOUT_S", 0)
+    uploading = asyncio.create_task(registry.blobs.put(Blob(bytes(4 * PIECE_BYTES))))
     while not uploading.done():
-        await registry.gc(dry_run=False)
+        await registry.blobs.collect(dry_run=False)
     with pytest.raises(RegistryUnavailable, match="took longer"):
         await uploading
-    assert not await registry.has_blob(digest_of(bytes(4 * PIECE_BYTES)))
+    assert not await registry.blobs.has(digest_of(bytes(4 * PIECE_BYTES)))
 
 
 async def test_unused_blobs_are_collected_even_when_redis_is_full(own_redis: EmbeddedRedis) -> None:
     redis = connect(own_redis.url)
     registry = Registry(redis)
-    await registry.put_blob(b"unused")
+    await registry.blobs.put(Blob(b"unused"))
     await redis.config_set("maxmemory", "1")
-    assert (await registry.gc(dry_run=False, grace_s=0)).blobs == 1
+    assert (await registry.blobs.collect(dry_run=False, grace_s=0)).blobs == 1
     assert await blob_keys(redis, "peterrec") == []
     await redis.aclose()
 

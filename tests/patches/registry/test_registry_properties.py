@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from redis.asyncio import Redis
 
-from peterrec.patches.identity import DEFAULT_TENANT, Digest, TaskId, digest_of
+from peterrec.patches.identity import DEFAULT_TENANT, Blob, Digest, TaskId, digest_of
 from peterrec.patches.redis.embedded import EmbeddedRedis
 from peterrec.patches.registry.api_keys import Scope
 from peterrec.patches.registry.local_copy import BlobCache
@@ -95,7 +95,7 @@ class RegistryMachine(RuleBasedStateMachine):
     @initialize()
     def store_the_bundles(self) -> None:
         for content in CONTENTS:
-            self.run(self.registry.put_blob(content))
+            self.run(self.registry.blobs.put(Blob(content)))
         self.back_up()
         for digest in DIGESTS:
             change = Change(EventAction.ADD_VERSION, TASKS[0], digest)
@@ -160,20 +160,20 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @rule()
     def create_a_key(self) -> None:
-        _, record = self.run(self.registry.create_key(DEFAULT_TENANT, [Scope("predict")], "x"))
+        _, record = self.run(self.registry.keys.create(DEFAULT_TENANT, [Scope("predict")], "x"))
         self.keys.add(record.key_id)
         self.model.revision += 1
 
     @rule()
     def revoke_the_keys(self) -> None:
         for key_id in self.keys:
-            self.run(self.registry.revoke_key(DEFAULT_TENANT, key_id))
+            self.run(self.registry.keys.revoke(DEFAULT_TENANT, key_id))
             self.model.revision += 1
         self.keys = set()
 
     @rule(reader=st.integers(0, 1))
     def a_reader_looks(self, reader: int) -> None:
-        self.known[reader] = self.run(self.registry.catch_up(self.known[reader]))
+        self.known[reader] = self.run(self.registry.feed.catch_up(self.known[reader]))
         self.agree(self.known[reader])
 
     @rule(reader=st.integers(0, 1))
@@ -209,7 +209,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_registry_is_what_the_model_says(self) -> None:
-        self.agree(self.run(self.registry.snapshot()))
+        self.agree(self.run(self.registry.feed.snapshot()))
 
     def agree(self, snapshot: RegistrySnapshot | None) -> None:
         assert snapshot is not None
@@ -263,7 +263,7 @@ class Writer:
 
     async def _chosen(self) -> Change:
         task = self.dice.choice(TASKS)
-        snapshot = await self.registry.snapshot()
+        snapshot = await self.registry.feed.snapshot()
         record = snapshot.tasks.get(Change(EventAction.PUT_TASK, task).ref)
         traffic_revision = record.traffic.revision if record and record.traffic else 0
         frequent = [EventAction.ADD_VERSION, EventAction.PUT_TRAFFIC, EventAction.TRIP_GUARD] * 3
@@ -284,13 +284,13 @@ async def test_many_admins_at_once_end_in_one_of_the_serial_histories(
     registry: Registry, redis_url: str, redis_prefix: str, seed: int
 ) -> None:
     for content in CONTENTS:
-        await registry.put_blob(content)
+        await registry.blobs.put(Blob(content))
     others = [Registry(open_redis(redis_url), redis_prefix) for _ in range(3)]
     writers = [Writer(others[n % 3], random.Random(seed * 100 + n)) for n in range(12)]
     made = await asyncio.gather(*(writer.work(40) for writer in writers))
     for other in others:
         await other.close()
-    events = await registry.events(limit=10_000)
+    events = await registry.feed.events(limit=10_000)
     model = ReferenceRegistry()
     revisions_before: dict[int, int] = {}
     for event in events:
@@ -300,7 +300,7 @@ async def test_many_admins_at_once_end_in_one_of_the_serial_histories(
         assert model.apply(change) is None
         assert model.revision == event.revision
         assert_told_truly(event, model, before.state.traffic if before else None)
-    assert_same(await registry.snapshot(), model)
+    assert_same(await registry.feed.snapshot(), model)
     for ref in model.tasks:
         assert_same_versions(await registry.get_task(*ref), model)
     told = {event.revision: event for event in events}
@@ -368,14 +368,14 @@ async def test_a_change_whose_answer_was_lost_is_not_made_twice(
     async with lossy_proxy(upstream, tmp_path / "s", b'"revision"') as proxy:
         registry = Registry(open_redis(f"unix://{tmp_path / 's'}"), redis_prefix)
         for content in CONTENTS:
-            await registry.put_blob(content)
+            await registry.blobs.put(Blob(content))
         for preparation in PREPARATIONS:
             assert isinstance(await perform(registry, preparation), int)
-        before = await registry.revision()
+        before = await registry.feed.revision()
         proxy.answers_to_lose = 2
         assert await perform(registry, change) == before + 1
         assert proxy.answers_lost == 2
-        assert await registry.revision() == before + 1
+        assert await registry.feed.revision() == before + 1
         await registry.close()
 
 
@@ -386,9 +386,9 @@ async def test_a_key_whose_answer_was_lost_exists_once_and_is_the_one_shown(
     async with lossy_proxy(upstream, tmp_path / "s", b'"revision"') as proxy:
         registry = Registry(open_redis(f"unix://{tmp_path / 's'}"), redis_prefix)
         proxy.answers_to_lose = 1
-        created = await registry.ensure_first_key(DEFAULT_TENANT, "first")
+        created = await registry.keys.ensure_first(DEFAULT_TENANT, "first")
         assert created is not None
-        assert await registry.list_keys(DEFAULT_TENANT) == (created[1],)
+        assert await registry.keys.of_tenant(DEFAULT_TENANT) == (created[1],)
         await registry.close()
 
 

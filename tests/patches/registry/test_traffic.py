@@ -16,10 +16,10 @@ from peterrec.patches.errors import (
     VersionInUse,
     VersionNotFound,
 )
-from peterrec.patches.identity import DEFAULT_TENANT, Digest, TaskId, TaskRef, digest_of
-from peterrec.patches.registry.decode import traffic_of, traffic_text
+from peterrec.patches.identity import DEFAULT_TENANT, Blob, Digest, TaskId, TaskRef, digest_of
 from peterrec.patches.registry.records import ActiveTraffic, EventAction, GuardTripped, TaskOptions
 from peterrec.patches.registry.registry import SYSTEM, Registry
+from peterrec.patches.registry.serialization import traffic_of, traffic_text
 from peterrec.patches.registry.traffic import (
     MAX_CANARIES,
     MAX_SHADOWS,
@@ -42,7 +42,7 @@ SEEN = Observed(B, requests=1000, errors=100, p99_ms=12.5, divergence=0.05)
 
 
 async def register(registry: Registry, content: bytes, alias: str | None) -> Digest:
-    digest = await registry.put_blob(content)
+    digest = await registry.blobs.put(Blob(content))
     await registry.add_version(DEFAULT_TENANT, TASK, digest, SUMMARY, "ann", alias)
     return digest
 
@@ -170,21 +170,21 @@ async def test_traffic_is_part_of_the_task_and_of_the_snapshot(rollout: Registry
     assert (put.revision, put.current, put.previous) == (4, CANARY, None)
     expected = ActiveTraffic(CANARY, {B: 2, C: 3}, revision=4)
     assert await active(rollout) == expected
-    assert (await rollout.snapshot()).tasks[REF].traffic == expected
+    assert (await rollout.feed.snapshot()).tasks[REF].traffic == expected
 
 
 async def test_the_same_traffic_again_changes_nothing(rollout: Registry) -> None:
     await rollout.put_traffic(DEFAULT_TENANT, TASK, CANARY, "ann")
     again = await rollout.put_traffic(DEFAULT_TENANT, TASK, CANARY, "ann")
     assert (again.revision, again.previous) == (4, CANARY)
-    assert await rollout.revision() == 4
+    assert await rollout.feed.revision() == 4
 
 
 async def test_traffic_names_registered_versions_only(rollout: Registry) -> None:
-    stored = await rollout.put_blob(b"stored but not registered")
+    stored = await rollout.blobs.put(Blob(b"stored but not registered"))
     with pytest.raises(VersionNotFound, match=stored):
         await rollout.put_traffic(DEFAULT_TENANT, TASK, Traffic(1, (Canary(stored, 1),)), "ann")
-    assert await rollout.revision() == 3
+    assert await rollout.feed.revision() == 3
 
 
 async def test_traffic_needs_a_version_named_prod(registry: Registry) -> None:
@@ -234,7 +234,7 @@ async def test_a_rollback_restores_the_traffic_of_the_previous_state(rollout: Re
     assert await active(rollout) == ActiveTraffic(CANARY, {B: 2, C: 3}, revision=8)
     back = await rollout.rollback(DEFAULT_TENANT, TASK, "bob")
     assert (back.current.digest, back.traffic) == (A, None)
-    event = (await rollout.events(since=6))[-1]
+    event = (await rollout.feed.events(since=6))[-1]
     assert (event.previous_traffic, event.traffic) == (CANARY, None)
     assert event.aliases == event.previous_aliases == back.aliases
 
@@ -246,7 +246,7 @@ async def test_a_guard_removes_the_traffic_and_says_why(rollout: Registry) -> No
     )
     assert tripped == GuardTripped(5, was_removed=True)
     assert await active(rollout) is None
-    event = (await rollout.events(since=4))[0]
+    event = (await rollout.feed.events(since=4))[0]
     assert (event.action, event.actor) == (EventAction.TRIP_GUARD, SYSTEM)
     assert (event.reason, event.observed) == (GuardReason.ERROR_SHARE, SEEN)
     assert (event.previous_traffic, event.traffic) == (CANARY, None)
@@ -262,7 +262,7 @@ async def test_many_replicas_that_see_it_at_once_remove_the_canary_once(rollout:
     )
     assert [result.was_removed for result in results].count(True) == 1
     assert {result.revision for result in results} == {5}
-    assert await rollout.revision() == 5
+    assert await rollout.feed.revision() == 5
 
 
 async def test_a_guard_s_late_verdict_does_not_touch_newer_traffic(rollout: Registry) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from peterrec.model.spec import PatchGeometry
-from peterrec.patches.bundle.bundle import digest_of, format_digest
-from peterrec.patches.bundle.signing import SigningKey, key_paths, sign_bundle
+from peterrec.patches.bundle.bundle import digest_of, format_digest, sign_bundle
+from peterrec.patches.bundle.signatures import SigningKey, key_paths
 from peterrec.patches.bundle.verify import BundleLimits, VerifiedBundle, verify_bundle
 from peterrec.service.jobs.reference_answers import disagreement, probe_histories, reference_logits
 from tests.patches.bundles import BundleRecipe, make_bundle, make_parts

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from peterrec.patches.identity import DEFAULT_TENANT, TaskId
+from peterrec.patches.identity import DEFAULT_TENANT, Blob, TaskId
 from peterrec.patches.redis.embedded import EmbeddedRedis
 from peterrec.patches.registry.records import TaskOptions
 from peterrec.patches.registry.registry import Registry, open_redis
@@ -40,14 +40,14 @@ def filled(redis_url: str, redis_prefix: str) -> tuple[str, ...]:
     async def fill() -> None:
         registry = Registry(open_redis(redis_url), redis_prefix)
         for content in (b"a", b"bb"):
-            digest = await registry.put_blob(content)
+            digest = await registry.blobs.put(Blob(content))
             await registry.add_version(DEFAULT_TENANT, TASK, digest, SUMMARY, "ann", "prod")
         canary = Traffic(90, (Canary(digest, 10),))
         put = await registry.put_traffic(DEFAULT_TENANT, TASK, canary, "ann")
         seen = Observed(digest, 100, 50, 1.0)
         reason = GuardReason.ERROR_SHARE
         await registry.trip_guard(DEFAULT_TENANT, TASK, reason, seen, put.revision)
-        await registry.put_blob(b"unused")
+        await registry.blobs.put(Blob(b"unused"))
         await registry.close()
 
     asyncio.run(fill())

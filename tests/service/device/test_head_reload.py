@@ -12,7 +12,7 @@ import torch
 
 from peterrec.patches.bundle.verify import BundleLimits, verify_bundle
 from peterrec.patches.errors import BlobCorrupt, BlobMissing
-from peterrec.patches.identity import Digest, TaskId, digest_of
+from peterrec.patches.identity import Blob, Digest, TaskId, digest_of
 from peterrec.patches.registry.records import VersionSummary
 from peterrec.patches.registry.registry import Registry
 from peterrec.service.device.head_file import read_head
@@ -51,7 +51,7 @@ async def replica(
 
 async def register(registry: Registry, task: str, data: bytes, workshop: Workshop) -> str:
     bundle = verify_bundle(data, backbone=workshop.identity, limits=BundleLimits())
-    digest = await registry.put_blob(data)
+    digest = await registry.blobs.put(Blob(data))
     await registry.add_version(ACME, TaskId(task), digest, VersionSummary.of(bundle), actor="test")
     return digest
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from peterrec.patches.bundle.signing import SigningKey, key_paths, sign_bundle
+from peterrec.patches.bundle.bundle import sign_bundle
+from peterrec.patches.bundle.signatures import SigningKey, key_paths
 from peterrec.patches.bundle.verify import BundleLimits, verify_bundle
-from peterrec.patches.identity import TaskId, TenantId
+from peterrec.patches.identity import Blob, TaskId, TenantId
 from peterrec.patches.redis.embedded import EmbeddedRedis
 from peterrec.patches.registry.records import VersionSummary
 from peterrec.patches.registry.registry import Registry, open_redis
@@ -108,7 +109,7 @@ async def replica(
 async def register(registry: Registry, workshop: Workshop, task: str, seed: int) -> str:
     data = workshop.bundle("classification", seed)
     bundle = verify_bundle(data, backbone=workshop.identity, limits=BundleLimits())
-    digest = await registry.put_blob(data)
+    digest = await registry.blobs.put(Blob(data))
     await registry.add_version(ACME, TaskId(task), digest, VersionSummary.of(bundle), actor="test")
     return digest
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from peterrec.patches.bundle.verify import BundleLimits, verify_bundle
-from peterrec.patches.identity import Digest, TaskId, digest_of
+from peterrec.patches.identity import Blob, Digest, TaskId, digest_of
 from peterrec.patches.registry.records import EventAction
 from peterrec.patches.registry.registry import Registry
 from peterrec.patches.registry.traffic import Canary, Traffic
@@ -119,7 +119,7 @@ class ConvergenceMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         for data in self.ground.bundles:
-            self.run(self.registry.put_blob(data))
+            self.run(self.registry.blobs.put(Blob(data)))
         for number, task in enumerate(TASKS[:2]):
             self.change(EventAction.ADD_VERSION, task, number, "prod")
         self.back_up()

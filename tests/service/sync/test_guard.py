@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from peterrec.patches.identity import DEFAULT_TENANT, Digest, TaskId, TaskRef
+from peterrec.patches.identity import DEFAULT_TENANT, Blob, Digest, TaskId, TaskRef
 from peterrec.patches.registry.records import ActiveTraffic, EventAction
 from peterrec.patches.registry.registry import Registry
 from peterrec.patches.registry.traffic import Canary, Guard, GuardReason, Traffic
@@ -119,7 +119,7 @@ class Watched:
 @pytest.fixture
 async def watched(registry: Registry) -> Watched:
     """A task with a guarded canary."""
-    digests = [await registry.put_blob(content) for content in (b"one", b"two")]
+    digests = [await registry.blobs.put(Blob(content)) for content in (b"one", b"two")]
     for digest in reversed(digests):
         await registry.add_version(*TASK, digest, SUMMARY, "ann")
     await registry.put_traffic(*TASK, Traffic(1, (Canary(digests[1], 1),), (), GUARD), "ann")
@@ -142,7 +142,7 @@ async def test_a_verdict_acts_here_first_and_is_recorded_once(watched):
     assert watched.withdrawn == [(TASK, found.traffic_revision)]
     assert [e.reason for e in watched.events if isinstance(e, GuardBroken)] == ["error_share"]
     assert await watched.read() is None
-    trip = (await watched.registry.events())[-1]
+    trip = (await watched.registry.feed.events())[-1]
     assert (trip.action, trip.reason) == (EventAction.TRIP_GUARD, GuardReason.ERROR_SHARE)
 
 
@@ -152,7 +152,7 @@ async def test_another_replica_that_was_first_is_no_trouble(watched):
     first.see(found)
     second.see(found)
     await asyncio.gather(*watched.spawned)
-    actions = [event.action for event in await watched.registry.events()]
+    actions = [event.action for event in await watched.registry.feed.events()]
     assert actions.count(EventAction.TRIP_GUARD) == 1
 
 

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from peterrec.model.errors import PeterRecError
 from peterrec.patches.bundle.verify import BundleLimits
-from peterrec.patches.identity import Digest, TaskId, TaskRef, TenantId, digest_of
+from peterrec.patches.identity import Blob, Digest, TaskId, TaskRef, TenantId, digest_of
 from peterrec.patches.registry.local_copy import BlobCache
 from peterrec.patches.registry.records import RegistrySnapshot, TaskEntry
 from peterrec.patches.registry.registry import Registry, open_redis
@@ -34,7 +34,7 @@ class Replica:
         self.loading = Loading(self.store, self.table, lambda: None)
         self.cache = BlobCache(folder)
         demands = Demands(workshop.identity, BundleLimits())
-        self.source = BundleSource(registry, self.cache, demands)
+        self.source = BundleSource(registry, registry, self.cache, demands)
         self.loader = BundleLoader(self.source, self.load, self.flip, self.note)
         self.wanted: dict[TaskRef, TaskEntry] = {}
         self.served: list[int] = []
@@ -93,7 +93,7 @@ async def replica(workshop: Workshop, registry: Registry, tmp_path: Path) -> Asy
 
 
 async def stored(registry: Registry, bundles: Sequence[bytes]) -> list[Digest]:
-    return list(await asyncio.gather(*map(registry.put_blob, bundles)))
+    return list(await asyncio.gather(*(registry.blobs.put(Blob(data)) for data in bundles)))
 
 
 async def test_many_bundles_load_in_batches_and_are_served_as_they_arrive(
@@ -114,8 +114,8 @@ async def test_a_start_with_a_full_cache_asks_the_registry_for_nothing(
     replica: Replica, bundles: list[bytes]
 ) -> None:
     digests = [digest_of(data) for data in bundles]
-    for digest, data in zip(digests, bundles, strict=True):
-        replica.cache.put(digest, data)
+    for data in bundles:
+        replica.cache.put(Blob(data))
     await replica.want(digests)
     await soon(lambda: replica.loader.is_idle)
     assert replica.resident() == set(digests)
@@ -139,10 +139,10 @@ async def test_a_damaged_file_in_the_cache_is_dropped_and_fetched_again(
     replica: Replica, registry: Registry, bundles: list[bytes]
 ) -> None:
     digests = await stored(registry, bundles[:2])
-    replica.cache.put(digests[0], bundles[0][:-1] + b"?")
+    replica.cache.path_of(digests[0]).write_bytes(bundles[0][:-1] + b"?")
     await replica.want(digests)
     await soon(lambda: replica.resident() == set(digests))
-    assert replica.cache.get(digests[0]) == bundles[0]
+    assert replica.cache.get(digests[0]).data == bundles[0]
 
 
 async def test_a_blob_that_was_damaged_in_redis_is_tried_again_and_served_once_it_is_whole(
@@ -184,7 +184,7 @@ async def test_without_redis_the_cached_ones_are_served_and_the_others_when_it_i
     cached = sorted(digests)[::2]
     for data in bundles:
         if digest_of(data) in cached:
-            replica.cache.put(digest_of(data), data)
+            replica.cache.put(Blob(data))
     own_redis.kill()
     loading = asyncio.create_task(replica.loader.run())
     await replica.want(digests)
