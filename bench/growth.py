@@ -20,13 +20,13 @@ from statistics import median
 import numpy as np
 import psutil
 import torch
+from msgspec.structs import replace
 
 from bench.growth_plots import Curve, save_plot
 from bench.random_fleet import FleetShape, make_backbone, make_bundles
 from bench.random_ranking import head_of, random_catalog, ranking_bundle
 from bench.report import Report
 from peterrec.model.files.backbone_folder import LoadedBackbone
-from peterrec.model.inference.top_k import Selection
 from peterrec.model.spec import FIRST_ITEM
 from peterrec.patches.bundle.verify import (
     BackboneIdentity,
@@ -34,12 +34,14 @@ from peterrec.patches.bundle.verify import (
     VerifiedBundle,
     verify_bundle,
 )
-from peterrec.service.device.slots import EngineRow, LocalBundle, Residency, SlotStore
+from peterrec.service.device.slots import LocalBundle, Residency, SlotStore
+from peterrec.service.protocol.messages import Row
 
 ROWS, HISTORY, CHANNELS = 128, 50, 64
 DISTINCT_BUNDLES = 64
 LOADED_AT_ONCE = 64
 TOP_K, EXCLUDED = 100, 50
+PLAIN_ROW = Row(0, b"")
 POINT_S, FEWEST_BATCHES = 0.25, 3
 
 
@@ -195,15 +197,18 @@ class Engine:
         self.tasks.append(self.store.load(bundle))
 
     def batch(
-        self, rows: int, tasks: int, length: int = HISTORY, selection: Selection | None = None
+        self, rows: int, tasks: int, length: int = HISTORY, row: Row = PLAIN_ROW
     ) -> Callable[[], object]:
-        """Runs rows of histories of one length, for tasks drawn uniformly from the first ones."""
+        """Runs rows of histories of one length, for tasks drawn uniformly from the first ones.
+
+        ``row`` has what a ranking returns; its handle and tokens are replaced.
+        """
         stop = FIRST_ITEM + self.shape.items
         made = [
-            EngineRow(
-                self.tasks[task],
-                self._random.integers(FIRST_ITEM, stop, length, dtype=np.int32),
-                selection or Selection(),
+            replace(
+                row,
+                handle=self.tasks[task].handle,
+                tokens=self._random.integers(FIRST_ITEM, stop, length, dtype=np.int32).tobytes(),
             )
             for task in self._random.integers(0, tasks, rows)
         ]
@@ -243,11 +248,11 @@ def _channels(options: argparse.Namespace) -> Iterator[Point]:
 
 
 def _catalog(options: argparse.Namespace) -> Iterator[Point]:
-    excluded = np.arange(EXCLUDED)
+    row = Row(0, b"", TOP_K, np.arange(EXCLUDED).tobytes())
     for items in _up_to(options.most_items, 1_000, 10_000, 100_000, 1_000_000):
         engine = Engine(FleetShape(1, CHANNELS))
         engine.rank(items)
-        run = engine.batch(16, 1, selection=Selection(TOP_K, excluded))
+        run = engine.batch(16, 1, row=row)
         yield Point(items, 16, run, units=items, is_separate=True)
 
 

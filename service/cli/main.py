@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from peterrec.model.errors import PeterRecError
+from peterrec.service.system.program import import_nothing_from_current_folder
 
 COMMAND_GROUPS = (
     "training",
@@ -38,6 +39,7 @@ def build_app() -> typer.Typer:
 
 def main() -> None:
     """Run the command line; our own errors become a line on stderr and an exit status."""
+    import_nothing_from_current_folder()
     try:
         build_app()()
     except PeterRecError as error:

@@ -1,1 +1,1 @@
-"""The device process: queue, batches, slots and heads. One thread owns the device."""
+"""What the device thread owns: the queue of rows, batches, slots and heads."""

@@ -1,4 +1,8 @@
-"""Which heads lie on the device: ranking heads used least recently leave when others need room."""
+"""The heads on the device, within a limit in bytes: a cache that evicts ranking heads.
+
+Not ``cachetools.LRUCache``: what is evicted stays known, an eviction is all or nothing, heads can
+be pinned, and room is reserved for a head while it is read from its file.
+"""
 
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -11,130 +15,130 @@ from peterrec.service.protocol.messages import Handle
 
 @dataclass(frozen=True, slots=True)
 class HeadMoves:
-    """Heads that left the device for others, and those that came back, since the last time."""
+    """How many heads were evicted and reloaded, and their bytes, since the last report."""
 
     evicted: int = 0
     evicted_bytes: int = 0
-    returned: int = 0
-    returned_bytes: int = 0
+    reloaded: int = 0
+    reloaded_bytes: int = 0
 
 
-class HeadRoom:
+class HeadCache:
     """Bytes of heads on the device within a limit. Used by the device thread only.
 
-    Small heads stay. A ranking head may leave if it can be read from a file again; room for the
-    largest of them, alone, is always kept, so that each can come back. ``away`` are the residencies
-    whose heads are not on the device.
+    Small heads are never evicted. A ranking head may be evicted if it can be read from a file
+    again; room for the largest of these, alone, is always kept, so that each can be reloaded.
+    ``evicted`` are the residencies whose heads are not on the device.
     """
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
-        self._staying_bytes = 0
-        self._movable: OrderedDict[Handle, HeadRef] = OrderedDict()  # least recently used first
-        self._held: set[Handle] = set()
-        self._returning: Handle | None = None
+        self._fixed_bytes = 0
+        self._evictable: OrderedDict[Handle, HeadRef] = OrderedDict()  # least recently used first
+        self._pinned: set[Handle] = set()
+        self._reloading: Handle | None = None
         self._moves = HeadMoves()
         self.used_bytes = 0
-        self.away: set[Handle] = set()
+        self.evicted: set[Handle] = set()
 
-    def admit(self, size_bytes: int, *, is_movable: bool) -> None:
-        """Make room for a new head; HeadBudgetExceeded if it can't be, and then nothing moves."""
-        largest = max((head.size_bytes for head in self._movable.values()), default=0)
-        staying = self._staying_bytes + (0 if is_movable else size_bytes)
-        if staying + max(largest, size_bytes if is_movable else 0) > self._limit:
-            raise HeadBudgetExceeded(size_bytes, self._staying_bytes, self._limit)
+    def reserve(self, size_bytes: int, *, is_evictable: bool) -> None:
+        """Make room for a new head; raise HeadBudgetExceeded, with nothing evicted, if it can't."""
+        largest = max((head.size_bytes for head in self._evictable.values()), default=0)
+        fixed = self._fixed_bytes + (0 if is_evictable else size_bytes)
+        if fixed + max(largest, size_bytes if is_evictable else 0) > self._limit:
+            raise HeadBudgetExceeded(size_bytes, self._fixed_bytes, self._limit)
         self._make_room(size_bytes)
 
-    def add(self, handle: Handle, head: HeadRef, *, is_movable: bool) -> None:
-        """A head lies on the device now; if it may leave, not before ``release_held``."""
+    def add(self, handle: Handle, head: HeadRef, *, is_evictable: bool) -> None:
+        """Count a head that is on the device now. It can't be evicted before ``unpin``."""
         self.used_bytes += head.size_bytes
-        if is_movable:
-            self._movable[handle] = head
-            self._held.add(handle)
+        if is_evictable:
+            self._evictable[handle] = head
+            self._pinned.add(handle)
         else:
-            self._staying_bytes += head.size_bytes
+            self._fixed_bytes += head.size_bytes
 
-    def release_held(self) -> None:
-        """New heads have been validated: they may leave from now on."""
-        self._held.clear()
+    def unpin(self) -> None:
+        """Let the new heads be evicted from now on: they have been validated."""
+        self._pinned.clear()
 
     def remove(self, handle: Handle, head: HeadRef) -> None:
-        """The head's residency is freed."""
-        if handle not in self._movable:
-            self._staying_bytes -= head.size_bytes
+        """Forget a head whose residency is freed."""
+        if handle not in self._evictable:
+            self._fixed_bytes -= head.size_bytes
             self.used_bytes -= head.size_bytes
             return
-        if handle == self._returning:
-            self._give_up_return()
-        elif handle not in self.away:
+        if handle == self._reloading:
+            self._cancel_reload()
+        elif handle not in self.evicted:
             self.used_bytes -= head.size_bytes
-        del self._movable[handle]
-        self._held.discard(handle)
-        self.away.discard(handle)
+        del self._evictable[handle]
+        self._pinned.discard(handle)
+        self.evicted.discard(handle)
 
-    def use(self, handles: Iterable[Handle]) -> None:
-        """Rows of these residencies run now."""
+    def touch(self, handles: Iterable[Handle]) -> None:
+        """Mark heads as used now."""
         for handle in handles:
-            if handle in self._movable:
-                self._movable.move_to_end(handle)
+            if handle in self._evictable:
+                self._evictable.move_to_end(handle)
 
-    def begin_return(self, handle: Handle) -> None:
-        """Make room for a head that is away; one at a time."""
-        assert self._returning is None
-        assert handle in self.away
-        self._make_room(self._movable[handle].size_bytes)
-        self.used_bytes += self._movable[handle].size_bytes
-        self._returning = handle
+    def begin_reload(self, handle: Handle) -> None:
+        """Make room for an evicted head. One head at a time is reloaded."""
+        assert self._reloading is None
+        assert handle in self.evicted
+        self._make_room(self._evictable[handle].size_bytes)
+        self.used_bytes += self._evictable[handle].size_bytes
+        self._reloading = handle
 
-    def is_returning(self, handle: Handle) -> bool:
-        """True while room is kept for a head that comes back; a new head may have taken it."""
-        return handle == self._returning
+    def is_reloading(self, handle: Handle) -> bool:
+        """True while room is reserved for this head; a new head may have taken the room."""
+        return handle == self._reloading
 
-    def end_return(self, handle: Handle, *, is_here: bool) -> None:
-        """The head that was returning has come back, or could not be read."""
-        assert handle == self._returning
+    def end_reload(self, handle: Handle, *, is_here: bool) -> None:
+        """Note that the head is on the device again, or that its file could not be read."""
+        assert handle == self._reloading
         if not is_here:
-            self._give_up_return()
+            self._cancel_reload()
             return
-        self._returning = None
-        self.away.discard(handle)
-        self._movable.move_to_end(handle)
-        size = self._movable[handle].size_bytes
-        self._count(HeadMoves(returned=1, returned_bytes=size))
+        self._reloading = None
+        self.evicted.discard(handle)
+        self._evictable.move_to_end(handle)
+        size = self._evictable[handle].size_bytes
+        self._count(HeadMoves(reloaded=1, reloaded_bytes=size))
 
     def take_moves(self) -> HeadMoves:
-        """What has moved since this was asked last."""
+        """Return what was evicted and reloaded since the last call."""
         moves, self._moves = self._moves, HeadMoves()
         return moves
 
     def _make_room(self, wanted: int) -> None:
-        """Evict until ``wanted`` bytes are free; HeadBudgetExceeded if too many are held."""
+        """Evict until ``wanted`` bytes are free; HeadBudgetExceeded if too many are pinned."""
         excess = self.used_bytes + wanted - self._limit
         leaving: list[Handle] = []
-        for handle, head in self._movable.items():
+        for handle, head in self._evictable.items():
             if excess <= 0:
                 break
-            if handle not in self.away and handle not in self._held:
+            if handle not in self.evicted and handle not in self._pinned:
                 leaving.append(handle)
                 excess -= head.size_bytes
-        reserved = 0 if self._returning is None else self._movable[self._returning].size_bytes
+        reserved = 0 if self._reloading is None else self._evictable[self._reloading].size_bytes
         if excess > reserved:
             raise HeadBudgetExceeded(wanted, self.used_bytes, self._limit)
         if excess > 0:
-            self._give_up_return()
+            self._cancel_reload()
         for handle in leaving:
             self._evict(handle)
 
-    def _give_up_return(self) -> None:
-        assert self._returning is not None
-        self.used_bytes -= self._movable[self._returning].size_bytes
-        self._returning = None
+    def _cancel_reload(self) -> None:
+        assert self._reloading is not None
+        self.used_bytes -= self._evictable[self._reloading].size_bytes
+        self._reloading = None
 
     def _evict(self, handle: Handle) -> None:
-        head = self._movable[handle]
+        head = self._evictable[handle]
         assert head.catalog is not None
         head.catalog.take_off()
-        self.away.add(handle)
+        self.evicted.add(handle)
         self.used_bytes -= head.size_bytes
         self._count(HeadMoves(evicted=1, evicted_bytes=head.size_bytes))
 
@@ -142,6 +146,6 @@ class HeadRoom:
         self._moves = HeadMoves(
             self._moves.evicted + more.evicted,
             self._moves.evicted_bytes + more.evicted_bytes,
-            self._moves.returned + more.returned,
-            self._moves.returned_bytes + more.returned_bytes,
+            self._moves.reloaded + more.reloaded,
+            self._moves.reloaded_bytes + more.reloaded_bytes,
         )

@@ -1,4 +1,4 @@
-"""A ranking head's weights from the bundle's local file, as they were when it was loaded."""
+"""Reads a ranking head's weights from the bundle's local file, equal to those loaded at first."""
 
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from peterrec.patches.identity import Digest, digest_of
 
 
 def read_head(path: Path, digest: Digest) -> dict[str, Tensor]:
-    """``head.weight`` and ``head.bias``, the temperature folded in. Blocks, without the GIL.
+    """Read ``head.weight`` and ``head.bias``, divided by the temperature. Blocks, without the GIL.
 
-    The whole file is hashed first: BlobCorrupt if it is not the one that was verified, BlobMissing
-    if it has gone.
+    The whole file is hashed first: raises BlobCorrupt if it is not the one that was verified, and
+    BlobMissing if it does not exist.
     """
     view = _mapped(path, digest)
     found = digest_of(view)

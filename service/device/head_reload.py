@@ -1,6 +1,7 @@
-"""Ranking heads that rows ask for and that are not on the device: read back one after another.
+"""Reloads evicted ranking heads that rows wait for, one after another.
 
-Files are read in a thread of its own; meanwhile the rows wait, and those of other tasks go on.
+Files are read in a separate thread. Meanwhile the rows of these heads are pending, and those of
+other tasks run.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,11 +24,11 @@ Submit = Callable[[Callable[[], None]], object]
 Refuse = Callable[[Sequence[QueuedRow], type[RowError], str], None]
 
 
-class HeadReturns:
+class HeadReloader:
     """Used by the device thread only.
 
-    ``submit`` runs a job there; ``refuse`` answers rows whose head could not be read, with an error
-    class and a detail.
+    ``submit`` runs a job on the device thread; ``refuse`` answers rows whose head could not be read
+    with an error class and a detail.
     """
 
     def __init__(self, store: SlotStore, queue: RowQueue, submit: Submit, refuse: Refuse) -> None:
@@ -39,33 +40,34 @@ class HeadReturns:
         self._reader = ThreadPoolExecutor(1, "heads")
 
     def begin_next(self) -> None:
-        """Read the head that rows have waited for longest, unless one is being read.
+        """Read the head that rows have waited for longest, unless another is being read.
 
-        Called after a batch: the rows of a head that has come back run before it may leave again.
+        Called after a batch, so that the rows of a reloaded head run before it can be evicted
+        again.
         """
-        handle = next(self._queue.parked, None)
+        handle = next(self._queue.pending, None)
         if handle is None or self._is_reading:
             return
         residency = self._store.resident[handle]
-        self._store.head_room.begin_return(handle)
+        self._store.head_cache.begin_reload(handle)
         self._is_reading = True
         read = self._reader.submit(read_head, Path(residency.catalog_path), residency.digest)
         read.add_done_callback(lambda done: self._submit(partial(self._end, handle, done)))
 
     def close(self) -> None:
-        """Wait for a read under way; nothing comes back any more."""
+        """Wait for a read in progress; no head is reloaded any more."""
         self._reader.shutdown()
 
     def _end(self, handle: Handle, read: Future[dict[str, Tensor]]) -> None:
         self._is_reading = False
         try:
-            is_back = self._store.put_head_back(handle, read.result())
+            is_here = self._store.end_head_reload(handle, read.result())
         except Exception as error:
-            # An unreadable head fails the rows that wait for it, and the loop must go on.
+            # An unreadable head fails the rows that wait for it; the device loop must not stop.
             log.error("head_unreadable", reason=repr(error))
-            if self._store.put_head_back(handle, None):
-                rows = self._queue.drop_parked(handle)
+            if self._store.end_head_reload(handle, None):
+                rows = self._queue.drop_pending(handle)
                 self._refuse(rows, HeadUnreadable, "")
         else:
-            if is_back:
-                self._queue.unpark(handle)
+            if is_here:
+                self._queue.resume(handle)

@@ -1,22 +1,26 @@
-"""Bundles on their way into the table: written, validated, and kept until a table names them."""
+"""Bundles on their way into the table: loaded, validated, and kept until a table may name them."""
 
 from collections.abc import Callable, Sequence
 
 import structlog
 
 from peterrec.model.errors import PeterRecError
+from peterrec.patches.identity import Digest
 from peterrec.service.device.serving_table import ServingTable
-from peterrec.service.device.slots import LocalBundle, Residency, SlotStore
+from peterrec.service.device.slots import LocalBundle, SlotStore
 from peterrec.service.errors import HeadBudgetExceeded, LoadFailed
 
 log = structlog.get_logger()
 
 Failures = dict[str, PeterRecError]
-"""What is wrong with some bundles, by digest."""
+"""The errors of the bundles that could not be loaded, by digest."""
 
 
 class Loading:
-    """Used by the device thread only. ``make_room`` frees what no table, worker or row needs."""
+    """Loads bundles for the next table. Used by the device thread only.
+
+    ``make_room`` frees the bundles that no table, worker or row needs.
+    """
 
     def __init__(
         self, store: SlotStore, table: ServingTable, make_room: Callable[[], object]
@@ -24,41 +28,44 @@ class Loading:
         self._store = store
         self._table = table
         self._make_room = make_room
-        self._loaded: dict[str, Residency] = {}
+        self._loaded: list[Digest] = []
 
     def load(self, bundles: Sequence[LocalBundle]) -> Failures:
-        """Load and validate bundles for the next table; returns the errors of those refused."""
-        missing = [local for local in bundles if not self._is_here(local.bundle.digest)]
+        """Load and validate bundles for the next table; return the errors of those refused."""
+        missing = [each for each in bundles if each.bundle.digest not in self._store.by_digest]
         failures = self._load(missing)
-        crowded = [
+        without_room = [
             local
             for local in missing
             if isinstance(failures.get(local.bundle.digest), HeadBudgetExceeded)
         ]
-        if crowded:
+        if without_room:
             self._make_room()
-            for local in crowded:  # one by one: what is validated may make room for the next
+            for local in without_room:  # one by one: one that is validated may be evicted again
                 del failures[local.bundle.digest]
                 failures |= self._load([local])
         return failures
 
     def validate(self, local: LocalBundle) -> None:
-        """Load and validate a bundle that no table may ever name: freed if none does for long."""
+        """Load and validate a bundle that may never be served; raise why it is refused.
+
+        It is freed like any other bundle that no table names.
+        """
         for error in self.load([local]).values():
             raise error
-        self.admit()
+        self.hand_over()
 
-    def admit(self) -> None:
-        """Hand over what was loaded: a table that is made now may name it."""
-        for residency in self._loaded.values():
-            self._table.admit(residency)
+    def hand_over(self) -> None:
+        """Let the next table name what was loaded. Until then nothing of it can be freed."""
+        for digest in self._loaded:
+            self._table.add(digest)
         self._loaded.clear()
 
     def _load(self, bundles: Sequence[LocalBundle]) -> Failures:
         try:
             outcomes = self._store.load_many(bundles)
         except Exception as error:
-            # One bad bundle must not keep out its neighbours, and the loop must go on.
+            # One bad bundle must not keep out the others, and the device loop must not stop.
             log.error("load_failed", bundles=len(bundles), reason=repr(error))
             if len(bundles) == 1:
                 return {bundles[0].bundle.digest: LoadFailed(error)}
@@ -72,8 +79,5 @@ class Loading:
             if isinstance(outcome, PeterRecError):
                 failures[local.bundle.digest] = outcome
             else:
-                self._loaded[outcome.digest] = outcome
+                self._loaded.append(outcome.digest)
         return failures
-
-    def _is_here(self, digest: str) -> bool:
-        return digest in self._loaded or self._table.is_resident(digest)

@@ -1,7 +1,7 @@
-"""The device process's one thread: it alone runs forwards and writes slots.
+"""The device thread: the only one that runs forwards and writes slots.
 
-A turn: read what workers sent, do what the follower asks, run one batch. The device never idles
-while rows wait, and tables are flipped only between batches.
+A turn reads the workers' messages, runs the follower's jobs and runs one batch. The device never
+idles while rows wait, and the table changes only between batches.
 """
 
 import contextlib
@@ -19,14 +19,14 @@ import numpy as np
 import structlog
 import zmq
 
-from peterrec.model.inference.heads import RowScores, Selection
+from peterrec.model.inference.heads import RowScores
 from peterrec.patches.identity import TaskRef
 from peterrec.service.device.head_cache import HeadMoves
-from peterrec.service.device.head_reload import HeadReturns
+from peterrec.service.device.head_reload import HeadReloader
 from peterrec.service.device.load import Loading
 from peterrec.service.device.queue import QueuedRow, RowQueue, Worker
-from peterrec.service.device.serving_table import IDLE_RESIDENCIES, Desired, ServingTable
-from peterrec.service.device.slots import EngineRow, SlotStore
+from peterrec.service.device.serving_table import IDLE_RESIDENCIES, DesiredState, ServingTable
+from peterrec.service.device.slots import SlotStore
 from peterrec.service.errors import (
     BundleGone,
     DeadlineExceeded,
@@ -42,7 +42,6 @@ from peterrec.service.protocol.messages import (
     Goodbye,
     Hello,
     Predict,
-    Row,
     RowResult,
     Status,
     Sync,
@@ -70,17 +69,22 @@ log = structlog.get_logger()
 Result = TypeVar("Result")
 
 STATUS_INTERVAL_S = 1.0
+"""Seconds between two ``Status`` messages; workers take three seconds of silence for a death."""
+
 MESSAGES_PER_TURN = 1024
-IDLE_POLL_MS, PARKED_POLL_MS = 100, 20
+"""zmq messages that are read before the next batch runs."""
+
+IDLE_POLL_MS, PENDING_POLL_MS = 100, 20
+"""Milliseconds of a poll without rows, and while pending rows may reach their deadlines."""
+
 TOKEN_BYTES = 4
-EVERYTHING = Selection()
 
 
 class Follower(Protocol):
-    """What the device thread asks of the registry's follower."""
+    """What the device thread needs of the registry follower."""
 
     def look_now(self) -> None:
-        """Read the registry's revision at once instead of at the next tick."""
+        """Read the registry's revision now instead of at the next tick."""
 
     def validate(self, worker: Worker, request: Validate) -> None:
         """Verify a spooled bundle, have it loaded, and send ``Validated`` to the worker."""
@@ -91,7 +95,7 @@ class Follower(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DeviceLimits:
-    """Bounds of the queue and of one batch."""
+    """Bounds of the queue and of one batch, in rows."""
 
     max_queue_rows: int
     max_batch_rows: int
@@ -99,7 +103,10 @@ class DeviceLimits:
 
 @dataclass(slots=True)
 class PendingSync:
-    """A worker that waits until all workers serve a revision; ``version`` once it is applied."""
+    """A worker that waits until all workers serve a revision.
+
+    ``version`` is the table's version with that revision, or None before it is applied.
+    """
 
     worker: Worker
     request: Sync
@@ -123,11 +130,11 @@ class DeviceLoop:
         self._emit = emit
         self._limits = limits
         self.store = store
-        self.table = ServingTable(epoch=time.time_ns())
+        self.table = ServingTable(time.time_ns(), store.by_digest)
         self.queue = RowQueue(limits.max_queue_rows)
         self.loading = Loading(store, self.table, lambda: self._free_idle(keep=0))
-        self._returns = HeadReturns(store, self.queue, self.submit, self._refuse)
-        self.is_open = False  # workers are told the table, which may still lack bundles
+        self._reloader = HeadReloader(store, self.queue, self.submit, self._refuse)
+        self.is_open = False  # workers get the table, which may still lack bundles
         self.is_ready = False
         self.registry_synced_at = 0.0
         self._syncs: list[PendingSync] = []
@@ -160,13 +167,13 @@ class DeviceLoop:
         return future
 
     def run(self, follower: Follower, is_stopping: Callable[[], bool]) -> None:
-        """Serve until told to stop, and then until no row waits."""
+        """Serve until ``is_stopping``, and then until no row waits."""
         self._follower = follower
         poller, wake = zmq.Poller(), self._wake.fileno()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(wake, zmq.POLLIN)
         while not (is_stopping() and not len(self.queue)):
-            ready = dict(poller.poll(self._patience_ms()))
+            ready = dict(poller.poll(self._poll_ms()))
             if self._socket in ready:
                 self._read_messages()
             if wake in ready:
@@ -175,18 +182,18 @@ class DeviceLoop:
             self._tick()
 
     def close(self) -> None:
-        """Give back what wakes the thread; nobody may ``submit`` any more."""
-        self._returns.close()
+        """Close the sockets that wake the thread; ``submit`` must not be called any more."""
+        self._reloader.close()
         self._wake.close()
         self._waker.close()
 
-    def apply(self, desired: Desired, seen_at: float) -> list[str]:
-        """Flip the table towards what the registry wants; the digests still to be loaded.
+    def apply(self, desired: DesiredState, seen_at: float) -> list[str]:
+        """Reconcile the table with the desired state; return the digests still to be loaded.
 
-        ``seen_at``: when the change was noticed, in monotonic seconds.
+        ``seen_at`` is when the change was noticed, in monotonic seconds.
         """
-        self.loading.admit()
-        update = self.table.apply(desired)
+        self.loading.hand_over()
+        update = self.table.reconcile(desired)
         is_first = update.version == 1
         if is_first or update.tasks or update.removed_tasks:
             tasks = [entry.ref for entry in update.tasks]
@@ -200,19 +207,20 @@ class DeviceLoop:
 
     def withdraw(self, key: TaskRef, traffic_revision: int) -> None:
         """Let prod answer alone, if this is still the task's traffic."""
+        self.loading.hand_over()
         update = self.table.withdraw(key, traffic_revision)
         if update is not None:
             self._broadcast(update)
 
     def send(self, worker: Worker, message: FromDevice) -> None:
-        """Send to one worker; silently nothing if it has gone."""
+        """Send to one worker; does nothing if the worker is gone."""
         self._socket.send_multipart([worker, encode(message)])
 
-    def _patience_ms(self) -> int:
-        """How long to wait for messages: rows whose head is away only have a deadline."""
+    def _poll_ms(self) -> int:
+        """Return how long to wait for messages. Pending rows only need their deadlines checked."""
         if self.queue.is_runnable:
             return 0
-        return PARKED_POLL_MS if len(self.queue) else IDLE_POLL_MS
+        return PENDING_POLL_MS if len(self.queue) else IDLE_POLL_MS
 
     def _read_messages(self) -> None:
         for _ in range(MESSAGES_PER_TURN):
@@ -239,10 +247,10 @@ class DeviceLoop:
     def _on_hello(self, worker: Worker, message: ToDevice) -> None:
         assert isinstance(message, Hello)
         if not self.is_open:
-            return  # it asks again; an empty table would fail the rows it still holds
+            return  # the worker asks again; an empty table would fail the rows that it still has
         is_known = worker in self.table.workers and message.epoch == self.table.epoch
         self.table.hear(worker, time.monotonic())
-        if not is_known:  # also one that was silent for so long that it missed changes
+        if not is_known:  # or it was silent for so long that it missed changes
             self.send(worker, Welcome(self.table.epoch, self.is_ready, self.table.full()))
 
     def _on_goodbye(self, worker: Worker, message: ToDevice) -> None:
@@ -290,15 +298,15 @@ class DeviceLoop:
                 self._refuse(rows, QueueFull, f"{self._limits.max_queue_rows} rows wait already")
 
     def _run_batch(self) -> None:
-        away = self.store.head_room.away
-        taken = self.queue.take(self._limits.max_batch_rows, time.monotonic(), away)
+        evicted = self.store.head_cache.evicted
+        taken = self.queue.take(self._limits.max_batch_rows, time.monotonic(), evicted)
         self._refuse(taken.expired, DeadlineExceeded, "the deadline passed in the queue")
         gone = [row for row in taken.rows if row.row.handle not in self.store.resident]
         self._refuse(gone, BundleGone, "the bundle has left the device")
         rows = [row for row in taken.rows if row not in gone] if gone else taken.rows
         if rows:
             self._run_rows(rows)
-        self._returns.begin_next()
+        self._reloader.begin_next()
 
     def _run_rows(self, rows: Sequence[QueuedRow]) -> None:
         started = time.monotonic()
@@ -316,25 +324,20 @@ class DeviceLoop:
         )
 
     def _score(self, rows: Sequence[QueuedRow]) -> list[RowScores | str]:
-        """Scores of each row, or what failed. A failing batch is retried row by row."""
+        """Return the scores of each row, or why it failed. A batch that fails is run row by row."""
         try:
-            return list(self.store.score([self._engine_row(row) for row in rows]))
+            return list(self.store.score([queued.row for queued in rows]))
         except Exception as error:
-            # One bad row must not fail its neighbours, and the loop must go on.
+            # One bad row must not fail the others, and the device loop must not stop.
             log.error("batch_failed", rows=len(rows), reason=repr(error))
             if len(rows) == 1:
                 return [repr(error)]
         return [self._score([row])[0] for row in rows]
 
-    def _engine_row(self, queued: QueuedRow) -> EngineRow:
-        row = queued.row
-        tokens = np.frombuffer(row.tokens, np.int32)
-        return EngineRow(self.store.resident[row.handle], tokens, _selection(row))
-
     def _answer(
         self, rows: Sequence[QueuedRow], results: Sequence[RowResult], duration: float
     ) -> None:
-        """One message to each worker with its rows' results."""
+        """Send each worker one message with the results of its rows."""
         by_worker: defaultdict[Worker, list[RowResult]] = defaultdict(list)
         for queued, result in zip(rows, results, strict=True):
             by_worker[queued.worker].append(result)
@@ -396,7 +399,7 @@ class DeviceLoop:
                 backbone_bytes=self.store.backbone_bytes,
             )
         )
-        moves = self.store.head_room.take_moves()
+        moves = self.store.head_cache.take_moves()
         if moves != HeadMoves():
             self._emit(HeadsMoved(**asdict(moves)))
 
@@ -405,18 +408,11 @@ def _refusal(queued: QueuedRow, error: type[RowError], detail: str) -> RowResult
     return RowResult(queued.request_id, queued.number, b"", error=error.code, detail=detail)
 
 
-def _selection(row: Row) -> Selection:
-    if not row.top_k:
-        return EVERYTHING
-    return Selection(
-        top_k=row.top_k,
-        excluded=np.frombuffer(row.excluded, np.int64) if row.excluded else None,
-        candidates=None if row.candidates is None else np.frombuffer(row.candidates, np.int64),
-    )
-
-
 def _row_results(rows: Sequence[QueuedRow], scores: Sequence[RowScores | str]) -> list[RowResult]:
-    """Results of a batch, whose numbers are looked at together: they nearly always are finite."""
+    """Encode the results of a batch.
+
+    All scores are checked for finiteness together first, since they nearly always are finite.
+    """
     values = [each.values for each in scores if not isinstance(each, str)]
     are_finite = not values or bool(np.isfinite(np.concatenate(values)).all())
     return [

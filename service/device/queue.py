@@ -1,4 +1,4 @@
-"""The device process's queue: bounded, first come first served, deadlines and leavers dropped."""
+"""The queue of the device process: bounded, first come first served, without cancelled rows."""
 
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterator, Sequence
@@ -9,11 +9,11 @@ import msgspec
 from peterrec.service.protocol.messages import Handle, Row
 
 Worker = bytes
-"""A worker's address on the device socket."""
+"""The address of a worker on the device socket."""
 
 
 class QueuedRow(msgspec.Struct, eq=False, gc=False):
-    """A row that waits. ``number`` is its place in its request; times are monotonic seconds."""
+    """A row that waits. ``number`` is its index in its request; times are in monotonic seconds."""
 
     worker: Worker
     request_id: int
@@ -24,13 +24,13 @@ class QueuedRow(msgspec.Struct, eq=False, gc=False):
     is_cancelled: bool = False
 
 
-LOOK_INTERVAL_S = 0.02
-"""Between two looks for parked rows whose deadline has passed."""
+EXPIRY_INTERVAL_S = 0.02
+"""Seconds between two searches for pending rows whose deadline has passed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What ``take`` found: rows to run, and rows whose deadline has passed."""
+    """What ``take`` took from the queue: rows to run, and rows whose deadline has passed."""
 
     rows: list[QueuedRow] = field(default_factory=list)
     expired: list[QueuedRow] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Taken:
 class RowQueue:
     """Rows in order of arrival. Used by the device thread only.
 
-    Rows whose residency is away are parked, still within the bound, until it is back.
+    Rows whose head is evicted are pending until it is reloaded; they count towards the bound.
     """
 
     def __init__(self, max_rows: int) -> None:
@@ -48,27 +48,27 @@ class RowQueue:
         self._by_request: defaultdict[tuple[Worker, int], list[QueuedRow]] = defaultdict(list)
         self._by_handle: defaultdict[Handle, int] = defaultdict(int)
         self._count = 0
-        self._parked: dict[Handle, deque[QueuedRow]] = {}
-        self._looked_at = float("-inf")
+        self._pending: dict[Handle, deque[QueuedRow]] = {}
+        self._expired_at = float("-inf")
 
     @property
     def is_runnable(self) -> bool:
-        """True if rows wait that are not parked."""
+        """True if rows wait that are not pending."""
         return bool(self._rows)
 
     @property
-    def parked(self) -> Iterator[Handle]:
-        """Residencies that parked rows wait for, in the order of their first row.
+    def pending(self) -> Iterator[Handle]:
+        """The residencies whose heads rows are pending for, in the order of their first row.
 
-        Without those whose rows were all cancelled: they may have been freed meanwhile.
+        Leaves out those whose rows were all cancelled, since these may have been freed meanwhile.
         """
-        return filter(self.is_waiting_for, self._parked)
+        return filter(self.is_waiting_for, self._pending)
 
     def __len__(self) -> int:
         return self._count
 
     def push(self, rows: Sequence[QueuedRow]) -> bool:
-        """Queue all rows of a request, or none if they do not fit."""
+        """Queue all rows of a request; return False, with none queued, if they do not fit."""
         if self._count + len(rows) > self._max_rows:
             return False
         self._count += len(rows)
@@ -78,36 +78,36 @@ class RowQueue:
             self._by_handle[row.row.handle] += 1
         return True
 
-    def take(self, max_rows: int, now: float, away: Collection[Handle] = ()) -> Taken:
-        """The oldest rows, at most ``max_rows`` of them still worth running.
+    def take(self, max_rows: int, now: float, evicted: Collection[Handle] = ()) -> Taken:
+        """Take the oldest rows, at most ``max_rows`` whose deadline has not passed.
 
-        Rows of residencies that are ``away`` are parked instead.
+        Rows of residencies whose heads are ``evicted`` become pending instead.
         """
         taken = Taken(expired=self._expired(now))
         while self._rows and len(taken.rows) < max_rows:
             row = self._rows.popleft()
             if row.is_cancelled:
                 continue
-            if away and row.row.handle in away and row.deadline >= now:
-                self._parked.setdefault(row.row.handle, deque()).append(row)
+            if evicted and row.row.handle in evicted and row.deadline >= now:
+                self._pending.setdefault(row.row.handle, deque()).append(row)
                 continue
             self._forget(row)
             (taken.expired if row.deadline < now else taken.rows).append(row)
         return taken
 
-    def unpark(self, handle: Handle) -> None:
-        """The residency is back: its rows are the next to run."""
-        self._rows.extendleft(reversed(self._parked.pop(handle, ())))
+    def resume(self, handle: Handle) -> None:
+        """Make the pending rows of a reloaded head the next to run."""
+        self._rows.extendleft(reversed(self._pending.pop(handle, ())))
 
-    def drop_parked(self, handle: Handle) -> list[QueuedRow]:
-        """Take out the rows that wait for a residency which does not come back."""
-        rows = [row for row in self._parked.pop(handle, ()) if not row.is_cancelled]
+    def drop_pending(self, handle: Handle) -> list[QueuedRow]:
+        """Take out and return the rows that are pending for a head which can't be reloaded."""
+        rows = [row for row in self._pending.pop(handle, ()) if not row.is_cancelled]
         for row in rows:
             self._forget(row)
         return rows
 
     def cancel(self, worker: Worker, request_id: int) -> int:
-        """Drop the waiting rows of a request whose client left; how many there were."""
+        """Drop the waiting rows of a request whose client left; return how many they were."""
         rows = self._by_request.pop((worker, request_id), [])
         for row in rows:
             row.is_cancelled = True
@@ -115,23 +115,23 @@ class RowQueue:
         return len(rows)
 
     def is_waiting_for(self, handle: Handle) -> bool:
-        """True if a waiting row was admitted for this residency."""
+        """True if a waiting row was bound to this residency."""
         return handle in self._by_handle
 
     def _expired(self, now: float) -> list[QueuedRow]:
-        """Parked rows whose deadline has passed."""
-        if not self._parked or now < self._looked_at + LOOK_INTERVAL_S:
+        """Take out and return the pending rows whose deadline has passed."""
+        if not self._pending or now < self._expired_at + EXPIRY_INTERVAL_S:
             return []
-        self._looked_at = now
+        self._expired_at = now
         expired: list[QueuedRow] = []
-        for handle, rows in list(self._parked.items()):
+        for handle, rows in list(self._pending.items()):
             waiting = [row for row in rows if not row.is_cancelled]
             expired += (row for row in waiting if row.deadline < now)
             kept = deque(row for row in waiting if row.deadline >= now)
             if kept:
-                self._parked[handle] = kept
+                self._pending[handle] = kept
             else:
-                del self._parked[handle]
+                del self._pending[handle]
         for row in expired:
             self._forget(row)
         return expired

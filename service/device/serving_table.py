@@ -1,10 +1,10 @@
-"""What is served: tasks by version and residency, and which worker knows it.
+"""What is served: the actual state that follows the desired one, and which worker knows it.
 
-The device thread flips the table between batches. A residency is freed only when no table names
-it, every worker has acknowledged that table, and no row waits for it.
+The device thread changes the table between batches. A residency is freed only when the table does
+not name it, every worker has acknowledged that, and no row waits for it.
 """
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -17,17 +17,17 @@ from peterrec.service.device.slots import Residency
 from peterrec.service.protocol.messages import BundleEntry, Handle, KeyEntry, TableUpdate
 
 SILENT_AFTER_S = 3.0
-"""A worker that says nothing for so long has died: nobody waits for its acknowledgement."""
+"""Seconds without a message after which a worker counts as dead and is not waited for."""
 
 IDLE_RESIDENCIES = 16
-"""Residencies kept after no table names them, so that a rollback finds them on the device."""
+"""Residencies that are kept although no task names them: a rollback finds them on the device."""
 
 
 @dataclass(frozen=True, slots=True)
-class Desired:
+class DesiredState:
     """What the registry wants served, at one revision. An unchanged task is the same object.
 
-    ``touched`` are the tasks that may differ from what was desired before; None: any may.
+    ``touched`` are the tasks that may differ from the desired state before; None means any task.
     """
 
     revision: int
@@ -38,95 +38,95 @@ class Desired:
 
 @dataclass(slots=True)
 class WorkerState:
-    """What is known of a worker; times are monotonic seconds."""
+    """When a worker was last heard of, in monotonic seconds, and the table that it acknowledged."""
 
     seen_at: float
     acked_version: int = 0
 
 
 def named(task: TaskEntry) -> set[Digest]:
-    """Digests that the aliases and the traffic name."""
+    """Return the digests that a task's aliases and traffic name."""
     versions = task.versions
     digests = {versions[number] for number in task.aliases.values()}
     return digests if task.traffic is None else digests | task.traffic.versions.keys()
 
 
 class ServingTable:
-    """Used by the device thread only."""
+    """Used by the device thread only.
 
-    def __init__(self, epoch: int) -> None:
+    ``residents`` are the bundles on the device, which their store owns. Those that no task names
+    are idle: a loaded bundle must be added as such before a state that names it.
+    """
+
+    def __init__(self, epoch: int, residents: Mapping[Digest, Residency]) -> None:
         self.epoch = epoch
+        self._residents = residents
         self.version = 0
         self.revision = 0
         self.workers: dict[Worker, WorkerState] = {}
-        self._wanted: Mapping[TaskRef, TaskEntry] = {}
-        self._otherwise: dict[TaskRef, TaskEntry] = {}  # what is served of a task, if not as wanted
-        self._lagging: set[TaskRef] = set()
+        self._desired: Mapping[TaskRef, TaskEntry] = {}
+        self._overrides: dict[TaskRef, TaskEntry] = {}  # what is served, where not as desired
+        self._pending: set[TaskRef] = set()  # tasks that name bundles which are not resident yet
         self._withdrawn: dict[TaskRef, ActiveTraffic] = {}
-        self._namings: dict[Digest, int] = {}  # tasks that name a digest, if there are several
+        self._references: dict[Digest, int] = {}  # tasks that name a digest, if more than one
         self._keys: list[KeyEntry] = []
-        self._resident: dict[str, Residency] = {}
-        self._idle: OrderedDict[str, int] = OrderedDict()  # digest -> version it left the table
+        self._idle: dict[Digest, int] = {}  # digest -> table version without it, longest idle first
 
-    def admit(self, residency: Residency) -> None:
-        """A loaded bundle waits here, unserved, for a table that names it."""
-        self._resident[residency.digest] = residency
-        self._idle[residency.digest] = self.version
-
-    def is_resident(self, digest: str) -> bool:
-        """True if the bundle lies on the device, served or not."""
-        return digest in self._resident
+    def add(self, digest: Digest) -> None:
+        """Note a loaded bundle as idle; the next state may name it."""
+        self._idle[digest] = self.version
 
     def missing(self) -> list[str]:
-        """Digests that tasks want and the device has not."""
-        lagging = (named(self._wanted[key]) for key in self._lagging)
-        return sorted({d for digests in lagging for d in digests if d not in self._resident})
+        """Return the digests that tasks name and the device does not hold."""
+        pending = (named(self._desired[key]) for key in self._pending)
+        return sorted({d for digests in pending for d in digests if d not in self._residents})
 
-    def apply(self, desired: Desired) -> TableUpdate:
-        """Serve what is desired as far as it is resident; elsewhere the old version goes on.
+    def reconcile(self, desired: DesiredState) -> TableUpdate:
+        """Serve the desired state as far as it is resident; elsewhere keep the version before.
 
-        Costs what was touched; if any task may differ, of the others it sees that they do not.
+        Takes time for the touched and pending tasks only; without ``touched``, every task is
+        compared with the state before.
         """
         self.version += 1
         self.revision = desired.revision
-        wanted, before = desired.tasks, self._wanted
-        some = None if desired.touched is None else desired.touched | self._lagging
-        namings: Counter[Digest] = Counter()
-        changed = self._take_over(wanted, wanted.keys() if some is None else some, namings)
+        tasks, before = desired.tasks, self._desired
+        some = None if desired.touched is None else desired.touched | self._pending
+        references: Counter[Digest] = Counter()
+        changed = self._change(tasks, tasks.keys() if some is None else some, references)
         left = before.keys() if some is None else some & before.keys()
-        removed = [key for key in left if key not in wanted]
+        removed = [key for key in left if key not in tasks]
         for key in removed:
-            namings.subtract(named(self._otherwise.pop(key, before[key])))
-            self._lagging.discard(key)
+            references.subtract(named(self._overrides.pop(key, before[key])))
+            self._pending.discard(key)
             self._withdrawn.pop(key, None)
-        self._wanted = wanted
+        self._desired = tasks
         keys = desired.keys if desired.keys != self._keys else None
         self._keys = desired.keys
-        return self._update(changed, removed, namings, keys)
+        return self._update(changed, removed, references, keys)
 
     def withdraw(self, key: TaskRef, traffic_revision: int) -> TableUpdate | None:
-        """Let prod answer alone from now on, whatever the registry says of this very traffic.
+        """Let prod answer alone from now on, even while the registry still has this traffic.
 
-        None if the task has other traffic, or none.
+        Returns None if the task has other traffic, or none.
         """
-        wanted = self._wanted.get(key)
-        if wanted is None or wanted.traffic is None or wanted.traffic.revision != traffic_revision:
+        task = self._desired.get(key)
+        if task is None or task.traffic is None or task.traffic.revision != traffic_revision:
             return None
-        self._withdrawn[key] = wanted.traffic
+        self._withdrawn[key] = task.traffic
         self.version += 1
-        namings: Counter[Digest] = Counter()
-        served = self._served(wanted)
-        self._serve(wanted, served, namings)
-        return self._update([served], [], namings, None)
+        references: Counter[Digest] = Counter()
+        served = self._servable(task)
+        self._serve(task, served, references)
+        return self._update([served], [], references, None)
 
     def _update(
         self,
         changed: list[TaskEntry],
         removed: list[TaskRef],
-        namings: Mapping[Digest, int],
+        references: Mapping[Digest, int],
         keys: list[KeyEntry] | None,
     ) -> TableUpdate:
-        added, dropped = self._announce(namings)
+        added, dropped = self._count(references)
         return TableUpdate(
             epoch=self.epoch,
             version=self.version,
@@ -140,94 +140,99 @@ class ServingTable:
         )
 
     def full(self) -> TableUpdate:
-        """Everything, for a worker that knows nothing."""
+        """Return the whole table, for a worker that knows nothing."""
+        tasks = [self._overrides.get(key, entry) for key, entry in self._desired.items()]
+        digests = {digest for task in tasks for digest in named(task)}
         return TableUpdate(
             epoch=self.epoch,
             version=self.version,
             revision=self.revision,
             is_full=True,
-            bundles=[self._entry(d) for d in sorted(self._resident.keys() - self._idle.keys())],
-            tasks=[self._otherwise.get(key, entry) for key, entry in self._wanted.items()],
+            bundles=[self._entry(digest) for digest in sorted(digests)],
+            tasks=tasks,
             removed_bundles=[],
             removed_tasks=[],
             keys=self._keys,
         )
 
     def hear(self, worker: Worker, now: float) -> WorkerState:
-        """Note that a worker lives."""
+        """Note that a worker is alive, and return its state."""
         state = self.workers.setdefault(worker, WorkerState(now))
         state.seen_at = now
         return state
 
     def forget_silent(self, now: float) -> None:
-        """Stop waiting for workers that have died."""
+        """Forget workers that count as dead, so that nothing waits for them."""
         silent = [w for w, state in self.workers.items() if now - state.seen_at > SILENT_AFTER_S]
         for worker in silent:
             del self.workers[worker]
 
     def is_acknowledged(self, version: int) -> bool:
-        """True if every living worker admits rows by this table version or a newer one."""
+        """True if every worker binds rows by this table version or a newer one."""
         return all(state.acked_version >= version for state in self.workers.values())
 
     def take_idle(self, is_waiting: Callable[[Handle], bool], keep: int) -> list[Residency]:
-        """The longest idle residencies beyond ``keep`` that no worker and no row can need."""
+        """Take the longest idle residencies beyond ``keep`` that no worker and no row can need.
+
+        The caller must free them.
+        """
         freed: list[Residency] = []
         for digest, version in list(self._idle.items()):
-            residency = self._resident[digest]
+            residency = self._residents[digest]
             if len(self._idle) <= keep:
                 break
             if self.is_acknowledged(version) and not is_waiting(residency.handle):
                 del self._idle[digest]
-                freed.append(self._resident.pop(digest))
+                freed.append(residency)
         return freed
 
-    def _take_over(
+    def _change(
         self,
-        wanted: Mapping[TaskRef, TaskEntry],
+        tasks: Mapping[TaskRef, TaskEntry],
         keys: Collection[TaskRef],
-        namings: Counter[Digest],
+        references: Counter[Digest],
     ) -> list[TaskEntry]:
-        """Serve those of the tasks that are new, changed or lagging; the entries that differ."""
+        """Serve the tasks that are new, changed or pending; return the entries that differ."""
         changed: list[TaskEntry] = []
         for key in keys:
-            task = wanted.get(key)
-            if task is None or (self._wanted.get(key) is task and key not in self._lagging):
+            task = tasks.get(key)
+            if task is None or (self._desired.get(key) is task and key not in self._pending):
                 continue
-            served = self._served(task)
-            if served != self._serving(key):
+            served = self._servable(task)
+            if served != self._actual(key):
                 changed.append(served)
-            self._serve(task, served, namings)
-            lags = any(digest not in self._resident for digest in named(task))
-            (self._lagging.add if lags else self._lagging.discard)(key)
+            self._serve(task, served, references)
+            is_pending = any(digest not in self._residents for digest in named(task))
+            (self._pending.add if is_pending else self._pending.discard)(key)
         return changed
 
-    def _serving(self, key: TaskRef) -> TaskEntry | None:
-        """What was served of the task until now."""
-        return self._otherwise.get(key) or self._wanted.get(key)
+    def _actual(self, key: TaskRef) -> TaskEntry | None:
+        """The task's entry as it was served until now."""
+        return self._overrides.get(key) or self._desired.get(key)
 
-    def _serve(self, wanted: TaskEntry, served: TaskEntry, namings: Counter[Digest]) -> None:
-        """Put a task's entry in the place of its old one; count what it names more or less."""
+    def _serve(self, desired: TaskEntry, served: TaskEntry, references: Counter[Digest]) -> None:
+        """Replace a task's entry, and count in ``references`` how its named digests change."""
         key = served.ref
-        old = self._serving(key)
-        namings.update(named(served))
-        namings.subtract(named(old) if old else ())
-        if served is wanted:
-            self._otherwise.pop(key, None)
+        old = self._actual(key)
+        references.update(named(served))
+        references.subtract(named(old) if old else ())
+        if served is desired:
+            self._overrides.pop(key, None)
         else:
-            self._otherwise[key] = served
+            self._overrides[key] = served
 
-    def _announce(self, namings: Mapping[Digest, int]) -> tuple[list[Digest], list[Digest]]:
-        """Digests that are named now and were not, and those that are no longer named.
+    def _count(self, references: Mapping[Digest, int]) -> tuple[list[Digest], list[Digest]]:
+        """Change the reference counts; return the digests named for the first and no longer.
 
-        What is served is resident, and a residency that no task names is idle.
+        Everything served is resident, and a residency that no task names is idle.
         """
         added: list[Digest] = []
         dropped: list[Digest] = []
-        for digest in sorted(namings):
-            before = 0 if digest in self._idle else self._namings.pop(digest, 1)
-            after = before + namings[digest]
+        for digest in sorted(references):
+            before = 0 if digest in self._idle else self._references.pop(digest, 1)
+            after = before + references[digest]
             if after > 1:
-                self._namings[digest] = after
+                self._references[digest] = after
             if after and not before:
                 added.append(digest)
                 del self._idle[digest]
@@ -236,22 +241,25 @@ class ServingTable:
                 self._idle[digest] = self.version
         return added, dropped
 
-    def _served(self, task: TaskEntry) -> TaskEntry:
-        """The task as far as it is resident: an alias stays at its old version until the wanted
-        one is there, and prod answers alone until the whole traffic is."""
+    def _servable(self, task: TaskEntry) -> TaskEntry:
+        """Return the task as far as it is resident.
+
+        An alias keeps its old version until the desired one is resident; prod answers alone until
+        all versions of the traffic are.
+        """
         task = self._without_withdrawn(task)
-        if all(digest in self._resident for digest in named(task)):
+        if all(digest in self._residents for digest in named(task)):
             return task
-        old = self._serving(task.ref)
+        old = self._actual(task.ref)
         aliases, versions = {}, task.versions
         for alias, number in task.aliases.items():
-            if versions[number] in self._resident:
+            if versions[number] in self._residents:
                 aliases[alias] = number
             elif old is not None and alias in old.aliases:
                 aliases[alias] = old.aliases[alias]
                 versions[old.aliases[alias]] = old.versions[old.aliases[alias]]
         traffic = task.traffic
-        if traffic is not None and not traffic.versions.keys() <= self._resident.keys():
+        if traffic is not None and not traffic.versions.keys() <= self._residents.keys():
             traffic = None
         return TaskEntry.of(task.ref, task.revision, aliases, versions, traffic)
 
@@ -263,8 +271,8 @@ class ServingTable:
         self._withdrawn.pop(task.ref, None)
         return task
 
-    def _entry(self, digest: str) -> BundleEntry:
-        residency = self._resident[digest]
+    def _entry(self, digest: Digest) -> BundleEntry:
+        residency = self._residents[digest]
         spec = residency.form.head
         return BundleEntry(
             handle=residency.handle,

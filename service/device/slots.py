@@ -1,4 +1,7 @@
-"""What is resident on the device: per bundle a patch in a pool and a head beside."""
+"""The bundles on the device: loaded into slots, validated by their probes, scored and freed.
+
+Each bundle has a patch in a weight pool, and a head.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,24 +24,28 @@ from peterrec.model.spec import FIRST_ITEM, PAD, HeadSpec, PatchGeometry
 from peterrec.patches.bundle.verify import VerifiedBundle
 from peterrec.patches.identity import Digest
 from peterrec.patches.interning import shared, shared_digest
-from peterrec.service.device.head_cache import HeadRoom
+from peterrec.service.device.head_cache import HeadCache
 from peterrec.service.errors import HeadBudgetExceeded, ProbeFailed
-from peterrec.service.protocol.messages import Handle
+from peterrec.service.protocol.messages import Handle, Row
 
 PROBE_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-"""Largest difference of a probe's logit, relative to the largest expected one, by precision."""
+"""Largest error of a probe's logit, relative to the largest expected logit, by precision."""
 
 WARM_UP_LENGTHS = (0, 1, 8, 64)
+"""Lengths of the histories that are run before the first request."""
 
 SMALLEST_SCALE = 1e-3
-"""Logits smaller than this are compared absolutely."""
+"""If all expected logits are smaller than this, errors are relative to this."""
 
 PROBE_ROWS = 256
-"""Probes that run in one forward; more would hold up the requests that wait meanwhile."""
+"""Probes that run in one forward; more would delay the requests that wait meanwhile."""
+
+EVERYTHING = Selection()
+"""The selection of a row whose head does not rank: all outputs."""
 
 
 class Form(NamedTuple):
-    """What a bundle's weights look like, and the pools that hold those of this form."""
+    """The shapes of a bundle's weights, and the pools that hold weights of these shapes."""
 
     geometry: PatchGeometry
     patches: WeightPool
@@ -47,11 +54,11 @@ class Form(NamedTuple):
 
 
 class Residency(msgspec.Struct, frozen=True, gc=False):
-    """A bundle whose weights lie on the device, validated there.
+    """A bundle whose weights are on the device and were validated there.
 
-    Ten thousands of them are kept, so that a residency is one small object that garbage collection
-    need not look at. ``catalog_path`` is the local bundle file that a ranking head's item ids are
-    read from, and its weights, which are in ``catalog``, when they have left the device.
+    Tens of thousands are kept, so each is one small object that garbage collection does not visit.
+    ``catalog`` has the weights of a ranking head; ``catalog_path`` is the local bundle file that
+    its item ids are read from, and its weights again after an eviction.
     """
 
     handle: Handle
@@ -66,36 +73,32 @@ class Residency(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def patch(self) -> SlotRef:
-        """Where the patch lies."""
+        """The slot of the patch."""
         return SlotRef(self.form.geometry, self.form.patches, self.patch_slot)
 
     @property
     def head(self) -> HeadRef:
-        """Where the head lies."""
+        """The slot or the catalog weights of the head."""
         return HeadRef(self.form.head, self.form.heads, self.head_slot, self.catalog)
 
 
 @dataclass(frozen=True, slots=True)
 class LocalBundle:
-    """A verified bundle and the file on this machine that a ranking head is read from.
+    """A verified bundle, and the file on this machine that its ranking head can be read from.
 
-    Without a path the head never leaves the device.
+    Without a path the head is never evicted.
     """
 
     bundle: VerifiedBundle
     path: str = ""
 
 
-class EngineRow(NamedTuple):
-    """One row of a batch: a history (token ids int32, oldest first) for one residency."""
-
-    residency: Residency
-    tokens: np.ndarray
-    selection: Selection
-
-
 class SlotStore:
-    """Loads, probes, scores and frees bundles. Used by the device thread only."""
+    """Loads, validates, scores and frees bundles. Used by the device thread only.
+
+    The one record of what is on the device: ``resident`` by handle and ``by_digest``. A bundle is
+    in both from loading to freeing, served or not.
+    """
 
     def __init__(
         self,
@@ -110,24 +113,25 @@ class SlotStore:
         self._dtype, self._patch_dtype = dtype, patch_dtype or dtype
         self._forward = mixed_forward(backbone, dtype, trunk_cache_bytes)
         self._heads = MixedHeads(self._channels, self._device)
-        self.head_room = HeadRoom(head_limit_bytes)
+        self.head_cache = HeadCache(head_limit_bytes)
         self._pools: dict[PatchGeometry, WeightPool] = {}
         self._forms: dict[Form, Form] = {}
         self._handles = count(1)
         self.resident: dict[Handle, Residency] = {}
+        self.by_digest: dict[Digest, Residency] = {}
         self.patch_bytes = 0
         self.backbone_bytes = sum(t.numel() * t.element_size() for t in backbone.parameters())
 
     @property
     def head_bytes(self) -> int:
-        """Bytes of heads on the device, room for one that returns included."""
-        return self.head_room.used_bytes
+        """Bytes of heads on the device, including room for one that is being reloaded."""
+        return self.head_cache.used_bytes
 
     def load(self, bundle: VerifiedBundle, catalog_path: str = "") -> Residency:
         """Copy a bundle's weights to the device and run its probes there.
 
         Nothing serves the residency until a table names it. Raises HeadBudgetExceeded or
-        ProbeFailed, and then leaves nothing behind.
+        ProbeFailed, with nothing left of the bundle.
         """
         (outcome,) = self.load_many([LocalBundle(bundle, catalog_path)])
         if isinstance(outcome, PeterRecError):
@@ -135,9 +139,10 @@ class SlotStore:
         return outcome
 
     def load_many(self, bundles: Sequence[LocalBundle]) -> list[Residency | PeterRecError]:
-        """The same for many, their probes in common forwards; each stands or falls by itself.
+        """Load several bundles, with their probes in shared forwards.
 
-        If the device fails, its exception is raised and nothing is left of any of them.
+        Returns each bundle's residency or error, independent of the others. If the device fails,
+        its exception is raised and nothing is left of any bundle.
         """
         outcomes: list[Residency | PeterRecError] = []
         try:
@@ -155,31 +160,33 @@ class SlotStore:
                     self.free(outcome)
             raise
         finally:
-            self.head_room.release_held()
+            self.head_cache.unpin()
         return [self._validated(outcome, errors) for outcome in outcomes]
 
     def free(self, residency: Residency) -> None:
-        """Give the memory back; no row may be waiting for this residency."""
+        """Free the memory of a residency; no row may wait for it."""
         del self.resident[residency.handle]
+        if self.by_digest.get(residency.digest) is residency:
+            del self.by_digest[residency.digest]
         residency.patch.pool.release(residency.patch.slot)
-        self.head_room.remove(residency.handle, residency.head)
+        self.head_cache.remove(residency.handle, residency.head)
         self._heads.remove(residency.head)
         self.patch_bytes -= residency.patch.pool.slot_bytes
 
-    def put_head_back(self, handle: Handle, tensors: Mapping[str, Tensor] | None) -> bool:
-        """End the return of a head: with its tensors, or without if they could not be read.
+    def end_head_reload(self, handle: Handle, tensors: Mapping[str, Tensor] | None) -> bool:
+        """Put a head's tensors on the device again; None if they could not be read.
 
-        False if it is not awaited any more: the residency was freed, or its room was taken.
+        Returns False if the reload was cancelled: the residency was freed, or its room was taken.
         """
-        if not self.head_room.is_returning(handle):
+        if not self.head_cache.is_reloading(handle):
             return False
         if tensors is not None:
             self._heads.put_back(self.resident[handle].head, tensors)
-        self.head_room.end_return(handle, is_here=tensors is not None)
+        self.head_cache.end_reload(handle, is_here=tensors is not None)
         return True
 
     def warm_up(self) -> None:
-        """Run the forward once per common shape, so that the first request pays for nothing."""
+        """Run the forward once per common length, so that the first request need not compile."""
         geometry = PatchGeometry("serial2", 1, (), queries=1)
         pool = self._pool(geometry)
         shapes = geometry.shapes(self._channels)
@@ -188,25 +195,32 @@ class SlotStore:
             self._forward.user_vectors([np.full(length, FIRST_ITEM)] * 2, [ref, ref])
         pool.release(ref.slot)
 
-    def score(self, rows: Sequence[EngineRow]) -> list[RowScores]:
-        """One forward over rows of any tasks; answers in the rows' order. No head is away."""
-        self.head_room.use([row.residency.handle for row in rows])
+    def score(self, rows: Sequence[Row]) -> list[RowScores]:
+        """Run one forward over rows of any tasks; return their scores in the same order.
+
+        The bundles of all rows must be resident and none of their heads evicted.
+        """
+        self.head_cache.touch([row.handle for row in rows])
+        residencies = [self.resident[row.handle] for row in rows]
         users = self._forward.user_vectors(
-            [row.tokens for row in rows], [row.residency.patch for row in rows]
+            [np.frombuffer(row.tokens, np.int32) for row in rows],
+            [residency.patch for residency in residencies],
         )
         return self._heads.scores(
-            users, [row.residency.head for row in rows], [row.selection for row in rows]
+            users,
+            [residency.head for residency in residencies],
+            [_selection(row) for row in rows],
         )
 
     def _written(self, local: LocalBundle) -> Residency | HeadBudgetExceeded:
         head = local.bundle.manifest.head.spec()
-        is_movable = head.kind == "ranking" and local.path != ""
+        is_evictable = head.kind == "ranking" and local.path != ""
         try:
-            self.head_room.admit(self._heads.size_bytes(head), is_movable=is_movable)
+            self.head_cache.reserve(self._heads.size_bytes(head), is_evictable=is_evictable)
         except HeadBudgetExceeded as error:
             return error
         residency = self._write(local.bundle, local.path)
-        self.head_room.add(residency.handle, residency.head, is_movable=is_movable)
+        self.head_cache.add(residency.handle, residency.head, is_evictable=is_evictable)
         return residency
 
     def _validated(
@@ -225,7 +239,7 @@ class SlotStore:
         slot = pool.write(tensors)
         try:
             head_ref = self._heads.add(head.spec(), tensors, head.temperature)
-        except Exception:  # no memory for a large catalog: the slot must not be lost with it
+        except Exception:  # no memory for a large catalog: the slot must not be leaked
             pool.release(slot)
             raise
         form = Form(geometry, pool, head_ref.spec, head_ref.pool)
@@ -240,14 +254,16 @@ class SlotStore:
             catalog_path=catalog_path if head_ref.catalog else "",
             catalog=head_ref.catalog,
         )
-        self.resident[residency.handle] = residency
+        self.resident[residency.handle] = self.by_digest[residency.digest] = residency
         self.patch_bytes += pool.slot_bytes
         return residency
 
     def _probe_errors(
         self, written: Sequence[tuple[Residency, VerifiedBundle]]
     ) -> dict[Handle, float]:
-        """Run the probes as served: each bundle's largest error, relative to its largest logit."""
+        """Run the probes as rows are run; return each bundle's largest error, relative to its
+        largest logit.
+        """
         rows = [
             (residency.patch, history[history != PAD])
             for residency, bundle in written
@@ -281,6 +297,16 @@ class SlotStore:
             shapes = geometry.shapes(self._channels)
             self._pools[geometry] = WeightPool(shapes, self._device, self._patch_dtype)
         return self._pools[geometry]
+
+
+def _selection(row: Row) -> Selection:
+    if not row.top_k:
+        return EVERYTHING
+    return Selection(
+        top_k=row.top_k,
+        excluded=np.frombuffer(row.excluded, np.int64) if row.excluded else None,
+        candidates=None if row.candidates is None else np.frombuffer(row.candidates, np.int64),
+    )
 
 
 def _as_torch(bundle: VerifiedBundle) -> Mapping[str, Tensor]:

@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from peterrec.service.errors import DemoFailed
+from peterrec.service.system.program import peterrec
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 START_TIMEOUT_S = 120.0
@@ -148,7 +148,7 @@ def _step(console: Console, *arguments: str | Path, server: _Server | None = Non
     shown = " ".join(str(argument) for argument in arguments)
     console.print(f"\n[bold]$ peterrec {shown}[/bold]", highlight=False, soft_wrap=True)
     access = ["--url", server.url, "--api-key", server.api_key] if server else []
-    command = [*_peterrec(), *(str(argument) for argument in arguments), *access]
+    command = peterrec(*(str(argument) for argument in arguments), *access)
     if subprocess.run(command, check=False, env=_environment()).returncode != 0:
         raise DemoFailed(f"`peterrec {arguments[0]}` failed; its message is above.")
 
@@ -158,17 +158,13 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def _peterrec() -> list[str]:
-    return [sys.executable, "-P", "-m", "peterrec"]
-
-
 @contextmanager
 def _server(console: Console, backbone: Path, options: DemoOptions) -> Iterator[_Server]:
     """``peterrec serve`` with a data directory of its own; ends it on leaving."""
     arguments = ["serve", "--backbone", str(backbone), "--port", str(options.port)]
     arguments += ["--data-dir", str(options.out / "server"), "--metrics-port", "0"]
     console.print(f"\n[bold]$ peterrec {' '.join(arguments)}[/bold]", highlight=False)
-    process = subprocess.Popen([*_peterrec(), *arguments], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(peterrec(*arguments), stdout=subprocess.PIPE, text=True)
     try:
         key = _first_key(console, process)
         server = _Server(f"http://127.0.0.1:{options.port}", key)

@@ -8,7 +8,6 @@ import asyncio
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +28,7 @@ from peterrec.patches.registry.registry import Registry
 from peterrec.service.errors import AddressInUse, NeverReady
 from peterrec.service.processes.children import Child, ChildCommand
 from peterrec.service.settings import Settings
+from peterrec.service.system.program import peterrec
 from peterrec.service.telemetry.events import ChildRestarted, Emit
 from peterrec.service.telemetry.metrics import Metrics
 from peterrec.service.telemetry.receiver import EventReceiver
@@ -133,7 +133,7 @@ def _command(
 ) -> ChildCommand:
     return ChildCommand(
         kind,
-        [sys.executable, "-P", "-m", "peterrec", *arguments],
+        peterrec(*arguments),
         ALLOCATOR | ground.settings.to_environment(),
         inherited,
     )

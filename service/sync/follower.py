@@ -27,7 +27,7 @@ from peterrec.patches.registry.registry import Registry
 from peterrec.service.device.load import Failures
 from peterrec.service.device.loop import DeviceLoop
 from peterrec.service.device.queue import Worker
-from peterrec.service.device.serving_table import Desired
+from peterrec.service.device.serving_table import DesiredState
 from peterrec.service.device.slots import LocalBundle
 from peterrec.service.protocol.messages import (
     KeyEntry,
@@ -84,7 +84,7 @@ class RegistryFollower:
         self._emit = emit
         self._loader = BundleLoader(source, self._load, self._flip, self._tell_refused)
         self._known: RegistrySnapshot | None = None
-        self._desired: Desired | None = None
+        self._desired: DesiredState | None = None
         self._seen_at = 0.0
         self._look_timeout_s = LOOK_TIMEOUT_S
         self._read_timeout_s = READ_TIMEOUT_S
@@ -352,12 +352,12 @@ async def _again_and_again(work: Callable[[], Awaitable[None]]) -> None:
             await asyncio.sleep(RETRY_S)
 
 
-def _desired_of(snapshot: RegistrySnapshot) -> Desired:
+def _desired_of(snapshot: RegistrySnapshot) -> DesiredState:
     keys = [
         KeyEntry(k.key_id, k.secret_digest, k.tenant, [str(scope) for scope in k.scopes])
         for k in snapshot.keys.values()
     ]
-    return Desired(snapshot.revision, snapshot.tasks, keys, snapshot.touched)
+    return DesiredState(snapshot.revision, snapshot.tasks, keys, snapshot.touched)
 
 
 def _refusal(request: Validate, error: PeterRecError) -> Validated:

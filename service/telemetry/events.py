@@ -120,8 +120,8 @@ class HeadsMoved(msgspec.Struct, frozen=True, array_like=True, tag=15, gc=False)
 
     evicted: int
     evicted_bytes: int
-    returned: int
-    returned_bytes: int
+    reloaded: int
+    reloaded_bytes: int
 
 
 class TasksChanged(msgspec.Struct, frozen=True, array_like=True, tag=16, gc=False):

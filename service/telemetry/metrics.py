@@ -245,7 +245,7 @@ class Metrics:
         self._backbone_bytes.set(event.backbone_bytes)
 
     def _on_heads_moved(self, event: HeadsMoved) -> None:
-        counts, sizes = (event.evicted, event.returned), (event.evicted_bytes, event.returned_bytes)
+        counts, sizes = (event.evicted, event.reloaded), (event.evicted_bytes, event.reloaded_bytes)
         for direction, count, size in zip(HEAD_DIRECTIONS, counts, sizes, strict=True):
             self._head_moves.labels(direction).inc(count)
             self._head_moved_bytes.labels(direction).inc(size)

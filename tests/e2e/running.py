@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,14 @@ def free_port() -> int:
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         port: int = listener.getsockname()[1]
     return port
+
+
+@dataclass(frozen=True)
+class Start:
+    """The program that is started, and the current folder that it is started in."""
+
+    program: Sequence[str] = (sys.executable, "-P", "-m", "peterrec")
+    cwd: Path | None = None
 
 
 @dataclass
@@ -94,7 +102,9 @@ def kill_everything(server: RunningServer) -> None:
 
 
 @contextmanager
-def running_server(backbone: Path, folder: Path, **settings: object) -> Iterator[RunningServer]:
+def running_server(
+    backbone: Path, folder: Path, *, start: Start = Start(), **settings: object
+) -> Iterator[RunningServer]:
     """Start a server and wait until it says that it serves; end it however the test ends."""
     folder.mkdir(parents=True, exist_ok=True)
     port, metrics_port = free_port(), free_port()
@@ -112,7 +122,8 @@ def running_server(backbone: Path, folder: Path, **settings: object) -> Iterator
     environment |= {f"PETERREC_{name.upper()}": str(value) for name, value in given.items()}
     with (folder / "out.txt").open("wb") as out, (folder / "err.txt").open("ab") as err:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "peterrec", "serve"],
+            [*start.program, "serve"],
+            cwd=start.cwd,
             stdout=out,
             stderr=err,
             env=environment,

@@ -16,7 +16,7 @@ from peterrec.patches.identity import Blob, Digest, TaskId, digest_of
 from peterrec.patches.registry.records import VersionSummary
 from peterrec.patches.registry.registry import Registry
 from peterrec.service.device.head_file import read_head
-from peterrec.service.device.head_reload import HeadReturns
+from peterrec.service.device.head_reload import HeadReloader
 from peterrec.service.device.queue import QueuedRow, RowQueue
 from peterrec.service.device.slots import LocalBundle, Residency, SlotStore
 from peterrec.service.predict.device_link import BoundRow
@@ -112,7 +112,7 @@ class Device:
         self.queue = RowQueue(max_rows=9)
         self.jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.refused: list[str] = []
-        self.returns = HeadReturns(
+        self.reloader = HeadReloader(
             self.store,
             self.queue,
             self.jobs.put,
@@ -135,7 +135,7 @@ class Device:
 
     def take(self) -> list[int]:
         """Handles of the rows that may run now."""
-        taken = self.queue.take(9, 0.0, self.store.head_room.away)
+        taken = self.queue.take(9, 0.0, self.store.head_cache.evicted)
         return [row.row.handle for row in taken.rows]
 
 
@@ -143,15 +143,15 @@ class Device:
 def device(workshop: Workshop, tmp_path: Path) -> Iterator[Device]:
     device = Device(workshop, tmp_path)
     yield device
-    device.returns.close()
+    device.reloader.close()
 
 
 def test_rows_of_other_tasks_go_on_while_a_head_is_read(device: Device) -> None:
     device.push(device.ranking, device.other, device.ranking)
     assert device.take() == [device.other.handle]
-    device.returns.begin_next()
+    device.reloader.begin_next()
     came_back = device.jobs.get(timeout=PATIENCE_S)
-    device.returns.begin_next()
+    device.reloader.begin_next()
     assert device.take() == []
     came_back()
     assert device.take() == [device.ranking.handle] * 2
@@ -162,7 +162,7 @@ def test_rows_of_other_tasks_go_on_while_a_head_is_read(device: Device) -> None:
 def test_a_head_whose_residency_was_freed_while_it_was_read_is_let_go(device: Device) -> None:
     device.push(device.ranking)
     assert device.take() == []
-    device.returns.begin_next()
+    device.reloader.begin_next()
     came_back = device.jobs.get(timeout=PATIENCE_S)
     device.queue.cancel(b"w", 1)
     device.store.free(device.ranking)
@@ -178,7 +178,7 @@ def test_a_head_that_can_not_be_read_gives_its_room_back_and_its_rows_are_refuse
     Path(device.ranking.catalog_path).unlink()
     device.push(device.ranking)
     assert device.take() == []
-    device.returns.begin_next()
+    device.reloader.begin_next()
     device.jobs.get(timeout=PATIENCE_S)()
     assert device.refused == ["head_unreadable"]
     assert len(device.queue) == 0

@@ -10,7 +10,7 @@ from peterrec.patches.bundle.verify import BundleLimits, verify_bundle
 from peterrec.patches.identity import Digest, TaskId, TaskRef, TenantId
 from peterrec.patches.registry.records import TaskEntry
 from peterrec.service.device.load import Loading
-from peterrec.service.device.serving_table import Desired, ServingTable
+from peterrec.service.device.serving_table import DesiredState, ServingTable
 from peterrec.service.device.slots import LocalBundle, SlotStore
 from peterrec.service.errors import HeadBudgetExceeded, LoadFailed, ProbeFailed
 from tests.service.random_bundles import SPEC, Workshop
@@ -28,7 +28,7 @@ class Device:
 
     def __init__(self, workshop: Workshop, head_limit_bytes: int = 1 << 20) -> None:
         self.store = SlotStore(workshop.loaded.backbone, head_limit_bytes)
-        self.table = ServingTable(epoch=1)
+        self.table = ServingTable(1, self.store.by_digest)
         self.loading = Loading(self.store, self.table, self.make_room)
 
     def make_room(self) -> None:
@@ -37,14 +37,14 @@ class Device:
 
     def serve(self, *digests: Digest) -> set[str]:
         """Make a table of what is loaded; the digests that it names."""
-        self.loading.admit()
+        self.loading.hand_over()
         names = enumerate(digests, start=1)
         tasks = {
             ref: TaskEntry.of(ref, number, {"prod": number}, {number: digest})
             for number, digest in names
             for ref in [TaskRef(TenantId("acme"), TaskId(digest))]
         }
-        return {entry.digest for entry in self.table.apply(Desired(1, tasks)).bundles}
+        return {entry.digest for entry in self.table.reconcile(DesiredState(1, tasks)).bundles}
 
 
 @pytest.fixture
@@ -144,3 +144,13 @@ def test_a_bundle_that_is_here_is_not_loaded_again(workshop: Workshop, device: D
     device.loading.load(bundles)
     device.loading.load(bundles)
     assert len(device.store.resident) == 1
+
+
+def test_a_worker_that_asks_for_the_whole_table_gets_no_bundle_that_only_is_loaded(
+    workshop: Workshop, device: Device
+) -> None:
+    served, loaded = good(workshop, 1), good(workshop, 2)
+    device.loading.load(served)
+    device.serve(*digests(served))
+    device.loading.load(loaded)
+    assert [entry.digest for entry in device.table.full().bundles] == digests(served)

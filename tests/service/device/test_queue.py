@@ -68,49 +68,49 @@ def test_a_residency_is_waited_for_until_its_last_row_is_taken() -> None:
     assert not queue.is_waiting_for(8)
 
 
-def test_rows_of_a_residency_that_is_away_wait_while_others_go_on() -> None:
+def test_rows_whose_head_is_evicted_wait_while_others_run() -> None:
     queue = RowQueue(9)
     queue.push(rows(1, 2, handle=7))
     queue.push(rows(2, 1, handle=8))
-    assert numbers(queue.take(9, now=0, away={7}).rows) == [(2, 0)]
-    assert list(queue.parked) == [7]
+    assert numbers(queue.take(9, now=0, evicted={7}).rows) == [(2, 0)]
+    assert list(queue.pending) == [7]
     assert not queue.is_runnable
     assert queue.is_waiting_for(7)
     assert len(queue) == 2
 
 
-def test_rows_whose_residency_is_back_are_the_next_to_run_in_their_order() -> None:
+def test_rows_whose_head_is_reloaded_are_the_next_to_run_in_their_order() -> None:
     queue = RowQueue(9)
     queue.push(rows(1, 2, handle=7))
-    queue.take(9, now=0, away={7})
+    queue.take(9, now=0, evicted={7})
     queue.push(rows(2, 1, handle=8))
-    queue.unpark(7)
+    queue.resume(7)
     assert numbers(queue.take(9, now=0).rows) == [(1, 0), (1, 1), (2, 0)]
     assert len(queue) == 0
 
 
-def test_parked_rows_expire_at_their_deadline() -> None:
+def test_pending_rows_expire_at_their_deadline() -> None:
     queue = RowQueue(9)
     queue.push([*rows(1, 1, deadline=5, handle=7), *rows(2, 1, deadline=50, handle=7)])
-    queue.take(9, now=0, away={7})
-    assert numbers(queue.take(9, now=10, away={7}).expired) == [(1, 0)]
+    queue.take(9, now=0, evicted={7})
+    assert numbers(queue.take(9, now=10, evicted={7}).expired) == [(1, 0)]
     assert len(queue) == 1
 
 
-def test_parked_rows_of_a_client_that_left_are_dropped() -> None:
+def test_pending_rows_of_a_client_that_left_are_dropped() -> None:
     queue = RowQueue(9)
     queue.push(rows(1, 2, handle=7))
-    queue.take(9, now=0, away={7})
+    queue.take(9, now=0, evicted={7})
     assert queue.cancel(b"w", 1) == 2
-    assert list(queue.parked) == []
-    queue.unpark(7)
+    assert list(queue.pending) == []
+    queue.resume(7)
     assert numbers(queue.take(9, now=1).rows) == []
 
 
-def test_rows_of_a_residency_that_does_not_come_back_are_handed_out_to_be_refused() -> None:
+def test_rows_of_a_head_that_can_not_be_reloaded_are_handed_out_to_be_refused() -> None:
     queue = RowQueue(9)
     queue.push(rows(1, 2, handle=7))
-    queue.take(9, now=0, away={7})
-    assert numbers(queue.drop_parked(7)) == [(1, 0), (1, 1)]
+    queue.take(9, now=0, evicted={7})
+    assert numbers(queue.drop_pending(7)) == [(1, 0), (1, 1)]
     assert len(queue) == 0
     assert not queue.is_waiting_for(7)

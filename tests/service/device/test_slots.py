@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from peterrec.model.inference.heads import Selection
 from peterrec.model.spec import HeadKind, PatchGeometry
 from peterrec.patches.bundle.bundle import build_bundle
 from peterrec.patches.bundle.verify import BundleLimits, VerifiedBundle, verify_bundle
-from peterrec.service.device.slots import EngineRow, SlotStore
+from peterrec.service.device.slots import SlotStore
 from peterrec.service.errors import HeadBudgetExceeded, ProbeFailed
+from peterrec.service.protocol.messages import Row
 from tests.model.random_tasks import random_history
 from tests.service.random_bundles import SPEC, Workshop
 
@@ -36,7 +36,7 @@ def test_rows_of_all_kinds_in_one_batch_equal_the_reference(
     residencies = [store.load(verified(workshop, workshop.bundle(*task))) for task in tasks]
     histories = [random_history(SPEC, 2 * n, n) for n in range(len(tasks))]
     rows = [
-        EngineRow(residency, np.array(history, np.int32), Selection(top_k=3))
+        Row(residency.handle, np.array(history, np.int32).tobytes(), top_k=3)
         for residency, history in zip(residencies, histories, strict=True)
     ]
     for scores, task, history in zip(store.score(rows), tasks, histories, strict=True):
@@ -63,7 +63,8 @@ def test_a_reader_is_validated_and_answers_beside_patches(
     reader = store.load(verified(workshop, workshop.bundle("value", 1, geometry=geometry)))
     patch = store.load(verified(workshop, workshop.bundle("value", 2)))
     history = random_history(SPEC, 9, 1)
-    rows = [EngineRow(each, np.array(history, np.int32), Selection()) for each in (patch, reader)]
+    tokens = np.array(history, np.int32).tobytes()
+    rows = [Row(each.handle, tokens) for each in (patch, reader)]
     found = [scores.values[0] for scores in store.score(rows)]
     tasks = [workshop.task("value", 2), workshop.task("value", 1, geometry=geometry)]
     expected = [task.logits(history).item() for task in tasks]
@@ -89,7 +90,7 @@ def test_a_bundle_whose_weights_do_not_give_its_probes_is_refused_and_leaves_not
     bad = verified(workshop, build_bundle(good.manifest, tensors))
     with pytest.raises(ProbeFailed):
         store.load(bad)
-    assert store.resident == {}
+    assert (store.resident, store.by_digest) == ({}, {})
     assert (store.patch_bytes, store.head_bytes) == (0, 0)
 
 

@@ -14,7 +14,7 @@ from peterrec.patches.registry.local_copy import BlobCache
 from peterrec.patches.registry.records import RegistrySnapshot, TaskEntry
 from peterrec.patches.registry.registry import Registry, open_redis
 from peterrec.service.device.load import Failures, Loading
-from peterrec.service.device.serving_table import Desired, ServingTable
+from peterrec.service.device.serving_table import DesiredState, ServingTable
 from peterrec.service.device.slots import LocalBundle, SlotStore
 from peterrec.service.sync.loader import BundleLoader
 from peterrec.service.sync.source import BATCH_BUNDLES, BundleSource, Demands
@@ -30,7 +30,7 @@ class Replica:
 
     def __init__(self, workshop: Workshop, registry: Registry, folder: Path) -> None:
         self.store = SlotStore(workshop.loaded.backbone, 1 << 20)
-        self.table = ServingTable(epoch=1)
+        self.table = ServingTable(1, self.store.by_digest)
         self.loading = Loading(self.store, self.table, lambda: None)
         self.cache = BlobCache(folder)
         demands = Demands(workshop.identity, BundleLimits())
@@ -46,8 +46,8 @@ class Replica:
         return self.loading.load(bundles)
 
     async def flip(self) -> None:
-        self.loading.admit()
-        self.table.apply(Desired(1, self.wanted))
+        self.loading.hand_over()
+        self.table.reconcile(DesiredState(1, self.wanted))
         self.served.append(len(self.table.full().tasks) - len(self.table.missing()))
         self.loader.want(self.table.missing())
 

@@ -5,6 +5,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
+from numba import njit
+from numba.core.caching import FunctionCache, NullCache
 
 from peterrec import model
 
@@ -44,3 +49,27 @@ def test_a_kernel_is_compiled_anew_when_what_it_calls_has_changed(tmp_path: Path
     assert source.count(told) == 1
     called.write_text(source.replace(told, nothing))
     assert _run(tmp_path) == (0, 0)
+
+
+def one() -> int:
+    return 1
+
+
+def test_numba_asks_the_cache_that_we_put_in_place_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If this fails with a newer numba, adapt ``compiled.py`` and its upper bound in pyproject."""
+    monkeypatch.setattr("numba.core.config.CACHE_DIR", str(tmp_path))
+    keys: list[tuple[Any, ...]] = []
+
+    class Cache(FunctionCache):
+        def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
+            keys.append((*super()._index_key(sig, codegen), "ours"))
+            return keys[-1]
+
+    kernel = njit(nogil=True)(one)
+    assert isinstance(kernel._cache, NullCache)
+    kernel._cache = Cache(one)
+    assert kernel() == 1
+    assert [key[-1] for key in keys] == ["ours", "ours"]  # it looked, then it saved
+    assert kernel.stats.cache_path.startswith(str(tmp_path))
