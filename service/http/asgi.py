@@ -1,9 +1,10 @@
-"""The few pieces of ASGI that the prediction calls need, without a framework's layers."""
+"""Read requests and send answers over plain ASGI, without the layers of a framework."""
 
 import asyncio
 import itertools
 import re
 import secrets
+from collections.abc import Iterable
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -18,26 +19,28 @@ from peterrec.service.errors import (
     retry_headers,
 )
 
-Headers = list[tuple[bytes, bytes]]
+Header = tuple[bytes, bytes]
+Headers = list[Header]
 
 MAX_TIMEOUT_MS = 600_000
+"""Largest value of the header ``X-Request-Timeout-Ms``: ten minutes."""
 
 BODY_TIMEOUT_S = 30.0
-"""A client that sends headers and then nothing must not hold a connection for ever."""
+"""Seconds that a body may take: a client that stops sending must not hold a connection for ever."""
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}\Z")
 _PROCESS = secrets.token_hex(6)
-_numbers = itertools.count(1)
+_counter = itertools.count(1)
 
 encode_json = msgspec.json.Encoder().encode
 
 
-class ClientLeft(Exception):  # it is no error, it only ends the request
-    """The connection was closed before the request was read or answered."""
+class ClientLeft(Exception):  # not an error of the service: it only ends the request
+    """The client closed the connection before its request was read or answered."""
 
 
 class RequestHead(msgspec.Struct, frozen=True, gc=False):
-    """The headers that matter, raw; empty means absent."""
+    """The request headers that the routes read, as raw values; empty means absent."""
 
     request_id: str
     authorization: bytes = b""
@@ -47,11 +50,11 @@ class RequestHead(msgspec.Struct, frozen=True, gc=False):
 
     @classmethod
     def read(cls, scope: Scope) -> "RequestHead":
-        """Pick the headers out of an ASGI scope; names arrive in lower case."""
+        """Read the headers of an ASGI scope, in which names are in lower case."""
         get = dict(scope["headers"]).get
         given = get(b"x-request-id", b"")
         return cls(
-            given.decode("ascii") if _SANE_ID.match(given) else f"{_PROCESS}-{next(_numbers):x}",
+            given.decode("ascii") if _SANE_ID.match(given) else f"{_PROCESS}-{next(_counter):x}",
             get(b"authorization", b""),
             get(b"x-api-key", b""),
             get(b"content-length", b""),
@@ -59,13 +62,13 @@ class RequestHead(msgspec.Struct, frozen=True, gc=False):
         )
 
     def timeout_s(self, default_ms: int) -> float:
-        """Seconds that the request may take."""
+        """Return the seconds that the request may take."""
         if not self.timeout_ms:
             return default_ms / 1000
         is_number = self.timeout_ms.isdigit() and len(self.timeout_ms) < 9
         if not is_number or not 1 <= int(self.timeout_ms) <= MAX_TIMEOUT_MS:
             raise MalformedRequest(
-                f"X-Request-Timeout-Ms {self.timeout_ms[:20]!r} is no number of milliseconds "
+                f"X-Request-Timeout-Ms {self.timeout_ms[:20]!r} is not a number of milliseconds "
                 f"from 1 to {MAX_TIMEOUT_MS}."
             )
         return int(self.timeout_ms) / 1000
@@ -74,9 +77,11 @@ class RequestHead(msgspec.Struct, frozen=True, gc=False):
 async def read_body(
     receive: Receive, content_length: bytes, limit_bytes: int, *, has_arrived: bool
 ) -> bytes:
-    """The whole body; BodyTooLarge as soon as it is known to be, ClientLeft if it never ends.
+    """Read the whole body.
 
-    ``has_arrived``: it is there already, so that there is nothing to wait for.
+    Raises BodyTooLarge as soon as the size passes the limit, ClientLeft if the client disconnects
+    and DeadlineExceeded after ``BODY_TIMEOUT_S``. ``has_arrived`` says that the whole body is
+    received already, so that no timer is needed.
     """
     if content_length.isdigit() and int(content_length) > limit_bytes:
         raise BodyTooLarge(limit_bytes)
@@ -108,18 +113,19 @@ async def _read(receive: Receive, limit_bytes: int) -> bytes:
 
 
 async def send_json(send: Send, status: int, body: bytes, headers: Headers) -> None:
-    """A whole response."""
+    """Send a whole response."""
     headers.append((b"content-length", b"%d" % len(body)))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
-async def send_problem(send: Send, problem: Problem) -> None:
-    """A refusal as problem+json."""
+async def send_problem(send: Send, problem: Problem, more: Iterable[Header] = ()) -> None:
+    """Send a refusal as problem+json."""
     headers: Headers = [
         (b"content-type", b"application/problem+json"),
         (b"x-request-id", problem.request_id.encode()),
         *retry_headers(problem.status),
+        *more,
     ]
     if problem.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
@@ -127,5 +133,5 @@ async def send_problem(send: Send, problem: Problem) -> None:
 
 
 async def send_error(send: Send, error: PeterRecError, request_id: str) -> None:
-    """One of our errors as a response."""
+    """Send one of our errors as a response."""
     await send_problem(send, problem_of(error, request_id))

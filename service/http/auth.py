@@ -1,4 +1,4 @@
-"""Who calls and what they may do: keys from the table, never from Redis."""
+"""Callers and their permissions. Keys come from the worker's table, never from Redis."""
 
 import hashlib
 import hmac
@@ -16,14 +16,14 @@ _HINT = "Send `Authorization: Bearer prk_…` or `X-API-Key: prk_…`."
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """An authenticated caller: the tenant comes from here, never from a body."""
+    """An authenticated caller. The tenant of a request is the caller's, never one from a body."""
 
     key_id: str
     tenant: TenantId
     scopes: tuple[Scope, ...]
 
     def may(self, action: Action, task: str) -> bool:
-        """True if any scope allows ``action`` on ``task``."""
+        """Return whether any scope allows ``action`` on ``task``."""
         for scope in self.scopes:
             if scope.action == action and (
                 scope.tasks == ALL_TASKS or fnmatchcase(task, scope.tasks)
@@ -32,7 +32,7 @@ class Principal:
         return False
 
     def refusal(self, action: Action, task: str) -> Forbidden | None:
-        """Why the caller may not do ``action`` to ``task``; None if it may."""
+        """Return the error if the caller may not do ``action`` to ``task``, else None."""
         if self.may(action, task):
             return None
         return Forbidden(
@@ -41,17 +41,17 @@ class Principal:
         )
 
     def require(self, action: Action, task: str) -> None:
-        """Forbidden unless the caller may do ``action`` to ``task``."""
+        """Raise Forbidden unless the caller may do ``action`` to ``task``."""
         refusal = self.refusal(action, task)
         if refusal is not None:
             raise refusal
 
     def may_everywhere(self, action: Action) -> bool:
-        """True if a scope without a glob allows ``action``."""
+        """Return whether a scope without a glob allows ``action``."""
         return any(scope.action == action and scope.tasks == ALL_TASKS for scope in self.scopes)
 
     def require_everywhere(self, action: Action) -> None:
-        """Forbidden unless a scope without a glob allows ``action``."""
+        """Raise Forbidden unless a scope without a glob allows ``action``."""
         if not self.may_everywhere(action):
             raise Forbidden(
                 f"this key has no {action} scope for all tasks.",
@@ -60,11 +60,11 @@ class Principal:
 
 
 ANYONE = Principal("none", DEFAULT_TENANT, (Scope("predict"), Scope("admin")))
-"""Every caller of a server whose authentication is off."""
+"""The caller of every request if authentication is off."""
 
 
 class Authenticator:
-    """Finds the caller behind a request's credential."""
+    """Finds the caller of a request by its API key."""
 
     def __init__(self, is_required: bool) -> None:
         self._is_required = is_required
@@ -72,7 +72,7 @@ class Authenticator:
         self._key_ids: frozenset[str] = frozenset()
 
     def replace_keys(self, keys: Iterable[KeyEntry]) -> None:
-        """From now on exactly these keys are valid."""
+        """Accept exactly these keys from now on."""
         keys = list(keys)
         self._key_ids = frozenset(key.key_id for key in keys)
         self._by_hash = {
@@ -88,13 +88,13 @@ class Authenticator:
         }
 
     def is_valid(self, principal: Principal) -> bool:
-        """True if a caller that was authenticated before still is one."""
+        """Return whether the key of an authenticated caller is still valid."""
         return not self._is_required or principal.key_id in self._key_ids
 
     def authenticate(self, authorization: bytes, api_key: bytes) -> Principal:
-        """The caller, by the raw values of the two headers (empty: absent).
+        """Return the caller, given the raw values of the two headers; empty means absent.
 
-        Until the keys are known a key can't be judged: DeviceUnavailable, which is worth a retry.
+        Raises DeviceUnavailable, after which a retry may succeed, while the keys are not known yet.
         """
         if not self._is_required:
             return ANYONE

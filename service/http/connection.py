@@ -1,4 +1,4 @@
-"""The HTTP connection of a request: what of it has arrived, and whether the client is there."""
+"""The HTTP connection of a request: how much of it has arrived, and whether the client has left."""
 
 import asyncio
 import weakref
@@ -16,43 +16,43 @@ Result = TypeVar("Result")
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's, which applications find in their scope's state.
+    """uvicorn's connection, which the application finds in the state of its scope.
 
-    ASGI tells of a client that left only to a task that waits for it beside the work: two tasks
-    more for each request.
+    With ASGI alone, a second task must wait for the disconnect while the first one works. This
+    class cancels the work itself, which saves two tasks per request.
     """
 
     def __init__(self, config: Config, server_state: ServerState) -> None:
-        # a request under way holds its connection; a reference back would keep both after their end
+        # A request holds its connection; a strong reference back would keep both alive.
         super().__init__(config, server_state, {"connection": weakref.ref(self)})
         self._working: asyncio.Task[Any] | None = None  # Any: whatever the application returns
         self._has_ended = False
 
     @classmethod
     def of(cls, scope: Scope) -> "Connection":
-        """The connection that a request came by."""
+        """Return the connection of a request."""
         connection = scope["state"]["connection"]()
         assert isinstance(connection, cls)
         return connection
 
     @property
     def has_whole_body(self) -> bool:
-        """True if nothing of the request in progress is still to come."""
+        """Whether the whole body of the current request is received."""
         return not self.cycle.more_body
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End what the client had waited for."""
+        """Cancel the work that the client was waiting for."""
         super().connection_lost(exc)
         self._has_ended = True
         if self._working is not None:
             self._working.cancel()
 
     async def while_it_lasts(self, work: Awaitable[Result]) -> Result:
-        """The result of ``work``; ClientLeft, with ``work`` cancelled, if the connection ends.
+        """Return the result of ``work``; cancel it and raise ClientLeft if the connection ends.
 
         The request's body must have been read.
         """
-        self.flow.resume_reading()  # paused after a large body: then it would not hear of an end
+        self.flow.resume_reading()  # it is paused after a large body and then misses a disconnect
         self._working = asyncio.current_task()
         assert self._working is not None
         if self._has_ended:

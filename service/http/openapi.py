@@ -1,10 +1,12 @@
-"""The OpenAPI document: FastAPI's routes, the msgspec bodies of the predictions, our errors."""
+"""What the OpenAPI document says about refusals and about the bodies that msgspec decodes.
+
+FastAPI writes the document from the declarations of the routes. Raw routes declare their bodies as
+``raw_operation``, and ``add_schemas`` adds the schemas that these refer to.
+"""
 
 from typing import Any
 
 import msgspec
-from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 
 from peterrec.service.errors import Problem
 from peterrec.service.predict.schemas import (
@@ -17,11 +19,15 @@ from peterrec.service.predict.schemas import (
 Document = dict[str, Any]  # Any: a JSON document
 
 REF = "#/components/schemas/{name}"
+"""Where the document keeps the schema of a body."""
+
+BODIES = (PredictRequest, PredictResponse, UsersPredictRequest, UsersPredictResponse, Problem)
+"""Bodies that msgspec decodes or encodes, and FastAPI therefore does not know."""
 
 DESCRIPTION = """One shared user model, a small patch and head per task.
 
-Send a user's history, get the prediction of a task, or of many tasks at once. Every answer names
-the bundle (digest) that gave it. Every refusal is `application/problem+json` with a stable `code`.
+Send a user's history, get the prediction of one task or of many tasks. Every answer names the
+bundle (digest) that computed it. Every refusal is `application/problem+json` with a stable `code`.
 Send an API key as `Authorization: Bearer prk_…` or `X-API-Key`.
 """
 
@@ -34,7 +40,7 @@ PREDICT_REQUESTS: dict[str, Document] = {
     "one user": {"value": {"history": ["1193", "661", "914"]}},
     "int ids": {"value": {"history": [1193, 661, 914]}},
     "cold start": {"value": {"history": []}},
-    "a version of one's own": {
+    "a certain version": {
         "value": {"history": ["1193"], "parameters": {"version": "next"}},
     },
     "several users": {
@@ -103,111 +109,62 @@ USERS_RESPONSES: dict[str, Document] = {
 }
 
 _STATUSES = {
-    400: "Malformed: the message names the place.",
+    400: "Malformed; the message says where.",
     401: "No valid API key.",
     403: "The key may not do this.",
-    404: "No such task, or it has no such alias.",
-    409: "The task has no prod version, or the version that is asked for is not served.",
+    404: "The task does not exist, or does not have this alias.",
+    409: "The task has no prod version, or the requested version is not served.",
     413: "The body, the history or the number of rows is too large.",
-    429: "Too many rows wait; see Retry-After.",
-    503: "The device process or the bundle is not there yet; see Retry-After.",
+    429: "Too many rows are waiting; see Retry-After.",
+    503: "The device process or the bundle is not available yet; see Retry-After.",
     504: "The deadline has passed.",
 }
+"""Statuses of a prediction call other than 200."""
 
 _HEADERS = [
     {
         "name": "X-Request-Id",
         "in": "header",
         "schema": {"type": "string"},
-        "description": "Returned as it is, and in the log.",
+        "description": "Returned unchanged, and written to the log.",
     },
     {
         "name": "X-Request-Timeout-Ms",
         "in": "header",
         "schema": {"type": "integer", "minimum": 1, "maximum": 600_000},
-        "description": "Milliseconds the answer may take, instead of the server's default.",
+        "description": "Milliseconds that the answer may take, instead of the server's default.",
     },
 ]
 
+_PROBLEM = {"application/problem+json": {"schema": {"$ref": REF.format(name="Problem")}}}
 
-def build_document(app: FastAPI) -> Document:
-    """The whole document, built once."""
-    if app.openapi_schema is None:
-        document = get_openapi(
-            title=app.title, version=app.version, description=app.description, routes=app.routes
-        )
-        components = document.setdefault("components", {}).setdefault("schemas", {})
-        refs = _add_schemas(components)
-        document["paths"] = _predict_paths(refs) | document["paths"]
-        for path in document["paths"].values():
-            for operation in path.values():
-                _describe_refusals(operation)
-        for name in ("HTTPValidationError", "ValidationError"):
-            components.pop(name, None)
-        app.openapi_schema = document
-    return app.openapi_schema
+REFUSALS: dict[int | str, Document] = {
+    "default": {"description": "A refusal.", "content": _PROBLEM},
+}
+"""Refusals as every operation declares them. They replace FastAPI's own 422, which is never sent:
+a malformed body is a 400."""
 
 
-def _add_schemas(components: Document) -> dict[type, Document]:
-    bodies = [PredictRequest, PredictResponse, UsersPredictRequest, UsersPredictResponse, Problem]
-    refs, schemas = msgspec.json.schema_components(bodies, ref_template=REF)
-    components.update(schemas)
-    return dict(zip(bodies, refs, strict=True))
-
-
-def _predict_paths(refs: dict[type, Document]) -> Document:
-    task = {"name": "task", "in": "path", "required": True, "schema": {"type": "string"}}
-    return {
-        "/tasks/{task}/predict": {
-            "post": _operation(
-                "Predict",
-                "One task's prediction for one history, or for each of several instances. A bad "
-                "instance gets an error in its slot and never fails its neighbours.",
-                [task],
-                _body(refs[PredictRequest], PREDICT_REQUESTS),
-                _body(refs[PredictResponse], PREDICT_RESPONSES),
-            )
-        },
-        "/users/predict": {
-            "post": _operation(
-                "Predict many tasks",
-                "Many tasks for one history, all by one registry revision. Tasks that can't be "
-                "answered are in errors; if none can, the first error is the response.",
-                [],
-                _body(refs[UsersPredictRequest], USERS_REQUESTS),
-                _body(refs[UsersPredictResponse], USERS_RESPONSES),
-            )
-        },
-    }
-
-
-def _operation(
-    summary: str, description: str, parameters: list[Document], body: Document, answer: Document
+def raw_operation(
+    request: type, requests: dict[str, Document], response: type, responses: dict[str, Document]
 ) -> Document:
+    """Describe headers, bodies and statuses of a raw route, with examples of both bodies."""
     return {
-        "tags": ["predict"],
-        "summary": summary,
-        "operationId": summary.lower().replace(" ", "_"),
-        "description": description,
-        "parameters": [*parameters, *_HEADERS],
-        "requestBody": {"required": True, "content": body},
+        "parameters": _HEADERS,
+        "requestBody": {"required": True, "content": _body(request, requests)},
         "responses": {
-            "200": {"description": "Answered.", "content": answer},
-            **{str(s): {"description": d, "content": _problem()} for s, d in _STATUSES.items()},
+            "200": {"content": _body(response, responses)},
+            **{str(s): {"description": d, "content": _PROBLEM} for s, d in _STATUSES.items()},
         },
-        "security": [{"HTTPBearer": []}, {"APIKeyHeader": []}],
     }
 
 
-def _body(schema: Document, examples: dict[str, Document]) -> Document:
+def add_schemas(document: Document) -> None:
+    """Add the schemas of all bodies in ``BODIES`` to a document."""
+    _, schemas = msgspec.json.schema_components(BODIES, ref_template=REF)
+    document["components"]["schemas"].update(schemas)
+
+
+def _body(body: type, examples: dict[str, Document]) -> Document:
+    schema = {"$ref": REF.format(name=body.__name__)}
     return {"application/json": {"schema": schema, "examples": examples}}
-
-
-def _problem() -> Document:
-    return {"application/problem+json": {"schema": {"$ref": REF.format(name="Problem")}}}
-
-
-def _describe_refusals(operation: Document) -> None:
-    """Our refusals instead of the framework's: it would answer 422, we answer 400."""
-    operation["responses"].pop("422", None)
-    operation["responses"]["default"] = {"description": "A refusal.", "content": _problem()}

@@ -1,8 +1,8 @@
-"""uvicorn with a shutdown that loses nothing: what was accepted is answered, then the port closes.
+"""A uvicorn server whose shutdown loses no request.
 
-uvicorn's own shutdown resets connections that wait in the kernel's queue, and closes those whose
-request has arrived but was not read yet. Here the worker accepts by itself, so that it can empty
-the queue and close the listening socket in one step.
+uvicorn's own shutdown resets the connections that wait in the kernel's queue, and closes those
+whose request has arrived but was not read yet. This server accepts connections itself, so it can
+empty the queue, close the listening socket, and answer everything that it accepted.
 """
 
 import asyncio
@@ -20,21 +20,23 @@ from peterrec.service.http.connection import Connection
 log = structlog.get_logger()
 
 ACCEPTED_AT_ONCE = 16
-"""Per turn of the loop, so that idle workers get their share of a burst of connections."""
+"""Connections accepted per turn of the loop: few enough to leave some to idle workers."""
 
 ACCEPT_PAUSE_S = 1.0
+"""Seconds without accepting after the process ran out of file descriptors."""
 
 LAST_REQUESTS_S = 1.0
-"""Connections just accepted get so long to send the request that they were opened for."""
+"""Seconds that connections accepted last have to send the request for which they were opened."""
 
 POLL_S = 0.01
+"""Seconds between two looks at the open connections during a shutdown."""
 
 
 class DrainingServer(uvicorn.Server):
-    """On SIGTERM: say unready, wait, stop accepting, answer what was accepted, return.
+    """Drains on SIGTERM: become unready, wait, stop accepting, answer what was accepted, return.
 
-    ``on_drain`` is called when the drain begins. Another signal than SIGTERM, or a second one,
-    skips the delay.
+    ``on_drain`` is called when the drain begins; ``delay_s`` is the wait. Any other signal, or a
+    second one, skips the wait.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class DrainingServer(uvicorn.Server):
         self._opening: set[asyncio.Task[None]] = set()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain; runs between two instructions of the main thread."""
+        """Begin to drain. Runs as a signal handler, between two instructions of the main thread."""
         is_hurried = self._is_draining or sig != signal.SIGTERM
         self._is_draining = True
         self._on_drain()
@@ -63,14 +65,14 @@ class DrainingServer(uvicorn.Server):
             self._loop.call_soon_threadsafe(self._loop.call_later, self._delay_s, self._exit)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept from the listener that this server was made with."""
+        """Accept connections from the listener that was passed to the constructor."""
         self.servers = []
         self._loop = asyncio.get_running_loop()
         self._resume()
         self.started = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Empty the queue of connections, close it, answer them, then close the idle ones."""
+        """Empty and close the queue of connections, answer them, then close the idle ones."""
         self._on_drain()
         self._loop.remove_reader(self._listener.fileno())
         while self._accept(ACCEPTED_AT_ONCE):
@@ -78,7 +80,7 @@ class DrainingServer(uvicorn.Server):
         self._listener.close()
         await asyncio.gather(*self._opening)
         deadline = self._loop.time() + LAST_REQUESTS_S
-        while self.server_state.connections and self._loop.time() < deadline:  # noqa: ASYNC110  # uvicorn's set tells nobody
+        while self.server_state.connections and self._loop.time() < deadline:  # noqa: ASYNC110  # uvicorn has no event for it
             await asyncio.sleep(POLL_S)
         await super().shutdown()
 
@@ -90,13 +92,13 @@ class DrainingServer(uvicorn.Server):
             self._loop.add_reader(self._listener.fileno(), self._accept, ACCEPTED_AT_ONCE)
 
     def _accept(self, count: int) -> bool:
-        """Accept at most ``count`` connections; False if no more wait."""
+        """Accept at most ``count`` connections; return False if none is waiting any more."""
         for _ in range(count):
             try:
                 connection, _ = self._listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return False
-            except OSError as error:  # no file descriptor is left
+            except OSError as error:  # out of file descriptors
                 log.error("accept_failed", reason=error.strerror)
                 self._loop.remove_reader(self._listener.fileno())
                 self._loop.call_later(ACCEPT_PAUSE_S, self._resume)

@@ -1,4 +1,4 @@
-"""Uploads on their way: streamed to a file with a limit, off the event loop, and removed after."""
+"""Uploads: streamed to a temporary file with a size limit, off the event loop."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,14 +9,17 @@ from uuid import uuid4
 from peterrec.service.errors import BodyTooLarge, MalformedRequest
 
 WRITE_BYTES = 1 << 20
-"""Collected before a write is handed to a thread."""
+"""Bytes that are collected before a thread writes them: one write per megabyte."""
 
 
 @asynccontextmanager
-async def spooled(
+async def uploaded_file(
     chunks: AsyncIterator[bytes], folder: Path, limit_bytes: int
 ) -> AsyncIterator[Path]:
-    """A file with the whole upload, as long as the context lasts; BodyTooLarge past the limit."""
+    """Write an upload to a file that exists within the context; raise BodyTooLarge past the limit.
+
+    An empty upload is a MalformedRequest.
+    """
     path = folder / f"{uuid4().hex}.upload"
     try:
         size = await _write(chunks, path, limit_bytes)
@@ -30,7 +33,7 @@ async def spooled(
 
 
 async def _write(chunks: AsyncIterator[bytes], path: Path, limit_bytes: int) -> int:
-    """A short upload is one call of a thread: each costs more than the writing."""
+    """Write the chunks and return their size. Each call of a thread costs more than the writing."""
     size = 0
     waiting = bytearray()
     async for chunk in chunks:

@@ -12,10 +12,9 @@ from uvicorn.config import Config
 from peterrec.model.files.backbone_info import read_info
 from peterrec.patches.redis.client import open_redis
 from peterrec.patches.registry.registry import Registry
-from peterrec.service.http.app import create_app
+from peterrec.service.http.app import Application
 from peterrec.service.http.auth import Authenticator
-from peterrec.service.http.routes.context import AdminContext, Readiness
-from peterrec.service.http.routes.predict import PredictContext
+from peterrec.service.http.context import AdminContext, PredictContext, Readiness
 from peterrec.service.http.server import DrainingServer
 from peterrec.service.predict.catalogs import Catalogs
 from peterrec.service.predict.device_link import DeviceLink
@@ -71,14 +70,14 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     assert settings.redis_url, "the supervisor sets the registry's URL"
     redis = open_redis(settings.redis_url, retries=1, timeout_s=REDIS_TIMEOUT_S)
     readiness = Readiness()
-    app = create_app(
+    app = Application(
         AdminContext(
             table=table,
             authenticator=authenticator,
             link=link,
             registry=Registry(redis, settings.redis_prefix),
             backbone=backbone,
-            spool_dir=settings.spool_dir,
+            upload_dir=settings.spool_dir,
             bundle_size_limit_bytes=settings.bundle_size_limit_bytes,
             readiness=readiness,
         ),

@@ -12,7 +12,7 @@ import pytest
 
 from peterrec import model, patches, service
 from peterrec.model.errors import Category, PeterRecError
-from peterrec.patches.errors import CacheUnwritable, ReasonCode
+from peterrec.patches.errors import BundleRejected, CacheUnwritable, ReasonCode
 from peterrec.service import errors
 from peterrec.service.errors import (
     HTTP_STATUS,
@@ -20,7 +20,6 @@ from peterrec.service.errors import (
     DeviceRefusal,
     ErrorBody,
     NothingAnswered,
-    PushRefused,
     QueueFull,
     RowError,
     TaskNotActive,
@@ -101,7 +100,7 @@ def test_no_process_sends_a_code_that_is_not_taken_from_an_error_class():
 
 
 def test_the_http_document_lists_every_code_of_a_row_and_of_a_refused_push():
-    sent = [*subclasses(RowError), PushRefused, *subclasses(PushRefused)]
+    sent = [*subclasses(RowError), BundleRejected, *subclasses(BundleRejected)]
     assert {error.code for error in sent} - codes_in("http-api.md") == set()
 
 

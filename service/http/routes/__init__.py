@@ -1,1 +1,1 @@
-"""HTTP routes: predictions as plain ASGI, everything else as FastAPI routers."""
+"""The HTTP routes: one file per resource, each with a ``router`` of module-level handlers."""

@@ -1,13 +1,15 @@
-"""What every task on this server is grafted into."""
+"""The backbone that all tasks of this server share."""
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel
 
+from peterrec.model.files.backbone_info import BackboneInfo
 from peterrec.model.spec import CLS, MASK, PAD, UNK, vocabulary_digest
-from peterrec.service.http.auth import Principal
-from peterrec.service.http.routes.context import AdminContext, find_caller
+from peterrec.service.http.context import Caller
+
+router = APIRouter(tags=["backbone"])
 
 
 class BackboneView(BaseModel):
@@ -25,12 +27,10 @@ class BackboneView(BaseModel):
     special_tokens: dict[str, int]
 
 
-def backbone_router(context: AdminContext) -> APIRouter:
-    """``GET /backbone``."""
-    router = APIRouter(tags=["backbone"])
-    Caller = Annotated[Principal, Depends(find_caller(context.authenticator))]
-    info, spec = context.backbone, context.backbone.spec
-    view = BackboneView(
+def describe_backbone(info: BackboneInfo) -> BackboneView:
+    """Describe a backbone. Hashes the whole vocabulary, so it is done once per application."""
+    spec = info.spec
+    return BackboneView(
         fingerprint=info.fingerprint,
         item_count=spec.item_count,
         vocabulary_digest=vocabulary_digest(info.items),
@@ -43,9 +43,16 @@ def backbone_router(context: AdminContext) -> APIRouter:
         special_tokens={"PAD": PAD, "UNK": UNK, "CLS": CLS, "MASK": MASK},
     )
 
-    @router.get("/backbone")
-    async def get_backbone(caller: Caller) -> BackboneView:
-        """The backbone that this server runs."""
-        return view
 
-    return router
+async def get_view(request: Request) -> BackboneView:
+    """Return the description that was made when the application was created."""
+    view: BackboneView = request.app.state.backbone
+    return view
+
+
+@router.get("/backbone")
+async def get_backbone(
+    _caller: Caller, view: Annotated[BackboneView, Depends(get_view)]
+) -> BackboneView:
+    """Describe the backbone that this server runs."""
+    return view

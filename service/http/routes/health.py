@@ -1,4 +1,4 @@
-"""Is the process alive, and does it want requests? The only routes that need no key."""
+"""Liveness and readiness of a worker: the only routes that need no API key."""
 
 import time
 from typing import Literal
@@ -6,17 +6,19 @@ from typing import Literal
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
-from peterrec.service.http.routes.context import AdminContext
+from peterrec.service.http.context import AdminContext, Context
+
+router = APIRouter(tags=["health"])
 
 
 class Live(BaseModel):
-    """The event loop answers."""
+    """The worker process is running and answers requests."""
 
     status: Literal["alive"] = "alive"
 
 
 class Ready(BaseModel):
-    """Ready, or why not; and how old what is served may be."""
+    """Whether the worker is ready, the reasons if it is not, and the age of the served state."""
 
     status: Literal["ready", "not_ready"]
     reasons: list[str]
@@ -25,26 +27,22 @@ class Ready(BaseModel):
     registry_stale_s: float | None
 
 
-def health_router(context: AdminContext) -> APIRouter:
-    """``/livez`` and ``/readyz``."""
-    router = APIRouter(tags=["health"])
+@router.get("/livez")
+async def live() -> Live:
+    """Report that the process is alive. Restart it if this call gets no answer."""
+    return Live()
 
-    @router.get("/livez")
-    async def live() -> Live:
-        """The process lives: restart it if this does not answer."""
-        return Live()
 
-    @router.get("/readyz", responses={503: {"model": Ready, "description": "Not ready."}})
-    async def ready(response: Response) -> Ready:
-        """Send requests: the backbone is warm, the registry was read once, no drain is on.
+@router.get("/readyz", responses={503: {"model": Ready, "description": "Not ready."}})
+async def ready(context: Context, response: Response) -> Ready:
+    """Report whether to send requests here.
 
-        Says nothing about single bundles: one bad bundle never takes a server out.
-        """
-        answer = _readiness(context)
-        response.status_code = 200 if answer.status == "ready" else 503
-        return answer
-
-    return router
+    Ready means: the backbone is loaded, the registry was read once and no drain has begun. A single
+    bad bundle does not make a server unready.
+    """
+    answer = _readiness(context)
+    response.status_code = 200 if answer.status == "ready" else 503
+    return answer
 
 
 def _readiness(context: AdminContext) -> Ready:

@@ -1,13 +1,12 @@
-"""``POST /tasks/{task}/predict`` and ``POST /users/predict``: plain ASGI, decoded by msgspec."""
+"""``POST /tasks/{task}/predict`` and ``POST /users/predict``: raw routes, decoded by msgspec."""
 
 import time
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import structlog
+from fastapi import APIRouter, Depends
 from msgspec import UNSET, structs
-from starlette.types import Receive, Scope, Send
 
 from peterrec.model.errors import PeterRecError
 from peterrec.patches.errors import TaskNotFound
@@ -24,18 +23,26 @@ from peterrec.service.errors import (
 from peterrec.service.http.asgi import (
     ClientLeft,
     Headers,
-    RequestHead,
     encode_json,
     read_body,
     send_error,
     send_json,
 )
-from peterrec.service.http.auth import Authenticator, Principal
-from peterrec.service.http.connection import Connection
+from peterrec.service.http.auth import Principal
+from peterrec.service.http.context import PredictContext, find_caller
+from peterrec.service.http.openapi import (
+    PREDICT_REQUESTS,
+    PREDICT_RESPONSES,
+    REFUSALS,
+    USERS_REQUESTS,
+    USERS_RESPONSES,
+    raw_operation,
+)
+from peterrec.service.http.raw_route import Call, RawRoute
 from peterrec.service.predict.canary import Answered
 from peterrec.service.predict.item_ids import MappedHistory
 from peterrec.service.predict.parse import parse_predict, parse_users_predict
-from peterrec.service.predict.predictor import Predictor, TaskAnswers, TaskQuestions
+from peterrec.service.predict.predictor import TaskAnswers, TaskQuestions
 from peterrec.service.predict.questions import Question
 from peterrec.service.predict.schemas import (
     MAX_BODY_BYTES,
@@ -43,6 +50,7 @@ from peterrec.service.predict.schemas import (
     FailedRow,
     Instance,
     Prediction,
+    PredictRequest,
     PredictResponse,
     TaskChoice,
     UsersPredictRequest,
@@ -50,184 +58,189 @@ from peterrec.service.predict.schemas import (
 )
 from peterrec.service.predict.task_table import TaskTable
 from peterrec.service.protocol.served_task import ServedTask
-from peterrec.service.telemetry.events import Emit, RequestFinished
+from peterrec.service.telemetry.events import RequestFinished
 
 log = structlog.get_logger()
 
 CLIENT_LEFT = "client_left"
+"""Label ``outcome`` of a request whose client disconnected before the answer."""
+
+router = APIRouter(
+    tags=["predict"],
+    route_class=RawRoute,
+    dependencies=[Depends(find_caller)],  # for the OpenAPI document: _begin authenticates
+    responses=REFUSALS,
+)
 
 
-@dataclass(frozen=True, slots=True)
-class PredictContext:
-    """What the prediction routes need of their worker."""
+@router.post(
+    "/tasks/{task}/predict",
+    operation_id="predict",
+    response_description="Answered.",
+    openapi_extra=raw_operation(
+        PredictRequest, PREDICT_REQUESTS, PredictResponse, PREDICT_RESPONSES
+    ),
+)
+async def predict(call: Call, task: str) -> None:
+    """Predict one task for one history, or for each of several instances.
 
-    table: TaskTable
-    authenticator: Authenticator
-    predictor: Predictor
-    emit: Emit
-    request_timeout_ms: int
-
-
-@dataclass(slots=True)
-class Call:
-    """One HTTP request on its way; the last three fill in for the metrics."""
-
-    head: RequestHead
-    connection: Connection
-    receive: Receive
-    send: Send
-    started: float
-    tenant: str = ""
-    tasks: Sequence[str] = ("",)
-    rows: int = 0
+    A bad instance gets an error in its slot and does not affect the others.
+    """
+    context: PredictContext = call.app.state.predict
+    await _guard(context, call, _predict(context, call, task))
 
 
-def _call(scope: Scope, receive: Receive, send: Send) -> Call:
-    return Call(RequestHead.read(scope), Connection.of(scope), receive, send, time.monotonic())
+@router.post(
+    "/users/predict",
+    summary="Predict many tasks",
+    operation_id="predict_many_tasks",
+    response_description="Answered.",
+    openapi_extra=raw_operation(
+        UsersPredictRequest, USERS_REQUESTS, UsersPredictResponse, USERS_RESPONSES
+    ),
+)
+async def users_predict(call: Call) -> None:
+    """Predict many tasks for one history, all by one registry revision.
+
+    Tasks that cannot be answered are listed in errors. If none can, the first error is the
+    response.
+    """
+    context: PredictContext = call.app.state.predict
+    await _guard(context, call, _users_predict(context, call))
+
+
+async def _guard(context: PredictContext, call: Call, work: Awaitable[None]) -> None:
+    """Run a call; send its error as a response, and its outcome as an event."""
+    outcome = "ok"
+    try:
+        await work
+    except ClientLeft:
+        outcome = CLIENT_LEFT
+    except PeterRecError as error:
+        outcome = OUTCOMES.get(category_of(error), "client_error")
+        await send_error(call.send, error, call.head.request_id)
+    except Exception:
+        # The last guard of a request: the caller gets our form of a 500 for any mistake of ours.
+        outcome = "error"
+        log.exception("request_failed", request_id=call.head.request_id)
+        await send_error(call.send, InternalError(), call.head.request_id)
+    duration = time.monotonic() - call.started
+    for task in call.tasks:
+        context.emit(RequestFinished(call.tenant, task, outcome, duration, call.rows))
 
 
 class Begun(NamedTuple):
-    """A call that was authenticated and read."""
+    """The caller, the body and the deadline of a call."""
 
     principal: Principal
     body: bytes
     deadline: float
 
 
-class PredictRoutes:
-    """The prediction calls as ASGI applications."""
+async def _begin(context: PredictContext, call: Call) -> Begun:
+    """Authenticate the caller and read the body."""
+    head = call.head
+    principal = context.authenticator.authenticate(head.authorization, head.api_key)
+    call.tenant = principal.tenant
+    deadline = call.started + head.timeout_s(context.request_timeout_ms)
+    body = await read_body(
+        call.receive,
+        head.content_length,
+        MAX_BODY_BYTES,
+        has_arrived=call.connection.has_whole_body,
+    )
+    return Begun(principal, body, deadline)
 
-    def __init__(self, context: PredictContext) -> None:
-        self._table = context.table
-        self._authenticator = context.authenticator
-        self._predictor = context.predictor
-        self._emit = context.emit
-        self._timeout_ms = context.request_timeout_ms
 
-    async def predict(self, scope: Scope, receive: Receive, send: Send, task: str) -> None:
-        """Answer ``POST /tasks/{task}/predict``."""
-        await self._guard(call := _call(scope, receive, send), self._predict(call, task))
+async def _predict(context: PredictContext, call: Call, task: str) -> None:
+    principal, body, deadline = await _begin(context, call)
+    if context.table.entry(principal.tenant, task) is None:
+        raise TaskNotFound(task)
+    call.tasks = (task,)
+    principal.require("predict", task)
+    instances, parameters = parse_predict(body)
+    call.rows = len(instances)
+    questions = context.predictor.questions(instances, parameters)
+    asked = TaskQuestions(task, parameters.version, questions)
+    predicted = await call.connection.while_it_lasts(
+        context.predictor.predict(principal.tenant, (asked,), deadline)
+    )
+    served, answered = predicted.tasks[0]
+    if isinstance(served, PeterRecError):
+        raise served
+    if len(answered) == 1 and isinstance(answered[0].answer, PeterRecError):
+        raise answered[0].answer
+    by = served if served.split is None else _answering(served, answered)
+    response = PredictResponse(
+        task=task,
+        version=by.version,
+        digest=by.digest,
+        alias=by.alias,
+        role=by.role,
+        kind=by.bundle.kind,
+        registry_revision=predicted.registry_revision,
+        request_id=call.head.request_id,
+        predictions=[
+            _slot(*pair, has_traffic=served.split is not None)
+            for pair in zip(instances, answered, strict=True)
+        ],
+    )
+    await _send(call, encode_json(response), by.digest)
 
-    async def users_predict(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer ``POST /users/predict``."""
-        await self._guard(call := _call(scope, receive, send), self._users_predict(call))
 
-    async def _guard(self, call: Call, work: Awaitable[None]) -> None:
-        """Run a call; its errors become responses, its outcome an event."""
-        outcome = "ok"
-        try:
-            await work
-        except ClientLeft:
-            outcome = CLIENT_LEFT
-        except PeterRecError as error:
-            outcome = OUTCOMES.get(category_of(error), "client_error")
-            await send_error(call.send, error, call.head.request_id)
-        except Exception:
-            # The last guard of a request: whatever it is, the caller gets our form of a 500.
-            outcome = "error"
-            log.exception("request_failed", request_id=call.head.request_id)
-            await send_error(call.send, InternalError(), call.head.request_id)
-        duration = time.monotonic() - call.started
-        for task in call.tasks:
-            self._emit(RequestFinished(call.tenant, task, outcome, duration, call.rows))
+async def _users_predict(context: PredictContext, call: Call) -> None:
+    principal, body, deadline = await _begin(context, call)
+    request = parse_users_predict(body)
+    choices = _choices(context.table, request, principal)
+    call.rows = 1
+    call.tasks = _known(context.table, principal, choices)
+    history = context.predictor.map_history(request.history, request.parameters.unknown_items)
+    asked = [_task_question(principal, request, history, choice) for choice in choices]
+    predicted = await call.connection.while_it_lasts(
+        context.predictor.predict(principal.tenant, asked, deadline)
+    )
+    results, errors = _sort(choices, predicted.tasks)
+    if errors and not results:
+        raise NothingAnswered(errors)
+    response = UsersPredictResponse(
+        registry_revision=predicted.registry_revision,
+        request_id=call.head.request_id,
+        results=results,
+        errors={task: error_body(error) for task, error in errors.items()},
+    )
+    await _send(call, encode_json(response))
 
-    async def _begin(self, call: Call) -> Begun:
-        head = call.head
-        principal = self._authenticator.authenticate(head.authorization, head.api_key)
-        call.tenant = principal.tenant
-        deadline = call.started + head.timeout_s(self._timeout_ms)
-        body = await read_body(
-            call.receive,
-            head.content_length,
-            MAX_BODY_BYTES,
-            has_arrived=call.connection.has_whole_body,
+
+def _known(table: TaskTable, principal: Principal, choices: Sequence[TaskChoice]) -> Sequence[str]:
+    """Return the registered tasks among the choices: only these may become label values."""
+    known = [choice.task for choice in choices if table.entry(principal.tenant, choice.task)]
+    return known or ("",)
+
+
+def _choices(
+    table: TaskTable, request: UsersPredictRequest, principal: Principal
+) -> list[TaskChoice]:
+    """Return the requested tasks with their own parameters; refuse one that is named twice."""
+    if request.tasks == "all":
+        entries = table.entries(principal.tenant)
+        names = [entry.task for entry in entries if PROD in entry.aliases]
+        choices = [TaskChoice(name) for name in names if principal.may("predict", name)]
+    else:
+        choices = [TaskChoice(t) if isinstance(t, str) else t for t in request.tasks]
+    if len(choices) > MAX_TASKS:
+        raise TooManyRows(
+            f"the call is for {len(choices)} tasks, at most {MAX_TASKS} are accepted.",
+            hint="Name the tasks that you need.",
         )
-        return Begun(principal, body, deadline)
-
-    async def _predict(self, call: Call, task: str) -> None:
-        principal, body, deadline = await self._begin(call)
-        if self._table.entry(principal.tenant, task) is None:
-            raise TaskNotFound(task)
-        call.tasks = (task,)
-        principal.require("predict", task)
-        instances, parameters = parse_predict(body)
-        call.rows = len(instances)
-        questions = self._predictor.questions(instances, parameters)
-        asked = TaskQuestions(task, parameters.version, questions)
-        predicted = await call.connection.while_it_lasts(
-            self._predictor.predict(principal.tenant, (asked,), deadline)
-        )
-        served, answered = predicted.tasks[0]
-        if isinstance(served, PeterRecError):
-            raise served
-        if len(answered) == 1 and isinstance(answered[0].answer, PeterRecError):
-            raise answered[0].answer
-        by = served if served.split is None else _answering(served, answered)
-        response = PredictResponse(
-            task=task,
-            version=by.version,
-            digest=by.digest,
-            alias=by.alias,
-            role=by.role,
-            kind=by.bundle.kind,
-            registry_revision=predicted.registry_revision,
-            request_id=call.head.request_id,
-            predictions=[
-                _slot(*pair, has_traffic=served.split is not None)
-                for pair in zip(instances, answered, strict=True)
-            ],
-        )
-        await _send(call, encode_json(response), by.digest)
-
-    async def _users_predict(self, call: Call) -> None:
-        principal, body, deadline = await self._begin(call)
-        request = parse_users_predict(body)
-        choices = self._choices(request, principal)
-        call.rows = 1
-        call.tasks = self._known(principal, choices)
-        history = self._predictor.map_history(request.history, request.parameters.unknown_items)
-        asked = [_task_question(principal, request, history, choice) for choice in choices]
-        predicted = await call.connection.while_it_lasts(
-            self._predictor.predict(principal.tenant, asked, deadline)
-        )
-        results, errors = _sort(choices, predicted.tasks)
-        if errors and not results:
-            raise NothingAnswered(errors)
-        response = UsersPredictResponse(
-            registry_revision=predicted.registry_revision,
-            request_id=call.head.request_id,
-            results=results,
-            errors={task: error_body(error) for task, error in errors.items()},
-        )
-        await _send(call, encode_json(response))
-
-    def _known(self, principal: Principal, choices: Sequence[TaskChoice]) -> Sequence[str]:
-        """The registered tasks among the choices: only these may become label values."""
-        known = [c.task for c in choices if self._table.entry(principal.tenant, c.task)]
-        return known or ("",)
-
-    def _choices(self, request: UsersPredictRequest, principal: Principal) -> list[TaskChoice]:
-        """The tasks asked for, each once, with their own parameters."""
-        if request.tasks == "all":
-            entries = self._table.entries(principal.tenant)
-            names = [entry.task for entry in entries if PROD in entry.aliases]
-            choices = [TaskChoice(name) for name in names if principal.may("predict", name)]
-        else:
-            choices = [TaskChoice(t) if isinstance(t, str) else t for t in request.tasks]
-        if len(choices) > MAX_TASKS:
-            raise TooManyRows(
-                f"the call is for {len(choices)} tasks, at most {MAX_TASKS} are accepted.",
-                hint="Name the tasks that you need.",
-            )
-        if len({choice.task for choice in choices}) != len(choices):
-            raise MalformedRequest("a task is named twice at $.tasks.", hint="Name it once.")
-        return choices
+    if len({choice.task for choice in choices}) != len(choices):
+        raise MalformedRequest("a task is named twice at $.tasks.", hint="Name it once.")
+    return choices
 
 
 def _task_question(
     principal: Principal, request: UsersPredictRequest, history: MappedHistory, choice: TaskChoice
 ) -> TaskQuestions:
-    """The question to one of many tasks; an error already if the caller may not ask this task."""
+    """Build the question to one of many tasks; an error instead if the caller may not ask it."""
     version = request.parameters.version if choice.version is None else choice.version
     refusal = principal.refusal("predict", choice.task)
     question = refusal or _user_question(request, history, choice)
@@ -251,7 +264,7 @@ def _user_question(
 def _sort(
     choices: Sequence[TaskChoice], tasks: Sequence[TaskAnswers]
 ) -> tuple[dict[str, Prediction], dict[str, PeterRecError]]:
-    """Answers that name their bundles, and errors, by task."""
+    """Split into results, each with the name of its bundle, and errors; both by task."""
     results: dict[str, Prediction] = {}
     errors: dict[str, PeterRecError] = {}
     for choice, task in zip(choices, tasks, strict=True):
@@ -264,13 +277,13 @@ def _sort(
 
 
 def _answering(prod: ServedTask, answered: Sequence[Answered]) -> ServedTask:
-    """The version that gave all answers, if there is one; else prod."""
+    """Return the version that gave all answers if there is one, else prod."""
     by = {each.by.bundle.digest: each.by for each in answered if each.by is not None}
     return next(iter(by.values())) if len(by) == 1 else prod
 
 
 def _signed(answer: Prediction, by: ServedTask | None) -> Prediction:
-    """The answer with the name of the version that gave it."""
+    """Add the name of the version that gave the answer."""
     assert by is not None
     return structs.replace(
         answer, version=by.version, digest=by.digest, alias=by.alias, role=by.role

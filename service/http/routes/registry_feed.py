@@ -1,39 +1,54 @@
-"""What has changed in the registry: as a stream that can be resumed, and as the audit trail."""
+"""The changes of the registry: as a stream that can be resumed, and as the audit trail."""
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.responses import StreamingResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
+from peterrec.patches.errors import RegistryUnavailable
 from peterrec.patches.registry.registry import Registry
 from peterrec.service.errors import EventsLost, TooManyStreams
 from peterrec.service.http.asgi import encode_json
 from peterrec.service.http.auth import Principal
-from peterrec.service.http.routes.audit_views import AuditEntry, is_visible
-from peterrec.service.http.routes.context import AdminContext, find_caller
-from peterrec.service.http.routes.following import EventStream
+from peterrec.service.http.context import AdminContext, Caller, Context
+from peterrec.service.http.views.audit import AuditEntry, is_visible
 
 PAGE = 500
+"""Changes that are read from the registry in one call."""
+
 MAX_LIMIT = 10_000
+"""Largest number of changes in one answer of the audit trail."""
+
 DEFAULT_LIMIT = 1000
+"""Number of changes in one answer of the audit trail if the caller gives none."""
+
 MAX_STREAMS = 64
-"""Streams of one worker at once."""
+"""Streams that one worker serves at the same time."""
+
+LOOK_INTERVAL_S = 0.5
+"""Seconds after which a stream notices that the server drains, and changes of which this replica's
+table did not notify it."""
 
 SSE = "text/event-stream"
 NDJSON = "application/x-ndjson"
 
+router = APIRouter(prefix="/registry", tags=["registry"])
+
 Since = Annotated[
-    int, Query(ge=0, description="Only changes after this revision; 0 is all that are kept.")
+    int, Query(ge=0, description="Only changes after this revision; 0 returns all that are kept.")
 ]
 
 
 class AuditView(BaseModel):
     """Changes, oldest first.
 
-    ``next_since`` asks for those after them, null if there are none now. ``is_complete`` is false
-    if changes after ``since`` are no longer kept: the oldest that is, is ``oldest_revision``.
+    Pass ``next_since`` as ``since`` to get the next page; it is null on the last page.
+    ``is_complete`` is false if some changes after ``since`` are no longer kept;
+    ``oldest_revision`` is the oldest one that is.
     """
 
     events: list[AuditEntry]
@@ -42,98 +57,148 @@ class AuditView(BaseModel):
     is_complete: bool
 
 
-def registry_feed_router(context: AdminContext) -> APIRouter:
-    """``/registry/events`` and ``/registry/audit``: what the caller's key may administer."""
-    router = APIRouter(prefix="/registry", tags=["registry"])
-    Caller = Annotated[Principal, Depends(find_caller(context.authenticator))]
-    registry = context.registry
-    streams: set[EventStream] = set()
+class EventStream:
+    """The changes after a revision that one caller may see, until it leaves or the server drains.
 
-    @router.get(
-        "/events",
-        response_class=StreamingResponse,
-        responses={
-            200: {
-                "description": "Server-sent events: id is the revision, event the action, data an "
-                "entry of the audit trail.",
-                "content": {SSE: {"schema": {"type": "string"}}},
-            }
-        },
-    )
-    async def follow(
-        caller: Caller,
-        since: Annotated[
-            int | None, Query(ge=0, description="Begin after this revision; default: now.")
-        ] = None,
-        last_event_id: Annotated[
-            str | None, Header(description="As an EventSource sends it; wins over since.")
-        ] = None,
-    ) -> StreamingResponse:
-        """Every change from now on, or after a revision, without a gap, until the server drains.
+    The replica's own table notifies streams of changes, so an idle stream costs Redis one call per
+    ``LOOK_INTERVAL_S``.
+    """
 
-        410 `events_lost` if changes after that revision are no longer kept: read the tasks, then
-        follow from now on. An event `reset` says the same of what happened meanwhile.
-        """
-        _require_admin(caller)
-        if len(streams) >= MAX_STREAMS:
-            raise TooManyStreams(MAX_STREAMS)
+    def __init__(self, context: AdminContext, caller: Principal, since: int) -> None:
+        self._context = context
+        self._caller = caller
+        self._since = since
+
+    async def events(self) -> AsyncIterator[ServerSentEvent]:
+        """Yield each change as an event. A stream without changes gets comments from FastAPI."""
+        yield ServerSentEvent(comment="following")
+        while self._may_continue():
+            with suppress(RegistryUnavailable):  # the stream continues when Redis is back
+                async for event in self._news():
+                    yield event
+            await self._context.table.turn(LOOK_INTERVAL_S)
+
+    def _may_continue(self) -> bool:
+        is_valid = self._context.authenticator.is_valid(self._caller)
+        return is_valid and not self._context.readiness.is_draining
+
+    async def _news(self) -> AsyncIterator[ServerSentEvent]:
+        registry = self._context.registry
         revision = await registry.feed.revision()
-        begun = _begin(since, last_event_id)
-        if begun is None:
-            begun = revision
-        elif begun > revision or await _oldest(registry) > begun + 1:
-            raise EventsLost(begun, await _oldest(registry), revision)
-        stream = EventStream(context, caller, begun)
-        return StreamingResponse(
-            stream.chunks(streams),
-            media_type=SSE,
-            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-        )
+        if revision == self._since:
+            return
+        if revision < self._since or await registry.feed.oldest_event() > self._since + 1:
+            yield self._reset(revision)
+        while events := await registry.feed.events(self._since, PAGE):
+            for event in events:
+                self._since = event.revision
+                if is_visible(event, self._caller):
+                    yield _event(event.revision, event.action, AuditEntry.of(event))
 
-    @router.get(
-        "/audit",
-        responses={200: {"model": AuditView, "content": {NDJSON: {"schema": {"type": "string"}}}}},
+    def _reset(self, revision: int) -> ServerSentEvent:
+        """Skip to a revision and report it: changes in between are lost to this stream."""
+        self._since = revision
+        data = encode_json({"revision": revision}).decode()
+        return ServerSentEvent(id=str(revision), event="reset", raw_data=data)
+
+
+async def open_stream(
+    caller: Caller,
+    context: Context,
+    response: Response,
+    since: Annotated[
+        int | None, Query(ge=0, description="Begin after this revision; default: now.")
+    ] = None,
+    last_event_id: Annotated[
+        str | None,
+        Header(description="Sent by an EventSource when it reconnects; replaces since."),
+    ] = None,
+) -> AsyncIterator[EventStream]:
+    """Open a stream of changes for one request, and count it as long as the request lasts."""
+    _require_admin(caller)
+    if len(context.streams) >= MAX_STREAMS:
+        raise TooManyStreams(MAX_STREAMS)
+    revision = await context.registry.feed.revision()
+    begun = _begin(since, last_event_id)
+    if begun is None:
+        begun = revision
+    elif begun > revision or await context.registry.feed.oldest_event() > begun + 1:
+        raise EventsLost(begun, await context.registry.feed.oldest_event(), revision)
+    response.headers["Cache-Control"] = "no-store"
+    stream = EventStream(context, caller, begun)
+    context.streams.add(stream)
+    try:
+        yield stream
+    finally:
+        context.streams.discard(stream)
+
+
+@router.get(
+    "/events",
+    response_class=EventSourceResponse,
+    responses={
+        200: {
+            "description": "Server-sent events: id is the revision, event the action, data an "
+            "entry of the audit trail.",
+            "content": {SSE: {"schema": {"type": "string"}}},
+        }
+    },
+)
+async def follow(
+    stream: Annotated[EventStream, Depends(open_stream)],
+) -> AsyncIterator[ServerSentEvent]:
+    """Stream every change from now on, or after a revision, without a gap, until the server drains.
+
+    410 `events_lost` if changes after that revision are no longer kept: read the tasks, then follow
+    from now on. An event `reset` reports that changes were lost while the stream was open.
+    """
+    async for event in stream.events():
+        yield event
+
+
+@router.get(
+    "/audit",
+    responses={200: {"model": AuditView, "content": {NDJSON: {"schema": {"type": "string"}}}}},
+)
+async def audit(
+    caller: Caller,
+    context: Context,
+    response: Response,
+    task: Annotated[str | None, Query(description="Only changes of this task.")] = None,
+    since: Since = 0,
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT,
+    form: Annotated[
+        Literal["json", "ndjson"],
+        Query(alias="format", description="ndjson: everything after since, one object per line."),
+    ] = "json",
+) -> Response:
+    """List who changed what and when, with the values before and after; oldest first."""
+    _require_admin(caller)
+    oldest = await context.registry.feed.oldest_event()
+    found = _entries(context.registry, caller, task, since)
+    is_complete = oldest <= since + 1
+    if form == "ndjson":
+        headers = {
+            "X-Audit-Complete": str(is_complete).lower(),
+            "X-Audit-Oldest-Revision": str(oldest),
+        }
+        return StreamingResponse(_lines(found), media_type=NDJSON, headers=headers)
+    events: list[AuditEntry] = []
+    next_since: int | None = None
+    async for entry in found:
+        if len(events) == limit:
+            next_since = events[-1].revision
+            break
+        events.append(entry)
+    view = AuditView(
+        events=events, next_since=next_since, oldest_revision=oldest, is_complete=is_complete
     )
-    async def audit(
-        caller: Caller,
-        response: Response,
-        task: Annotated[str | None, Query(description="Only changes of this task.")] = None,
-        since: Since = 0,
-        limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT,
-        form: Annotated[
-            Literal["json", "ndjson"],
-            Query(alias="format", description="ndjson: everything after since, one object a line."),
-        ] = "json",
-    ) -> Response:
-        """Who changed what, when, from what to what; oldest first."""
-        _require_admin(caller)
-        oldest = await _oldest(registry)
-        is_complete = oldest <= since + 1
-        if form == "ndjson":
-            headers = {
-                "X-Audit-Complete": str(is_complete).lower(),
-                "X-Audit-Oldest-Revision": str(oldest),
-            }
-            found = _entries(registry, caller, task, since)
-            return StreamingResponse(_lines(found), media_type=NDJSON, headers=headers)
-        events: list[AuditEntry] = []
-        next_since: int | None = None
-        async for entry in _entries(registry, caller, task, since):
-            if len(events) == limit:
-                next_since = events[-1].revision
-                break
-            events.append(entry)
-        view = AuditView(
-            events=events, next_since=next_since, oldest_revision=oldest, is_complete=is_complete
-        )
-        content = view.model_dump_json(exclude_none=False).encode()
-        return Response(content, media_type="application/json")
-
-    return router
+    content = view.model_dump_json(exclude_none=False).encode()
+    return Response(content, media_type="application/json")
 
 
 def _require_admin(caller: Principal) -> None:
-    """At least one task; which entries are shown depends on each scope's glob."""
+    """Require ``admin`` for at least one task; globs of scopes decide which entries are shown."""
     if not any(scope.action == "admin" for scope in caller.scopes):
         caller.require_everywhere("admin")
 
@@ -144,14 +209,15 @@ def _begin(since: int | None, last_event_id: str | None) -> int | None:
     return since
 
 
-async def _oldest(registry: Registry) -> int:
-    return await registry.feed.oldest_event()
+def _event(revision: int, action: str, entry: AuditEntry) -> ServerSentEvent:
+    data = encode_json(entry.model_dump(mode="json", exclude_none=True)).decode()
+    return ServerSentEvent(id=str(revision), event=action, raw_data=data)
 
 
 async def _entries(
     registry: Registry, caller: Principal, task: str | None, since: int
 ) -> AsyncIterator[AuditEntry]:
-    """The entries after a revision that the caller may see, page by page."""
+    """Yield the entries after a revision that the caller may see, read page by page."""
     while events := await registry.feed.events(since, PAGE):
         for event in events:
             if is_visible(event, caller) and task in {None, event.task}:

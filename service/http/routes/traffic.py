@@ -2,25 +2,26 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
 from peterrec.patches.errors import InvalidTraffic
 from peterrec.patches.identity import TaskId, TaskRef
 from peterrec.patches.registry.records import TaskDetail, TrafficChanged, VersionRecord
 from peterrec.patches.registry.traffic import PROD, Canary, Guard, Traffic
-from peterrec.service.http.auth import Principal
-from peterrec.service.http.routes.context import (
-    AdminContext,
+from peterrec.service.http.context import (
+    Caller,
     ClosedModel,
+    Context,
     IfMatch,
     admin_task,
     expected_revision,
-    find_caller,
     set_etag,
 )
-from peterrec.service.http.routes.finding import pick_version
-from peterrec.service.http.routes.task_views import AliasView, Changed, TrafficView, numbers_of
+from peterrec.service.http.find_version import pick_version
+from peterrec.service.http.views.tasks import AliasView, Changed, TrafficView, numbers_of
+
+router = APIRouter(prefix="/tasks/{task}/traffic", tags=["traffic"])
 
 VersionName = Annotated[
     int | str, Field(description="A registered version: number, digest or alias.")
@@ -31,34 +32,34 @@ class CanaryRequest(ClosedModel):
     """A version that answers a share of the users."""
 
     version: VersionName
-    weight: int = Field(description="Its share in relation to all weights.")
+    weight: int = Field(description="Its share, relative to the sum of all weights.")
 
 
 class GuardRequest(ClosedModel):
-    """Bounds that every canary and shadow must keep, or the whole traffic is removed."""
+    """Bounds for every canary and shadow. If one exceeds a bound, the whole traffic is removed."""
 
     max_error_share: float | None = Field(None, description="0 to 1.")
     max_p99_ms: float | None = None
     max_divergence: float | None = Field(
         None, description="0 to 1: mean difference from prod's answers."
     )
-    min_requests: int = Field(100, description="Histories seen before anything is judged.")
-    window_s: int = Field(300, description="Seconds that are looked back on.")
+    min_requests: int = Field(100, description="Histories before a version is judged.")
+    window_s: int = Field(300, description="Length of the observed window in seconds.")
 
 
 class TrafficRequest(ClosedModel):
-    """What happens to requests that ask for no version of their own."""
+    """How requests that do not ask for a version are split among versions."""
 
-    prod_weight: int = Field(0, description="Share of what prod names.")
+    prod_weight: int = Field(0, description="Share of the version that prod names.")
     canary: list[CanaryRequest] = Field([], description="Versions that answer a share.")
     shadow: list[VersionName] = Field(
-        [], description="Versions that compute every answer and give none."
+        [], description="Versions that compute every answer without returning it."
     )
     guard: GuardRequest | None = None
 
 
 class TaskTrafficView(BaseModel):
-    """Who answers a task; ``traffic`` is null if prod answers alone."""
+    """The versions that answer a task; ``traffic`` is null if prod answers alone."""
 
     task: str
     revision: int
@@ -67,74 +68,72 @@ class TaskTrafficView(BaseModel):
 
 
 class TrafficChangedView(Changed):
-    """The traffic after and before a change; null: prod answers alone."""
+    """The traffic after and before a change; null means that prod answers alone."""
 
     traffic: TrafficView | None
     previous: TrafficView | None
 
 
-def traffic_router(context: AdminContext) -> APIRouter:
-    """``/tasks/{task}/traffic``."""
-    router = APIRouter(prefix="/tasks/{task}/traffic", tags=["traffic"])
-    Caller = Annotated[Principal, Depends(find_caller(context.authenticator))]
-    registry = context.registry
+@router.get("")
+async def get_traffic(
+    caller: Caller, context: Context, task: str, response: Response
+) -> TaskTrafficView:
+    """Return which versions answer the task's requests."""
+    detail = await context.registry.get_task(caller.tenant, admin_task(caller, task))
+    record = detail.record
+    set_etag(response, record.revision)
+    prod = record.aliases.get(PROD)
+    return TaskTrafficView(
+        task=record.task,
+        revision=record.revision,
+        prod=None if prod is None else AliasView.of(prod),
+        traffic=TrafficView.of_active(record.traffic),
+    )
 
-    @router.get("")
-    async def get_traffic(caller: Caller, task: str, response: Response) -> TaskTrafficView:
-        """Who answers the task's requests."""
-        detail = await registry.get_task(caller.tenant, admin_task(caller, task))
-        record = detail.record
-        set_etag(response, record.revision)
-        prod = record.aliases.get(PROD)
-        return TaskTrafficView(
-            task=record.task,
-            revision=record.revision,
-            prod=None if prod is None else AliasView.of(prod),
-            traffic=TrafficView.of_active(record.traffic),
-        )
 
-    @router.put("")
-    async def put_traffic(
-        caller: Caller,
-        task: str,
-        body: TrafficRequest,
-        response: Response,
-        if_match: IfMatch = None,
-    ) -> TrafficChangedView:
-        """Split the task's requests from now on; a user stays with a version while weights do.
+@router.put("")
+async def put_traffic(
+    caller: Caller,
+    context: Context,
+    task: str,
+    body: TrafficRequest,
+    response: Response,
+    if_match: IfMatch = None,
+) -> TrafficChangedView:
+    """Split the task's requests among versions from now on.
 
-        The guard removes the traffic by itself, and says why in the audit trail.
-        """
-        name = admin_task(caller, task)
-        expected = expected_revision(if_match)
-        detail = await registry.get_task(caller.tenant, name)
-        changed = await registry.put_traffic(
-            caller.tenant, name, traffic_of(body, detail), caller.key_id, expected
-        )
-        await context.served_as(
-            TaskRef(caller.tenant, name), changed.revision, lambda task: task.traffic is not None
-        )
-        set_etag(response, changed.revision)
-        return _changed(name, changed, detail)
+    A user keeps the same version as long as the weights stay the same. If a version exceeds a bound
+    of the guard, the guard removes the traffic and writes the reason into the audit trail.
+    """
+    name, registry = admin_task(caller, task), context.registry
+    expected = expected_revision(if_match)
+    detail = await registry.get_task(caller.tenant, name)
+    changed = await registry.put_traffic(
+        caller.tenant, name, traffic_of(body, detail), caller.key_id, expected
+    )
+    await context.wait_until_served_as(
+        TaskRef(caller.tenant, name), changed.revision, lambda task: task.traffic is not None
+    )
+    set_etag(response, changed.revision)
+    return _changed(name, changed, detail)
 
-    @router.delete("")
-    async def delete_traffic(
-        caller: Caller, task: str, response: Response, if_match: IfMatch = None
-    ) -> TrafficChangedView:
-        """Let prod answer everything; nothing happens if it does already."""
-        name = admin_task(caller, task)
-        expected = expected_revision(if_match)
-        detail = await registry.get_task(caller.tenant, name)
-        changed = await registry.clear_traffic(caller.tenant, name, caller.key_id, expected)
-        await context.served(changed.revision)
-        set_etag(response, changed.revision)
-        return _changed(name, changed, detail)
 
-    return router
+@router.delete("")
+async def delete_traffic(
+    caller: Caller, context: Context, task: str, response: Response, if_match: IfMatch = None
+) -> TrafficChangedView:
+    """Let prod answer all requests. Nothing changes if it does already."""
+    name, registry = admin_task(caller, task), context.registry
+    expected = expected_revision(if_match)
+    detail = await registry.get_task(caller.tenant, name)
+    changed = await registry.clear_traffic(caller.tenant, name, caller.key_id, expected)
+    await context.wait_until_served(changed.revision)
+    set_etag(response, changed.revision)
+    return _changed(name, changed, detail)
 
 
 def traffic_of(body: TrafficRequest, detail: TaskDetail) -> Traffic:
-    """The traffic that is asked for, its versions found among the task's."""
+    """Build the traffic of a request; its versions are looked up among those of the task."""
     canary = [pick_version(detail, each.version) for each in body.canary]
     shadow = [pick_version(detail, version) for version in body.shadow]
     _refuse_other_kinds(detail, [*canary, *shadow])
@@ -150,16 +149,19 @@ def traffic_of(body: TrafficRequest, detail: TaskDetail) -> Traffic:
 
 
 def _refuse_other_kinds(detail: TaskDetail, versions: list[VersionRecord]) -> None:
-    """Callers of a ranking task send what only a ranking understands, and so on."""
+    """Raise InvalidTraffic if a version is of another kind than prod.
+
+    Requests for one kind have fields that other kinds do not understand.
+    """
     target = detail.record.aliases.get(PROD)
     prods = [each for each in detail.versions if target and each.digest == target.digest]
     for prod in prods:
         for other in versions:
             if other.summary.kind != prod.summary.kind:
                 raise InvalidTraffic(
-                    f"version {other.version} is a {other.summary.kind} bundle, prod's is "
+                    f"version {other.version} is a {other.summary.kind} bundle, that of prod is "
                     f"a {prod.summary.kind} bundle.",
-                    hint="Another kind of answer is another task: register it under a new name.",
+                    hint="Register a bundle of another kind as a new task.",
                 )
 
 

@@ -9,7 +9,7 @@ import pytest
 from peterrec.model.files.backbone_info import BackboneInfo
 from peterrec.patches.registry.registry import Registry
 from peterrec.service.http.auth import Authenticator
-from peterrec.service.http.routes.context import AdminContext
+from peterrec.service.http.context import AdminContext
 from peterrec.service.predict.device_link import BoundRow, DeviceLink
 from peterrec.service.predict.task_table import TaskTable
 from peterrec.service.protocol.messages import Row

@@ -10,8 +10,8 @@ from fastapi import FastAPI
 from peterrec.model.files.backbone_info import BackboneInfo, read_info
 from peterrec.patches.registry.registry import Registry
 from peterrec.service.http.auth import Authenticator
-from peterrec.service.http.routes.context import AdminContext
-from peterrec.service.http.routes.health import health_router
+from peterrec.service.http.context import AdminContext
+from peterrec.service.http.routes import health
 from peterrec.service.predict.device_link import DeviceLink
 from peterrec.service.predict.task_table import TaskTable
 from peterrec.service.protocol.messages import Status
@@ -44,7 +44,8 @@ async def test_bundles_that_still_load_are_not_mistaken_for_an_unread_registry(
     context = AdminContext(
         table, Authenticator(is_required=False), link, registry, backbone, tmp_path, 1 << 20
     )
-    app.include_router(health_router(context))
+    app.state.admin = context
+    app.include_router(health.router)
     table.apply(full_update(epoch=1))
     link.state.heard_at, link.state.is_ready = time.monotonic(), is_ready
     link.state.status = Status(1, is_ready, 3, synced_at, 0)

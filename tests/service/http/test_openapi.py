@@ -1,38 +1,25 @@
 """The OpenAPI document: complete, its references resolve, its examples are real."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from peterrec.model.files.backbone_info import BackboneInfo
-from peterrec.model.spec import BackboneSpec
-from peterrec.patches.registry.registry import Registry
-from peterrec.service.http.app import create_app
-from peterrec.service.http.auth import Authenticator
 from peterrec.service.http.openapi import (
     PREDICT_REQUESTS,
     PREDICT_RESPONSES,
     USERS_REQUESTS,
     USERS_RESPONSES,
     Document,
-    build_document,
 )
-from peterrec.service.http.routes.context import AdminContext
-from peterrec.service.http.routes.predict import PredictContext
-from peterrec.service.predict.catalogs import Catalogs
-from peterrec.service.predict.device_link import DeviceLink
-from peterrec.service.predict.item_ids import ItemVocabulary
-from peterrec.service.predict.predictor import Predictor
 from peterrec.service.predict.schemas import (
     PredictRequest,
     PredictResponse,
     UsersPredictRequest,
     UsersPredictResponse,
 )
-from peterrec.service.predict.task_table import TaskTable
+from tests.service.http.application import SNAPSHOT, make_application, render_document
 
 EXAMPLES = {
     PredictRequest: PREDICT_REQUESTS,
@@ -42,17 +29,9 @@ EXAMPLES = {
 }
 
 
-@pytest.fixture
-def document(registry: Registry, tmp_path: Path) -> Document:
-    table, authenticator = TaskTable(), Authenticator(is_required=True)
-    link = DeviceLink("ipc:///nowhere", "w", table, max_rows=1, on_update=lambda _: None)
-    info = BackboneInfo(BackboneSpec(item_count=1), ["a"], "f" * 64)
-    predictor = Predictor(ItemVocabulary(["a"], 5), table, link, Catalogs(), lambda _: None)
-    app = create_app(
-        AdminContext(table, authenticator, link, registry, info, tmp_path, 1),
-        PredictContext(table, authenticator, predictor, lambda _: None, 1000),
-    )
-    return build_document(app.framework)
+@pytest.fixture(scope="module")
+def document() -> Document:
+    return make_application().openapi()
 
 
 def references(node: Any) -> Iterator[str]:
@@ -79,7 +58,7 @@ def test_the_predictions_have_their_whole_schema(document):
     assert schema["additionalProperties"] is False
 
 
-def test_every_operation_tells_its_refusals_as_problems(document):
+def test_every_operation_describes_its_refusals_as_problems(document):
     for path in document["paths"].values():
         for operation in path.values():
             default = operation["responses"]["default"]["content"]
@@ -99,3 +78,10 @@ def test_every_operation_but_health_names_the_ways_to_send_a_key(document):
 def test_every_example_is_a_valid_body(body):
     for example in EXAMPLES[body].values():
         msgspec.convert(example["value"], body, strict=True)
+
+
+def test_the_document_is_the_one_that_was_reviewed():
+    assert render_document() == SNAPSHOT.read_text(encoding="utf-8"), (
+        "The OpenAPI document has changed. If that is intended, run "
+        "`python -m tests.service.http.application` and review the difference."
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from peterrec.service.errors import BodyTooLarge, MalformedRequest
-from peterrec.service.http.upload import WRITE_BYTES, spooled
+from peterrec.service.http.upload import WRITE_BYTES, uploaded_file
 
 
 async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
@@ -22,25 +22,25 @@ def left_in(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("parts", [(b"a",), (b"ab", b"", b"c"), (bytes(WRITE_BYTES), b"x" * 9)])
 async def test_the_file_has_exactly_what_was_sent_and_goes_afterwards(tmp_path, parts):
-    async with spooled(chunks(*parts), tmp_path, 1 << 30) as path:
+    async with uploaded_file(chunks(*parts), tmp_path, 1 << 30) as path:
         assert path.read_bytes() == b"".join(parts)
     assert left_in(tmp_path) == []
 
 
 async def test_a_body_past_the_limit_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(BodyTooLarge, match="more than 10 bytes"):
-        async with spooled(chunks(b"x" * 6, b"x" * 5), tmp_path, 10):
+        async with uploaded_file(chunks(b"x" * 6, b"x" * 5), tmp_path, 10):
             pytest.fail("it was accepted")
     assert left_in(tmp_path) == []
 
 
 async def test_a_body_of_exactly_the_limit_is_accepted(tmp_path):
-    async with spooled(chunks(b"x" * 10), tmp_path, 10) as path:
+    async with uploaded_file(chunks(b"x" * 10), tmp_path, 10) as path:
         assert path.stat().st_size == 10
 
 
 async def test_an_empty_body_is_refused(tmp_path):
     with pytest.raises(MalformedRequest, match="empty"):
-        async with spooled(chunks(), tmp_path, 10):
+        async with uploaded_file(chunks(), tmp_path, 10):
             pytest.fail("it was accepted")
     assert left_in(tmp_path) == []

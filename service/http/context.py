@@ -1,9 +1,9 @@
-"""What the admin routes receive, and the few things that all of them do."""
+"""What the routes receive from their worker, and the steps that several of them share."""
 
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -19,65 +19,83 @@ from peterrec.patches.registry.registry import Registry
 from peterrec.service.errors import MalformedRequest
 from peterrec.service.http.auth import Authenticator, Principal
 from peterrec.service.predict.device_link import DeviceLink
+from peterrec.service.predict.predictor import Predictor
 from peterrec.service.predict.task_table import TaskTable
+from peterrec.service.telemetry.events import Emit
 
 SYNC_TIMEOUT_S = 30.0
-"""How long a change may take to reach every worker of this replica."""
+"""Seconds that a change may take to reach every worker of this replica."""
 
 LOAD_TIMEOUT_S = 5.0
-"""How long a change waits for a version that has to be loaded first."""
+"""Seconds that a change waits for a version that has to be loaded first."""
 
-PROVE_TIMEOUT_S = 120.0
-"""How long verification and probes of a pushed bundle may take."""
+VALIDATE_TIMEOUT_S = 120.0
+"""Seconds that verification and probes of a pushed bundle may take."""
 
 GIVE_WAY_S = 0.005
-"""Longer did not spare the other requests more (``bench swap``), only made registering slower."""
+"""Pause between the steps of a registration, in seconds. A longer pause did not improve the latency
+of other requests (``bench swap``) and made registering slower."""
 
 _ETAG = re.compile(r'(?:W/)?"?(\d{1,18})"?\Z')
 
 
 @dataclass(slots=True)
 class Readiness:
-    """Whether this worker wants to be sent requests."""
+    """Whether this worker accepts further requests."""
 
     is_draining: bool = False
 
     def drain(self) -> None:
-        """From now on unready, and every answer asks its client to connect elsewhere."""
+        """From now on, be unready and ask the client to reconnect with every answer."""
         self.is_draining = True
 
 
 @dataclass(frozen=True, slots=True)
+class PredictContext:
+    """Collaborators of the prediction routes."""
+
+    table: TaskTable
+    authenticator: Authenticator
+    predictor: Predictor
+    emit: Emit
+    request_timeout_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class AdminContext:
-    """Collaborators of every route but the predictions."""
+    """Collaborators of all other routes. ``streams``: the open streams of registry changes."""
 
     table: TaskTable
     authenticator: Authenticator
     link: DeviceLink
     registry: Registry
     backbone: BackboneInfo
-    spool_dir: Path
+    upload_dir: Path
     bundle_size_limit_bytes: int
     readiness: Readiness = field(default_factory=Readiness)
+    streams: set[object] = field(default_factory=set)
 
     async def give_way(self) -> None:
-        """Between the steps of a registration: let the requests that are under way go on.
+        """Let waiting requests run between two steps of a registration.
 
-        One after another its steps would hold up every request for all of their time.
+        Without a pause, the steps together would delay every request by their total time.
         """
         if self.link.is_busy:
             await asyncio.sleep(GIVE_WAY_S)
 
-    async def served(self, revision: int) -> None:
+    async def wait_until_served(self, revision: int) -> None:
         """Wait until every worker of this replica serves a registry revision."""
         await self.link.sync(revision, SYNC_TIMEOUT_S)
 
-    async def served_as(
+    async def wait_until_served_as(
         self, ref: TaskRef, revision: int, is_so: Callable[[TaskEntry], bool]
     ) -> None:
-        """Wait until the replica serves a revision, and the task as it is there: a version that
-        nobody asked for lately has to be loaded again. Gives up on one that can't be."""
-        await self.served(revision)
+        """Wait until the replica serves a task as of a registry revision.
+
+        A version that was not in use may have to be loaded again. Returns without it if that takes
+        longer than ``LOAD_TIMEOUT_S``.
+        """
+        await self.wait_until_served(revision)
         if self._is_served(ref, revision, is_so):
             return
         deadline = time.monotonic() + LOAD_TIMEOUT_S
@@ -85,7 +103,7 @@ class AdminContext:
             left_s = deadline - time.monotonic()
             if left_s <= 0 or not await self.table.turn(left_s):
                 return
-        await self.served(revision)
+        await self.wait_until_served(revision)
 
     def _is_served(self, ref: TaskRef, revision: int, is_so: Callable[[TaskEntry], bool]) -> bool:
         entry = self.table.entry(*ref)
@@ -93,7 +111,7 @@ class AdminContext:
 
 
 class ClosedModel(BaseModel):
-    """A body whose unknown fields are refused."""
+    """A request body in which unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -101,40 +119,52 @@ class ClosedModel(BaseModel):
 _bearer = HTTPBearer(auto_error=False, description="An API key: `prk_…`.")
 _api_key = APIKeyHeader(name="X-API-Key", auto_error=False, description="An API key: `prk_…`.")
 
-Find = Callable[[Request], Awaitable[Principal]]
+
+async def get_context(request: Request) -> AdminContext:
+    """Return the collaborators of the application that a request belongs to."""
+    context: AdminContext = request.app.state.admin
+    return context
 
 
-def find_caller(authenticator: Authenticator) -> Find:
-    """A dependency that gives a route its authenticated caller."""
+Context = Annotated[AdminContext, Depends(get_context)]
 
-    async def find(
-        request: Request, _bearer: object = Depends(_bearer), _key: object = Depends(_api_key)
-    ) -> Principal:
-        headers = request.headers
-        return authenticator.authenticate(
-            headers.get("authorization", "").encode(), headers.get("x-api-key", "").encode()
-        )
 
-    return find
+async def find_caller(
+    request: Request,
+    context: Context,
+    _bearer: object = Depends(_bearer),
+    _key: object = Depends(_api_key),
+) -> Principal:
+    """Return the authenticated caller of a request."""
+    headers = request.headers
+    return context.authenticator.authenticate(
+        headers.get("authorization", "").encode(), headers.get("x-api-key", "").encode()
+    )
+
+
+Caller = Annotated[Principal, Depends(find_caller)]
 
 
 def admin_task(caller: Principal, task: str) -> TaskId:
-    """The checked name of a task that the caller may administer."""
+    """Check the name of a task and that the caller may administer it."""
     name = parse_task(task)
     caller.require("admin", name)
     return name
 
 
 IfMatch = Annotated[
-    str | None, Header(description='Do it only if the task\'s ETag is this one: `"17"`.')
+    str | None, Header(description='Make the change only if the task has this ETag: `"17"`.')
 ]
 IfNoneMatch = Annotated[
-    str | None, Header(description="`*`: do it only if the task does not exist yet.")
+    str | None, Header(description="`*`: make the change only if the task does not exist yet.")
 ]
 
 
 def expected_revision(if_match: str | None, if_none_match: str | None = None) -> int | None:
-    """The revision that the caller insists on: 0 for no task yet, None if it does not matter."""
+    """Return the revision that a task must have for a change.
+
+    0 means that the task must not exist yet, None that any revision will do.
+    """
     if if_none_match is not None and if_none_match.strip() == "*":
         return 0
     if if_match is None or if_match.strip() == "*":
@@ -142,12 +172,12 @@ def expected_revision(if_match: str | None, if_none_match: str | None = None) ->
     match = _ETAG.match(if_match.strip())
     if match is None:
         raise MalformedRequest(
-            f"If-Match {if_match[:40]!r} is no ETag of a task.",
+            f"If-Match {if_match[:40]!r} is not an ETag of a task.",
             hint="Send the ETag header of an earlier answer unchanged.",
         )
     return int(match.group(1))
 
 
 def set_etag(response: Response, revision: int) -> None:
-    """Name the task's revision, for a later If-Match."""
+    """Set the ETag header to the task's revision, for a later If-Match."""
     response.headers["ETag"] = f'"{revision}"'

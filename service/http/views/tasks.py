@@ -1,4 +1,4 @@
-"""How tasks and versions look in answers."""
+"""Tasks, versions and traffic in answers."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -25,12 +25,12 @@ class AliasView(BaseModel):
 
     @classmethod
     def of(cls, target: AliasTarget) -> "AliasView":
-        """The view of a record."""
+        """Make the view of a record."""
         return cls(version=target.version, digest=format_digest(target.digest))
 
 
 class TrafficVersionView(BaseModel):
-    """A version that takes part; ``version`` is null if it was deleted since."""
+    """A version of a traffic; ``version`` is null if it was deleted meanwhile."""
 
     version: int | None
     digest: str
@@ -43,7 +43,7 @@ class CanaryView(TrafficVersionView):
 
 
 class GuardView(BaseModel):
-    """Bounds that every canary and shadow must keep; null is no bound."""
+    """Bounds for every canary and shadow; null means that there is no bound."""
 
     max_error_share: float | None
     max_p99_ms: float | None
@@ -53,7 +53,7 @@ class GuardView(BaseModel):
 
     @classmethod
     def of(cls, guard: Guard) -> "GuardView":
-        """The view of a guard."""
+        """Make the view of a guard."""
         return cls(
             max_error_share=guard.max_error_share,
             max_p99_ms=guard.max_p99_ms,
@@ -64,7 +64,7 @@ class GuardView(BaseModel):
 
 
 class TrafficView(BaseModel):
-    """How a task's requests are split beside what they pin."""
+    """How the requests of a task that do not ask for a version are split among versions."""
 
     prod_weight: int
     canary: list[CanaryView]
@@ -73,7 +73,7 @@ class TrafficView(BaseModel):
 
     @classmethod
     def of(cls, traffic: Traffic | None, numbers: Mapping[Digest, int]) -> "TrafficView | None":
-        """The view of a task's traffic, with its versions' numbers; None if it has none."""
+        """Make the view of a traffic, given the numbers of its versions."""
         if traffic is None:
             return None
 
@@ -89,12 +89,12 @@ class TrafficView(BaseModel):
 
     @classmethod
     def of_active(cls, active: ActiveTraffic | None) -> "TrafficView | None":
-        """The view of the traffic that a task has."""
+        """Make the view of the traffic that a task has now."""
         return None if active is None else cls.of(active.traffic, active.versions)
 
 
 class TaskView(BaseModel):
-    """A task as registered; ``revision`` is its ETag."""
+    """A registered task; ``revision`` is its ETag."""
 
     task: str
     tenant: str
@@ -108,7 +108,7 @@ class TaskView(BaseModel):
 
     @classmethod
     def of(cls, record: TaskRecord) -> "TaskView":
-        """The view of a record."""
+        """Make the view of a record."""
         return cls(**_task_fields(record))
 
 
@@ -131,7 +131,7 @@ class VersionView(BaseModel):
 
     @classmethod
     def of(cls, record: VersionRecord) -> "VersionView":
-        """The view of a record."""
+        """Make the view of a record."""
         summary = record.summary
         return cls(
             version=record.version,
@@ -157,14 +157,14 @@ class TaskDetailView(TaskView):
 
 
 class Changed(BaseModel):
-    """A change that every worker of this replica serves; other replicas follow."""
+    """A change that every worker of this replica serves. Other replicas follow within a second."""
 
     task: str
     registry_revision: int
 
 
 class AliasMovedView(Changed):
-    """Where an alias points now, and pointed before."""
+    """The version that an alias names now, and the digest of the one that it named before."""
 
     alias: str
     version: int
@@ -173,19 +173,19 @@ class AliasMovedView(Changed):
 
 
 class RolledBackView(AliasMovedView):
-    """The state that was restored as a whole."""
+    """The restored state of a task: all aliases and the traffic."""
 
     aliases: dict[str, AliasView]
     traffic: TrafficView | None
 
 
 def numbers_of(detail: TaskDetail) -> dict[Digest, int]:
-    """The number of each version of a task."""
+    """Return the number of each version of a task, by digest."""
     return {record.digest: record.version for record in detail.versions}
 
 
 def task_detail(record: TaskRecord, versions: tuple[VersionRecord, ...]) -> TaskDetailView:
-    """The view of a task with its versions."""
+    """Make the view of a task with its versions."""
     return TaskDetailView(
         **_task_fields(record), versions=[VersionView.of(version) for version in versions]
     )

@@ -1,4 +1,4 @@
-"""How changes of the registry look in answers, and who may see them."""
+"""Changes of the registry in answers, and which callers may see them."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -9,7 +9,7 @@ from peterrec.patches.identity import Digest, format_digest
 from peterrec.patches.registry.records import AliasTarget, RegistryEvent, TaskOptions
 from peterrec.patches.registry.traffic import Observed, Traffic
 from peterrec.service.http.auth import Principal
-from peterrec.service.http.routes.task_views import AliasView, GuardView
+from peterrec.service.http.views.tasks import AliasView, GuardView
 
 
 class AuditCanary(BaseModel):
@@ -29,7 +29,7 @@ class AuditTraffic(BaseModel):
 
     @classmethod
     def of(cls, traffic: Traffic | None) -> "AuditTraffic | None":
-        """The view of a traffic; None if prod answered alone."""
+        """Make the view of a traffic; None if prod answered alone."""
         if traffic is None:
             return None
         return cls(
@@ -44,7 +44,7 @@ class AuditTraffic(BaseModel):
 
 
 class ObservedView(BaseModel):
-    """What a guard saw of a version within its window."""
+    """The figures of a version within the window of a guard."""
 
     digest: str
     requests: int
@@ -54,7 +54,7 @@ class ObservedView(BaseModel):
 
     @classmethod
     def of(cls, observed: Observed | None) -> "ObservedView | None":
-        """The view of what a guard saw, if one acted."""
+        """Make the view of the figures on which a guard acted; None if no guard acted."""
         if observed is None:
             return None
         return cls(
@@ -67,21 +67,24 @@ class ObservedView(BaseModel):
 
 
 class OptionsView(BaseModel):
-    """What an owner says about a task."""
+    """The properties of a task that its owner sets."""
 
     description: str
     is_sensitive: bool
 
     @classmethod
     def of(cls, options: TaskOptions | None) -> "OptionsView | None":
-        """The view of a task's options, if the change touched them."""
+        """Make the view of a task's options; None if the change did not touch them."""
         if options is None:
             return None
         return cls(description=options.description, is_sensitive=options.is_sensitive)
 
 
 class AuditEntry(BaseModel):
-    """One change: who did what when, from what to what; fields that do not concern it are null."""
+    """One change: who made it, when, and the values before and after.
+
+    Fields that do not concern the change are null.
+    """
 
     revision: int
     action: str
@@ -105,7 +108,7 @@ class AuditEntry(BaseModel):
 
     @classmethod
     def of(cls, event: RegistryEvent) -> "AuditEntry":
-        """The view of a change."""
+        """Make the view of a change."""
         return cls(
             revision=event.revision,
             action=event.action,
@@ -130,7 +133,10 @@ class AuditEntry(BaseModel):
 
 
 def is_visible(event: RegistryEvent, caller: Principal) -> bool:
-    """True if the caller may administer what was changed; an import concerns everybody."""
+    """Return whether a caller may see a change: if it may administer what was changed.
+
+    An import has no tenant, and every caller may see it.
+    """
     if event.tenant is None:
         return True
     if event.tenant != caller.tenant:

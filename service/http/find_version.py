@@ -1,4 +1,4 @@
-"""Versions by the names that callers give them."""
+"""Find a task's version by number, digest or alias, as callers name it."""
 
 from peterrec.patches.errors import AliasNotFound, InvalidDigest, VersionNotFound
 from peterrec.patches.identity import TaskId, TenantId, parse_digest
@@ -10,12 +10,12 @@ from peterrec.service.predict.task_table import MAX_DIGITS
 async def find_version(
     registry: Registry, tenant: TenantId, task: TaskId, text: str
 ) -> VersionRecord:
-    """The version with this number or digest; VersionNotFound if the task lacks it."""
+    """Read the version with this number or digest; raise VersionNotFound if there is none."""
     return _by_number_or_digest(await registry.get_task(tenant, task), text)
 
 
 def pick_version(detail: TaskDetail, name: int | str) -> VersionRecord:
-    """The version with this number or digest, or that this alias names."""
+    """Pick the version with this number or digest, or the one that this alias names."""
     text = str(name)
     target = detail.record.aliases.get(text)
     if target is not None and not _is_number(text):
