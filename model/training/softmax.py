@@ -17,6 +17,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 from peterrec.model.spec import FIRST_ITEM
+from peterrec.model.training.options import LossName
 from peterrec.model.training.products import biased_product, chunk_rows, product
 
 NEGATIVES = 4096
@@ -164,7 +165,6 @@ class _Chunk:
 __all__ = [
     "FULL_SOFTMAX_LIMIT",
     "PRETRAINING_LIMIT",
-    "LossName",
     "OutputLayer",
     "choose_loss",
     "draw_log_uniform",
@@ -172,8 +172,6 @@ __all__ = [
     "sampled_softmax_loss",
     "start_at_popularity",
 ]
-
-LossName = Literal["full", "sampled"]
 
 FULL_SOFTMAX_LIMIT = 20_000
 """Up to so many items the exact loss is the default, where each user predicts a few times."""

@@ -113,7 +113,7 @@ def finetune(
         loaded.backbone, task.patch, histories_met if settings.trunk_variants else 0
     )
     is_kept = isinstance(encoder, PatchedTop)
-    run = FinetuneRun(encoder, goal, examples, split, settings.loop(variants if is_kept else 0))
+    run = FinetuneRun(encoder, goal, examples, split, settings, variants=variants if is_kept else 0)
     run.train(on_progress)
     model = TaskModel(loaded.backbone, task.patch.weights(), goal.head)
     temperature = calibrate_task(model, goal.objective, examples, split.validation)
@@ -136,7 +136,7 @@ def prepare_task(
     outputs = task.outputs(examples, split.train)
     objective = task.objective(outputs, examples)
     generator = seeded(settings.seed, "patch")
-    patch = new_patch(loaded.backbone, settings.geometry(loaded.backbone), generator)
+    patch = new_patch(loaded.backbone, settings.geometry(len(loaded.backbone.blocks)), generator)
     goal = TaskGoal(objective, loaded.backbone.spec.channels, generator)
     facts = _facts(histories, labels, examples, split)
     return PreparedTask(settings, examples, split, outputs, patch, goal, facts)

@@ -65,6 +65,7 @@ class FinetuneRun:
         split: UserSplit,
         settings: LoopSettings,
         *,
+        variants: int = 0,
         tracks_metrics: bool = False,
     ) -> None:
         if not len(split.validation) or not len(split.test):
@@ -78,6 +79,7 @@ class FinetuneRun:
         self._examples = examples
         self._split = split
         self._settings = settings
+        self._variants = variants
         self._tracks_metrics = tracks_metrics
         goal.head.to(encoder.device)
         self._trained = nn.ModuleList([encoder.trained, goal.head])
@@ -150,8 +152,8 @@ class FinetuneRun:
     def _thinned_rows(self, epoch: int, generator: torch.Generator) -> list[TokenRow]:
         """Training histories' newest items, thinned anew or as the epoch's variant says."""
         newest = [self._examples.rows[i][-self._encoder.max_len :] for i in self._split.train]
-        if self._settings.variants:
-            generator = seeded(self._settings.seed, "variant", epoch % self._settings.variants)
+        if self._variants:
+            generator = seeded(self._settings.seed, "variant", epoch % self._variants)
         return thinned(newest, self._settings.item_dropout, generator)
 
     @torch.no_grad()

@@ -1,67 +1,120 @@
-"""The settings of a fine-tuning run."""
+"""The settings of a fine-tuning run; every option of fine-tuning is written here and only here."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from peterrec.model.network.backbone import Backbone
 from peterrec.model.spec import HeadKind, Insertion, PatchGeometry
+from peterrec.model.training.options import (
+    STRICT,
+    BatchSize,
+    Epochs,
+    ItemDropout,
+    MinLabelCount,
+    Patience,
+    Seed,
+    ValidationShare,
+    option,
+)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoopSettings:
-    """How a task is trained, whatever it is that learns.
+    """How an encoder and a head are trained, for every encoder that ``peterrec compare`` knows."""
 
-    ``variants`` thinned forms of each history are met in turn; 0 thins anew in every epoch.
-    """
+    __pydantic_config__ = STRICT
 
-    epochs: int = 12
-    batch_size: int = 128
-    learning_rate: float = 1e-2
-    head_learning_rate: float = 1e-2
-    item_dropout: float = 0.2
-    seed: int = 0
-    patience: int = 3
-    variants: int = 0
+    epochs: Epochs = 12
+    batch_size: BatchSize = 128
+    learning_rate: Annotated[
+        float,
+        option("Adam's learning rate for the patch; it falls linearly to 0.", name="lr", ge=0),
+    ] = 1e-2
+    head_learning_rate: Annotated[
+        float,
+        option("Adam's learning rate for the head; it falls linearly to 0.", name="head_lr", ge=0),
+    ] = 1e-2
+    item_dropout: ItemDropout = 0.2
+    seed: Seed = 0
+    patience: Patience = 3
 
 
 @dataclass(frozen=True, slots=True)
-class FinetuneSettings:
+class FinetuneSettings(LoopSettings):
     """Everything that shapes a fine-tuning run; recorded with its result.
 
-    ``blocks`` are the patched blocks, None for all; with ``queries`` the patch also reads the
-    history's items beside the network (``model/network/history_reader.py``) and may do without any
-    block.
-    ``has_cls`` None trains ``[CLS]`` if the first block is patched: otherwise a ``[CLS]`` of its
-    own would cost the trunk that tasks share. ``item_dropout`` is the mean share of items left out
-    of a history while training. If only top blocks are patched, ``trunk_variants`` so thinned forms
-    of each history are met in turn, and what the blocks below give for them is computed once; 0
-    thins anew in every epoch.
+    Options of the panel ``Model`` say where the patch is and how wide; ``peterrec finetune-many``
+    takes them once for all tasks. The other options belong to one task.
     """
 
-    kind: HeadKind
-    insertion: Insertion = "serial2"
-    bottleneck: int = 8
-    cardinality: int = 1
-    blocks: tuple[int, ...] | None = None
-    has_inner_skip: bool = False
-    has_norms: bool = True
-    has_cls: bool | None = None
-    queries: int = 8
-    epochs: int = 12
-    batch_size: int = 128
-    learning_rate: float = 1e-2
-    head_learning_rate: float = 1e-2
-    item_dropout: float = 0.2
-    seed: int = 0
-    validation_share: float = 0.1
-    test_share: float = 0.1
-    patience: int = 3
-    min_label_count: int = 1
-    max_unknown_share: float = 0.1
-    trunk_variants: int = 4
+    kind: Annotated[HeadKind, option("What the task answers with.", "Model")]
+    insertion: Annotated[
+        Insertion, option("Where the patch joins a convolution (PeterRec, figure 3).", "Model")
+    ] = "serial2"
+    bottleneck: Annotated[
+        int, option("Width of the patch's bottlenecks, summed over branches.", "Model", ge=1)
+    ] = 8
+    cardinality: Annotated[
+        int, option("Branches of each bottleneck; must divide its width.", "Model", ge=1)
+    ] = 1
+    blocks: Annotated[
+        tuple[int, ...] | None,
+        option("Residual blocks to patch: all, none, top:2, or numbers such as 0,1.", "Model"),
+    ] = None
+    has_inner_skip: Annotated[
+        bool,
+        option(
+            "Add the bottleneck's input to its output, as the published parallel2 code does.",
+            "Model",
+            name="inner_skip",
+        ),
+    ] = False
+    has_norms: Annotated[
+        bool,
+        option("Train the second layer norm of every patched block too.", "Model", name="norms"),
+    ] = True
+    has_cls: Annotated[
+        bool | None,
+        option(
+            "Train the [CLS] embedding too; default: only if the first block is patched.",
+            "Model",
+            name="cls",
+        ),
+    ] = None
+    queries: Annotated[
+        int,
+        option(
+            "Attention queries of the reader that pools the history's items; 0 turns it off.",
+            "Model",
+            ge=0,
+        ),
+    ] = 8
+    validation_share: ValidationShare = 0.1
+    test_share: Annotated[
+        float, option("Share of users kept apart to measure the result on.", ge=0, le=0.9)
+    ] = 0.1
+    min_label_count: MinLabelCount = 1
+    max_unknown_share: Annotated[
+        float,
+        option("Fail if a larger share of items or users is unknown.", "Input", ge=0, le=1),
+    ] = 0.1
+    trunk_variants: Annotated[
+        int,
+        option(
+            "If only top blocks are patched, each history is trained on in this many forms, each "
+            "without other items, and the blocks below are computed once for each form; 0 draws a "
+            "new form in every epoch.",
+            ge=0,
+            is_public=False,
+        ),
+    ] = 4
 
-    def geometry(self, backbone: Backbone) -> PatchGeometry:
-        """Where the patch sits in this backbone."""
-        blocks = tuple(range(len(backbone.blocks))) if self.blocks is None else self.blocks
+    def geometry(self, block_count: int) -> PatchGeometry:
+        """Where the patch is in a backbone of this many blocks.
+
+        ``has_cls`` None trains ``[CLS]`` only if the first block is patched: otherwise a task's own
+        ``[CLS]`` would make it compute the blocks that tasks share anew.
+        """
+        blocks = tuple(range(block_count)) if self.blocks is None else self.blocks
         return PatchGeometry(
             insertion=self.insertion,
             bottleneck=self.bottleneck,
@@ -71,17 +124,4 @@ class FinetuneSettings:
             has_norms=self.has_norms and bool(blocks),
             has_cls=(0 in blocks) if self.has_cls is None else self.has_cls,
             queries=self.queries,
-        )
-
-    def loop(self, variants: int = 0) -> LoopSettings:
-        """The part that says how to train, with so many variants of each history."""
-        return LoopSettings(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            head_learning_rate=self.head_learning_rate,
-            item_dropout=self.item_dropout,
-            seed=self.seed,
-            patience=self.patience,
-            variants=variants,
         )

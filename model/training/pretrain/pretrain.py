@@ -23,7 +23,7 @@ from peterrec.model.training.pretrain.examples import (
     second_views,
 )
 from peterrec.model.training.pretrain.packed_blocks import pack, packed_states
-from peterrec.model.training.pretrain.settings import DTYPES, PretrainSettings
+from peterrec.model.training.pretrain.settings import Precision, PretrainSettings
 from peterrec.model.training.pretrain.spectral import spectral_embedding
 from peterrec.model.training.pretrain.state import (
     Document,
@@ -42,6 +42,8 @@ from peterrec.model.training.softmax import (
 __all__ = ["PretrainSettings", "PretrainedBackbone", "pretrain"]
 
 CPU = torch.device("cpu")
+
+DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 WARM_UP_SHARE = 0.02
 """Share of all steps in which the learning rate rises from 0, before it falls back to 0."""

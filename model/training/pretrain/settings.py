@@ -1,50 +1,89 @@
-"""The settings of a pretraining run."""
+"""The settings of a pretraining run; every option of pretraining is written here and only here."""
 
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
+from typing import Annotated, Literal
 
 from peterrec.model.spec import BackboneSpec
-from peterrec.model.training.softmax import LossName
+from peterrec.model.training.options import (
+    STRICT,
+    BatchSize,
+    Epochs,
+    LossName,
+    Patience,
+    Seed,
+    ValidationShare,
+    option,
+)
 
 Start = Literal["spectral", "random"]
+"""Where item embeddings begin (``model/training/pretrain/spectral.py``)."""
 
 Precision = Literal["float32", "bfloat16"]
-
-DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
 class PretrainSettings:
-    """Everything that shapes a pretraining run; saved with the backbone.
+    """Everything that shapes a pretraining run; saved with the backbone."""
 
-    ``start`` is where the item embedding begins: ``spectral``
-    (``model/training/pretrain/spectral.py``) or
-    ``random``. ``contrast_weight`` times the contrastive loss of user vectors is added to the
-    items' loss; 0 leaves it out, as the paper does. ``precision`` is that of the blocks' states and
-    of all products; weights, their moments and the losses are float32.
-    """
+    __pydantic_config__ = STRICT
 
-    channels: int = 64
-    dilations: tuple[int, ...] = (1, 4, 1, 4, 1, 4, 1, 4)
-    kernel_size: int = 3
-    is_causal: bool = True
-    max_len: int = 50
-    epochs: int = 5
-    batch_size: int = 64
-    learning_rate: float = 3e-3
-    seed: int = 0
-    validation_share: float = 0.05
-    patience: int = 2
-    min_count: int = 1
-    loss: LossName | Literal["auto"] = "auto"
-    start: Start = "spectral"
-    contrast_weight: float = 0.5
-    precision: Precision = "float32"
+    channels: Annotated[int, option("Width of item embeddings and blocks.", "Model", ge=1)] = 64
+    dilations: Annotated[
+        tuple[int, ...],
+        option("Dilation of each residual block's first convolution, e.g. 1,4,1,4.", "Model"),
+    ] = (1, 4, 1, 4, 1, 4, 1, 4)
+    kernel_size: Annotated[int, option("Taps of every convolution.", "Model", ge=2)] = 3
+    is_causal: Annotated[
+        bool,
+        option(
+            "Predict the next item from earlier ones; otherwise hidden items from both sides.",
+            "Model",
+            name="causal",
+        ),
+    ] = True
+    max_len: Annotated[
+        int, option("Newest items of a history that the network reads.", "Model", ge=1)
+    ] = 50
+    epochs: Epochs = 5
+    batch_size: BatchSize = 64
+    learning_rate: Annotated[
+        float,
+        option(
+            "Adam's highest learning rate; it rises over the first 2 % of steps and falls to 0.",
+            name="lr",
+            ge=0,
+        ),
+    ] = 3e-3
+    seed: Seed = 0
+    validation_share: ValidationShare = 0.05
+    patience: Patience = 2
+    min_count: Annotated[
+        int, option("Leave out items with fewer events in the training users' histories.", ge=1)
+    ] = 1
+    loss: Annotated[
+        LossName | Literal["auto"],
+        option("Softmax over all items (full) or over sampled ones; auto: full up to 5,000 items."),
+    ] = "auto"
+    start: Annotated[
+        Start,
+        option("Item embeddings' start: factors of who took what (spectral), or random values."),
+    ] = "spectral"
+    contrast_weight: Annotated[
+        float,
+        option(
+            "Weight of the contrastive loss of user vectors; 0 leaves it out, as the paper does.",
+            ge=0,
+        ),
+    ] = 0.5
+    precision: Annotated[
+        Precision,
+        option(
+            "Precision of activations and matrix products; weights and losses are float32 always."
+        ),
+    ] = "float32"
 
     def backbone_spec(self, item_count: int) -> BackboneSpec:
-        """The architecture for so many items."""
+        """The architecture for this number of items."""
         return BackboneSpec(
             item_count=item_count,
             channels=self.channels,

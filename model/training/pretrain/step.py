@@ -12,12 +12,12 @@ from torch.nn import functional
 from peterrec.model.spec import PAD, BackboneSpec
 from peterrec.model.training.data_parallel import ALONE, Workers
 from peterrec.model.training.loop import require_finite
+from peterrec.model.training.options import LossName
 from peterrec.model.training.pretrain.examples import NO_TARGET, ExampleBatch
 from peterrec.model.training.pretrain.lazy_rows import LazyRows
 from peterrec.model.training.pretrain.packed_blocks import ZERO_ROW, Packing, pack, packed_states
 from peterrec.model.training.pretrain.state import PretrainingState
 from peterrec.model.training.softmax import (
-    LossName,
     draw_negatives,
     full_softmax_loss,
     sampled_softmax,
