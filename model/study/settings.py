@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from peterrec.model.errors import ComparisonSettingsInvalid
 from peterrec.model.spec import Insertion
-from peterrec.model.training.pretrain.pretrain import PretrainSettings
+from peterrec.model.training.pretrain.settings import PretrainSettings
 
 Document = dict[str, Any]  # Any: a JSON document
 

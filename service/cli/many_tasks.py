@@ -1,90 +1,48 @@
 """The command that fine-tunes many tasks in one run."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from peterrec.service.cli.training import (
-    MODEL,
-    BackboneFolder,
-    Blocks,
-    CutOff,
-    Delimiter,
-    Insertion,
-    Interactions,
-    ItemColumn,
-    OrderColumn,
-    Overwrite,
-    Queries,
-    Until,
-    UserColumn,
-    Where,
-    interaction_source,
-)
+from peterrec.model.training.finetune.settings import FinetuneSettings
+from peterrec.service.cli.settings_options import FieldsOf, takes_settings
+from peterrec.service.cli.shared_options import BackboneFolder, Blocks, Overwrite
+from peterrec.service.jobs.options import EventOptions, TimeOptions, parse_blocks
+
+COMMON = FieldsOf(FinetuneSettings, panel="Model", without=frozenset({"kind", "has_cls", "blocks"}))
+"""What all tasks of a run share: the patch's place. ``[CLS]`` is trained if block 0 is patched."""
 
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
-    app.command(name="finetune-many")(finetune_many)
+    app.command(name="finetune-many")(takes_settings(finetune_many))
 
 
 def finetune_many(
     backbone: BackboneFolder,
-    interactions: Interactions,
+    events: EventOptions,
     tasks: Annotated[
-        Path, typer.Option(exists=True, dir_okay=False, help="TOML file of tasks and bundles.")
+        Path,
+        typer.Option(exists=True, dir_okay=False, help="TOML file of the tasks and their bundles."),
     ],
-    user_column: UserColumn = "user_id",
-    item_column: ItemColumn = "item_id",
-    order_column: OrderColumn = None,
-    delimiter: Delimiter = ",",
-    where: Where = None,
-    cut_off: CutOff = None,
-    until: Until = None,
-    insertion: Annotated[Insertion, typer.Option(rich_help_panel=MODEL)] = Insertion.SERIAL2,
-    bottleneck: Annotated[
-        int, typer.Option(min=1, help="Summed over branches.", rich_help_panel=MODEL)
-    ] = 8,
-    cardinality: Annotated[int, typer.Option(min=1, rich_help_panel=MODEL)] = 1,
+    time: TimeOptions,
+    patch: Annotated[dict[str, Any], COMMON],
     blocks: Blocks = "none",
-    queries: Queries = 8,
-    inner_skip: Annotated[
-        bool, typer.Option(help="Published form of parallel2.", rich_help_panel=MODEL)
-    ] = False,
-    norms: Annotated[
-        bool, typer.Option(help="Train patched blocks' second norm.", rich_help_panel=MODEL)
-    ] = True,
     overwrite: Overwrite = False,
 ) -> None:
     """Train many tasks' patches and heads together, and write a bundle for each."""
     from peterrec.model.files.backbone_folder import load_backbone
-    from peterrec.model.spec import PatchGeometry
-    from peterrec.service.jobs.many_jobs import ManyJob, run_finetune_many
-    from peterrec.service.jobs.options import parse_blocks
     from peterrec.service.jobs.progress_bar import ProgressBars
     from peterrec.service.jobs.task_file import read_task_file
+    from peterrec.service.jobs.train_many import ManyJob, run_finetune_many
 
     loaded = load_backbone(backbone)
-    count = len(loaded.backbone.blocks)
-    patched = parse_blocks(blocks, count)
-    geometry = PatchGeometry(
-        insertion=insertion.value,
-        bottleneck=bottleneck,
-        blocks=patched,
-        cardinality=cardinality,
-        has_inner_skip=inner_skip,
-        has_norms=norms and bool(patched),
-        has_cls=0 in patched,
-        queries=queries,
-    )
-    source = interaction_source(
-        interactions, user_column, item_column, order_column, delimiter, where
-    )
+    patch["blocks"] = parse_blocks(blocks, len(loaded.backbone.blocks))
     entries = read_task_file(tasks)
-    job = ManyJob(source, entries, tasks.parent, geometry, overwrite, cut_off, until)
+    job = ManyJob(events, time, entries, tasks.parent, patch, overwrite)
     with ProgressBars() as bars:
         trained = run_finetune_many(loaded, job, bars)
     bundle = Column("bundle", no_wrap=True)
@@ -92,9 +50,10 @@ def finetune_many(
     for out, task in trained:
         name = next(iter(task.metrics))
         baseline = task.metrics.get(f"baseline_{name}")
-        beside = "" if baseline is None else f"{baseline:.4f}"
+        without_history = "" if baseline is None else f"{baseline:.4f}"
         users = str(task.record["data"]["test_users"])
         errors = [task.metrics[n] for n in ("ece_uncalibrated", "ece") if n in task.metrics]
         shown = ", ".join(f"{error:.3f}" for error in errors)
-        table.add_row(out.name, users, name, f"{task.metrics[name]:.4f}", beside, shown)
+        value = f"{task.metrics[name]:.4f}"
+        table.add_row(out.name, users, name, value, without_history, shown)
     Console(highlight=False).print(table)

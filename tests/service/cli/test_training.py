@@ -25,7 +25,7 @@ from peterrec.patches.errors import BundleRejected
 from peterrec.service.cli.main import build_app
 from peterrec.service.errors import DownloadFailed, OutputExists, TaskUnpackable
 from peterrec.service.jobs.download import MEMBERS, download_movielens_1m
-from peterrec.service.jobs.jobs import OUTPUT_LAYER
+from peterrec.service.jobs.train import OUTPUT_LAYER
 from peterrec.service.jobs.options import parse_blocks
 from peterrec.service.jobs.packing import PROBE_USERS, unpack_task
 
