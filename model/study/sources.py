@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from peterrec.model.study.events import (
     is_past,
     require_past,
 )
+from peterrec.model.training.options import option
 
 Document = dict[str, Any]  # Any: a JSON document
 
@@ -47,11 +48,24 @@ class Cut:
     precede them, not at the very first one.
     """
 
-    validation_share: float = 0.1
-    test_share: float = 0.2
-    seed: int = 0
-    most_targets: int = 5
-    min_history: int = 0
+    validation_share: Annotated[
+        float,
+        option("Share of users kept apart to choose epochs with.", "Input", ge=0.01, le=0.5),
+    ] = 0.1
+    test_share: Annotated[
+        float,
+        option("Share of users kept apart to measure results on.", "Input", ge=0.01, le=0.5),
+    ] = 0.2
+    seed: Annotated[
+        int, option("Seed of the split of the users.", "Input", name="split_seed", ge=0)
+    ] = 0
+    most_targets: Annotated[
+        int, option("Targets of a user that are used, the first ones.", "Input", ge=1)
+    ] = 5
+    min_history: Annotated[
+        int,
+        option("Between domains: inputs of a user before the first target.", "Input", ge=0),
+    ] = 0
 
     def corpus(
         self,

@@ -12,7 +12,9 @@ from peterrec.service.cli.settings_options import FieldsOf, takes_settings
 from peterrec.service.cli.shared_options import BackboneFolder, Blocks, Overwrite
 from peterrec.service.jobs.options import EventOptions, TimeOptions, parse_blocks
 
-COMMON = FieldsOf(FinetuneSettings, panel="Model", without=frozenset({"kind", "has_cls", "blocks"}))
+COMMON = FieldsOf(
+    FinetuneSettings, of_panel="Model", without=frozenset({"kind", "has_cls", "blocks"})
+)
 """What all tasks of a run share: the patch's place. ``[CLS]`` is trained if block 0 is patched."""
 
 

@@ -8,7 +8,7 @@ command line, as ``typer.Option`` in the field's annotation.
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import wraps
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -17,26 +17,30 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 from typer.models import OptionInfo
 
-from peterrec.model.training.options import REQUIRED, Option, options_of
+from peterrec.model.training.options import REQUIRED, Option, Panel, options_of
 
 Type = Any  # Any: a type, a Literal or a union
+
+LONGEST_DEFAULT = 40
+"""Characters of a default that is shown as it is; a longer list gets spaces so that it can wrap."""
 
 
 @dataclass(frozen=True, slots=True)
 class FieldsOf:
     """Which fields of a settings class become options, as an annotation of a command's parameter.
 
-    ``only`` names the fields (None: all), ``without`` those left out, and ``panel`` restricts them
-    to one panel. ``names`` gives fields other option names. ``base`` has the defaults, and the
-    values of the fields that are left out. If the parameter's type is not a dataclass, it gets
-    a mapping of field names to values.
+    ``only`` names the fields (None: all), ``without`` those left out, and ``of_panel`` restricts
+    them to one panel. ``names`` gives fields other option names, and ``title`` replaces the panel
+    as the heading in ``--help``. ``base`` has the defaults, and the values of the fields that are
+    left out. A parameter whose type is not a dataclass gets a dict of field names and values.
     """
 
     settings: type
     only: frozenset[str] | None = None
     without: frozenset[str] = frozenset()
-    panel: str | None = None
-    names: Mapping[str, str] | None = None
+    of_panel: Panel | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
+    title: str | None = None
     base: Any = None  # Any: an instance of ``settings``
 
     def options(self) -> list[Option]:
@@ -47,10 +51,10 @@ class FieldsOf:
     def _takes(self, option: Option) -> bool:
         is_named = self.only is None or option.field in self.only
         is_there = option.is_public and option.field not in self.without
-        return is_there and is_named and self.panel in (None, option.panel)
+        return is_there and is_named and self.of_panel in (None, option.panel)
 
     def _adapted(self, option: Option) -> Option:
-        name = (self.names or {}).get(option.field, option.name)
+        name = self.names.get(option.field, option.name)
         default = option.default if self.base is None else getattr(self.base, option.field)
         return replace(option, name=name, default=default)
 
@@ -88,10 +92,10 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     return with_options
 
 
-def field_option(settings: type, field: str) -> OptionInfo:
+def field_option(settings: type, name: str) -> OptionInfo:
     """The option of one field, for a command that parses its value itself."""
-    (option,) = (each for each in options_of(settings) if each.field == field)
-    return _info(option)
+    (option,) = (each for each in options_of(settings) if each.field == name)
+    return _info(option, option.panel)
 
 
 def comma_separated(text: str, kind: Type, name: str) -> Any:  # Any: a tuple of that type
@@ -135,7 +139,11 @@ def _typer_expansion(settings: Any) -> _Expansion:  # Any: a dataclass
 def _settings_expansion(chosen: FieldsOf, *, makes_object: bool) -> _Expansion:
     options = chosen.options()
     parameters = [
-        _parameter(option.name, Annotated[_typer_type(option), _info(option)], _shown(option))
+        _parameter(
+            option.name,
+            Annotated[_typer_type(option), _info(option, chosen.title or option.panel)],
+            _shown(option),
+        )
         for option in options
     ]
 
@@ -158,11 +166,14 @@ def _parameter(name: str, annotation: Type, default: object) -> inspect.Paramete
     )
 
 
-def _info(option: Option) -> OptionInfo:
+def _info(option: Option, title: str) -> OptionInfo:
     number = int if option.type is int else float
+    default = _shown(option)
+    is_long = isinstance(default, str) and len(default) > LONGEST_DEFAULT
     found: OptionInfo = typer.Option(
         help=option.help,
-        rich_help_panel=option.panel,
+        rich_help_panel=title,
+        show_default=str(default).replace(",", ", ") if is_long else True,
         min=None if option.minimum is None else number(option.minimum),
         max=None if option.maximum is None else number(option.maximum),
     )
