@@ -112,7 +112,8 @@ def comma_separated(text: str, kind: Type, name: str) -> Any:  # Any: a tuple of
 
 def _expansion(annotation: Type) -> _Expansion | None:
     """The options behind a parameter's annotation; None if it is an ordinary parameter."""
-    base, *marks = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+    origin: object = get_origin(annotation)
+    base, *marks = get_args(annotation) if origin is Annotated else (annotation,)
     chosen = next((mark for mark in marks if isinstance(mark, FieldsOf)), None)
     if chosen is None and not is_dataclass(base):
         return None
@@ -194,7 +195,8 @@ def _typer_type(option: Option) -> Type:
 
 
 def _is_list(kind: Type) -> bool:
-    return get_origin(kind) is tuple
+    origin: object = get_origin(kind)
+    return origin is tuple
 
 
 def _shown(option: Option) -> object:
