@@ -21,7 +21,7 @@ def shop(tmp_path: Path) -> Path:
 def test_two_processes_of_torchrun_write_one_backbone(shop, tmp_path):
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        *("-P", "-m", "peterrec", "pretrain", "--interactions", str(shop / "histories.parquet")),
+        *("-m", "peterrec", "pretrain", "--interactions", str(shop / "histories.parquet")),
         *("--out", str(tmp_path / "backbone"), "--channels", "8", "--dilations", "1,2"),
         *("--max-len", "10", "--epochs", "1", "--precision", "bfloat16"),
     ]
