@@ -13,7 +13,7 @@ from peterrec.model.study.settings import Axes, ComparisonSettings
 from peterrec.model.training.finetune.settings import FinetuneSettings
 from peterrec.model.training.options import REQUIRED, Option
 from peterrec.model.training.pretrain.settings import PretrainSettings
-from peterrec.service.cli.settings_options import FieldsOf
+from peterrec.service.cli.settings_options import FieldsOf, comma_text
 
 TABLES: dict[str, tuple[FieldsOf, ...]] = {
     "pretraining": (FieldsOf(PretrainSettings),),
@@ -56,7 +56,7 @@ def _default(option: Option) -> str:
     if isinstance(default, bool):
         return "on" if default else "off"
     if isinstance(default, tuple):
-        default = ",".join(map(str, default))
+        default = comma_text(default)
     return f"`{default}`" if default not in (None, "") else ""
 
 

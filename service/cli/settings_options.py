@@ -7,7 +7,7 @@ command line, as ``typer.Option`` in the field's annotation.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import wraps
 from types import NoneType, UnionType
@@ -104,10 +104,16 @@ def comma_separated(text: str, kind: Type, name: str) -> Any:  # Any: a tuple of
     try:
         return TypeAdapter(kind).validate_python(parts)
     except ValidationError as error:
-        wrong = error.errors()[0]
+        wrong = error.errors()[0]["input"]
+        reasons = dict.fromkeys(e["msg"] for e in error.errors() if e["input"] == wrong)
         raise typer.BadParameter(
-            f"--{name.replace('_', '-')} {text!r}: {wrong['input']!r} is wrong. {wrong['msg']}."
+            f"--{name.replace('_', '-')} {text!r}: {wrong!r} is wrong. {'; or '.join(reasons)}."
         ) from error
+
+
+def comma_text(values: Iterable[object]) -> str:
+    """Write a list as ``comma_separated`` reads it."""
+    return ",".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
 
 
 def _expansion(annotation: Type) -> _Expansion | None:
@@ -202,12 +208,8 @@ def _is_list(kind: Type) -> bool:
 def _shown(option: Option) -> object:
     """The default as typer takes and shows it."""
     if _is_list(option.type) and option.default is not REQUIRED:
-        return ",".join(map(_text, option.default))
+        return comma_text(option.default)
     return option.default
-
-
-def _text(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _value(option: Option, given: Any) -> Any:  # Any: what typer parsed, and the field's value
