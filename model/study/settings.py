@@ -48,6 +48,30 @@ is the norms, and ``[CLS]`` where the lowest block is patched."""
 
 
 @dataclass(frozen=True, slots=True)
+class CutSettings:
+    """How users are split, and which of a user's events are inputs and targets."""
+
+    validation_share: Annotated[
+        float,
+        option("Share of users kept apart to choose epochs with.", "Input", ge=0.01, le=0.5),
+    ] = 0.1
+    test_share: Annotated[
+        float,
+        option("Share of users kept apart to measure results on.", "Input", ge=0.01, le=0.5),
+    ] = 0.2
+    seed: Annotated[
+        int, option("Seed of the split of the users.", "Input", name="split_seed", ge=0)
+    ] = 0
+    most_targets: Annotated[
+        int, option("Targets of a user that are used, the first ones.", "Input", ge=1)
+    ] = 5
+    min_history: Annotated[
+        int,
+        option("Between domains: inputs of a user before the first target.", "Input", ge=0),
+    ] = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Axes:
     """What is varied of a patch; PeterRec is run for every combination."""
 

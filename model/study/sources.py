@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from peterrec.model.study.events import (
     is_past,
     require_past,
 )
-from peterrec.model.training.options import option
+from peterrec.model.study.settings import CutSettings
 
 Document = dict[str, Any]  # Any: a JSON document
 
@@ -41,31 +41,12 @@ HISTORY_SHARE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class Cut(CutSettings):
     """How users are split, how many first targets each has at most, and how many inputs at least.
 
     With ``min_history`` above 1, between domains, a user's targets begin where so many inputs
     precede them, not at the very first one.
     """
-
-    validation_share: Annotated[
-        float,
-        option("Share of users kept apart to choose epochs with.", "Input", ge=0.01, le=0.5),
-    ] = 0.1
-    test_share: Annotated[
-        float,
-        option("Share of users kept apart to measure results on.", "Input", ge=0.01, le=0.5),
-    ] = 0.2
-    seed: Annotated[
-        int, option("Seed of the split of the users.", "Input", name="split_seed", ge=0)
-    ] = 0
-    most_targets: Annotated[
-        int, option("Targets of a user that are used, the first ones.", "Input", ge=1)
-    ] = 5
-    min_history: Annotated[
-        int,
-        option("Between domains: inputs of a user before the first target.", "Input", ge=0),
-    ] = 0
 
     def corpus(
         self,

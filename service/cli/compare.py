@@ -1,15 +1,14 @@
 """The command that compares methods: the paper's table on one's own data."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from peterrec.model.study.settings import DEFAULT_METHODS, Axes, ComparisonSettings
-from peterrec.model.study.sources import Cut
+from peterrec.model.study.settings import DEFAULT_METHODS, Axes, ComparisonSettings, CutSettings
 from peterrec.model.training.pretrain.settings import PretrainSettings
 from peterrec.service.cli.settings_options import FieldsOf, comma_separated, takes_settings
 from peterrec.service.jobs.options import INPUT
@@ -231,7 +230,7 @@ def register(app: typer.Typer) -> None:
 def compare(
     out: Annotated[Path, typer.Option(help="Folder of results; finished runs in it are reused.")],
     data: DataOptions,
-    cut: Cut,
+    cut: CutSettings,
     settings: Annotated[ComparisonSettings, SETTINGS],
     axes: Axes,
     pretraining: Annotated[PretrainSettings, PRETRAINING],
@@ -239,12 +238,13 @@ def compare(
 ) -> None:
     """Train and evaluate the paper's methods on the same users, with mean and spread over seeds."""
     from peterrec.model.study.schedule import Effort
+    from peterrec.model.study.sources import Cut
     from peterrec.service.jobs.compare import CompareJob, prepare, rich_tables, run_comparison
     from peterrec.service.jobs.progress_bar import ProgressBars
 
     job = CompareJob(
         sources=data.sources(),
-        cut=cut,
+        cut=Cut(**asdict(cut)),
         settings=replace(
             settings,
             methods=settings.methods or DEFAULT_METHODS,

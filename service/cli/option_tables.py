@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from peterrec.model.study.settings import Axes, ComparisonSettings
+from peterrec.model.study.settings import Axes, ComparisonSettings, CutSettings
 from peterrec.model.training.finetune.settings import FinetuneSettings
 from peterrec.model.training.options import REQUIRED, Option
 from peterrec.model.training.pretrain.settings import PretrainSettings
@@ -24,6 +24,7 @@ TABLES: dict[str, tuple[FieldsOf, ...]] = {
     ),
     "comparison": (
         FieldsOf(ComparisonSettings, base=ComparisonSettings()),
+        FieldsOf(CutSettings),
         FieldsOf(Axes, base=Axes()),
     ),
 }

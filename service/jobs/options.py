@@ -1,22 +1,21 @@
-"""Options that several commands take about their data, and how their texts are read. No torch."""
+"""Options that several commands take about their data, and how their texts are read.
+
+Every command imports this module, so what reads tables (and takes long to load) is imported only
+when a table is read.
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from peterrec.model.data.histories import UserLabels
-from peterrec.model.data.interactions import (
-    InteractionSource,
-    LabelSource,
-    read_labels,
-    read_tags,
-    read_targets,
-    read_values,
-)
-from peterrec.model.data.tables import Condition, TableSource
 from peterrec.model.spec import HeadKind
+
+if TYPE_CHECKING:
+    from peterrec.model.data.histories import UserLabels
+    from peterrec.model.data.interactions import InteractionSource
+    from peterrec.model.data.tables import TableSource
 
 INPUT = "Input"
 """Title of the options about data in ``--help``."""
@@ -57,9 +56,11 @@ class EventOptions:
         ),
     ] = None
 
-    def source(self, before: str | None = None) -> InteractionSource:
+    def source(self, before: str | None = None) -> "InteractionSource":
         """The events, without those at ``before`` and later."""
-        table = TableSource(self.interactions, self.delimiter, _conditions(self.where))
+        from peterrec.model.data.interactions import InteractionSource
+
+        table = _table(self.interactions, self.delimiter, self.where)
         return InteractionSource(
             table, self.user_column, self.item_column, self.order_column, before=before
         )
@@ -150,33 +151,41 @@ class Answers:
     since: str | None = None
     before: str | None = None
 
-    def read(self, kind: HeadKind) -> UserLabels:
+    def read(self, kind: HeadKind) -> "UserLabels":
         """The answers of a task of this kind."""
+        from peterrec.model.data.interactions import (
+            LabelSource,
+            read_labels,
+            read_tags,
+            read_targets,
+            read_values,
+        )
+
         if kind == "ranking":
             return read_targets(self._targets())
         given = self.options
         if given.labels is None or given.label_column is None:
             raise typer.BadParameter(f"a {kind} task needs --labels and --label-column")
-        source = LabelSource(self._table(given.labels), given.label_column, self.user_column)
+        table = _table(given.labels, self.delimiter, given.answers_where)
+        source = LabelSource(table, given.label_column, self.user_column)
         if kind == "tags":
             return read_tags(source, given.tag_separator)
         return read_values(source) if kind == "value" else read_labels(source)
 
-    def _targets(self) -> InteractionSource:
+    def _targets(self) -> "InteractionSource":
+        from peterrec.model.data.interactions import InteractionSource
+
         given = self.options
         if given.targets is None:
             raise typer.BadParameter("a ranking task needs --targets")
         return InteractionSource(
-            self._table(given.targets),
+            _table(given.targets, self.delimiter, given.answers_where),
             self.user_column,
             given.target_column,
             given.target_order_column,
             self.since,
             self.before,
         )
-
-    def _table(self, path: Path) -> TableSource:
-        return TableSource(path, self.delimiter, _conditions(self.options.answers_where))
 
 
 def answers_of(
@@ -221,5 +230,7 @@ def _integers(text: str, option: str) -> tuple[int, ...]:
         raise typer.BadParameter(f"{option} {text!r} is not a list of numbers") from error
 
 
-def _conditions(texts: list[str] | None) -> tuple[Condition, ...]:
-    return tuple(Condition.parse(text) for text in texts or ())
+def _table(path: Path, delimiter: str, where: list[str] | None) -> "TableSource":
+    from peterrec.model.data.tables import Condition, TableSource
+
+    return TableSource(path, delimiter, tuple(Condition.parse(text) for text in where or ()))
