@@ -91,7 +91,7 @@ def bundle_document(opened: OpenedBundle) -> dict[str, object]:
     """A bundle's manifest, tensors and sizes as JSON."""
     contents = opened.contents
     return {
-        **facts_document(opened.facts),
+        **metadata_document(opened.facts),
         "manifest": contents.manifest.model_dump(mode="json", by_alias=True),
         "tensors": [
             {
@@ -105,7 +105,7 @@ def bundle_document(opened: OpenedBundle) -> dict[str, object]:
     }
 
 
-def facts_document(facts: BundleFacts) -> dict[str, object]:
+def metadata_document(facts: BundleFacts) -> dict[str, object]:
     """A bundle's digest, sizes and signatures as JSON."""
     return {
         "digest": format_digest(facts.digest),
@@ -141,8 +141,8 @@ def difference_rows(difference: BundleDifference) -> Rows:
 def difference_document(difference: BundleDifference) -> dict[str, object]:
     """The differences between two bundles as JSON."""
     return {
-        "first": facts_document(difference.first),
-        "second": facts_document(difference.second),
+        "first": metadata_document(difference.first),
+        "second": metadata_document(difference.second),
         "is_same_content": difference.is_same_content,
         "fields": _changes_document(difference.fields),
         "metrics": _changes_document(difference.metrics),

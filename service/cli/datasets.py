@@ -155,7 +155,7 @@ def _info_rows(info: "DataInfo") -> list[tuple[str, str]]:
     return [
         *rows,
         ("same item at the same time", f"{info.duplicate_share:.2%} of events"),
-        ("tied with another event", f"{info.times.tied_share:.2%} of events, in the file's order"),
+        ("tied with another event", f"{info.times.tied_share:.2%} of events, ordered by a hash"),
         ("first", info.times.first),
         ("last", info.times.last),
     ]
