@@ -199,7 +199,7 @@ def _metric(change: FieldChange) -> str:
 def _names_rows(what: str, change: NamesChange | None) -> Rows:
     if change is None:
         return []
-    order = ", the kept ones in another order" if change.is_reordered else ""
+    order = " in another order" if change.is_reordered else ""
     rows = [(what, f"{change.added} added, {change.removed} removed, {change.kept} kept{order}")]
     if change.added:
         rows.append((f"  {what} added", _some(change.added_names, change.added)))

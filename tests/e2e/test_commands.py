@@ -127,6 +127,15 @@ def test_the_trail_is_followed_from_a_revision_on(peterrec, api, task, digests):
     assert (entry["task"], entry["action"], entry["alias"]) == (task, "set_alias", "next")
 
 
+def test_keys_are_created_listed_and_revoked(peterrec):
+    created = peterrec.said("keys", "create", "--scope", "predict:cli-*", "--name", "reader")
+    assert created.startswith("prk_")
+    (key,) = [each for each in peterrec.json("keys", "list") if each["name"] == "reader"]
+    assert (key["scopes"], created.split("_")[1]) == (["predict:cli-*"], key["key_id"])
+    assert "is revoked" in peterrec.said("keys", "revoke", key["key_id"])
+    assert "reader" not in peterrec.said("keys", "list")
+
+
 def test_exit_statuses_say_what_went_wrong(peterrec, task, digests):
     seen = peterrec.json("traffic", "show", task)["revision"]
     peterrec.said("alias", "set", task, "next", "2", "--if-match", seen)
