@@ -507,3 +507,29 @@ def retry_headers(status: int) -> list[tuple[bytes, bytes]]:
 
 def _title(code: str) -> str:
     return code.replace("_", " ").capitalize()
+
+
+class ServerRefused(PeterRecError):
+    """A server's refusal, as a command reports it.
+
+    It has the server's code. ``status`` is the HTTP status, 0 if nothing was sent.
+    """
+
+    category = Category.CONFLICT
+
+    def __init__(self, code: str, message: str, hint: str, status: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.refused_code = code
+        self.status = status
+
+    @property
+    def code(self) -> str:  # type: ignore[override]  # the server's code, not one of this process
+        """The server's code."""
+        return self.refused_code
+
+
+class ServerUnreachable(PeterRecError):
+    """No server answered a command."""
+
+    code = "server_unreachable"
+    category = Category.UNAVAILABLE

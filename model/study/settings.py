@@ -1,11 +1,14 @@
 """What to compare and how; plain values that travel as JSON."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
+
+from annotated_types import Ge
 
 from peterrec.model.errors import ComparisonSettingsInvalid
 from peterrec.model.insertions import INSERTIONS, InsertionName
-from peterrec.model.training.pretrain.pretrain import PretrainSettings
+from peterrec.model.training.options import BatchSize, Epochs, Patience, option
+from peterrec.model.training.pretrain.settings import PretrainSettings
 
 Document = dict[str, Any]  # Any: a JSON document
 
@@ -30,7 +33,11 @@ DEFAULT_METHODS = (
 
 PretrainOn = Literal["train", "all"]
 
-Depth = int | Literal["all", "side", "none"]
+Count = Annotated[int, Ge(0)]
+
+PatchedDepth = int | Literal["all", "side"]
+
+Depth = PatchedDepth | Literal["none"]
 """Top blocks that carry a patch; ``side`` is a network beside the frozen trunk, ``none`` a reader
 alone."""
 
@@ -41,15 +48,60 @@ is the norms, and ``[CLS]`` where the lowest block is patched."""
 
 
 @dataclass(frozen=True, slots=True)
+class CutSettings:
+    """How users are split, and which of a user's events are inputs and targets."""
+
+    validation_share: Annotated[
+        float,
+        option("Share of users kept apart to choose epochs with.", "Input", ge=0.01, le=0.5),
+    ] = 0.1
+    test_share: Annotated[
+        float,
+        option("Share of users kept apart to measure results on.", "Input", ge=0.01, le=0.5),
+    ] = 0.2
+    seed: Annotated[
+        int, option("Seed of the split of the users.", "Input", name="split_seed", ge=0)
+    ] = 0
+    most_targets: Annotated[
+        int, option("Targets of a user that are used, the first ones.", "Input", ge=1)
+    ] = 5
+    min_history: Annotated[
+        int,
+        option("Between domains: inputs of a user before the first target.", "Input", ge=0),
+    ] = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Axes:
     """What is varied of a patch; PeterRec is run for every combination."""
 
-    insertions: tuple[InsertionName, ...] = tuple(INSERTIONS)
-    bottlenecks: tuple[int, ...] = (8,)
-    cardinalities: tuple[int, ...] = (1,)
-    depths: tuple[Depth, ...] = ("all",)
-    extras: tuple[Extras, ...] = ("auto",)
-    queries: tuple[int, ...] = (0,)
+    insertions: Annotated[
+        tuple[InsertionName, ...],
+        option("Where the patch joins a convolution, in turn.", "Methods"),
+    ] = tuple(INSERTIONS)
+    bottlenecks: Annotated[
+        tuple[Count, ...],
+        option("Widths of the patch's bottlenecks, summed over branches.", "Methods"),
+    ] = (8,)
+    cardinalities: Annotated[
+        tuple[Count, ...], option("Numbers of branches of each bottleneck.", "Methods")
+    ] = (1,)
+    depths: Annotated[
+        tuple[PatchedDepth, ...],
+        option("Patched top blocks: numbers, all, or side for a side network.", "Methods"),
+    ] = ("all",)
+    extras: Annotated[
+        tuple[Extras, ...],
+        option(
+            "What a patch trains in addition: auto, none, norms, cls or both; auto is the norms, "
+            "and [CLS] if the first block is patched.",
+            "Methods",
+        ),
+    ] = ("auto",)
+    queries: Annotated[
+        tuple[Count, ...],
+        option("Attention queries of the patch's history reader; 0 turns it off.", "Methods"),
+    ] = (0,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +113,53 @@ class ComparisonSettings:
     validation loss is kept. ``item_dropout`` is the mean share of items left out while training.
     """
 
-    methods: tuple[str, ...] = DEFAULT_METHODS
-    tasks: tuple[str, ...] = ()
-    axes: Axes = field(default_factory=Axes)
-    label_shares: tuple[float, ...] = (1.0,)
-    seeds: int = 3
-    first_seed: int = 0
-    rate_trials: int = 3
-    epochs: int = 12
-    patience: int = 3
-    batch_size: int = 128
-    item_dropout: float = 0.5
-    ranking_item_dropout: float = 0.2
-    min_label_count: int = 5
-    pretrain_on: PretrainOn = "train"
-    pretraining: PretrainSettings = field(
-        default_factory=lambda: PretrainSettings(max_len=100, epochs=4)
+    methods: Annotated[
+        tuple[str, ...], option("Methods to compare (docs/compare.md lists them).", "Methods")
+    ] = DEFAULT_METHODS
+    tasks: Annotated[
+        tuple[str, ...], option("Tasks to train, by name; default: all.", "Methods")
+    ] = ()
+    axes: Annotated[Axes, option("What is varied of a patch.", "Methods", is_public=False)] = field(
+        default_factory=Axes
     )
+    label_shares: Annotated[
+        tuple[float, ...],
+        option(
+            "Shares of the training users whose answers are used.", "Methods", name="label_share"
+        ),
+    ] = (1.0,)
+    seeds: Annotated[int, option("Random seeds to train each method with.", ge=1)] = 3
+    first_seed: Annotated[int, option("First random seed.", name="seed", ge=0)] = 0
+    rate_trials: Annotated[
+        int,
+        option("Learning rates to try for each method.", name="lr_trials", ge=1, le=5),
+    ] = 3
+    epochs: Epochs = 12
+    patience: Patience = 3
+    batch_size: BatchSize = 128
+    item_dropout: Annotated[
+        float,
+        option(
+            "Mean share of items left out of each history while training, for every task but "
+            "rankings.",
+            ge=0,
+            le=1,
+        ),
+    ] = 0.5
+    ranking_item_dropout: Annotated[
+        float,
+        option("Mean share of items left out for ranking tasks.", ge=0, le=1, is_public=False),
+    ] = 0.2
+    min_label_count: Annotated[
+        int, option("Drop classes with fewer training users.", "Input", ge=1)
+    ] = 5
+    pretrain_on: Annotated[
+        PretrainOn,
+        option("Users whose histories pretraining reads: all includes test users.", "Input"),
+    ] = "train"
+    pretraining: Annotated[
+        PretrainSettings, option("Settings of pretraining.", "Model", is_public=False)
+    ] = field(default_factory=lambda: PretrainSettings(max_len=100, epochs=4))
 
     def __post_init__(self) -> None:
         _require(self.seeds >= 1, f"seeds is {self.seeds}, at least 1 is needed")

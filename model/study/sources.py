@@ -32,6 +32,7 @@ from peterrec.model.study.events import (
     is_past,
     require_past,
 )
+from peterrec.model.study.settings import CutSettings
 
 Document = dict[str, Any]  # Any: a JSON document
 
@@ -40,18 +41,12 @@ HISTORY_SHARE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class Cut(CutSettings):
     """How users are split, how many first targets each has at most, and how many inputs at least.
 
     With ``min_history`` above 1, between domains, a user's targets begin where so many inputs
     precede them, not at the very first one.
     """
-
-    validation_share: float = 0.1
-    test_share: float = 0.2
-    seed: int = 0
-    most_targets: int = 5
-    min_history: int = 0
 
     def corpus(
         self,

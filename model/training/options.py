@@ -13,8 +13,9 @@ from annotated_types import Ge, Le
 from pydantic import ConfigDict, Field
 from pydantic.fields import FieldInfo
 
-Panel = Literal["Input", "Model", "Training"]
-"""What an option is about: the data it reads, the network that it shapes, or the training run."""
+Panel = Literal["Input", "Methods", "Model", "Training"]
+"""What an option is about: the data it reads, the methods that ``peterrec compare`` compares, the
+network that it shapes, or the training run."""
 
 
 STRICT = ConfigDict(extra="forbid")

@@ -1,4 +1,4 @@
-"""The audit trail of a running server: who changed what, when, from what to what."""
+"""The audit trail of a running server: who changed what, when, and from what to what."""
 
 import json
 import sys
@@ -9,16 +9,21 @@ import typer
 from peterrec.service.cli.server_options import (
     DEFAULT_URL,
     ApiKey,
+    Server,
     Url,
     complete_task,
     print_table,
     server,
     short,
 )
+from peterrec.service.cli.shared_options import AsJsonLines
 
 SHOWN = 50
+"""Changes that the table shows without ``--limit``."""
 
-Document = dict[str, Any]  # Any: JSON documents, whose shape the server's OpenAPI document tells
+AUDIT_PATH = "/registry/audit"
+
+Document = dict[str, Any]  # Any: JSON documents, whose shape the server's OpenAPI document defines
 
 
 def register(app: typer.Typer) -> None:
@@ -34,25 +39,30 @@ def audit(
     ] = None,
     since: Annotated[int, typer.Option(min=0, help="Only changes after this revision.")] = 0,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="The newest so many.", show_default="50; all as JSON")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Show this many changes, the newest ones.",
+            show_default="50; with --json all",
+        ),
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Go on with what happens, one JSON object a line.")
+        bool,
+        typer.Option(
+            "--follow", help="Print changes as they happen, one JSON object per line, until Ctrl-C."
+        ),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a line, for keeping.")
-    ] = False,
+    as_json: AsJsonLines = False,
 ) -> None:
     """Show who changed what; the server keeps about the last 10,000 changes."""
     if follow:
         _follow(url, api_key, task, since)
         return
     parameters = {"format": "ndjson", "since": str(since)} | ({"task": task} if task else {})
-    with server(url, api_key) as client:
-        lines, headers = client.lines("/registry/audit", **parameters)
-    if headers.get("x-audit-complete") == "false" and since:
-        oldest = headers["x-audit-oldest-revision"]
-        print(f"warning: changes {since + 1} to {int(oldest) - 1} are lost.", file=sys.stderr)
+    with server(url, api_key) as to:
+        lines = to.lines(AUDIT_PATH, parameters)
+        if since:
+            _warn_of_lost_changes(to, since)
     kept = lines[-limit:] if limit else lines
     if as_json:
         for line in kept:
@@ -62,10 +72,16 @@ def audit(
     print_table(("revision", "at", "actor", "action", "task", "what"), rows)
 
 
+def _warn_of_lost_changes(to: Server, since: int) -> None:
+    page = to.get(f"{AUDIT_PATH}?since={since}&limit=1")
+    if not page["is_complete"]:
+        lost = f"changes {since + 1} to {page['oldest_revision'] - 1}"
+        print(f"warning: {lost} are no longer kept.", file=sys.stderr)
+
+
 def _follow(url: str, api_key: str | None, task: str | None, since: int) -> None:
-    parameters = {"since": str(since)} if since else {}
-    with server(url, api_key) as client:
-        for entry in client.follow("/registry/events", **parameters):
+    with server(url, api_key) as to:
+        for entry in to.follow(since or None):
             if task is None or entry.get("task") == task:
                 print(json.dumps(entry, ensure_ascii=False), flush=True)
 
@@ -82,7 +98,7 @@ def _row(entry: Document) -> tuple[str, ...]:
 
 
 def _what(entry: Document) -> list[str]:
-    """From what to what, in a few words."""
+    """What an entry changed, from what to what."""
     words = []
     if "alias" in entry:
         words.append(f"{entry['alias']}:")
@@ -93,7 +109,7 @@ def _what(entry: Document) -> list[str]:
     if "traffic" in entry or "previous_traffic" in entry:
         words.append(f"traffic {'put' if 'traffic' in entry else 'removed'}")
     if "reason" in entry:
-        words.append(f"since {entry['reason']} was broken: {_observed(entry['observed'])}")
+        words.append(f"because {entry['reason']} was exceeded: {_observed(entry['observed'])}")
     return words + [entry[name] for name in ("key_id", "note") if name in entry]
 
 

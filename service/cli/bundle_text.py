@@ -1,4 +1,4 @@
-"""Bundles, their differences and refusals as text for people and as JSON documents."""
+"""Bundles, differences between them and refusals, as text for people and as JSON documents."""
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -20,25 +20,29 @@ from peterrec.patches.bundle.manifest import ManifestPatch
 from peterrec.patches.errors import BundleRejected
 
 NAMES_SHOWN = 10
+"""Labels or items that are printed of a longer list."""
+
 NAME_WIDTH = 20
+"""Columns of the names in front of the printed values."""
 
 Rows = list[tuple[str, str]]
+"""Names and values, one pair for each line."""
 
 
 def print_rows(console: Console, rows: Iterable[tuple[str, str]]) -> None:
-    """Names and what was found, one pair a line."""
+    """Print names and values, one pair on each line."""
     for name, found in rows:
         line = Text.assemble((f"{printable(name):<{NAME_WIDTH}}", "bold"), printable(found))
         console.print(line, soft_wrap=True)
 
 
 def printable(found: str) -> str:
-    """Labels and notes come from the bundle's maker: no control characters to the terminal."""
+    """The text with control characters escaped: labels and notes come from the bundle's author."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in found)
 
 
 def manifest_rows(manifest: Manifest) -> Rows:
-    """What the manifest says."""
+    """The manifest's fields."""
     head, framing, provenance = manifest.head, manifest.input, manifest.provenance
     direction = "causal" if framing.is_causal else "non-causal"
     return [
@@ -60,22 +64,22 @@ def manifest_rows(manifest: Manifest) -> Rows:
 
 
 def content_rows(opened: OpenedBundle) -> Rows:
-    """What the file as a whole is."""
+    """Digest, size, signatures and catalog of the file."""
     contents, facts = opened.contents, opened.metadata
     rows = [
         ("version", format_digest(facts.digest)),
         ("content", f"sha256:{facts.content}"),
         ("size", f"{facts.size_bytes} bytes"),
-        *(("signed by", f"{key} (not judged)") for key in facts.signed_by),
+        *(("signed by", f"{key} (not checked)") for key in facts.signed_by),
     ]
     if contents.manifest.kind == "ranking":
         catalog = Catalog.of(contents.tensors)
         rows.append(("catalog", _some(catalog, len(catalog))))
-    return [*rows, ("integrity", "whole, and its parts agree")]
+    return [*rows, ("integrity", "complete and consistent")]
 
 
 def tensor_table(contents: Contents) -> Table:
-    """The file's tensors."""
+    """A table of the file's tensors."""
     table = Table("tensor", "dtype", "shape", "bytes", box=None, padding=(0, 2, 0, 0))
     for name, entry in sorted(contents.header.entries.items()):
         shape = " × ".join(map(str, entry.shape))
@@ -84,10 +88,10 @@ def tensor_table(contents: Contents) -> Table:
 
 
 def bundle_document(opened: OpenedBundle) -> dict[str, object]:
-    """The same as JSON."""
+    """A bundle's manifest, tensors and sizes as JSON."""
     contents = opened.contents
     return {
-        **facts_document(opened.metadata),
+        **metadata_document(opened.metadata),
         "manifest": contents.manifest.model_dump(mode="json", by_alias=True),
         "tensors": [
             {
@@ -101,8 +105,8 @@ def bundle_document(opened: OpenedBundle) -> dict[str, object]:
     }
 
 
-def facts_document(facts: BundleMetadata) -> dict[str, object]:
-    """One bundle's version and sizes as JSON."""
+def metadata_document(facts: BundleMetadata) -> dict[str, object]:
+    """A bundle's digest, sizes and signatures as JSON."""
     return {
         "digest": format_digest(facts.digest),
         "content": f"sha256:{facts.content}",
@@ -115,7 +119,7 @@ def facts_document(facts: BundleMetadata) -> dict[str, object]:
 
 
 def difference_rows(difference: BundleDifference) -> Rows:
-    """What differs, one line a change."""
+    """The differences, one change on each line."""
     first, second = difference.first, difference.second
     sizes = [
         FieldChange("size", first.size_bytes, second.size_bytes),
@@ -126,7 +130,7 @@ def difference_rows(difference: BundleDifference) -> Rows:
     changed = [*difference.fields, *(size for size in sizes if size.first != size.second)]
     return [
         ("versions", f"{format_digest(first.digest)} → {format_digest(second.digest)}"),
-        ("content", "the same" if difference.is_same_content else "another"),
+        ("content", "the same" if difference.is_same_content else "different"),
         *((change.field, f"{change.first} → {change.second}") for change in changed),
         *((f"metric {change.field}", _metric(change)) for change in difference.metrics),
         *_names_rows("labels", difference.labels),
@@ -135,10 +139,10 @@ def difference_rows(difference: BundleDifference) -> Rows:
 
 
 def difference_document(difference: BundleDifference) -> dict[str, object]:
-    """The same as JSON."""
+    """The differences between two bundles as JSON."""
     return {
-        "first": facts_document(difference.first),
-        "second": facts_document(difference.second),
+        "first": metadata_document(difference.first),
+        "second": metadata_document(difference.second),
         "is_same_content": difference.is_same_content,
         "fields": _changes_document(difference.fields),
         "metrics": _changes_document(difference.metrics),
@@ -148,7 +152,7 @@ def difference_document(difference: BundleDifference) -> dict[str, object]:
 
 
 def refusal_document(error: PeterRecError) -> list[dict[str, str]]:
-    """Why a bundle is refused, as JSON: every reason that verification found, or the one error."""
+    """Why a bundle is refused, as JSON: every reason that verification found, or one error."""
     if isinstance(error, BundleRejected):
         return [{"code": r.code, "message": r.message, "hint": r.hint} for r in error.reasons]
     return [{"code": error.code, "message": error.message, "hint": error.hint}]
@@ -195,7 +199,7 @@ def _metric(change: FieldChange) -> str:
 def _names_rows(what: str, change: NamesChange | None) -> Rows:
     if change is None:
         return []
-    order = ", the others in another order" if change.is_reordered else ""
+    order = " in another order" if change.is_reordered else ""
     rows = [(what, f"{change.added} added, {change.removed} removed, {change.kept} kept{order}")]
     if change.added:
         rows.append((f"  {what} added", _some(change.added_names, change.added)))

@@ -1,4 +1,4 @@
-"""Commands that look at bundle files: inspect, verify, diff."""
+"""Commands that read bundle files: inspect, verify, diff."""
 
 import json
 from dataclasses import asdict
@@ -27,6 +27,7 @@ from peterrec.service.cli.bundle_text import (
     refusal_document,
     tensor_table,
 )
+from peterrec.service.cli.shared_options import AsJson
 
 if TYPE_CHECKING:
     from peterrec.model.files.backbone_folder import LoadedBackbone
@@ -39,20 +40,24 @@ DISAGREEMENT_OF = {
     "value": "difference in relation to the larger value",
 }
 
-File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A .bundle file.")]
+File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Bundle file.")]
 Backbone = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", exists=True, file_okay=False, help="Backbone to hold it against."),
+    typer.Option(
+        metavar="DIR",
+        exists=True,
+        file_okay=False,
+        help="Backbone folder to check the bundle with.",
+    ),
 ]
 Trusted = Annotated[
     list[Path] | None,
     typer.Option(
         "--trusted-key",
         exists=True,
-        help="Public key or folder of *.pub, one of which must have signed; repeatable.",
+        help="Public key or folder of *.pub files; one of the keys must have signed. Repeatable.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -63,7 +68,7 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect(file: File, as_json: AsJson = False) -> None:
-    """Show what a bundle is; exit 1, with every reason, if it is damaged or contradicts itself."""
+    """Show a bundle's contents; exit 1 with every reason if it is damaged or inconsistent."""
     if as_json:
         print(json.dumps(bundle_document(_open(file)), ensure_ascii=False, indent=1))
         return
@@ -77,15 +82,15 @@ def inspect(file: File, as_json: AsJson = False) -> None:
 def verify(
     file: File, backbone: Backbone = None, trusted_key: Trusted = None, as_json: AsJson = False
 ) -> None:
-    """Check a bundle as a server would; exit 1 with every reason if one would refuse it.
+    """Check a bundle as a server does; exit 1 with every reason if a server would refuse it.
 
-    With a backbone its probes are run too, by the plain reference.
+    With --backbone, the bundle's probes are computed too, by the plain forward.
     """
     trusted = TrustedKeys.read(trusted_key) if trusted_key else None
     try:
         signed_by = _check(file, backbone, trusted)
     except PeterRecError as error:
-        _tell_refusal(file, error, as_json)
+        _print_refusal(file, error, as_json)
         raise typer.Exit(1) from error
     digest = format_digest(digest_of(file.read_bytes()))
     if as_json:
@@ -100,9 +105,9 @@ def verify(
 
 
 def diff(first: File, second: File, backbone: Backbone = None, as_json: AsJson = False) -> None:
-    """Show what changes from one bundle to another.
+    """Show the differences between two bundles.
 
-    With a backbone also how their answers to both bundles' probes differ.
+    With --backbone, also how their answers to the probes of both bundles differ.
     """
     difference = compare_bundles(_open(first), _open(second))
     measured = None if backbone is None else _measure(first, second, backbone)
@@ -126,7 +131,7 @@ def _open(file: Path) -> OpenedBundle:
 
 
 def _check(file: Path, backbone: Path | None, trusted: TrustedKeys | None) -> tuple[str, ...]:
-    """The trusted keys that signed; BundleRejected or ProbeFailed if it must not be served."""
+    """The trusted keys that signed the bundle; BundleRejected or ProbeFailed if a check fails."""
     if backbone is None:
         contents = open_bundle(file.read_bytes(), trusted_keys=trusted)
         return check_signatures(contents, trusted, Findings())
@@ -155,7 +160,7 @@ def _verified(
     return verify_bundle(file, backbone=identity, limits=BundleLimits(), trusted_keys=trusted)
 
 
-def _tell_refusal(file: Path, error: PeterRecError, as_json: bool) -> None:
+def _print_refusal(file: Path, error: PeterRecError, as_json: bool) -> None:
     reasons = refusal_document(error)
     if as_json:
         print(json.dumps({"file": str(file), "is_accepted": False, "reasons": reasons}, indent=1))

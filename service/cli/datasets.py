@@ -1,4 +1,4 @@
-"""Commands that bring data: convert, download, make a sample, look at statistics."""
+"""Commands that prepare data: convert, download, generate a sample, print statistics."""
 
 import json
 from enum import StrEnum
@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from peterrec.service.cli.settings_options import takes_settings
+from peterrec.service.cli.shared_options import AsJson, Out
+from peterrec.service.jobs.options import EventOptions
 
 if TYPE_CHECKING:
     from peterrec.model.data.statistics import DataInfo, Spread
@@ -20,12 +24,9 @@ class Format(StrEnum):
 
 
 class Download(StrEnum):
-    """Data sets that can be fetched from their publishers."""
+    """Data sets that can be downloaded from their publishers."""
 
     MOVIELENS_1M = "movielens-1m"
-
-
-Out = Annotated[Path, typer.Option(help="Folder to write.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -33,12 +34,14 @@ def register(app: typer.Typer) -> None:
     app.command()(convert)
     app.command()(download)
     app.command("sample-data")(sample_data)
-    app.command("data-info")(data_info)
+    app.command("data-info")(takes_settings(data_info))
 
 
 def convert(
-    dataset: Annotated[Format, typer.Argument(help="What the folder holds.")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="As published, unpacked.")],
+    dataset: Annotated[Format, typer.Argument(help="Data set in the folder.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of the published files, unpacked.")
+    ],
     out: Out,
 ) -> None:
     """Turn a public data set into Parquet files that the other commands read."""
@@ -51,7 +54,7 @@ def _convert_movielens(folder: Path, out: Path) -> None:
     done = convert_movielens(folder, out)
     print(f"{out}: {done.events} events of {done.users} users on {done.items} items")
     if not done.has_profiles:
-        print("this form tells nothing of its users: no users.parquet")
+        print("this form of the data set has no user attributes: no users.parquet is written")
 
 
 def _convert_coldrec(folder: Path, out: Path) -> None:
@@ -78,24 +81,24 @@ CONVERTERS = {
 
 
 def download(
-    dataset: Annotated[Download, typer.Argument(help="What to fetch.")],
+    dataset: Annotated[Download, typer.Argument(help="Data set to download.")],
     out: Out,
 ) -> None:
-    """Fetch a public data set; mind its licence."""
+    """Download a public data set from its publisher; its licence applies to you."""
     from peterrec.service.jobs.download import download_movielens_1m
     from peterrec.service.jobs.progress_bar import ProgressBars
 
     with ProgressBars() as bars:
         download_movielens_1m(out, bars)
-    print(f"{out}: MovieLens-1M, for research only and not to be passed on; see README")
+    print(f"{out}: MovieLens-1M, for research only; do not redistribute it, see its README")
 
 
 def sample_data(
     out: Out,
-    users: Annotated[int, typer.Option(min=20)] = 4000,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    users: Annotated[int, typer.Option(min=20, help="Number of users to generate.")] = 4000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the generator.")] = 0,
 ) -> None:
-    """Make a synthetic shop to try everything with."""
+    """Generate the data of a small shop, to try every command with."""
     from peterrec.model.data.sample_data import write_sample_data
 
     write_sample_data(out, users, seed)
@@ -103,39 +106,25 @@ def sample_data(
 
 
 def data_info(
-    interactions: Annotated[
-        Path, typer.Option(help="File of events, or a folder of CSV or Parquet files.")
-    ],
-    user_column: Annotated[str, typer.Option(help="Column of user ids.")] = "user_id",
-    item_column: Annotated[str, typer.Option(help="Column of item ids.")] = "item_id",
-    order_column: Annotated[str | None, typer.Option(help="Time or position.")] = None,
-    delimiter: Annotated[str, typer.Option(help="Between CSV fields.")] = ",",
-    where: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Keep such events only.")
-    ] = None,
+    events: EventOptions,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw histograms there: a .png or .svg file.")
+        Path | None, typer.Option(help="Draw histograms into this .png or .svg file.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Tell what a table of interactions holds, before anything is trained on it."""
+    """Print statistics of a table of interactions: read them before you train on it."""
     from peterrec.model.data.event_stream import read_events
-    from peterrec.model.data.interactions import InteractionSource
     from peterrec.model.data.statistics import describe_events, draw_data, require_picture
-    from peterrec.service.jobs.options import table_source
 
     if plot is not None:
         require_picture(plot)
-    table = table_source(interactions, delimiter, where or ())
-    info = describe_events(
-        read_events(InteractionSource(table, user_column, item_column, order_column))
-    )
+    info = describe_events(read_events(events.source()))
     if plot is not None:
         draw_data(info, plot)
     if as_json:
         print(json.dumps(info.to_json()))
     else:
-        _print_info(str(interactions), info)
+        _print_info(str(events.interactions), info)
 
 
 def _print_info(title: str, info: "DataInfo") -> None:
@@ -159,14 +148,14 @@ def _info_rows(info: "DataInfo") -> list[tuple[str, str]]:
         ("events of an item", _spread(info.popularity_spread)),
         ("items with one event", f"{info.single_event_items:,}"),
         *((f"events on the top {name}", f"{share:.1%}") for name, share in info.top_shares.items()),
-        ("item had before", f"{info.repeated_share:.2%} of events"),
+        ("repeats an earlier item", f"{info.repeated_share:.2%} of events"),
     ]
     if info.times is None or info.duplicate_share is None:
-        return [*rows, ("order", "the file's; name times with --order-column")]
+        return [*rows, ("order", "the file's; give the column of times with --order-column")]
     return [
         *rows,
-        ("item had at this time", f"{info.duplicate_share:.2%} of events"),
-        ("tied with another event", f"{info.times.tied_share:.2%} of events, in the file's order"),
+        ("same item at the same time", f"{info.duplicate_share:.2%} of events"),
+        ("tied with another event", f"{info.times.tied_share:.2%} of events, ordered by a hash"),
         ("first", info.times.first),
         ("last", info.times.last),
     ]

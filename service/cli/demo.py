@@ -13,13 +13,21 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A MovieLens folder.", show_default="a shop")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder of MovieLens, unpacked.", show_default="a generated shop"
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Overwritten.")] = Path("demo-data"),
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Folder to write; an earlier demo in it is replaced."),
+    ] = Path("demo-data"),
     port: Annotated[int, typer.Option(help="Port of the API.")] = 8000,
-    once: Annotated[bool, typer.Option("--once", help="Exit after the prediction.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Exit after the prediction instead of serving.")
+    ] = False,
 ) -> None:
-    """Make data, pretrain, fine-tune five tasks, serve them, and show one user's card."""
+    """Make data, pretrain, fine-tune some tasks, serve them, and predict them for one user."""
     from peterrec.service.jobs.demo import DemoOptions, run_demo
 
     run_demo(DemoOptions(data, out, port, once))

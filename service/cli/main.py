@@ -1,4 +1,4 @@
-"""The ``peterrec`` command: a composition root, one line per group of commands."""
+"""The ``peterrec`` command: the table of its command groups, and how errors are printed."""
 
 import sys
 from importlib import import_module
@@ -11,7 +11,8 @@ from peterrec.service.system.program import import_nothing_from_current_folder
 
 COMMAND_GROUPS = (
     "training",
-    "many",
+    "datasets",
+    "many_tasks",
     "compare",
     "reference",
     "bundles",
@@ -22,10 +23,12 @@ COMMAND_GROUPS = (
     "registry",
     "demo",
 )
+"""Modules of this folder, in the order in which ``peterrec --help`` lists their commands; each has
+a function ``register(app)``."""
 
 
 def build_app() -> typer.Typer:
-    """All commands; heavy imports happen inside the command that needs them."""
+    """The command line with all commands; each command itself imports what takes long to load."""
     app = typer.Typer(
         name="peterrec",
         help="One shared user model, a small patch per task: train, register and serve.",
@@ -38,12 +41,12 @@ def build_app() -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command line; our own errors become a line on stderr and an exit status."""
+    """Run the command line; an error of ours becomes a message on stderr and an exit status."""
     import_nothing_from_current_folder()
     try:
         build_app()()
     except PeterRecError as error:
-        from peterrec.service.cli.api_client import exit_status
+        from peterrec.service.cli.server_options import exit_status
 
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         console.print(f"[red]{error.code}[/red]: ", end="")

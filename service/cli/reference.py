@@ -1,4 +1,4 @@
-"""Commands that compare with the published code and take over its checkpoints."""
+"""Commands that compare with the published code and import its checkpoints."""
 
 import json
 import math
@@ -11,23 +11,40 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from peterrec.service.cli.shared_options import AsJson
+
 if TYPE_CHECKING:
     from peterrec.model.parity.check import CaseReport, Quantity
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of case_*.npz files.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Folder = Annotated[
+    Path,
+    typer.Argument(metavar="DIR", help="Folder of case_*.npz files, recorded from that code."),
+]
 Source = Annotated[
-    Path, typer.Argument(metavar="FILE", help=".safetensors, .npz or a checkpoint's prefix.")
+    Path,
+    typer.Argument(
+        metavar="FILE", help="Checkpoint: .safetensors, .npz, or the prefix of a TensorFlow one."
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Backbone folder to write.")]
 Vocabulary = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="External item ids, one per line, from id 1.")
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Item ids, one per line; the first line is the model's id 1."
+    ),
 ]
 PadItem = Annotated[
-    str | None, typer.Option(metavar="ID", help="Item that padded short histories on the left.")
+    str | None,
+    typer.Option(metavar="ID", help="Item with which short histories were padded on the left."),
 ]
-MaxLen = Annotated[int, typer.Option(min=1, help="Items that histories were padded to.")]
-Causal = Annotated[bool, typer.Option("--causal/--no-causal", help="Direction of the network.")]
+MaxLen = Annotated[int, typer.Option(min=1, help="Number of items that histories were padded to.")]
+Causal = Annotated[
+    bool,
+    typer.Option(
+        "--causal/--no-causal",
+        help="Whether the network reads earlier items only (causal) or both sides.",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +54,7 @@ def register(app: typer.Typer) -> None:
 
 
 def check_golden(folder: Folder, as_json: AsJson = False) -> None:
-    """Compare our network with recorded numbers of the published code."""
+    """Compare this network with numbers that were recorded from the published code."""
     from peterrec.model.parity.check import check_folder
 
     reports = []
@@ -61,7 +78,7 @@ def import_reference(
     max_len: MaxLen = 50,
     causal: Causal = True,
 ) -> None:
-    """Turn a published checkpoint into a backbone folder."""
+    """Convert a checkpoint of the published code into a backbone folder."""
     from peterrec.model.parity.import_checkpoint import ImportSettings
     from peterrec.model.parity.import_checkpoint import import_reference as write_folder
 
@@ -94,7 +111,7 @@ def _show(report: "CaseReport") -> None:
 
 
 def _by_kind(quantities: Iterable["Quantity"]) -> list[tuple[str, "Quantity", int]]:
-    """Kind, its worst quantity and its number of arrays, in the order of first appearance."""
+    """Each kind with its worst quantity and its number of arrays, in order of appearance."""
     kinds: dict[str, list[Quantity]] = defaultdict(list)
     for quantity in quantities:
         kinds[quantity.kind].append(quantity)

@@ -1,4 +1,4 @@
-"""Commands for whoever runs the registry: they talk to its Redis, not to a server."""
+"""Commands for operators of the registry: they connect to its Redis, not to a server."""
 
 import asyncio
 import json
@@ -15,6 +15,7 @@ from rich.table import Table
 
 from peterrec.patches.identity import format_digest
 from peterrec.service.cli.bundle_text import print_rows, printable
+from peterrec.service.cli.shared_options import AsJson, AsJsonLines
 
 if TYPE_CHECKING:
     from peterrec.patches.registry.records import RegistryEvent
@@ -26,26 +27,30 @@ RedisUrl = Annotated[
     str | None,
     typer.Option(
         envvar="PETERREC_REDIS_URL",
-        help="The registry's Redis.",
+        help="URL of the registry's Redis.",
         show_default="the embedded one in the data directory",
     ),
 ]
 Prefix = Annotated[
-    str, typer.Option(envvar="PETERREC_REDIS_PREFIX", help="First part of every key.")
+    str, typer.Option(envvar="PETERREC_REDIS_PREFIX", help="First part of every key in Redis.")
 ]
 DataDir = Annotated[
     Path,
-    typer.Option(envvar="PETERREC_DATA_DIR", metavar="DIR", help="Where an embedded Redis is."),
+    typer.Option(
+        envvar="PETERREC_DATA_DIR", metavar="DIR", help="Data directory with an embedded Redis."
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DEFAULT_PREFIX = "peterrec"
 DEFAULT_DATA_DIR = Path("data")
 CLI_ACTOR = "cli"
+"""Who the audit trail names for changes by these commands."""
 
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
-    group = typer.Typer(help="Look after the registry's Redis.", no_args_is_help=True)
+    group = typer.Typer(
+        help="Inspect, clean up, export and import the registry in Redis.", no_args_is_help=True
+    )
     group.command()(status)
     group.command()(gc)
     group.command("export")(export)
@@ -60,7 +65,7 @@ def status(
     data_dir: DataDir = DEFAULT_DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """Show what the registry holds and how its Redis does; exit 1 if it should be otherwise."""
+    """Show the registry's contents and the state of its Redis; exit 1 if there are warnings."""
     with _address(redis_url, data_dir) as url:
         found = _run(url, redis_prefix, _status)
     if as_json:
@@ -78,13 +83,15 @@ def gc(
     redis_url: RedisUrl = None,
     redis_prefix: Prefix = DEFAULT_PREFIX,
     data_dir: DataDir = DEFAULT_DATA_DIR,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only count what would be freed.")
+    ] = False,
     grace_s: Annotated[
-        int, typer.Option(min=0, help="Seconds since a version named the bundle.")
+        int, typer.Option(min=0, help="Keep bundles that a version named within this many seconds.")
     ] = 3600,
     as_json: AsJson = False,
 ) -> None:
-    """Free the bundles that no version names any more, and uploads that were abandoned."""
+    """Free bundles that no version names any more, and uploads that were abandoned."""
     with _address(redis_url, data_dir) as url:
         found = _run(
             url,
@@ -106,7 +113,7 @@ def export(
     data_dir: DataDir = DEFAULT_DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """Write the whole registry into one archive; it may be changed meanwhile."""
+    """Write the whole registry into one archive; the registry may be changed meanwhile."""
     from peterrec.patches.backup.exporting import export_archive
 
     with _address(redis_url, data_dir) as url:
@@ -120,17 +127,22 @@ def export(
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False)],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="Archive to read (.tar)."),
+    ],
     redis_url: RedisUrl = None,
     redis_prefix: Prefix = DEFAULT_PREFIX,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     mode: Annotated[
         str,
-        typer.Option(help="empty: only into an empty registry. replace: discard what is there."),
+        typer.Option(
+            help="empty: import only into an empty registry; replace: discard its contents first."
+        ),
     ] = "empty",
     as_json: AsJson = False,
 ) -> None:
-    """Make the registry what an archive holds, checked as a whole, in one step."""
+    """Import an archive: it is checked completely, then takes effect in one step."""
     from peterrec.patches.backup.importing import ImportMode, import_archive
 
     try:
@@ -154,9 +166,7 @@ def audit(
     redis_prefix: Prefix = DEFAULT_PREFIX,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     since: Annotated[int, typer.Option(min=0, help="Only changes after this revision.")] = 0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a line, for keeping.")
-    ] = False,
+    as_json: AsJsonLines = False,
 ) -> None:
     """Show who changed what; the oldest changes are dropped after about 10,000 newer ones."""
     with _address(redis_url, data_dir) as url:
@@ -209,7 +219,7 @@ async def _print_lines(registry: "Registry", since: int) -> None:
 
 
 def _what(event: "RegistryEvent") -> str:
-    """From what to what, in a few words."""
+    """What an event changed, from what to what."""
     parts = []
     if event.alias:
         parts.append(f"{event.alias}:")
@@ -221,7 +231,7 @@ def _what(event: "RegistryEvent") -> str:
     if event.traffic or event.previous_traffic:
         parts.append(f"traffic {'put' if event.traffic else 'removed'}")
     if event.reason:
-        parts.append(f"since {event.reason} was broken")
+        parts.append(f"because {event.reason} was exceeded")
     parts += [text for text in (event.key_id, event.note) if text]
     return " ".join(parts)
 
@@ -246,7 +256,7 @@ def _run(url: str, prefix: str, work: Callable[["Registry"], Awaitable[Result]])
 
 @contextmanager
 def _address(redis_url: str | None, data_dir: Path, *, may_create: bool = False) -> Iterator[str]:
-    """Where Redis is: as given, or the embedded one, which is started if no server runs it."""
+    """The URL of Redis: the given one, or the embedded one, started unless a server runs it."""
     from peterrec.patches.errors import RegistryUnavailable
     from peterrec.patches.redis.embedded import EmbeddedRedis, running_url
 

@@ -1,13 +1,13 @@
-"""Commands that show and change who answers: versions, aliases, traffic, and the way back."""
+"""Commands that show and change which version answers: aliases, traffic and rollback."""
 
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 
 from peterrec.service.cli.server_options import (
     DEFAULT_URL,
     ApiKey,
-    AsJson,
     IfMatch,
     Task,
     Url,
@@ -15,15 +15,19 @@ from peterrec.service.cli.server_options import (
     print_table,
     server,
     short,
+    task_path,
 )
+from peterrec.service.cli.shared_options import AsJson
 
 WHOLE = 100
-"""Weights read as per cent as long as nobody says what prod's is."""
+"""Sum of all weights if ``--prod-weight`` is not given, so that canaries' weights are per cent."""
 
-Document = dict[str, Any]  # Any: JSON documents, whose shape the server's OpenAPI document tells
+Document = dict[str, Any]  # Any: JSON documents, whose shape the server's OpenAPI document defines
 
-Alias = Annotated[str, typer.Argument(metavar="ALIAS", help="prod is the one that answers.")]
-Version = Annotated[str, typer.Argument(metavar="VERSION", help="Number or digest.")]
+Alias = Annotated[
+    str, typer.Argument(metavar="ALIAS", help="Name of the alias; prod is the one that answers.")
+]
+Version = Annotated[str, typer.Argument(metavar="VERSION", help="Number or digest of the version.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -31,12 +35,17 @@ def register(app: typer.Typer) -> None:
     app.command()(tasks)
     app.command()(versions)
     app.command()(rollback)
-    alias = typer.Typer(help="Names of versions; prod answers.", no_args_is_help=True)
+    alias = typer.Typer(
+        help="Show and change aliases, the names of versions; prod is the one that answers.",
+        no_args_is_help=True,
+    )
     alias.command("list")(list_aliases)
     alias.command("set")(set_alias)
     alias.command("delete")(delete_alias)
     app.add_typer(alias, name="alias")
-    traffic = typer.Typer(help="Canaries, shadows and their guard.", no_args_is_help=True)
+    traffic = typer.Typer(
+        help="Show and change canaries, shadows and their guard.", no_args_is_help=True
+    )
     traffic.command("show")(show_traffic)
     traffic.command("set")(set_traffic)
     traffic.command("clear")(clear_traffic)
@@ -45,8 +54,8 @@ def register(app: typer.Typer) -> None:
 
 def tasks(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
     """List the tasks of a running server."""
-    with server(url, api_key) as client:
-        listed = client.get("/tasks")
+    with server(url, api_key) as to:
+        listed = to.get("/tasks")
     if as_json:
         print_json(listed)
         return
@@ -66,9 +75,9 @@ def tasks(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = Fals
 def versions(
     task: Task, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False
 ) -> None:
-    """List a task's versions, oldest first, and who names them."""
-    with server(url, api_key) as client:
-        found = client.get(_path(task))
+    """List a task's versions, oldest first, with their aliases."""
+    with server(url, api_key) as to:
+        found = to.get(task_path(task))
     if as_json:
         print_json(found["versions"])
         return
@@ -93,13 +102,21 @@ def rollback(
     task: Task,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
-    alias: Annotated[str, typer.Option(help="Must name a version afterwards.")] = "prod",
+    alias: Annotated[
+        str,
+        typer.Option(help="Skip earlier states in which this alias names no version."),
+    ] = "prod",
     if_match: IfMatch = None,
     as_json: AsJson = False,
 ) -> None:
-    """Restore a task's state before, all aliases and the traffic; again: one step further."""
-    with server(url, api_key) as client:
-        back = client.change("POST", _path(task, f":rollback?alias={alias}"), None, if_match)
+    """Restore a task's previous state, all aliases and the traffic.
+
+    Repeating the command goes back one more step.
+    """
+    with server(url, api_key) as to:
+        back = to.change(
+            "POST", task_path(task, ":rollback"), if_match=if_match, params={"alias": alias}
+        )
     if as_json:
         print_json(back)
         return
@@ -111,8 +128,8 @@ def list_aliases(
     task: Task, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False
 ) -> None:
     """List the aliases of a task."""
-    with server(url, api_key) as client:
-        found = client.get(_path(task, "/aliases"))
+    with server(url, api_key) as to:
+        found = to.get(task_path(task, "/aliases"))
     if as_json:
         print_json(found)
         return
@@ -129,10 +146,12 @@ def set_alias(
     if_match: IfMatch = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let an alias name a version; prod answers with it when this returns."""
+    """Point an alias at a version; if it is prod, that version answers when this returns."""
     body = {"version": int(version)} if version.isdecimal() else {"digest": version}
-    with server(url, api_key) as client:
-        moved = client.change("PUT", _path(task, f"/aliases/{alias}"), body, if_match)
+    with server(url, api_key) as to:
+        moved = to.change(
+            "PUT", task_path(task, f"/aliases/{quote(alias, safe='')}"), body, if_match=if_match
+        )
     if as_json:
         print_json(moved)
         return
@@ -147,9 +166,11 @@ def delete_alias(
     if_match: IfMatch = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let an alias name nothing."""
-    with server(url, api_key) as client:
-        changed = client.change("DELETE", _path(task, f"/aliases/{alias}"), None, if_match)
+    """Delete an alias; its version stays."""
+    with server(url, api_key) as to:
+        changed = to.change(
+            "DELETE", task_path(task, f"/aliases/{quote(alias, safe='')}"), if_match=if_match
+        )
     if as_json:
         print_json(changed)
     else:
@@ -159,9 +180,9 @@ def delete_alias(
 def show_traffic(
     task: Task, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False
 ) -> None:
-    """Show who answers a task."""
-    with server(url, api_key) as client:
-        found = client.get(_path(task, "/traffic"))
+    """Show which versions answer a task, and with what shares."""
+    with server(url, api_key) as to:
+        found = to.get(task_path(task, "/traffic"))
     if as_json:
         print_json(found)
         return
@@ -177,24 +198,48 @@ def set_traffic(
     api_key: ApiKey = None,
     canary: Annotated[
         list[str],
-        typer.Option(metavar="VERSION=WEIGHT", help="Answers this share; repeatable."),
+        typer.Option(
+            metavar="VERSION=WEIGHT",
+            help="Let this version answer a share of the users; repeatable.",
+        ),
     ] = [],  # noqa: B006  # typer copies it
     shadow: Annotated[
-        list[str], typer.Option(metavar="VERSION", help="Computes and never answers; repeatable.")
+        list[str],
+        typer.Option(
+            metavar="VERSION",
+            help="Let this version compute every answer and return none; repeatable.",
+        ),
     ] = [],  # noqa: B006  # typer copies it
     prod_weight: Annotated[
         int | None,
-        typer.Option(min=0, show_default="what the canaries leave of 100", help="Prod's share."),
+        typer.Option(
+            min=0,
+            show_default="100 minus the canaries' weights",
+            help="Weight of the version named prod.",
+        ),
     ] = None,
-    max_error_share: Annotated[float | None, typer.Option(help="Guard: 0 to 1.")] = None,
-    max_p99_ms: Annotated[float | None, typer.Option(help="Guard: latency.")] = None,
-    max_divergence: Annotated[float | None, typer.Option(help="Guard: 0 to 1, from prod.")] = None,
-    min_requests: Annotated[int, typer.Option(min=1, help="Guard: judge nothing before.")] = 100,
-    window_s: Annotated[int, typer.Option(min=1, help="Guard: look back so far.")] = 300,
+    max_error_share: Annotated[
+        float | None,
+        typer.Option(help="Guard: end the split if a larger share of requests fails, 0 to 1."),
+    ] = None,
+    max_p99_ms: Annotated[
+        float | None,
+        typer.Option(help="Guard: end the split if the 99th percentile of latency is higher."),
+    ] = None,
+    max_divergence: Annotated[
+        float | None,
+        typer.Option(help="Guard: end the split if answers differ more from prod's, 0 to 1."),
+    ] = None,
+    min_requests: Annotated[
+        int, typer.Option(min=1, help="Guard: requests in the window before it decides.")
+    ] = 100,
+    window_s: Annotated[
+        int, typer.Option(min=1, help="Guard: length of the sliding window, in seconds.")
+    ] = 300,
     if_match: IfMatch = None,
     as_json: AsJson = False,
 ) -> None:
-    """Split a task's requests; with a bound, a guard ends the split by itself."""
+    """Split a task's requests among versions; with a limit (--max-…), a guard can end the split."""
     canaries = [_canary(text) for text in canary]
     left = max(0, WHOLE - sum(each["weight"] for each in canaries))
     body: Document = {
@@ -209,9 +254,9 @@ def set_traffic(
     }
     if any(bound is not None for bound in bounds.values()):
         body["guard"] = {**bounds, "min_requests": min_requests, "window_s": window_s}
-    with server(url, api_key) as client:
-        changed = client.change("PUT", _path(task, "/traffic"), body, if_match)
-    _tell_traffic(task, changed, as_json)
+    with server(url, api_key) as to:
+        changed = to.change("PUT", task_path(task, "/traffic"), body, if_match=if_match)
+    _print_traffic(task, changed, as_json)
 
 
 def clear_traffic(
@@ -221,16 +266,10 @@ def clear_traffic(
     if_match: IfMatch = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let prod answer everything."""
-    with server(url, api_key) as client:
-        changed = client.change("DELETE", _path(task, "/traffic"), None, if_match)
-    _tell_traffic(task, changed, as_json)
-
-
-def _path(task: str, rest: str = "") -> str:
-    from peterrec.service.cli.api_client import task_path
-
-    return task_path(task, rest)
+    """End the split: let prod answer everything."""
+    with server(url, api_key) as to:
+        changed = to.change("DELETE", task_path(task, "/traffic"), if_match=if_match)
+    _print_traffic(task, changed, as_json)
 
 
 def _canary(text: str) -> Document:
@@ -241,7 +280,7 @@ def _canary(text: str) -> Document:
 
 
 def _names(task: Document, digest: str) -> list[str]:
-    """The aliases and roles of a version."""
+    """The aliases of a version, and its roles in the traffic in parentheses."""
     aliases = [name for name, each in task["aliases"].items() if each["digest"] == digest]
     traffic = task["traffic"] or {"canary": [], "shadow": []}
     roles = [role for role in ("canary", "shadow") for v in traffic[role] if v["digest"] == digest]
@@ -277,7 +316,7 @@ def _traffic_line(traffic: Document | None) -> str:
     return _traffic_in_brief(traffic) or "prod answers alone"
 
 
-def _tell_traffic(task: str, changed: Document, as_json: bool) -> None:
+def _print_traffic(task: str, changed: Document, as_json: bool) -> None:
     if as_json:
         print_json(changed)
         return

@@ -1,9 +1,13 @@
-"""Options of all commands that talk to a running server, and how they print."""
+"""What all commands that call a running server share: their options, the connection, the output."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 import typer
 from rich.console import Console
@@ -11,64 +15,182 @@ from rich.table import Table
 
 from peterrec.model.errors import PeterRecError
 from peterrec.service.cli.bundle_text import printable
+from peterrec.service.errors import ServerRefused, ServerUnreachable
 
 if TYPE_CHECKING:
-    from peterrec.service.cli.api_client import ApiClient
+    import peterrec_client
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+TIMEOUT_S = 180.0
+"""Limit of one call. A change waits until the whole replica serves it."""
 
 COMPLETION_TIMEOUT_S = 2.0
+"""Limit of the call behind a completion in the shell: nobody waits longer for a tab key."""
 
 PIPED_WIDTH = 200
-"""Columns of a table that goes to another program, which has no width of its own."""
+"""Columns of a table that is written to a file or a pipe, which have no width themselves."""
 
 SHORT_DIGEST = len("sha256:") + 12
+"""Characters of a shortened digest: enough to distinguish the versions of a task."""
+
+Document = Any  # Any: JSON documents, whose shape the server's OpenAPI document defines
+
+
+class ExitStatus(IntEnum):
+    """Exit statuses of a failed command; 2 is a mistake on the command line itself."""
+
+    REFUSED = 1
+    NOT_FOUND = 3
+    STALE = 4
+    UNAVAILABLE = 5
+
+
+_STATUSES: Mapping[int, ExitStatus] = {
+    404: ExitStatus.NOT_FOUND,
+    410: ExitStatus.NOT_FOUND,
+    412: ExitStatus.STALE,
+    429: ExitStatus.UNAVAILABLE,
+    502: ExitStatus.UNAVAILABLE,
+    503: ExitStatus.UNAVAILABLE,
+    504: ExitStatus.UNAVAILABLE,
+}
+
+
+def exit_status(error: PeterRecError) -> ExitStatus:
+    """The exit status of a command that failed with this error."""
+    if isinstance(error, ServerUnreachable):
+        return ExitStatus.UNAVAILABLE
+    if isinstance(error, ServerRefused):
+        return _STATUSES.get(error.status, ExitStatus.REFUSED)
+    return ExitStatus.REFUSED
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Calls to a running server, answered with the server's JSON documents."""
+
+    client: "peterrec_client.Client"
+
+    def get(self, path: str) -> Document:
+        """The answer to a GET."""
+        return json.loads(self.client.request("GET", path))
+
+    def lines(self, path: str, params: Mapping[str, str]) -> list[str]:
+        """The lines of a text answer."""
+        return self.client.request("GET", path, params=params).decode().splitlines()
+
+    def change(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        if_match: int | None = None,
+        params: Mapping[str, str] = {},
+    ) -> Document:
+        """The answer to a change; ``if_match``: only if the task still has this revision.
+
+        ``body`` is a document, or the path of a file to send.
+        """
+        return json.loads(
+            self.client.request(method, path, body=body, params=params, if_revision=if_match)
+        )
+
+    def follow(self, since: int | None) -> Iterator[Document]:
+        """The registry's changes as they happen, until the server ends the stream."""
+        return self.client.events(since)
+
+
+@contextmanager
+def server(url: str, api_key: str | None, timeout_s: float = TIMEOUT_S) -> Iterator[Server]:
+    """A connection to the server; its errors are raised as ``ServerRefused`` or
+    ``ServerUnreachable``.
+
+    Calls are not retried: the person at the terminal sees the error and can repeat the command.
+    """
+    import peterrec_client
+
+    retry = peterrec_client.RetryPolicy(attempts=1)
+    client = peterrec_client.Client(url, api_key, timeout_s=timeout_s, retry=retry)
+    try:
+        with client:
+            yield Server(client)
+    except peterrec_client.PeterRecError as error:
+        raise _translated(error, url) from error
+
+
+def _translated(
+    error: "peterrec_client.PeterRecError", url: str
+) -> "ServerRefused | ServerUnreachable":
+    """A client's error as the command reports it: every reason on its own line."""
+    if error.status is None:
+        cause = error.__cause__ or error.message
+        return ServerUnreachable(
+            f"no server answers at {url}: {cause}.",
+            hint="Start one with `peterrec serve`, or give --url.",
+        )
+    if error.code == f"http_{error.status}":  # the client's code for an answer without a problem
+        return ServerRefused(
+            "unexpected_answer", error.message, "Is this a PeterRec server?", error.status
+        )
+    reasons = "".join(f"\n  - {reason.code}: {reason.message}" for reason in error.reasons)
+    message = f"the bundle is refused:{reasons}" if reasons else error.message
+    return ServerRefused(error.code, message, error.hint, error.status)
+
+
+def task_path(task: str, rest: str = "") -> str:
+    """The path of a task, or of something that belongs to it."""
+    return f"/tasks/{quote(task, safe='')}{rest}"
+
+
+def push(
+    to: Server, file: Path, task: str, params: Mapping[str, str], if_match: int | None
+) -> Document:
+    """Register a bundle file; the refusal lists every reason."""
+    try:
+        return to.change(
+            "POST", task_path(task, "/versions"), file, if_match=if_match, params=params
+        )
+    except OSError as error:
+        raise ServerRefused("file_unreadable", f"{file}: {error.strerror}.", "") from error
 
 
 def complete_task(context: typer.Context, incomplete: str) -> list[str]:
-    """The server's tasks that begin so; none if it can't be asked."""
-    from peterrec.service.cli.api_client import ApiClient
-
+    """The server's tasks whose names begin with the typed text; none if the server is away."""
     url, key = context.params.get("url") or DEFAULT_URL, context.params.get("api_key")
     try:
-        with ApiClient(url, key, COMPLETION_TIMEOUT_S) as client:
-            names = [task["task"] for task in client.get("/tasks")]
+        with server(url, key, COMPLETION_TIMEOUT_S) as to:
+            names = [task["task"] for task in to.get("/tasks")]
     except PeterRecError:
         return []
     return [name for name in names if name.startswith(incomplete)]
 
 
-Url = Annotated[str, typer.Option(envvar="PETERREC_URL", help="Where the server is.")]
+Url = Annotated[str, typer.Option(envvar="PETERREC_URL", help="URL of the server.")]
 ApiKey = Annotated[
-    str | None, typer.Option(envvar="PETERREC_API_KEY", help="Key with the scope admin.")
+    str | None, typer.Option(envvar="PETERREC_API_KEY", help="API key with the scope admin.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the server's answer as JSON.")]
 Task = Annotated[
     str, typer.Argument(metavar="TASK", autocompletion=complete_task, help="Name of the task.")
 ]
 IfMatch = Annotated[
     int | None,
     typer.Option(
-        min=0, metavar="REVISION", help="Only if the task is still at this revision; else exit 4."
+        min=0,
+        metavar="REVISION",
+        help="Change the task only if it still has this revision; otherwise exit with status 4.",
     ),
 ]
-DEFAULT_URL = "http://127.0.0.1:8000"
-
-
-@contextmanager
-def server(url: str, api_key: str | None) -> Iterator["ApiClient"]:
-    """A connection to the server."""
-    from peterrec.service.cli.api_client import ApiClient
-
-    with ApiClient(url, api_key) as client:
-        yield client
 
 
 def print_json(document: object) -> None:
-    """One JSON document for programs."""
+    """Print one JSON document for programs."""
     print(json.dumps(document, ensure_ascii=False, indent=1))
 
 
 def print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """A table for people; what others have written is shown, never obeyed."""
+    """Print a table for people; markup and control characters in the cells have no effect."""
     table = Table(*columns)
     for row in rows:
         table.add_row(*(printable(text) for text in row))
@@ -79,5 +201,5 @@ def print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> No
 
 
 def short(digest: str | None) -> str:
-    """As much of a digest as tells versions apart."""
+    """The beginning of a digest, which is enough to distinguish versions."""
     return digest[:SHORT_DIGEST] if digest else "nothing"

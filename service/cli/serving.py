@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.parse import quote
 
 import typer
 
@@ -12,37 +13,50 @@ from peterrec.model.errors import PeterRecError
 from peterrec.service.cli.server_options import (
     DEFAULT_URL,
     ApiKey,
-    AsJson,
     IfMatch,
     Url,
     print_json,
     print_table,
+    server,
 )
+from peterrec.service.cli.server_options import push as push_bundle
+from peterrec.service.cli.shared_options import AsJson
 
 if TYPE_CHECKING:
     from peterrec.service.settings import Settings
 
 Backbone = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Folder written by `peterrec pretrain`.")
+    Path | None,
+    typer.Option(metavar="DIR", help="Backbone folder, written by `peterrec pretrain`."),
 ]
 Host = Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")]
 Port = Annotated[int | None, typer.Option(help="Port of the API.", show_default="8000")]
-Workers = Annotated[int | None, typer.Option(help="HTTP workers.", show_default="by the cores")]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Number of HTTP worker processes.", show_default="by the number of cores"),
+]
 MetricsPort = Annotated[int | None, typer.Option(help="Port of /metrics.", show_default="9100")]
 DataDir = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Embedded Redis and caches.", show_default="data")
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Folder of the embedded Redis and of caches.", show_default="data"
+    ),
 ]
 RedisUrl = Annotated[
-    str | None, typer.Option(help="The registry's Redis.", show_default="an embedded one")
+    str | None, typer.Option(help="URL of the registry's Redis.", show_default="an embedded one")
 ]
 Device = Annotated[
-    Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Device.", show_default="auto")
+    Literal["auto", "cpu", "cuda"] | None,
+    typer.Option(help="Device to compute on.", show_default="auto"),
 ]
 Threads = Annotated[
-    int | None, typer.Option(help="CPU threads of a forward.", show_default="every core")
+    int | None, typer.Option(help="CPU threads that compute one batch.", show_default="all cores")
 ]
 Auth = Annotated[
-    Literal["on", "off"] | None, typer.Option(help="Off only on loopback.", show_default="on")
+    Literal["on", "off"] | None,
+    typer.Option(
+        help="Require API keys; off is allowed on loopback addresses only.", show_default="on"
+    ),
 ]
 
 
@@ -50,7 +64,7 @@ def register(app: typer.Typer) -> None:
     """Add this group's commands."""
     app.command("serve")(serve)
     app.command("push")(push)
-    keys = typer.Typer(help="API keys.", no_args_is_help=True)
+    keys = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
     keys.command("create")(create_key)
     keys.command("list")(list_keys)
     keys.command("revoke")(revoke_key)
@@ -71,7 +85,7 @@ def serve(
     threads: Threads = None,
     auth: Auth = None,
 ) -> None:
-    """Serve predictions; every other setting is a PETERREC_* variable (docs/settings.md)."""
+    """Serve predictions; other settings are PETERREC_* variables, see docs/settings.md."""
     from peterrec.service.processes.supervisor import run_server
     from peterrec.service.settings import read_settings
 
@@ -92,42 +106,45 @@ def serve(
 
 
 def run_device() -> None:
-    """The device process; started by `serve`."""
+    """Run the device process; `serve` starts it."""
     from peterrec.service.processes.device_process import run_device as run
     from peterrec.service.settings import read_settings
 
     settings = read_settings()
     _become_child(settings, "device")
-    _or_refuse(lambda: run(settings))
+    _run_child(lambda: run(settings))
 
 
-def run_worker(fd: Annotated[int, typer.Option(help="The listening socket.")]) -> None:
-    """An HTTP worker; started by `serve`."""
+def run_worker(
+    fd: Annotated[int, typer.Option(help="File descriptor of the listening socket.")],
+) -> None:
+    """Run an HTTP worker; `serve` starts it."""
     from peterrec.service.processes.http_worker import run_worker as run
     from peterrec.service.settings import read_settings
 
     settings = read_settings()
     _become_child(settings, f"worker-{os.getpid()}")
-    _or_refuse(lambda: run(settings, socket.socket(fileno=fd)))
+    _run_child(lambda: run(settings, socket.socket(fileno=fd)))
 
 
 def push(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .bundle file.")],
-    task: Annotated[str, typer.Option(help="Task to register it for.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Bundle file to register.")],
+    task: Annotated[str, typer.Option(help="Task to register the bundle for.")],
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
-    alias: Annotated[str, typer.Option(help="Alias to point at it; empty for none.")] = "prod",
-    validate_only: Annotated[bool, typer.Option(help="Change nothing.")] = False,
+    alias: Annotated[
+        str, typer.Option(help="Alias to point at the new version; empty for none.")
+    ] = "prod",
+    validate_only: Annotated[
+        bool, typer.Option(help="Only validate the bundle; change nothing.")
+    ] = False,
     if_match: IfMatch = None,
     as_json: AsJson = False,
 ) -> None:
-    """Register a bundle on a running server, and let it serve."""
-    from peterrec.service.cli.api_client import ApiClient
-
-    with ApiClient(url, api_key) as client:
-        pushed = client.push(
-            file, task, alias=alias, validate_only=validate_only, if_match=if_match
-        )
+    """Register a bundle on a running server and, through its alias, let it answer."""
+    parameters = {"alias": alias, "validate_only": str(validate_only).lower()}
+    with server(url, api_key) as to:
+        pushed = push_bundle(to, file, task, parameters, if_match)
     if as_json:
         print_json(pushed)
         return
@@ -142,31 +159,32 @@ def push(
 
 def create_key(
     scope: Annotated[
-        list[str], typer.Option(help="predict, admin, or either with a task glob; repeatable.")
+        list[str],
+        typer.Option(
+            help="What the key may do: predict or admin, for some tasks only predict:GLOB or "
+            "admin:GLOB; repeatable."
+        ),
     ],
-    name: Annotated[str, typer.Option(help="Who holds it.")],
+    name: Annotated[str, typer.Option(help="Holder of the key.")],
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     redis_url: Annotated[
-        str | None, typer.Option(help="Write to this registry directly: for the very first key.")
+        str | None,
+        typer.Option(help="Write to the registry at this URL directly: for the first key."),
     ] = None,
 ) -> None:
     """Create an API key and print it once."""
-    from peterrec.service.cli.api_client import ApiClient
-
     if redis_url is not None:
         print(_create_in_registry(redis_url, scope, name))
         return
-    with ApiClient(url, api_key) as client:
-        print(client.post("/keys", {"name": name, "scopes": scope})["api_key"])
+    with server(url, api_key) as to:
+        print(to.change("POST", "/keys", {"name": name, "scopes": scope})["api_key"])
 
 
 def list_keys(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
     """List the API keys, without their secrets."""
-    from peterrec.service.cli.api_client import ApiClient
-
-    with ApiClient(url, api_key) as client:
-        listed = client.get("/keys")
+    with server(url, api_key) as to:
+        listed = to.get("/keys")
     if as_json:
         print_json(listed)
         return
@@ -177,15 +195,15 @@ def list_keys(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = 
 
 
 def revoke_key(
-    key_id: Annotated[str, typer.Argument(metavar="ID", help="From `peterrec keys list`.")],
+    key_id: Annotated[
+        str, typer.Argument(metavar="ID", help="Id of the key, from `peterrec keys list`.")
+    ],
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Refuse an API key from now on."""
-    from peterrec.service.cli.api_client import ApiClient
-
-    with ApiClient(url, api_key) as client:
-        client.delete(f"/keys/{key_id}")
+    """Revoke an API key, from now on."""
+    with server(url, api_key) as to:
+        to.change("DELETE", f"/keys/{quote(key_id, safe='')}")
     print(f"Key {key_id} is revoked.")
 
 
@@ -209,8 +227,8 @@ def _create_in_registry(redis_url: str, scopes: list[str], name: str) -> str:
     return asyncio.run(create())
 
 
-def _or_refuse(run: Callable[[], None]) -> None:
-    """Run a child; tell the supervisor if starting it again would not help."""
+def _run_child(run: Callable[[], None]) -> None:
+    """Run a child process; its exit status says whether starting it again could help."""
     import structlog
 
     from peterrec.service.processes.children import EXIT_REFUSED

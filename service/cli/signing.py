@@ -1,4 +1,4 @@
-"""Commands that make keys and sign bundles with them."""
+"""Commands that generate keys and sign bundles with them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,7 @@ import typer
 
 Keys = Annotated[
     list[Path],
-    typer.Option("--key", exists=True, dir_okay=False, help="Private key; repeatable."),
+    typer.Option("--key", exists=True, dir_okay=False, help="File of a private key; repeatable."),
 ]
 
 
@@ -18,9 +18,14 @@ def register(app: typer.Typer) -> None:
 
 
 def keygen(
-    out: Annotated[Path, typer.Option(metavar="NAME", help="Writes NAME.key and NAME.pub.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="NAME", help="Path without suffix: NAME.key and NAME.pub are written."
+        ),
+    ],
 ) -> None:
-    """Make a key pair for signing bundles: NAME.key to keep secret, NAME.pub for the servers."""
+    """Generate a key pair for signing: keep NAME.key secret, give NAME.pub to the servers."""
     from peterrec.patches.bundle.signatures import SigningKey, key_paths
 
     key = SigningKey.generate()
@@ -31,13 +36,14 @@ def keygen(
 
 
 def sign(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A .bundle file.")],
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Bundle file to sign.")],
     key: Keys,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write here instead of over FILE.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write to this file instead of replacing FILE."),
     ] = None,
 ) -> None:
-    """Add signatures to a bundle; those that it has stay. Its version id changes."""
+    """Add signatures to a bundle and keep those it has; its digest, the version id, changes."""
     from peterrec.patches.bundle.bundle import digest_of, format_digest, sign_bundle
     from peterrec.patches.bundle.signatures import SigningKey
 

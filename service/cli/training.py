@@ -2,241 +2,76 @@
 
 import json
 from collections.abc import Mapping
-from enum import StrEnum
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from peterrec.service.cli import datasets
+from peterrec.model.training.finetune.settings import FinetuneSettings
+from peterrec.model.training.pretrain.settings import PretrainSettings
+from peterrec.service.cli.settings_options import FieldsOf, takes_settings
+from peterrec.service.cli.shared_options import AsJson, BackboneFolder, Blocks, Overwrite
+from peterrec.service.jobs.options import (
+    INPUT,
+    AnswerOptions,
+    EventOptions,
+    TimeOptions,
+    answers_of,
+    parse_blocks,
+)
 
 if TYPE_CHECKING:
-    from peterrec.model.data.interactions import InteractionSource
-    from peterrec.service.jobs.jobs import OnExisting
-    from peterrec.service.jobs.options import AnswerOptions
+    from peterrec.service.jobs.train import OnExisting
 
+PATCHED_BLOCKS = frozenset({"blocks"})
+"""The field that a command reads itself, as it must know the backbone's number of blocks."""
 
-class Kind(StrEnum):
-    """Kinds of task."""
-
-    CLASSIFICATION = "classification"
-    TAGS = "tags"
-    RANKING = "ranking"
-    VALUE = "value"
-
-
-class Insertion(StrEnum):
-    """Where a patch sits at a convolution."""
-
-    SERIAL2 = "serial2"
-    SERIAL1 = "serial1"
-    PARALLEL2 = "parallel2"
-
-
-class LossChoice(StrEnum):
-    """Softmax of pretraining."""
-
-    FULL = "full"
-    SAMPLED = "sampled"
-    AUTO = "auto"
-
-
-class StartChoice(StrEnum):
-    """Where item embeddings begin."""
-
-    SPECTRAL = "spectral"
-    RANDOM = "random"
-
-
-class PrecisionChoice(StrEnum):
-    """What blocks and products are computed in."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-
-
-class DeviceChoice(StrEnum):
-    """What to compute on."""
-
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
-class PartChoice(StrEnum):
-    """Whose answers are judged."""
-
-    ALL = "all"
-    TEST = "test"
-
-
-INPUT, MODEL, RUN = "Input", "Model", "Training"
-
-Interactions = Annotated[
-    Path,
-    typer.Option(
-        help="CSV (also .gz) or Parquet file of events, or a folder of them.",
-        rich_help_panel=INPUT,
-    ),
-]
-UserColumn = Annotated[str, typer.Option(help="Column of user ids.", rich_help_panel=INPUT)]
-ItemColumn = Annotated[str, typer.Option(help="Column of item ids.", rich_help_panel=INPUT)]
-OrderColumn = Annotated[
-    str | None,
-    typer.Option(help="Time or position; without it the file's order.", rich_help_panel=INPUT),
-]
-Delimiter = Annotated[str, typer.Option(help="Between CSV fields.", rich_help_panel=INPUT)]
-Where = Annotated[
-    list[str] | None,
-    typer.Option(metavar="COLUMN=VALUE", help="Keep such events only.", rich_help_panel=INPUT),
-]
-Labels = Annotated[
-    Path | None, typer.Option(help="Table of labels, tags or values.", rich_help_panel=INPUT)
-]
-LabelColumn = Annotated[
-    str | None, typer.Option(help="Column of the answer.", rich_help_panel=INPUT)
-]
-TagSeparator = Annotated[
-    str | None,
-    typer.Option(help="Between tags in one field; else one row per tag.", rich_help_panel=INPUT),
-]
-Targets = Annotated[Path | None, typer.Option(help="Events to recommend.", rich_help_panel=INPUT)]
-TargetColumn = Annotated[str, typer.Option(help="Column of target items.", rich_help_panel=INPUT)]
-TargetOrder = Annotated[
-    str | None, typer.Option(help="Time or position of targets.", rich_help_panel=INPUT)
-]
-AnswerWhere = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="COLUMN=VALUE", help="Keep such labels or targets only.", rich_help_panel=INPUT
-    ),
-]
-CutOff = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TIME", help="Histories before it, targets from it on.", rich_help_panel=INPUT
-    ),
-]
-Until = Annotated[
-    str | None,
-    typer.Option(metavar="TIME", help="Read no event from it on.", rich_help_panel=INPUT),
-]
-MaxUnknownShare = Annotated[
-    float,
-    typer.Option(min=0, max=1, help="Unknown items and users borne.", rich_help_panel=INPUT),
-]
-MinLabelCount = Annotated[
-    int, typer.Option(min=1, help="Leave rarer labels, tags or targets out.", rich_help_panel=INPUT)
-]
-BackboneFolder = Annotated[Path, typer.Option(help="Folder written by `peterrec pretrain`.")]
-Blocks = Annotated[
-    str, typer.Option(help="Patched ones: all, none, top:2 or 0,1.", rich_help_panel=MODEL)
-]
-Queries = Annotated[
-    int,
-    typer.Option(
-        min=0, help="Of a reader of the history beside the network; 0: none.", rich_help_panel=MODEL
-    ),
-]
-ValidationShare = Annotated[float, typer.Option(min=0, max=0.9, rich_help_panel=RUN)]
-TestShare = Annotated[float, typer.Option(min=0, max=0.9, rich_help_panel=RUN)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-Epochs = Annotated[int, typer.Option(min=1, rich_help_panel=RUN)]
-BatchSize = Annotated[int, typer.Option(min=1, rich_help_panel=RUN)]
-Rate = Annotated[float, typer.Option(min=0, help="Adam's, falling to 0.", rich_help_panel=RUN)]
-Seed = Annotated[int, typer.Option(min=0, rich_help_panel=RUN)]
-Patience = Annotated[
-    int, typer.Option(min=1, help="Epochs without a better validation.", rich_help_panel=RUN)
-]
+SPLIT = frozenset({"min_label_count", "max_unknown_share", "validation_share", "test_share"})
+"""Fields of fine-tuning's settings that decide which users are evaluated."""
 
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
-    app.command()(pretrain)
-    app.command()(finetune)
-    app.command()(evaluate)
-    datasets.register(app)
+    app.command()(takes_settings(pretrain))
+    app.command()(takes_settings(finetune))
+    app.command()(takes_settings(evaluate))
 
 
 def pretrain(
-    interactions: Interactions,
+    events: EventOptions,
     out: Annotated[Path, typer.Option(help="Backbone folder to write.")],
-    user_column: UserColumn = "user_id",
-    item_column: ItemColumn = "item_id",
-    order_column: OrderColumn = None,
-    delimiter: Delimiter = ",",
-    where: Where = None,
-    until: Until = None,
-    channels: Annotated[int, typer.Option(min=1, rich_help_panel=MODEL)] = 64,
-    dilations: Annotated[
-        str, typer.Option(help="One per block.", rich_help_panel=MODEL)
-    ] = "1,4,1,4,1,4,1,4",
-    kernel_size: Annotated[int, typer.Option(min=2, rich_help_panel=MODEL)] = 3,
-    causal: Annotated[bool, typer.Option(rich_help_panel=MODEL)] = True,
-    max_len: Annotated[
-        int, typer.Option(min=1, help="Items of a history that are used.", rich_help_panel=MODEL)
-    ] = 50,
-    epochs: Epochs = 5,
-    batch_size: BatchSize = 64,
-    lr: Rate = 3e-3,
-    seed: Seed = 0,
-    validation_share: ValidationShare = 0.05,
-    patience: Patience = 2,
-    min_count: Annotated[
-        int, typer.Option(min=1, help="Leave rarer items out.", rich_help_panel=RUN)
-    ] = 1,
-    loss: Annotated[
-        LossChoice, typer.Option(help="auto: exact up to 5,000 items.", rich_help_panel=RUN)
-    ] = LossChoice.AUTO,
-    start: Annotated[
-        StartChoice, typer.Option(help="Item embeddings' start.", rich_help_panel=RUN)
-    ] = StartChoice.SPECTRAL,
-    contrast_weight: Annotated[
-        float, typer.Option(min=0, help="Of the user vectors' loss.", rich_help_panel=RUN)
-    ] = 0.5,
-    precision: Annotated[
-        PrecisionChoice, typer.Option(help="Of states and products.", rich_help_panel=RUN)
-    ] = PrecisionChoice.FLOAT32,
+    settings: PretrainSettings,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", help="Read no event at this time or later.", rich_help_panel=INPUT
+        ),
+    ] = None,
     device: Annotated[
-        DeviceChoice, typer.Option(help="What to compute on.", rich_help_panel=RUN)
-    ] = DeviceChoice.CPU,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
+        Literal["cpu", "cuda"],
+        typer.Option(help="Device to compute on.", rich_help_panel="Training"),
+    ] = "cpu",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train a backbone on users' sequences, without labels; also in several torchrun processes."""
+    """Train a backbone on users' histories, without labels; torchrun may start several processes.
+
+    The processes of torchrun share the work of every step.
+    """
     from peterrec.model.progress import no_progress
-    from peterrec.model.training.pretrain.pretrain import PretrainSettings
-    from peterrec.service.jobs.jobs import run_pretrain
-    from peterrec.service.jobs.options import parse_dilations
     from peterrec.service.jobs.progress_bar import ProgressBars
     from peterrec.service.jobs.torchrun import place_of
+    from peterrec.service.jobs.train import run_pretrain
 
-    settings = PretrainSettings(
-        channels=channels,
-        dilations=parse_dilations(dilations),
-        kernel_size=kernel_size,
-        is_causal=causal,
-        max_len=max_len,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=lr,
-        seed=seed,
-        validation_share=validation_share,
-        patience=patience,
-        min_count=min_count,
-        loss=loss.value,
-        start=start.value,
-        contrast_weight=contrast_weight,
-        precision=precision.value,
-    )
-    source = interaction_source(
-        interactions, user_column, item_column, order_column, delimiter, where, until
-    )
     on_existing = _on_existing(resume, overwrite)
-    with place_of(device.value) as place, ProgressBars() as bars:
+    with place_of(device) as place, ProgressBars() as bars:
         on_progress = bars if place.workers.writes else no_progress
-        trained, fingerprint = run_pretrain(source, settings, out, on_existing, on_progress, place)
+        trained, fingerprint = run_pretrain(
+            events.source(until), settings, out, on_existing, on_progress, place
+        )
     if not place.workers.writes:
         return
     epoch = trained.record["epochs"][trained.record["best_epoch"]]
@@ -247,102 +82,31 @@ def pretrain(
 
 def finetune(
     backbone: BackboneFolder,
-    interactions: Interactions,
-    kind: Annotated[Kind, typer.Option(help="What the task answers with.")],
-    out: Annotated[Path, typer.Option(help="Bundle to write, FILE.bundle.")],
-    name: Annotated[str | None, typer.Option(help="Of the bundle; else the file's.")] = None,
-    user_column: UserColumn = "user_id",
-    item_column: ItemColumn = "item_id",
-    order_column: OrderColumn = None,
-    delimiter: Delimiter = ",",
-    where: Where = None,
-    labels: Labels = None,
-    label_column: LabelColumn = None,
-    tag_separator: TagSeparator = None,
-    targets: Targets = None,
-    target_column: TargetColumn = "item_id",
-    target_order_column: TargetOrder = None,
-    answers_where: AnswerWhere = None,
-    cut_off: CutOff = None,
-    until: Until = None,
-    min_label_count: MinLabelCount = 1,
-    max_unknown_share: MaxUnknownShare = 0.1,
-    insertion: Annotated[Insertion, typer.Option(rich_help_panel=MODEL)] = Insertion.SERIAL2,
-    bottleneck: Annotated[
-        int, typer.Option(min=1, help="Summed over branches.", rich_help_panel=MODEL)
-    ] = 8,
-    cardinality: Annotated[int, typer.Option(min=1, rich_help_panel=MODEL)] = 1,
-    blocks: Blocks = "all",
-    queries: Queries = 8,
-    inner_skip: Annotated[
-        bool, typer.Option(help="Published form of parallel2.", rich_help_panel=MODEL)
-    ] = False,
-    norms: Annotated[
-        bool, typer.Option(help="Train patched blocks' second norm.", rich_help_panel=MODEL)
-    ] = True,
-    cls: Annotated[
-        bool | None,
-        typer.Option("--cls/--no-cls", help="Train [CLS].", rich_help_panel=MODEL),
+    events: EventOptions,
+    out: Annotated[Path, typer.Option(help="Bundle file to write, FILE.bundle.")],
+    answers: AnswerOptions,
+    time: TimeOptions,
+    settings: Annotated[FinetuneSettings, FieldsOf(FinetuneSettings, without=PATCHED_BLOCKS)],
+    name: Annotated[
+        str | None, typer.Option(help="Name in the bundle's manifest; default: the file's name.")
     ] = None,
-    epochs: Epochs = 12,
-    batch_size: BatchSize = 128,
-    lr: Rate = 1e-2,
-    head_lr: Rate = 1e-2,
-    item_dropout: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Mean share of items left out.", rich_help_panel=RUN),
-    ] = 0.2,
-    seed: Seed = 0,
-    validation_share: ValidationShare = 0.1,
-    test_share: TestShare = 0.1,
-    patience: Patience = 3,
+    blocks: Blocks = "all",
     overwrite: Overwrite = False,
 ) -> None:
     """Train one task's patch and head on a frozen backbone, and write its bundle."""
     from peterrec.model.files.backbone_folder import load_backbone
-    from peterrec.model.training.finetune.finetune import FinetuneSettings
-    from peterrec.service.jobs.jobs import FinetuneJob, run_finetune
-    from peterrec.service.jobs.options import cut_in_time, parse_blocks
     from peterrec.service.jobs.progress_bar import ProgressBars
+    from peterrec.service.jobs.train import FinetuneJob, run_finetune
 
     loaded = load_backbone(backbone)
-    settings = FinetuneSettings(
-        kind=kind.value,
-        insertion=insertion.value,
-        bottleneck=bottleneck,
-        cardinality=cardinality,
-        blocks=parse_blocks(blocks, len(loaded.backbone.blocks)),
-        has_inner_skip=inner_skip,
-        has_norms=norms,
-        has_cls=cls,
-        queries=queries,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=lr,
-        head_learning_rate=head_lr,
-        item_dropout=item_dropout,
-        seed=seed,
-        validation_share=validation_share,
-        test_share=test_share,
-        patience=patience,
-        min_label_count=min_label_count,
-        max_unknown_share=max_unknown_share,
+    settings = replace(settings, blocks=parse_blocks(blocks, len(loaded.backbone.blocks)))
+    job = FinetuneJob(
+        interactions=events.source(time.end_of_histories),
+        answers=answers_of(events, answers, time),
+        out=out,
+        name=name or out.name.removesuffix(".bundle"),
+        overwrite=overwrite,
     )
-    answers = _answers(
-        kind.value,
-        user_column,
-        (labels, label_column, tag_separator),
-        (targets, target_column, target_order_column),
-        delimiter,
-        answers_where,
-    )
-    source, answers = cut_in_time(
-        interaction_source(interactions, user_column, item_column, order_column, delimiter, where),
-        answers,
-        cut_off,
-        until,
-    )
-    job = FinetuneJob(source, answers, out, name or out.name.removesuffix(".bundle"), overwrite)
     with ProgressBars() as bars:
         task = run_finetune(loaded, job, settings, bars)
     data = task.record["data"]
@@ -355,102 +119,34 @@ def finetune(
 
 def evaluate(
     backbone: BackboneFolder,
-    bundle: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Bundle to judge.")],
-    interactions: Interactions,
-    user_column: UserColumn = "user_id",
-    item_column: ItemColumn = "item_id",
-    order_column: OrderColumn = None,
-    delimiter: Delimiter = ",",
-    where: Where = None,
-    labels: Labels = None,
-    label_column: LabelColumn = None,
-    tag_separator: TagSeparator = None,
-    targets: Targets = None,
-    target_column: TargetColumn = "item_id",
-    target_order_column: TargetOrder = None,
-    answers_where: AnswerWhere = None,
-    cut_off: CutOff = None,
-    until: Until = None,
-    min_label_count: MinLabelCount = 1,
-    max_unknown_share: MaxUnknownShare = 0.1,
+    bundle: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, help="Bundle file to evaluate.")
+    ],
+    events: EventOptions,
+    answers: AnswerOptions,
+    time: TimeOptions,
+    split: Annotated[dict[str, Any], FieldsOf(FinetuneSettings, only=SPLIT)],
     part: Annotated[
-        PartChoice, typer.Option(help="test: the users fine-tuning kept apart.")
-    ] = PartChoice.ALL,
-    validation_share: ValidationShare = 0.1,
-    test_share: TestShare = 0.1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+        Literal["all", "test"],
+        typer.Option(help="Evaluate all users, or only those that fine-tuning kept apart (test)."),
+    ] = "all",
+    as_json: AsJson = False,
 ) -> None:
-    """Measure a bundle again, on any users, through the plain forward."""
-    from peterrec.service.jobs.jobs import EvaluateJob, run_evaluate
-    from peterrec.service.jobs.options import cut_in_time
+    """Measure a bundle again, on the users of any files, by the plain forward."""
+    from peterrec.service.jobs.train import EvaluateJob, run_evaluate
 
-    answers = _answers(
-        "classification",  # the bundle says its kind
-        user_column,
-        (labels, label_column, tag_separator),
-        (targets, target_column, target_order_column),
-        delimiter,
-        answers_where,
-    )
-    source, answers = cut_in_time(
-        interaction_source(interactions, user_column, item_column, order_column, delimiter, where),
-        answers,
-        cut_off,
-        until,
-    )
     job = EvaluateJob(
         bundle=bundle,
-        interactions=source,
-        answers=answers,
-        part=part.value,
-        min_label_count=min_label_count,
-        max_unknown_share=max_unknown_share,
-        validation_share=validation_share,
-        test_share=test_share,
+        interactions=events.source(time.end_of_histories),
+        answers=answers_of(events, answers, time),
+        part=part,
+        **split,
     )
     metrics, users = run_evaluate(backbone, job)
     if as_json:
         print(json.dumps({"users": users, "metrics": metrics}))
     else:
         _print_metrics(f"{bundle}, {users} users", metrics)
-
-
-def interaction_source(
-    path: Path,
-    user: str,
-    item: str,
-    order: str | None,
-    delimiter: str,
-    where: list[str] | None,
-    before: str | None = None,
-) -> "InteractionSource":
-    """Events as the options of the input panel describe them."""
-    from peterrec.model.data.interactions import InteractionSource
-    from peterrec.service.jobs.options import table_source
-
-    table = table_source(path, delimiter, where or ())
-    return InteractionSource(table, user, item, order, before=before)
-
-
-def _answers(
-    kind: str,
-    user_column: str,
-    labels: tuple[Path | None, str | None, str | None],
-    targets: tuple[Path | None, str, str | None],
-    delimiter: str,
-    where: list[str] | None,
-) -> "AnswerOptions":
-    from peterrec.model.data.tables import Condition
-    from peterrec.service.jobs.options import AnswerOptions
-
-    return AnswerOptions(
-        Kind(kind).value,
-        user_column,
-        *labels,
-        *targets,
-        delimiter,
-        tuple(Condition.parse(text) for text in where or ()),
-    )
 
 
 def _on_existing(resume: bool, overwrite: bool) -> "OnExisting":
@@ -462,13 +158,13 @@ def _on_existing(resume: bool, overwrite: bool) -> "OnExisting":
 
 
 def _print_metrics(title: str, metrics: Mapping[str, float]) -> None:
-    """Metrics, each beside that of the best answer that ignores the history."""
+    """Print each metric next to that of the best answer that ignores the history."""
     prefix = "baseline_"
     has_baseline = any(name.startswith(prefix) for name in metrics)
     table = Table("metric", "value", *(["no history"] if has_baseline else []), title=title)
     for name, value in metrics.items():
         if not name.startswith(prefix):
             baseline = metrics.get(prefix + name)
-            beside = [f"{baseline:.4f}" if baseline is not None else ""] if has_baseline else []
-            table.add_row(name, f"{value:.4f}", *beside)
+            shown = [f"{baseline:.4f}" if baseline is not None else ""] if has_baseline else []
+            table.add_row(name, f"{value:.4f}", *shown)
     Console(highlight=False).print(table)

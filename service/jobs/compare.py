@@ -1,4 +1,4 @@
-"""The compare command's work: files into a prepared folder, runs, tables and pictures."""
+"""The work of `peterrec compare`: prepare the data, run the methods, write tables and plots."""
 
 import json
 import tomllib
@@ -34,7 +34,7 @@ class DomainEvents:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where the data are; all that are given are compared on."""
+    """Where the data are; the tasks of all given sources are compared on."""
 
     movielens: Path | None
     movielens_domain: str
@@ -46,7 +46,7 @@ class Sources:
 
 @dataclass(frozen=True, slots=True)
 class CompareJob:
-    """What to compare, where to, and how much may be done now."""
+    """What to compare, where results go, and how much may be computed in this call."""
 
     sources: Sources
     cut: Cut
@@ -59,7 +59,7 @@ class CompareJob:
 
 
 def prepare(job: CompareJob) -> Path:
-    """Write the prepared folder with its settings, unless one was given; its path."""
+    """Write the prepared folder with its settings, unless one was given; return its path."""
     if job.sources.prepared is not None:
         return job.sources.prepared
     corpora = list(_corpora(job.sources, job.cut))
@@ -79,7 +79,7 @@ def prepare(job: CompareJob) -> Path:
 
 
 def run_comparison(job: CompareJob, on_progress: OnProgress) -> tuple[Document, list[Path]]:
-    """Prepare, run what is not done yet, and write tables and pictures."""
+    """Prepare the data, execute the runs that are missing, write tables and plots."""
     if job.has_plots:
         require_matplotlib()
     place = Workplace(prepare(job), job.out, job.settings, job.device)
@@ -116,5 +116,6 @@ def _read_task_list(path: Path) -> Document:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ComparisonSettingsInvalid(
-            f"{path} is no readable TOML file: {error}.", hint="See docs/compare.md for the form."
+            f"{path} is not a readable TOML file: {error}.",
+            hint="See docs/compare.md for the form.",
         ) from error

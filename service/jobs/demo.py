@@ -1,4 +1,4 @@
-"""The demo: from a data set to predictions by name, every step a command that a user can type."""
+"""The demo: from a data set to predictions; every step is a command that a user can type."""
 
 import json
 import os
@@ -12,28 +12,47 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+import peterrec_client
 from peterrec.service.errors import DemoFailed
 from peterrec.service.system.program import peterrec
+from peterrec_client import (
+    ClassificationPrediction,
+    Prediction,
+    RankingPrediction,
+    TagsPrediction,
+    ValuePrediction,
+)
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
-START_TIMEOUT_S = 120.0
-TOP_K = 10
-SHOWN_ITEMS = 5
-SHOWN_LABELS = 10
+"""Signals that end the demo while it serves."""
 
-Answer = dict[str, Any]  # Any: a JSON document
+START_TIMEOUT_S = 120.0
+"""Longest start of the server: it compiles its kernels when it is started for the first time."""
+
+PREDICTION_TIMEOUT_S = 30.0
+"""Limit of the prediction, which may be the first one that the new server computes."""
+
+TOP_K = 10
+"""Items that are recommended."""
+
+SHOWN_ITEMS = 5
+"""Items of the history that are printed, the newest ones."""
+
+SHOWN_LABELS = 10
+"""Probabilities of one task that are printed, the largest ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """``data`` is a MovieLens folder, or None for the sample shop; ``out`` gets its own folders."""
+    """Options of ``peterrec demo``.
+
+    ``data`` is a MovieLens folder, None for the sample shop. The demo writes folders in ``out``.
+    """
 
     data: Path | None
     out: Path
@@ -43,7 +62,7 @@ class DemoOptions:
 
 @dataclass(frozen=True, slots=True)
 class DemoTask:
-    """A task to fine-tune: its name and what ``peterrec finetune`` is told beyond the common."""
+    """A task to fine-tune: its name and the options of ``peterrec finetune`` that only it has."""
 
     name: str
     kind: str
@@ -52,7 +71,8 @@ class DemoTask:
 
 
 READER = ("--blocks", "none", "--queries", "8")
-"""What suits profiles best (docs/experiments.md); the other tasks are patched in all blocks."""
+"""A reader without patched blocks, which suits profile tasks best (docs/experiments.md). The other
+tasks are patched in all blocks."""
 
 RANKING = DemoTask(
     "recommendations", "ranking", ("--targets", "targets.parquet", "--target-column", "item_id")
@@ -67,7 +87,7 @@ def profile_task(column: str, kind: str = "classification") -> DemoTask:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A data set's tasks, and settings that suit it within the demo's few minutes."""
+    """A data set's tasks, and settings that give good results on it within a few minutes."""
 
     tasks: tuple[DemoTask, ...]
     pretraining: tuple[str, ...]
@@ -102,7 +122,7 @@ FILMS_WITHOUT_PROFILES = Recipe((TAGS, RANKING), FILMS.pretraining, FILMS.finetu
 
 
 def run_demo(options: DemoOptions) -> None:
-    """Train, serve, register and ask; then keep serving unless it is to run once."""
+    """Train, serve, register and predict; then keep serving, unless ``is_once`` is set."""
     console = Console()
     started = time.monotonic()
     data, backbone = options.out / "data", options.out / "backbone"
@@ -144,7 +164,7 @@ def _make_data(options: DemoOptions, data: Path, console: Console) -> Recipe:
 
 
 def _step(console: Console, *arguments: str | Path, server: _Server | None = None) -> None:
-    """Show a ``peterrec`` command and run it; DemoFailed if it fails."""
+    """Print a ``peterrec`` command and run it; DemoFailed if it fails."""
     shown = " ".join(str(argument) for argument in arguments)
     console.print(f"\n[bold]$ peterrec {shown}[/bold]", highlight=False, soft_wrap=True)
     access = ["--url", server.url, "--api-key", server.api_key] if server else []
@@ -154,13 +174,14 @@ def _step(console: Console, *arguments: str | Path, server: _Server | None = Non
 
 
 def _environment() -> dict[str, str]:
-    """Threads that wait passively: on a busy machine those that spin cost most of the time."""
+    """Environment in which idle threads sleep: on a busy machine, spinning ones take most of the
+    time."""
     return {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @contextmanager
 def _server(console: Console, backbone: Path, options: DemoOptions) -> Iterator[_Server]:
-    """``peterrec serve`` with a data directory of its own; ends it on leaving."""
+    """Run ``peterrec serve`` with a separate data directory for the length of the block."""
     arguments = ["serve", "--backbone", str(backbone), "--port", str(options.port)]
     arguments += ["--data-dir", str(options.out / "server"), "--metrics-port", "0"]
     console.print(f"\n[bold]$ peterrec {' '.join(arguments)}[/bold]", highlight=False)
@@ -176,7 +197,7 @@ def _server(console: Console, backbone: Path, options: DemoOptions) -> Iterator[
 
 
 def _first_key(console: Console, process: "subprocess.Popen[str]") -> str:
-    """Pass the server's output on, and read the key that it prints once."""
+    """Print the server's output, and return the API key that it prints once."""
     found: list[str] = []
     has_key = threading.Event()
 
@@ -198,40 +219,36 @@ def _first_key(console: Console, process: "subprocess.Popen[str]") -> str:
 
 def _wait_until_ready(server: _Server, process: "subprocess.Popen[str]") -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(f"{server.url}/readyz").status_code == httpx.codes.OK:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
+    with peterrec_client.Client(server.url) as client:
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                if client.ready().is_ready:
+                    return
+            except peterrec_client.PeterRecError:
+                pass
+            time.sleep(0.1)
     raise DemoFailed("the server did not become ready; its message is above.")
 
 
 def _show_user(console: Console, data: Path, server: _Server) -> None:
-    """Ask for everything about one user, and print it by name."""
+    """Predict all tasks for one user, and print the answers with titles instead of item ids."""
     titles = _titles(data / "items.parquet")
     user, history = _last_user(data / "histories.parquet")
-    question = {"history": history, "tasks": "all", "parameters": {"top_k": TOP_K}}
-    answer = httpx.post(
-        f"{server.url}/users/predict",
-        json=question,
-        headers={"Authorization": f"Bearer {server.api_key}"},
-        timeout=30,
-    )
-    if answer.status_code != httpx.codes.OK:
-        raise DemoFailed(f"the prediction failed: {answer.text}")
+    with peterrec_client.Client(server.url, server.api_key) as client:
+        try:
+            answer = client.predict_user(history, top_k=TOP_K, timeout_s=PREDICTION_TIMEOUT_S)
+        except peterrec_client.PeterRecError as error:
+            raise DemoFailed(f"the prediction failed: {error}") from error
     newest = ", ".join(titles.get(item, item) for item in history[-SHOWN_ITEMS:])
     console.rule(f"user {user}: {len(history)} items, newest {newest}", align="left")
-    results = answer.json()["results"]
-    console.print(_profile_card(results, _known_profile(data, user)))
-    console.print(_recommendations(results, titles))
+    console.print(_profile_card(answer.results, _known_profile(data, user)))
+    console.print(_recommendations(answer.results, titles))
     _show_curl(console, server, history[-SHOWN_ITEMS:])
 
 
 def _show_curl(console: Console, server: _Server, history: list[str]) -> None:
     body = json.dumps({"history": history, "tasks": "all"})
-    console.print("Ask again, here for the newest items only:")
+    console.print("The same call with curl, for the newest items only:")
     console.print(
         f"curl -s {server.url}/users/predict -H 'Authorization: Bearer {server.api_key}' "
         f"-d '{body}'",
@@ -241,33 +258,34 @@ def _show_curl(console: Console, server: _Server, history: list[str]) -> None:
     )
 
 
-def _profile_card(results: Mapping[str, Answer], known: Mapping[str, object]) -> Table:
+def _profile_card(results: Mapping[str, Prediction], known: Mapping[str, object]) -> Table:
     table = Table("attribute", "prediction", "probabilities", "in the data", title="Profile card")
     for task, result in results.items():
-        if "items" in result:
-            continue
-        table.add_row(task, _headline(result), _probabilities(result), str(known.get(task, "")))
+        match result:
+            case ClassificationPrediction():
+                answer, scores = result.label, result.scores
+            case TagsPrediction():
+                answer, scores = ", ".join(tag.label for tag in result.tags), result.scores
+            case ValuePrediction():
+                answer, scores = f"{result.value:.1f}", {}
+            case RankingPrediction():
+                continue
+        table.add_row(task, answer or "none", _probabilities(scores), str(known.get(task, "")))
     return table
 
 
-def _headline(result: Answer) -> str:
-    if "tags" in result:
-        return ", ".join(tag["label"] for tag in result["tags"]) or "none"
-    return str(result["label"]) if "label" in result else f"{result['value']:.1f}"
-
-
-def _probabilities(result: Answer) -> str:
-    scores: dict[str, float] = result.get("scores", {})
+def _probabilities(scores: Mapping[str, float]) -> str:
     ordered = sorted(scores.items(), key=lambda pair: -pair[1])
     shown = "  ".join(f"{label} {score:.0%}" for label, score in ordered[:SHOWN_LABELS])
     return f"{shown}  …" if len(ordered) > SHOWN_LABELS else shown
 
 
-def _recommendations(results: Mapping[str, Answer], titles: Mapping[str, str]) -> Table:
+def _recommendations(results: Mapping[str, Prediction], titles: Mapping[str, str]) -> Table:
     table = Table("", "item", "score", title=f"Top {TOP_K} recommendations")
-    for result in results.values():
-        for place, item in enumerate(result.get("items", []), 1):
-            table.add_row(str(place), titles.get(item["id"], item["id"]), f"{item['score']:.2f}")
+    rankings = [result for result in results.values() if isinstance(result, RankingPrediction)]
+    for ranking in rankings:
+        for place, item in enumerate(ranking.items, 1):
+            table.add_row(str(place), titles.get(item.id, item.id), f"{item.score:.2f}")
     return table
 
 
@@ -291,7 +309,7 @@ def _last_user(path: Path) -> tuple[str, list[str]]:
 
 
 def _known_profile(data: Path, user: str) -> dict[str, object]:
-    """What the data say of the user, by task name."""
+    """The user's true attributes and tags in the data, by task name."""
     known: dict[str, object] = {}
     if (data / "users.parquet").exists():
         for row in pq.read_table(data / "users.parquet").to_pylist():

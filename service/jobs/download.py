@@ -1,4 +1,4 @@
-"""Data sets from their publishers' own addresses."""
+"""Download data sets from their publishers."""
 
 import zipfile
 from pathlib import Path
@@ -12,12 +12,17 @@ from peterrec.service.errors import DownloadFailed
 
 MOVIELENS_1M = "https://files.grouplens.org/datasets/movielens/ml-1m.zip"
 MEMBERS = ("ratings.dat", "users.dat", "movies.dat", "README")
+"""Files of the archive that are unpacked."""
+
 LARGEST_BYTES = 200 << 20
+"""Limit of the archive and of each unpacked file; MovieLens-1M has 6 MB, unpacked 25 MB."""
+
 TIMEOUT_S = 30.0
+"""Limit of each step of the connection, not of the whole download."""
 
 
 def download_movielens_1m(out: Path, on_progress: OnProgress, url: str = MOVIELENS_1M) -> None:
-    """Fetch and unpack MovieLens-1M; its licence (README) allows research, not redistribution."""
+    """Download and unpack MovieLens-1M; its README allows research, but no redistribution."""
     with TemporaryFile() as archive:
         try:
             _fetch(url, archive, on_progress)
@@ -30,7 +35,7 @@ def download_movielens_1m(out: Path, on_progress: OnProgress, url: str = MOVIELE
             ) from error
         except (zipfile.BadZipFile, KeyError) as error:
             raise DownloadFailed(
-                f"{url} is no MovieLens-1M archive: {error}.", hint="Try again later."
+                f"{url} is not a MovieLens-1M archive: {error}.", hint="Try again later."
             ) from error
 
 
@@ -46,7 +51,7 @@ def _fetch(url: str, archive: IO[bytes], on_progress: OnProgress) -> None:
 
 
 def _unpack(archive: IO[bytes], out: Path) -> None:
-    """Only the files we know, whatever else the archive names."""
+    """Unpack the files in ``MEMBERS`` and ignore all others."""
     out.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(archive) as files:
         for member in MEMBERS:

@@ -1,98 +1,216 @@
-"""The training commands' options, read into the model's terms. No torch here."""
+"""Options that several commands take about their data, and how their texts are read.
 
-from collections.abc import Sequence
+Every command imports this module, so what reads tables (and takes long to load) is imported only
+when a table is read.
+"""
+
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from peterrec.model.data.histories import UserLabels
-from peterrec.model.data.interactions import (
-    InteractionSource,
-    LabelSource,
-    read_labels,
-    read_tags,
-    read_targets,
-    read_values,
-)
-from peterrec.model.data.tables import Condition, TableSource
 from peterrec.model.spec import HeadKind
+
+if TYPE_CHECKING:
+    from peterrec.model.data.histories import UserLabels
+    from peterrec.model.data.interactions import InteractionSource
+    from peterrec.model.data.tables import TableSource
+
+INPUT = "Input"
+"""Title of the options about data in ``--help``."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventOptions:
+    """Where the events of users are, and how their table is read."""
+
+    interactions: Annotated[
+        Path,
+        typer.Option(
+            help="Events: a CSV (also .gz) or Parquet file, or a folder of such files.",
+            rich_help_panel=INPUT,
+        ),
+    ]
+    user_column: Annotated[str, typer.Option(help="Column of user ids.", rich_help_panel=INPUT)] = (
+        "user_id"
+    )
+    item_column: Annotated[str, typer.Option(help="Column of item ids.", rich_help_panel=INPUT)] = (
+        "item_id"
+    )
+    order_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of times or positions; default: the file's order.", rich_help_panel=INPUT
+        ),
+    ] = None
+    delimiter: Annotated[
+        str, typer.Option(help="Character between the fields of a CSV file.", rich_help_panel=INPUT)
+    ] = ","
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN=VALUE",
+            help="Read only events with this value; repeatable, then all must hold.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None
+
+    def source(self, before: str | None = None) -> "InteractionSource":
+        """The events, without those at ``before`` and later."""
+        from peterrec.model.data.interactions import InteractionSource
+
+        table = _table(self.interactions, self.delimiter, self.where)
+        return InteractionSource(
+            table, self.user_column, self.item_column, self.order_column, before=before
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerOptions:
-    """Where a task's answers are; which fields are read depends on the kind."""
+    """Where a task's answers are; the kind of the task decides which fields are read."""
 
-    kind: HeadKind
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Table of labels, tags or values, by user.", rich_help_panel=INPUT),
+    ] = None
+    label_column: Annotated[
+        str | None,
+        typer.Option(help="Column of the label, tag or value.", rich_help_panel=INPUT),
+    ] = None
+    tag_separator: Annotated[
+        str | None,
+        typer.Option(
+            help="Text between several tags in one field; default: one row per tag.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None
+    targets: Annotated[
+        Path | None,
+        typer.Option(
+            help="Events whose items a ranking task learns to recommend.", rich_help_panel=INPUT
+        ),
+    ] = None
+    target_column: Annotated[
+        str, typer.Option(help="Column of item ids in --targets.", rich_help_panel=INPUT)
+    ] = "item_id"
+    target_order_column: Annotated[
+        str | None,
+        typer.Option(help="Column of times or positions in --targets.", rich_help_panel=INPUT),
+    ] = None
+    answers_where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN=VALUE",
+            help="Read only labels or targets with this value; repeatable, then all must hold.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None
+
+    def within(self, folder: Path) -> "AnswerOptions":
+        """The options with paths that were relative to ``folder``."""
+        return replace(
+            self,
+            labels=None if self.labels is None else folder / self.labels,
+            targets=None if self.targets is None else folder / self.targets,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TimeOptions:
+    """How events are split in time."""
+
+    cut_off: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Read histories before this time, and targets from it on.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None
+    until: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", help="Read no event at this time or later.", rich_help_panel=INPUT
+        ),
+    ] = None
+
+    @property
+    def end_of_histories(self) -> str | None:
+        """The time from which on histories are not read."""
+        return self.until if self.cut_off is None else self.cut_off
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """A task's answers: where they are, for which users, and from what time to what time."""
+
+    options: AnswerOptions
     user_column: str
-    labels: Path | None = None
-    label_column: str | None = None
-    tag_separator: str | None = None
-    targets: Path | None = None
-    target_column: str = "item_id"
-    target_order_column: str | None = None
-    delimiter: str = ","
-    where: tuple[Condition, ...] = ()
+    delimiter: str
     since: str | None = None
     before: str | None = None
 
+    def read(self, kind: HeadKind) -> "UserLabels":
+        """The answers of a task of this kind."""
+        from peterrec.model.data.interactions import (
+            LabelSource,
+            read_labels,
+            read_tags,
+            read_targets,
+            read_values,
+        )
 
-def table_source(path: Path, delimiter: str, where: Sequence[str]) -> TableSource:
-    """A table with the conditions of ``--where``."""
-    return TableSource(path, delimiter, tuple(Condition.parse(text) for text in where))
+        if kind == "ranking":
+            return read_targets(self._targets())
+        given = self.options
+        if given.labels is None or given.label_column is None:
+            raise typer.BadParameter(f"a {kind} task needs --labels and --label-column")
+        table = _table(given.labels, self.delimiter, given.answers_where)
+        source = LabelSource(table, given.label_column, self.user_column)
+        if kind == "tags":
+            return read_tags(source, given.tag_separator)
+        return read_values(source) if kind == "value" else read_labels(source)
+
+    def _targets(self) -> "InteractionSource":
+        from peterrec.model.data.interactions import InteractionSource
+
+        given = self.options
+        if given.targets is None:
+            raise typer.BadParameter("a ranking task needs --targets")
+        return InteractionSource(
+            _table(given.targets, self.delimiter, given.answers_where),
+            self.user_column,
+            given.target_column,
+            given.target_order_column,
+            self.since,
+            self.before,
+        )
 
 
-def cut_in_time(
-    source: InteractionSource, answers: AnswerOptions, cut_off: str | None, until: str | None
-) -> tuple[InteractionSource, AnswerOptions]:
-    """Histories before the cut-off, targets from it on, nothing of either from ``until`` on.
+def answers_of(
+    events: EventOptions, options: AnswerOptions, time: TimeOptions, delimiter: str | None = None
+) -> Answers:
+    """A task's answers for the users of these events.
 
-    Targets that are not said to be elsewhere are the later events of the same table.
+    With a cut-off, targets without a file are the later events of the same table.
     """
-    answers = replace(answers, since=cut_off, before=until)
-    if cut_off is not None and answers.targets is None:
-        answers = replace(
-            answers,
-            targets=source.table.path,
-            target_column=source.item_column,
-            target_order_column=source.order_column,
-            where=answers.where or source.table.where,
+    is_same_table = time.cut_off is not None and options.targets is None
+    if is_same_table:
+        options = replace(
+            options,
+            targets=events.interactions,
+            target_column=events.item_column,
+            target_order_column=events.order_column,
+            answers_where=options.answers_where or events.where,
         )
-    return replace(source, before=until if cut_off is None else cut_off), answers
-
-
-def read_answers(options: AnswerOptions) -> UserLabels:
-    """The answers of a task, by the reader of its kind."""
-    if options.kind == "ranking":
-        return _read_ranking(options)
-    if options.labels is None or options.label_column is None:
-        raise typer.BadParameter(f"a {options.kind} task needs --labels and --label-column")
-    table = TableSource(options.labels, options.delimiter, options.where)
-    source = LabelSource(table, options.label_column, options.user_column)
-    if options.kind == "tags":
-        return read_tags(source, options.tag_separator)
-    return read_values(source) if options.kind == "value" else read_labels(source)
-
-
-def _read_ranking(options: AnswerOptions) -> UserLabels:
-    if options.targets is None:
-        raise typer.BadParameter("a ranking task needs --targets")
-    table = TableSource(options.targets, options.delimiter, options.where)
-    return read_targets(
-        InteractionSource(
-            table,
-            options.user_column,
-            options.target_column,
-            options.target_order_column,
-            options.since,
-            options.before,
-        )
+    return Answers(
+        options,
+        events.user_column,
+        events.delimiter if delimiter is None else delimiter,
+        since=time.cut_off,
+        before=time.until,
     )
-
-
-def parse_dilations(text: str) -> tuple[int, ...]:
-    """Read ``1,4,1,4``."""
-    return _integers(text, "--dilations")
 
 
 def parse_blocks(text: str, count: int) -> tuple[int, ...]:
@@ -109,4 +227,10 @@ def _integers(text: str, option: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise typer.BadParameter(f"{option} {text!r} is no list of numbers") from error
+        raise typer.BadParameter(f"{option} {text!r} is not a list of numbers") from error
+
+
+def _table(path: Path, delimiter: str, where: list[str] | None) -> "TableSource":
+    from peterrec.model.data.tables import Condition, TableSource
+
+    return TableSource(path, delimiter, tuple(Condition.parse(text) for text in where or ()))

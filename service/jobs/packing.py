@@ -1,4 +1,4 @@
-"""From a fine-tuned task to a bundle, and from a bundle back to a model that can be judged."""
+"""Pack a fine-tuned task into a bundle, and unpack a bundle into a model to evaluate."""
 
 import json
 from dataclasses import dataclass
@@ -36,12 +36,12 @@ from peterrec.patches.bundle.verify import (
 from peterrec.service.errors import TaskUnpackable
 
 PROBE_USERS = 7
-"""Test users whose answers are stored beside that of an empty history."""
+"""Number of test users whose answers are stored as probes, in addition to an empty history."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnpackedTask:
-    """A verified bundle's model, and the names of its outputs (none for a value)."""
+    """A verified bundle's model, and the names of its outputs; a value task has none."""
 
     bundle: VerifiedBundle
     model: TaskModel
@@ -49,7 +49,7 @@ class UnpackedTask:
 
 
 def pack_task(task: FinetunedTask, loaded: LoadedBackbone, name: str) -> bytes:
-    """The bundle of a fine-tuned task, with probes of its own."""
+    """The bundle of a fine-tuned task, with its probes."""
     probes = probe_tensors(loaded.backbone, task.patch_weights, task.head, _probe_rows(task))
     tensors = {k: v.numpy() for k, v in {**task.patch, **task.head.named()}.items()} | probes
     if task.head.spec.kind == "ranking":
@@ -81,7 +81,7 @@ def _head(manifest: Manifest, backbone: Backbone, tensors: dict[str, Tensor]) ->
 
 
 def _probe_rows(task: FinetunedTask) -> list[np.ndarray]:
-    """An empty history, then test users' from the shortest to the longest."""
+    """The probes' histories: an empty one, then test users' from the shortest to the longest."""
     rows = [task.examples.rows[i] for i in task.split.test.tolist()]
     rows.sort(key=len)
     chosen = np.unique(np.linspace(0, len(rows) - 1, PROBE_USERS).astype(int))

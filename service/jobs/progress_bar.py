@@ -11,7 +11,7 @@ from peterrec.model.progress import Progress
 
 
 class ProgressBars:
-    """One bar per phase; an instance is a ``OnProgress``."""
+    """One bar per phase; an instance can be passed as an ``OnProgress``."""
 
     def __init__(self) -> None:
         self._bars = Bars(
@@ -37,7 +37,7 @@ class ProgressBars:
         self._bars.stop()
 
     def __call__(self, progress: Progress) -> None:
-        """Show a step of a phase."""
+        """Move the bar of a phase."""
         if progress.phase not in self._tasks:
             task = self._bars.add_task(progress.phase, total=progress.total, note="")
             self._tasks[progress.phase] = task

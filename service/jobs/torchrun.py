@@ -1,4 +1,4 @@
-"""Joining the other processes that ``torchrun`` started beside this one."""
+"""Join the processes that ``torchrun`` started together with this one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from peterrec.model.training.data_parallel import ALONE, Workers
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where this process trains, and beside whom."""
+    """The device that this process trains on, and the processes that train with it."""
 
     workers: Workers
     device: torch.device
@@ -20,9 +20,9 @@ class Place:
 
 @contextmanager
 def place_of(device: str) -> Iterator[Place]:
-    """This process's place on devices of a kind; a graphics card of its own under ``torchrun``.
+    """Join the processes of ``torchrun`` for the length of the block; without it, train alone.
 
-    Without ``torchrun`` it is alone. The processes part when the block ends.
+    Under ``torchrun`` each process gets a separate graphics card, if ``device`` is cuda.
     """
     if not dist.is_available() or not dist.is_torchelastic_launched():
         yield Place(ALONE, torch.device(device))

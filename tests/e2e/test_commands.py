@@ -40,6 +40,14 @@ class Commands:
             env={**self._environment, **variables},
         )
 
+    def started(self, *arguments: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*PROGRAM, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=self._environment,
+        )
+
     def said(self, *arguments: object) -> str:
         done = self.run(*arguments)
         assert (done.returncode, done.stderr) == (0, "")
@@ -79,7 +87,7 @@ def test_a_canary_is_put_shown_and_cleared(peterrec, api, task, digests):
     assert "prod answers alone; before: prod=95" in peterrec.said("traffic", "clear", task)
 
 
-def test_versions_tell_who_names_them(peterrec, api, task, digests):
+def test_versions_are_listed_with_their_aliases(peterrec, api, task, digests):
     peterrec.said("alias", "set", task, "next", "2")
     peterrec.said("traffic", "set", task, "--canary", "next=1")
     said = peterrec.said("versions", task)
@@ -97,7 +105,7 @@ def test_aliases_are_set_listed_and_deleted(peterrec, api, task, digests):
     assert set(api.get(f"/tasks/{task}/aliases").json()) == {"prod"}
 
 
-def test_a_rollback_and_the_trail_that_tells_of_it(peterrec, api, task, digests):
+def test_a_rollback_and_its_entry_in_the_trail(peterrec, api, task, digests):
     peterrec.said("alias", "set", task, "prod", "2")
     assert "prod names version 1; prod answers alone" in peterrec.said("rollback", task)
     assert api.get(f"/tasks/{task}").json()["aliases"]["prod"]["version"] == 1
@@ -110,7 +118,25 @@ def test_a_rollback_and_the_trail_that_tells_of_it(peterrec, api, task, digests)
     assert newest == lines[-1:]
 
 
-def test_exit_statuses_tell_what_went_wrong(peterrec, task, digests):
+def test_the_trail_is_followed_from_a_revision_on(peterrec, api, task, digests):
+    seen = api.get(f"/tasks/{task}").json()["revision"]
+    peterrec.said("alias", "set", task, "next", "1")
+    with peterrec.started("audit", "--follow", "--task", task, "--since", seen) as following:
+        entry = json.loads(following.stdout.readline())
+        following.terminate()
+    assert (entry["task"], entry["action"], entry["alias"]) == (task, "set_alias", "next")
+
+
+def test_keys_are_created_listed_and_revoked(peterrec):
+    created = peterrec.said("keys", "create", "--scope", "predict:cli-*", "--name", "reader")
+    assert created.startswith("prk_")
+    (key,) = [each for each in peterrec.json("keys", "list") if each["name"] == "reader"]
+    assert (key["scopes"], created.split("_")[1]) == (["predict:cli-*"], key["key_id"])
+    assert "is revoked" in peterrec.said("keys", "revoke", key["key_id"])
+    assert "reader" not in peterrec.said("keys", "list")
+
+
+def test_exit_statuses_say_what_went_wrong(peterrec, task, digests):
     seen = peterrec.json("traffic", "show", task)["revision"]
     peterrec.said("alias", "set", task, "next", "2", "--if-match", seen)
 
@@ -129,7 +155,7 @@ def test_exit_statuses_tell_what_went_wrong(peterrec, task, digests):
     assert peterrec.run("traffic", "set", task, "--canary", "2").returncode == 2
 
 
-def test_a_push_can_be_conditional_and_tell_its_answer_as_json(
+def test_a_push_can_be_conditional_and_print_its_answer_as_json(
     peterrec, api, task, digests, workshop, tmp_path
 ):
     path = tmp_path / "third.bundle"

@@ -1,5 +1,6 @@
 """The calls that register, activate and inspect."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -102,6 +103,23 @@ def ready() -> Call[Readiness]:
         msgspec.json.Decoder(Readiness).decode,
         repeat=Repeat.NEVER,
         also_answers=frozenset({503}),
+    )
+
+
+def request(
+    method: str, path: str, body: object, params: Mapping[str, str], if_revision: int | None
+) -> Call[bytes]:
+    """Any call, answered by the body as it came. Changes are repeated only if unsent."""
+    is_change = method != "GET"
+    return Call(
+        method,
+        path,
+        bytes,
+        body if isinstance(body, Path) else b"" if body is None else encode(body),
+        params=params,
+        headers=_if_match(if_revision),
+        repeat=Repeat.IF_UNSENT if is_change else Repeat.ALWAYS,
+        timeout_s=CHANGE_TIMEOUT_S if is_change else None,
     )
 
 

@@ -3,15 +3,16 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal, Self, Unpack
 
 import httpx
+from httpx_sse import aconnect_sse
 
-from peterrec_client import administering, predicting
+from peterrec_client import administering, following, predicting
 from peterrec_client.answers import (
     AliasMoved,
     Backbone,
@@ -28,6 +29,7 @@ from peterrec_client.answers import (
 )
 from peterrec_client.call import Call, Lost, Outcome, Reply, T, timeouts
 from peterrec_client.connecting import DEFAULT_TIMEOUT_S, http_options
+from peterrec_client.following import Event
 from peterrec_client.questions import CallOptions, Instance, PredictOptions, TaskChoice, UserOptions
 from peterrec_client.retrying import Exchange, RetryPolicy, Wait
 
@@ -141,6 +143,29 @@ class AsyncClient:
     async def ready(self) -> Readiness:
         """Whether the server wants requests; see ``Client.ready``."""
         return await self._run(administering.ready())
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: object = None,
+        params: Mapping[str, str] = {},
+        if_revision: int | None = None,
+    ) -> bytes:
+        """The body of the server's answer to any call; see ``Client.request``."""
+        return await self._run(administering.request(method, path, body, params, if_revision))
+
+    async def events(self, since: int | None = None) -> AsyncIterator[Event]:
+        """The registry's changes as they happen; see ``Client.events``."""
+        options = {"params": following.parameters(since), "timeout": following.TIMEOUTS}
+        with following.translated_errors(str(self._http.base_url)):
+            async with aconnect_sse(self._http, "GET", following.PATH, **options) as source:
+                if not source.response.is_success:
+                    await source.response.aread()
+                    raise following.refusal(source.response)
+                async for sent in source.aiter_sse():
+                    yield following.read_event(sent)
 
     async def _run(self, call: Call[T]) -> T:
         timeout_s = self._timeout_s if call.timeout_s is None else call.timeout_s

@@ -125,7 +125,7 @@ def check_options(options: CallOptions, known: frozenset[str]) -> None:
         raise TypeError(f"there is no option {', '.join(unknown)}, only {', '.join(sorted(known))}")
 
 
-def encode(body: Struct) -> bytes:
+def encode(body: object) -> bytes:
     """A body as JSON; arrays and integers of other libraries (NumPy, pandas) are understood."""
     return _encode(body)
 

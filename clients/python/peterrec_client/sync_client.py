@@ -1,15 +1,16 @@
 """The client that blocks."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal, Self, Unpack
 
 import httpx
+from httpx_sse import connect_sse
 
-from peterrec_client import administering, predicting
+from peterrec_client import administering, following, predicting
 from peterrec_client.answers import (
     AliasMoved,
     Backbone,
@@ -26,6 +27,7 @@ from peterrec_client.answers import (
 )
 from peterrec_client.call import Call, Lost, Outcome, Reply, T, timeouts
 from peterrec_client.connecting import DEFAULT_TIMEOUT_S, http_options
+from peterrec_client.following import Event
 from peterrec_client.questions import CallOptions, Instance, PredictOptions, TaskChoice, UserOptions
 from peterrec_client.retrying import Exchange, RetryPolicy, Wait
 
@@ -159,6 +161,39 @@ class Client:
     def ready(self) -> Readiness:
         """Whether the server wants requests; needs no key and is never tried again."""
         return self._run(administering.ready())
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: object = None,
+        params: Mapping[str, str] = {},
+        if_revision: int | None = None,
+    ) -> bytes:
+        """The body of the server's answer to a call that has no method of its own.
+
+        ``body`` is sent as JSON, a ``Path`` as the bytes of that file. ``if_revision``: only if the
+        task still has this revision, else ``StaleRevision``.
+        """
+        return self._run(administering.request(method, path, body, params, if_revision))
+
+    def events(self, since: int | None = None) -> Iterator[Event]:
+        """The registry's changes as they happen, or those after revision ``since`` first.
+
+        Each is an entry of the audit trail. The stream ends when the server stops; follow again
+        from the last ``revision`` seen. It has no deadline and is not retried.
+        """
+        options = {"params": following.parameters(since), "timeout": following.TIMEOUTS}
+        with (
+            following.translated_errors(str(self._http.base_url)),
+            connect_sse(self._http, "GET", following.PATH, **options) as source,
+        ):
+            if not source.response.is_success:
+                source.response.read()
+                raise following.refusal(source.response)
+            for sent in source.iter_sse():
+                yield following.read_event(sent)
 
     def _run(self, call: Call[T]) -> T:
         timeout_s = self._timeout_s if call.timeout_s is None else call.timeout_s

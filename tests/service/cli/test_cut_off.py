@@ -7,11 +7,11 @@ import pytest
 from typer.testing import CliRunner
 
 from peterrec.model.data.interactions import InteractionSource, read_histories
-from peterrec.model.data.tables import Condition, TableSource
+from peterrec.model.data.tables import TableSource
 from peterrec.model.errors import OrderUnreadable
 from peterrec.model.files.backbone_folder import load_backbone
 from peterrec.service.cli.main import build_app
-from peterrec.service.jobs.options import AnswerOptions, cut_in_time, read_answers
+from peterrec.service.jobs.options import AnswerOptions, EventOptions, TimeOptions, answers_of
 from peterrec.service.jobs.packing import unpack_task
 
 PRETRAIN = ["--channels", "8", "--dilations", "1,4", "--max-len", "20", "--epochs", "1"]
@@ -53,31 +53,33 @@ def test_a_backbone_knows_no_item_from_the_time_on_until_which_it_reads(place):
     assert {item[:3] for item in load_backbone(place / "bb").items} == {"old"}
 
 
+def event_options(place: Path) -> EventOptions:
+    return EventOptions(place / "events.csv", "who", "what", "day")
+
+
 def test_histories_end_before_the_cut_off_and_targets_begin_with_it(place):
-    source = InteractionSource(TableSource(place / "events.csv"), "who", "what", "day")
-    histories, answers = cut_in_time(
-        source, AnswerOptions("ranking", "who"), "2024-01-06", "2024-01-09"
-    )
-    read = read_histories(histories)
-    targets = read_answers(answers).by_user
+    events, time = event_options(place), TimeOptions("2024-01-06", "2024-01-09")
+    read = read_histories(events.source(time.end_of_histories))
+    targets = answers_of(events, AnswerOptions(), time).read("ranking").by_user
     assert {item[:3] for item in read.items} == {"old"}
     assert {item[:3] for items in targets.values() for item in items} == {"new"}
     assert len(read.codes) == 60 * 5 * 2
 
 
 def test_without_a_cut_off_the_sources_stay_as_they_were(place):
-    source = InteractionSource(TableSource(place / "events.csv"), "who", "what", "day")
-    answers = AnswerOptions("ranking", "who", targets=place / "other.csv")
-    assert cut_in_time(source, answers, None, None) == (source, answers)
+    events, own = event_options(place), AnswerOptions(targets=place / "other.csv")
+    answers = answers_of(events, own, TimeOptions())
+    assert (answers.options, answers.since, answers.before) == (own, None, None)
+    table = TableSource(place / "events.csv")
+    assert events.source(TimeOptions().end_of_histories) == InteractionSource(
+        table, "who", "what", "day"
+    )
 
 
 def test_targets_elsewhere_keep_their_file_and_columns(place):
-    source = InteractionSource(TableSource(place / "events.csv"), "who", "what", "day")
-    where = (Condition("what", "new-1"),)
-    own = AnswerOptions("ranking", "who", targets=place / "other.csv", where=where)
-    _, answers = cut_in_time(source, own, "2024-01-06", None)
-    assert (answers.targets, answers.target_order_column) == (place / "other.csv", None)
-    assert answers.where == where
+    own = AnswerOptions(targets=place / "other.csv", answers_where=["what=new-1"])
+    answers = answers_of(event_options(place), own, TimeOptions("2024-01-06"))
+    assert answers.options == own
 
 
 def test_a_task_trained_before_a_time_is_measured_after_it(place):
@@ -100,8 +102,7 @@ def test_many_tasks_are_cut_alike(place):
 
 
 def test_targets_without_times_cannot_be_cut(place):
-    source = InteractionSource(TableSource(place / "events.csv"), "who", "what", "day")
-    own = AnswerOptions("ranking", "who", targets=place / "events.csv", target_column="what")
-    _, answers = cut_in_time(source, own, "2024-01-06", None)
+    own = AnswerOptions(targets=place / "events.csv", target_column="what")
+    answers = answers_of(event_options(place), own, TimeOptions("2024-01-06"))
     with pytest.raises(OrderUnreadable, match="--target-order-column"):
-        read_answers(answers)
+        answers.read("ranking")

@@ -30,7 +30,7 @@ def test_a_bundle_is_shown_with_its_version_head_patch_and_tensors(tmp_path: Pat
         "parallel2, bottleneck 4, blocks 1",
         "trained norms",
         "patch.norm_weight",
-        "whole, and its parts agree",
+        "complete and consistent",
     ):
         assert shown in done.stdout
 

@@ -99,8 +99,8 @@ def test_defaults_stand_where_a_task_says_nothing_else(tmp_path):
     path = tmp_path / "tasks.toml"
     path.write_text(TASKS)
     entries = read_task_file(path)
-    assert [entry.epochs for entry in entries] == [2, 2, 1]
-    assert [entry.seed for entry in entries] == [4, 4, 4]
+    assert [entry.settings.epochs for entry in entries] == [2, 2, 1]
+    assert [entry.settings.seed for entry in entries] == [4, 4, 4]
 
 
 @pytest.mark.parametrize(
@@ -109,11 +109,15 @@ def test_defaults_stand_where_a_task_says_nothing_else(tmp_path):
         ("", "tasks"),
         ("[[tasks]]\nout = 'a.bundle'", "task 1, field kind"),
         (TASKS + "\nepocs = 3", "task 3, field epocs"),
+        (TASKS + "\npatience = 0", "task 3, field patience"),
+        (TASKS + "\ntag_separator = 3", "task 3, field tag_separator"),
+        (TASKS + "\nqueries = 4", "task 3, field queries"),
+        ("epochs = 3\n" + TASKS, "unknown field epochs"),
         (TASKS.replace("products", "gender"), "two tasks write"),
-        ("[[tasks", "no readable TOML"),
+        ("[[tasks", "not a readable TOML"),
     ],
 )
-def test_a_file_that_is_no_list_of_tasks_is_refused_with_the_place(tmp_path, text, reason):
+def test_a_file_that_is_not_a_list_of_tasks_is_refused_with_the_place(tmp_path, text, reason):
     path = tmp_path / "tasks.toml"
     path.write_text(text)
     with pytest.raises(TaskFileInvalid, match=reason):

@@ -25,9 +25,9 @@ from peterrec.patches.errors import BundleRejected
 from peterrec.service.cli.main import build_app
 from peterrec.service.errors import DownloadFailed, OutputExists, TaskUnpackable
 from peterrec.service.jobs.download import MEMBERS, download_movielens_1m
-from peterrec.service.jobs.jobs import OUTPUT_LAYER
 from peterrec.service.jobs.options import parse_blocks
 from peterrec.service.jobs.packing import PROBE_USERS, unpack_task
+from peterrec.service.jobs.train import OUTPUT_LAYER
 
 PRETRAIN = ["--channels", "8", "--dilations", "1,4", "--max-len", "20", "--epochs", "1"]
 FINETUNE = ["--bottleneck", "4", "--epochs", "1"]
@@ -367,11 +367,11 @@ def test_a_download_unpacks_the_files_it_knows_and_no_others(file_server, tmp_pa
 def test_a_download_of_something_else_is_refused(content, file_server, tmp_path):
     folder, url = file_server
     (folder / "ml-1m.zip").write_bytes(content)
-    with pytest.raises(DownloadFailed, match="no MovieLens-1M archive"):
+    with pytest.raises(DownloadFailed, match="not a MovieLens-1M archive"):
         download_movielens_1m(tmp_path / "out", no_progress, f"{url}/ml-1m.zip")
 
 
-def test_a_missing_file_and_a_missing_network_are_told_with_a_way_out(file_server, tmp_path):
+def test_a_missing_file_and_a_missing_network_are_reported_with_a_way_out(file_server, tmp_path):
     _, url = file_server
     with pytest.raises(DownloadFailed, match="404") as missing:
         download_movielens_1m(tmp_path / "out", no_progress, f"{url}/absent.zip")

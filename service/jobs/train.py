@@ -1,6 +1,6 @@
-"""The training commands' work: read, train, save."""
+"""The work of the training commands: read the data, train or evaluate, save the result."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -24,12 +24,12 @@ from peterrec.model.training.objectives import TASKS
 from peterrec.model.training.pretrain.pretrain import PretrainedBackbone, PretrainSettings, pretrain
 from peterrec.model.training.pretrain.state import CHECKPOINT, remove_checkpoint
 from peterrec.service.errors import OutputExists
-from peterrec.service.jobs.options import AnswerOptions, read_answers
+from peterrec.service.jobs.options import Answers
 from peterrec.service.jobs.packing import pack_task, unpack_task
 from peterrec.service.jobs.torchrun import Place
 
 OUTPUT_LAYER = "pretraining_output.safetensors"
-"""Scores of every item beside the backbone: serving needs none of it, further pretraining does."""
+"""File of the layer that scores every item. Pretraining needs it, serving does not."""
 
 OnExisting = Literal["refuse", "resume", "overwrite"]
 
@@ -38,10 +38,10 @@ Part = Literal["test", "all"]
 
 @dataclass(frozen=True, slots=True)
 class FinetuneJob:
-    """What to fine-tune and where to put it."""
+    """What to fine-tune on, and the bundle to write."""
 
     interactions: InteractionSource
-    answers: AnswerOptions
+    answers: Answers
     out: Path
     name: str
     overwrite: bool = False
@@ -49,11 +49,15 @@ class FinetuneJob:
 
 @dataclass(frozen=True, slots=True)
 class EvaluateJob:
-    """What to judge: a bundle on the users of these files."""
+    """What to evaluate: a bundle on the users of these files.
+
+    The last four fields are those of ``FinetuneSettings``; given the same ones, ``part`` test has
+    the users that fine-tuning kept apart.
+    """
 
     bundle: Path
     interactions: InteractionSource
-    answers: AnswerOptions
+    answers: Answers
     part: Part
     min_label_count: int
     max_unknown_share: float
@@ -69,9 +73,10 @@ def run_pretrain(
     on_progress: OnProgress,
     place: Place,
 ) -> tuple[PretrainedBackbone, str]:
-    """Pretrain into a folder; the result and the backbone's fingerprint.
+    """Pretrain into a folder; return the result and the backbone's fingerprint.
 
-    Of several processes that train together only the first writes, and knows the fingerprint.
+    If several processes train together, only the first one writes; the others get an empty
+    fingerprint.
     """
     _prepare_folder(out, on_existing)
     trained = pretrain(
@@ -98,14 +103,14 @@ def run_finetune(
     """Fine-tune a task and write its bundle."""
     if job.out.exists() and not job.overwrite:
         raise OutputExists(f"{job.out} exists.", hint="Give another --out, or --overwrite.")
-    labels = read_answers(job.answers)
+    labels = job.answers.read(settings.kind)
     task = finetune(loaded, read_histories(job.interactions), labels, settings, on_progress)
     write_bundle(job.out, pack_task(task, loaded, job.name))
     return task
 
 
 def write_bundle(out: Path, data: bytes) -> None:
-    """Write a bundle; a reader sees the old file or the whole new one."""
+    """Write a bundle in one step: readers see the old file or the complete new one."""
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(out.name + ".partial")
     partial.write_bytes(data)
@@ -113,11 +118,11 @@ def write_bundle(out: Path, data: bytes) -> None:
 
 
 def run_evaluate(backbone: Path, job: EvaluateJob) -> tuple[dict[str, float], int]:
-    """Metrics of a bundle through the plain forward, and on how many users."""
+    """Metrics of a bundle, computed by the plain forward, and the number of users."""
     loaded = load_backbone(backbone)
     task = unpack_task(job.bundle.read_bytes(), loaded)
     manifest = task.bundle.manifest
-    labels = read_answers(replace(job.answers, kind=manifest.kind))
+    labels = job.answers.read(manifest.kind)
     histories = read_histories(job.interactions)
     examples = prepare_examples(loaded, histories, labels, job.max_unknown_share)
     examples = keep_frequent(examples, job.min_label_count)
@@ -141,5 +146,5 @@ def _prepare_folder(out: Path, on_existing: OnExisting) -> None:
     elif found and on_existing == "refuse":
         raise OutputExists(
             f"{out} holds the checkpoint of an unfinished run.",
-            hint="Continue it with --resume, or start anew with --overwrite.",
+            hint="Continue it with --resume, or start again with --overwrite.",
         )

@@ -1,46 +1,47 @@
 """The work of ``peterrec finetune-many``: read every task's answers, train together, save."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from peterrec.model.data.histories import Histories, UserLabels
-from peterrec.model.data.interactions import InteractionSource, read_histories
+from peterrec.model.data.histories import UserLabels
+from peterrec.model.data.interactions import read_histories
 from peterrec.model.files.backbone_folder import LoadedBackbone
 from peterrec.model.progress import OnProgress
-from peterrec.model.spec import PatchGeometry
 from peterrec.model.training.finetune.finetune import FinetunedTask
 from peterrec.model.training.finetune.many_tasks import TaskToTrain, finetune_many
 from peterrec.service.errors import OutputExists
-from peterrec.service.jobs.jobs import write_bundle
-from peterrec.service.jobs.options import cut_in_time, read_answers
+from peterrec.service.jobs.options import EventOptions, TimeOptions, answers_of
 from peterrec.service.jobs.packing import pack_task
 from peterrec.service.jobs.task_file import TaskEntry
+from peterrec.service.jobs.train import write_bundle
 
 
 @dataclass(frozen=True, slots=True)
 class ManyJob:
-    """Tasks to train together; their paths count from ``folder``.
+    """Tasks to train together.
 
-    Histories end before ``cut_off``, targets begin with it; nothing from ``until`` on is read.
+    ``folder`` is what their paths are relative to, ``patch`` has the fields of ``FinetuneSettings``
+    that all of them share.
     """
 
-    interactions: InteractionSource
+    events: EventOptions
+    time: TimeOptions
     tasks: tuple[TaskEntry, ...]
     folder: Path
-    geometry: PatchGeometry
+    patch: Mapping[str, Any]  # Any: values of FinetuneSettings
     overwrite: bool = False
-    cut_off: str | None = None
-    until: str | None = None
 
     def answers(self, entry: TaskEntry) -> UserLabels:
         """One task's answers."""
-        options = entry.answers(self.folder, self.interactions.user_column)
-        return read_answers(cut_in_time(self.interactions, options, self.cut_off, self.until)[1])
+        options = entry.answers.within(self.folder)
+        answers = answers_of(self.events, options, self.time, entry.delimiter)
+        return answers.read(entry.settings.kind)
 
-    def histories(self) -> Histories:
-        """What all tasks read."""
-        before = self.until if self.cut_off is None else self.cut_off
-        return read_histories(replace(self.interactions, before=before))
+    def task(self, entry: TaskEntry) -> TaskToTrain:
+        """One task's answers and settings."""
+        return TaskToTrain(self.answers(entry), replace(entry.settings, **self.patch))
 
 
 def run_finetune_many(
@@ -53,9 +54,10 @@ def run_finetune_many(
         raise OutputExists(
             f"{', '.join(existing)} exists.", hint="Give other names, or --overwrite."
         )
-    tasks = [TaskToTrain(job.answers(entry), entry.settings(job.geometry)) for entry in job.tasks]
-    trained = finetune_many(loaded, job.histories(), tasks, on_progress)
-    names = [entry.name or entry.out.name.removesuffix(".bundle") for entry in job.tasks]
+    tasks = [job.task(entry) for entry in job.tasks]
+    histories = read_histories(job.events.source(job.time.end_of_histories))
+    trained = finetune_many(loaded, histories, tasks, on_progress)
+    names = [entry.bundle_name for entry in job.tasks]
     bundles = [pack_task(task, loaded, name) for task, name in zip(trained, names, strict=True)]
     for out, data in zip(outs, bundles, strict=True):
         write_bundle(out, data)
