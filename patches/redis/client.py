@@ -132,8 +132,9 @@ class _SentinelPool(BlockingConnectionPool, SentinelConnectionPool):
 class _Cluster(RedisCluster):
     """A cluster client that many asyncio tasks may use from the first command on.
 
-    redis-py initialises a client again after an error. Other tasks may meanwhile use nodes that are
-    being closed, and get an AttributeError (issues 3815 and 3835 report such errors).
+    With redis-py 8.1.0, tasks whose first commands run concurrently use connections that another
+    task is still opening or has closed again, and fail with ``AttributeError: 'NoneType' object has
+    no attribute 'writelines'``. Its issues 3815 and 3835 report related errors.
     """
 
     def __init__(self, **options: Any) -> None:  # Any: redis-py's options
