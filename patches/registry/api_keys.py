@@ -1,4 +1,4 @@
-"""API keys: ``prk_<id>_<secret>``, of which only the sha256 is ever stored."""
+"""API keys of the form ``prk_<id>_<secret>``. Only their sha256 is ever stored."""
 
 import hashlib
 import hmac
@@ -19,13 +19,14 @@ KEY_PREFIX = "prk"
 ID_BYTES = 6
 SECRET_BYTES = 24
 ALL_TASKS = "*"
+"""The glob of a scope that covers every task and the tenant itself."""
 
 _SCOPE = re.compile(r"(predict|admin)(?::([A-Za-z0-9._*?-]{1,128}))?\Z")
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Scope:
-    """What a key may do, on the tasks whose names match a glob."""
+    """What a key may do, and a glob for the names of the tasks on which it may do it."""
 
     action: Action
     tasks: str = ALL_TASKS
@@ -36,7 +37,7 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
-    """A stored key; ``secret_digest`` is the sha256 hex of the whole plain text."""
+    """A stored key. ``secret_digest`` is the sha256 of the whole plain text, as hex digits."""
 
     key_id: str
     tenant: TenantId
@@ -46,7 +47,7 @@ class KeyRecord:
     created_at: datetime
 
     def allows(self, action: Action, task: TaskId | None = None) -> bool:
-        """True if a scope covers the action on a task; None asks for the tenant as a whole."""
+        """Return True if a scope covers the action on a task, or on the whole tenant for None."""
         scopes = (scope for scope in self.scopes if scope.action == action)
         if task is None:
             return any(scope.tasks == ALL_TASKS for scope in scopes)
@@ -54,7 +55,7 @@ class KeyRecord:
 
 
 class MintedKey(NamedTuple):
-    """A new key; ``plain_text`` is shown once and kept nowhere."""
+    """A new key. ``plain_text`` is shown once and not stored anywhere."""
 
     key_id: str
     plain_text: str
@@ -62,7 +63,7 @@ class MintedKey(NamedTuple):
 
 
 def parse_scope(text: str) -> Scope:
-    """A scope from ``predict``, ``admin`` or ``predict:<task glob>``; InvalidScope otherwise."""
+    """Parse ``predict``, ``admin`` or ``predict:<task glob>``; InvalidScope for any other text."""
     match = _SCOPE.match(text)
     if match is None:
         raise InvalidScope(text)
@@ -71,14 +72,14 @@ def parse_scope(text: str) -> Scope:
 
 
 def mint_key() -> MintedKey:
-    """A new random key."""
+    """Make a new random key."""
     key_id = secrets.token_hex(ID_BYTES)
     plain_text = f"{KEY_PREFIX}_{key_id}_{secrets.token_hex(SECRET_BYTES)}"
     return MintedKey(key_id, plain_text, _digest(plain_text))
 
 
 def find_key(keys: Mapping[str, KeyRecord], plain_text: str) -> KeyRecord | None:
-    """The key that a caller presents, by id and then by digest in constant time."""
+    """Find the key that a caller presents, by its id; the digest is compared in constant time."""
     prefix, _, rest = plain_text.partition("_")
     key_id, _, secret = rest.partition("_")
     record = keys.get(key_id) if prefix == KEY_PREFIX and secret else None

@@ -1,9 +1,8 @@
 """Bundles' bytes in Redis by digest: stored, fetched, and freed when no version names them.
 
 A blob is stored in pieces under a location that is used only once; the index of complete blobs
-maps the digest to the location. So an upload that was interrupted, or that another upload
-overtook, never mixes with another one, and a location that is being freed is never one that a
-newer upload writes to.
+maps the digest to the location. So an upload that was interrupted, or that another upload overtook,
+never mixes with another one, and no newer upload writes to a location that is being freed.
 """
 
 import asyncio
@@ -64,7 +63,7 @@ class BlobLocation:
         return f"{self.digest}:{self.generation}:{self.piece_count}"
 
     def keys(self, prefix: str) -> list[str]:
-        """Return the pieces' keys: one hash slot per blob, so that blobs spread over a cluster."""
+        """Return the pieces' keys. Each blob has one hash slot, so blobs spread over a cluster."""
         stem = f"{prefix}:blob:{{{self.digest}.{self.generation}}}"
         return [f"{stem}:{index}" for index in range(self.piece_count)]
 

@@ -16,7 +16,7 @@ from peterrec.patches.registry.serialization import (
 )
 
 WAIT_SLICE_S = 2.0
-"""A waiting read looks at the counter this often; shorter than any sensible socket timeout."""
+"""A waiting read looks at the counter this often, which is below any sensible socket timeout."""
 
 EVENT_PAGE = 1000
 """Events that are read at a time unless the caller says otherwise."""

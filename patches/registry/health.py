@@ -1,4 +1,4 @@
-"""What the registry's Redis says of itself, and what of that endangers the registry."""
+"""The state of the registry's Redis server, and which settings of it endanger the registry."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,11 +7,12 @@ from peterrec.patches.redis.client import redis_errors
 from peterrec.patches.registry.redis_store import Store
 
 OLDEST_VERSION = (6, 2)
+"""The oldest supported Redis version."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """One Redis server; of a cluster, one of its nodes."""
+    """One Redis server, or one node of a cluster."""
 
     software: str
     version: str
@@ -24,7 +25,7 @@ class ServerFacts:
     is_append_only: bool
 
     def warnings(self) -> tuple[str, ...]:
-        """What should be otherwise, in sentences (``docs/registry.md``, Which Redis)."""
+        """Describe each setting that should change (``docs/registry.md``, Which Redis)."""
         numbers = tuple(int(part) for part in self.version.split(".")[:2] if part.isdecimal())
         found = {
             f"version {self.version} is older than 6.2": numbers < OLDEST_VERSION,
@@ -38,17 +39,17 @@ class ServerFacts:
 
 
 async def server_facts(store: Store) -> ServerFacts:
-    """Ask the server; Valkey tells its own version beside the Redis it is compatible with."""
+    """Ask the server. Valkey reports both its own version and that of the compatible Redis."""
     with redis_errors():
-        told: dict[str, Any] = await store.redis.info()  # Any: numbers and texts
+        info: dict[str, Any] = await store.redis.info()  # Any: numbers and texts
     return ServerFacts(
-        software=str(told.get("server_name", "redis")),
-        version=str(told.get("valkey_version") or told["redis_version"]),
-        mode=str(told.get("redis_mode", told.get("server_mode", "standalone"))),
-        role=str(told["role"]),
-        replicas=int(told.get("connected_slaves", 0)),
-        used_bytes=int(told["used_memory"]),
-        limit_bytes=int(told.get("maxmemory", 0)),
-        eviction_policy=str(told.get("maxmemory_policy", "noeviction")),
-        is_append_only=bool(told.get("aof_enabled", 0)),
+        software=str(info.get("server_name", "redis")),
+        version=str(info.get("valkey_version") or info["redis_version"]),
+        mode=str(info.get("redis_mode", info.get("server_mode", "standalone"))),
+        role=str(info["role"]),
+        replicas=int(info.get("connected_slaves", 0)),
+        used_bytes=int(info["used_memory"]),
+        limit_bytes=int(info.get("maxmemory", 0)),
+        eviction_policy=str(info.get("maxmemory_policy", "noeviction")),
+        is_append_only=bool(info.get("aof_enabled", 0)),
     )

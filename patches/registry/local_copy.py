@@ -107,7 +107,7 @@ class BlobCache:
         self._write(path, _checksum(text) + b"\n" + text, is_lasting=True)
 
     def load_snapshot(self) -> RegistrySnapshot | None:
-        """Read the kept state; None if there is none. A damaged one is removed: SnapshotCorrupt."""
+        """Read the kept state or None; SnapshotCorrupt after removing a damaged one."""
         path = self.directory / SNAPSHOT_NAME
         try:
             checksum, _, text = path.read_bytes().partition(b"\n")

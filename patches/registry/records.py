@@ -1,4 +1,4 @@
-"""What the registry holds and answers, as frozen data."""
+"""The records that the registry holds and returns."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ SYSTEM = "system"
 
 @dataclass(frozen=True, slots=True)
 class TaskOptions:
-    """What an owner says about a task."""
+    """The settings that an owner gives a task."""
 
     description: str = ""
     is_sensitive: bool = False
@@ -29,7 +29,7 @@ class TaskOptions:
 
 @dataclass(frozen=True, slots=True)
 class VersionSummary:
-    """What listings show of a bundle without fetching it."""
+    """What listings show of a bundle, so that nobody has to fetch it."""
 
     name: str
     kind: HeadKind
@@ -43,7 +43,7 @@ class VersionSummary:
 
     @classmethod
     def of(cls, bundle: VerifiedBundle) -> Self:
-        """The summary of a verified bundle."""
+        """Summarise a verified bundle."""
         return cls(
             name=bundle.manifest.name,
             kind=bundle.manifest.kind,
@@ -59,7 +59,7 @@ class VersionSummary:
 
 @dataclass(frozen=True, slots=True)
 class VersionRecord:
-    """One registered bundle of a task; ``version`` counts 1, 2, 3 … and is never used again."""
+    """One registered bundle of a task. Numbers count 1, 2, 3 … and are never reused."""
 
     digest: Digest
     version: int
@@ -80,7 +80,7 @@ class AliasTarget:
 class ActiveTraffic:
     """A task's traffic with the number of each version that takes part.
 
-    ``revision`` is the registry's when it was put: who judges the traffic names it by that.
+    ``revision`` is the registry's revision at which the traffic was put. It identifies the traffic.
     """
 
     traffic: Traffic
@@ -90,7 +90,10 @@ class ActiveTraffic:
 
 @dataclass(frozen=True, slots=True)
 class TaskRecord:
-    """A task as its owner sees it; ``revision`` is its ETag: the registry's at its last change."""
+    """A task as its owner sees it.
+
+    ``revision`` is the registry's revision at the task's last change, and the task's ETag.
+    """
 
     tenant: TenantId
     task: TaskId
@@ -108,11 +111,11 @@ class TaskRecord:
 
 
 class TaskEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A task as replicas need it: what its aliases and its traffic name.
+    """The part of a task that replicas need: the versions that its aliases and traffic name.
 
-    Every process keeps ten thousands, so they are small: equal parts are shared, and none holds a
-    mapping of its own. ``numbers`` are those of ``digests``, ascending; ``packed`` has the digests
-    one after the other, which for a single one is that very text.
+    Every process keeps tens of thousands, so they are small: equal parts are shared, and there is
+    no separate mapping of versions. ``numbers`` are the version numbers in ascending order, and
+    ``packed`` has their digests one after another. A single digest is that very string.
     """
 
     tenant: TenantId
@@ -132,7 +135,7 @@ class TaskEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
         versions: Mapping[int, Digest],
         traffic: ActiveTraffic | None = None,
     ) -> Self:
-        """An entry of these aliases (name to number) and versions (number to digest)."""
+        """Make an entry from aliases (name to number) and versions (number to digest)."""
         numbers = tuple(sorted(versions))
         return cls(
             shared(ref.tenant),
@@ -151,25 +154,25 @@ class TaskEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     @property
     def digests(self) -> tuple[Digest, ...]:
-        """The digests that an alias or the traffic names."""
+        """The digests of the versions that an alias or the traffic names."""
         return tuple(map(self._digest_at, range(len(self.numbers))))
 
     @property
     def versions(self) -> dict[int, Digest]:
-        """The digest of each version by its number."""
+        """The digests by version number."""
         return dict(zip(self.numbers, self.digests, strict=True))
 
     def digest_of(self, number: int) -> Digest | None:
-        """The version's digest; None if neither an alias nor the traffic names it."""
+        """Return a version's digest; None if neither an alias nor the traffic names it."""
         return self._digest_at(self.numbers.index(number)) if number in self.numbers else None
 
     def _digest_at(self, place: int) -> Digest:
         return Digest(self.packed[DIGEST_DIGITS * place : DIGEST_DIGITS * (place + 1)])
 
     def shared(self, own: Callable[[Digest], Digest]) -> Self:
-        """The same entry, which was read from bytes, with parts shared with equal ones.
+        """Return an equal entry whose parts are shared with other entries of this process.
 
-        ``own`` gives the text that this process already has of a digest.
+        ``own`` returns the string that this process already holds for a digest.
         """
         versions = {number: own(digest) for number, digest in self.versions.items()}
         return self.of(self.ref, self.revision, self.aliases, versions, self.traffic)
@@ -184,10 +187,10 @@ class TaskDetail:
 
 
 class Position(NamedTuple):
-    """A point in the registry's life: the number of a change and its random mark.
+    """A point in the registry's history: the number of a change and its random mark.
 
-    The number alone can come twice, when Redis came back with an older state and went on from
-    there; the mark tells the two apart.
+    A number can occur twice if Redis came back with an older state and continued from there. The
+    mark distinguishes the two changes.
     """
 
     revision: int
@@ -196,10 +199,10 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RegistrySnapshot:
-    """Everything a replica serves by, at one revision.
+    """Everything that a replica needs to serve, at one revision.
 
-    ``touched`` are the tasks that may differ from the snapshot which this one was made from; None
-    if it was read as a whole.
+    ``touched`` are the tasks that may differ from the snapshot on which this one is based; None if
+    it was read as a whole.
     """
 
     revision: int
@@ -210,13 +213,13 @@ class RegistrySnapshot:
 
     @property
     def position(self) -> Position:
-        """Where ``Registry.changes`` goes on from."""
+        """The position from which ``ChangeFeed.changes`` continues."""
         return Position(self.revision, self.mark)
 
 
 @dataclass(frozen=True, slots=True)
 class ChangeSet:
-    """What became of the tasks and keys that were touched between two positions."""
+    """The present state of the tasks and keys that were touched between two positions."""
 
     position: Position
     tasks: tuple[TaskEntry, ...] = ()
@@ -225,7 +228,7 @@ class ChangeSet:
     removed_keys: tuple[str, ...] = ()
 
     def applied_to(self, snapshot: RegistrySnapshot) -> RegistrySnapshot:
-        """The snapshot that was asked from, brought forward."""
+        """Return the snapshot of the first position, brought forward to the second."""
         tasks, keys = dict(snapshot.tasks), dict(snapshot.keys)
         changed = {entry.ref: entry for entry in self.tasks}
         tasks.update(changed)
@@ -239,7 +242,10 @@ class ChangeSet:
 
 
 class VersionAdded(NamedTuple):
-    """``revision`` is one at which the version is registered and the alias names it."""
+    """The result of registering a version.
+
+    At ``revision`` the version is registered and the alias names it.
+    """
 
     revision: int
     version: int
@@ -247,7 +253,7 @@ class VersionAdded(NamedTuple):
 
 
 class TaskPut(NamedTuple):
-    """A task's revision after it was created or changed."""
+    """The result of creating or changing a task."""
 
     revision: int
     was_created: bool
@@ -255,7 +261,7 @@ class TaskPut(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AliasMoved:
-    """Where an alias points now; ``previous`` is None if it is new."""
+    """The version that an alias names after a change; ``previous`` is None for a new alias."""
 
     revision: int
     current: AliasTarget
@@ -264,14 +270,14 @@ class AliasMoved:
 
 @dataclass(frozen=True, slots=True)
 class RolledBack(AliasMoved):
-    """The state that was restored as a whole, beside where the asked alias points now."""
+    """The whole state that was restored, in addition to the version that the given alias names."""
 
     aliases: Mapping[str, AliasTarget]
     traffic: Traffic | None
 
 
 class TrafficChanged(NamedTuple):
-    """A task's traffic before and after a change; None: prod answers everything."""
+    """A task's traffic before and after a change. None means that prod answers everything."""
 
     revision: int
     current: Traffic | None
@@ -279,14 +285,17 @@ class TrafficChanged(NamedTuple):
 
 
 class GuardTripped(NamedTuple):
-    """``was_removed`` is False if the traffic was changed or removed by somebody else before."""
+    """The result of a guard's verdict.
+
+    ``was_removed`` is False if the traffic had been changed or removed before.
+    """
 
     revision: int
     was_removed: bool
 
 
 class Collected(NamedTuple):
-    """Blobs that no version names, and abandoned uploads."""
+    """A number of blobs and their bytes."""
 
     blobs: int
     size_bytes: int
@@ -312,10 +321,10 @@ class EventAction(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RegistryEvent:
-    """One change, as the audit trail keeps it: who did what to which task, from and to what.
+    """One change in the audit trail: who changed what, with the values before and after.
 
-    ``aliases``, ``traffic`` and ``options`` are what they are after the change, if it touched
-    them; ``reason`` and ``observed`` say why a guard acted.
+    ``aliases``, ``traffic`` and ``options`` have the values after the change, if it touched them;
+    ``reason`` and ``observed`` are why a guard acted.
     """
 
     revision: int

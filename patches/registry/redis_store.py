@@ -1,4 +1,4 @@
-"""The registry's keys in one Redis, and how its scripts run."""
+"""The registry's keys in one Redis, and the way its scripts are run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ Argument = str | int | bool | None | list[Any] | dict[str, Any]  # Any: a JSON d
 
 
 class Store:
-    """One key prefix in one Redis. Errors of the Redis client come out as ours."""
+    """One key prefix in one Redis. Errors of the Redis client are raised as our own."""
 
     def __init__(self, redis: Client, prefix: str) -> None:
         self.redis = redis
@@ -24,16 +24,16 @@ class Store:
         self._scripts: dict[str, Callable[..., Any]] = {}  # Any: redis-py does not type answers
 
     async def change(self, script: str, field: str = "", **argument: Argument) -> Outcome:
-        """Run a changing script under a request id of its own; None arguments are left out.
+        """Run a script that changes something, under a new request id; None arguments are left out.
 
-        A client that loses the answer sends the same request again and gets the first outcome.
+        If the answer is lost, the client sends the same request again and gets the first outcome.
         """
         return await self.change_with((), script, field, **argument)
 
     async def change_with(
         self, more_keys: Sequence[str], script: str, field: str = "", **argument: Argument
     ) -> Outcome:
-        """The same for a script that is given further keys."""
+        """Run a script that changes something and receives ``more_keys`` after the usual ones."""
         request = uuid4().hex
         given = {name: value for name, value in argument.items() if value is not None}
         document = {**given, "field": field, "mark": request}
@@ -51,20 +51,20 @@ class Store:
             with redis_errors():
                 return await run(keys=keys, args=[msgspec.json.encode(argument)])
         except RegistryReadOnly:
-            await drop_idle_connections(self.redis)  # the primary may be elsewhere by now
+            await drop_idle_connections(self.redis)  # the primary may be another server by now
             raise
 
     def keys(self, field: str = "", request: str = "") -> list[str]:
-        """The keys that every script gets, in the order of KEY_NAMES."""
+        """Return the keys that every script receives, in the order of KEY_NAMES."""
         own = {"request": request, "versions": field, "states": field}
         return [self.key(name, own.get(name)) for name in KEY_NAMES]
 
     def key(self, name: str, of: str | None = None) -> str:
-        """One key by its name, of one task or request if there is one of each."""
+        """Return a key by its name; ``of`` is the task or request if each has its own."""
         key = f"{{{self.prefix}}}:{name}"
         return key if of is None else f"{key}:{of}"
 
 
 def field_of(ref: TaskRef) -> str:
-    """The task's field in the hash of tasks; InvalidName if either name can't be one."""
+    """Return the task's field in the hash of tasks; InvalidName if a name is malformed."""
     return f"{parse_tenant(ref.tenant)}/{parse_task(ref.task)}"

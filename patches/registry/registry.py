@@ -155,10 +155,11 @@ class Registry:
         alias: str = DEFAULT_ALIAS,
         if_match: int | None = None,
     ) -> RolledBack:
-        """Restore the task's previous state, aliases and traffic, in one step; again: one further.
+        """Restore the task's previous state (aliases and traffic) in one step.
 
-        States in which ``alias`` named nothing are passed over, so that a rollback never leaves it
-        without a version; so is what a guard removed. The answer tells where ``alias`` points.
+        A second rollback restores the state before that one. States in which ``alias`` named
+        nothing are skipped, so a rollback never leaves it without a version, and traffic that a
+        guard has removed stays removed. The result has the version that ``alias`` names now.
         """
         check_name(alias, "alias")
         ref = TaskRef(tenant, task)
@@ -180,7 +181,7 @@ class Registry:
         actor: str,
         if_match: int | None = None,
     ) -> int:
-        """Forget a version that neither an alias nor the traffic names; returns the revision."""
+        """Remove a version that neither an alias nor the traffic names; return the revision."""
         ref = TaskRef(tenant, task)
         return (
             await self._change(scripts.DELETE_VERSION, ref, actor, if_match, digest=digest)
@@ -209,12 +210,12 @@ class Registry:
     async def delete_task(
         self, tenant: TenantId, task: TaskId, actor: str, if_match: int | None = None
     ) -> int:
-        """Forget a task with its versions, aliases and traffic; returns the revision."""
+        """Remove a task with its versions, aliases and traffic; return the revision."""
         ref = TaskRef(tenant, task)
         return (await self._change(scripts.DELETE_TASK, ref, actor, if_match)).revision
 
     async def get_task(self, tenant: TenantId, task: TaskId) -> TaskDetail:
-        """A task with its versions; TaskNotFound otherwise."""
+        """Return a task with its versions; TaskNotFound if there is none."""
         field = field_of(TaskRef(tenant, task))
         stored, versions = await self.store.run(
             scripts.READ_TASK, self.store.keys(field), {"field": field}
@@ -226,7 +227,7 @@ class Registry:
         return TaskDetail(task_record(field, stored), tuple(records))
 
     async def list_tasks(self, tenant: TenantId) -> tuple[TaskRecord, ...]:
-        """A tenant's tasks by name."""
+        """Return a tenant's tasks in the order of their names."""
         with redis_errors():
             stored = await self.store.redis.hgetall(self.store.key("tasks"))
         mine = (field for field in map(text_of, stored) if field.startswith(f"{tenant}/"))
@@ -242,7 +243,7 @@ class Registry:
         actor: str,
         if_match: int | None = None,
     ) -> TrafficChanged:
-        """Split the task's requests. VersionNotFound, or NoProdVersion if prod names nothing."""
+        """Split the task's requests; VersionNotFound, or NoProdVersion if prod names nothing."""
         outcome = await self._change(
             scripts.PUT_TRAFFIC,
             TaskRef(tenant, task),
@@ -256,7 +257,7 @@ class Registry:
     async def clear_traffic(
         self, tenant: TenantId, task: TaskId, actor: str, if_match: int | None = None
     ) -> TrafficChanged:
-        """Let prod answer everything; nothing happens if it does already."""
+        """Let prod answer everything again; no change if it already does."""
         outcome = await self._change(scripts.CLEAR_TRAFFIC, TaskRef(tenant, task), actor, if_match)
         return _traffic_changed(outcome)
 
@@ -268,10 +269,10 @@ class Registry:
         observed: Observed,
         traffic_revision: int,
     ) -> GuardTripped:
-        """Remove the traffic that a guard has judged, once, whoever else saw it too.
+        """Remove the traffic that a guard has judged, once for all replicas that judged it.
 
-        ``traffic_revision`` is that of the judged ActiveTraffic: if the task has other traffic by
-        now, or none, nothing happens. Rollbacks do not bring the judged versions' traffic back.
+        ``traffic_revision`` is the revision of the judged ActiveTraffic. If the task now has other
+        traffic, or none, nothing changes. Later rollbacks do not restore the removed traffic.
         """
         outcome = await self._change(
             scripts.TRIP_GUARD,
@@ -284,12 +285,10 @@ class Registry:
         )
         return GuardTripped(outcome.revision, outcome.was_removed)
 
-    # Plumbing
-
     async def _change(
         self, script: str, ref: TaskRef, actor: str, if_match: int | None, **argument: Argument
     ) -> Outcome:
-        """Run a script on one task; its refusals become errors."""
+        """Run a script on one task and raise the error that it reports."""
         document = argument | {"tenant": ref.tenant, "task": ref.task, "if_match": if_match}
         outcome = await self.store.change(script, field_of(ref), actor=actor, **document)
         if outcome.error:

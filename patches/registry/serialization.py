@@ -1,4 +1,7 @@
-"""The registry's records as Redis holds them: JSON in hashes, fields in the stream."""
+"""Conversion of the registry's records from and to the form that Redis holds.
+
+Tasks, versions and keys are JSON in hashes; changes are entries of a stream.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -23,11 +26,11 @@ from peterrec.patches.registry.records import (
 from peterrec.patches.registry.traffic import Traffic
 
 Raw = bytes | str | None
-"""What the Redis client is typed to answer; ours always answers bytes."""
+"""The type that redis-py declares for an answer; our client always returns bytes."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What a script answers; each script fills the fields that concern it."""
+    """The answer of a script; each script fills the fields that concern it."""
 
     error: str | None = None
     found: int = 0
@@ -86,28 +89,28 @@ def _decode(text: bytes | str, form: type[T], what: str) -> T:
     except (msgspec.MsgspecError, InvalidTraffic) as error:
         raise RegistryFailed(
             f"the registry's record of {what} is unreadable: {error}.",
-            hint="Something else wrote to our keys; give the registry a key prefix of its own.",
+            hint="Something else writes to these keys; give the registry a separate key prefix.",
         ) from error
 
 
 def text_of(found: Raw) -> str:
-    """A name or text from Redis."""
+    """Decode a name or text from Redis."""
     assert isinstance(found, bytes), "the client must not decode answers"
     return found.decode()
 
 
 def pairs_of(flat: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Fields and values of a hash as a script returns them, one after another."""
+    """Pair the fields and values of a hash, which a script returns as one flat list."""
     return zip(flat[::2], flat[1::2], strict=True)
 
 
 def time_of(milliseconds: int) -> datetime:
-    """A moment as Redis' clock gave it."""
+    """Convert milliseconds of Redis' clock."""
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
 def task_record(field: str, text: bytes | str) -> TaskRecord:
-    """A task from its field ``tenant/task`` in the hash of tasks."""
+    """Decode a task from its field ``tenant/task`` in the hash of tasks."""
     stored = _decode(text, _StoredTask, f"task {field}")
     ref = task_ref(field)
     return TaskRecord(
@@ -123,7 +126,7 @@ def task_record(field: str, text: bytes | str) -> TaskRecord:
 
 
 def task_entry(field: str, text: bytes | str) -> TaskEntry:
-    """What replicas need of the same task."""
+    """Decode the part of a task that replicas need, from its field in the hash of tasks."""
     stored = _decode(text, _StoredTask, f"task {field}")
     versions = {t.version: shared_digest(t.digest) for t in stored.aliases.values()}
     traffic = _active_traffic(stored.traffic, field)
@@ -134,18 +137,18 @@ def task_entry(field: str, text: bytes | str) -> TaskEntry:
 
 
 def task_ref(field: str) -> TaskRef:
-    """A task's identity from its field in the hash of tasks."""
+    """Parse a task's identity from its field in the hash of tasks."""
     tenant, _, task = field.partition("/")
     return TaskRef(TenantId(tenant), TaskId(task))
 
 
 def traffic_text(traffic: Traffic) -> str:
-    """The traffic as it is stored: the same for equal ones."""
+    """Encode traffic as it is stored; equal traffic gives equal texts."""
     return msgspec.json.encode(traffic).decode()
 
 
 def traffic_of(text: str | None) -> Traffic | None:
-    """The inverse of ``traffic_text``."""
+    """Decode what ``traffic_text`` has encoded."""
     return None if text is None else _decode(text, Traffic, "a task's traffic")
 
 
@@ -157,7 +160,7 @@ def _active_traffic(stored: _StoredTraffic | None, field: str) -> ActiveTraffic 
 
 
 def version_record(digest: str, text: bytes | str) -> VersionRecord:
-    """A version from its field in the task's hash of versions."""
+    """Decode a version from its field in the task's hash of versions."""
     stored = _decode(text, _StoredVersion, f"version {digest}")
     return VersionRecord(
         digest=Digest(digest),
@@ -169,7 +172,7 @@ def version_record(digest: str, text: bytes | str) -> VersionRecord:
 
 
 def key_record(key_id: str, text: bytes | str) -> KeyRecord:
-    """An API key from its field in the hash of keys."""
+    """Decode an API key from its field in the hash of keys."""
     stored = _decode(text, _StoredKey, f"key {key_id}")
     return KeyRecord(
         key_id,
@@ -185,11 +188,11 @@ _NESTED = frozenset(
     {"options", "previous_options", "aliases", "previous_aliases", "traffic", "previous_traffic"}
     | {"observed"}
 )
-"""Fields of an event that are JSON in the stream; all others are texts and numbers."""
+"""Fields of an event that are JSON in the stream. All others are texts and numbers."""
 
 
 def event_of(entry_id: Raw, fields: Mapping[bytes | str, bytes | str]) -> RegistryEvent:
-    """A change from its entry in the stream, whose id is the revision."""
+    """Decode a change from its entry in the stream, whose id is the revision."""
     texts = {text_of(name): text_of(text) for name, text in fields.items()}
     found: dict[str, object] = {
         name: msgspec.json.decode(text) if name in _NESTED else text for name, text in texts.items()
@@ -202,11 +205,11 @@ def event_of(entry_id: Raw, fields: Mapping[bytes | str, bytes | str]) -> Regist
 
 
 def event_document(event: RegistryEvent) -> dict[str, object]:
-    """An event as JSON shows it: what does not concern it is left out."""
+    """Return an event as a JSON object, without the fields that do not concern it."""
     fields: dict[str, object] = msgspec.to_builtins(event)
     return {name: value for name, value in fields.items() if value is not None}
 
 
 def outcome_of(answer: bytes | str) -> Outcome:
-    """A script's answer."""
+    """Decode a script's answer."""
     return _decode(answer, Outcome, "a change")

@@ -1,4 +1,4 @@
-"""How a task's requests are split: a weighted canary, shadows, and a guard that watches them."""
+"""The split of a task's requests: weighted canaries, shadows, and a guard that watches both."""
 
 import hashlib
 import math
@@ -9,14 +9,19 @@ from peterrec.patches.errors import InvalidTraffic
 from peterrec.patches.identity import Digest, TaskRef
 
 PROD = "prod"
-"""The alias that answers what no canary does."""
+"""The alias that answers every request that no canary answers."""
 
 MAX_CANARIES = 8
+"""Most canaries of one task."""
+
 MAX_SHADOWS = 4
-"""Each shadow is one more row for every request."""
+"""Most shadows of one task. Each shadow adds a row to every request."""
 
 MAX_WEIGHT = 1_000_000
+"""Largest weight; weights are relative to each other."""
+
 MAX_WINDOW_S = 86_400
+"""Longest window over which a guard judges: one day."""
 
 
 def _require(is_valid: bool, message: str, hint: str = "") -> None:
@@ -26,7 +31,7 @@ def _require(is_valid: bool, message: str, hint: str = "") -> None:
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """A version that answers a share of the users: its weight in relation to all weights."""
+    """A version that answers a share of the users: its weight divided by the sum of all weights."""
 
     digest: Digest
     weight: int
@@ -38,7 +43,7 @@ class Canary:
 
 
 class GuardReason(StrEnum):
-    """Which bound of a guard was broken."""
+    """The bound of a guard that was exceeded."""
 
     ERROR_SHARE = "error_share"
     P99_MS = "p99_ms"
@@ -47,11 +52,10 @@ class GuardReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What a replica saw of one canary or shadow version within the guard's window.
+    """What a replica measured of one canary or shadow version within the guard's window.
 
-    ``divergence`` is the mean of ``peterrec.patches.bundle.divergence`` over the rows that prod
-    answered too; None
-    if there were none.
+    ``divergence`` is the mean divergence (``bundle/divergence.py``) over the rows that prod
+    answered as well; None if there were none.
     """
 
     digest: Digest
@@ -63,9 +67,9 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Bounds that a canary or shadow must keep; None is no bound.
+    """Bounds that a canary or shadow must not exceed; None sets no bound.
 
-    Nothing is judged before ``min_requests`` of the last ``window_s`` seconds were seen.
+    A version is judged once it had ``min_requests`` requests within the last ``window_s`` seconds.
     """
 
     max_error_share: float | None = None
@@ -90,7 +94,7 @@ class Guard:
         _require(any(bound is not None for bound in bounds), "the guard has no bound.")
 
     def broken_by(self, observed: Observed) -> GuardReason | None:
-        """The first bound that is broken; None if all are kept or too little was seen."""
+        """Return the first bound that is exceeded; None if there is none, or too few requests."""
         if observed.requests < self.min_requests:
             return None
         found = {
@@ -108,10 +112,10 @@ class Guard:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What happens to requests that ask for no version of their own.
+    """The split of the requests that do not ask for a certain version.
 
-    ``prod_weight`` is the share of what the alias prod names. Shadows compute every answer too and
-    never give one; a version may be a canary and a shadow.
+    ``prod_weight`` is the weight of the version that the alias prod names. Shadows compute every
+    answer as well, but their answers are never returned. A version may be both canary and shadow.
     """
 
     prod_weight: int = 0
@@ -139,7 +143,7 @@ class Traffic:
         )
         canaries = [entry.digest for entry in self.canary]
         for what, digests in (("canary", canaries), ("shadow", list(self.shadow))):
-            _require(len(set(digests)) == len(digests), f"a {what} version is named twice.")
+            _require(len(set(digests)) == len(digests), f"a {what} version occurs twice.")
         total = self.prod_weight + sum(entry.weight for entry in self.canary)
         _require(
             total > 0,
@@ -148,15 +152,16 @@ class Traffic:
         )
 
     def digests(self) -> tuple[Digest, ...]:
-        """The versions that take part beside prod, each once, canaries first."""
+        """Return the versions that take part in addition to prod, each once, canaries first."""
         canaries = [entry.digest for entry in self.canary]
         return tuple(dict.fromkeys([*canaries, *self.shadow]))
 
     def choose(self, ref: TaskRef, user: bytes) -> Digest | None:
-        """The canary that answers this user; None means prod.
+        """Return the canary that answers this user; None means prod.
 
-        Weighted rendezvous hashing: a user stays where it is as long as the weights do, and
-        another weight moves users from or to that version only. Each version takes other users.
+        This is weighted rendezvous hashing: a user keeps its version while the weights stay, and a
+        changed weight only moves users to or from its version. Different versions get different
+        users first.
         """
         scores = {
             entry.digest: entry.weight / -math.log(_uniform(ref, entry.digest, user))
@@ -168,7 +173,7 @@ class Traffic:
 
 
 def _uniform(ref: TaskRef, choice: str, user: bytes) -> float:
-    """A number in (0, 1) that looks random but is always the same for the same arguments."""
+    """Return a pseudo-random number in (0, 1) that depends on the arguments only."""
     key = f"{ref.tenant}/{ref.task}\n{choice}\n".encode() + user
     bits = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 12
     return (bits + 0.5) / (1 << 52)

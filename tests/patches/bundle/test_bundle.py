@@ -181,5 +181,5 @@ def test_a_digest_is_written_with_its_algorithm_and_read_with_or_without() -> No
     "text", ["", "sha256:", "a" * 63, "A" * 64, "md5:" + "a" * 64, "a" * 64 + "\n"]
 )
 def test_a_malformed_digest_is_refused(text: str) -> None:
-    with pytest.raises(InvalidDigest, match="is no bundle digest"):
+    with pytest.raises(InvalidDigest, match="is not a bundle digest"):
         parse_digest(text)

@@ -355,6 +355,6 @@ async def test_a_server_with_a_certificate_by_somebody_else_is_not_talked_to(
     ],
 )
 def test_an_address_that_is_no_redis_url_is_refused_without_showing_it(url: str) -> None:
-    with pytest.raises(RegistryUnavailable, match="no Redis URL") as refused:
+    with pytest.raises(RegistryUnavailable, match="not a Redis URL") as refused:
         open_redis(url)
     assert "secret" not in str(refused.value)

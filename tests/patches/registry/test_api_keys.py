@@ -122,5 +122,5 @@ def test_scopes_are_written_as_they_are_read() -> None:
 
 @pytest.mark.parametrize("text", ["", "root", "predict:", "predict:a/b", "predict:[a]", "PREDICT"])
 def test_an_unknown_scope_is_refused(text: str) -> None:
-    with pytest.raises(InvalidScope, match="is no key scope"):
+    with pytest.raises(InvalidScope, match="is not a key scope"):
         parse_scope(text)
