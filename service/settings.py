@@ -1,4 +1,4 @@
-"""Every setting of the server, read once at startup from ``PETERREC_*`` and the command line."""
+"""All settings of the server, read once at startup from ``PETERREC_*`` and the command line."""
 
 import ipaddress
 import os
@@ -17,80 +17,91 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class Settings(BaseSettings):
-    """Field names in capitals after ``PETERREC_`` are the environment variables."""
+    """The environment variable of a field is ``PETERREC_`` and its name in capitals."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True
     )
 
-    backbone_dir: Path = Field(description="Folder of the backbone to serve.")
+    backbone_dir: Path = Field(description="Folder of the backbone that is served.")
     host: str = Field("127.0.0.1", description="Address that the API and the metrics listen on.")
     port: Port = Field(8000, description="Port of the API; 0 picks a free one.")
     metrics_port: Port = Field(9100, description="Port of /metrics; 0 picks a free one.")
     workers: Annotated[int, Field(ge=0, le=256)] = Field(
-        0, description="HTTP worker processes; 0 is 1 on two cores, else up to 4."
+        0,
+        description="HTTP worker processes. 0 takes one less than the cores, but 1 to 4.",
     )
     auth: Literal["on", "off"] = Field(
-        "on", description="Off answers everyone; accepted only on a loopback host."
+        "on",
+        description="Whether requests need an API key. `off` is accepted only on a loopback host.",
     )
     data_dir: Path = Field(
-        Path("data"), description="Embedded Redis, cached bundles and uploads in progress."
+        Path("data"),
+        description="Folder of the embedded Redis, cached bundles and uploads in progress.",
     )
     redis_url: str | None = Field(
-        None, description="The registry's Redis; without it a private embedded one is started."
+        None,
+        description="URL of the registry's Redis. If unset, a private embedded Redis is started.",
     )
     redis_prefix: str = Field(
-        "peterrec", min_length=1, description="First part of every key of the registry."
+        "peterrec", min_length=1, description="Prefix of every key of the registry in Redis."
     )
     reconcile_interval_s: Annotated[float, Field(ge=0.05, le=3600)] = Field(
-        1.0, description="Seconds between two looks at the registry's revision without a hint."
+        1.0,
+        description="Seconds between two reads of the registry's revision without a notification.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where forwards run; auto takes the GPU if there is one."
+        "auto",
+        description="Device that computes predictions. `auto` takes the GPU if there is one.",
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="Arithmetic of the forward; a CPU without matrix units (AMX) keeps to float32.",
+        description="Precision of the forward. A CPU without AMX always uses float32.",
     )
     patch_precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="How tasks' patches are kept; auto as `precision` says. bfloat16 halves a "
-        "task's memory.",
+        description="Precision in which patches are kept on the device. `auto` is the same as "
+        "`PETERREC_PRECISION`. bfloat16 halves the memory of a task.",
     )
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(
-        0, description="Threads of one forward on the CPU; 0 takes every core."
+        0, description="Threads of one forward on the CPU. 0 takes every core."
     )
-    max_batch_rows: Positive = Field(256, description="Most histories in one forward.")
+    max_batch_rows: Positive = Field(256, description="Maximum number of histories in one forward.")
     max_queue_rows: Positive = Field(
-        8192, description="Most rows waiting at once; more are refused with 429."
+        8192, description="Maximum number of rows that wait at one time; more are refused with 429."
     )
     request_timeout_ms: Annotated[int, Field(ge=1, le=600_000)] = Field(
-        2000, description="Milliseconds a prediction may take if X-Request-Timeout-Ms is absent."
+        2000,
+        description="Milliseconds that a prediction may take if X-Request-Timeout-Ms is absent.",
     )
     bundle_size_limit_bytes: Positive = Field(
-        1 << 30, description="Largest bundle that may be pushed, in bytes."
+        1 << 30, description="Size in bytes of the largest bundle that may be pushed."
     )
     trusted_keys: Path | None = Field(
-        None, description="PEM file, or folder of *.pub files: bundles must be signed by one."
+        None,
+        description="PEM file, or folder of *.pub files. If set, every bundle must be signed "
+        "by one of these keys.",
     )
     head_limit_bytes: Positive = Field(
         4 << 30,
-        description="Bytes of heads on the device; beyond them the ranking heads used least "
-        "recently leave and are read back when asked for. Patches always stay.",
+        description="Limit in bytes for the heads on the device. Beyond it, ranking heads used "
+        "least recently are evicted, and reloaded when a request needs them. Patches are never "
+        "evicted.",
     )
     trunk_cache_bytes: Annotated[int, Field(ge=0)] = Field(
         64 << 20,
-        description="Bytes of recent histories' states below the patched blocks, on a CPU; "
-        "a history asked again for a task with patches in the top blocks goes on from them.",
+        description="Bytes that cache the activations of recent histories below the patched "
+        "blocks, on a CPU. If a history comes again, for a task with patches in the top blocks "
+        "only, its forward continues from them. 0 turns the cache off.",
     )
     drain_delay_s: Annotated[float, Field(ge=0, le=600)] = Field(
-        1.0, description="Seconds between going unready and closing the port, after SIGTERM."
+        1.0, description="Seconds between turning unready and closing the port, after SIGTERM."
     )
     drain_timeout_s: Annotated[float, Field(ge=0.1, le=3600)] = Field(
-        30.0, description="Seconds that requests in flight get to finish, after SIGTERM."
+        30.0, description="Seconds in which requests in progress may finish, after SIGTERM."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe log line that is written."
+        "info", description="Lowest severity of the log lines that are written."
     )
     device_endpoint: str = Field(
         "", description="Socket of the device process; set by the supervisor."
@@ -110,17 +121,17 @@ class Settings(BaseSettings):
 
     @property
     def worker_count(self) -> int:
-        """Workers to start: as set, or by the cores this process may use."""
+        """The number of workers to start: as set, or chosen by the number of cores."""
         cores = core_count()
         return self.workers or (1 if cores <= 2 else min(4, cores - 1))
 
     @property
     def spool_dir(self) -> Path:
-        """Where uploads lie until they are judged; absolute, the device process reads it too."""
+        """Folder of uploads that are not validated yet; absolute for the device process."""
         return (self.data_dir / "spool").resolve()
 
     def to_environment(self) -> dict[str, str]:
-        """The environment that makes a child process read exactly these settings."""
+        """Return the environment in which a child process reads exactly these settings."""
         ours = {
             PREFIX + name.upper(): str(value)
             for name, value in self.model_dump().items()
@@ -131,7 +142,10 @@ class Settings(BaseSettings):
 
 
 def read_settings(**overrides: object) -> Settings:
-    """Settings from the environment; ``overrides`` that are not None win. Lists every bad value."""
+    """Read the settings from the environment; ``overrides`` that are not None take precedence.
+
+    Raises SettingsInvalid, which lists every bad value.
+    """
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
         return Settings(**given)  # type: ignore[arg-type]  # checked by pydantic, listed below
@@ -158,20 +172,24 @@ def is_loopback(host: str) -> bool:
 
 
 def core_count() -> int:
-    """Cores this process may run on."""
+    """Return the number of cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def render_settings() -> str:
-    """Text of ``docs/settings.md``: ``python -m peterrec.service.settings`` prints it."""
+    """Return the text of ``docs/settings.md``.
+
+    ``python -m peterrec.service.settings`` prints it.
+    """
     lines = [
         "# Settings",
         "",
-        "Read once at startup. `peterrec serve` takes most of them as options too, which win.",
+        "The server reads these variables once at startup. `peterrec serve` has options for some "
+        "of them, which take precedence.",
         "",
-        "| variable | default | bounds | what |",
+        "| variable | default | bounds | meaning |",
         "|---|---|---|---|",
     ]
     schema = Settings.model_json_schema()["properties"]

@@ -89,7 +89,7 @@ class Follower(Protocol):
     def validate(self, worker: Worker, request: Validate) -> None:
         """Verify a spooled bundle, have it loaded, and send ``Validated`` to the worker."""
 
-    def see(self, seen: TrafficSeen) -> None:
+    def count_traffic(self, seen: TrafficSeen) -> None:
         """Count what a worker saw of a task's traffic."""
 
 
@@ -269,7 +269,7 @@ class DeviceLoop:
 
     def _on_traffic_seen(self, worker: Worker, message: ToDevice) -> None:
         assert isinstance(message, TrafficSeen)
-        self._follower.see(message)
+        self._follower.count_traffic(message)
 
     def _on_sync(self, worker: Worker, message: ToDevice) -> None:
         assert isinstance(message, Sync)

@@ -1,1 +1,1 @@
-"""A request in an HTTP worker: from parsed instances to encoded answers."""
+"""Predictions in an HTTP worker: from a parsed request to decoded answers."""

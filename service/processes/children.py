@@ -1,4 +1,4 @@
-"""Child processes that are started again when they die, and stopped in order."""
+"""Child processes that are restarted when they die, and stopped in order."""
 
 import asyncio
 import signal
@@ -15,19 +15,21 @@ log = structlog.get_logger()
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
-"""Between two starts of a child that keeps dying; doubled each time."""
+"""Seconds between two starts of a child that keeps dying; doubled each time."""
 
 STABLE_AFTER_S = 10.0
-"""A child that lived so long died by accident: its next pause is the first one again."""
-
+"""Seconds of life after which a child counts as stable: its next pause is the first one again."""
 
 EXIT_REFUSED = 3
-"""Exit status of a child that could not start for a reason that will not go away."""
+"""Exit status of a child that can't start, and would fail again if it were restarted."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChildCommand:
-    """How to start a child. ``kind`` is ``device`` or ``worker``."""
+    """How to start a child process.
+
+    ``kind`` is ``device`` or ``worker``; ``inherited`` are descriptors that the child keeps open.
+    """
 
     kind: str
     arguments: Sequence[str]
@@ -36,7 +38,7 @@ class ChildCommand:
 
 
 class Child:
-    """One child process, kept alive until ``stop``."""
+    """One child process, restarted whenever it dies until ``terminate``."""
 
     def __init__(self, command: ChildCommand, emit: Emit) -> None:
         self._command = command
@@ -48,16 +50,16 @@ class Child:
         self.kind = command.kind
 
     def start(self) -> None:
-        """Begin to keep it alive, as a task of the running loop."""
+        """Start the child, and a task of the running loop that restarts it."""
         self._keeper = asyncio.create_task(self._keep())
 
     def terminate(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """Ask it to end; it is not started again."""
+        """Ask the child to end; it is not restarted."""
         self._is_stopping = True
         self._signal(number)
 
     async def wait(self, timeout_s: float) -> None:
-        """Wait for its end after ``terminate``; kill it at the deadline."""
+        """Wait for the child's end after ``terminate``; kill it at the deadline."""
         done, _ = await asyncio.wait([self._keeper], timeout=timeout_s)
         if not done:
             log.error("child_killed", child=self.kind, after_s=timeout_s)
@@ -85,13 +87,13 @@ class Child:
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
     async def _run(self) -> int:
-        """Start it and wait for its end. Its standard input tells it that we live."""
+        """Start the child and wait for its end. Its standard input closes if this process ends."""
         self._process = await asyncio.create_subprocess_exec(
             *self._command.arguments,
             stdin=asyncio.subprocess.PIPE,
             env=self._command.environment,
             pass_fds=self._command.inherited,
-            start_new_session=True,  # Ctrl-C is the supervisor's to handle
+            start_new_session=True,  # only the supervisor handles Ctrl-C
         )
         if self._is_stopping:
             self._signal(signal.SIGTERM)

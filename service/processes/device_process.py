@@ -1,4 +1,4 @@
-"""The device process: composes the device thread, the follower and their connections."""
+"""The device process: makes the device loop and the follower, and connects them."""
 
 import signal
 import sys
@@ -25,7 +25,10 @@ from peterrec.service.telemetry.sender import EventSender
 log = structlog.get_logger()
 
 SWITCH_INTERVAL_S = 0.0002
-"""The device thread waits at most so long for the follower's Python to let go; 5 ms by default."""
+"""GIL switch interval in seconds: bounds how long the device thread waits for the follower thread.
+
+Python's default of 5 ms would delay each batch that much while the follower is busy.
+"""
 
 STORE_TIMEOUT_S = 3.0
 """Seconds per command, sent at most twice, while a pushed bundle is stored. Its caller waits, and
@@ -35,7 +38,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def run_device(settings: Settings) -> None:
-    """Serve the device until SIGTERM, then answer what waits and return."""
+    """Run the device process until SIGTERM, then answer the waiting rows and return."""
     torch.set_num_threads(settings.threads or core_count())
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     stopping = _on_sigterm()
@@ -85,7 +88,7 @@ def _follower(
 
 
 def _on_sigterm() -> list[int]:
-    """A list that is empty until SIGTERM; SIGINT is the supervisor's to handle."""
+    """Return a list that is empty until SIGTERM. SIGINT is ignored: the supervisor handles it."""
     received: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)

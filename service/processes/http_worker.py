@@ -1,4 +1,4 @@
-"""An HTTP worker: one process, one event loop, one listening socket shared with its siblings."""
+"""An HTTP worker: one process with one event loop; all workers share one listening socket."""
 
 import asyncio
 import os
@@ -29,20 +29,24 @@ from peterrec.service.telemetry.sender import EventSender
 log = structlog.get_logger()
 
 KEEP_ALIVE_S = 75
-"""Longer than the idle time after which load balancers and clients close connections."""
+"""Seconds: longer than the idle time after which load balancers and clients close connections."""
 
 WELCOME_TIMEOUT_S = 1.0
-"""A restarted worker accepts once it knows the table; at a cold start it soon says unready."""
+"""Seconds that a worker waits for its table before it accepts requests.
+
+A restarted worker so has the table at its first request; at a cold start it soon answers that it is
+not ready.
+"""
 
 REDIS_TIMEOUT_S = 3.0
-"""With one repetition: whoever asks for a change hears within seconds that Redis is away."""
+"""Seconds for a command; with one retry, a caller learns within seconds that Redis is away."""
 
 GIVE_BACK_INTERVAL_S = 2.0
-"""Freed memory goes back to the system this often while the table changes."""
+"""Seconds between two returns of freed memory to the system while the table changes."""
 
 
 def run_worker(settings: Settings, listener: socket.socket) -> None:
-    """Serve until SIGTERM and what was in flight then is answered. Blocks."""
+    """Serve until SIGTERM, and until the requests in progress are answered. Blocks."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings, listener))
 
@@ -90,7 +94,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         ),
     )
     await link.start()
-    tidying = asyncio.create_task(_give_back_sometimes(table))
+    tidying = asyncio.create_task(_give_back_regularly(table))
     try:
         await link.welcomed(WELCOME_TIMEOUT_S)
         config = _uvicorn_config(app, settings)
@@ -105,8 +109,11 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         await asyncio.to_thread(events.close)
 
 
-async def _give_back_sometimes(table: TaskTable) -> None:
-    """What uploads and updates needed for a moment, in a thread: it takes a millisecond."""
+async def _give_back_regularly(table: TaskTable) -> None:
+    """Return the memory that uploads and updates needed for a moment to the system.
+
+    Runs in a thread, since it takes a millisecond.
+    """
     version = table.version
     while True:
         await asyncio.sleep(GIVE_BACK_INTERVAL_S)

@@ -1,7 +1,7 @@
-"""Starts everything that serves, keeps it alive, and stops it in order.
+"""Starts the processes of a server, restarts those that die, and stops them in order.
 
 Supervisor → embedded Redis, one device process, N workers. The supervisor owns the listening
-socket, so no connection is lost while a worker restarts, and the metrics of all processes.
+socket, so no connection is lost while a worker restarts, and it keeps the metrics of all processes.
 """
 
 import asyncio
@@ -43,18 +43,18 @@ REDIS_POLL_S = 0.2
 DEVICE_STOP_TIMEOUT_S = 15.0
 WORKER_STOP_MARGIN_S = 5.0
 MAX_DEATHS_BEFORE_READY = 3
-"""A server that never came up gives up after so many deaths of one child."""
+"""A server that has not been ready yet stops after this many deaths of one child."""
 
 ALLOCATOR = {"MALLOC_ARENA_MAX": "1"}
-"""Of glibc: with an arena for each thread that verifies bundles, what they gave back stays
-in pieces all over them, a kilobyte or more for every bundle that was registered."""
+"""One arena for glibc's malloc. With an arena for each thread that verifies bundles, freed memory
+stays fragmented in all of them: a kilobyte or more for each registered bundle."""
 
 FIRST_KEY_NAME = "first key"
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
-    """What the children stand on. ``settings`` are complete: every address is known."""
+class Foundation:
+    """What the child processes need. ``settings`` are complete: every address is set."""
 
     settings: Settings
     listener: socket.socket
@@ -62,7 +62,7 @@ class Ground:
 
 
 class StopRequest:
-    """Set by SIGTERM; by SIGINT, or a second signal, without the drain delay."""
+    """Set by SIGTERM. SIGINT, or a second SIGTERM, also skips the drain delay."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.is_set = asyncio.Event()
@@ -81,7 +81,7 @@ class StopRequest:
 
 
 def run_server(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT and everything in flight is answered. Blocks."""
+    """Serve until SIGTERM or SIGINT, and until all requests in progress are answered. Blocks."""
     read_info(settings.backbone_dir)
     asyncio.run(_serve(settings))
 
@@ -89,21 +89,21 @@ def run_server(settings: Settings) -> None:
 async def _serve(settings: Settings) -> None:
     stop = StopRequest(asyncio.get_running_loop())
     async with AsyncExitStack() as stack:
-        ground = await _lay_ground(settings, stack)
-        device = Child(_command("device", ground, ["run-device"]), ground.emit)
-        fd = ground.listener.fileno()
-        worker = _command("worker", ground, ["run-worker", "--fd", str(fd)], [fd])
-        workers = [Child(worker, ground.emit) for _ in range(settings.worker_count)]
+        foundation = await _prepare(settings, stack)
+        device = Child(_command("device", foundation, ["run-device"]), foundation.emit)
+        fd = foundation.listener.fileno()
+        worker = _command("worker", foundation, ["run-worker", "--fd", str(fd)], [fd])
+        workers = [Child(worker, foundation.emit) for _ in range(settings.worker_count)]
         for child in (device, *workers):
             child.start()
         try:
-            await _until_ready(ground, [device, *workers], stop)
+            await _until_ready(foundation, [device, *workers], stop)
             await stop.is_set.wait()
         finally:
-            await _stop(ground, device, workers, stop)
+            await _stop(foundation, device, workers, stop)
 
 
-async def _lay_ground(settings: Settings, stack: AsyncExitStack) -> Ground:
+async def _prepare(settings: Settings, stack: AsyncExitStack) -> Foundation:
     """Open what the children need; the stack closes it in reverse order."""
     _clear_spool(settings.spool_dir)
     run_dir = stack.enter_context(_run_dir())
@@ -125,24 +125,26 @@ async def _lay_ground(settings: Settings, stack: AsyncExitStack) -> Ground:
         "port": listener.getsockname()[1],
         "metrics_port": metrics_port,
     }
-    return Ground(settings.model_copy(update=complete), listener, events.emit)
+    return Foundation(settings.model_copy(update=complete), listener, events.emit)
 
 
 def _command(
-    kind: str, ground: Ground, arguments: Sequence[str], inherited: Sequence[int] = ()
+    kind: str, foundation: Foundation, arguments: Sequence[str], inherited: Sequence[int] = ()
 ) -> ChildCommand:
     return ChildCommand(
         kind,
         peterrec(*arguments),
-        ALLOCATOR | ground.settings.to_environment(),
+        ALLOCATOR | foundation.settings.to_environment(),
         inherited,
     )
 
 
-async def _until_ready(ground: Ground, children: Sequence[Child], stop: StopRequest) -> None:
-    """Wait for /readyz and tell where to find us; NeverReady if a child can't start."""
-    url = local_url(ground.settings.host, ground.settings.port)
-    probes = READY_PROBES_PER_WORKER * ground.settings.worker_count
+async def _until_ready(
+    foundation: Foundation, children: Sequence[Child], stop: StopRequest
+) -> None:
+    """Wait for /readyz and print the server's address; raise NeverReady if a child can't start."""
+    url = local_url(foundation.settings.host, foundation.settings.port)
+    probes = READY_PROBES_PER_WORKER * foundation.settings.worker_count
     fresh = httpx.Limits(max_keepalive_connections=0)  # each probe may meet another worker
     async with httpx.AsyncClient(base_url=url, limits=fresh, trust_env=False) as client:
         while not (stop.is_set.is_set() or await _is_ready(client, probes)):
@@ -151,27 +153,29 @@ async def _until_ready(ground: Ground, children: Sequence[Child], stop: StopRequ
                     raise NeverReady(child.kind)
             await asyncio.sleep(READY_POLL_S)
     if not stop.is_set.is_set():
-        _announce(ground, url)
+        _announce(foundation, url)
 
 
 async def _is_ready(client: httpx.AsyncClient, probes: int) -> bool:
-    """True if so many probes in a row find a worker that is ready."""
+    """True if this many probes in a row find a worker that is ready."""
     try:
         return all([(await client.get("/readyz")).status_code == 200 for _ in range(probes)])
     except httpx.TransportError:
         return False
 
 
-def _announce(ground: Ground, url: str) -> None:
-    settings = ground.settings
+def _announce(foundation: Foundation, url: str) -> None:
+    settings = foundation.settings
     print(f"PeterRec serves on {url} (documentation: {url}/docs)")
     print(f"Metrics: {local_url(settings.host, settings.metrics_port)}/metrics", flush=True)
 
 
-async def _stop(ground: Ground, device: Child, workers: Sequence[Child], stop: StopRequest) -> None:
-    """Drain the workers, then end the device process; Redis and metrics outlive both."""
-    ground.listener.close()
-    settings = ground.settings
+async def _stop(
+    foundation: Foundation, device: Child, workers: Sequence[Child], stop: StopRequest
+) -> None:
+    """Drain the workers, then end the device process. Redis and the metrics are stopped later."""
+    foundation.listener.close()
+    settings = foundation.settings
     for worker in workers:
         worker.terminate()
     hurry = asyncio.create_task(_hurry(workers, stop))
@@ -192,7 +196,7 @@ async def _hurry(workers: Sequence[Child], stop: StopRequest) -> None:
 
 @contextmanager
 def _run_dir() -> Iterator[Path]:
-    """A short private path for sockets: a unix socket's address has room for 103 bytes."""
+    """A private folder with a short path, since a unix socket's address has 103 bytes at most."""
     folder = Path(tempfile.mkdtemp(prefix="peterrec-"))
     try:
         yield folder
@@ -216,7 +220,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 @contextmanager
 def _metrics_server(settings: Settings, metrics: Metrics) -> Iterator[int]:
-    """Serve /metrics from a thread; gives the port."""
+    """Serve /metrics from a thread; yields the port."""
     try:
         server, thread = start_http_server(
             settings.metrics_port, settings.host, registry=metrics.registry
@@ -233,9 +237,9 @@ def _metrics_server(settings: Settings, metrics: Metrics) -> Iterator[int]:
 
 @asynccontextmanager
 async def _embedded_redis(data_dir: Path, emit: Emit) -> AsyncIterator[str]:
-    """A private Redis, started again when it dies; gives its URL.
+    """A private Redis, restarted when it dies; yields its URL.
 
-    It lives and dies with the thread that starts it, so it has one of its own.
+    It ends with the thread that started it, so it has a thread for itself.
     """
     loop = asyncio.get_running_loop()
     redis = EmbeddedRedis(data_dir / "redis")
@@ -264,7 +268,7 @@ async def _keep_redis(redis: EmbeddedRedis, thread: ThreadPoolExecutor, emit: Em
 
 
 async def _show_first_key(redis_url: str, prefix: str) -> None:
-    """Create a key if there is none, and print it at once: it can't be read anywhere later."""
+    """Create a key if there is none, and print it now, since it can't be read anywhere later."""
     redis = open_redis(redis_url)
     try:
         created = await Registry(redis, prefix).keys.ensure_first(DEFAULT_TENANT, FIRST_KEY_NAME)
@@ -279,6 +283,6 @@ async def _show_first_key(redis_url: str, prefix: str) -> None:
 
 
 def local_url(host: str, port: int) -> str:
-    """How a program on this machine reaches a listening address."""
+    """Return the URL by which a program on this machine reaches a listening address."""
     local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # not bound here
     return f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"

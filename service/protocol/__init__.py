@@ -1,1 +1,1 @@
-"""What passes between processes: messages, and the tasks that are served."""
+"""What workers and the device process share: messages, served versions and traffic counts."""

@@ -1,1 +1,1 @@
-"""From the registry to the device: following changes, loading bundles, guarding rollouts."""
+"""From the registry to the device: follows changes, loads bundles, judges canaries and shadows."""

@@ -1,8 +1,8 @@
-"""The follower: keeps the device's table in step with the registry.
+"""The follower: reconciles the device's table with the registry.
 
-A notification is a hint; the revision counter is the truth, read on connecting and on a timer. It
-runs in a thread of its own, and hashing and verification in others, all of which step back where
-the device thread wants the core: a registration must not hold up the requests of other tasks.
+A notification is only a hint: the registry's revision counter is the truth, read on connecting and
+on a timer. The follower runs in its own thread, and hashing and verification in further ones. All
+of them have a low priority, so that a registration does not delay the requests of other tasks.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from typing import TypeVar
 import msgspec
 import structlog
 import uvloop
+from tenacity import AsyncRetrying, RetryCallState, wait_fixed
 
 from peterrec.model.errors import PeterRecError
 from peterrec.patches.bundle.verify import VerifiedBundle
@@ -53,21 +54,29 @@ log = structlog.get_logger()
 Result = TypeVar("Result")
 
 RETRY_S = 0.5
+"""Seconds until the registry is tried again after an error."""
+
 LOOK_TIMEOUT_S = 0.5
 LONGEST_LOOK_TIMEOUT_S = 1.0
-"""A Redis that says nothing for so long is away: a cut connection may be silent much longer. The
-first time is shorter, since Redis may be reachable over another connection."""
+"""Seconds without an answer after which Redis counts as away; a cut connection can stay silent much
+longer. The first timeout is shorter, since Redis may be reachable over another connection."""
 
 READ_TIMEOUT_S = 1.0
 LONGEST_READ_TIMEOUT_S = 10.0
-"""For the changes or the whole registry: longer each time while they take too long."""
+"""Seconds for reading changes or the whole registry; doubled while that takes too long."""
 
 SAVE_INTERVAL_S = 1.0
+"""Seconds between two writes of the last-known-good copy."""
+
 COLLECT_INTERVAL_S = 3600.0
+"""Seconds between two collections of blobs that no version names."""
 
 
 class RegistryFollower:
-    """Follows one registry for one device. ``look_now`` and ``validate`` may be called anywhere."""
+    """Follows one registry for one device.
+
+    ``look_now``, ``validate`` and ``count_traffic`` may be called from any thread.
+    """
 
     def __init__(
         self,
@@ -82,7 +91,7 @@ class RegistryFollower:
         self._device = device
         self._interval_s = reconcile_interval_s
         self._emit = emit
-        self._loader = BundleLoader(source, self._load, self._flip, self._tell_refused)
+        self._loader = BundleLoader(source, self._load, self._flip, self._report_refused)
         self._known: RegistrySnapshot | None = None
         self._desired: DesiredState | None = None
         self._seen_at = 0.0
@@ -98,25 +107,25 @@ class RegistryFollower:
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
 
     def start(self) -> None:
-        """Begin to follow, in a thread of its own."""
+        """Start the follower's thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop following and wait for the thread to end."""
+        """Stop the follower and wait for its thread to end."""
         self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join(timeout=10)
 
     def look_now(self) -> None:
-        """Read the registry's revision at once."""
+        """Read the registry's revision now."""
         self._loop.call_soon_threadsafe(self._look.set)
 
     def validate(self, worker: Worker, request: Validate) -> None:
         """Verify a spooled file, load and probe it on the device, and answer the worker."""
         self._loop.call_soon_threadsafe(lambda: self._spawn(self._validate(worker, request)))
 
-    def see(self, seen: TrafficSeen) -> None:
+    def count_traffic(self, seen: TrafficSeen) -> None:
         """Count what a worker saw of a task's traffic."""
-        self._loop.call_soon_threadsafe(self._guards.see, seen)
+        self._loop.call_soon_threadsafe(self._guards.count, seen)
 
     def _run(self) -> None:
         step_back()
@@ -125,10 +134,14 @@ class RegistryFollower:
             runner.run(self._main())
 
     async def _main(self) -> None:
-        for work in (self._hear_hints, self._save_sometimes, self._collect_sometimes):
-            self._spawn(_again_and_again(work))
-        self._spawn(_again_and_again(self._loader.run))
-        self._spawn(_again_and_again(self._guards.report_sometimes))
+        for work in (
+            self._wait_for_hints,
+            self._save_regularly,
+            self._collect_regularly,
+            self._loader.run,
+            self._guards.report_regularly,
+        ):
+            self._spawn(forever(work))
         self._spawn(self._follow())
         await self._stopping.wait()
         for task in self._tasks:
@@ -143,8 +156,8 @@ class RegistryFollower:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _hear_hints(self) -> None:
-        """Wake the reconcile loop as soon as the registry tells of a change."""
+    async def _wait_for_hints(self) -> None:
+        """Wake the reconcile loop as soon as the registry notifies a change."""
         heard = 0
         while True:
             try:
@@ -158,15 +171,15 @@ class RegistryFollower:
 
     async def _follow(self) -> None:
         await self._start_from_cache()
-        await _again_and_again(self._keep_in_step)
+        await forever(self._reconcile_regularly)
 
-    async def _keep_in_step(self) -> None:
+    async def _reconcile_regularly(self) -> None:
         while True:
             started = time.monotonic()
             try:
                 await self._reconcile()
             except PeterRecError as error:
-                if not self._is_away:  # once, not twice a second
+                if not self._is_away:  # log it once, not twice a second
                     log.warning(error.code, reason=error.message)
                 self._is_away = True
                 self._emit(RegistryUnreachable(time.time()))
@@ -185,11 +198,11 @@ class RegistryFollower:
         self._look.clear()
 
     async def _start_from_cache(self) -> None:
-        """If the registry can't be read now, serve what was served last."""
+        """Serve what was served last, if the registry can't be read now."""
         try:
             await self._look_at_revision()
         except PeterRecError:
-            snapshot = await self._recalled()
+            snapshot = await self._recall()
             if snapshot is not None:
                 log.warning("serving_from_cache", revision=snapshot.revision)
                 await self._apply(snapshot, time.monotonic())
@@ -203,10 +216,10 @@ class RegistryFollower:
             log.info("registry_applied", revision=snapshot.revision, tasks=len(snapshot.tasks))
         self._device.registry_synced_at = time.time()
         self._note_progress()
-        await self._on_device(self._report)
+        await self._on_device(self._emit_synced)
 
     async def _read(self) -> RegistrySnapshot:
-        """The registry as it is now; RegistryUnavailable soon if Redis is silent."""
+        """Read the registry as it is now; raise RegistryUnavailable soon if Redis is silent."""
         await self._look_at_revision()
         try:
             catching_up = self._registry.feed.catch_up(self._known)
@@ -232,39 +245,39 @@ class RegistryFollower:
         except TimeoutError as error:
             await self._registry.drop_idle_connections()
             raise RegistryUnavailable(
-                f"Redis did not answer within {timeout_s:g} s.", hint="Serving goes on."
+                f"Redis did not answer within {timeout_s:g} s.", hint="Serving continues."
             ) from error
 
     def _note_progress(self) -> None:
-        """Ready as soon as all that can be loaded now has been; a bad bundle changes nothing."""
+        """Become ready once everything that can be loaded is loaded; a bad bundle is left out."""
         if self._desired is not None and self._loader.is_idle:
             self._device.is_open = self._device.is_ready = True
 
-    async def _recalled(self) -> RegistrySnapshot | None:
+    async def _recall(self) -> RegistrySnapshot | None:
         try:
             return await self._source.recall()
         except PeterRecError as error:
             log.error(error.code, reason=error.message)
             return None
 
-    async def _save_sometimes(self) -> None:
-        """Write the last-known-good copy, but not at each of many changes in a row."""
+    async def _save_regularly(self) -> None:
+        """Write the last-known-good copy, once for many changes in a row."""
         while True:
             await asyncio.sleep(SAVE_INTERVAL_S)
             if self._unsaved is not None and self._loader.is_idle:
-                with contextlib.suppress(PeterRecError):  # told when the copy is written
+                with contextlib.suppress(PeterRecError):  # logged when the copy is written
                     await self._source.settle()
             await self._save()
 
-    async def _collect_sometimes(self) -> None:
-        """Any replica may collect; the registry keeps what was uploaded lately."""
+    async def _collect_regularly(self) -> None:
+        """Drop blobs that no version names from the registry; any replica may do it."""
         while True:
             await asyncio.sleep(COLLECT_INTERVAL_S)
             with contextlib.suppress(PeterRecError):
                 await self._source.collect()
 
     async def _save(self) -> None:
-        """Not before its bundles were fetched: the copy on the disk would lack them."""
+        """Write the unsaved snapshot, if its bundles were fetched: the copy must not lack them."""
         if self._unsaved is not None and self._loader.is_idle:
             snapshot, self._unsaved = self._unsaved, None
             try:
@@ -274,13 +287,13 @@ class RegistryFollower:
             await asyncio.to_thread(give_back_memory)
 
     async def _apply(self, snapshot: RegistrySnapshot, seen_at: float) -> None:
-        """Flip to the snapshot as far as it is loaded; the rest follows bundle by bundle."""
+        """Serve the snapshot as far as it is loaded; the rest follows bundle by bundle."""
         self._desired, self._seen_at = _desired_of(snapshot), seen_at
         await self._make_table()
         self._note_progress()
 
     async def _flip(self) -> None:
-        """The same for what was loaded since; from now on there is something to serve."""
+        """Change the table to what was loaded since, and open it to workers."""
         await self._make_table()
         self._device.is_open = True
         self._note_progress()
@@ -292,7 +305,8 @@ class RegistryFollower:
         self._loader.want(await self._on_device(lambda: self._device.apply(desired, seen_at)))
 
     def _in_use(self) -> frozenset[Digest]:
-        """Bundles whose files are needed. The list is one step, which no other thread divides."""
+        """Return the bundles whose files are needed, while the device thread may change them."""
+        # making the list is one step that no other thread can interrupt
         resident = list(self._device.store.resident.values())
         return frozenset(residency.digest for residency in resident)
 
@@ -304,14 +318,14 @@ class RegistryFollower:
             local = await self._source.accept(Path(request.path))
             await self._on_device(lambda: self._device.loading.validate(local))
         except PeterRecError as error:
-            self._tell_refused(request.path, error)
+            self._report_refused(request.path, error)
             answer = _refusal(request, error)
         else:
             answer = await self._stored(request, local.bundle)
         await self._on_device(lambda: self._device.send(worker, answer))
 
     async def _stored(self, request: Validate, bundle: VerifiedBundle) -> Validated:
-        """Store a validated bundle if the worker asked for it; the answer to the worker."""
+        """Store a validated bundle if the worker asked for it; build the answer to the worker."""
         try:
             if request.store:
                 await self._source.store(bundle.blob)
@@ -320,12 +334,12 @@ class RegistryFollower:
         summary = msgspec.json.encode(VersionSummary.of(bundle))
         return Validated(request.request_id, bundle.digest, bundle.size_bytes, summary, [])
 
-    def _report(self) -> None:
-        """On the device thread: tell what is served at which revision."""
+    def _emit_synced(self) -> None:
+        """Emit which revision is served. Runs on the device thread."""
         device = self._device
         self._emit(RegistrySynced(device.table.revision, device.registry_synced_at))
 
-    def _tell_refused(self, what: str, error: PeterRecError) -> None:
+    def _report_refused(self, what: str, error: PeterRecError) -> None:
         codes = [reason.code for reason in _reasons(error)]
         log.warning("bundle_refused", bundle=Path(what).name, codes=",".join(codes))
         self._emit(BundleRefused(codes))
@@ -341,15 +355,14 @@ class RegistryFollower:
         return await asyncio.wrap_future(self._device.submit(job))
 
 
-async def _again_and_again(work: Callable[[], Awaitable[None]]) -> None:
-    """Do it without end. A mistake of ours must not end the following for good, unnoticed, while
-    the device goes on to serve an old state."""
-    while True:
-        try:
-            await work()
-        except Exception:
-            log.exception("follower_failed")
-            await asyncio.sleep(RETRY_S)
+async def forever(work: Callable[[], Awaitable[None]]) -> None:
+    """Run ``work``, and again after any exception, so a bug can't silently stop registry sync."""
+    await AsyncRetrying(wait=wait_fixed(RETRY_S), before_sleep=_log_failure)(work)
+
+
+def _log_failure(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome is not None else None
+    log.error("follower_failed", exc_info=error)
 
 
 def _desired_of(snapshot: RegistrySnapshot) -> DesiredState:

@@ -1,7 +1,7 @@
-"""Judges canaries and shadows by what all workers of this replica see of them.
+"""Judges canaries and shadows by what all workers of this replica saw of them.
 
-A verdict takes effect here at once, whether Redis answers or not; then the registry is told, so
-that all replicas follow. A device process that is restarted begins to count anew.
+A verdict takes effect on this replica immediately, even while Redis is away; then the registry gets
+it, so that all replicas follow. A restarted device process starts to count from zero.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import structlog
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential
 
 from peterrec.model.errors import PeterRecError
 from peterrec.patches.errors import TaskNotFound
@@ -33,16 +34,19 @@ from peterrec.service.telemetry.events import (
 log = structlog.get_logger()
 
 SLOTS = 30
-"""A window forgets in steps of this part of its length."""
+"""A window is divided into this many slots, and drops its oldest slot as time passes."""
 
 UNGUARDED_WINDOW_S = 300
+"""Length in seconds of the window of traffic without a guard, for its metrics."""
+
 REPORT_INTERVAL_S = 1.0
 FIRST_RETRY_S = 0.5
 LONGEST_RETRY_S = 5.0
+"""Seconds between attempts to record a verdict in the registry, doubled each time."""
 
 
 class Verdict(NamedTuple):
-    """The bound that was broken, and by what."""
+    """The bound of a guard that was broken, and what was observed."""
 
     reason: GuardReason
     observed: Observed
@@ -50,14 +54,14 @@ class Verdict(NamedTuple):
 
 @dataclass(slots=True)
 class TrafficWindow:
-    """What was lately seen of one traffic; times are monotonic seconds."""
+    """What was seen lately of one traffic; times are in monotonic seconds."""
 
     active: ActiveTraffic
     slots: deque[tuple[int, Tallies]] = field(default_factory=deque)
     is_judged: bool = False
 
     def add(self, seen: TrafficSeen, now: float) -> None:
-        """Count what a worker has seen."""
+        """Add the counts of a worker."""
         number = int(now / self._slot_s)
         if not self.slots or self.slots[-1][0] != number:
             self.slots.append((number, {}))
@@ -67,12 +71,12 @@ class TrafficWindow:
         self.forget(now)
 
     def forget(self, now: float) -> None:
-        """Drop what is older than the window."""
+        """Drop the slots that are older than the window."""
         while self.slots and self.slots[0][0] <= int(now / self._slot_s) - SLOTS:
             self.slots.popleft()
 
     def verdict(self) -> Verdict | None:
-        """The first canary or shadow that breaks a bound of the guard."""
+        """Return the verdict on the first version that breaks a bound; None if none does."""
         guard = self.active.traffic.guard
         if guard is None:
             return None
@@ -84,7 +88,7 @@ class TrafficWindow:
         return None
 
     def observed(self, digest: Digest) -> Observed:
-        """What was seen of a version as a canary and as a shadow."""
+        """Sum up what was seen of a version as a canary and as a shadow."""
         tally = Tally()
         for found, role in self._keys():
             if found == digest and role is not Role.PROD:
@@ -94,7 +98,7 @@ class TrafficWindow:
         )
 
     def tally(self, digest: str, role: Role) -> Tally:
-        """All that was seen of a version in one role."""
+        """Sum up what was seen of a version in one role."""
         total = Tally()
         for _, tallies in self.slots:
             if (digest, role) in tallies:
@@ -102,7 +106,7 @@ class TrafficWindow:
         return total
 
     def measured(self, ref: TaskRef) -> list[TrafficMeasured]:
-        """The worst version's latency and divergence in each role."""
+        """Return the latency and the divergence of the worst version in each role."""
         by_role: dict[Role, list[Tally]] = {}
         for digest, role in sorted(self._keys()):
             by_role.setdefault(role, []).append(self.tally(digest, role))
@@ -126,10 +130,10 @@ class TrafficWindow:
 
 
 class GuardWatch:
-    """Lives on the follower's event loop.
+    """Counts, judges and reports the traffic of all tasks. Lives on the follower's event loop.
 
-    ``active`` tells a task's traffic as it was last read; ``withdraw`` lets this replica answer by
-    prod alone, for the traffic of a revision; ``spawn`` runs a coroutine that nobody awaits.
+    ``active`` returns a task's traffic as it was last read; ``withdraw`` lets prod answer alone on
+    this replica instead of the traffic of a revision; ``spawn`` runs a coroutine in the background.
     """
 
     def __init__(
@@ -147,12 +151,12 @@ class GuardWatch:
         self._emit = emit
         self._windows: dict[TaskRef, TrafficWindow] = {}
 
-    def see(self, seen: TrafficSeen) -> None:
+    def count(self, seen: TrafficSeen) -> None:
         """Count what a worker saw; if that breaks a bound, act on it."""
         ref = TaskRef(TenantId(seen.tenant), TaskId(seen.task))
         active = self._active(ref)
         if active is None or active.revision != seen.traffic_revision:
-            return  # it was changed or removed meanwhile
+            return  # the traffic was changed or removed meanwhile
         window = self._windows.get(ref)
         if window is None or window.active != active:
             window = self._windows[ref] = TrafficWindow(active)
@@ -164,8 +168,8 @@ class GuardWatch:
             window.is_judged = True
             self._spawn(self._trip(ref, active.revision, verdict))
 
-    async def report_sometimes(self) -> None:
-        """Tell each second how the versions do; end what has no traffic any more."""
+    async def report_regularly(self) -> None:
+        """Report each second how the versions do; drop the windows of traffic that has ended."""
         while True:
             await asyncio.sleep(REPORT_INTERVAL_S)
             now = time.monotonic()
@@ -179,21 +183,30 @@ class GuardWatch:
                     self._emit(measured)
 
     async def _trip(self, ref: TaskRef, revision: int, verdict: Verdict) -> None:
-        """Stop here first, then tell the registry, however long that takes."""
+        """Stop the traffic on this replica, then record it in the registry, until that succeeds."""
         await self._withdraw(ref, revision)
         reason, observed = verdict
         log.warning("guard_broken", tenant=ref.tenant, task=ref.task, reason=reason.value)
         self._emit(GuardBroken(*ref, reason.value))
-        wait_s = FIRST_RETRY_S
-        while True:
-            try:
-                tripped = await self._registry.trip_guard(*ref, reason, observed, revision)
-            except TaskNotFound:
-                return  # deleted with its traffic
-            except PeterRecError as error:
-                log.warning("guard_not_recorded", task=ref.task, code=error.code)
-                await asyncio.sleep(wait_s)
-                wait_s = min(2 * wait_s, LONGEST_RETRY_S)
-            else:
-                log.info("guard_tripped", task=ref.task, was_first=tripped.was_removed)
-                return
+        retrying = AsyncRetrying(
+            retry=retry_if_exception(_can_be_retried),
+            wait=wait_exponential(FIRST_RETRY_S, max=LONGEST_RETRY_S),
+            before_sleep=lambda state: _log_failure(ref, state),
+        )
+        try:
+            async for attempt in retrying:
+                with attempt:
+                    tripped = await self._registry.trip_guard(*ref, reason, observed, revision)
+        except TaskNotFound:
+            return  # deleted with its traffic
+        log.info("guard_tripped", task=ref.task, was_first=tripped.was_removed)
+
+
+def _can_be_retried(error: BaseException) -> bool:
+    return isinstance(error, PeterRecError) and not isinstance(error, TaskNotFound)
+
+
+def _log_failure(ref: TaskRef, state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome is not None else None
+    assert isinstance(error, PeterRecError)
+    log.warning("guard_not_recorded", task=ref.task, code=error.code)

@@ -1,4 +1,4 @@
-"""Brings bundles to the device: the next few are fetched and verified while these are loaded."""
+"""Brings bundles to the device: fetches and verifies the next few while the last are loaded."""
 
 import asyncio
 import contextlib
@@ -14,16 +14,20 @@ from peterrec.service.errors import ProbeFailed
 from peterrec.service.sync.source import BundleSource, Fetched
 
 RETRY_FETCH_S = 0.2
+"""Seconds until a bundle is fetched again after the registry was away."""
+
 RETRY_LOAD_S = 2.0
+"""Seconds until a bundle is loaded again after an error that can pass, such as a full disk."""
+
 FLIP_INTERVAL_S = 0.25
-"""While many bundles load, the table is flipped this often: what is there is served already."""
+"""Seconds between table changes while many bundles load: those loaded are served already."""
 
 
 class BundleLoader:
-    """Used on one event loop, the follower's.
+    """Loads the bundles that are missing. Lives on the follower's event loop.
 
-    ``load`` has the device load bundles, ``flip`` makes a table of what is loaded and tells
-    ``want`` what still is missing, ``refuse`` is told of each bundle that is left out.
+    ``load`` has the device load bundles; ``flip`` changes the table to what is loaded and calls
+    ``want`` with what is still missing; ``refuse`` is called with each bundle that is left out.
     """
 
     def __init__(
@@ -47,11 +51,11 @@ class BundleLoader:
 
     @property
     def is_idle(self) -> bool:
-        """True if all that is wanted is there, was refused, or waits to be tried again."""
+        """True if each wanted bundle is loaded, was refused, or waits until it is tried again."""
         return not self._under_way and not self._due()
 
     def want(self, missing: Collection[str]) -> None:
-        """What is missing now, whatever was before."""
+        """Replace the list of wanted bundles by those that are missing now."""
         digests = [Digest(digest) for digest in missing]
         if self._wanted.keys() >= set(digests):
             kept = set(digests)
@@ -63,7 +67,7 @@ class BundleLoader:
         self._has_work.set()
 
     async def run(self) -> None:
-        """Load what is wanted, until cancelled."""
+        """Load the wanted bundles, until cancelled."""
         ahead = asyncio.create_task(self._fetch())
         try:
             while True:
@@ -76,7 +80,7 @@ class BundleLoader:
             self._under_way.clear()
 
     async def _fetch(self) -> list[Fetched]:
-        """The next few bundles; none if the registry is away."""
+        """Fetch the next few bundles; returns none if the registry is away."""
         while not (some := self._due()):
             await self._until_due()
         self._under_way.update(some)
@@ -94,7 +98,7 @@ class BundleLoader:
         return fetched
 
     async def _load(self, fetched: Sequence[Fetched]) -> None:
-        """One failure holds up no other bundle."""
+        """Load fetched bundles; an error of one does not delay the others."""
         bundles = [
             each.outcome
             for each in fetched
@@ -121,9 +125,9 @@ class BundleLoader:
 
     def _note(self, digest: Digest, error: PeterRecError) -> None:
         if isinstance(error, BundleRejected | ProbeFailed):
-            self._refused.add(digest)  # its bytes will not change: never tried again
+            self._refused.add(digest)  # its bytes can't change, so it is never tried again
         else:
-            # a blob that is missing, a full disk, no room for a head: can be cured
+            # a missing blob, a full disk, no room for a head: may be cured meanwhile
             self._retry_at[digest] = time.monotonic() + RETRY_LOAD_S
         self._refuse(digest, error)
 
@@ -141,7 +145,7 @@ class BundleLoader:
         ]
 
     async def _until_due(self) -> None:
-        """Until other bundles are wanted, or one may be tried again."""
+        """Wait until other bundles are wanted, or one may be tried again."""
         self._has_work.clear()
         waits = [at for digest, at in self._retry_at.items() if digest not in self._under_way]
         timeout = max(0.0, min(waits) - time.monotonic()) if waits else None

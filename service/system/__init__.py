@@ -1,1 +1,1 @@
-"""The operating system: priorities, memory, the parent process and logs."""
+"""The operating system: starting processes, priorities, memory, the parent process and logs."""

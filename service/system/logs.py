@@ -1,4 +1,4 @@
-"""Structured logs: one key=value line each on stderr, our own and the libraries'."""
+"""Structured logs: one line of key=value pairs on stderr for each event, also of libraries."""
 
 import logging
 import sys
@@ -12,7 +12,7 @@ _RENDERER = structlog.processors.LogfmtRenderer(
 
 
 def configure_logs(level: str, process: str) -> None:
-    """Write lines of at least ``level`` to stderr, each naming this process. Call once."""
+    """Write lines of at least ``level`` to stderr, each naming this process. Call it once."""
     number = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
         _naming(process),

@@ -1,4 +1,4 @@
-"""A child must not outlive its supervisor, however that ends."""
+"""Ends a child process when its supervisor ends, in whichever way that happens."""
 
 import os
 import sys
@@ -6,10 +6,11 @@ import threading
 
 
 def end_with_parent() -> None:
-    """Exit at once when the supervisor is gone.
+    """Exit this process as soon as the supervisor has ended.
 
-    The supervisor holds the other end of this process's standard input, and closes it only by
-    ending. Unlike Linux' parent-death signal this works everywhere and needs no race check.
+    The supervisor has the other end of this process's standard input, which closes when the
+    supervisor ends. Unlike Linux' parent-death signal, this works on every system, and also if the
+    supervisor ended before this call.
     """
     threading.Thread(target=_wait_for_end, name="parent-watch", daemon=True).start()
 

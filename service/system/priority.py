@@ -1,16 +1,16 @@
-"""Threads that may wait while others serve."""
+"""Low priority for threads that should not delay those that serve."""
 
 import os
 import sys
 import threading
 
 NICENESS = 10
-"""Such a thread gets a tenth of what one that serves gets of a core that both want."""
+"""Niceness that leaves a thread a tenth of the CPU time of a serving thread on the same core."""
 
 
 def step_back() -> None:
-    """Let other threads have the core before this one, from now on."""
-    if sys.platform == "linux":  # elsewhere the whole process would step back
+    """Lower the priority of the calling thread, from now on."""
+    if sys.platform == "linux":  # elsewhere the priority of the whole process would be lowered
         thread = threading.get_native_id()
         niceness = max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread))
         os.setpriority(os.PRIO_PROCESS, thread, niceness)

@@ -1,1 +1,1 @@
-"""Typed events, how they travel between processes, and the metrics made of them."""
+"""Typed events, their transport between processes, and the metrics made of them."""

@@ -1,4 +1,4 @@
-"""Typed events: what happened, told once; ``telemetry/metrics.py`` alone turns them into series."""
+"""Typed events: each says what happened, once. Only ``metrics.py`` turns them into series."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from peterrec.patches.identity import TaskRef
 
 
 class RequestFinished(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
-    """An HTTP request for a prediction was answered. ``task`` is a registered one or empty."""
+    """A prediction request was answered. ``task`` is the name of a registered task, or empty."""
 
     tenant: str
     task: str
@@ -18,7 +18,7 @@ class RequestFinished(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=Fa
 
 
 class ItemsMapped(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
-    """A request's history items, and how many of them the vocabulary does not know."""
+    """A history was mapped: how many items it has, and how many the vocabulary does not know."""
 
     items: int
     unknown_items: int
@@ -35,14 +35,14 @@ class BatchFinished(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=Fals
 
 
 class RowsRefused(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):
-    """Rows that the device process did not answer with a result, by code."""
+    """The device process did not run these rows; ``code`` says why."""
 
     code: str
     rows: int
 
 
 class BundleSwapped(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=False):
-    """The table was flipped: registry change seen → every worker serves it."""
+    """The table changed. ``duration_s`` is from noticing the registry's change to serving it."""
 
     duration_s: float
     loaded: int
@@ -50,6 +50,8 @@ class BundleSwapped(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=Fals
 
 
 class BundleRefused(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
+    """A bundle was refused, for these codes."""
+
     reasons: list[str]
 
 
@@ -61,11 +63,13 @@ class RegistrySynced(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=Fal
 
 
 class RegistryUnreachable(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):
+    """The follower could not read the registry; ``at`` is a Unix time."""
+
     at: float
 
 
 class DeviceMeasured(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
-    """Gauges of the device process, every second."""
+    """Gauges of the device process, emitted every second."""
 
     queued_rows: int
     resident_bundles: int
@@ -75,13 +79,13 @@ class DeviceMeasured(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=Fal
 
 
 class ChildRestarted(msgspec.Struct, frozen=True, array_like=True, tag=10, gc=False):
-    """The supervisor started a dead child again (``device``, ``worker``, ``redis``)."""
+    """A child process died and is restarted; ``child`` is ``device``, ``worker`` or ``redis``."""
 
     child: str
 
 
 class TrafficCounted(msgspec.Struct, frozen=True, array_like=True, tag=11, gc=False):
-    """Rows that a version of a task's traffic computed in a role, and how many it failed."""
+    """A version of a task's traffic computed these rows in a role, and failed some of them."""
 
     tenant: str
     task: str
@@ -91,7 +95,7 @@ class TrafficCounted(msgspec.Struct, frozen=True, array_like=True, tag=11, gc=Fa
 
 
 class TrafficMeasured(msgspec.Struct, frozen=True, array_like=True, tag=12, gc=False):
-    """The worst version of a role within the guard's window; ``divergence`` from prod, if known."""
+    """Latency and divergence from prod of the worst version of a role, in the guard's window."""
 
     tenant: str
     task: str
@@ -101,14 +105,14 @@ class TrafficMeasured(msgspec.Struct, frozen=True, array_like=True, tag=12, gc=F
 
 
 class TrafficEnded(msgspec.Struct, frozen=True, array_like=True, tag=13, gc=False):
-    """Prod answers a task alone again, or with other traffic."""
+    """The traffic of a task was removed or replaced."""
 
     tenant: str
     task: str
 
 
 class GuardBroken(msgspec.Struct, frozen=True, array_like=True, tag=14, gc=False):
-    """This replica judged a task's traffic and let prod answer alone."""
+    """A bound of a task's guard was broken, and prod answers alone on this replica."""
 
     tenant: str
     task: str
@@ -116,7 +120,7 @@ class GuardBroken(msgspec.Struct, frozen=True, array_like=True, tag=14, gc=False
 
 
 class HeadsMoved(msgspec.Struct, frozen=True, array_like=True, tag=15, gc=False):
-    """Ranking heads that left the device for others, and those that came back, since the last."""
+    """Ranking heads were evicted or reloaded since the last such event."""
 
     evicted: int
     evicted_bytes: int
@@ -125,7 +129,7 @@ class HeadsMoved(msgspec.Struct, frozen=True, array_like=True, tag=15, gc=False)
 
 
 class TasksChanged(msgspec.Struct, frozen=True, array_like=True, tag=16, gc=False):
-    """The device process knows tasks anew or no longer; ``is_first``: it knows no others."""
+    """Tasks were added, changed or removed. With ``is_first`` there are no others."""
 
     is_first: bool
     tasks: list[TaskRef]
@@ -152,7 +156,7 @@ Event = (
 )
 
 Emit = Callable[[Event], None]
-"""Where events go: metrics in a server, a list in a test."""
+"""Receives events: the metrics in a server, a list in a test."""
 
 encode_events = msgspec.msgpack.Encoder().encode
 decode_events = msgspec.msgpack.Decoder(list[Event]).decode

@@ -1,4 +1,4 @@
-"""Every Prometheus series, in the supervisor's one registry, fed by typed events."""
+"""All Prometheus series, in one registry in the supervisor, made of typed events."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -38,7 +38,7 @@ from peterrec.service.telemetry.events import (
 )
 
 UNKNOWN = "__unknown__"
-"""Label of requests for tasks that are not registered, and of calls for several tasks."""
+"""Label of requests for tasks that are not registered."""
 
 OUTCOMES = ("ok", "client_error", "rejected", "deadline", "error", "client_left")
 HEAD_DIRECTIONS = ("evicted", "returned")
@@ -51,12 +51,12 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 class Metrics:
-    """Turns events into series. Used by one thread; scrapes may come from others."""
+    """Turns events into series. Used by one thread; other threads may scrape."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # theirs; a third of all series
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped; a third of all series
         self.registry = CollectorRegistry()
-        self._known: dict[str, None] = {}  # with thousands a set takes three times as much
+        self._known: dict[str, None] = {}  # a set of thousands takes three times the memory
         self._by_label: dict[str, _TaskSeries] = {}
         self._make_request_series()
         self._make_batch_series()
@@ -103,19 +103,24 @@ class Metrics:
             "requests_total", "Prediction requests answered.", "task", "outcome"
         )
         self._durations = self._histogram(
-            "request_duration_seconds", "From a request's headers to its answer.", LATENCY_S, "task"
+            "request_duration_seconds",
+            "From the headers of a request to its answer.",
+            LATENCY_S,
+            "task",
         )
-        self._instances = self._counter("instances_total", "Histories predicted for.", "task")
-        self._items = self._counter("items_total", "Items of all histories.")
+        self._instances = self._counter(
+            "instances_total", "Histories in prediction requests.", "task"
+        )
+        self._items = self._counter("items_total", "Items in all histories.")
         self._unknown_items = self._counter(
-            "unknown_items_total", "Items that the backbone's vocabulary does not have."
+            "unknown_items_total", "Items in histories that the backbone does not know."
         )
 
     def _make_batch_series(self) -> None:
         self._queue = self._histogram(
-            "queue_duration_seconds", "A row's wait for its batch.", SHORT_S
+            "queue_duration_seconds", "Time that a row waits for its batch.", SHORT_S
         )
-        self._batch_rows = self._histogram("batch_rows", "Rows of one forward.", ROWS)
+        self._batch_rows = self._histogram("batch_rows", "Rows in one forward.", ROWS)
         self._batch_tasks = self._histogram(
             "batch_distinct_tasks", "Distinct bundles in one forward.", ROWS
         )
@@ -123,7 +128,8 @@ class Metrics:
             "batch_duration_seconds", "One mixed-task forward, heads included.", SHORT_S
         )
         self._batch_positions = self._counter(
-            "batch_positions_total", "Sequence positions of all histories run, [CLS] included."
+            "batch_positions_total",
+            "Sequence positions of all histories that were run, [CLS] included.",
         )
         self._busy = self._counter("device_busy_seconds_total", "Time spent in forwards.")
         self._rejected = self._counter(
@@ -131,60 +137,84 @@ class Metrics:
         )
 
     def _make_registry_series(self) -> None:
-        self._swaps = self._counter("swaps_total", "Bundles that went into service.")
+        self._swaps = self._counter("swaps_total", "Bundles that began to serve.")
         self._swap_seconds = self._histogram(
             "swap_duration_seconds", "From noticing a registry change to serving it.", SWAP_S
         )
         self._bundle_rejected = self._counter(
-            "bundle_rejected_total", "Reasons against bundles that were refused.", "reason"
+            "bundle_rejected_total", "Reasons for which bundles were refused.", "reason"
         )
-        self._revision = self._gauge("registry_revision", "Registry revision that is served.")
+        self._revision = self._gauge(
+            "registry_revision", "Revision of the registry that is served."
+        )
         self._synced_at = self._gauge(
-            "registry_last_sync_timestamp_seconds", "Unix time of the last look at the registry."
+            "registry_last_sync_timestamp_seconds", "Unix time at which the registry was last read."
         )
-        self._registry_up = self._gauge("registry_up", "1 if the registry answered last time.")
+        self._registry_up = self._gauge(
+            "registry_up", "1 if the registry answered the last time, else 0."
+        )
         self._tasks = self._gauge("tasks", "Registered tasks.")
 
     def _make_traffic_series(self) -> None:
         self._traffic_rows = self._counter(
-            "traffic_rows_total", "Rows computed for a task with traffic.", "task", "role"
+            "traffic_rows_total",
+            "Rows computed for tasks with a canary or a shadow.",
+            "task",
+            "role",
         )
         self._traffic_errors = self._counter(
-            "traffic_errors_total", "Those that the version failed.", "task", "role"
+            "traffic_errors_total", "Rows that a version of such a task failed.", "task", "role"
         )
         self._traffic_p99 = self._gauge(
-            "traffic_p99_seconds", "Latency in the guard's window, worst version.", "task", "role"
+            "traffic_p99_seconds",
+            "99th percentile of latency in the guard's window, of the worst version.",
+            "task",
+            "role",
         )
         self._divergence = self._gauge(
-            "traffic_divergence", "Mean from prod in the guard's window.", "task", "role"
+            "traffic_divergence",
+            "Mean divergence from prod's answers in the guard's window.",
+            "task",
+            "role",
         )
         self._guard_trips = self._counter(
-            "guard_trips_total", "Traffic that this replica judged and ended.", "task", "reason"
+            "guard_trips_total",
+            "Traffic that this replica ended since a guard's bound was broken.",
+            "task",
+            "reason",
         )
 
     def _make_device_series(self) -> None:
-        self._queue_depth = self._gauge("queue_depth", "Rows waiting for the device.")
+        self._queue_depth = self._gauge("queue_depth", "Rows that wait for the device.")
         self._resident = self._gauge("resident_bundles", "Bundles on the device.")
         self._patch_bytes = self._gauge("patch_bytes", "Device memory of patches.")
         self._head_bytes = self._gauge("head_bytes", "Device memory of heads.")
         self._head_moves = self._counter(
-            "head_moves_total", "Ranking heads that left the device or came back.", "direction"
+            "head_moves_total",
+            "Ranking heads evicted from the device (evicted) or reloaded (returned).",
+            "direction",
         )
         self._head_moved_bytes = self._counter(
-            "head_moved_bytes_total", "Bytes of those heads.", "direction"
+            "head_moved_bytes_total",
+            "Bytes of the ranking heads that were evicted or reloaded.",
+            "direction",
         )
         for direction in HEAD_DIRECTIONS:
             self._head_moves.labels(direction)
             self._head_moved_bytes.labels(direction)
         self._backbone_bytes = self._gauge("backbone_bytes", "Device memory of the backbone.")
         self._restarts = self._counter(
-            "child_restarts_total", "Child processes that died and were started again.", "child"
+            "child_restarts_total", "Child processes that died and were restarted.", "child"
         )
         for child in CHILDREN:
             self._restarts.labels(child)
-        started = self._gauge("start_timestamp_seconds", "Unix time of the server's start.")
+        started = self._gauge(
+            "start_timestamp_seconds", "Unix time at which the server was started."
+        )
         started.set(time.time())
-        info = self._gauge("build_info", "Always 1; the labels say what runs.", "version")
+        info = self._gauge(
+            "build_info", "Always 1; the labels name the version that runs.", "version"
+        )
         info.labels(version("peterrec-serving")).set(1)
 
     def _on_request(self, event: RequestFinished) -> None:
@@ -280,7 +310,7 @@ class Metrics:
         return label if label in self._known else UNKNOWN
 
     def _series_of(self, label: str) -> "_TaskSeries":
-        """The children of a task's series; looking them up for each event would cost more."""
+        """Return the series of a task, cached since prometheus_client's look-up is slow."""
         series = self._by_label.get(label)
         if series is None:
             series = self._by_label[label] = _TaskSeries(
@@ -313,5 +343,5 @@ class _TaskSeries:
 
 
 def _label(tenant: str, task: str) -> str:
-    """A task of the default tenant goes by its name, another tenant's by the pair."""
+    """Return a task's label: its name, preceded by the tenant unless that is the default one."""
     return task if tenant == DEFAULT_TENANT else f"{tenant}/{task}"

@@ -1,4 +1,4 @@
-"""The supervisor's end of the events: one thread that receives and records them."""
+"""Receives the events of all processes in the supervisor, in one thread that records them."""
 
 import threading
 from collections.abc import Callable
@@ -15,7 +15,7 @@ POLL_MS = 100
 
 
 class EventReceiver:
-    """Binds ``endpoint`` and calls ``record`` for every event, from a thread of its own."""
+    """Binds ``endpoint`` and calls ``record`` with each event, from a separate thread."""
 
     def __init__(self, endpoint: str, record: Callable[[Event], None]) -> None:
         self._record = record
@@ -27,7 +27,7 @@ class EventReceiver:
         self._thread.start()
 
     def close(self) -> None:
-        """Record what has arrived and stop."""
+        """Record the events that have arrived, and stop."""
         self._closing.set()
         self._thread.join()
         self._socket.close(linger=0)

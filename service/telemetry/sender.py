@@ -1,4 +1,4 @@
-"""Typed events on their way from a worker or the device process to the supervisor's metrics."""
+"""Sends typed events from a worker or the device process to the supervisor's metrics."""
 
 import threading
 from collections import deque
@@ -8,15 +8,19 @@ import zmq
 from peterrec.service.telemetry.events import Event, TasksChanged, encode_events
 
 SEND_INTERVAL_S = 0.25
+"""Seconds between two messages."""
+
 MAX_WAITING = 100_000
-"""Events kept while the supervisor does not listen; the oldest go first."""
+"""Events kept while the supervisor does not receive; the oldest are dropped first."""
 
 MAX_MESSAGE_EVENTS = 5_000
+
 LINGER_MS = 500
+"""Milliseconds that closing waits for the last message to be received."""
 
 
 class EventSender:
-    """Collects events from any thread and sends them in batches from one of its own."""
+    """Collects events from any thread, and sends them in batches from a separate thread."""
 
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint
@@ -27,13 +31,16 @@ class EventSender:
         self._thread.start()
 
     def emit(self, event: Event) -> None:
-        """Queue an event; never blocks. That tasks are known is said before they are asked for."""
+        """Queue an event; never blocks.
+
+        A change of tasks is sent immediately, so that the metrics know a task before its requests.
+        """
         self._waiting.append(event)
         if isinstance(event, TasksChanged):
             self._awake.set()
 
     def close(self) -> None:
-        """Send what waits and stop."""
+        """Send the waiting events and stop the thread."""
         self._is_closing = True
         self._awake.set()
         self._thread.join()

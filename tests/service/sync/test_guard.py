@@ -8,7 +8,7 @@ import pytest
 
 from peterrec.patches.identity import DEFAULT_TENANT, Blob, Digest, TaskId, TaskRef
 from peterrec.patches.registry.records import ActiveTraffic, EventAction
-from peterrec.patches.registry.registry import Registry
+from peterrec.patches.registry.registry import Registry, open_redis
 from peterrec.patches.registry.traffic import Canary, Guard, GuardReason, Traffic
 from peterrec.service.protocol.messages import TrafficSeen, VersionSeen
 from peterrec.service.protocol.served_task import Role
@@ -136,8 +136,8 @@ def failing(active: ActiveTraffic | None) -> TrafficSeen:
 
 async def test_a_verdict_acts_here_first_and_is_recorded_once(watched):
     watch, found = watched.watch(), failing(watched.known)
-    watch.see(found)
-    watch.see(found)
+    watch.count(found)
+    watch.count(found)
     await asyncio.gather(*watched.spawned)
     assert watched.withdrawn == [(TASK, found.traffic_revision)]
     assert [e.reason for e in watched.events if isinstance(e, GuardBroken)] == ["error_share"]
@@ -149,8 +149,8 @@ async def test_a_verdict_acts_here_first_and_is_recorded_once(watched):
 async def test_another_replica_that_was_first_is_no_trouble(watched):
     first, second = watched.watch(), watched.watch()
     found = failing(watched.known)
-    first.see(found)
-    second.see(found)
+    first.count(found)
+    second.count(found)
     await asyncio.gather(*watched.spawned)
     actions = [event.action for event in await watched.registry.feed.events()]
     assert actions.count(EventAction.TRIP_GUARD) == 1
@@ -162,25 +162,42 @@ async def test_what_was_seen_of_earlier_traffic_judges_nothing(watched):
     again = Traffic(2, watched.known.traffic.canary, (), GUARD)
     await watched.registry.put_traffic(*TASK, again, "ann")
     await watched.read()
-    watched.watch().see(found)
+    watched.watch().count(found)
     assert (watched.spawned, watched.events) == ([], [])
 
 
 async def test_a_task_that_was_deleted_meanwhile_ends_the_matter(watched):
     watch, found = watched.watch(), failing(watched.known)
     await watched.registry.delete_task(*TASK, "ann")
-    watch.see(found)
+    watch.count(found)
     await asyncio.gather(*watched.spawned)
     assert watched.withdrawn
 
 
 async def test_rows_are_counted_and_versions_measured_until_the_traffic_ends(watched):
     watch = watched.watch()
-    watch.see(seen(3, digest=next(iter(watched.known.versions)), revision=watched.known.revision))
+    watch.count(seen(3, digest=next(iter(watched.known.versions)), revision=watched.known.revision))
     assert [type(event) for event in watched.events] == [TrafficCounted]
-    reporting = asyncio.create_task(watch.report_sometimes())
+    reporting = asyncio.create_task(watch.report_regularly())
     await soon(lambda: "TrafficMeasured" in {type(e).__name__ for e in watched.events})
     watched.known = None
     await soon(lambda: "TrafficEnded" in {type(e).__name__ for e in watched.events})
     reporting.cancel()
     await asyncio.gather(reporting, return_exceptions=True)
+
+
+async def test_a_verdict_acts_here_while_redis_is_away_and_is_recorded_when_it_is_back(
+    watched, redis_url, redis_prefix, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("peterrec.service.sync.guard.FIRST_RETRY_S", 0.01)
+    socket = tmp_path / "redis.sock"
+    registry = Registry(open_redis(f"unix://{socket}", retries=0), redis_prefix)
+    cut_off = Watched(registry, known=watched.known)
+    cut_off.watch().count(failing(watched.known))
+    await soon(lambda: bool(cut_off.withdrawn))
+    assert await watched.read() is not None
+    socket.symlink_to(redis_url.removeprefix("unix://").partition("?")[0])
+    async with asyncio.timeout(10):
+        await asyncio.gather(*cut_off.spawned)
+    assert await watched.read() is None
+    await registry.close()
