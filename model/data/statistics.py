@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from peterrec.model.data.event_stream import EventColumns
+from peterrec.model.data.interactions import Events
 from peterrec.model.errors import PictureUnwritable, PlottingMissing
 
 Counts = npt.NDArray[np.int64]
@@ -77,15 +77,15 @@ class DataInfo:
         return fields
 
 
-def describe_events(events: EventColumns) -> DataInfo:
+def describe_events(events: Events) -> DataInfo:
     """The statistics of events."""
     lengths = np.bincount(events.user, minlength=len(events.users))
     popularity = np.bincount(events.item, minlength=len(events.items))
     pair = events.user.astype(np.int64) * len(events.items) + events.item
     distinct = _distinct(pair)
     duplicates = None
-    if events.order is not None:
-        duplicates = 1 - _distinct_pairs(pair, events.order) / len(pair)
+    if events.time is not None:
+        duplicates = 1 - _distinct_pairs(pair, events.time) / len(pair)
     return DataInfo(
         users=len(lengths),
         items=len(popularity),
@@ -128,15 +128,15 @@ def _spread(counts: Counts) -> Spread:
     return Spread(quantiles, float(counts.mean()), int(counts.max()))
 
 
-def _times(events: EventColumns) -> Times | None:
-    if events.order is None:
+def _times(events: Events) -> Times | None:
+    if events.time is None:
         return None
-    order = np.lexsort((events.order, events.user))
-    user, time = events.user[order], events.order[order]
+    order = np.lexsort((events.time, events.user))
+    user, time = events.user[order], events.time[order]
     is_tied = np.append((user[1:] == user[:-1]) & (time[1:] == time[:-1]), False)
     is_tied[1:] |= is_tied[:-1].copy()
-    ends = (float(events.order.min()), float(events.order.max()))
-    first, last = (_when(end, ends, events.order_kind == "timestamp") for end in ends)
+    ends = (float(events.time.min()), float(events.time.max()))
+    first, last = (_when(end, ends, events.time_kind == "timestamp") for end in ends)
     return Times(first, last, float(is_tied.mean()))
 
 

@@ -11,27 +11,20 @@ import numpy as np
 from peterrec.model.data.convert.movielens import Film, MovieLens, read_movielens
 from peterrec.model.data.histories import Histories, UserLabels
 from peterrec.model.data.interactions import (
+    Events,
+    Flags,
     InteractionSource,
-    LabelSource,
-    encode,
-    order_values,
-    read_labels,
+    histories_of,
+    read_events,
+    targets_of,
 )
+from peterrec.model.data.labels import LabelSource, read_labels
 from peterrec.model.data.splits import split_users
-from peterrec.model.data.tables import Condition, TableSource, read_parts, text_column
+from peterrec.model.data.tables import Condition, TableSource
 from peterrec.model.errors import ComparisonSettingsInvalid
 from peterrec.model.spec import HeadKind
 from peterrec.model.study.corpus import KINDS, Corpus, CorpusTask
-from peterrec.model.study.events import (
-    Events,
-    Flags,
-    cuts_after,
-    first_targets,
-    first_times,
-    histories_of,
-    is_past,
-    require_past,
-)
+from peterrec.model.study.cutoffs import cuts_after, first_times, is_past, require_past
 
 Document = dict[str, Any]  # Any: a JSON document
 
@@ -68,35 +61,11 @@ class Cut:
         return Corpus(name, histories, split, tuple(tasks), said, pretraining)
 
 
-def read_events(source: InteractionSource) -> Events:
-    """Events as they stand in the files, with their times."""
-    ordering = [] if source.order_column is None else [source.order_column]
-    parts = read_parts(source.table, [source.user_column, source.item_column, *ordering])
-    users, user = encode(text_column(parts, source.user_column))
-    items, item = encode(text_column(parts, source.item_column))
-    times = (
-        np.arange(len(user))
-        if source.order_column is None
-        else order_values(parts, source.order_column)
-    )
-    has_times = source.order_column is not None
-    return Events(users, items, user, item, times, has_times, str(source.table.path))
-
-
 def movielens_corpora(folder: Path, domain: str, cut: Cut) -> list[Corpus]:
     """The profiles of all users who tell them, and films of one domain recommended from others."""
-    data = _without_id_order(folder, read_movielens(folder))
+    data = read_movielens(folder)
     recommendation = _film_corpus(data, domain, cut)
     return [*_profile_corpus(data, cut), recommendation]
-
-
-def _without_id_order(folder: Path, data: MovieLens) -> MovieLens:
-    """The newer form is sorted by film, so ratings of one second would come in the ids' order."""
-    ratings = folder / "ratings.csv"
-    if not ratings.exists():
-        return data
-    events = read_events(InteractionSource(TableSource(ratings), "userId", "movieId", "timestamp"))
-    return replace(data, histories=histories_of(events))
 
 
 def _profile_corpus(data: MovieLens, cut: Cut) -> list[Corpus]:
@@ -125,7 +94,7 @@ def _film_corpus(data: MovieLens, domain: str, cut: Cut) -> Corpus:
     is_old = events.time < np.maximum(1, (lengths * HISTORY_SHARE).astype(np.int64))[events.user]
     inputs, targets = events.select(is_old & ~wanted), events.select(~is_old & wanted)
     require_past(inputs, targets)
-    tasks = [CorpusTask("films", "ranking", first_targets(targets, cut.most_targets))]
+    tasks = [CorpusTask("films", "ranking", targets_of(targets, cut.most_targets))]
     facts = {
         "source": "MovieLens",
         "input": f"films outside {domain} among the oldest four fifths of a user's ratings",
@@ -140,7 +109,13 @@ def _film_events(histories: Histories) -> Events:
     user = np.repeat(np.arange(len(histories.users)), lengths)
     position = np.arange(len(histories.codes)) - np.repeat(histories.offsets[:-1], lengths)
     return Events(
-        histories.users, histories.items, user, histories.codes, position, True, "MovieLens"
+        histories.users,
+        histories.items,
+        user.astype(np.int32),
+        histories.codes.astype(np.int32),
+        position,
+        "number",
+        "MovieLens",
     )
 
 
@@ -196,7 +171,7 @@ def _direction(source: str, target: str, parts: dict[str, Events], cut: Cut) -> 
     targets = every.select(~is_past(every, cuts) & _belongs(every, cuts))
     inputs = events.select(is_past(events, cuts) & _belongs(events, cuts))
     require_past(inputs, targets)
-    answers = first_targets(targets, cut.most_targets)
+    answers = targets_of(targets, cut.most_targets)
     preceded = f" with {cut.min_history} earlier ones in {source}" if cut.min_history else ""
     facts = {
         "source": events.source,
@@ -259,7 +234,7 @@ def _file_corpus(name: str, entry: Document, folder: Path, cut: Cut) -> Corpus:
         if entry.get("drop_future", False):
             events = events.select(is_past(events, first_times(targets)))
         require_past(events, targets)
-        tasks.append(CorpusTask(task["name"], kind, first_targets(targets, cut.most_targets)))
+        tasks.append(CorpusTask(task["name"], kind, targets_of(targets, cut.most_targets)))
     facts = {"source": str(entry["interactions"]), "input": "the interactions as given"}
     extra = entry.get("pretrain_interactions")
     pretraining = None

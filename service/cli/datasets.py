@@ -119,8 +119,7 @@ def data_info(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Tell what a table of interactions holds, before anything is trained on it."""
-    from peterrec.model.data.event_stream import read_events
-    from peterrec.model.data.interactions import InteractionSource
+    from peterrec.model.data.interactions import InteractionSource, read_events
     from peterrec.model.data.statistics import describe_events, draw_data, require_picture
     from peterrec.service.jobs.options import table_source
 
@@ -166,7 +165,7 @@ def _info_rows(info: "DataInfo") -> list[tuple[str, str]]:
     return [
         *rows,
         ("item had at this time", f"{info.duplicate_share:.2%} of events"),
-        ("tied with another event", f"{info.times.tied_share:.2%} of events, in the file's order"),
+        ("tied with another event", f"{info.times.tied_share:.2%} of events, ordered by a hash"),
         ("first", info.times.first),
         ("last", info.times.last),
     ]

@@ -7,14 +7,8 @@ from pathlib import Path
 import typer
 
 from peterrec.model.data.histories import UserLabels
-from peterrec.model.data.interactions import (
-    InteractionSource,
-    LabelSource,
-    read_labels,
-    read_tags,
-    read_targets,
-    read_values,
-)
+from peterrec.model.data.interactions import InteractionSource, read_targets
+from peterrec.model.data.labels import LabelSource, read_labels, read_tags, read_values
 from peterrec.model.data.tables import Condition, TableSource
 from peterrec.model.spec import HeadKind
 

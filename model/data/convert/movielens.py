@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from peterrec.model.data.files import history_lengths, write_all, write_columns, write_halves
 from peterrec.model.data.histories import Histories
-from peterrec.model.data.interactions import InteractionSource, read_histories
+from peterrec.model.data.interactions import Events, InteractionSource, histories_of, read_histories
 from peterrec.model.data.tables import TableSource, read_parts, text_column
 from peterrec.model.errors import DataFileMissing, DataFileUnreadable
 
@@ -162,15 +162,18 @@ def _read_table(path: Path, user: str, item: str, order: str) -> Histories:
 def _by_time(path: Path, separator: str) -> Histories:
     """Histories of a file without header: user, item, rating, timestamp."""
     fields = list(_fields(path, separator, 4))
-    users = list(dict.fromkeys(row[0] for row in fields))
-    items = list(dict.fromkeys(row[1] for row in fields))
-    user_index = {user: i for i, user in enumerate(users)}
-    item_index = {item: i for i, item in enumerate(items)}
-    of_user = np.array([user_index[row[0]] for row in fields])
-    codes = np.array([item_index[row[1]] for row in fields])
-    order = np.lexsort((_times(path, separator, fields), of_user))
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(of_user, minlength=len(users)))])
-    return Histories(tuple(users), tuple(items), codes[order], offsets)
+    users = {user: i for i, user in enumerate(dict.fromkeys(row[0] for row in fields))}
+    items = {item: i for i, item in enumerate(dict.fromkeys(row[1] for row in fields))}
+    events = Events(
+        tuple(users),
+        tuple(items),
+        np.array([users[row[0]] for row in fields], dtype=np.int32),
+        np.array([items[row[1]] for row in fields], dtype=np.int32),
+        _times(path, separator, fields),
+        "number",
+        str(path),
+    )
+    return histories_of(events)
 
 
 def _times(path: Path, separator: str, fields: list[list[str]]) -> npt.NDArray[np.int64]:
