@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from peterrec.model.data.interactions import Events
+from peterrec.model.documents import Document
 from peterrec.model.errors import PictureUnwritable, PlottingMissing
 
 Counts = npt.NDArray[np.int64]
-Document = dict[str, Any]  # Any: a JSON document
 
 QUANTILES = {"min": 0, "p5": 5, "p25": 25, "median": 50, "p75": 75, "p95": 95, "p99": 99}
 UNIX_SECONDS = (1e8, 1e10)

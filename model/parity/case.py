@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from peterrec.model.errors import GoldenCaseInvalid
-from peterrec.model.parity.npz import NumpyArray, read_npz
+from peterrec.model.files.tensors import NumpyArray
+from peterrec.model.parity.npz import read_npz
 from peterrec.model.spec import Insertion
 
 CaseKind = Literal["causal_pretrain", "noncausal_pretrain", "finetune"]

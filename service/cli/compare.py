@@ -11,8 +11,9 @@ from rich.console import Console
 from peterrec.model.spec import CONVS_PER_BLOCK
 
 if TYPE_CHECKING:
+    from peterrec.model.documents import Document
     from peterrec.model.spec import Insertion
-    from peterrec.model.study.settings import Axes, Depth, Document, Extras
+    from peterrec.model.study.settings import Axes, Depth, Extras
     from peterrec.service.jobs.compare import DomainEvents
 
 PIPE_WIDTH = 240
