@@ -12,7 +12,7 @@ from peterrec.model.errors import DataFileEmpty, LabelDuplicate, NumberUnreadabl
 
 @dataclass(frozen=True, slots=True)
 class LabelSource:
-    """Where the answers of a task are: one column of a table with a row per user (or several)."""
+    """Where a task's answers are read from: one column of a table of users."""
 
     table: TableSource
     column: str
@@ -20,7 +20,7 @@ class LabelSource:
 
 
 def read_labels(source: LabelSource) -> UserLabels:
-    """One label per user. Users whose label is empty have none; a second row is refused."""
+    """One label per user. An empty label means none; a second row of a user is refused."""
     by_user: dict[str, tuple[str, ...]] = {}
     for row in _label_rows(source):
         if row.user in by_user:
@@ -35,7 +35,7 @@ def read_labels(source: LabelSource) -> UserLabels:
 
 
 def read_values(source: LabelSource) -> UserLabels:
-    """One finite number per user, kept as text."""
+    """One finite number per user, as text."""
     for row in _label_rows(source):
         if row.text and not _is_finite_number(row.text):
             raise NumberUnreadable(
@@ -46,9 +46,9 @@ def read_values(source: LabelSource) -> UserLabels:
 
 
 def read_tags(source: LabelSource, separator: str | None = None) -> UserLabels:
-    """Any number of tags per user: several rows, or one field split at ``separator``.
+    """Any number of tags per user, from several rows or from one field split at ``separator``.
 
-    A user whose field is empty has no tags, which is an answer too. Repeated tags count once.
+    A user whose field is empty has no tags, which is an answer too. A repeated tag counts once.
     """
     by_user: dict[str, dict[str, None]] = {}
     for row in _label_rows(source):
@@ -81,7 +81,7 @@ class _LabelRow:
 
 
 def _label_rows(source: LabelSource) -> Iterator[_LabelRow]:
-    """Every row of a label table; an empty field has the empty text."""
+    """Every row of a label table; an empty field is an empty text."""
     for part in read_parts(source.table, [source.user_column, source.column]):
         users = text_column([part], source.user_column).to_pylist()
         texts = text_column([part], source.column, allows_nulls=True).to_pylist()

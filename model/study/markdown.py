@@ -100,9 +100,10 @@ def _footer(report: Report) -> str:
         f"Test users; mean ± standard deviation over {settings['seeds']} seeds (initialisation and "
         "order of batches; all share one split of the users). Each method's learning rate is the "
         f"best of {settings['rate_trials']} on validation users with the first seed; `!` marks one "
-        "at the edge of those tried. `trained` counts parameters below the head, `share` those of the "
-        "whole backbone. Metrics marked *sampled* rank a target among 99 random items and are not "
-        "comparable with the others, which rank it among all. Differences between methods are "
+        "at the edge of those tried. `trained` counts parameters below the head, `share` divides "
+        "them by those of the whole backbone. Metrics marked *sampled* rank a target among 99 "
+        "random items and are not comparable with the others, which rank it among all. "
+        "Differences between methods are "
         "means over seeds ± standard error over test users, paired within each user. *As good "
         "as* means at most 0.5 points of accuracy or 2 % of MRR@5 lower.",
         "",
