@@ -20,13 +20,8 @@ from torch import Tensor
 from bench.report import Report
 from peterrec.model.data.convert.movielens import convert_movielens
 from peterrec.model.data.histories import UserLabels
-from peterrec.model.data.interactions import (
-    InteractionSource,
-    LabelSource,
-    read_histories,
-    read_labels,
-    read_targets,
-)
+from peterrec.model.data.interactions import InteractionSource, read_histories, read_targets
+from peterrec.model.data.labels import LabelSource, read_labels
 from peterrec.model.data.sample_data import write_sample_data
 from peterrec.model.data.tables import TableSource
 from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone, save_backbone

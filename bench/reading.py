@@ -1,7 +1,7 @@
-"""Peak memory and speed of reading interactions, against holding the text columns whole.
+"""Peak memory and speed of reading interactions, compared with holding whole text columns.
 
-Makes events of random users and skewed items in Parquet or CSV, and reads each way in a process of
-its own.
+The benchmark writes events of random users and skewed items as Parquet or CSV, and reads the file
+each way in a separate process.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import pyarrow.csv as pv
 import pyarrow.parquet as pq
 
 from bench.report import Report
-from peterrec.model.data.interactions import InteractionSource, encode, read_histories
+from peterrec.model.data.interactions import InteractionSource, read_histories
 from peterrec.model.data.tables import TableSource, read_parts, text_column
 
 ROWS_AT_ONCE = 1_000_000
@@ -31,12 +31,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--events", type=int, default=30_000_000)
     parser.add_argument("--users", type=int, default=1_000_000)
     parser.add_argument("--form", choices=sorted(WRITERS), default="parquet")
-    parser.add_argument("--whole", action="store_true", help="also hold the texts whole")
+    parser.add_argument("--whole", action="store_true", help="also read whole text columns")
     run(parser.parse_args(arguments)).show()
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Write the events, read them, and look at the reading process's peak."""
+    """Write the events, read them each way, and report the reading process's peak memory."""
     ways: dict[str, Callable[[Path], int]] = {"batches": read_in_batches}
     if options.whole:
         ways["whole"] = read_whole
@@ -54,18 +54,25 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def read_in_batches(path: Path) -> int:
-    """As every command reads; the number of events."""
+    """Read as every command does; returns the number of events."""
     source = InteractionSource(TableSource(path), order_column="timestamp")
     return len(read_histories(source).codes)
 
 
 def read_whole(path: Path) -> int:
-    """Whole columns first, then their codes, in the same order."""
+    """Read whole text columns first, encode them, and order the events by user and time."""
     parts = read_parts(TableSource(path), list(SCHEMA.names))
-    _, users = encode(text_column(parts, "user_id"))
-    _, items = encode(text_column(parts, "item_id"))
+    users = _codes(text_column(parts, "user_id"))
+    items = _codes(text_column(parts, "item_id"))
     times = text_column(parts, "timestamp").cast(pa.int64()).to_numpy()
     return len(items[np.lexsort((times, users))])
+
+
+def _codes(texts: pa.ChunkedArray) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    """Each row's index among the distinct texts."""
+    codes: np.ndarray[tuple[int], np.dtype[np.int64]]
+    codes = texts.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    return codes
 
 
 def _in_own_process(read: Callable[[Path], int], path: Path) -> tuple[float, int]:
@@ -75,7 +82,7 @@ def _in_own_process(read: Callable[[Path], int], path: Path) -> tuple[float, int
 
 
 def _measured(read: Callable[[Path], int], path: Path) -> tuple[float, int]:
-    """Seconds, and the most bytes that this process ever held (Linux)."""
+    """Run ``read``: its seconds, and the most bytes that this process ever held (Linux only)."""
     started = time.perf_counter()
     read(path)
     seconds = time.perf_counter() - started

@@ -1,11 +1,15 @@
-"""The one error hierarchy: every refusal has a stable code, a category, a message and a hint."""
+"""The hierarchy of all errors: each has a stable code, a category, a message and a hint.
+
+The errors of this package follow by subject: files, tables, training data, training, the published
+code, and comparisons.
+"""
 
 from enum import StrEnum
 from typing import ClassVar
 
 
 class Category(StrEnum):
-    """What kind of refusal it is; ``service/errors.py`` maps each to an HTTP status."""
+    """Kinds of errors; ``service/errors.py`` maps each to an HTTP status."""
 
     MALFORMED = "malformed"
     UNAUTHENTICATED = "unauthenticated"
@@ -25,12 +29,14 @@ class Category(StrEnum):
 
 
 RETRYABLE = frozenset({Category.OVERLOADED, Category.UNAVAILABLE, Category.DEADLINE})
+"""Categories whose errors may disappear when the same call is repeated later."""
 
 
 class PeterRecError(Exception):
-    """Root of every error we raise on purpose.
+    """The base of every error that we raise on purpose.
 
-    ``code`` is part of the API: rename one only with a changelog entry. ``hint`` says what to do.
+    ``code`` is part of the API: rename one only with a changelog entry. ``hint`` says what
+    the user can do.
     """
 
     code: ClassVar[str] = "internal"
@@ -43,7 +49,7 @@ class PeterRecError(Exception):
 
     @property
     def is_retryable(self) -> bool:
-        """True if the same call may succeed later without a change by the caller."""
+        """Whether the same call may succeed later without a change by the caller."""
         return self.category in RETRYABLE
 
     def __str__(self) -> str:
@@ -52,202 +58,234 @@ class PeterRecError(Exception):
 
 
 class InvalidSpec(PeterRecError):
+    """A backbone, patch or head specification contradicts itself or a limit."""
+
     code = "invalid_spec"
     category = Category.INCOMPATIBLE
 
 
 class TensorFileInvalid(PeterRecError):
-    """A weights file that is no readable safetensors file or holds other tensors than expected."""
+    """A weights file cannot be read, or does not hold exactly the expected tensors."""
 
     code = "tensor_file_invalid"
     category = Category.INCOMPATIBLE
 
 
 class BackboneFolderInvalid(PeterRecError):
+    """A backbone folder lacks a file, or its files do not belong together."""
+
     code = "backbone_folder_invalid"
     category = Category.INCOMPATIBLE
 
 
 class DataError(PeterRecError):
-    """Bad input data; the message names the file, and the line and column where there is one."""
+    """Input data are bad; the message names the file and, if known, line and column."""
 
     code = "data_invalid"
     category = Category.MALFORMED
 
 
-class TrainingDiverged(PeterRecError):
-    code = "training_diverged"
-    category = Category.INTERNAL
-
-
 class DataFileMissing(DataError):
+    """A data file or folder does not exist, or the folder has no data file."""
+
     code = "data_file_missing"
 
 
 class DataFileUnreadable(DataError):
-    """Neither CSV nor Parquet as told by its name, or broken inside."""
+    """A data file is damaged, or is not of the format that its name says."""
 
     code = "data_file_unreadable"
 
 
 class DataFileEmpty(DataError):
+    """A data file has no rows, or a column of answers has no values."""
+
     code = "data_file_empty"
 
 
 class ColumnMissing(DataError):
+    """A table lacks a column that was named."""
+
     code = "data_column_missing"
 
 
 class ValueMissing(DataError):
-    """A row without a user or an item."""
+    """A row has no user or no item."""
 
     code = "data_value_missing"
 
 
 class OrderUnreadable(DataError):
-    """A time or position that is missing or is neither a number nor a timestamp."""
+    """A time or position is missing, or is neither a number nor a timestamp."""
 
     code = "data_order_unreadable"
 
 
 class NumberUnreadable(DataError):
-    """A label of a value task that is no finite number."""
+    """A value that must be a finite number is not one."""
 
     code = "data_number_unreadable"
 
 
-class FilterMatchesNothing(DataError):
-    code = "data_filter_matches_nothing"
-
-
 class FilterUnreadable(DataError):
+    """A row filter is not of the form COLUMN=VALUE."""
+
     code = "data_filter_unreadable"
 
 
+class FilterMatchesNothing(DataError):
+    """A row filter or a cut-off leaves no row."""
+
+    code = "data_filter_matches_nothing"
+
+
 class PictureUnwritable(DataError):
-    """A picture's file name that says neither PNG nor SVG."""
+    """A picture's file name ends neither in .png nor in .svg."""
 
     code = "data_picture_unwritable"
 
 
+class PlottingMissing(PeterRecError):
+    """Matplotlib is needed for a picture and is not installed."""
+
+    code = "plotting_missing"
+    category = Category.UNAVAILABLE
+
+
 class LabelDuplicate(DataError):
+    """A user has a second label in a task with one label per user."""
+
     code = "data_label_duplicate"
 
 
 class LabelSeenOnce(DataError):
-    """A label too rare to be both learned and checked."""
+    """A label is too rare to be both learned and tested."""
 
     code = "data_label_seen_once"
 
 
 class LabelUnknown(DataError):
-    """A label that a trained task does not have."""
+    """A label is not one of a trained task's labels."""
 
     code = "data_label_unknown"
 
 
 class TooFewClasses(DataError):
+    """The answers of a task do not vary: there is one class, or one value."""
+
     code = "data_too_few_classes"
 
 
 class SplitEmpty(DataError):
+    """A part of the split has no users, or the training part lacks a label."""
+
     code = "data_split_empty"
 
 
 class UnknownItems(DataError):
-    """Histories made of items that the backbone has never seen."""
+    """Too many items of the histories are not in the backbone's vocabulary."""
 
     code = "data_unknown_items"
 
 
 class HistoriesMissing(DataError):
-    """Labels and histories that have (almost) no user in common."""
+    """Labels and histories have no users, or hardly any, in common."""
 
     code = "data_histories_missing"
 
 
+class FutureItem(DataError):
+    """A history holds an event from a time when the answer was already known."""
+
+    code = "data_future_item"
+
+
+class TrainingDiverged(PeterRecError):
+    """The loss of a training run is no longer a finite number."""
+
+    code = "training_diverged"
+    category = Category.INTERNAL
+
+
 class CheckpointMismatch(PeterRecError):
-    """A checkpoint of another run."""
+    """A checkpoint belongs to a run with other settings or other data."""
 
     code = "checkpoint_mismatch"
     category = Category.INCOMPATIBLE
 
 
 class TasksDiffer(PeterRecError):
-    """Tasks that cannot be trained in one run."""
+    """Tasks cannot be trained in one run, for example because their patches differ."""
 
     code = "tasks_differ"
     category = Category.INCOMPATIBLE
 
 
 class TrunkTooLarge(PeterRecError):
-    """More histories than the memory for trunk states holds."""
+    """The activation cache has no room for all histories."""
 
     code = "trunk_too_large"
     category = Category.TOO_LARGE
 
 
 class GoldenFolderInvalid(PeterRecError):
-    """A folder that holds no case, or lacks the case that one of its files belongs to."""
+    """A folder has no recorded case, or lacks the case that one of its files belongs to."""
 
     code = "golden_folder_invalid"
     category = Category.MALFORMED
 
 
 class GoldenCaseInvalid(PeterRecError):
-    """A case with a missing, misshapen or unreadable array, or settings we cannot follow."""
+    """A recorded case has a bad array, or settings that we do not support."""
 
     code = "golden_case_invalid"
     category = Category.MALFORMED
 
 
 class ReferenceVariablesInvalid(PeterRecError):
-    """A checkpoint whose variables are not those of the published network."""
+    """The variables of a checkpoint are not those of the published network."""
 
     code = "reference_variables_invalid"
     category = Category.INCOMPATIBLE
 
 
-class TensorFlowMissing(PeterRecError):
-    code = "tensorflow_missing"
-    category = Category.UNAVAILABLE
-
-
 class VocabularyMismatch(PeterRecError):
-    """A vocabulary file that does not name each of the checkpoint's items once."""
+    """A vocabulary file does not name each of the checkpoint's items exactly once."""
 
     code = "reference_vocabulary_mismatch"
     category = Category.INCOMPATIBLE
 
 
-class FutureItem(DataError):
-    """The input holds something that happened when the answer was already known."""
+class TensorFlowMissing(PeterRecError):
+    """TensorFlow is needed to read a checkpoint and is not installed."""
 
-    code = "data_future_item"
+    code = "tensorflow_missing"
+    category = Category.UNAVAILABLE
 
 
 class PreparedFolderInvalid(PeterRecError):
+    """A prepared folder is incomplete, or was changed after it was written."""
+
     code = "prepared_folder_invalid"
     category = Category.MALFORMED
 
 
 class ComparisonSettingsInvalid(PeterRecError):
+    """Settings or task list of a comparison are contradictory or incomplete."""
+
     code = "comparison_settings_invalid"
     category = Category.MALFORMED
 
 
 class MethodUnknown(PeterRecError):
+    """A comparison names a method that does not exist."""
+
     code = "comparison_method_unknown"
     category = Category.NOT_FOUND
 
 
 class TaskUnknown(PeterRecError):
+    """A comparison names a task that its data do not have."""
+
     code = "comparison_task_unknown"
     category = Category.NOT_FOUND
-
-
-class PlottingMissing(PeterRecError):
-    """Matplotlib is not installed."""
-
-    code = "plotting_missing"
-    category = Category.UNAVAILABLE

@@ -1,4 +1,4 @@
-"""How long steps tell whoever waits how far they are."""
+"""Progress reports of long steps."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """``done`` of ``total`` units of a named phase; ``note`` is the latest figure worth seeing."""
+    """``done`` of ``total`` units of a named phase; ``note`` is the latest figure to show."""
 
     phase: str
     done: int
@@ -15,7 +15,8 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+"""Called with every progress report."""
 
 
 def no_progress(progress: Progress) -> None:
-    """For callers who do not want to see progress."""
+    """Ignore a progress report."""

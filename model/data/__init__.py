@@ -1,1 +1,1 @@
-"""From files of events to training examples. Free of torch."""
+"""From files of events to training examples. This package does not import torch."""

@@ -1,4 +1,4 @@
-"""A task's users: their histories in tokens beside their answers."""
+"""A task's users: their histories as tokens, with their answers."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,9 @@ from peterrec.model.errors import HistoriesMissing
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Users with a history and an answer; ``items`` is the vocabulary the rows refer to.
+    """Users with a history and an answer. ``items`` is the vocabulary of the tokens in ``rows``.
 
-    ``without_history`` counts users left out because no item of theirs is known.
+    ``without_history`` counts users who were left out because none of their items is known.
     """
 
     users: tuple[str, ...]
@@ -25,18 +25,18 @@ class Examples:
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Items in each history."""
+        """Number of items in each history."""
         return np.array([len(row) for row in self.rows], dtype=np.int64)
 
 
 def join_answers(histories: TokenHistories, labels: UserLabels, items: tuple[str, ...]) -> Examples:
-    """The users that have both, in the order of the labels."""
+    """The users who have both a history and an answer, in the order of the labels."""
     row_of = dict(zip(histories.users, histories.rows, strict=True))
     users = tuple(user for user in labels.by_user if len(row_of.get(user, ())))
     if not users:
         raise HistoriesMissing(
             f"none of the {len(labels.by_user)} users of {labels.source} has a known history.",
-            hint="Check that both files use the same user ids.",
+            hint="Check that both files use equal user ids.",
         )
     return Examples(
         users=users,
@@ -48,9 +48,9 @@ def join_answers(histories: TokenHistories, labels: UserLabels, items: tuple[str
 
 
 def keep_frequent(examples: Examples, min_count: int) -> Examples:
-    """Without answers given by fewer than ``min_count`` users, and without users left with none.
+    """Drop answers that fewer than ``min_count`` users have, and users who lose all their answers.
 
-    Users who had no answer before (no tag is an answer too) stay.
+    Users who had no answer before stay, because having no tag is an answer too.
     """
     counts: dict[str, int] = {}
     for answer in examples.answers:

@@ -1,6 +1,6 @@
-"""The folder that converters and the sample shop write: what a demo needs of a data set.
+"""The Parquet tables that converters and the sample shop write.
 
-Every user's events as Parquet tables: all of them, what tasks may read, and what comes after.
+A folder has every user's events: all of them, those that tasks may read, and the later ones.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,12 +17,12 @@ from peterrec.model.data.histories import Histories
 Column = Sequence[str] | Sequence[float] | npt.NDArray[np.int64] | npt.NDArray[np.float64]
 
 HISTORY_SHARE = 0.8
-"""Share of a user's events, the oldest, that derived tasks may read; the rest are answers."""
+"""Share of a user's events, the oldest, that derived tasks may read; the others are answers."""
 
 
 @dataclass(frozen=True, slots=True)
-class Events:
-    """Events of all users, sorted by user and then by time; ``position`` counts from 0 in each."""
+class PositionedEvents:
+    """Events of all users, sorted by user and time; each user's positions count from 0."""
 
     users: Sequence[str]
     items: Sequence[str]
@@ -36,16 +36,16 @@ class Events:
         is_history: npt.NDArray[np.bool_] = self.positions < np.repeat(kept, lengths)
         return is_history
 
-    def select(self, mask: npt.NDArray[np.bool_]) -> "Events":
-        """The events where the mask is true, with the positions they had."""
+    def select(self, mask: npt.NDArray[np.bool_]) -> "PositionedEvents":
+        """The events where the mask is true; they keep their positions."""
         chosen = np.flatnonzero(mask).tolist()
-        return Events(
+        return PositionedEvents(
             [self.users[i] for i in chosen], [self.items[i] for i in chosen], self.positions[mask]
         )
 
 
-def write_events(path: Path, events: Events, **columns: Column) -> None:
-    """Columns user_id, item_id, position and any further ones."""
+def write_events(path: Path, events: PositionedEvents, **columns: Column) -> None:
+    """Write the columns user_id, item_id, position and any further ones."""
     write_columns(
         path,
         {
@@ -58,7 +58,7 @@ def write_events(path: Path, events: Events, **columns: Column) -> None:
 
 
 def write_columns(path: Path, columns: Mapping[str, Column]) -> None:
-    """One Parquet file with these columns; the folder is made."""
+    """Write one Parquet file with these columns, and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(dict(columns)), path)
 
@@ -66,42 +66,42 @@ def write_columns(path: Path, columns: Mapping[str, Column]) -> None:
 SCHEMA = pa.schema([("user_id", pa.string()), ("item_id", pa.string()), ("position", pa.int64())])
 
 USERS_AT_ONCE = 1 << 14
-"""Users whose ids are spelled out in memory at once."""
+"""Users whose ids are in memory as texts at a time."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Some:
-    """Some users' events, and which of them are history."""
+class _Batch:
+    """The events of some users, and which of them are history."""
 
     table: pa.Table
     is_history: npt.NDArray[np.bool_]
 
 
 def write_all(histories: Histories, path: Path) -> None:
-    """All events of all users."""
+    """Write all events of all users."""
     with pq.ParquetWriter(path, SCHEMA) as writer:
-        for some in _tables(histories):
-            writer.write_table(some.table)
+        for batch in _tables(histories):
+            writer.write_table(batch.table)
 
 
 def write_halves(histories: Histories, out: Path) -> None:
-    """The oldest four fifths of each user's events as histories, the rest as targets."""
+    """Write the oldest four fifths of each user's events as histories, the others as targets."""
     with (
         pq.ParquetWriter(out / "histories.parquet", SCHEMA) as past,
         pq.ParquetWriter(out / "targets.parquet", SCHEMA) as future,
     ):
-        for some in _tables(histories):
-            past.write_table(some.table.filter(pa.array(some.is_history)))
-            future.write_table(some.table.filter(pa.array(~some.is_history)))
+        for batch in _tables(histories):
+            past.write_table(batch.table.filter(pa.array(batch.is_history)))
+            future.write_table(batch.table.filter(pa.array(~batch.is_history)))
 
 
 def history_lengths(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """How many of so many events are history."""
+    """How many events are history, for users with these numbers of events."""
     kept: npt.NDArray[np.int64] = np.maximum(1, (lengths * HISTORY_SHARE).astype(np.int64))
     return kept
 
 
-def _tables(histories: Histories) -> Iterator[_Some]:
+def _tables(histories: Histories) -> Iterator[_Batch]:
     items = pa.array(histories.items, pa.string())
     for start in range(0, len(histories.users), USERS_AT_ONCE):
         offsets = histories.offsets[start : start + USERS_AT_ONCE + 1]
@@ -114,4 +114,4 @@ def _tables(histories: Histories) -> Iterator[_Some]:
             pa.array(positions),
         ]
         is_history = positions < np.repeat(history_lengths(lengths), lengths)
-        yield _Some(pa.table(columns, schema=SCHEMA), is_history)
+        yield _Batch(pa.table(columns, schema=SCHEMA), is_history)

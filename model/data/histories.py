@@ -1,4 +1,4 @@
-"""Users' histories and a task's answers in memory. No torch and no file formats here."""
+"""Users' histories and a task's answers in memory."""
 
 import hashlib
 import json
@@ -13,8 +13,8 @@ import numpy.typing as npt
 class Histories:
     """Every user's items, oldest first, in one flat array.
 
-    User ``i`` owns ``codes[offsets[i]:offsets[i + 1]]``; a code is an index into ``items``. Users
-    and items stand in the order of their first appearance.
+    The items of user ``i`` are ``codes[offsets[i]:offsets[i + 1]]``; a code is an index into
+    ``items``. Users and items are in the order of their first appearance.
     """
 
     users: tuple[str, ...]
@@ -23,7 +23,7 @@ class Histories:
     offsets: npt.NDArray[np.int64]
 
     def select(self, users: npt.NDArray[np.int64]) -> "Histories":
-        """The histories of some users, by index."""
+        """The histories of the users with these indices."""
         parts = [self.codes[self.offsets[i] : self.offsets[i + 1]] for i in users.tolist()]
         offsets = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)
         codes = np.concatenate([np.empty(0, dtype=np.int64), *parts])
@@ -35,7 +35,7 @@ class Histories:
         return tuple(self.items[code] for code in codes.tolist())
 
     def digest(self) -> str:
-        """sha256 over users, items and their order: the training data's identity."""
+        """sha256 over users, items and their order. It identifies the training data."""
         sha = hashlib.sha256(json.dumps([self.users, self.items]).encode())
         sha.update(self.codes.tobytes())
         sha.update(self.offsets.tobytes())
@@ -44,11 +44,14 @@ class Histories:
 
 @dataclass(frozen=True, slots=True)
 class UserLabels:
-    """The answers a task is trained on: one or several texts per user, and the file's name."""
+    """The answers that a task is trained on: one or several texts per user.
+
+    ``source`` names the file in messages.
+    """
 
     by_user: Mapping[str, tuple[str, ...]]
     source: str
 
     def digest(self) -> str:
-        """sha256 of all answers: the labels' identity."""
+        """sha256 over all answers. It identifies the labels."""
         return hashlib.sha256(json.dumps(sorted(self.by_user.items())).encode()).hexdigest()

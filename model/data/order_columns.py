@@ -1,4 +1,4 @@
-"""Order columns: positions, dates or times as numbers that sort, and bounds among them."""
+"""Order columns: positions, dates or times as sortable numbers, and bounds for them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,21 +16,21 @@ OrderValues = npt.NDArray[np.int64 | np.float64]
 Kind = Literal["number", "timestamp"]
 
 ORDER_TYPES = (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", tz="UTC"))
-"""What a text is tried as; a time without a zone counts as UTC's."""
+"""Types that texts are parsed as, in this order. A time without a zone is taken as UTC."""
 
 
 @dataclass(slots=True)
 class OrderColumn:
-    """Reads one column part after part; numbers and timestamps do not mix.
+    """Reads one column part after part. All parts must have numbers, or all timestamps.
 
-    ``kind`` is that of the first part with rows. Timestamps come as microseconds since 1970, UTC.
+    ``kind`` is set by the first part with rows. Timestamps become microseconds since 1970 in UTC.
     """
 
     column: str
     kind: Kind | None = field(default=None, init=False)
 
     def values(self, part: TablePart) -> OrderValues:
-        """One part's column as numbers; refused with the first bad row's place."""
+        """One part's column as numbers. An error names the place of the first bad row."""
         if not part.table.num_rows:
             return np.empty(0, dtype=np.int64)
         parsed = _parsed(part, self.column)
@@ -39,7 +39,7 @@ class OrderColumn:
         if kind != self.kind:
             raise OrderUnreadable(
                 f"{part.place(0, self.column)}: {_value(part, self.column, 0)!r} is a {kind}, but "
-                f"the rows before hold a {self.kind} each.",
+                f"all rows before it have a {self.kind}.",
                 hint="Convert the files to one form.",
             )
         plain = parsed.cast(pa.int64()) if kind == "timestamp" else parsed
@@ -47,7 +47,7 @@ class OrderColumn:
         return numbers
 
     def bound(self, text: str) -> float:
-        """A number or a time, as the column holds them, in the column's numbers."""
+        """A bound that is written like the column's values, as one of the column's numbers."""
         types = ORDER_TYPES[2:] if self.kind == "timestamp" else ORDER_TYPES[:2]
         for arrow_type in types:
             if _casts(text, arrow_type):
@@ -56,15 +56,9 @@ class OrderColumn:
                 number: float = as_number.as_py()
                 return number
         raise OrderUnreadable(
-            f"the cut-off {text!r} is no {self.kind}, and column {self.column!r} holds such.",
-            hint="Write it as the column does, for example 2024-01-31 or 978300760.",
+            f"the cut-off {text!r} is no {self.kind}, but column {self.column!r} has {self.kind}s.",
+            hint="Write it like the column's values, for example 2024-01-31 or 978300760.",
         )
-
-
-def order_values(parts: Sequence[TablePart], column: str) -> OrderValues:
-    """Sortable numbers of an order column of all parts."""
-    reader = OrderColumn(column)
-    return np.concatenate([reader.values(part) for part in parts])
 
 
 def _parsed(part: TablePart, column: str) -> pa.ChunkedArray:
@@ -89,7 +83,7 @@ def _parse(part: TablePart, column: str) -> pa.ChunkedArray:
 
 
 def _first_unparsable(texts: Sequence[str]) -> int:
-    """The row to blame: the first that is not what the first row is."""
+    """The first row that does not have the type of the first row."""
     for arrow_type in ORDER_TYPES[1:]:
         if _casts(texts[0], arrow_type):
             return next(i for i, text in enumerate(texts) if not _casts(text, arrow_type))

@@ -1,7 +1,7 @@
-"""A synthetic shop: readers of a magazine whose interests show later in what they buy.
+"""A synthetic shop: readers of a magazine whose interests determine what they buy later.
 
-Clicks on articles are the source domain, first purchases in the shop the target domain with items
-of its own. Who a user is shifts what the user likes; neither gives the other away.
+Clicks on articles are the source domain. First purchases in the shop are the target domain, which
+has other items. Gender and age shift what a user likes, but neither determines it.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from peterrec.model.data.files import Events, write_columns, write_events
+from peterrec.model.data.files import PositionedEvents, write_columns, write_events
 
 INTERESTS = (
     "camping",
@@ -44,7 +44,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class _People:
-    """Who the users are: indices of gender and age group, and weights of interests [U, I]."""
+    """The users: indices of gender and age group, and weights of interests [U, I]."""
 
     gender: Ints
     age: Ints
@@ -52,7 +52,7 @@ class _People:
 
 
 def write_sample_data(out: Path, users: int = 4000, seed: int = 0) -> None:
-    """Write the shop's folder; the same seed gives the same files."""
+    """Write the shop's folder. Equal seeds give equal files."""
     generator = np.random.default_rng(seed)
     people = _make_people(users, generator)
     events = _make_clicks(people, generator)
@@ -70,7 +70,7 @@ def _user_names(users: int) -> list[str]:
 
 
 def _make_people(users: int, generator: np.random.Generator) -> _People:
-    """A few interests each, drawn with a pull by gender and by age group."""
+    """Draw a few interests for each user; gender and age group make some of them more likely."""
     gender = generator.integers(0, len(GENDERS), users)
     age = generator.choice(len(AGE_GROUPS), users, p=(0.3, 0.35, 0.22, 0.13))
     pull = PROFILE_PULL * generator.standard_normal((len(GENDERS), len(INTERESTS)))
@@ -81,8 +81,8 @@ def _make_people(users: int, generator: np.random.Generator) -> _People:
     return _People(gender, age, weight / weight.sum(1, keepdims=True))
 
 
-def _make_clicks(people: _People, generator: np.random.Generator) -> Events:
-    """Readers stay with an interest for a while and often take the article next to the last."""
+def _make_clicks(people: _People, generator: np.random.Generator) -> PositionedEvents:
+    """Draw clicks: readers stay with an interest for a while and often take the next article."""
     users, per_interest = len(people.gender), len(ANGLES) * len(THEMES)
     extra = generator.exponential(MEAN_EXTRA, users).astype(np.int64)
     lengths = np.minimum(LONGEST, SHORTEST + extra)
@@ -103,8 +103,8 @@ def _make_clicks(people: _People, generator: np.random.Generator) -> Events:
     return _as_events(interest * per_interest + article, lengths, "article")
 
 
-def _make_purchases(people: _People, generator: np.random.Generator) -> Events:
-    """One to three first purchases: what fits an interest, in a way that depends on the age."""
+def _make_purchases(people: _People, generator: np.random.Generator) -> PositionedEvents:
+    """Draw one to three first purchases, which depend on interests, age and gender."""
     users = len(people.gender)
     lengths = generator.integers(1, 4, users)
     picks = np.zeros((users, 3), np.int64)
@@ -124,12 +124,12 @@ def _draw(weights: Floats, generator: np.random.Generator) -> Ints:
     return within
 
 
-def _as_events(items: Ints, lengths: Ints, prefix: str) -> Events:
-    """The first ``lengths[u]`` of each row [U, T] as events."""
+def _as_events(items: Ints, lengths: Ints, prefix: str) -> PositionedEvents:
+    """The first ``lengths[u]`` items of each row [U, T] as events."""
     is_there = np.arange(items.shape[1]) < lengths[:, None]
     owner, position = np.nonzero(is_there)
     names = _user_names(len(items))
-    return Events(
+    return PositionedEvents(
         [names[u] for u in owner.tolist()],
         [f"{prefix}-{item:04d}" for item in items[is_there].tolist()],
         position.astype(np.int64),
@@ -137,7 +137,7 @@ def _as_events(items: Ints, lengths: Ints, prefix: str) -> Events:
 
 
 def _write_users(path: Path, people: _People, generator: np.random.Generator) -> None:
-    """Profiles, and the monthly spend: by age, by interests, and by chance."""
+    """Write profiles, and the monthly spend, which depends on age, interests and chance."""
     price = np.linspace(5, 60, len(INTERESTS))
     chance = generator.normal(0, 4, len(people.age))
     spend = np.maximum(0, 20 + 12 * people.age + people.taste @ price + chance)

@@ -1,4 +1,4 @@
-"""Splits by user: nobody is in two parts, and the same seed gives everybody the same place."""
+"""Splits by user: no user is in two parts, and a split depends on ids and seed alone."""
 
 import hashlib
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ class UserSplit:
 def split_users(
     users: Sequence[str], validation_share: float, test_share: float, seed: int
 ) -> UserSplit:
-    """Cut the users, ranked by a keyed hash of their ids, into three parts.
+    """Rank the users by a keyed hash of their ids, and cut the ranking into three parts.
 
-    A user's rank depends on the id and the seed alone, not on the file or its order, so a user
-    keeps (but for the cut's own shift) the same part in every task. A part is empty only if its
-    share is 0; a positive share of too few users is refused.
+    A user's rank depends on the id and the seed alone, not on the file or its order. So a user is
+    in the same part in every task, except near the cuts, which move with the number of users. A
+    part is empty only if its share is 0; a positive share of too few users is refused.
     """
     ranked = np.argsort([rank_of(user, seed) for user in users], kind="stable")
     validation = _size(len(users), validation_share)

@@ -1,8 +1,7 @@
-"""What a table of interactions holds: sizes, lengths, popularity, repetitions, ties and times.
+"""Statistics and a picture of a table of interactions.
 
-A picture of a table of interactions: how long histories are and how popular items.
-
-Matplotlib is optional: the statistics need none.
+They show sizes, the lengths of histories, the popularity of items, repetitions, ties and times. The
+picture needs matplotlib, which is optional; the statistics do not.
 """
 
 from dataclasses import asdict, dataclass
@@ -13,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from peterrec.model.data.event_stream import EventColumns
+from peterrec.model.data.interactions import Events
+from peterrec.model.documents import Document
 from peterrec.model.errors import PictureUnwritable, PlottingMissing
 
 Counts = npt.NDArray[np.int64]
-Document = dict[str, Any]  # Any: a JSON document
 
 QUANTILES = {"min": 0, "p5": 5, "p25": 25, "median": 50, "p75": 75, "p95": 95, "p99": 99}
 UNIX_SECONDS = (1e8, 1e10)
-"""Order values in this range (from 1973) are also told as dates, in case they are seconds."""
+"""Numbers in this range (from 1973) are also shown as dates, in case they are seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """How counts are spread: quantiles by name, the mean and the largest."""
+    """The distribution of counts: quantiles by name, the mean and the largest."""
 
     quantiles: dict[str, float]
     mean: float
@@ -35,10 +34,10 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """The range of the order column and how far it orders.
+    """The range of the order column, and how many events it does not order.
 
-    ``tied_share``: events at the same time as another one of the same user, so that only the file
-    orders them. ``first`` and ``last`` are dates, or the plain numbers.
+    ``tied_share`` is the share of events at the time of another event of their user, which a hash
+    orders. ``first`` and ``last`` are dates, or plain numbers.
     """
 
     first: str
@@ -48,11 +47,12 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class DataInfo:
-    """The statistics of one table. ``lengths`` and ``popularity`` count each user's, item's events.
+    """The statistics of one table.
 
-    ``sparsity``: share of user–item pairs never seen. ``repeated_share``: events with an item that
-    their user had before. ``duplicate_share``: events that repeat user, item and time (None without
-    an order column). ``top_shares``: events on the most popular percents of the items.
+    ``lengths`` counts the events of each user, ``popularity`` those of each item. ``sparsity`` is
+    the share of user–item pairs that never occur. ``repeated_share`` is the share of events whose
+    item their user had before; ``duplicate_share`` of events that repeat user, item and time (None
+    without an order column). ``top_shares`` are the shares of events on the most popular items.
     """
 
     users: int
@@ -71,21 +71,21 @@ class DataInfo:
     popularity: Counts
 
     def to_json(self) -> Document:
-        """All but the counts of single users and items."""
+        """All fields as JSON, except the counts of single users and items."""
         fields = asdict(self)
         del fields["lengths"], fields["popularity"]
         return fields
 
 
-def describe_events(events: EventColumns) -> DataInfo:
-    """The statistics of events."""
+def describe_events(events: Events) -> DataInfo:
+    """Compute the statistics of events."""
     lengths = np.bincount(events.user, minlength=len(events.users))
     popularity = np.bincount(events.item, minlength=len(events.items))
     pair = events.user.astype(np.int64) * len(events.items) + events.item
     distinct = _distinct(pair)
     duplicates = None
-    if events.order is not None:
-        duplicates = 1 - _distinct_pairs(pair, events.order) / len(pair)
+    if events.time is not None:
+        duplicates = 1 - _distinct_pairs(pair, events.time) / len(pair)
     return DataInfo(
         users=len(lengths),
         items=len(popularity),
@@ -110,7 +110,7 @@ def _distinct(values: npt.NDArray[np.int64]) -> int:
 
 
 def _distinct_pairs(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> int:  # Any: a number's type
-    """How many different pairs two columns hold."""
+    """The number of distinct pairs in two columns."""
     order = np.lexsort((other, one))
     one, other = one[order], other[order]
     is_new = (one[1:] != one[:-1]) | (other[1:] != other[:-1])
@@ -128,20 +128,20 @@ def _spread(counts: Counts) -> Spread:
     return Spread(quantiles, float(counts.mean()), int(counts.max()))
 
 
-def _times(events: EventColumns) -> Times | None:
-    if events.order is None:
+def _times(events: Events) -> Times | None:
+    if events.time is None:
         return None
-    order = np.lexsort((events.order, events.user))
-    user, time = events.user[order], events.order[order]
+    order = np.lexsort((events.time, events.user))
+    user, time = events.user[order], events.time[order]
     is_tied = np.append((user[1:] == user[:-1]) & (time[1:] == time[:-1]), False)
     is_tied[1:] |= is_tied[:-1].copy()
-    ends = (float(events.order.min()), float(events.order.max()))
-    first, last = (_when(end, ends, events.order_kind == "timestamp") for end in ends)
+    ends = (float(events.time.min()), float(events.time.max()))
+    first, last = (_when(end, ends, events.time_kind == "timestamp") for end in ends)
     return Times(first, last, float(is_tied.mean()))
 
 
 def _when(value: float, ends: tuple[float, float], is_timestamp: bool) -> str:
-    """A time in words; numbers that may be seconds since 1970 with their date."""
+    """A time as text; a number that may be seconds since 1970 is shown with its date."""
     if is_timestamp:
         return datetime.fromtimestamp(value / 1e6, UTC).isoformat(sep=" ").removesuffix("+00:00")
     low, high = UNIX_SECONDS
@@ -156,13 +156,15 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".svg")
 BARS = 40
+"""Most bars of a histogram."""
 
 
 def require_picture(path: Path) -> None:
-    """Refuse early, before the data are read, if the picture could not be drawn."""
+    """Refuse a picture that could not be drawn, before the data are read."""
     if path.suffix not in SUFFIXES:
         raise PictureUnwritable(
-            f"{path} is neither {' nor '.join(SUFFIXES)}.", hint="Give the file such an ending."
+            f"{path} ends neither in {' nor in '.join(SUFFIXES)}.",
+            hint="Give the file one of these endings.",
         )
     try:
         import matplotlib  # noqa: F401
@@ -174,7 +176,7 @@ def require_picture(path: Path) -> None:
 
 
 def draw_data(info: DataInfo, path: Path) -> None:
-    """Histograms of history lengths and item popularity side by side, as PNG or SVG."""
+    """Draw histograms of history lengths and item popularity, as PNG or SVG."""
     require_picture(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -190,7 +192,7 @@ def draw_data(info: DataInfo, path: Path) -> None:
 
 
 def _histogram(axes: "Axes", counts: Counts, label: str, title: str) -> None:
-    """Bars of equal width on a logarithmic scale; no bar is narrower than one event."""
+    """Draw bars of equal width on a logarithmic scale; no bar is narrower than one event."""
     largest = int(counts.max())
     edges = np.unique(np.geomspace(1, largest + 1, BARS).round())
     axes.hist(counts, bins=[float(edge) for edge in edges] if largest > 1 else [1.0, 2.0])

@@ -1,9 +1,7 @@
-"""Text files of rows: their forms, and where in a file a row or a fault stands.
+"""Tables from CSV, RecBole's atomic files or Parquet, read in batches with the place of every row.
 
-Reading is pyarrow's work, and it knows no line numbers: fields in quotes may hold line breaks, and
-empty lines are no rows. So where a refusal needs a line, the file is read again up to there.
-
-Tables from CSV, RecBole's atomic files or Parquet, in batches, with the place of every row.
+Pyarrow reads the files, but it has no line numbers: quoted fields may contain line breaks, and
+empty lines are not rows. So when an error needs a line number, the file is read again up to it.
 """
 
 import csv
@@ -33,34 +31,34 @@ from peterrec.model.errors import (
 
 CSV_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 ATOMIC_SUFFIXES = (".inter", ".user", ".item")
-"""RecBole's atomic files: tabs, no quotes, and a header of ``name:type``."""
+"""RecBole's atomic files: separated by tabs, without quotes, with a header of ``name:type``."""
 
 ATOMIC_TYPES = ("token", "token_seq", "float", "float_seq")
 
 
 @dataclass(frozen=True, slots=True)
 class TextForm:
-    """How a text file's fields are told apart."""
+    """How a text file separates its fields."""
 
     delimiter: str
     has_quotes: bool
     has_types: bool
 
     def name_of(self, header: str) -> str:
-        """A column's name as the user says it: without the type, in a file that has them."""
+        """A column's name without its type, if the file's header has types."""
         name, colon, kind = header.rpartition(":")
         return name if self.has_types and colon and kind in ATOMIC_TYPES else header
 
 
 def text_form(path: Path, delimiter: str) -> TextForm:
-    """The form that a file's name tells; a CSV file's fields lie between delimiters."""
+    """The form of a text file, from its name; ``delimiter`` is that of CSV files."""
     if path.name.endswith(ATOMIC_SUFFIXES):
         return TextForm("\t", has_quotes=False, has_types=True)
     return TextForm(delimiter, has_quotes=True, has_types=False)
 
 
 def header_types(path: Path) -> dict[str, str]:
-    """The columns of an atomic file with their types; ``token`` where a header tells none."""
+    """The columns of an atomic file with their types; a column without a type is a ``token``."""
     form = text_form(path, "\t")
     _, header = next(_records(path, form), (1, []))
     return {
@@ -70,16 +68,16 @@ def header_types(path: Path) -> dict[str, str]:
 
 
 def line_of_row(path: Path, form: TextForm, row: int) -> int:
-    """The line, counted from 1, where a row begins; the first one below the header is row 0."""
+    """The line, counted from 1, on which a row begins. Row 0 is the first one below the header."""
     with suppress(csv.Error):  # a field too large for this reader
         for number, (line, _) in enumerate(_records(path, form)):
             if number == row + 1:
                 return line
-    return row + 2  # the line that it has unless fields hold breaks
+    return row + 2  # right unless fields contain line breaks
 
 
 def first_fault(path: Path, form: TextForm) -> str | None:
-    """Why a file cannot be read: the first broken row with its line and column, in words."""
+    """A sentence on why a file cannot be read: the first bad row with its line and column."""
     names: Sequence[str] = ()
     line = 0
     try:
@@ -97,7 +95,7 @@ def first_fault(path: Path, form: TextForm) -> str | None:
 
 
 def _records(path: Path, form: TextForm) -> Iterator[tuple[int, list[str]]]:
-    """Every row that is not empty, the header too, with the line where it begins."""
+    """Every row that is not empty, including the header, with the line on which it begins."""
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if form.has_quotes else csv.QUOTE_NONE
     with (
         pa.input_stream(path) as stream,  # decompresses by the file's suffix
@@ -122,17 +120,21 @@ def _is_text(field: str) -> bool:
 PARQUET_SUFFIX = ".parquet"
 
 CSV_BLOCK_BYTES = 1 << 24
+"""Bytes of a CSV file in memory; larger blocks read no faster (measured on 30 million rows)."""
+
 PARQUET_BATCH_ROWS = 1 << 19
+"""Rows of a Parquet file in memory; larger batches read no faster (measured as above)."""
+
 PARQUET_BUFFER_BYTES = 1 << 20
-"""What is in memory at once; larger ones read no faster (measured on 30 million rows)."""
+"""Bytes read from a Parquet file in one call; larger buffers read no faster."""
 
 EXACT_WHOLE = 2.0**53
-"""Floats from here on are not told apart as whole numbers."""
+"""Whole floats below this are exact integers; larger ones may stand for several integers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """Keep only rows whose ``column``, as text, is ``value``."""
+    """A filter: keep rows whose ``column``, as text, equals ``value``."""
 
     column: str
     value: str
@@ -143,14 +145,14 @@ class Condition:
         column, equals, value = text.partition("=")
         if not (column and equals):
             raise FilterUnreadable(
-                f"filter {text!r} is not COLUMN=VALUE.", hint="Write for example domain=food."
+                f"filter {text!r} is not COLUMN=VALUE.", hint="Write it like domain=food."
             )
         return cls(column, value)
 
 
 @dataclass(frozen=True, slots=True)
 class TableSource:
-    """A file or a folder of them, and which of its rows count."""
+    """A file, or a folder of files, and filters for its rows."""
 
     path: Path
     delimiter: str = ","
@@ -159,9 +161,9 @@ class TableSource:
 
 @dataclass(frozen=True, slots=True)
 class TablePart:
-    """The wanted columns of one file or of some of its rows.
+    """Some columns of all or some rows of one file.
 
-    ``rows`` holds each row's number in the file, from 0. ``form`` is None for Parquet.
+    ``rows`` holds each row's number in the file, counted from 0. ``form`` is None for Parquet.
     """
 
     path: Path
@@ -170,7 +172,7 @@ class TablePart:
     form: TextForm | None = None
 
     def place(self, row: int, column: str) -> str:
-        """Where a value stands, in words: file, line (or row) and column."""
+        """A value's place for messages: file, line (or row of a Parquet file) and column."""
         number = int(self.rows[row])
         if self.form is None:
             at = f"row {number + 1}"
@@ -180,9 +182,9 @@ class TablePart:
 
 
 def read_parts(source: TableSource, columns: Sequence[str]) -> list[TablePart]:
-    """The columns of every file of a source as a whole, in the order of the file names.
+    """Read columns of every file of a source, one part per file, in the order of the file names.
 
-    For small tables, such as labels; ``read_batches`` reads any size.
+    The source must fit into memory, as labels do; ``read_batches`` reads any size.
     """
     by_file: dict[Path, list[TablePart]] = {}
     for part in read_batches(source, columns):
@@ -199,10 +201,10 @@ def read_parts(source: TableSource, columns: Sequence[str]) -> list[TablePart]:
 
 
 def read_batches(source: TableSource, columns: Sequence[str]) -> Iterator[TablePart]:
-    """The columns of every file of a source, some rows at a time.
+    """Read columns of every file of a source, some rows at a time.
 
-    Rows that miss a condition are left out; the rest keep their numbers. Text columns come as
-    strings (an empty CSV field is null), numbers and times as Parquet stores them.
+    Rows that fail a filter are left out; the others keep their row numbers. Columns of text files
+    are strings, and an empty field is null. Numbers and times of Parquet files keep their types.
     """
     wanted = list(dict.fromkeys([*columns, *(condition.column for condition in source.where)]))
     rows = kept = 0
@@ -222,7 +224,7 @@ def read_batches(source: TableSource, columns: Sequence[str]) -> Iterator[TableP
 
 
 def list_files(path: Path) -> list[Path]:
-    """The file itself, or the CSV and Parquet files below a folder in the order of their names."""
+    """The file itself, or all CSV and Parquet files below a folder in the order of their names."""
     if not path.exists():
         raise DataFileMissing(f"{path} does not exist.", hint="Check the path.")
     if path.is_file():
@@ -240,7 +242,7 @@ def list_files(path: Path) -> list[Path]:
 def text_column(
     parts: Sequence[TablePart], column: str, allows_nulls: bool = False
 ) -> pa.ChunkedArray:
-    """A column as strings, without gaps unless they are allowed; whole floats lose their ``.0``."""
+    """A column as strings (see ``as_text``). Missing values are refused unless they are allowed."""
     for part in parts:
         if not allows_nulls:
             require_values(part, column)
@@ -250,7 +252,7 @@ def text_column(
 
 
 def require_values(part: TablePart, column: str) -> None:
-    """Refuse a column with a missing value, naming the first one's place."""
+    """Refuse a column with a missing value; the error names the place of the first one."""
     missing = part.table[column].is_null(nan_is_null=True)
     if pc.any(missing).as_py():
         row = pc.index(missing, True).as_py()
@@ -260,7 +262,7 @@ def require_values(part: TablePart, column: str) -> None:
 
 
 def as_text(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Values of any type as strings; a whole float loses its ``.0``."""
+    """Values of any type as strings. A whole float is written without ``.0``."""
     if not pa.types.is_floating(values.type):
         return values.cast(pa.string())
     whole = pc.and_(pc.equal(values, pc.round(values)), pc.less(pc.abs(values), EXACT_WHOLE))
@@ -294,7 +296,7 @@ def _parquet(path: Path, columns: list[str]) -> Iterator[pa.Table]:
 
 
 def _plain_type(path: Path, column: str, stored: pa.DataType) -> pa.DataType:
-    """What a Parquet column is read as; refused if it holds neither texts, numbers nor times."""
+    """The type that a Parquet column is read as; refused unless it has texts, numbers or times."""
     types = pa.types
     if types.is_dictionary(stored):
         return _plain_type(path, column, stored.value_type)
@@ -306,7 +308,7 @@ def _plain_type(path: Path, column: str, stored: pa.DataType) -> pa.DataType:
     if any(is_kind(stored) for is_kind in (*known, types.is_date, types.is_timestamp)):
         return stored
     raise DataFileUnreadable(
-        f"{path}, column {column!r}: values of type {stored} are no texts, numbers or times.",
+        f"{path}, column {column!r}: values of type {stored} are neither texts, numbers nor times.",
         hint="Write the column as one of these.",
     )
 
@@ -358,7 +360,7 @@ def _require_columns(
         if list(found).count(column) > 1:
             raise DataFileUnreadable(
                 f"{path}, line 1: the column {column!r} stands there twice.",
-                hint="Name the columns apart.",
+                hint="Give each column its own name.",
             )
 
 

@@ -1,4 +1,7 @@
-"""The backbone's ordered items and their token ids. No torch here: HTTP workers read it too."""
+"""The backbone's ordered items and their token ids.
+
+HTTP workers import this module, so it must not import torch.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ from peterrec.model.spec import FIRST_ITEM, UNK
 class Vocabulary:
     """Items in the order of their embedding rows, the most frequent first.
 
-    The order is part of the backbone's fingerprint; sampled losses rely on it too.
+    The order is part of the backbone's fingerprint, and sampled losses rely on it.
     """
 
     items: tuple[str, ...]
@@ -27,7 +30,7 @@ class Vocabulary:
         return {item: FIRST_ITEM + index for index, item in enumerate(self.items)}
 
     def tokens(self, items: Iterable[str]) -> npt.NDArray[np.int64]:
-        """Token ids int64 [n] of items, UNK for those outside the vocabulary."""
+        """Token ids int64 [n] of items; UNK for items outside the vocabulary."""
         token_of = self.token_of
         return np.array([token_of.get(item, UNK) for item in items], dtype=np.int64)
 
@@ -36,7 +39,7 @@ class Vocabulary:
 
 
 def build_vocabulary(histories: Histories, min_count: int = 1) -> Vocabulary:
-    """The items that occur at least ``min_count`` times, by descending count, then by id."""
+    """Items that occur at least ``min_count`` times, by descending count, then by id."""
     counts = np.bincount(histories.codes, minlength=len(histories.items))
     frequent = [i for i in np.flatnonzero(counts >= min_count).tolist() if counts[i] > 0]
     if not frequent:
@@ -67,7 +70,7 @@ class TokenHistories:
 
 
 def tokenize(histories: Histories, vocabulary: Vocabulary) -> TokenHistories:
-    """Histories in the vocabulary's token ids; unknown items are left out, as in serving."""
+    """Histories as token ids. Unknown items are left out, as in serving."""
     token_of_code = vocabulary.tokens(histories.items)  # [distinct items]
     tokens = token_of_code[histories.codes]  # [events]
     is_known = tokens != UNK
@@ -79,9 +82,10 @@ def tokenize(histories: Histories, vocabulary: Vocabulary) -> TokenHistories:
 
 
 def require_known(histories: TokenHistories, max_unknown_share: float, source: str) -> None:
-    """Refuse histories that the backbone can hardly read.
+    """Refuse histories with too many items that the backbone does not know.
 
-    Limits both the share of unknown events and the share of users none of whose items is known.
+    The limit holds for the share of unknown events and for the share of users without any known
+    item.
     """
     unreadable = [u for u, row in zip(histories.users, histories.rows, strict=True) if not len(row)]
     user_share = len(unreadable) / max(1, len(histories.users))

@@ -1,1 +1,1 @@
-"""What is kept on disk: tensors, backbone folders and the probes of a bundle."""
+"""Files: tensors, backbone folders and the probes of a bundle."""

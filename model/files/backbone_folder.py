@@ -1,14 +1,14 @@
-"""The backbone on disk: weights, spec, ordered item vocabulary, fingerprint, training record."""
+"""Backbone folders: weights, spec, ordered item vocabulary, fingerprint and training record."""
 
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from peterrec.model.documents import Document
 from peterrec.model.errors import BackboneFolderInvalid
 from peterrec.model.files.backbone_info import SPEC, VOCABULARY, read_info, read_json, write_json
 from peterrec.model.files.tensors import read_tensors, require_shapes, write_tensors
@@ -21,12 +21,12 @@ RECORD = "training.json"
 
 @dataclass(frozen=True, slots=True)
 class LoadedBackbone:
-    """A backbone in evaluation mode with its identity."""
+    """A backbone in evaluation mode, its items, fingerprint and training record."""
 
     backbone: Backbone
     items: list[str]
     fingerprint: str
-    record: dict[str, Any]  # Any: a JSON document
+    record: Document
 
 
 def fingerprint_of(spec: BackboneSpec, items: list[str], weights: dict[str, Tensor]) -> str:
@@ -44,7 +44,7 @@ def save_backbone(
     folder: Path,
     backbone: Backbone,
     items: list[str],
-    record: dict[str, Any],  # Any: a JSON document
+    record: Document,
 ) -> str:
     """Write the folder and return the backbone's fingerprint."""
     if len(items) != backbone.spec.item_count or len(set(items)) != len(items):
@@ -63,7 +63,7 @@ def save_backbone(
 
 
 def load_backbone(folder: Path) -> LoadedBackbone:
-    """Open a backbone folder; its fingerprint is recomputed from what was read."""
+    """Open a backbone folder, and check its fingerprint against what was read."""
     info = read_info(folder)
     weights = read_tensors(folder / WEIGHTS)
     require_shapes(folder / WEIGHTS, weights, _shapes(info.spec))
@@ -81,7 +81,7 @@ def load_backbone(folder: Path) -> LoadedBackbone:
 
 
 def _shapes(spec: BackboneSpec) -> dict[str, tuple[int, ...]]:
-    """Shapes of the weights by name, without allocating them."""
+    """The shapes of all weights by name; no memory is allocated for the weights."""
     with torch.device("meta"):
         state = Backbone(spec).state_dict()
     return {name: tuple(tensor.shape) for name, tensor in state.items()}

@@ -1,4 +1,4 @@
-"""Identity of a backbone folder, readable without torch: spec, item vocabulary, fingerprint."""
+"""Spec, item vocabulary and fingerprint of a backbone folder, read without torch."""
 
 import json
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ VOCABULARY = "vocabulary.json"
 
 @dataclass(frozen=True, slots=True)
 class BackboneInfo:
-    """What a process without torch needs to know of a backbone."""
+    """Spec, items and fingerprint of a backbone, for processes without torch."""
 
     spec: BackboneSpec
     items: list[str]
@@ -22,7 +22,7 @@ class BackboneInfo:
 
 
 def read_info(folder: Path) -> BackboneInfo:
-    """Spec, vocabulary and recorded fingerprint, without opening the weights."""
+    """Read spec, vocabulary and recorded fingerprint without opening the weights."""
     document = read_json(folder / SPEC)
     items = read_json(folder / VOCABULARY)
     try:
@@ -31,23 +31,23 @@ def read_info(folder: Path) -> BackboneInfo:
     except (KeyError, TypeError) as error:
         raise BackboneFolderInvalid(f"{folder / SPEC} lacks {error}.") from error
     if not isinstance(items, list):
-        raise BackboneFolderInvalid(f"{folder / VOCABULARY} is no list of items.")
+        raise BackboneFolderInvalid(f"{folder / VOCABULARY} is not a list of items.")
     if len(items) != spec.item_count:
         raise BackboneFolderInvalid(
-            f"{folder / VOCABULARY} lists {len(items)} items, the spec says {spec.item_count}."
+            f"{folder / VOCABULARY} lists {len(items)} items, the spec {spec.item_count}."
         )
     return BackboneInfo(spec, [str(item) for item in items], fingerprint)
 
 
 def write_json(path: Path, document: object) -> None:
-    """Write a JSON document; a reader sees the old file or the whole new one."""
+    """Write a JSON document. A reader sees either the old file or the complete new one."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(document, ensure_ascii=False, indent=1), encoding="utf-8")
     partial.replace(path)
 
 
 def read_json(path: Path) -> Any:  # Any: a JSON document
-    """The JSON document of a backbone folder's file."""
+    """Read a JSON file of a backbone folder."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -55,4 +55,4 @@ def read_json(path: Path) -> Any:  # Any: a JSON document
             f"{path} does not exist.", hint="Give a folder written by `peterrec pretrain`."
         ) from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BackboneFolderInvalid(f"{path} is no JSON file: {error}.") from error
+        raise BackboneFolderInvalid(f"{path} is not a JSON file: {error}.") from error

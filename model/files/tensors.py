@@ -1,31 +1,80 @@
 """Safetensors files, read with errors that say what is wrong. Nothing is ever unpickled."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import safetensors
-from safetensors.torch import load_file, save_file
+import safetensors.numpy
+import safetensors.torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from peterrec.model.errors import TensorFileInvalid
+
+NumpyArray = NDArray[np.generic]
+
+TEXTS = "texts"
+"""Metadata entry of an array file: a JSON list of the arrays that hold texts."""
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file by name."""
     try:
-        return load_file(path)
+        return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
-        raise TensorFileInvalid(
-            f"{path} is no readable safetensors file: {error}.",
-            hint="Convert other formats first; pickled checkpoints are never opened.",
-        ) from error
+        raise _unreadable(path, error) from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors by name; a reader sees the old file or the whole new one."""
+    """Write tensors by name. A reader sees either the old file or the complete new one."""
     partial = path.with_name(path.name + ".partial")
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, partial)
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    safetensors.torch.save_file(plain, partial)
     partial.replace(path)
+
+
+def read_arrays(path: Path) -> dict[str, NumpyArray]:
+    """All arrays of a file that ``write_arrays`` wrote, by name."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            names = file.keys()  # it cannot be iterated itself
+            arrays: dict[str, NumpyArray] = {name: file.get_tensor(name) for name in names}
+            texts = json.loads((file.metadata() or {}).get(TEXTS, "[]"))
+        for name in texts:
+            arrays[name] = np.array(json.loads(arrays[name].tobytes()), dtype=np.str_)
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(path, error) from error
+    return arrays
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NumpyArray]) -> None:
+    """Write arrays by name and create the folder.
+
+    Safetensors has no texts: an array of texts is stored as the bytes of a JSON list, and the
+    metadata entry ``texts`` names it. A reader sees either the old file or the complete new one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    texts = [name for name, array in arrays.items() if array.dtype.kind == "U"]
+    plain = {
+        name: _json_bytes(array) if name in texts else np.ascontiguousarray(array)
+        for name, array in arrays.items()
+    }
+    safetensors.numpy.save_file(plain, partial, {TEXTS: json.dumps(texts)})
+    partial.replace(path)
+
+
+def _json_bytes(texts: NumpyArray) -> NDArray[np.uint8]:
+    return np.frombuffer(json.dumps(texts.tolist()).encode(), dtype=np.uint8)
+
+
+def _unreadable(path: Path, error: Exception) -> TensorFileInvalid:
+    return TensorFileInvalid(
+        f"{path} is no readable safetensors file: {error}.",
+        hint="Convert other formats first; pickled checkpoints are never opened.",
+    )
 
 
 def require_shapes(

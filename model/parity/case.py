@@ -1,19 +1,21 @@
-"""One recording of the published code: its settings and arrays, read with errors that name them."""
+"""Recorded cases of the published code: settings and arrays, read with errors that name them."""
 
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from peterrec.model.documents import Document
 from peterrec.model.errors import GoldenCaseInvalid
+from peterrec.model.files.tensors import NumpyArray
 from peterrec.model.insertions import INSERTIONS, InsertionName
-from peterrec.model.parity.npz import NumpyArray, read_npz
+from peterrec.model.parity.npz import read_npz
 
 CaseKind = Literal["causal_pretrain", "noncausal_pretrain", "finetune"]
 
@@ -23,7 +25,7 @@ GRADIENT, AFTER, LOSS_CURVE = "grad:", "after:", "adam_losses"
 
 @dataclass(frozen=True, slots=True)
 class AdamSettings:
-    """The recorded training run; ``loss`` names the summed terms, ``batch`` its input."""
+    """Settings of a recorded training run: ``loss`` names summed terms, ``batch`` the input."""
 
     lr: float
     beta1: float
@@ -35,13 +37,13 @@ class AdamSettings:
 
     @property
     def input(self) -> int:
-        """Number of the input batch that was trained on."""
+        """The number of the input batch that was trained on."""
         return int(self.batch.removeprefix("in").partition("_")[0])
 
 
 @dataclass(frozen=True, slots=True)
 class CaseMeta:
-    """What a case says of its network; ``insertion`` and ``patch`` belong to fine-tuning only."""
+    """A case's description of its network; only fine-tuning has ``insertion`` and ``patch``."""
 
     kind: CaseKind
     weights: str
@@ -72,24 +74,24 @@ class GoldenCase:
         return self.arrays[name]
 
     def ids(self, name: str, limit: int, min_width: int = 1) -> Tensor:
-        """A recorded array of ids int64 [B, T], T at least ``min_width``, each below ``limit``."""
+        """A recorded array of ids int64 [B, T], with T >= ``min_width`` and ids below ``limit``."""
         ids = self.array(name)
         if ids.is_floating_point() or ids.dim() != 2 or ids.shape[1] < min_width or not len(ids):
-            raise GoldenCaseInvalid(f"array {name} is no table of ids: {describe(ids)}.")
+            raise GoldenCaseInvalid(f"array {name} is not a table of ids: {describe(ids)}.")
         if ids.min() < 0 or ids.max() >= limit:
             raise GoldenCaseInvalid(f"array {name} holds ids outside 0 … {limit - 1}.")
         return ids
 
     @property
     def inputs(self) -> list[int]:
-        """Numbers of the input batches."""
+        """The numbers of the input batches."""
         found = {int(match[1]) for name in self.arrays if (match := INPUT.fullmatch(name))}
         if not found:
             raise GoldenCaseInvalid("array in0_itemseq is missing.")
         return sorted(found)
 
     def variables(self, prefix: str) -> list[str]:
-        """Names of the variables recorded under ``grad:`` or ``after:``."""
+        """The names of the variables recorded under ``grad:`` or ``after:``."""
         return [n.removeprefix(prefix) for n in self.arrays if n.startswith(prefix)]
 
 
@@ -154,7 +156,7 @@ def _optional_name(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def _parse_adam(document: dict[str, Any]) -> AdamSettings:  # Any: a JSON document
+def _parse_adam(document: Document) -> AdamSettings:
     settings = AdamSettings(
         lr=float(document["lr"]),
         beta1=float(document["beta1"]),

@@ -1,4 +1,4 @@
-"""Parity with the published code: our network against a folder of its recorded numbers.
+"""Checks our network against a folder of recorded numbers of the published code.
 
 Format and equations: docs/reference-parity.md.
 """
@@ -34,24 +34,25 @@ from peterrec.model.parity.tf_adam import ReferenceAdam
 
 TOLERANCE = 1e-4
 TOLERANCES = {LOSS_CURVE: 1e-3, "after": 1e-3, "top5": 0.0, "frozen": 0.0}
-"""Largest relative error by kind of quantity, where it is not ``TOLERANCE``."""
+"""Largest allowed relative error by kind of quantity; others have ``TOLERANCE``."""
 
 SMALLEST_GRADIENT = 1e-5
-"""Early Adam steps depend on little but a gradient's sign: below this it is rounding noise."""
+"""Gradients below this are rounding noise, which decides their sign and so early Adam steps."""
 
 SMALLEST_SCALE = 1e-8
+"""Lower bound of the recorded magnitude that errors are divided by."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """One recorded array and how far our numbers are from it, relative to its largest one."""
+    """One recorded array, and our largest error relative to its largest number."""
 
     name: str
     error: float
 
     @property
     def kind(self) -> str:
-        """The array's kind: ``hidden`` of ``in0_hidden``, ``grad`` of ``grad:logits/bias``."""
+        """The array's kind, for example ``hidden`` of ``in0_hidden`` or ``grad`` of ``grad:x``."""
         name, is_variable, _ = self.name.partition(":")
         if is_variable or not name.startswith("in"):
             return name
@@ -69,7 +70,7 @@ class Quantity:
 
 @dataclass(frozen=True, slots=True)
 class CaseReport:
-    """A case's quantities, or the problem that kept it from being run."""
+    """A case's quantities, or the problem because of which it could not be run."""
 
     case: str
     quantities: tuple[Quantity, ...] = ()
@@ -86,11 +87,11 @@ class CaseReport:
 
 
 def check_folder(folder: Path) -> Iterator[CaseReport]:
-    """Check every case of a folder, one report after the other."""
+    """Check every case of a folder; the reports come one after the other."""
     paths = sorted(folder.glob("case_*.npz"))
     if not paths:
         raise GoldenFolderInvalid(
-            f"{folder} holds no case_*.npz file.", hint="Give a folder of recorded cases."
+            f"{folder} has no case_*.npz file.", hint="Give a folder of recorded cases."
         )
     _require_whole(folder, {path.stem.removeprefix("case_") for path in paths})
     return (_report(path) for path in paths)
@@ -118,7 +119,7 @@ def _report(path: Path) -> CaseReport:
 
 
 def check_case(case: GoldenCase, folder: Path) -> list[Quantity]:
-    """Every recorded quantity of a case: forward in float32 as served, training in float64."""
+    """Check every recorded quantity of a case: forward in float32, training in float64."""
     network = build_network(case, folder)
     return [*_check_forward(network, case), *_check_training(network, case)]
 
@@ -153,11 +154,11 @@ def _check_training(network: GoldenNetwork, case: GoldenCase) -> Iterator[Quanti
 
 
 def _require_training_arrays(network: GoldenNetwork, case: GoldenCase) -> None:
-    """A recorded training run has its curve, and gradient and result of the same variables."""
+    """Refuse a recorded training run without its curve, or with variables that do not match."""
     gradients, after = case.variables(GRADIENT), case.variables(AFTER)
     unknown = [name for name in (*gradients, *after) if name not in network.bindings]
     if unknown:
-        raise GoldenCaseInvalid(f"{', '.join(unknown)} are no variables of the network.")
+        raise GoldenCaseInvalid(f"{', '.join(unknown)} are not variables of the network.")
     if case.meta.adam is None:
         return
     lost = [GRADIENT + name for name in after if name not in gradients]
@@ -192,7 +193,7 @@ def _frozen(network: GoldenNetwork) -> list[nn.Parameter]:
 
 
 def train(network: GoldenNetwork, case: GoldenCase, settings: AdamSettings) -> Tensor:
-    """Losses before each recorded Adam step and after the last one, [steps + 1]."""
+    """Train as recorded; losses [steps + 1] before each Adam step and after the last one."""
     optimizer = ReferenceAdam(network.trained, settings)
     losses = []
     for _ in range(settings.steps):
@@ -209,7 +210,7 @@ def train(network: GoldenNetwork, case: GoldenCase, settings: AdamSettings) -> T
 def relative_error(
     name: str, found: Tensor, recorded: Tensor, where: Tensor | None = None
 ) -> float:
-    """Largest difference over the largest recorded magnitude; ``where`` picks the entries."""
+    """The largest difference divided by the largest recorded magnitude, of entries ``where``."""
     if found.shape != recorded.shape or not recorded.is_floating_point():
         raise GoldenCaseInvalid(
             f"array {name} is {describe(recorded)}, the network gives {describe(found)}."
@@ -224,14 +225,15 @@ def relative_error(
 
 
 def order_error(name: str, scores: Tensor, recorded_scores: Tensor, recorded: Tensor) -> float:
-    """Share of the recorded best indices [B, k] that ours are not; equal scores keep index order.
+    """The share of the recorded best indices [B, k] that ours differ from.
 
-    Two indices may change places where the recorded scores are closer than ours are to them.
+    Equal scores keep index order. Two indices may change places if their recorded scores are
+    closer than twice the largest difference between our scores and the recorded ones.
     """
     choices = scores.shape[1]
     is_table = recorded.dim() == 2 and len(recorded) == len(scores) and recorded.numel() > 0
     if recorded.is_floating_point() or not is_table or recorded.shape[1] > choices:
-        raise GoldenCaseInvalid(f"array {name} is no table of indices: {describe(recorded)}.")
+        raise GoldenCaseInvalid(f"array {name} is not a table of indices: {describe(recorded)}.")
     if recorded.min() < 0 or recorded.max() >= choices:
         raise GoldenCaseInvalid(f"array {name} holds indices outside 0 … {choices - 1}.")
     _, ours = top_items(scores, recorded.shape[1])

@@ -1,8 +1,9 @@
-"""A checkpoint of the published code becomes a backbone folder of ours.
+"""Converts a checkpoint of the published code to a backbone folder.
 
-There, id 0 is UNK, [CLS], [MASK] and trailing padding at once; here each has a token of its own,
-so row 0 is copied to all four. Items keep their order: reference id ``r`` becomes token
-``FIRST_ITEM + r - 1``. Padding is ``embedded``, because the published network reads its padding.
+In the published code, id 0 stands for UNK, [CLS], [MASK] and trailing padding. Here each of these
+has a separate token, so row 0 is copied to all four. Items keep their order: reference id ``r``
+becomes token ``FIRST_ITEM + r - 1``. Padding is ``embedded``, because the published network reads
+its padding.
 """
 
 from collections.abc import Mapping
@@ -29,10 +30,10 @@ from peterrec.model.spec import FIRST_ITEM, PAD, BackboneSpec
 
 @dataclass(frozen=True, slots=True)
 class ImportSettings:
-    """What a checkpoint does not say of itself.
+    """Settings that a checkpoint does not contain.
 
-    ``max_len`` is the length its histories were padded to. ``pad_item`` is the id of the item
-    that padded them on the left (the literal token "0" of the public data), if one did.
+    ``max_len`` is the length that histories were padded to. ``pad_item`` is the id of the item that
+    padded them on the left, if one did (the literal token "0" of the public data).
     """
 
     is_causal: bool = True
@@ -42,7 +43,7 @@ class ImportSettings:
 
 @dataclass(frozen=True, slots=True)
 class ImportedBackbone:
-    """What was written, and which variables had no place in it (heads, patches)."""
+    """The written backbone, and the variables that are not part of one (heads, patches)."""
 
     spec: BackboneSpec
     fingerprint: str
@@ -71,7 +72,7 @@ def import_reference(
 
 
 def infer_spec(variables: Mapping[str, Tensor], settings: ImportSettings) -> BackboneSpec:
-    """Geometry from names and shapes: blocks and dilations, kernel, channels, items."""
+    """Infer blocks, dilations, kernel size, channels and items from names and shapes."""
     dilations = _dilations(variables)
     kernel = f"{block_prefix(0, dilations[0])}dilated_conv1/weight"
     for name, axes in ((EMBEDDING, 2), (kernel, 4)):
@@ -81,7 +82,7 @@ def infer_spec(variables: Mapping[str, Tensor], settings: ImportSettings) -> Bac
             shape = tuple(variables[name].shape)
             raise ReferenceVariablesInvalid(f"{name} has shape {shape}, not {axes} axes.")
     if not variables[EMBEDDING].isfinite().all():
-        raise ReferenceVariablesInvalid(f"{EMBEDDING} holds numbers that are not finite.")
+        raise ReferenceVariablesInvalid(f"{EMBEDDING} has numbers that are not finite.")
     rows, channels = variables[EMBEDDING].shape
     return BackboneSpec(
         item_count=rows - 1,
@@ -133,19 +134,19 @@ def _read_items(vocabulary: Path | None, count: int) -> list[str]:
 
 
 def _pad_row(pad_item: str | None, items: list[str]) -> int:
-    """Reference id of the row that padding reads."""
+    """The reference id of the row that padding uses."""
     if pad_item is None:
         return 0
     if pad_item not in items:
         raise VocabularyMismatch(
-            f"--pad-item {pad_item} is no item of the vocabulary.",
-            hint="Give the id as the vocabulary file spells it, without one the numeric id.",
+            f"--pad-item {pad_item} is not an item of the vocabulary.",
+            hint="Give the id as the vocabulary file spells it; without a file, the numeric id.",
         )
     return items.index(pad_item) + 1
 
 
 def _embedding(rows: Tensor, pad_row: int) -> Tensor:
-    """Our table [FIRST_ITEM + N - 1, C] of the reference's [N, C]."""
+    """Our table [FIRST_ITEM + N - 1, C] from the reference's [N, C]."""
     special = rows[:1].expand(FIRST_ITEM, -1).clone()  # [1, C] -> [FIRST_ITEM, C]
     special[PAD] = rows[pad_row]
     return torch.cat([special, rows[1:]])

@@ -1,8 +1,8 @@
-"""Our own modules filled with a recorded case's variables, and what the recording asks of them.
+"""Our modules with a recorded case's variables, and the quantities that the recording has.
 
-Equations: the published code's, which is the paper's network with its own token ids (row 0 is
-UNK, [CLS], [MASK] and trailing padding at once) and no padding mask; so rows are looked up in the
-raw table and the backbone sees every position.
+The equations are those of the published code: the paper's network with other token ids (row 0 is
+UNK, [CLS], [MASK] and trailing padding) and without a padding mask. So rows are looked up in the
+raw table, and the backbone reads every position.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,12 +40,15 @@ from peterrec.model.parity.tf_variables import (
 from peterrec.model.spec import BackboneSpec, HeadSpec, PatchGeometry
 
 LOG_FLOOR = 1e-24
+"""Added to probabilities before the logarithm, as the published code does."""
+
 TARGET_DECAY = 0.02 * 0.5
+"""Weight of the squared target table in the published loss: 0.02 times TensorFlow's factor 1/2."""
 
 
 @dataclass(frozen=True, slots=True)
 class GoldenNetwork:
-    """Backbone, raw item table [N, C], head and patch of a case, each variable bound by name."""
+    """A case's backbone, raw item table [N, C], head and patch, with every variable by its name."""
 
     backbone: Backbone
     table: nn.Parameter
@@ -60,26 +63,26 @@ class GoldenNetwork:
         return self.backbone.encode(rows, None, weights)
 
     def widen(self) -> None:
-        """Go on in float64: there a ReLU whose input is rounding noise flips no gradient."""
+        """Convert to float64, so that rounding noise at a ReLU's input flips no gradient."""
         for module in (self.backbone, self.head, self.patch):
             if module is not None:
                 module.double()
         self.table.data = self.table.data.double()
 
     def scores(self, states: Tensor) -> Tensor:
-        """Float32 scores [..., K] of states [..., C]: where the published loss saturates counts."""
+        """Float32 scores [..., K] of states [..., C]. The published loss saturates in float32."""
         return self.head.logits(states).float()
 
     @property
     def trained(self) -> list[nn.Parameter]:
-        """Fine-tuning trains the head and the patch with its norms; pretraining everything."""
+        """The trained parameters: head and patch (with its norms) in fine-tuning, else all."""
         if self.patch is not None:
             return [*self.head.parameters(), *self.patch.parameters()]
         return [self.table, *self.backbone.blocks.parameters(), *self.head.parameters()]
 
 
 def build_network(case: GoldenCase, folder: Path) -> GoldenNetwork:
-    """Our modules with the variables of the case's files, all of them and no others."""
+    """Build our modules from the case's files. Missing and unknown variables are refused."""
     meta = case.meta
     variables = _read_files(meta, folder)
     backbone = Backbone(_spec(meta))
@@ -108,7 +111,7 @@ HEADS: dict[CaseKind, tuple[str, bool, Callable[[Head], Bindings]]] = {
     "noncausal_pretrain": (SOFTMAX_TABLE[1], True, bind_softmax_table),
     "finetune": (TARGETS, False, bind_targets),
 }
-"""Per kind of case: a head variable whose first axis counts outputs, its bias, its names."""
+"""By kind of case: a head variable whose first axis counts outputs, has bias, bindings."""
 
 
 def _read_files(meta: CaseMeta, folder: Path) -> dict[str, Tensor]:
@@ -137,7 +140,7 @@ def _spec(meta: CaseMeta) -> BackboneSpec:
 def _geometry(meta: CaseMeta, variables: Mapping[str, Tensor]) -> PatchGeometry:
     found = [(m, variables[name]) for name in variables if (m := PATCH_SCOPE.fullmatch(name))]
     if not found:
-        raise ReferenceVariablesInvalid(f"{meta.patch} holds no bottleneck.")
+        raise ReferenceVariablesInvalid(f"{meta.patch} has no bottleneck.")
     assert meta.insertion is not None
     width = found[0][1].shape[-1]
     return PatchGeometry(
@@ -157,7 +160,7 @@ def _output_count(variables: Mapping[str, Tensor], name: str) -> int:
 
 
 Outputs = dict[str, Tensor]
-"""What the network gives for one input, by the names of the recorded arrays."""
+"""The network's outputs for one input, by the names of the recorded arrays."""
 
 
 def _pretrain_causally(network: GoldenNetwork, case: GoldenCase, number: int) -> Outputs:
@@ -200,7 +203,7 @@ def _finetune(network: GoldenNetwork, case: GoldenCase, number: int) -> Outputs:
 
 
 def pair_cross_entropy(positive: Tensor, negative: Tensor) -> Tensor:
-    """The published one-negative loss, saturation included; for parity only."""
+    """The published loss with one negative, including its saturation."""
     hit = (torch.sigmoid(positive) + LOG_FLOOR).log()
     rejected = (1 - torch.sigmoid(negative) + LOG_FLOOR).log()
     return -(hit + rejected).mean()
@@ -211,14 +214,14 @@ INPUTS: dict[CaseKind, tuple[str, ...]] = {
     "noncausal_pretrain": ("itemseq",),
     "finetune": ("itemseq", "pos", "neg", "cand"),
 }
-"""Recorded arrays that are questions, not answers."""
+"""Recorded arrays that are inputs of the network."""
 
 RANKINGS: dict[CaseKind, dict[str, str]] = {
     "causal_pretrain": {"last_top5": "last_probs"},
     "noncausal_pretrain": {"last_top5": "last_probs"},
     "finetune": {"cand_top5": "cand_scores"},
 }
-"""Recorded best indices and the scores they rank."""
+"""Recorded best indices, and the scores that they rank."""
 
 FORWARD: dict[CaseKind, Callable[[GoldenNetwork, GoldenCase, int], Outputs]] = {
     "causal_pretrain": _pretrain_causally,
@@ -228,7 +231,7 @@ FORWARD: dict[CaseKind, Callable[[GoldenNetwork, GoldenCase, int], Outputs]] = {
 
 
 def training_loss(network: GoldenNetwork, case: GoldenCase) -> Tensor:
-    """The loss that the recorded Adam steps reduce."""
+    """The loss that the recorded Adam steps minimise."""
     settings = case.meta.adam
     outputs = FORWARD[case.meta.kind](network, case, settings.input if settings else 0)
     if case.meta.kind != "finetune":

@@ -1,18 +1,18 @@
-"""Npz archives, written, and read with errors that say what is wrong. Nothing is ever unpickled."""
+"""Npz archives of recorded cases and checkpoints, read with errors that say what is wrong.
+
+Nothing is ever unpickled. Our own files are safetensors (``model/files/tensors.py``).
+"""
 
 import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from peterrec.model.errors import TensorFileInvalid
-
-NumpyArray = NDArray[np.generic]
+from peterrec.model.files.tensors import NumpyArray
 
 DAMAGE = (
     OSError,
@@ -28,7 +28,7 @@ DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What numpy and zipfile raise on a damaged archive."""
+"""Exceptions that numpy and zipfile raise on a damaged archive."""
 
 
 def read_npz(path: Path) -> dict[str, NumpyArray]:
@@ -42,9 +42,3 @@ def read_npz(path: Path) -> dict[str, NumpyArray]:
                 return {name: archive[name] for name in archive.files}
     except DAMAGE as error:
         raise TensorFileInvalid(f"{path} is no readable npz file: {error}.") from error
-
-
-def write_npz(path: Path, arrays: Mapping[str, NumpyArray]) -> None:
-    """A compressed archive; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # numpy's stub is too narrow

@@ -1,4 +1,4 @@
-"""Adam as the published code runs it."""
+"""TensorFlow's form of Adam, as the published code uses it."""
 
 import math
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from peterrec.model.parity.case import AdamSettings
 class ReferenceAdam:
     """Adam as TensorFlow 1 computes it: ``p -= lr_t m / (sqrt(v) + eps)``.
 
-    ``lr_t = lr sqrt(1 - b2^t) / (1 - b1^t)``, so eps is not bias-corrected; in torch's form it
-    is, which moves single weights by up to 4e-3 in the first five steps.
+    ``lr_t = lr sqrt(1 - b2^t) / (1 - b1^t)``, so eps is not bias-corrected. In torch's form it is,
+    which moves single weights by up to 4e-3 in the first five steps.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], settings: AdamSettings) -> None:
@@ -24,13 +24,13 @@ class ReferenceAdam:
         self.steps = 0
 
     def clear(self) -> None:
-        """Forget the gradients."""
+        """Clear the gradients."""
         for parameter in self.parameters:
             parameter.grad = None
 
     @torch.no_grad()
     def step(self) -> None:
-        """Apply the gradients once."""
+        """Apply one step with the current gradients."""
         beta1, beta2 = self.settings.beta1, self.settings.beta2
         self.steps += 1
         rate = self.settings.lr * math.sqrt(1 - beta2**self.steps) / (1 - beta1**self.steps)

@@ -1,4 +1,4 @@
-"""Variables of the published TensorFlow code: their files, their names and our place for each."""
+"""Variables of the published TensorFlow code: files, names, and our parameter for each."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -29,12 +29,12 @@ OPTIMIZER_STATE = frozenset({"Adam", "Adam_1", "beta1_power", "beta2_power"})
 
 
 def block_prefix(index: int, dilation: int) -> str:
-    """Scope of residual block ``index``, slash included."""
+    """The scope of residual block ``index``, including the final slash."""
     return f"nextitnet_residual_blockdecoder_layer_{index}_{dilation}/"
 
 
 def patch_scopes(insertion: InsertionName) -> dict[int, str]:
-    """Scope of the bottleneck at each patched convolution (0 or 1) of a block."""
+    """The scope of the bottleneck at each patched convolution (0 or 1) of a block."""
     return {0: "mp_1", 1: "mp_2"} if INSERTIONS[insertion].convs_per_block == 2 else {1: "mp"}
 
 
@@ -44,7 +44,7 @@ def _same(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a variable's axes lie in our parameter, and back."""
+    """Conversions between a variable's axes and our parameter's."""
 
     to_ours: Callable[[Tensor], Tensor] = _same
     to_reference: Callable[[Tensor], Tensor] = _same
@@ -71,17 +71,17 @@ class Binding:
     layout: Layout = PLAIN
 
     def value(self) -> Tensor:
-        """Our numbers, in the variable's layout."""
+        """Our values in the variable's layout."""
         return self.layout.to_reference(self.parameter.detach()[self.index])
 
     def gradient(self) -> Tensor:
-        """Our gradient, in the variable's layout; zero where nothing was propagated."""
+        """Our gradient in the variable's layout; zero if there is none."""
         whole = self.parameter.grad
         own = torch.zeros_like(self.parameter) if whole is None else whole
         return self.layout.to_reference(own[self.index])
 
     def load(self, variable: Tensor) -> None:
-        """Take over a variable of the right shape."""
+        """Copy a variable of the right shape into our parameter."""
         self.parameter.detach()[self.index].copy_(self.layout.to_ours(variable))
 
 
@@ -104,7 +104,7 @@ def bind_blocks(backbone: Backbone) -> Bindings:
 
 
 def bind_patch(patch: Patch, dilations: tuple[int, ...]) -> Bindings:
-    """Every bottleneck variable, branch by branch, and the second LayerNorms a patch trains."""
+    """Every bottleneck variable of every branch, and the second LayerNorms that a patch trains."""
     bound: Bindings = {}
     for row, block in enumerate(patch.geometry.blocks):
         prefix = block_prefix(block, dilations[block])
@@ -149,14 +149,14 @@ def bind_targets(head: Head) -> Bindings:
 
 
 def load_variables(bindings: Mapping[str, Binding], variables: Mapping[str, Tensor]) -> None:
-    """Fill our parameters, or say which variables are missing, misshapen or left over."""
+    """Fill our parameters; refuse variables that are missing, misshapen or not finite."""
     problems = [f"{name} is missing" for name in bindings if name not in variables]
     for name, binding in bindings.items():
         expected = tuple(binding.value().shape)
         if name in variables and tuple(variables[name].shape) != expected:
             problems.append(f"{name} has shape {tuple(variables[name].shape)}, not {expected}")
         elif name in variables and not variables[name].isfinite().all():
-            problems.append(f"{name} holds numbers that are not finite")
+            problems.append(f"{name} has numbers that are not finite")
     if problems:
         raise ReferenceVariablesInvalid(f"{'; '.join(problems)}.")
     for name, binding in bindings.items():
@@ -164,16 +164,17 @@ def load_variables(bindings: Mapping[str, Binding], variables: Mapping[str, Tens
 
 
 def read_variables(path: Path) -> dict[str, Tensor]:
-    """Float32 variables by name, without ``:0`` and without the optimizer's state.
+    """Read float32 variables by name, without ``:0`` and without the optimizer's state.
 
-    Reads safetensors and npz, and a TensorFlow checkpoint by its prefix if tensorflow is there.
+    ``path`` is a safetensors or npz file, or the prefix of a TensorFlow checkpoint, which needs
+    tensorflow.
     """
     raw = _reader_of(path)(path)
     named: dict[str, Tensor] = {}
     for full_name, tensor in raw.items():
         name = full_name.removesuffix(":0")
         if name in named:
-            raise ReferenceVariablesInvalid(f"{path} holds {name} twice, with and without `:0`.")
+            raise ReferenceVariablesInvalid(f"{path} has {name} twice, with and without `:0`.")
         if name.rsplit("/", 1)[-1] not in OPTIMIZER_STATE and tensor.is_floating_point():
             named[name] = tensor.float()
     return named
@@ -194,7 +195,7 @@ def _reader_of(path: Path) -> Callable[[Path], Mapping[str, Tensor]]:
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
-    """Arrays of other types than floating point (counters) are no variables of the network."""
+    """The floating-point arrays; others (counters) are not variables of the network."""
     arrays = read_npz(path)
     return {name: torch.from_numpy(a) for name, a in arrays.items() if a.dtype.kind == "f"}
 

@@ -1,4 +1,4 @@
-"""Pretrained once for each corpus and kind of backbone, and kept in the work folder."""
+"""Backbones of a comparison: one for each corpus and direction, pretrained once and stored."""
 
 import hashlib
 import json
@@ -12,16 +12,16 @@ from peterrec.model.data.histories import Histories
 from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone, save_backbone
 from peterrec.model.files.backbone_info import SPEC
 from peterrec.model.progress import OnProgress, no_progress
-from peterrec.model.study.corpus import Corpus
+from peterrec.model.study.corpus import PreparedCorpus
 from peterrec.model.study.settings import ComparisonSettings
 from peterrec.model.training.pretrain.pretrain import PretrainSettings, pretrain
 from peterrec.model.training.pretrain.state import remove_checkpoint
 
 
 def backbone_folder(
-    work: Path, corpus: Corpus, settings: ComparisonSettings, is_causal: bool
+    work: Path, corpus: PreparedCorpus, settings: ComparisonSettings, is_causal: bool
 ) -> Path:
-    """Where the backbone is or will be; the name says settings and data."""
+    """The backbone's folder; its name contains a digest of settings and data."""
     chosen = pretrain_settings(settings, is_causal)
     identity = [asdict(chosen), settings.pretrain_on, corpus.digest]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
@@ -30,18 +30,18 @@ def backbone_folder(
 
 
 def pretrain_settings(settings: ComparisonSettings, is_causal: bool) -> PretrainSettings:
-    """The pretraining of one kind of backbone; the comparison's first seed is its seed."""
+    """The settings of one backbone's pretraining; its seed is the comparison's first one."""
     return replace(settings.pretraining, is_causal=is_causal, seed=settings.first_seed)
 
 
 def ensure_backbone(
     folder: Path,
-    corpus: Corpus,
+    corpus: PreparedCorpus,
     settings: ComparisonSettings,
     is_causal: bool,
     on_progress: OnProgress = no_progress,
 ) -> None:
-    """Pretrain into the folder unless a finished backbone is there; an unfinished one goes on."""
+    """Pretrain into the folder, or continue an unfinished run; do nothing if it is finished."""
     if (folder / SPEC).exists():
         return
     histories = pretraining_histories(corpus, settings)
@@ -51,11 +51,11 @@ def ensure_backbone(
     remove_checkpoint(folder)
 
 
-def pretraining_histories(corpus: Corpus, settings: ComparisonSettings) -> Histories:
-    """What pretraining may read: training users' histories, or everybody's if so chosen.
+def pretraining_histories(corpus: PreparedCorpus, settings: ComparisonSettings) -> Histories:
+    """The histories that pretraining may read: of training users, or of all if so configured.
 
-    A corpus's own sequences for pretraining come on top and replace the histories of users with
-    the same id; those of users who are held out stay out all the same.
+    A corpus's separate sequences for pretraining are added, and replace the histories of users with
+    the same id. Sequences of users who are held out are never added.
     """
     own, extra, split = corpus.histories, corpus.pretraining, corpus.split
     held_out = set[str]()
@@ -89,5 +89,5 @@ def _joined(one: Histories, other: Histories) -> Histories:
 
 @lru_cache(maxsize=4)
 def backbone_at(folder: Path) -> LoadedBackbone:
-    """A finished backbone, read once for each process."""
+    """A finished backbone, read once in each process."""
     return load_backbone(folder)

@@ -1,6 +1,7 @@
-"""A data set prepared for a comparison: histories, one split of the users, and tasks, as npz files.
+"""A data set prepared for a comparison: histories, one split of the users, and tasks.
 
-The folder needs nothing but numpy to be read, so a comparison can run where it was not prepared.
+It is stored as safetensors files, so that a comparison can run on a machine that has neither the
+tables nor a library to read them.
 """
 
 import hashlib
@@ -10,24 +11,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from peterrec.model.data.histories import Histories, UserLabels
 from peterrec.model.data.splits import UserSplit
+from peterrec.model.documents import Document
 from peterrec.model.errors import (
     ComparisonSettingsInvalid,
     PreparedFolderInvalid,
     TaskUnknown,
     TensorFileInvalid,
 )
-from peterrec.model.parity.npz import NumpyArray, read_npz, write_npz
+from peterrec.model.files.tensors import NumpyArray, read_arrays, write_arrays
 from peterrec.model.spec import HeadKind
 
-Document = dict[str, Any]  # Any: a JSON document
-
-INDEX, HISTORIES, PRETRAINING = "prepared.json", "histories.npz", "pretraining.npz"
+INDEX, HISTORIES, PRETRAINING = "prepared.json", "histories.safetensors", "pretraining.safetensors"
 
 PARTS = ("train", "validation", "test")
 
@@ -36,7 +35,7 @@ KINDS: tuple[HeadKind, ...] = ("classification", "ranking")
 
 @dataclass(frozen=True, slots=True)
 class CorpusTask:
-    """One task's answers by user."""
+    """One task: its kind and every user's answer."""
 
     name: str
     kind: HeadKind
@@ -44,27 +43,28 @@ class CorpusTask:
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """Histories that tasks read, who is trained on and who is judged, and the tasks.
+class PreparedCorpus:
+    """Histories that tasks read, the split of their users, and the tasks.
 
     ``split`` indexes ``histories.users`` and holds for all tasks and for pretraining.
-    ``pretraining`` are sequences that only pretraining reads (``backbones.py``). ``facts`` say how
-    it was made, for the report.
+    ``pretraining`` are sequences that only pretraining reads (``backbones.py``). ``metadata`` says
+    how the corpus was made, for the report.
     """
 
     name: str
     histories: Histories
     split: UserSplit
     tasks: tuple[CorpusTask, ...]
-    facts: Document
+    metadata: Document
     pretraining: Histories | None = None
 
     def task(self, name: str) -> CorpusTask:
+        """The task of this name."""
         return next(task for task in self.tasks if task.name == name)
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over histories, split and answers: the data's identity."""
+        """sha256 over histories, split and answers. It identifies the data."""
         parts = [self.histories.digest(), *(f"{t.name}:{t.labels.digest()}" for t in self.tasks)]
         parts += [self.pretraining.digest()] if self.pretraining else []
         sha = hashlib.sha256(json.dumps(parts).encode())
@@ -73,8 +73,11 @@ class Corpus:
         return sha.hexdigest()
 
 
-def shuffled(corpus: Corpus) -> Corpus:
-    """The same answers, given to users at random: what is learned from these is a leak."""
+def shuffled(corpus: PreparedCorpus) -> PreparedCorpus:
+    """A copy of the corpus whose answers are given to users at random.
+
+    A method that beats the prior on it must have read the answers: there is a leak.
+    """
     random = np.random.default_rng(0)
     tasks = []
     for task in corpus.tasks:
@@ -86,26 +89,26 @@ def shuffled(corpus: Corpus) -> Corpus:
         corpus,
         name=f"{corpus.name}-shuffled",
         tasks=tuple(tasks),
-        facts={**corpus.facts, "answers": "shuffled among users"},
+        metadata={**corpus.metadata, "answers": "shuffled among users"},
     )
 
 
-def write_corpora(folder: Path, corpora: Sequence[Corpus]) -> None:
-    """Write a prepared folder; names of corpora and tasks become file names."""
+def write_corpora(folder: Path, corpora: Sequence[PreparedCorpus]) -> None:
+    """Write a prepared folder. Names of corpora and tasks become file names."""
     _require_names([corpus.name for corpus in corpora], "data sets")
     for corpus in corpora:
         _require_names([task.name for task in corpus.tasks], f"tasks of {corpus.name}")
-        own = folder / corpus.name
+        place = folder / corpus.name
         parts = {part: getattr(corpus.split, part) for part in PARTS}
-        write_npz(own / HISTORIES, {**_packed(corpus.histories), **parts})
+        write_arrays(place / HISTORIES, {**_packed(corpus.histories), **parts})
         if corpus.pretraining is not None:
-            write_npz(own / PRETRAINING, _packed(corpus.pretraining))
+            write_arrays(place / PRETRAINING, _packed(corpus.pretraining))
         for task in corpus.tasks:
-            write_npz(own / f"{task.name}.npz", _packed_answers(task.labels))
+            write_arrays(place / f"{task.name}.safetensors", _packed_answers(task.labels))
     index = {
         corpus.name: {
             "tasks": {task.name: task.kind for task in corpus.tasks},
-            "facts": corpus.facts,
+            "facts": corpus.metadata,
             "digest": corpus.digest,
         }
         for corpus in corpora
@@ -123,19 +126,21 @@ def _require_names(names: Sequence[str], what: str) -> None:
         )
 
 
-def read_corpora(folder: Path) -> list[Corpus]:
-    """Read a prepared folder; what was changed since it was written is refused."""
+def read_corpora(folder: Path) -> list[PreparedCorpus]:
+    """Read a prepared folder; refuse one that was changed since it was written."""
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         return [_read_corpus(folder / name, entry) for name, entry in index.items()]
     except (OSError, KeyError, ValueError, TypeError, TensorFileInvalid) as error:
         raise PreparedFolderInvalid(
-            f"{folder} is no prepared folder: {error}", hint="Prepare it again."
+            f"{folder} is not a prepared folder: {error}", hint="Prepare it again."
         ) from error
 
 
-def choose_tasks(corpora: Sequence[Corpus], names: Sequence[str]) -> list[tuple[Corpus, str]]:
-    """The wanted tasks, given as ``task`` or ``corpus/task``; all if none are named."""
+def choose_tasks(
+    corpora: Sequence[PreparedCorpus], names: Sequence[str]
+) -> list[tuple[PreparedCorpus, str]]:
+    """The tasks named as ``task`` or ``corpus/task``; all tasks if ``names`` is empty."""
     pairs = [(corpus, task.name) for corpus in corpora for task in corpus.tasks]
     known = {name for corpus, task in pairs for name in (task, f"{corpus.name}/{task}")}
     unknown = [name for name in names if name not in known]
@@ -150,21 +155,21 @@ def choose_tasks(corpora: Sequence[Corpus], names: Sequence[str]) -> list[tuple[
     ]
 
 
-def _read_corpus(folder: Path, entry: Document) -> Corpus:
-    arrays = read_npz(folder / HISTORIES)
+def _read_corpus(folder: Path, entry: Document) -> PreparedCorpus:
+    arrays = read_arrays(folder / HISTORIES)
     extra = folder / PRETRAINING
-    corpus = Corpus(
+    corpus = PreparedCorpus(
         name=folder.name,
         histories=_unpacked(arrays),
         split=UserSplit(
             *(arrays[part].astype(np.int64) for part in ("train", "validation", "test"))
         ),
         tasks=tuple(
-            CorpusTask(name, kind, _unpacked_answers(folder / f"{name}.npz"))
+            CorpusTask(name, kind, _unpacked_answers(folder / f"{name}.safetensors"))
             for name, kind in entry["tasks"].items()
         ),
-        facts=entry["facts"],
-        pretraining=_unpacked(read_npz(extra)) if extra.exists() else None,
+        metadata=entry["facts"],
+        pretraining=_unpacked(read_arrays(extra)) if extra.exists() else None,
     )
     if corpus.digest != entry["digest"]:
         raise PreparedFolderInvalid(
@@ -194,7 +199,7 @@ def _unpacked(arrays: Mapping[str, NumpyArray]) -> Histories:
 
 
 def _packed_answers(labels: UserLabels) -> dict[str, NumpyArray]:
-    """Users, the distinct answers, and each user's as indices into them, one after the other."""
+    """Users, the distinct answers, and each user's answers as a range of indices into them."""
     texts = sorted({text for answer in labels.by_user.values() for text in answer})
     index = {text: i for i, text in enumerate(texts)}
     codes = [index[text] for answer in labels.by_user.values() for text in answer]
@@ -208,7 +213,7 @@ def _packed_answers(labels: UserLabels) -> dict[str, NumpyArray]:
 
 
 def _unpacked_answers(path: Path) -> UserLabels:
-    arrays = read_npz(path)
+    arrays = read_arrays(path)
     texts, codes = arrays["answers"].tolist(), arrays["codes"].tolist()
     offsets = arrays["offsets"].tolist()
     rows = zip(arrays["users"].tolist(), offsets[:-1], offsets[1:], strict=True)

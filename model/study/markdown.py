@@ -1,10 +1,8 @@
-"""A comparison's document as Markdown tables."""
+"""A comparison's report as Markdown (decision 0032: why this is not a library)."""
 
-from typing import Any
+from peterrec.model.study.results import Report, Row, Spread, Table, Verdict
 
-Document = dict[str, Any]  # Any: a JSON document
-
-SHOWN = {
+SHOWN_METRICS = {
     "classification": ("accuracy", "macro_f1", "auc"),
     "ranking": (
         "mrr@5",
@@ -18,7 +16,7 @@ SHOWN = {
     ),
 }
 
-TITLES = {
+METRIC_TITLES = {
     "macro_f1": "macro-F1",
     "auc": "AUC",
     "sampled_mrr@5": "MRR@5 of 100 *(sampled)*",
@@ -26,21 +24,21 @@ TITLES = {
 }
 
 
-def markdown_of(document: Document) -> str:
-    """One section for each task, then what made the numbers."""
-    sections = [_section(table, document) for table in document["tables"]]
-    return "\n".join(["# Comparison", "", *sections, _footer(document), ""])
+def markdown_of(report: Report) -> str:
+    """One section for each task, then how the numbers were made."""
+    sections = [_section(table, report) for table in report["tables"]]
+    return "\n".join(["# Comparison", "", *sections, _footer(report), ""])
 
 
-def header_of(table: Document) -> list[str]:
+def header_of(table: Table) -> list[str]:
     """Column titles of one task's table."""
     names = _metric_names(table)
-    titles = [TITLES.get(name, name.upper() if "@" in name else name) for name in names]
+    titles = [METRIC_TITLES.get(name, name.upper() if "@" in name else name) for name in names]
     return ["method", *titles, "trained", "share", "head", "lr", "seconds"]
 
 
-def cells_of(table: Document, row: Document) -> list[str]:
-    """One line of it."""
+def cells_of(table: Table, row: Row) -> list[str]:
+    """The cells of one row of a task's table, under ``header_of``."""
     metrics = [_value(row["metrics"].get(name)) for name in _metric_names(table)]
     if "trained_parameters" not in row:
         return [_name(row), *metrics, "", "", "", "", ""]
@@ -57,12 +55,12 @@ def cells_of(table: Document, row: Document) -> list[str]:
     ]
 
 
-def _section(table: Document, document: Document) -> str:
+def _section(table: Table, report: Report) -> str:
     header = header_of(table)
     users = table["rows"][0]["users"] if table["rows"] else {}
-    facts = document["corpora"][table["corpus"]]
-    said = [f"Input: {facts['input']}."] if "input" in facts else []
-    said += [f"Targets: {facts['targets']}."] if "targets" in facts else []
+    metadata = report["corpora"][table["corpus"]]
+    said = [f"Input: {metadata['input']}."] if "input" in metadata else []
+    said += [f"Targets: {metadata['targets']}."] if "targets" in metadata else []
     counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in users.items())
     lines = [
         f"## {table['corpus']}: {table['task']}",
@@ -79,8 +77,8 @@ def _section(table: Document, document: Document) -> str:
     return "\n".join(lines)
 
 
-def _sentence(verdict: Document, table: Document) -> str:
-    """The finding of the paper on one pair of methods: holds, or does not."""
+def _sentence(verdict: Verdict, table: Table) -> str:
+    """Say whether the paper's finding holds for one pair of methods."""
     said = "holds" if verdict["holds"] else "**does not hold**"
     if table["kind"] == "classification":
         gap = f"{100 * verdict['difference']:+.2f} ± {100 * verdict['standard_error']:.2f} points"
@@ -94,38 +92,39 @@ def _sentence(verdict: Document, table: Document) -> str:
     return f"{verdict['method']} {wanted} {verdict['rival']}: {said}, {name} {gap}."
 
 
-def _footer(document: Document) -> str:
-    digests = "; ".join(f"{n} {c['digest'][:16]}" for n, c in document["corpora"].items())
-    settings = document["settings"]
-    software = ", ".join(f"{name} {version}" for name, version in document["software"].items())
+def _footer(report: Report) -> str:
+    digests = "; ".join(f"{n} {c['digest'][:16]}" for n, c in report["corpora"].items())
+    settings = report["settings"]
+    software = ", ".join(f"{name} {version}" for name, version in report["software"].items())
     lines = [
         f"Test users; mean ± standard deviation over {settings['seeds']} seeds (initialisation and "
-        "order of batches; the split is one). Each method's learning rate is the best of "
-        f"{settings['rate_trials']} on validation users with the first seed; `!` marks one at the "
-        "edge of those tried. `trained` counts parameters below the head, `share` those of the "
-        "whole backbone. Metrics marked *sampled* rank a target among 99 random items and are not "
-        "comparable with the others, which rank it among all. Differences between methods are "
-        "means over seeds ± standard error over test users, each compared with himself; as good "
-        "as means not more than 0.5 points of accuracy or 2 % of MRR@5 below.",
+        "order of batches; all share one split of the users). Each method's learning rate is the "
+        f"best of {settings['rate_trials']} on validation users with the first seed; `!` marks one "
+        "at the edge of those tried. `trained` counts parameters below the head, `share` divides "
+        "them by those of the whole backbone. Metrics marked *sampled* rank a target among 99 "
+        "random items and are not comparable with the others, which rank it among all. "
+        "Differences between methods are "
+        "means over seeds ± standard error over test users, paired within each user. *As good "
+        "as* means at most 0.5 points of accuracy or 2 % of MRR@5 lower.",
         "",
         f"Data: {digests}. Pretrained on {settings['pretrain_on']} users. {software}; "
-        f"{document['device']}.",
+        f"{report['device']}.",
     ]
-    if document["unfinished"]:
-        lines += ["", f"**{document['unfinished']} runs are missing**; repeat the command."]
+    if report["unfinished"]:
+        lines += ["", f"**{report['unfinished']} runs are missing**; repeat the command."]
     return "\n".join(lines)
 
 
-def _metric_names(table: Document) -> list[str]:
+def _metric_names(table: Table) -> list[str]:
     found = {name for row in table["rows"] for name in row["metrics"]}
-    return [name for name in SHOWN[table["kind"]] if name in found]
+    return [name for name in SHOWN_METRICS[table["kind"]] if name in found]
 
 
-def _name(row: Document) -> str:
+def _name(row: Row) -> str:
     return "no history (prior)" if row["family"] == "prior" else str(row["method"])
 
 
-def _value(spread: Document | None) -> str:
+def _value(spread: Spread | None) -> str:
     if spread is None:
         return ""
     if spread["std"] is None:

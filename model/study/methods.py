@@ -1,9 +1,12 @@
-"""The methods that are compared: what each trains, from where it starts, at which rates."""
+"""The methods that are compared: what each one trains, its start, and its learning rates.
+
+``docs/compare.md`` describes every method.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -11,9 +14,8 @@ from peterrec.model.errors import MethodUnknown
 from peterrec.model.insertions import INSERTIONS, InsertionName
 from peterrec.model.network.backbone import Backbone, new_patch
 from peterrec.model.spec import BackboneSpec, PatchGeometry
+from peterrec.model.study.networks import SidePatchedBackbone, TwoTower
 from peterrec.model.study.settings import NONCAUSAL, Axes, Depth, Extras
-from peterrec.model.study.side_network import SidePatchedBackbone
-from peterrec.model.study.two_tower import TwoTower
 from peterrec.model.training.finetune.encoders import (
     Encoder,
     FrozenBackbone,
@@ -21,15 +23,13 @@ from peterrec.model.training.finetune.encoders import (
     TunedBackbone,
 )
 
-Document = dict[str, Any]  # Any: a JSON document
-
 Start = Literal["pretrained", "random"]
 
 DEFAULT_WIDTH = 8
-"""Bottleneck of a patch that none is named for; tables do not repeat it."""
+"""Bottleneck of a patch if none is given; names in tables leave it out."""
 
 DEFAULT_QUERIES = 8
-"""Queries of a reader that none are named for."""
+"""Queries of a history reader if none are given."""
 
 PRIOR = "prior"
 """The best answer that ignores the history: majority class, most popular items."""
@@ -65,12 +65,12 @@ HEAD_RATES = (
     Rates(0.0, 1e-3),
     Rates(0.0, 1e-1),
 )
-"""The middle of each grid first, then outward: a budget of n tries the first n."""
+"""Learning rates to try, from the middle of the grid outward: a budget of n tries the first n."""
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A method with everything that was varied of it."""
+    """A method with the value of every property that is varied."""
 
     method: str
     is_causal: bool = True
@@ -84,7 +84,7 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """A name for tables; what is at its default is not said."""
+        """The name in tables; properties at their defaults are left out."""
         name = self.method + (f"-{self.insertion}" if self.insertion else "")
         name += "" if self.is_causal else NONCAUSAL
         said = {
@@ -104,7 +104,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """What an encoder is built from; the backbone is on the device that trains."""
+    """The arguments that build an encoder; the backbone is on the training device."""
 
     backbone: Backbone
     variant: Variant
@@ -113,9 +113,8 @@ class Material:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """``together`` trains all tasks of a corpus at once; ``title`` is for the legend."""
+    """How a method is built and trained; ``together`` trains all tasks of a corpus in one run."""
 
-    title: str
     build: Callable[[Material], Encoder]
     rates: tuple[Rates, ...]
     start: Start = "pretrained"
@@ -151,60 +150,52 @@ def _two_tower(material: Material) -> Encoder:
 
 
 METHODS: dict[str, Method] = {
-    "peterrec": Method("patch in a frozen backbone", _patched, PATCH_RATES),
-    "reader": Method("reader of the items beside a frozen backbone", _patched, PATCH_RATES),
-    "side": Method("network beside a frozen backbone", _side, PATCH_RATES),
-    "fineall": Method(
-        "the whole backbone", lambda given: TunedBackbone(given.backbone), WHOLE_RATES
-    ),
+    "peterrec": Method(_patched, PATCH_RATES),
+    "reader": Method(_patched, PATCH_RATES),
+    "side": Method(_side, PATCH_RATES),
+    "fineall": Method(lambda given: TunedBackbone(given.backbone), WHOLE_RATES),
     "finelast": Method(
-        "the last block",
         lambda given: TunedBackbone(given.backbone, lambda whole: whole.blocks[-1:]),
         LAST_RATES,
     ),
     "fineblocks": Method(
-        "the backbone but its item vectors",
         lambda given: TunedBackbone(given.backbone, lambda whole: whole.blocks),
         WHOLE_RATES,
     ),
     "fineitems": Method(
-        "the backbone's item vectors only",
         lambda given: TunedBackbone(given.backbone, lambda whole: whole.embedding),
         WHOLE_RATES,
     ),
     "finecls": Method(
-        "only a head on the frozen backbone",
         lambda given: FrozenBackbone(given.backbone),
         HEAD_RATES,
     ),
-    "peterzero": Method("patch in a frozen random backbone", _patched, PATCH_RATES, start="random"),
+    "peterzero": Method(_patched, PATCH_RATES, start="random"),
     "random": Method(
-        "only a head on a frozen random backbone",
         lambda given: FrozenBackbone(given.backbone),
         HEAD_RATES,
         start="random",
     ),
     "scratch": Method(
-        "the whole backbone from a random start",
         lambda given: TunedBackbone(given.backbone),
         WHOLE_RATES,
         start="random",
     ),
     "mtl": Method(
-        "one whole backbone for all tasks at once",
         lambda given: TunedBackbone(given.backbone),
         WHOLE_RATES,
         together=True,
     ),
-    "dssm": Method("two towers without order, nothing pretrained", _two_tower, WHOLE_RATES),
+    "dssm": Method(_two_tower, WHOLE_RATES),
 }
 
 
 def choose_variants(names: tuple[str, ...], axes: Axes, shares: tuple[float, ...]) -> list[Variant]:
-    """Every variant of the named methods, in the order of the names; names end in ``-noncausal``.
+    """Every variant of the named methods, in the order of the names.
 
-    ``peterrec`` is varied along all axes, or along those but the insertion if one is named
-    (``peterrec-serial2``); a depth of ``side`` adds the side network of each width.
+    A name that ends in ``-noncausal`` selects the non-causal backbone. ``peterrec`` is varied along
+    all axes; with an insertion in its name (``peterrec-serial2``) the insertion is fixed. A depth
+    of ``side`` adds the side network of each width.
     """
     plain = [variant for name in names for variant in _variants(name, axes)]
     shared = [replace(variant, label_share=share) for share in shares for variant in plain]
@@ -218,7 +209,7 @@ def _variants(name: str, axes: Axes) -> list[Variant]:
         known = ", ".join(METHODS)
         raise MethodUnknown(
             f"there is no method {name!r}.",
-            hint=f"Methods are {known}; {NONCAUSAL} may follow, and an insertion peterrec.",
+            hint=f"Methods are {known}. {NONCAUSAL} may follow each, and an insertion peterrec.",
         )
     if method == "side":
         return [Variant(method, is_causal, bottleneck=width) for width in axes.bottlenecks]
@@ -246,7 +237,7 @@ def _variants(name: str, axes: Axes) -> list[Variant]:
 
 
 def random_backbone(spec: BackboneSpec, seed: int) -> Backbone:
-    """An untrained backbone; the seed's own, in the same state every time."""
+    """An untrained backbone; equal seeds give equal weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Backbone(spec).requires_grad_(False).eval()

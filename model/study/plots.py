@@ -1,28 +1,28 @@
 """Pictures of a comparison: quality over epochs, over trained parameters, and over patched blocks.
 
-Matplotlib is optional; without it the tables are written all the same.
+Matplotlib is optional: without it, only the tables are written (decision 0032: why not seaborn).
 """
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from peterrec.model.errors import PlottingMissing
+from peterrec.model.study.results import Report, Row, Table
 from peterrec.model.study.verdict import PATCHED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Document = dict[str, Any]  # Any: a JSON document
-
 FORMATS = ("png", "svg")
 
 MARKS = "osv^Dx*P<>"
+"""Matplotlib markers, of which every family of methods has one."""
 
 
 def require_matplotlib() -> None:
-    """Refuse early, before hours of training, if no picture could be drawn."""
+    """Raise PlottingMissing before hours of training if no picture could be drawn."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -32,12 +32,12 @@ def require_matplotlib() -> None:
         ) from error
 
 
-def draw_plots(document: Document, folder: Path) -> list[Path]:
-    """PNG and SVG of every picture that the document's tables have points for."""
+def draw_plots(report: Report, folder: Path) -> list[Path]:
+    """Write every picture that the tables have points for, as PNG and SVG; return the paths."""
     require_matplotlib()
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for table in document["tables"]:
+    for table in report["tables"]:
         for name, figure in _figures(table):
             for suffix in FORMATS:
                 path = folder / f"{table['corpus']}-{table['task']}-{name}.{suffix}"
@@ -47,11 +47,11 @@ def draw_plots(document: Document, folder: Path) -> list[Path]:
 
 
 def _undated(suffix: str) -> dict[str, str | None]:
-    """The same data give the same file, whenever it is drawn."""
+    """Metadata without a date, so that equal data give equal files."""
     return {"Date": None} if suffix == "svg" else {}
 
 
-def _figures(table: Document) -> "Iterator[tuple[str, Figure]]":
+def _figures(table: Table) -> "Iterator[tuple[str, Figure]]":
     trained = [row for row in table["rows"] if "curve" in row]
     if not trained:
         return
@@ -62,7 +62,7 @@ def _figures(table: Document) -> "Iterator[tuple[str, Figure]]":
         yield "depth", _depth(table, depths)
 
 
-def _axes(table: Document, x_label: str) -> "tuple[Figure, Axes]":
+def _axes(table: Table, x_label: str) -> "tuple[Figure, Axes]":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -76,8 +76,8 @@ def _axes(table: Document, x_label: str) -> "tuple[Figure, Axes]":
     return figure, axes
 
 
-def _epochs(table: Document, rows: list[Document]) -> "Figure":
-    """Validation users' quality after each epoch."""
+def _epochs(table: Table, rows: list[Row]) -> "Figure":
+    """The primary metric of the validation users after each epoch."""
     figure, axes = _axes(table, "epoch (validation users)")
     for row in rows:
         points = [point for point in row["curve"] if table["primary"] in point]
@@ -92,8 +92,11 @@ def _epochs(table: Document, rows: list[Document]) -> "Figure":
     return figure
 
 
-def _parameters(table: Document, rows: list[Document]) -> "Figure":
-    """Test users' quality against what is trained below the head; 1 stands for nothing."""
+def _parameters(table: Table, rows: list[Row]) -> "Figure":
+    """The primary metric of the test users over the trained parameters below the head.
+
+    A method that trains none is drawn at 1.
+    """
     figure, axes = _axes(table, "trained parameters below the head")
     for row in rows:
         metric = row["metrics"][table["primary"]]
@@ -112,10 +115,10 @@ def _parameters(table: Document, rows: list[Document]) -> "Figure":
     return figure
 
 
-def _depth(table: Document, rows: list[Document]) -> "Figure":
-    """Test users' quality against the number of patched top blocks, for each width."""
+def _depth(table: Table, rows: list[Row]) -> "Figure":
+    """The primary metric of the test users over the patched top blocks, for each width."""
     figure, axes = _axes(table, "patched top blocks")
-    curves: dict[str, list[Document]] = {}
+    curves: dict[str, list[Row]] = {}
     for row in rows:
         curves.setdefault(_curve_name(row), []).append(row)
     names = sorted({str(row["depth"]) for row in rows}, key=_depth_order)
@@ -136,8 +139,8 @@ def _depth(table: Document, rows: list[Document]) -> "Figure":
     return figure
 
 
-def _curve_name(row: Document) -> str:
-    """What the points of one line of the depth picture have in common."""
+def _curve_name(row: Row) -> str:
+    """The properties that all points of one line of the depth picture share."""
     said = [row["insertion"] or row["family"], f"bottleneck {row['bottleneck']}"]
     said += [f"queries {row['queries']}"] if row["queries"] else []
     said += [f"cardinality {row['cardinality']}"] if row["cardinality"] > 1 else []
@@ -150,12 +153,12 @@ def _depth_order(depth: str) -> tuple[int, int]:
     return {"side": (0, 0), "none": (0, 1), "all": (2, 0)}.get(depth) or (1, int(depth))
 
 
-def _prior_line(table: Document, axes: "Axes") -> None:
+def _prior_line(table: Table, axes: "Axes") -> None:
     for row in table["rows"]:
         if row["family"] == "prior" and row["label_share"] == 1:
             value = row["metrics"][table["primary"]]["mean"]
             axes.axhline(value, color="grey", linestyle=":", label="no history (prior)")
 
 
-def _mark(row: Document) -> str:
+def _mark(row: Row) -> str:
     return MARKS[sum(map(ord, row["family"])) % len(MARKS)]

@@ -1,4 +1,4 @@
-"""What a trained model answers to the test users: kept, so that anyone can judge it again."""
+"""Predictions of a trained model for the test users, stored so that metrics can be recomputed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from peterrec.model.files.tensors import NumpyArray
 from peterrec.model.network.heads import Head
 from peterrec.model.network.heads.ranks import rank_metrics
-from peterrec.model.parity.npz import NumpyArray
 from peterrec.model.study.task_data import TaskData
 from peterrec.model.training.batches import seeded
 from peterrec.model.training.evaluation import EVALUATION_ROWS, Rows
@@ -17,37 +17,37 @@ from peterrec.model.training.finetune.encoders import Encoder, UserRows
 from peterrec.model.training.objectives.ranking import OUTSIDE, RankingObjective
 
 SAMPLED_NEGATIVES = 99
-"""Rivals of a target in the paper's sampled metrics."""
+"""Random items that each target is ranked against in the paper's sampled metrics."""
 
 KEPT_ITEMS = 20
-"""Best items of each user that are kept."""
+"""Best items of each user that are stored."""
 
 Scorer = Callable[[UserRows], Tensor]
-"""Logits [B, K] of some users."""
+"""Gives the logits [B, K] of some users."""
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """Metrics by name, and the arrays that they can be computed from again."""
+class Predictions:
+    """Metrics by name, and the arrays that they can be recomputed from."""
 
     metrics: dict[str, float]
     arrays: dict[str, NumpyArray]
 
 
 def scorer_of(encoder: Encoder, head: Head) -> Scorer:
-    """A trained encoder and head."""
+    """The scorer of a trained encoder and head."""
     return lambda users: head.logits(encoder.user_vectors(users)).cpu()
 
 
 def prior_scorer(data: TaskData, train: Rows) -> Scorer:
-    """The best answer that ignores the history, learned on some rows."""
+    """The scorer of the best answer that ignores the history, learned from some rows."""
     prior = data.objective.prior(torch.from_numpy(train))  # [K]
     return lambda users: prior.expand(len(users.rows), -1)
 
 
 @torch.no_grad()
-def judge(scorer: Scorer, data: TaskData) -> Judged:
-    """Answers for the test users, the shortest histories first, and their metrics."""
+def predict(scorer: Scorer, data: TaskData) -> Predictions:
+    """Predict for the test users, the shortest histories first, and compute the metrics."""
     rows = data.split.test
     ordered = torch.from_numpy(rows[np.argsort(data.examples.lengths[rows], kind="stable")])
     collect = _ranked if isinstance(data.objective, RankingObjective) else _classified
@@ -56,7 +56,9 @@ def judge(scorer: Scorer, data: TaskData) -> Judged:
         users = UserRows([data.examples.rows[i] for i in part.tolist()], part)
         parts.append(collect(scorer(users), data, part))
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return Judged(_metrics(arrays, data, ordered), arrays | {"outputs": np.array(data.outputs)})
+    return Predictions(
+        _metrics(arrays, data, ordered), arrays | {"outputs": np.array(data.outputs)}
+    )
 
 
 def _metrics(arrays: dict[str, NumpyArray], data: TaskData, rows: Tensor) -> dict[str, float]:
@@ -78,7 +80,7 @@ def _classified(logits: Tensor, data: TaskData, rows: Tensor) -> dict[str, Numpy
 
 
 def _ranked(logits: Tensor, data: TaskData, rows: Tensor) -> dict[str, NumpyArray]:
-    """One entry for each (user, target); the target's rank among all items and among sampled."""
+    """One entry for each (user, target); ranks are among all items and among sampled ones."""
     objective = data.objective
     assert isinstance(objective, RankingObjective)
     lists = [len(data.examples.answers[i]) for i in rows.tolist()]
@@ -97,10 +99,10 @@ def _ranked(logits: Tensor, data: TaskData, rows: Tensor) -> dict[str, NumpyArra
 
 
 def sampled_ranks(logits: Tensor, objective: RankingObjective, row: int, user: str) -> Tensor:
-    """Rank of each target [n] among 99 random items that are no target and not in the history.
+    """Rank each target [n] against 99 random items that are neither targets nor in the history.
 
-    They are drawn without replacement from the catalog, by the user's id: every method meets the
-    same. Of equal scores the target comes last.
+    The items are drawn from the catalog without replacement, seeded by the user's id, so they are
+    equal for every method. If scores are equal, the target comes last.
     """
     targets = objective.targets[row]
     is_rival = torch.ones(len(logits), dtype=torch.bool)

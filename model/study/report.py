@@ -1,76 +1,56 @@
-"""The outcome of a comparison as one document: every run, means with spread, and what made it."""
+"""The report of a comparison: every run, means with spread, settings and data."""
 
 import json
-import math
 import platform
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from peterrec.model.study.markdown import markdown_of
 from peterrec.model.study.methods import PRIOR
+from peterrec.model.study.results import Point, Report, Row, RunResult, Spread, Table
 from peterrec.model.study.run import Workplace, corpora_at
 from peterrec.model.study.schedule import Unit
 from peterrec.model.study.verdict import verdicts_of
 
-Document = dict[str, Any]  # Any: a JSON document
-
-RESULTS, TABLE = "comparison.json", "comparison.md"
+RESULTS, MARKDOWN = "comparison.json", "comparison.md"
 
 PRIMARY = {"classification": "accuracy", "ranking": "mrr@5"}
-"""The metric that the plots and the verdict read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Mean and sample standard deviation over seeds; one seed has no deviation."""
-
-    mean: float
-    std: float
-    runs: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        std = statistics.stdev(values) if len(values) > 1 else math.nan
-        return cls(statistics.fmean(values), std, len(values))
-
-    def to_json(self) -> Document:
-        std = None if math.isnan(self.std) else self.std
-        return {"mean": self.mean, "std": std, "runs": self.runs}
+"""The metric of plots and verdicts for each kind of task."""
 
 
 def write_report(place: Workplace, units: list[Unit]) -> str:
-    """Write JSON and Markdown into the output folder; the Markdown is returned."""
+    """Write the report as JSON and Markdown into the output folder; return the Markdown."""
     document = report_of(place, units)
     text = markdown_of(document)
     (place.out / RESULTS).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    (place.out / TABLE).write_text(text, encoding="utf-8")
+    (place.out / MARKDOWN).write_text(text, encoding="utf-8")
     return text
 
 
-def report_of(place: Workplace, units: list[Unit]) -> Document:
-    """Everything that tables and plots are made from."""
+def report_of(place: Workplace, units: list[Unit]) -> Report:
+    """The report, from which tables and plots are made."""
     corpora = corpora_at(place.prepared)
     tables = []
     for corpus, task in dict.fromkeys((u.corpus, task) for u in units for task in u.tasks):
         own = [unit for unit in units if unit.corpus == corpus and task in unit.tasks]
         kind = corpora[corpus].task(task).kind
         rows = [row for unit in own if (row := _row(unit, task)) is not None]
-        table: Document = {
+        table: Table = {
             "corpus": corpus,
             "task": task,
             "kind": kind,
             "primary": PRIMARY[kind],
             "rows": rows,
+            "verdicts": [],
         }
-        tables.append(table | {"verdicts": verdicts_of(table, place.out)})
+        table["verdicts"] = verdicts_of(table, place.out)
+        tables.append(table)
     return {
         "settings": place.settings.to_json(),
-        "corpora": {c.name: {**c.facts, "digest": c.digest} for c in corpora.values()},
+        "corpora": {c.name: {**c.metadata, "digest": c.digest} for c in corpora.values()},
         "software": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -83,8 +63,8 @@ def report_of(place: Workplace, units: list[Unit]) -> Document:
     }
 
 
-def _row(unit: Unit, task: str) -> Document | None:
-    """One line of a task's table; None until a counting run is there."""
+def _row(unit: Unit, task: str) -> Row | None:
+    """One row of a task's table; None until one of the unit's final runs has succeeded."""
     results = [unit.results[spec] for spec in unit.final if spec in unit.results]
     whole = [result for result in results if "failed" not in result]
     if not whole:
@@ -92,7 +72,7 @@ def _row(unit: Unit, task: str) -> Document | None:
     names = list(whole[0]["metrics"][task])
     rates = unit.chosen
     assert rates is not None
-    row: Document = {
+    row: Row = {
         "method": unit.variant.label,
         "family": unit.variant.method,
         "is_causal": unit.variant.is_causal,
@@ -104,7 +84,7 @@ def _row(unit: Unit, task: str) -> Document | None:
         "queries": unit.variant.queries,
         "label_share": unit.variant.label_share,
         "metrics": {
-            name: Spread.of([result["metrics"][task][name] for result in whole]).to_json()
+            name: _spread([result["metrics"][task][name] for result in whole])
             for name in names
             if all(name in result["metrics"][task] for result in whole)
         },
@@ -112,49 +92,58 @@ def _row(unit: Unit, task: str) -> Document | None:
         "keys": [result["key"] for result in whole],
         "failed": len(results) - len(whole),
     }
-    return row if unit.variant.method == PRIOR else row | _training(unit, whole, task)
+    if unit.variant.method != PRIOR:
+        _add_training(row, unit, whole, task)
+    return row
 
 
-def _training(unit: Unit, whole: list[Document], task: str) -> Document:
-    """What training cost, and what it did epoch by epoch."""
+def _spread(values: Sequence[float]) -> Spread:
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": std, "runs": len(values)}
+
+
+def _add_training(row: Row, unit: Unit, whole: list[RunResult], task: str) -> None:
+    """Add what training cost, and its curve epoch by epoch."""
     parameters = whole[0]["parameters"]
     rates = unit.chosen
     assert rates is not None
     losses = [unit.results[spec].get("validation_loss") for spec in unit.trials]
-    return {
-        "trained_parameters": parameters["trained"],
-        "head_parameters": parameters["head"],
-        "share": parameters["trained"] / parameters["backbone"],
-        "share_of_blocks": parameters["trained"] / parameters["backbone_blocks"],
-        "seconds": statistics.fmean(result["seconds"] for result in whole),
-        "cpu_seconds": statistics.fmean(result["cpu_seconds"] for result in whole),
-        "epochs": statistics.fmean(len(result["epochs"]) for result in whole),
-        "rates": {"encoder": rates.encoder, "head": rates.head},
-        "rate_trials": [
-            {"encoder": rate.encoder, "head": rate.head, "validation_loss": loss}
-            for rate, loss in zip(unit.rates, losses, strict=True)
-        ],
-        "is_rate_at_edge": _is_at_edge(unit),
-        "curve": _curve(whole, task),
-    }
+    row.update(
+        {
+            "trained_parameters": parameters["trained"],
+            "head_parameters": parameters["head"],
+            "share": parameters["trained"] / parameters["backbone"],
+            "share_of_blocks": parameters["trained"] / parameters["backbone_blocks"],
+            "seconds": statistics.fmean(result["seconds"] for result in whole),
+            "cpu_seconds": statistics.fmean(result["cpu_seconds"] for result in whole),
+            "epochs": statistics.fmean(len(result["epochs"]) for result in whole),
+            "rates": {"encoder": rates.encoder, "head": rates.head},
+            "rate_trials": [
+                {"encoder": rate.encoder, "head": rate.head, "validation_loss": loss}
+                for rate, loss in zip(unit.rates, losses, strict=True)
+            ],
+            "is_rate_at_edge": _is_at_edge(unit),
+            "curve": _curve(whole, task),
+        }
+    )
 
 
 def _is_at_edge(unit: Unit) -> bool:
-    """True if the best rate is the lowest or the highest tried, so a better one may lie beyond."""
+    """True if the best rate is the lowest or highest tried, so a better one may be outside."""
     rates = unit.chosen
     assert rates is not None
     tried = [(rate.encoder, rate.head) for rate in unit.rates]
     return len(tried) > 1 and (rates.encoder, rates.head) in (min(tried), max(tried))
 
 
-def _curve(whole: list[Document], task: str) -> list[Document]:
-    """Validation users' loss and metrics after each epoch, means over the seeds that reached it."""
+def _curve(whole: list[RunResult], task: str) -> list[Point]:
+    """Loss and metrics on validation users by epoch: means over the seeds that reached it."""
     longest = max(len(result["epochs"]) for result in whole)
     curve = []
     for at in range(longest):
         epochs = [result["epochs"][at] for result in whole if len(result["epochs"]) > at]
         names = epochs[0]["validation_metrics"]
-        point: Document = {
+        point: Point = {
             name.removeprefix(f"{task}/"): statistics.fmean(
                 epoch["validation_metrics"][name] for epoch in epochs
             )

@@ -1,4 +1,4 @@
-"""One run: one variant, one seed, one pair of learning rates, trained and judged."""
+"""One run: one variant with one seed and one pair of learning rates, trained and evaluated."""
 
 import hashlib
 import json
@@ -6,7 +6,6 @@ import time
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,32 +13,31 @@ from torch import nn
 from peterrec.model.data.examples import Examples
 from peterrec.model.data.splits import UserSplit
 from peterrec.model.errors import TrainingDiverged
-from peterrec.model.parity.npz import write_npz
+from peterrec.model.files.tensors import write_arrays
 from peterrec.model.progress import no_progress
 from peterrec.model.study.backbones import backbone_at, backbone_folder
-from peterrec.model.study.corpus import Corpus, read_corpora
-from peterrec.model.study.many_tasks import ManyTasksGoal, join_tasks
+from peterrec.model.study.corpus import PreparedCorpus, read_corpora
 from peterrec.model.study.methods import METHODS, PRIOR, Material, Rates, Variant, random_backbone
-from peterrec.model.study.predictions import (
-    Judged,
-    judge,
-    prior_scorer,
-    scorer_of,
-)
+from peterrec.model.study.predictions import Predictions, predict, prior_scorer, scorer_of
+from peterrec.model.study.results import Parameters, RunOutcome, RunResult
 from peterrec.model.study.settings import PROTOCOL, ComparisonSettings
-from peterrec.model.study.task_data import TaskData, limit_labels, prepare_task
+from peterrec.model.study.task_data import (
+    ManyTasksGoal,
+    TaskData,
+    join_tasks,
+    limit_labels,
+    task_data,
+)
 from peterrec.model.training.batches import seeded
 from peterrec.model.training.finetune.encoders import Encoder
 from peterrec.model.training.finetune.objective_of_head import Goal, TaskGoal
 from peterrec.model.training.finetune.run import FinetuneRun
 from peterrec.model.training.finetune.settings import LoopSettings
 
-Document = dict[str, Any]  # Any: a JSON document
-
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
-    """Where a comparison reads and writes, and on what it computes."""
+    """The folders that a comparison reads and writes, its settings, and its device."""
 
     prepared: Path
     out: Path
@@ -49,7 +47,7 @@ class Workplace:
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """What is trained. ``tasks`` are several only if the method trains them together."""
+    """What one run trains. It has several ``tasks`` only if the method trains them together."""
 
     corpus: str
     tasks: tuple[str, ...]
@@ -59,23 +57,27 @@ class RunSpec:
 
     @property
     def name(self) -> str:
+        """The run in progress messages."""
         return f"{self.corpus}/{'+'.join(self.tasks)} {self.variant.label}"
 
 
 @lru_cache(maxsize=2)
-def corpora_at(folder: Path) -> dict[str, Corpus]:
-    """A prepared folder's corpora by name, read once for each process."""
+def corpora_at(folder: Path) -> dict[str, PreparedCorpus]:
+    """A prepared folder's corpora by name, read once in each process."""
     return {corpus.name: corpus for corpus in read_corpora(folder)}
 
 
 @lru_cache(maxsize=16)
 def _task_data(prepared: Path, corpus: str, task: str, backbone: Path, least: int) -> TaskData:
     items = backbone_at(backbone).items
-    return prepare_task(corpora_at(prepared)[corpus], task, items, least)
+    return task_data(corpora_at(prepared)[corpus], task, items, least)
 
 
 def run_key(place: Workplace, spec: RunSpec) -> str:
-    """What a finished run is found by: all that its result depends on, but the device."""
+    """The key by which a finished run is found: a digest of all that its result depends on.
+
+    The device is not part of it.
+    """
     settings = place.settings
     corpus = corpora_at(place.prepared)[spec.corpus]
     folder = backbone_folder(place.out, corpus, settings, spec.variant.is_causal)
@@ -91,16 +93,20 @@ def run_key(place: Workplace, spec: RunSpec) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def execute(place: Workplace, spec: RunSpec) -> Document:
-    """Train and judge; a JSON document of the result. Predictions go into their own files."""
+def execute(place: Workplace, spec: RunSpec) -> RunResult:
+    """Train and evaluate. Predictions are written to their own files."""
     started, cpu_started = time.perf_counter(), time.process_time()
     key = run_key(place, spec)
-    result: Document = {"key": key, "spec": asdict(spec), "label": spec.variant.label}
+    outcome: RunOutcome
     try:
-        result |= _prior(place, spec, key) if _is_prior(spec) else _trained(place, spec, key)
+        outcome = _prior(place, spec, key) if _is_prior(spec) else _trained(place, spec, key)
     except TrainingDiverged as error:
-        result["failed"] = error.code
-    return result | {
+        outcome = {"failed": error.code}
+    return {
+        "key": key,
+        "spec": asdict(spec),
+        "label": spec.variant.label,
+        **outcome,
         "wall_seconds": round(time.perf_counter() - started, 3),
         "cpu_seconds": round(time.process_time() - cpu_started, 3),
     }
@@ -110,17 +116,17 @@ def _is_prior(spec: RunSpec) -> bool:
     return spec.variant.method == PRIOR
 
 
-def _prior(place: Workplace, spec: RunSpec, key: str) -> Document:
+def _prior(place: Workplace, spec: RunSpec, key: str) -> RunOutcome:
     (data,) = _tasks_of(place, spec)
     split = limit_labels(data, spec.variant.label_share)
-    judged = judge(prior_scorer(data, split.train), data)
+    predictions = predict(prior_scorer(data, split.train), data)
     return {
-        "metrics": {data.name: _kept(place, key, data, judged)},
+        "metrics": {data.name: _store(place, key, data, predictions)},
         "users": {data.name: _sizes(data, split)},
     }
 
 
-def _trained(place: Workplace, spec: RunSpec, key: str) -> Document:
+def _trained(place: Workplace, spec: RunSpec, key: str) -> RunOutcome:
     tasks = _tasks_of(place, spec)
     splits = [limit_labels(data, spec.variant.label_share) for data in tasks]
     generator = seeded(spec.seed, "patch")
@@ -130,8 +136,8 @@ def _trained(place: Workplace, spec: RunSpec, key: str) -> Document:
     loop = _loop(place.settings, spec, tasks[0].kind)
     run = FinetuneRun(encoder, goal, examples, split, loop, tracks_metrics=True)
     run.train(no_progress)
-    judged = {
-        data.name: judge(scorer_of(encoder, goal.head), data)
+    predictions = {
+        data.name: predict(scorer_of(encoder, goal.head), data)
         for data, goal in zip(tasks, goals, strict=True)
     }
     return {
@@ -139,7 +145,7 @@ def _trained(place: Workplace, spec: RunSpec, key: str) -> Document:
         "best_epoch": run.best_epoch,
         "epochs": [asdict(epoch) for epoch in run.epochs],
         "seconds": round(sum(epoch.seconds for epoch in run.epochs), 3),
-        "metrics": {data.name: _kept(place, key, data, judged[data.name]) for data in tasks},
+        "metrics": {data.name: _store(place, key, data, predictions[data.name]) for data in tasks},
         "users": {
             data.name: _sizes(data, split) for data, split in zip(tasks, splits, strict=True)
         },
@@ -189,10 +195,12 @@ def _loop(settings: ComparisonSettings, spec: RunSpec, kind: str) -> LoopSetting
     )
 
 
-def _kept(place: Workplace, key: str, data: TaskData, judged: Judged) -> dict[str, float]:
-    """Metrics, after the predictions that they come from are on disk."""
-    write_npz(place.out / "predictions" / f"{key}-{data.name}.npz", judged.arrays)
-    return judged.metrics
+def _store(
+    place: Workplace, key: str, data: TaskData, predictions: Predictions
+) -> dict[str, float]:
+    """Write the predictions to disk; return the metrics computed from them."""
+    write_arrays(place.out / "predictions" / f"{key}-{data.name}.safetensors", predictions.arrays)
+    return predictions.metrics
 
 
 def _sizes(data: TaskData, split: UserSplit) -> dict[str, int]:
@@ -206,7 +214,7 @@ def _sizes(data: TaskData, split: UserSplit) -> dict[str, int]:
     }
 
 
-def _parameters(encoder: Encoder, head: nn.Module, folder: Path) -> dict[str, int]:
+def _parameters(encoder: Encoder, head: nn.Module, folder: Path) -> Parameters:
     backbone = backbone_at(folder).backbone
     return {
         "trained": sum(p.numel() for p in encoder.trained.parameters() if p.requires_grad),

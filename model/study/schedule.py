@@ -1,8 +1,9 @@
-"""Which runs there are, in which order, and on how many processes.
+"""The runs of a comparison: which there are, in which order, and on how many processes.
 
-Backbones first; then, for each variant and task, the learning rates with the first seed; then the
-further seeds with the rates that did best on validation users. Every finished run is one line of
-``runs.jsonl``, so an interrupted comparison goes on where it was.
+Backbones are pretrained first. Then, for each variant and task, all learning rates are tried with
+the first seed, and the other seeds run with the rates that did best on validation users. Every
+finished run is one line of ``runs.jsonl``, so an interrupted comparison continues where it stopped
+(decision 0031: why this is not a library).
 """
 
 import json
@@ -19,34 +20,36 @@ import torch
 
 from peterrec.model.progress import OnProgress, Progress
 from peterrec.model.study.backbones import backbone_folder, ensure_backbone
-from peterrec.model.study.corpus import Corpus, choose_tasks
+from peterrec.model.study.corpus import PreparedCorpus, choose_tasks
 from peterrec.model.study.methods import METHODS, PRIOR, Rates, Variant, choose_variants
+from peterrec.model.study.results import RunResult
 from peterrec.model.study.run import RunSpec, Workplace, corpora_at, execute, run_key
-
-Document = dict[str, Any]  # Any: a JSON document
 
 JOURNAL = "runs.jsonl"
 
 
 @dataclass(slots=True)
 class Unit:
-    """One variant on one task (or on a corpus's tasks together): its trials and its seeds."""
+    """One variant on one task, or on all tasks of a corpus together: its trials and its seeds."""
 
     corpus: str
     tasks: tuple[str, ...]
     variant: Variant
     rates: tuple[Rates, ...]
     seeds: tuple[int, ...]
-    results: dict[RunSpec, Document] = field(default_factory=dict)
+    results: dict[RunSpec, RunResult] = field(default_factory=dict)
 
     @property
     def trials(self) -> list[RunSpec]:
-        """Every rate with the first seed."""
+        """The runs that try every pair of rates with the first seed."""
         return [self._spec(rates, self.seeds[0]) for rates in self.rates]
 
     @property
     def chosen(self) -> Rates | None:
-        """The rates with the lowest validation loss, once all are tried; None if all diverged."""
+        """The rates with the lowest validation loss.
+
+        None until all are tried, and if all diverged.
+        """
         if any(spec not in self.results for spec in self.trials):
             return None
         losses = [_validation_loss(self.results[spec]) for spec in self.trials]
@@ -54,29 +57,29 @@ class Unit:
 
     @property
     def final(self) -> list[RunSpec]:
-        """The runs that count: every seed with the chosen rates."""
+        """The runs that enter the report: every seed with the chosen rates."""
         chosen = self.chosen
         return [self._spec(chosen, seed) for seed in self.seeds] if chosen else []
 
     @property
     def planned(self) -> int:
-        """Runs in all."""
+        """The number of runs, finished or not."""
         return len(self.rates) + len(self.seeds) - 1
 
     def ready(self) -> list[RunSpec]:
-        """What can run now and has no result yet."""
+        """The runs that can start now and have no result yet."""
         return [spec for spec in [*self.trials, *self.final] if spec not in self.results]
 
     def _spec(self, rates: Rates, seed: int) -> RunSpec:
         return RunSpec(self.corpus, self.tasks, self.variant, seed, rates)
 
 
-def _validation_loss(result: Document) -> float:
+def _validation_loss(result: RunResult) -> float:
     return math.inf if "failed" in result else float(result.get("validation_loss", 0.0))
 
 
 def plan_units(place: Workplace) -> list[Unit]:
-    """All variants on all tasks, the line without history first."""
+    """All variants on all tasks; the priors come first."""
     settings = place.settings
     pairs = choose_tasks(list(corpora_at(place.prepared).values()), settings.tasks)
     variants = choose_variants(settings.methods, settings.axes, settings.label_shares)
@@ -95,9 +98,9 @@ def plan_units(place: Workplace) -> list[Unit]:
 
 
 def _task_groups(
-    pairs: list[tuple[Corpus, str]], together: bool
+    pairs: list[tuple[PreparedCorpus, str]], together: bool
 ) -> Iterable[tuple[str, tuple[str, ...]]]:
-    """Each task alone, or a corpus's tasks together; a single one has nothing to be with."""
+    """Each task alone, or the tasks of each corpus together if it has several."""
     if not together:
         return [(corpus.name, (task,)) for corpus, task in pairs]
     groups: dict[str, list[str]] = {}
@@ -108,14 +111,14 @@ def _task_groups(
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How many processes run, of one thread each, and after how many seconds no more starts."""
+    """The number of processes, of one thread each, and the seconds after which no run starts."""
 
     jobs: int = 1
     time_limit_s: float = math.inf
 
 
 def compare(place: Workplace, effort: Effort, on_progress: OnProgress) -> list[Unit]:
-    """Run what is not in the journal; the units with all results there are when it ends."""
+    """Run what is not in the journal; return the units with all results so far."""
     deadline = time.monotonic() + effort.time_limit_s
     units = plan_units(place)
     _recall(place, units)
@@ -131,11 +134,12 @@ class _Limits:
     deadline: float
 
 
-Start = Callable[..., "Future[Any]"]  # Any: of whatever function is started
+Start = Callable[..., "Future[Any]"]  # Any: the started function's result
+"""Starts a function with its arguments."""
 
 
 class _Inline:
-    """Runs at once in this process, behind a pool's interface."""
+    """The interface of a pool that runs every function immediately in this process."""
 
     def __enter__(self) -> Start:
         return self._start
@@ -150,7 +154,10 @@ class _Inline:
 
 
 class _Processes:
-    """Fresh processes of one thread each; the device's context must not be inherited."""
+    """A pool of spawned processes of one thread each.
+
+    They are not forked, because a device's context must not be inherited.
+    """
 
     def __init__(self, jobs: int) -> None:
         self._pool = ProcessPoolExecutor(
@@ -181,7 +188,7 @@ def _pretrain(
 
 
 def pretrain_kind(place: Workplace, corpus_name: str, is_causal: bool, threads: int) -> None:
-    """One backbone, in whatever process this runs, on the threads that would else be idle."""
+    """Pretrain one backbone on this number of threads, which would be idle otherwise."""
     corpus = corpora_at(place.prepared)[corpus_name]
     folder = backbone_folder(place.out, corpus, place.settings, is_causal)
     torch.set_num_threads(threads)
@@ -193,7 +200,7 @@ def _run_units(
     place: Workplace, units: list[Unit], start: Start, limits: _Limits, on_progress: OnProgress
 ) -> None:
     total = sum(unit.planned for unit in units)
-    running: dict[Future[Document], tuple[Unit, RunSpec]] = {}
+    running: dict[Future[RunResult], tuple[Unit, RunSpec]] = {}
     with (place.out / JOURNAL).open("a", encoding="utf-8") as journal:
         while True:
             if time.monotonic() < limits.deadline:
@@ -205,7 +212,7 @@ def _run_units(
             for future in finished:
                 unit, spec = running.pop(future)
                 line = json.dumps(future.result())
-                unit.results[spec] = json.loads(line)  # as it will be recalled
+                unit.results[spec] = json.loads(line)  # as the journal is read
                 journal.write(line + "\n")
                 journal.flush()
                 done = sum(len(unit.results) for unit in units)
@@ -213,9 +220,9 @@ def _run_units(
 
 
 def _next_runs(
-    units: list[Unit], running: dict[Future[Document], tuple[Unit, RunSpec]], jobs: int
+    units: list[Unit], running: dict[Future[RunResult], tuple[Unit, RunSpec]], jobs: int
 ) -> Iterator[tuple[Unit, RunSpec]]:
-    """As many runs as there are idle processes, in the order of the units."""
+    """The next runs, one for each idle process, in the order of the units."""
     busy = {spec for _, spec in running.values()}
     idle = jobs - len(busy)
     waiting = ((unit, spec) for unit in units for spec in unit.ready() if spec not in busy)
@@ -224,7 +231,7 @@ def _next_runs(
 
 
 def _recall(place: Workplace, units: list[Unit]) -> None:
-    """Take finished runs from the journal."""
+    """Add the results of finished runs from the journal to the units."""
     place.out.mkdir(parents=True, exist_ok=True)
     finished = {result["key"]: result for result in read_journal(place.out / JOURNAL)}
     for unit in units:
@@ -234,14 +241,14 @@ def _recall(place: Workplace, units: list[Unit]) -> None:
             _take(place, unit, spec, finished)
 
 
-def _take(place: Workplace, unit: Unit, spec: RunSpec, finished: dict[str, Document]) -> None:
+def _take(place: Workplace, unit: Unit, spec: RunSpec, finished: dict[str, RunResult]) -> None:
     result = finished.get(run_key(place, spec))
     if result is not None:
         unit.results[spec] = result
 
 
-def read_journal(path: Path) -> list[Document]:
-    """Every whole line; one cut short by an interruption is ignored."""
+def read_journal(path: Path) -> list[RunResult]:
+    """The results in a journal; a line cut short by an interruption is ignored."""
     if not path.exists():
         return []
     results = []

@@ -1,21 +1,25 @@
-"""What to compare and how; plain values that travel as JSON."""
+"""Settings of a comparison: plain values that are stored as JSON."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Ge
 
+from peterrec.model.documents import Document
 from peterrec.model.errors import ComparisonSettingsInvalid
 from peterrec.model.insertions import INSERTIONS, InsertionName
 from peterrec.model.training.options import BatchSize, Epochs, Patience, option
 from peterrec.model.training.pretrain.settings import PretrainSettings
 
-Document = dict[str, Any]  # Any: a JSON document
+PROTOCOL = 2
+"""Version of the protocol, part of every run's key.
 
-PROTOCOL = 1
-"""Counts up when a change of the code makes older results incomparable; part of every run's key."""
+It is increased when a change of the code makes older results incomparable: 2 orders all ties by a
+hash and stores predictions as safetensors.
+"""
 
 NONCAUSAL = "-noncausal"
+"""Ending of a method's name that selects the non-causal backbone."""
 
 DEFAULT_METHODS = (
     "peterrec",
@@ -38,13 +42,16 @@ Count = Annotated[int, Ge(0)]
 PatchedDepth = int | Literal["all", "side"]
 
 Depth = PatchedDepth | Literal["none"]
-"""Top blocks that carry a patch; ``side`` is a network beside the frozen trunk, ``none`` a reader
-alone."""
+"""Number of top blocks that carry a patch.
 
+``side`` is a network outside the frozen backbone, ``none`` a history reader without a patch.
+"""
 
 Extras = Literal["auto", "none", "norms", "cls", "both"]
-"""What a patch trains beside its bottlenecks: second norms of patched blocks, ``[CLS]``; ``auto``
-is the norms, and ``[CLS]`` where the lowest block is patched."""
+"""What a patch trains in addition to its bottlenecks: second norms of patched blocks, ``[CLS]``.
+
+``auto`` trains the norms, and ``[CLS]`` if the lowest block is patched.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +80,7 @@ class CutSettings:
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """What is varied of a patch; PeterRec is run for every combination."""
+    """Properties of a patch that are varied; PeterRec is run for every combination."""
 
     insertions: Annotated[
         tuple[InsertionName, ...],
@@ -106,11 +113,12 @@ class Axes:
 
 @dataclass(frozen=True, slots=True)
 class ComparisonSettings:
-    """Everything that shapes a comparison; recorded with its results.
+    """All settings of a comparison; they are recorded with its results.
 
     ``label_shares`` are shares of the training users whose answers are used. ``rate_trials``
     learning rates are tried for each method with the first seed, and the one with the lowest
-    validation loss is kept. ``item_dropout`` is the mean share of items left out while training.
+    validation loss is used. ``item_dropout`` is the mean share of a history's items that training
+    leaves out.
     """
 
     methods: Annotated[
@@ -163,7 +171,7 @@ class ComparisonSettings:
 
     def __post_init__(self) -> None:
         _require(self.seeds >= 1, f"seeds is {self.seeds}, at least 1 is needed")
-        _require(1 <= self.rate_trials <= 5, f"lr trials are {self.rate_trials}, 1 to 5 are tried")
+        _require(1 <= self.rate_trials <= 5, f"lr trials are {self.rate_trials}, not 1 to 5")
         _require(
             all(0 < share <= 1 for share in self.label_shares),
             f"label shares {self.label_shares} must be above 0 and at most 1",
@@ -174,11 +182,12 @@ class ComparisonSettings:
         )
 
     def to_json(self) -> Document:
+        """All fields as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, fields: Document) -> Self:
-        """The inverse of ``to_json``; missing fields have their defaults, unknown ones refuse."""
+        """Invert ``to_json``. Missing fields get their defaults; unknown ones are refused."""
         try:
             given = {name: _tupled(value) for name, value in fields.items()}
             if "axes" in given:

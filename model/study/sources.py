@@ -4,48 +4,39 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from peterrec.model.data.convert.movielens import Film, MovieLens, read_movielens
 from peterrec.model.data.histories import Histories, UserLabels
 from peterrec.model.data.interactions import (
-    InteractionSource,
-    LabelSource,
-    encode,
-    order_values,
-    read_labels,
-)
-from peterrec.model.data.splits import split_users
-from peterrec.model.data.tables import Condition, TableSource, read_parts, text_column
-from peterrec.model.errors import ComparisonSettingsInvalid
-from peterrec.model.spec import HeadKind
-from peterrec.model.study.corpus import KINDS, Corpus, CorpusTask
-from peterrec.model.study.events import (
     Events,
     Flags,
-    cuts_after,
-    first_targets,
-    first_times,
+    InteractionSource,
     histories_of,
-    is_past,
-    require_past,
+    read_events,
+    targets_of,
 )
+from peterrec.model.data.labels import LabelSource, read_labels
+from peterrec.model.data.splits import split_users
+from peterrec.model.data.tables import Condition, TableSource
+from peterrec.model.documents import Document
+from peterrec.model.errors import ComparisonSettingsInvalid
+from peterrec.model.spec import HeadKind
+from peterrec.model.study.corpus import KINDS, CorpusTask, PreparedCorpus
+from peterrec.model.study.cutoffs import cuts_after, first_times, is_past, require_past
 from peterrec.model.study.settings import CutSettings
 
-Document = dict[str, Any]  # Any: a JSON document
-
 HISTORY_SHARE = 0.8
-"""Of a MovieLens user's ratings the oldest such share may be read, the rest be recommended."""
+"""Share of a MovieLens user's ratings, the oldest, that is input; the rest are targets."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cut(CutSettings):
-    """How users are split, how many first targets each has at most, and how many inputs at least.
+    """How users are split, and where inputs end and targets begin.
 
-    With ``min_history`` above 1, between domains, a user's targets begin where so many inputs
-    precede them, not at the very first one.
+    A user has at most ``most_targets`` targets. Between two domains, targets begin with the first
+    one that at least ``min_history`` inputs precede; with 0 they begin with the very first one.
     """
 
     def corpus(
@@ -53,48 +44,24 @@ class Cut(CutSettings):
         name: str,
         histories: Histories,
         tasks: Sequence[CorpusTask],
-        facts: Document,
+        metadata: Document,
         pretraining: Histories | None = None,
-    ) -> Corpus:
+    ) -> PreparedCorpus:
         """Split the users of the histories, before anything is counted."""
         split = split_users(histories.users, self.validation_share, self.test_share, self.seed)
         own = {"users": len(histories.users), "events": len(histories.codes)}
-        said = {**facts, **own, "split_seed": self.seed}
-        return Corpus(name, histories, split, tuple(tasks), said, pretraining)
+        said = {**metadata, **own, "split_seed": self.seed}
+        return PreparedCorpus(name, histories, split, tuple(tasks), said, pretraining)
 
 
-def read_events(source: InteractionSource) -> Events:
-    """Events as they stand in the files, with their times."""
-    ordering = [] if source.order_column is None else [source.order_column]
-    parts = read_parts(source.table, [source.user_column, source.item_column, *ordering])
-    users, user = encode(text_column(parts, source.user_column))
-    items, item = encode(text_column(parts, source.item_column))
-    times = (
-        np.arange(len(user))
-        if source.order_column is None
-        else order_values(parts, source.order_column)
-    )
-    has_times = source.order_column is not None
-    return Events(users, items, user, item, times, has_times, str(source.table.path))
-
-
-def movielens_corpora(folder: Path, domain: str, cut: Cut) -> list[Corpus]:
-    """The profiles of all users who tell them, and films of one domain recommended from others."""
-    data = _without_id_order(folder, read_movielens(folder))
+def movielens_corpora(folder: Path, domain: str, cut: Cut) -> list[PreparedCorpus]:
+    """Tasks on MovieLens: the users' profiles, if known, and films of one domain."""
+    data = read_movielens(folder)
     recommendation = _film_corpus(data, domain, cut)
     return [*_profile_corpus(data, cut), recommendation]
 
 
-def _without_id_order(folder: Path, data: MovieLens) -> MovieLens:
-    """The newer form is sorted by film, so ratings of one second would come in the ids' order."""
-    ratings = folder / "ratings.csv"
-    if not ratings.exists():
-        return data
-    events = read_events(InteractionSource(TableSource(ratings), "userId", "movieId", "timestamp"))
-    return replace(data, histories=histories_of(events))
-
-
-def _profile_corpus(data: MovieLens, cut: Cut) -> list[Corpus]:
+def _profile_corpus(data: MovieLens, cut: Cut) -> list[PreparedCorpus]:
     if not data.profiles:
         return []
     tasks = [
@@ -105,13 +72,16 @@ def _profile_corpus(data: MovieLens, cut: Cut) -> list[Corpus]:
             "occupation": {p.user: (p.occupation,) for p in data.profiles},
         }.items()
     ]
-    facts = {"source": "MovieLens", "input": "all ratings of a user, oldest first"}
-    return [cut.corpus("movielens-profile", data.histories, tasks, facts)]
+    metadata = {"source": "MovieLens", "input": "all ratings of a user, oldest first"}
+    return [cut.corpus("movielens-profile", data.histories, tasks, metadata)]
 
 
-def _film_corpus(data: MovieLens, domain: str, cut: Cut) -> Corpus:
-    """Input: the other films among a user's oldest four fifths; targets: films of the domain among
-    the newest fifth. So no target and nothing later is read, and its domain is new to the model.
+def _film_corpus(data: MovieLens, domain: str, cut: Cut) -> PreparedCorpus:
+    """Films of one domain, recommended from films of all others.
+
+    Inputs are the other films among a user's oldest four fifths; targets are films of the domain
+    among the newest fifth. So no target and nothing later is read, and the domain is new to the
+    model.
     """
     events = _film_events(data.histories)
     is_wanted = _domain_films(data.films, domain)
@@ -120,14 +90,14 @@ def _film_corpus(data: MovieLens, domain: str, cut: Cut) -> Corpus:
     is_old = events.time < np.maximum(1, (lengths * HISTORY_SHARE).astype(np.int64))[events.user]
     inputs, targets = events.select(is_old & ~wanted), events.select(~is_old & wanted)
     require_past(inputs, targets)
-    tasks = [CorpusTask("films", "ranking", first_targets(targets, cut.most_targets))]
-    facts = {
+    tasks = [CorpusTask("films", "ranking", targets_of(targets, cut.most_targets))]
+    metadata = {
         "source": "MovieLens",
         "input": f"films outside {domain} among the oldest four fifths of a user's ratings",
         "targets": f"the first {cut.most_targets} films of {domain} among the newest fifth",
     }
     name = f"movielens-{domain.replace(':', '-').lower()}"
-    return cut.corpus(re.sub(r"[^a-z0-9-]", "-", name), histories_of(inputs), tasks, facts)
+    return cut.corpus(re.sub(r"[^a-z0-9-]", "-", name), histories_of(inputs), tasks, metadata)
 
 
 def _film_events(histories: Histories) -> Events:
@@ -135,12 +105,18 @@ def _film_events(histories: Histories) -> Events:
     user = np.repeat(np.arange(len(histories.users)), lengths)
     position = np.arange(len(histories.codes)) - np.repeat(histories.offsets[:-1], lengths)
     return Events(
-        histories.users, histories.items, user, histories.codes, position, True, "MovieLens"
+        histories.users,
+        histories.items,
+        user.astype(np.int32),
+        histories.codes.astype(np.int32),
+        position,
+        "number",
+        "MovieLens",
     )
 
 
 def _domain_films(films: Sequence[Film], domain: str) -> dict[str, bool]:
-    """``genre:Comedy`` are films of the genre, ``year:1998`` those of that year or later."""
+    """Whether each film is of the domain: ``genre:Comedy`` or ``year:1998`` (or later)."""
     rule, _, value = domain.partition(":")
     if rule == "genre":
         found = {film.item: value in film.genres for film in films}
@@ -150,7 +126,7 @@ def _domain_films(films: Sequence[Film], domain: str) -> dict[str, bool]:
         found = {}
     if not any(found.values()):
         raise ComparisonSettingsInvalid(
-            f"no film is of the domain {domain!r}.", hint="Write genre:Comedy or year:1998."
+            f"the domain {domain!r} has no film.", hint="Write genre:Comedy or year:1998."
         )
     return found
 
@@ -162,8 +138,8 @@ def _year(title: str) -> int:
 
 def domain_corpora(
     source: InteractionSource, column: str, domains: tuple[str, str], cut: Cut
-) -> list[Corpus]:
-    """Both directions between two domains of one events file."""
+) -> list[PreparedCorpus]:
+    """Two domains of one file of events: each is recommended from the other."""
     one, other = domains
     parts = {
         domain: read_events(replace(source, table=_where(source.table, column, domain)))
@@ -179,21 +155,22 @@ def _where(table: TableSource, column: str, value: str) -> TableSource:
     return replace(table, where=(*table.where, Condition(column, value)))
 
 
-def _direction(source: str, target: str, parts: dict[str, Events], cut: Cut) -> Corpus:
-    """Input: a user's events in the source domain on days before the first target.
+def _direction(source: str, target: str, parts: dict[str, Events], cut: Cut) -> PreparedCorpus:
+    """Items of the target domain, recommended from events in the source domain.
 
-    That is the user's first event in the target domain; with ``min_history``, the first that so
-    many inputs precede, and what the user took there before is neither read nor a target.
-    Pretraining reads the later source events too, of users who are not held out.
+    Inputs are a user's events in the source domain before the first target. That is the user's
+    first event in the target domain or, with ``min_history``, the first one that this number of
+    inputs precede; earlier events in the target domain are then neither inputs nor targets.
+    Pretraining also reads the later source events of users who are not held out.
     """
     events, every = parts[source], parts[target]
     cuts = cuts_after(events, every, cut.min_history) if cut.min_history else first_times(every)
     targets = every.select(~is_past(every, cuts) & _belongs(every, cuts))
     inputs = events.select(is_past(events, cuts) & _belongs(events, cuts))
     require_past(inputs, targets)
-    answers = first_targets(targets, cut.most_targets)
+    answers = targets_of(targets, cut.most_targets)
     preceded = f" with {cut.min_history} earlier ones in {source}" if cut.min_history else ""
-    facts = {
+    metadata = {
         "source": events.source,
         "input": f"events in {source} before a user's first one in {target}{preceded}; equal "
         "times not",
@@ -201,7 +178,7 @@ def _direction(source: str, target: str, parts: dict[str, Events], cut: Cut) -> 
     }
     tasks = [CorpusTask("first-items", "ranking", answers)]
     name, histories = f"{source}-to-{target}", histories_of(inputs)
-    return cut.corpus(name, histories, tasks, facts, histories_of(events))
+    return cut.corpus(name, histories, tasks, metadata, histories_of(events))
 
 
 def _belongs(events: Events, cuts: dict[str, float]) -> Flags:
@@ -211,8 +188,8 @@ def _belongs(events: Events, cuts: dict[str, float]) -> Flags:
     return flags
 
 
-def file_corpora(document: Document, folder: Path, cut: Cut) -> list[Corpus]:
-    """Corpora of a task list (see docs/compare.md); paths count from ``folder``."""
+def file_corpora(document: Document, folder: Path, cut: Cut) -> list[PreparedCorpus]:
+    """Corpora of a task list (see docs/compare.md); paths are relative to ``folder``."""
     try:
         return [
             _file_corpus(name, entry, folder, cut) for name, entry in document["corpora"].items()
@@ -223,7 +200,7 @@ def file_corpora(document: Document, folder: Path, cut: Cut) -> list[Corpus]:
         ) from error
 
 
-def _file_corpus(name: str, entry: Document, folder: Path, cut: Cut) -> Corpus:
+def _file_corpus(name: str, entry: Document, folder: Path, cut: Cut) -> PreparedCorpus:
     user_column = entry.get("user_column", "user_id")
     source = InteractionSource(
         _table(entry["interactions"], entry, folder),
@@ -254,13 +231,13 @@ def _file_corpus(name: str, entry: Document, folder: Path, cut: Cut) -> Corpus:
         if entry.get("drop_future", False):
             events = events.select(is_past(events, first_times(targets)))
         require_past(events, targets)
-        tasks.append(CorpusTask(task["name"], kind, first_targets(targets, cut.most_targets)))
-    facts = {"source": str(entry["interactions"]), "input": "the interactions as given"}
+        tasks.append(CorpusTask(task["name"], kind, targets_of(targets, cut.most_targets)))
+    metadata = {"source": str(entry["interactions"]), "input": "the interactions as given"}
     extra = entry.get("pretrain_interactions")
     pretraining = None
     if extra is not None:
         pretraining = histories_of(read_events(replace(source, table=_table(extra, entry, folder))))
-    return cut.corpus(name, histories_of(events), tasks, facts, pretraining)
+    return cut.corpus(name, histories_of(events), tasks, metadata, pretraining)
 
 
 def _kind(task: Document) -> HeadKind:

@@ -1,21 +1,25 @@
-"""A corpus's task in a backbone's tokens, ready to be trained and judged."""
+"""A corpus's tasks in a backbone's tokens, ready to be trained and evaluated: alone or together."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from peterrec.model.data.examples import Examples, join_answers
 from peterrec.model.data.histories import UserLabels
 from peterrec.model.data.splits import UserSplit, rank_of
 from peterrec.model.data.vocabulary import Vocabulary, tokenize
 from peterrec.model.spec import HeadKind
-from peterrec.model.study.corpus import Corpus
+from peterrec.model.study.corpus import PreparedCorpus
+from peterrec.model.training.finetune.objective_of_head import TaskGoal
 from peterrec.model.training.objectives import TASKS, Objective
 
 
 @dataclass(frozen=True, slots=True)
 class TaskData:
-    """Examples, their split, and the objective; ``dropped`` counts users with too rare answers."""
+    """Examples, their split and objective; ``dropped`` counts users whose answer is too rare."""
 
     name: str
     kind: HeadKind
@@ -26,11 +30,15 @@ class TaskData:
     dropped: int
 
 
-def prepare_task(corpus: Corpus, name: str, items: list[str], min_label_count: int) -> TaskData:
+def task_data(
+    corpus: PreparedCorpus, name: str, items: list[str], min_label_count: int
+) -> TaskData:
     """The users of a task with a known history and a learnable answer, split as the corpus is.
 
-    Answers are counted among training users only. A class that fewer than ``min_label_count`` of
-    them have is left out, for everybody; a target item that none of them has stays, as a miss.
+    Fine-tuning's ``prepare_task`` splits users by shares and builds a patch. Here the corpus's
+    split holds, and a method builds what is trained. Answers are counted among training users
+    only. A class that fewer than ``min_label_count`` of them have is left out for everybody. A
+    target item that no training user has stays, and counts as missed.
     """
     task = corpus.task(name)
     vocabulary = Vocabulary(tuple(items))
@@ -51,7 +59,7 @@ def prepare_task(corpus: Corpus, name: str, items: list[str], min_label_count: i
 
 
 def limit_labels(data: TaskData, share: float) -> UserSplit:
-    """The split with a share of the training users; a smaller share is part of a larger one."""
+    """The split with a share of the training users. A smaller share is part of a larger one."""
     if share >= 1:
         return data.split
     train = data.split.train
@@ -60,8 +68,8 @@ def limit_labels(data: TaskData, share: float) -> UserSplit:
     return UserSplit(np.sort(train[kept]), data.split.validation, data.split.test)
 
 
-def _parts(corpus: Corpus) -> dict[str, int]:
-    """0, 1 or 2 for each user of the training, validation and test part."""
+def _parts(corpus: PreparedCorpus) -> dict[str, int]:
+    """Each user's part: 0 for training, 1 for validation, 2 for test."""
     split = corpus.split
     return {
         corpus.histories.users[i]: part
@@ -83,3 +91,75 @@ def _split(examples: Examples, part_of: dict[str, int]) -> UserSplit:
     parts = np.array([part_of[user] for user in examples.users])
     train, validation, test = (np.flatnonzero(parts == part) for part in range(3))
     return UserSplit(train, validation, test)
+
+
+ABSENT = -1
+"""Row of a joint example in a task that has no answer of the example's user."""
+
+
+class ManyTasksGoal:
+    """The objective of several tasks trained together, with one head for each task.
+
+    ``rows[t]`` int64 [N] is each joint example's row in task t's own examples, or ABSENT. The loss
+    sums the tasks' losses, each weighted by its share of answers in the batch.
+    """
+
+    def __init__(
+        self, names: Sequence[str], goals: Sequence[TaskGoal], rows: Sequence[Tensor]
+    ) -> None:
+        self._names = names
+        self.head = nn.ModuleList([goal.head for goal in goals])
+        self._goals = goals
+        self._rows = rows
+
+    def prepare(self, rows: Tensor) -> None:
+        for goal, own in zip(self._goals, self._rows, strict=True):
+            goal.prepare(own[rows][own[rows] != ABSENT])
+
+    def loss(self, vectors: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
+        total = vectors.sum() * 0
+        for goal, own in zip(self._goals, self._rows, strict=True):
+            at = (own[rows] != ABSENT).nonzero().squeeze(1)  # [B] -> [b]
+            if len(at):
+                loss = goal.loss(vectors[at.to(vectors.device)], own[rows[at]], generator)
+                total = total + loss * (len(at) / len(rows))
+        return total
+
+    def metrics(self, vectors: Tensor, rows: Tensor) -> dict[str, float]:
+        """The metrics of every task, named ``task/metric``."""
+        metrics: dict[str, float] = {}
+        for name, goal, own in zip(self._names, self._goals, self._rows, strict=True):
+            at = (own[rows] != ABSENT).nonzero().squeeze(1)  # [B] -> [b]
+            found = goal.metrics(vectors[at.to(vectors.device)], own[rows[at]])
+            metrics |= {f"{name}/{metric}": value for metric, value in found.items()}
+        return metrics
+
+    def finish(self) -> None:
+        for goal in self._goals:
+            goal.finish()
+
+
+def join_tasks(
+    tasks: Sequence[TaskData], splits: Sequence[UserSplit]
+) -> tuple[Examples, UserSplit, list[Tensor]]:
+    """Join the users of several tasks of one corpus.
+
+    Gives the joint examples, their split, and for each task the row of every joint example
+    (see ``ManyTasksGoal``).
+    """
+    index: dict[str, int] = {}
+    for task in tasks:
+        for user in task.examples.users:
+            index.setdefault(user, len(index))
+    histories: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * len(index)
+    parts = np.full(len(index), ABSENT)
+    rows = [torch.full((len(index),), ABSENT) for _ in tasks]
+    for task, split, own in zip(tasks, splits, rows, strict=True):
+        for part, members in enumerate((split.train, split.validation, split.test)):
+            for row in members.tolist():
+                at = index[task.examples.users[row]]
+                histories[at] = task.examples.rows[row]
+                parts[at], own[at] = part, row
+    examples = Examples(tuple(index), histories, [()] * len(index), tasks[0].examples.items)
+    train, validation, test = (np.flatnonzero(parts == part) for part in range(3))
+    return examples, UserSplit(train, validation, test), rows

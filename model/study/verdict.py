@@ -1,42 +1,49 @@
-"""Does the paper's finding hold here? Differences between methods on the same test users."""
+"""Whether the paper's finding holds: differences between methods on the same test users."""
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from peterrec.model.parity.npz import read_npz
-
-Document = dict[str, Any]  # Any: a JSON document
+from peterrec.model.files.tensors import read_arrays
+from peterrec.model.study.results import Row, Table, Verdict
 
 POINTS, RELATIVE, SHARE = 0.005, 0.02, 0.1
-"""PeterRec shall be within 0.5 points of FineAll's accuracy, or within 2 % of its MRR@5, training
-at most a tenth of its parameters, and ahead of FineLast and FineCLS."""
+"""Bounds of the finding, from the paper's Table 3.
+
+PeterRec is as good as FineAll if its accuracy is at most 0.5 points lower, or its MRR@5 at most 2 %
+lower, while it trains at most a tenth of the parameters. It must be better than FineLast and
+FineCLS.
+"""
 
 PATCHED = ("peterrec", "reader", "side")
+"""Families of methods that the finding is about."""
+
 RIVALS = ("fineall", "finelast", "finecls")
+"""Families that they are compared with."""
 
 CUTOFF = 5
+"""The k of the ranking's primary metric, MRR@k."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Mean over seeds of one method minus another's, and the standard error over test users.
+    """The mean over seeds of one method minus another, and the standard error over test users.
 
-    Each user is compared with himself, so what makes a user hard for both does not count.
+    Differences are taken within each user (paired), so users who are hard for both methods add no
+    variance.
     """
 
     mean: float
     standard_error: float
 
 
-def verdicts_of(table: Document, out: Path) -> list[Document]:
-    """One for each patch with all labels, against each rival on the same backbone.
+def verdicts_of(table: Table, out: Path) -> list[Verdict]:
+    """Compare each patch that has all labels with each rival on the same backbone.
 
-    A reader is also held against the patches without one.
+    A patch with a history reader is also compared with the patches without one.
     """
     rows = [row for row in table["rows"] if row["label_share"] == 1]
     found = []
@@ -49,43 +56,47 @@ def verdicts_of(table: Document, out: Path) -> list[Document]:
     return found
 
 
-def _verdict(row: Document, rival: Document, table: Document, out: Path) -> Document:
+def _verdict(row: Row, rival: Row, table: Table, out: Path) -> Verdict:
     difference = paired_difference(row["keys"], rival["keys"], table["task"], out)
     base = rival["metrics"][table["primary"]]["mean"]
-    verdict: Document = {
+    verdict: Verdict = {
         "method": row["method"],
         "rival": rival["method"],
         "difference": difference.mean,
         "standard_error": difference.standard_error,
         "relative": difference.mean / base if base else math.nan,
+        "holds": difference.mean > 0,
     }
     if rival["family"] != "fineall":
-        return verdict | {"holds": difference.mean > 0}
+        return verdict
     share = row["trained_parameters"] / max(1, rival["trained_parameters"])
     is_close = (
         difference.mean >= -POINTS
         if table["kind"] == "classification"
         else difference.mean >= -RELATIVE * base
     )
-    return verdict | {"share": share, "holds": is_close and share <= SHARE}
+    return {**verdict, "share": share, "holds": is_close and share <= SHARE}
 
 
 def paired_difference(ours: list[str], theirs: list[str], task: str, out: Path) -> Difference:
-    """From the saved predictions of both methods' runs; entries are (user, answer) pairs."""
+    """The difference from the stored predictions of both methods' runs.
+
+    Entries are (user, answer) pairs; ``ours`` and ``theirs`` are the keys of runs.
+    """
     gaps = _mean_gain(ours, task, out) - _mean_gain(theirs, task, out)  # [entries]
     error = float(gaps.std(ddof=1) / math.sqrt(len(gaps))) if len(gaps) > 1 else math.nan
     return Difference(float(gaps.mean()), error)
 
 
 def _mean_gain(keys: list[str], task: str, out: Path) -> npt.NDArray[np.float64]:
-    """What each entry adds to the primary metric, in the order of users; mean over seeds."""
-    gains = [_gain(out / "predictions" / f"{key}-{task}.npz") for key in keys]
+    """Each entry's contribution to the primary metric, in the order of users; mean over seeds."""
+    gains = [_gain(out / "predictions" / f"{key}-{task}.safetensors") for key in keys]
     mean: npt.NDArray[np.float64] = np.stack(gains).mean(0)  # [seeds, entries] -> [entries]
     return mean
 
 
 def _gain(path: Path) -> npt.NDArray[np.float64]:
-    run = read_npz(path)
+    run = read_arrays(path)
     if "logits" in run:
         gain = (run["outputs"][run["logits"].argmax(1)] == run["targets"]).astype(np.float64)
     else:

@@ -14,7 +14,7 @@ from peterrec.service.cli.settings_options import FieldsOf, comma_separated, tak
 from peterrec.service.jobs.options import INPUT
 
 if TYPE_CHECKING:
-    from peterrec.model.study.settings import Document
+    from peterrec.model.documents import Document
     from peterrec.service.jobs.compare import DomainEvents, Sources
 
 PIPE_WIDTH = 240

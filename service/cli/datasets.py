@@ -113,7 +113,7 @@ def data_info(
     as_json: AsJson = False,
 ) -> None:
     """Print statistics of a table of interactions: read them before you train on it."""
-    from peterrec.model.data.event_stream import read_events
+    from peterrec.model.data.interactions import read_events
     from peterrec.model.data.statistics import describe_events, draw_data, require_picture
 
     if plot is not None:

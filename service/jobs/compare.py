@@ -9,12 +9,14 @@ from pathlib import Path
 from rich.table import Table
 
 from peterrec.model.data.interactions import InteractionSource
+from peterrec.model.documents import Document
 from peterrec.model.errors import ComparisonSettingsInvalid
 from peterrec.model.progress import OnProgress
-from peterrec.model.study.corpus import Corpus, shuffled, write_corpora
+from peterrec.model.study.corpus import PreparedCorpus, shuffled, write_corpora
 from peterrec.model.study.markdown import cells_of, header_of
 from peterrec.model.study.plots import draw_plots, require_matplotlib
-from peterrec.model.study.report import Document, report_of, write_report
+from peterrec.model.study.report import report_of, write_report
+from peterrec.model.study.results import Report
 from peterrec.model.study.run import Workplace
 from peterrec.model.study.schedule import Effort, compare
 from peterrec.model.study.settings import ComparisonSettings
@@ -78,7 +80,7 @@ def prepare(job: CompareJob) -> Path:
     return folder
 
 
-def run_comparison(job: CompareJob, on_progress: OnProgress) -> tuple[Document, list[Path]]:
+def run_comparison(job: CompareJob, on_progress: OnProgress) -> tuple[Report, list[Path]]:
     """Prepare the data, execute the runs that are missing, write tables and plots."""
     if job.has_plots:
         require_matplotlib()
@@ -89,7 +91,7 @@ def run_comparison(job: CompareJob, on_progress: OnProgress) -> tuple[Document, 
     return document, draw_plots(document, job.out / PLOTS) if job.has_plots else []
 
 
-def rich_tables(document: Document) -> Iterator[Table]:
+def rich_tables(document: Report) -> Iterator[Table]:
     """One table for each task."""
     for given in document["tables"]:
         table = Table(*header_of(given), title=f"{given['corpus']}: {given['task']}")
@@ -98,7 +100,7 @@ def rich_tables(document: Document) -> Iterator[Table]:
         yield table
 
 
-def _corpora(sources: Sources, cut: Cut) -> Iterator[Corpus]:
+def _corpora(sources: Sources, cut: Cut) -> Iterator[PreparedCorpus]:
     if sources.movielens is not None:
         yield from movielens_corpora(sources.movielens, sources.movielens_domain, cut)
     if sources.events is not None:

@@ -153,13 +153,8 @@ class Answers:
 
     def read(self, kind: HeadKind) -> "UserLabels":
         """The answers of a task of this kind."""
-        from peterrec.model.data.interactions import (
-            LabelSource,
-            read_labels,
-            read_tags,
-            read_targets,
-            read_values,
-        )
+        from peterrec.model.data.interactions import read_targets
+        from peterrec.model.data.labels import LabelSource, read_labels, read_tags, read_values
 
         if kind == "ranking":
             return read_targets(self._targets())

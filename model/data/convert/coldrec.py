@@ -1,8 +1,8 @@
-"""ColdRec files, the form in which PeterRec's data were published, as Parquet tables.
+"""Converts ColdRec files, in which PeterRec's data were published, to Parquet tables.
 
-One user is one line: item ids with commas between, oldest first, with literal zeros before them to
-equal length; in fine-tuning files, behind two commas, also the answers: target items or a class.
-Users have no ids: a user is the number of the line.
+One line is one user: item ids separated by commas, oldest first, padded on the left with zeros to
+equal length. In fine-tuning files, two commas and the answers follow: target items or a class.
+Users have no ids, so a user's id is the number of the line.
 """
 
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ PADDING = "0"
 ANSWERS_BEHIND = ",,"
 
 BATCH_EVENTS = 1 << 20
-"""Events written at once; what is in memory stays this small."""
+"""Events in memory before they are written."""
 
 
 @dataclass(frozen=True, slots=True)
 class ColdRecFile:
-    """What one file held; ``answers`` is 0 for a file to pretrain on."""
+    """Counts of one file; ``answers`` is 0 for a file to pretrain on."""
 
     name: str
     users: int
@@ -41,7 +41,7 @@ def convert_coldrec(path: Path, out: Path) -> list[ColdRecFile]:
     """
     files = [file for file in list_files(path) if file.name.endswith((".csv", ".csv.gz"))]
     if not files:
-        raise DataFileMissing(f"{path} is no ColdRec .csv file.", hint="Check the path.")
+        raise DataFileMissing(f"{path} is not a ColdRec .csv file.", hint="Check the path.")
     return [_convert_file(file, out / file.name.split(".csv")[0]) for file in files]
 
 
@@ -61,7 +61,7 @@ def _convert_file(path: Path, out: Path) -> ColdRecFile:
 
 
 def _users(path: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Every line's number, items and answers; refused where the form changes between lines."""
+    """Every line's number, items and answers. All lines must have answers, or none."""
     has_answers: bool | None = None
     for number, line in _lines(path):
         source, behind, answers = line.partition(ANSWERS_BEHIND)
@@ -95,7 +95,7 @@ def _unreadable(path: Path, number: int, what: str) -> DataFileUnreadable:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines that are not empty, with their numbers from 1."""
+    """The lines that are not empty, with their numbers counted from 1."""
     with (
         pa.input_stream(path) as stream,  # decompresses by the file's suffix
         TextIOWrapper(stream, "ascii", errors="surrogateescape") as lines,
@@ -109,7 +109,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 @dataclass(slots=True)
 class _Rows:
-    """A Parquet file of user, value and position, written while rows come."""
+    """A Parquet file of user, value and position that is written batch by batch."""
 
     path: Path
     column: str
@@ -136,7 +136,7 @@ class _Rows:
             self.path.unlink()
 
     def add(self, user: str, values: list[str]) -> None:
-        """One user's values in order."""
+        """Add one user's values, in order."""
         self.users += bool(values)
         self.rows += len(values)
         self._of_user += [user] * len(values)

@@ -1,7 +1,7 @@
-"""MovieLens data sets as interactions, profiles, titles and derived tasks in Parquet.
+"""Converts MovieLens data sets to Parquet: interactions, profiles, titles and derived tasks.
 
-Reads the 1M form (``ratings.dat`` or a pre-ordered ``ratings_ordered.csv``), the 100k form
-(``u.data``) and the newer CSV form (``ratings.csv``, which tells nothing of its users).
+It reads the 1M form (``ratings.dat`` or a pre-ordered ``ratings_ordered.csv``), the 100k form
+(``u.data``) and the newer CSV form (``ratings.csv``, which has no profiles).
 """
 
 import re
@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from peterrec.model.data.files import history_lengths, write_all, write_columns, write_halves
 from peterrec.model.data.histories import Histories
-from peterrec.model.data.interactions import InteractionSource, read_histories
+from peterrec.model.data.interactions import Events, InteractionSource, histories_of, read_histories
 from peterrec.model.data.tables import TableSource, read_parts, text_column
 from peterrec.model.errors import DataFileMissing, DataFileUnreadable
 
 FAVOURITES = 3
-"""A user's tags are the genres met most often among the held-out films, this many."""
+"""Number of a user's tags: the genres that are most frequent among the held-out films."""
 
 GENDERS = {"F": "female", "M": "male"}
 
@@ -32,7 +32,7 @@ AGE_RANGES = {
     50: "45-49",
     56: "50-55",
 }
-"""Ranges of age by their first year above."""
+"""Ranges of age by the first year above each range."""
 
 OLDEST = "56 and over"
 
@@ -64,7 +64,7 @@ OCCUPATIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What the data set tells of a user."""
+    """The data set's profile of a user."""
 
     user: str
     gender: str
@@ -83,7 +83,7 @@ class Film:
 
 @dataclass(frozen=True, slots=True)
 class MovieLens:
-    """One data set in memory; without profiles in the CSV form."""
+    """One data set in memory; the CSV form has no profiles."""
 
     histories: Histories
     profiles: list[Profile]
@@ -91,8 +91,8 @@ class MovieLens:
 
 
 @dataclass(frozen=True, slots=True)
-class Converted:
-    """What a conversion wrote."""
+class ConvertedMovieLens:
+    """Counts of the converted data."""
 
     users: int
     items: int
@@ -100,8 +100,8 @@ class Converted:
     has_profiles: bool
 
 
-def convert_movielens(folder: Path, out: Path) -> Converted:
-    """Write interactions, histories, targets, tags, items and (if told) users as Parquet."""
+def convert_movielens(folder: Path, out: Path) -> ConvertedMovieLens:
+    """Write interactions, histories, targets, tags, items and, if known, users as Parquet."""
     data = read_movielens(folder)
     out.mkdir(parents=True, exist_ok=True)
     write_all(data.histories, out / "interactions.parquet")
@@ -110,7 +110,7 @@ def convert_movielens(folder: Path, out: Path) -> Converted:
     _write_films(out / "items.parquet", data.films)
     if data.profiles:
         _write_profiles(out / "users.parquet", data.profiles)
-    return Converted(
+    return ConvertedMovieLens(
         len(data.histories.users),
         len(data.histories.items),
         len(data.histories.codes),
@@ -119,7 +119,7 @@ def convert_movielens(folder: Path, out: Path) -> Converted:
 
 
 def read_movielens(folder: Path) -> MovieLens:
-    """Read whichever form the folder holds."""
+    """Read the data set in a folder, in any of the three forms."""
     for marker, read in FORMS.items():
         if (folder / marker).exists():
             return read(folder)
@@ -162,15 +162,18 @@ def _read_table(path: Path, user: str, item: str, order: str) -> Histories:
 def _by_time(path: Path, separator: str) -> Histories:
     """Histories of a file without header: user, item, rating, timestamp."""
     fields = list(_fields(path, separator, 4))
-    users = list(dict.fromkeys(row[0] for row in fields))
-    items = list(dict.fromkeys(row[1] for row in fields))
-    user_index = {user: i for i, user in enumerate(users)}
-    item_index = {item: i for i, item in enumerate(items)}
-    of_user = np.array([user_index[row[0]] for row in fields])
-    codes = np.array([item_index[row[1]] for row in fields])
-    order = np.lexsort((_times(path, separator, fields), of_user))
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(of_user, minlength=len(users)))])
-    return Histories(tuple(users), tuple(items), codes[order], offsets)
+    users = {user: i for i, user in enumerate(dict.fromkeys(row[0] for row in fields))}
+    items = {item: i for i, item in enumerate(dict.fromkeys(row[1] for row in fields))}
+    events = Events(
+        tuple(users),
+        tuple(items),
+        np.array([users[row[0]] for row in fields], dtype=np.int32),
+        np.array([items[row[1]] for row in fields], dtype=np.int32),
+        _times(path, separator, fields),
+        "number",
+        str(path),
+    )
+    return histories_of(events)
 
 
 def _times(path: Path, separator: str, fields: list[list[str]]) -> npt.NDArray[np.int64]:
@@ -213,7 +216,7 @@ def _profile(path: Path, number: int, user: str, gender: str, age: str, occupati
 
 
 def age_range(age: int) -> str:
-    """The range of an age in years; the 1M form's codes lie in the ranges that they stand for."""
+    """The range of an age in years; each code of the 1M form is an age in its own range."""
     return next((name for end, name in AGE_RANGES.items() if age < end), OLDEST)
 
 
@@ -250,7 +253,7 @@ def _fields(path: Path, separator: str, count: int) -> Iterator[list[str]]:
 
 
 def _numbered_fields(path: Path, separator: str, count: int) -> Iterator[tuple[int, list[str]]]:
-    """The number of every line that is not empty, and its fields; Latin-1, as these files are."""
+    """Number and fields of every line that is not empty. These files are in Latin-1."""
     if not path.exists():
         raise DataFileMissing(f"{path} does not exist.", hint="Give the whole data set's folder.")
     with path.open(encoding="latin-1") as lines:
@@ -267,7 +270,7 @@ def _numbered_fields(path: Path, separator: str, count: int) -> Iterator[tuple[i
 
 
 def _favourite_genres(histories: Histories, films: list[Film]) -> dict[str, list[str]]:
-    """Rows of user_id and tag: the genres each user met most often among the held-out films."""
+    """Columns user_id and tag: the most frequent genres among each user's held-out films."""
     genres_of = {film.item: film.genres for film in films}
     kept = history_lengths(np.diff(histories.offsets)).tolist()
     rows: list[tuple[str, str]] = []

@@ -1,8 +1,8 @@
-"""RecBole's atomic files (``.inter``, ``.user``, ``.item``) as Parquet tables.
+"""Converts RecBole's atomic files (``.inter``, ``.user``, ``.item``) to Parquet tables.
 
-Their first line names and types the columns: ``user_id:token``, ``rating:float``, and ``_seq`` of
-each for lists with spaces between. The other commands read such files too; converted, numbers are
-numbers and every user's newest events stand apart as targets.
+Their first line has the names and types of the columns: ``user_id:token``, ``rating:float``;
+``token_seq`` and ``float_seq`` are lists separated by spaces. Other commands read such files too.
+The conversion stores numbers as numbers, and every user's newest events separately as targets.
 """
 
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ NAMES = {".inter": "interactions", ".user": "users", ".item": "items"}
 
 
 @dataclass(frozen=True, slots=True)
-class Converted:
-    """What a conversion wrote."""
+class ConvertedRecBole:
+    """Counts of the converted data, and the names of the tables."""
 
     users: int
     items: int
@@ -30,8 +30,8 @@ class Converted:
     tables: tuple[str, ...]
 
 
-def convert_recbole(folder: Path, out: Path) -> Converted:
-    """Write interactions, histories and targets, and users and items if there are such files."""
+def convert_recbole(folder: Path, out: Path) -> ConvertedRecBole:
+    """Write interactions, histories and targets, and tables of users and items if there are any."""
     files = {suffix: _only_file(folder, suffix) for suffix in NAMES}
     inter = files[".inter"]
     if inter is None:
@@ -46,7 +46,9 @@ def convert_recbole(folder: Path, out: Path) -> Converted:
             _write_table(path, out / f"{NAMES[suffix]}.parquet")
     write_halves(histories, out)
     written = tuple(NAMES[suffix] for suffix, path in files.items() if path is not None)
-    return Converted(len(histories.users), len(histories.items), len(histories.codes), written)
+    return ConvertedRecBole(
+        len(histories.users), len(histories.items), len(histories.codes), written
+    )
 
 
 def _only_file(folder: Path, suffix: str) -> Path | None:
@@ -60,7 +62,7 @@ def _only_file(folder: Path, suffix: str) -> Path | None:
 
 
 def _write_table(path: Path, out: Path) -> None:
-    """All columns of an atomic file, floats as numbers, an empty field as none."""
+    """Write all columns of an atomic file: floats as numbers, empty fields as null."""
     types = header_types(path)
     fields = [
         (name, pa.float64() if kind == "float" else pa.string()) for name, kind in types.items()
@@ -81,7 +83,7 @@ def _numbers(part: TablePart, column: str) -> pa.ChunkedArray:
         texts = part.table[column].to_pylist()
         row = next(i for i, text in enumerate(texts) if text is not None and not _is_number(text))
         raise NumberUnreadable(
-            f"{part.place(row, column)}: {texts[row]!r} is no number.",
+            f"{part.place(row, column)}: {texts[row]!r} is not a number.",
             hint="Correct the field, or type the column as a token.",
         ) from error
 

@@ -11,14 +11,14 @@ import pytest
 
 from peterrec.model.data.histories import Histories
 from peterrec.model.data.interactions import (
+    Events,
     InteractionSource,
-    LabelSource,
+    histories_of,
     read_histories,
-    read_labels,
-    read_tags,
     read_targets,
-    read_values,
+    targets_of,
 )
+from peterrec.model.data.labels import LabelSource, read_labels, read_tags, read_values
 from peterrec.model.data.tables import Condition, TableSource
 from peterrec.model.errors import (
     ColumnMissing,
@@ -32,6 +32,7 @@ from peterrec.model.errors import (
     OrderUnreadable,
     ValueMissing,
 )
+from tests.model.data.few_events import events
 
 
 def csv_file(folder: Path, text: str, name: str = "events.csv") -> Path:
@@ -58,9 +59,48 @@ def test_events_without_an_order_column_keep_the_order_of_the_file(tmp_path):
     assert read(path) == {"u": ("b", "a", "b"), "v": ("x",)}
 
 
-def test_events_are_ordered_by_position_and_ties_by_the_order_of_the_file(tmp_path):
-    path = csv_file(tmp_path, "user_id,item_id,pos\nu,late,10\nu,tie1,2\nu,tie2,2\nu,first,-1\n")
-    assert read(path, "pos") == {"u": ("first", "tie1", "tie2", "late")}
+def test_events_are_ordered_by_position_and_ties_by_a_hash(tmp_path):
+    rows = ["u,late,10", *(f"u,tie-{i:02d},2" for i in range(20)), "u,first,-1"]
+    head = "user_id,item_id,pos\n"
+    found = read(csv_file(tmp_path, head + "\n".join(rows)), "pos")["u"]
+    again = read(csv_file(tmp_path, head + "\n".join(reversed(rows))), "pos")["u"]
+    assert found == again
+    assert (found[0], found[-1]) == ("first", "late")
+    ties = list(found[1:-1])
+    assert ties not in (sorted(ties), sorted(ties, reverse=True))
+
+
+def order_of(given: Events, user: int = 0) -> tuple[str, ...]:
+    return histories_of(given).items_of(user)
+
+
+def test_events_of_one_day_come_in_an_order_that_neither_file_nor_id_decides():
+    names = [f"item-{i:03d}" for i in range(40)]
+    forward = order_of(events(*(("a", name, 5) for name in names)))
+    backward = order_of(events(*(("a", name, 5) for name in reversed(names))))
+    assert forward == backward
+    assert list(forward) not in (sorted(names), sorted(names, reverse=True))
+    other_user = order_of(events(*(("b", name, 5) for name in names)))
+    assert other_user != forward
+
+
+def test_days_come_in_their_order():
+    given = events(("a", "z", 1), ("a", "y", 3), ("a", "x", 2), ("b", "z", 9))
+    assert order_of(given) == ("z", "x", "y")
+
+
+def test_first_targets_are_the_earliest_distinct_items():
+    given = events(("a", "x", 3), ("a", "y", 1), ("a", "y", 2), ("a", "z", 4))
+    assert targets_of(given, 2).by_user == {"a": ("y", "x")}
+
+
+def test_only_tied_events_move_and_users_do_not_mix():
+    given = events(("b", "y", 5), ("a", "z", 1), ("b", "x", 5), ("a", "x", 2), ("a", "y", 1))
+    assert given.user[given.in_order()].tolist() == [0, 0, 1, 1, 1]
+    assert given.time is not None
+    assert given.time[given.in_order()].tolist() == [5, 5, 1, 1, 2]
+    assert set(order_of(given, 1)[:2]) == {"z", "y"}
+    assert order_of(given, 1)[2] == "x"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from peterrec.model.data.histories import UserLabels
 from peterrec.model.data.splits import split_users
-from peterrec.model.study.corpus import Corpus, CorpusTask, write_corpora
+from peterrec.model.study.corpus import CorpusTask, PreparedCorpus, write_corpora
 from peterrec.model.study.run import Workplace
 from peterrec.model.study.settings import Axes, ComparisonSettings
 from tests.model.small_shop import TINY, groups, shop_histories
@@ -33,7 +33,7 @@ def targets() -> UserLabels:
     return UserLabels(by_user, "targets.csv")
 
 
-def shop_corpus(name: str = "shop", labels: UserLabels | None = None) -> Corpus:
+def shop_corpus(name: str = "shop", labels: UserLabels | None = None) -> PreparedCorpus:
     """Groups to tell and targets to recommend."""
     histories = shop_histories(USERS)
     tasks = (
@@ -41,10 +41,10 @@ def shop_corpus(name: str = "shop", labels: UserLabels | None = None) -> Corpus:
         CorpusTask("next", "ranking", targets()),
     )
     split = split_users(histories.users, 0.2, 0.3, seed=0)
-    return Corpus(name, histories, split, tasks, {"source": "a test"})
+    return PreparedCorpus(name, histories, split, tasks, {"source": "a test"})
 
 
-def workplace(folder: Path, settings: ComparisonSettings, *corpora: Corpus) -> Workplace:
+def workplace(folder: Path, settings: ComparisonSettings, *corpora: PreparedCorpus) -> Workplace:
     """A prepared folder and an output folder beside it."""
     prepared = folder / "prepared"
     prepared.mkdir()

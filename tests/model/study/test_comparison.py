@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from peterrec.model.errors import MethodUnknown, TaskUnknown
-from peterrec.model.parity.npz import read_npz
+from peterrec.model.files.tensors import read_arrays
 from peterrec.model.progress import Progress, no_progress
 from peterrec.model.study.corpus import shuffled
 from peterrec.model.study.report import report_of, write_report
 from peterrec.model.study.run import Workplace
 from peterrec.model.study.schedule import JOURNAL, Effort, Unit, compare
 from peterrec.model.study.settings import Axes, ComparisonSettings
-from peterrec.model.study.task_data import limit_labels, prepare_task
+from peterrec.model.study.task_data import limit_labels, task_data
 from peterrec.model.study.verdict import paired_difference
 from tests.model.small_shop import groups
 from tests.model.study.small_comparison import (
@@ -88,7 +88,10 @@ def test_metrics_are_recomputed_from_saved_predictions_alone(place, report):
         accuracies = [_accuracy(place, key) for key in row["keys"]]
         assert row["metrics"]["accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
     for row in rows_of(report, "next").values():
-        kept = [read_npz(place.out / "predictions" / f"{key}-next.npz") for key in row["keys"]]
+        kept = [
+            read_arrays(place.out / "predictions" / f"{key}-next.safetensors")
+            for key in row["keys"]
+        ]
         for prefix, name in (("", "ranks"), ("sampled_", "sampled_ranks")):
             ranks = [run[name].astype(np.int64) for run in kept]
             gains = [np.where(rank < 5, 1 / (1 + rank), 0).mean() for rank in ranks]
@@ -97,7 +100,7 @@ def test_metrics_are_recomputed_from_saved_predictions_alone(place, report):
 
 
 def _accuracy(place: Workplace, key: str) -> float:
-    run = read_npz(place.out / "predictions" / f"{key}-group.npz")
+    run = read_arrays(place.out / "predictions" / f"{key}-group.safetensors")
     return float((run["outputs"][run["logits"].argmax(1)] == run["targets"]).mean())
 
 
@@ -108,7 +111,7 @@ def test_saved_predictions_are_of_the_test_users_and_their_true_answers(place, u
         for task in unit.tasks:
             truth = corpus.task(task).labels.by_user
             for result in unit.results.values():
-                run = read_npz(place.out / "predictions" / f"{result['key']}-{task}.npz")
+                run = read_arrays(place.out / "predictions" / f"{result['key']}-{task}.safetensors")
                 assert set(run["users"].tolist()) == test
                 pairs = zip(run["users"].tolist(), run["targets"].tolist(), strict=True)
                 assert all(target in truth[user] for user, target in pairs)
@@ -189,7 +192,7 @@ def test_every_method_runs(tmp_path):
 def test_a_smaller_label_share_trains_on_part_of_the_users_of_a_larger_one():
     corpus = shop_corpus()
     items = list(corpus.histories.items)
-    data = prepare_task(corpus, "group", items, min_label_count=5)
+    data = task_data(corpus, "group", items, min_label_count=5)
     half, quarter = limit_labels(data, 0.5), limit_labels(data, 0.25)
     assert len(half.train) == pytest.approx(len(data.split.train) / 2, abs=1)
     assert set(quarter.train) < set(half.train) < set(data.split.train)
@@ -200,7 +203,7 @@ def test_a_class_too_rare_among_training_users_is_left_out():
     labels = groups(160)
     rare = dict.fromkeys(list(labels.by_user)[:4], ("rare",))
     corpus = shop_corpus(labels=replace(labels, by_user={**labels.by_user, **rare}))
-    data = prepare_task(corpus, "group", list(corpus.histories.items), min_label_count=5)
+    data = task_data(corpus, "group", list(corpus.histories.items), min_label_count=5)
     assert data.outputs == ("even", "odd")
     assert data.dropped == 4
 

@@ -177,8 +177,8 @@ def test_a_changed_prepared_folder_is_refused(tmp_path):
     write_corpora(tmp_path / "prepared", corpora)
     other = file_corpora(task_list(tmp_path), tmp_path, Cut(seed=1))
     write_corpora(tmp_path / "other", other)
-    (tmp_path / "other" / "shop" / "histories.npz").replace(
-        tmp_path / "prepared" / "shop" / "histories.npz"
+    (tmp_path / "other" / "shop" / "histories.safetensors").replace(
+        tmp_path / "prepared" / "shop" / "histories.safetensors"
     )
     with pytest.raises(PreparedFolderInvalid, match="its index records"):
         read_corpora(tmp_path / "prepared")

@@ -6,13 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from peterrec.model.data.convert.coldrec import convert_coldrec
-from peterrec.model.data.interactions import (
-    InteractionSource,
-    LabelSource,
-    read_histories,
-    read_labels,
-    read_targets,
-)
+from peterrec.model.data.interactions import InteractionSource, read_histories, read_targets
+from peterrec.model.data.labels import LabelSource, read_labels
 from peterrec.model.data.tables import TableSource
 from peterrec.model.errors import DataFileEmpty, DataFileMissing, DataFileUnreadable
 

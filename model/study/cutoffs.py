@@ -1,0 +1,95 @@
+"""Cut-offs between inputs and targets, so that no input comes from a target's future.
+
+``model/data/interactions.py`` has the rules: equal times count as later.
+"""
+
+import numpy as np
+
+from peterrec.model.data.interactions import Events, Flags
+from peterrec.model.data.order_columns import OrderValues
+from peterrec.model.errors import FutureItem, OrderUnreadable
+
+
+def first_times(events: Events) -> dict[str, float]:
+    """The time of each user's first event."""
+    return {user: times[0].item() for user, times in _times_by_user(events).items()}
+
+
+def cuts_after(inputs: Events, targets: Events, least: int) -> dict[str, float]:
+    """The time of each user's first target that at least ``least`` inputs precede.
+
+    Users without such a target are left out.
+    """
+    seen = _times_by_user(inputs)
+    cuts: dict[str, float] = {}
+    for user, times in _times_by_user(targets).items():
+        earlier = np.searchsorted(seen.get(user, np.empty(0)), times, side="left")
+        late_enough = times[earlier >= least]
+        if len(late_enough):
+            cuts[user] = late_enough[0].item()
+    return cuts
+
+
+def is_past(events: Events, cuts: dict[str, float]) -> Flags:
+    """True for events strictly before their user's cut, and for users without one."""
+    cut_of = np.array([cuts.get(user, np.inf) for user in events.users])
+    past: Flags = _times_of(events) < cut_of[events.user]
+    return past
+
+
+def require_past(inputs: Events, targets: Events) -> None:
+    """Refuse inputs that hold an event at or after their user's first target.
+
+    If either file has no times, refuse an item that is both an input and a target of one user: it
+    may be the target itself.
+    """
+    if inputs.time is None or targets.time is None:
+        _require_disjoint(inputs, targets)
+    else:
+        _require_earlier(inputs, targets, inputs.time)
+
+
+def _require_earlier(inputs: Events, targets: Events, times: OrderValues) -> None:
+    cuts = first_times(targets)
+    late = np.flatnonzero(~is_past(inputs, cuts))
+    if len(late):
+        user = inputs.users[inputs.user[late[0]]]
+        others = len({int(inputs.user[i]) for i in late}) - 1
+        raise FutureItem(
+            f"{inputs.source}: user {user!r} has item {inputs.items[inputs.item[late[0]]]!r} at "
+            f"{times[late[0]]}, but a target at {cuts[user]:.16g} in {targets.source}. "
+            f"{others} other users also have inputs that are not before their first target.",
+            hint="Give histories that end before the targets, or --drop-future to cut them there.",
+        )
+
+
+def _require_disjoint(inputs: Events, targets: Events) -> None:
+    wanted = {
+        (targets.users[user], targets.items[item])
+        for user, item in zip(targets.user.tolist(), targets.item.tolist(), strict=True)
+    }
+    for user, item in zip(inputs.user.tolist(), inputs.item.tolist(), strict=True):
+        if (inputs.users[user], inputs.items[item]) in wanted:
+            raise FutureItem(
+                f"{inputs.source}: item {inputs.items[item]!r} of user {inputs.users[user]!r} is "
+                f"also a target in {targets.source}, and no time says which came first.",
+                hint="Name time columns with --order-column and --target-order-column.",
+            )
+
+
+def _times_by_user(events: Events) -> dict[str, OrderValues]:
+    """Each user's times, ascending."""
+    all_times = _times_of(events)
+    order = np.lexsort((all_times, events.user))
+    present, starts = np.unique(events.user[order], return_index=True)
+    times = np.split(all_times[order], starts[1:])
+    return {events.users[u]: t for u, t in zip(present.tolist(), times, strict=True)}
+
+
+def _times_of(events: Events) -> OrderValues:
+    if events.time is None:
+        raise OrderUnreadable(
+            f"{events.source} has no times to cut it by.",
+            hint="Name time columns with --order-column and --target-order-column.",
+        )
+    return events.time

@@ -1,0 +1,122 @@
+"""What a comparison writes: results of runs, and the report's tables. All of it is JSON."""
+
+from typing import NotRequired, TypedDict
+
+from peterrec.model.documents import Document
+from peterrec.model.spec import HeadKind
+
+Point = dict[str, float]
+"""One epoch of a curve: ``epoch``, ``runs``, ``validation_loss`` and a value for each metric."""
+
+
+class Parameters(TypedDict):
+    """How many weights there are: trained below the head, in the head, in the whole backbone."""
+
+    trained: int
+    head: int
+    backbone: int
+    backbone_blocks: int
+
+
+class RunOutcome(TypedDict, total=False):
+    """What training gave. The prior has only metrics and users; a diverged run only ``failed``.
+
+    ``metrics`` and ``users`` are by task. ``epochs`` are ``FinetuneEpoch`` as JSON.
+    """
+
+    metrics: dict[str, dict[str, float]]
+    users: dict[str, dict[str, int]]
+    validation_loss: float
+    best_epoch: int
+    epochs: list[Document]
+    seconds: float
+    parameters: Parameters
+    device: str
+    failed: str
+
+
+class RunResult(RunOutcome):
+    """One line of the journal: what was run, what it gave, and how long it took."""
+
+    key: str
+    spec: Document
+    label: str
+    wall_seconds: float
+    cpu_seconds: float
+
+
+class Spread(TypedDict):
+    """Mean and sample standard deviation over seeds; the deviation of one seed is None."""
+
+    mean: float
+    std: float | None
+    runs: int
+
+
+class Row(TypedDict):
+    """One method in one task's table. Fields below ``failed`` are missing from the prior's row."""
+
+    method: str
+    family: str
+    is_causal: bool
+    insertion: str | None
+    bottleneck: int | None
+    cardinality: int
+    depth: int | str
+    extras: str
+    queries: int
+    label_share: float
+    metrics: dict[str, Spread]
+    users: dict[str, int]
+    keys: list[str]
+    failed: int
+    trained_parameters: NotRequired[int]
+    head_parameters: NotRequired[int]
+    share: NotRequired[float]
+    share_of_blocks: NotRequired[float]
+    seconds: NotRequired[float]
+    cpu_seconds: NotRequired[float]
+    epochs: NotRequired[float]
+    rates: NotRequired[dict[str, float]]
+    rate_trials: NotRequired[list[dict[str, float | None]]]
+    is_rate_at_edge: NotRequired[bool]
+    curve: NotRequired[list[Point]]
+
+
+class Verdict(TypedDict):
+    """Whether the paper's finding holds for one pair of methods.
+
+    ``relative`` is the difference divided by the rival's metric. ``share``, only against FineAll,
+    is the part of the rival's trained parameters that the method trains.
+    """
+
+    method: str
+    rival: str
+    difference: float
+    standard_error: float
+    relative: float
+    holds: bool
+    share: NotRequired[float]
+
+
+class Table(TypedDict):
+    """One task's methods; ``primary`` names the metric that verdicts and plots use."""
+
+    corpus: str
+    task: str
+    kind: HeadKind
+    primary: str
+    rows: list[Row]
+    verdicts: list[Verdict]
+
+
+class Report(TypedDict):
+    """The contents of ``comparison.json``."""
+
+    settings: Document
+    corpora: dict[str, Document]
+    software: dict[str, str]
+    device: str
+    tables: list[Table]
+    unfinished: int
+    runs: list[RunResult]
