@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -52,9 +52,11 @@ class RequestHead(msgspec.Struct, frozen=True, gc=False):
     def read(cls, scope: Scope) -> "RequestHead":
         """Read the headers of an ASGI scope, in which names are in lower case."""
         get = dict(scope["headers"]).get
-        given = get(b"x-request-id", b"")
+        given = get(b"x-request-id")
         return cls(
-            given.decode("ascii") if _SANE_ID.match(given) else f"{_PROCESS}-{next(_counter):x}",
+            given.decode("ascii")
+            if given is not None and _SANE_ID.match(given)
+            else f"{_PROCESS}-{next(_counter):x}",
             get(b"authorization", b""),
             get(b"x-api-key", b""),
             get(b"content-length", b""),
@@ -74,9 +76,9 @@ class RequestHead(msgspec.Struct, frozen=True, gc=False):
         return int(self.timeout_ms) / 1000
 
 
-async def read_body(
+def read_body(
     receive: Receive, content_length: bytes, limit_bytes: int, *, has_arrived: bool
-) -> bytes:
+) -> Coroutine[object, object, bytes]:
     """Read the whole body.
 
     Raises BodyTooLarge as soon as the size passes the limit, ClientLeft if the client disconnects
@@ -85,8 +87,10 @@ async def read_body(
     """
     if content_length.isdigit() and int(content_length) > limit_bytes:
         raise BodyTooLarge(limit_bytes)
-    if has_arrived:
-        return await _read(receive, limit_bytes)
+    return _read(receive, limit_bytes) if has_arrived else _read_in_time(receive, limit_bytes)
+
+
+async def _read_in_time(receive: Receive, limit_bytes: int) -> bytes:
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             return await _read(receive, limit_bytes)

@@ -14,10 +14,13 @@ from peterrec.service.http.connection import Connection
 
 
 class Call(HTTPConnection):
-    """One request of a raw route. ``tenant``, ``tasks`` and ``rows`` are set for the metrics."""
+    """One request of a raw route. ``tenant``, ``tasks`` and ``rows`` are set for the metrics.
+
+    A connection of Starlette, so that FastAPI accepts it as a parameter of a handler.
+    """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        super().__init__(scope)
+        self.scope = scope
         self.head = RequestHead.read(scope)
         self.connection = Connection.of(scope)
         self.receive = receive

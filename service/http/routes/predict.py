@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Awaitable, Sequence
-from typing import NamedTuple
 
 import structlog
 from fastapi import APIRouter, Depends
@@ -68,7 +67,7 @@ CLIENT_LEFT = "client_left"
 router = APIRouter(
     tags=["predict"],
     route_class=RawRoute,
-    dependencies=[Depends(find_caller)],  # for the OpenAPI document: _begin authenticates
+    dependencies=[Depends(find_caller)],  # for the OpenAPI document; see _authenticate
     responses=REFUSALS,
 )
 
@@ -86,7 +85,7 @@ async def predict(call: Call, task: str) -> None:
 
     A bad instance gets an error in its slot and does not affect the others.
     """
-    context: PredictContext = call.app.state.predict
+    context: PredictContext = call.scope["app"].predictions
     await _guard(context, call, _predict(context, call, task))
 
 
@@ -105,7 +104,7 @@ async def users_predict(call: Call) -> None:
     Tasks that cannot be answered are listed in errors. If none can, the first error is the
     response.
     """
-    context: PredictContext = call.app.state.predict
+    context: PredictContext = call.scope["app"].predictions
     await _guard(context, call, _users_predict(context, call))
 
 
@@ -129,31 +128,25 @@ async def _guard(context: PredictContext, call: Call, work: Awaitable[None]) -> 
         context.emit(RequestFinished(call.tenant, task, outcome, duration, call.rows))
 
 
-class Begun(NamedTuple):
-    """The caller, the body and the deadline of a call."""
-
-    principal: Principal
-    body: bytes
-    deadline: float
-
-
-async def _begin(context: PredictContext, call: Call) -> Begun:
-    """Authenticate the caller and read the body."""
-    head = call.head
-    principal = context.authenticator.authenticate(head.authorization, head.api_key)
+def _authenticate(context: PredictContext, call: Call) -> Principal:
+    principal = context.authenticator.authenticate(call.head.authorization, call.head.api_key)
     call.tenant = principal.tenant
-    deadline = call.started + head.timeout_s(context.request_timeout_ms)
-    body = await read_body(
+    return principal
+
+
+def _read(call: Call) -> Awaitable[bytes]:
+    return read_body(
         call.receive,
-        head.content_length,
+        call.head.content_length,
         MAX_BODY_BYTES,
         has_arrived=call.connection.has_whole_body,
     )
-    return Begun(principal, body, deadline)
 
 
 async def _predict(context: PredictContext, call: Call, task: str) -> None:
-    principal, body, deadline = await _begin(context, call)
+    principal = _authenticate(context, call)
+    deadline = call.started + call.head.timeout_s(context.request_timeout_ms)
+    body = await _read(call)
     if context.table.entry(principal.tenant, task) is None:
         raise TaskNotFound(task)
     call.tasks = (task,)
@@ -185,12 +178,13 @@ async def _predict(context: PredictContext, call: Call, task: str) -> None:
             for pair in zip(instances, answered, strict=True)
         ],
     )
-    await _send(call, encode_json(response), by.digest)
+    await send_json(call.send, 200, encode_json(response), _headers(call, by.digest))
 
 
 async def _users_predict(context: PredictContext, call: Call) -> None:
-    principal, body, deadline = await _begin(context, call)
-    request = parse_users_predict(body)
+    principal = _authenticate(context, call)
+    deadline = call.started + call.head.timeout_s(context.request_timeout_ms)
+    request = parse_users_predict(await _read(call))
     choices = _choices(context.table, request, principal)
     call.rows = 1
     call.tasks = _known(context.table, principal, choices)
@@ -208,7 +202,7 @@ async def _users_predict(context: PredictContext, call: Call) -> None:
         results=results,
         errors={task: error_body(error) for task, error in errors.items()},
     )
-    await _send(call, encode_json(response))
+    await send_json(call.send, 200, encode_json(response), _headers(call))
 
 
 def _known(table: TaskTable, principal: Principal, choices: Sequence[TaskChoice]) -> Sequence[str]:
@@ -300,11 +294,11 @@ def _slot(
     return FailedRow(error_body(answer), UNSET if user_id is None else user_id)
 
 
-async def _send(call: Call, body: bytes, digest: str = "") -> None:
+def _headers(call: Call, digest: str = "") -> Headers:
     headers: Headers = [
         (b"content-type", b"application/json"),
         (b"x-request-id", call.head.request_id.encode()),
     ]
     if digest:
         headers.append((b"x-bundle-digest", digest.encode()))
-    await send_json(call.send, 200, body, headers)
+    return headers
