@@ -24,7 +24,7 @@ Refuse = Callable[[Sequence[QueuedRow], str, str], None]
 
 
 class HeadReloader:
-    """Used by the device thread only.
+    """Reloads one head at a time. Used by the device thread only.
 
     ``submit`` runs a job on the device thread; ``refuse`` answers rows whose head could not be read
     with a code and a detail.
