@@ -17,7 +17,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exp
 from peterrec.model.errors import PeterRecError
 from peterrec.patches.errors import TaskNotFound
 from peterrec.patches.identity import Digest, TaskId, TaskRef, TenantId
-from peterrec.patches.registry.records import ActiveTraffic
+from peterrec.patches.registry.records import ActiveTraffic, GuardTripped
 from peterrec.patches.registry.registry import Registry
 from peterrec.patches.registry.traffic import GuardReason, Observed
 from peterrec.service.protocol.messages import TrafficSeen
@@ -194,7 +194,9 @@ class GuardWatch:
             before_sleep=lambda state: _log_failure(ref, state),
         )
         try:
-            tripped = await retrying(self._registry.trip_guard, *ref, reason, observed, revision)
+            tripped: GuardTripped = await retrying(
+                self._registry.trip_guard, *ref, reason, observed, revision
+            )
         except TaskNotFound:
             return  # deleted with its traffic
         log.info("guard_tripped", task=ref.task, was_first=tripped.was_removed)
