@@ -25,7 +25,7 @@ Refuse = Callable[[Sequence[QueuedRow], type[RowError], str], None]
 
 
 class HeadReloader:
-    """Used by the device thread only.
+    """Reloads one head at a time. Used by the device thread only.
 
     ``submit`` runs a job on the device thread; ``refuse`` answers rows whose head could not be read
     with an error class and a detail.

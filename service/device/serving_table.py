@@ -52,7 +52,7 @@ def named(task: TaskEntry) -> set[Digest]:
 
 
 class ServingTable:
-    """Used by the device thread only.
+    """The tasks as they are served, and the workers. Used by the device thread only.
 
     ``residents`` are the bundles on the device, which their store owns. Those that no task names
     are idle: a loaded bundle must be added as such before a state that names it.

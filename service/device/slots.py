@@ -261,9 +261,7 @@ class SlotStore:
     def _probe_errors(
         self, written: Sequence[tuple[Residency, VerifiedBundle]]
     ) -> dict[Handle, float]:
-        """Run the probes as rows are run; return each bundle's largest error, relative to its
-        largest logit.
-        """
+        """Run the probes as rows are run; return the largest relative error of each bundle."""
         rows = [
             (residency.patch, history[history != PAD])
             for residency, bundle in written

@@ -2,7 +2,7 @@
 
 A call resolves tasks to versions, binds each question to a version as a row, sends the rows to the
 device and decodes the results. Each question carries its own error through all steps, so a bad one
-never fails its neighbours.
+never fails the others.
 """
 
 import time

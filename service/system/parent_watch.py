@@ -1,4 +1,4 @@
-"""Ends a child process when its supervisor ends, in whichever way that happens."""
+"""Ends a child process when its supervisor ends, even if that was killed."""
 
 import os
 import sys

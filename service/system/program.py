@@ -1,7 +1,8 @@
 """How ``peterrec`` starts child processes that import nothing from the current folder.
 
 A user's folder may have a ``model.py``, a ``service/`` or a ``random.py``. Python looks in the
-current folder first when it is started with ``-m`` or ``-c``, so every child must be told not to.
+current folder first when it is started with ``-m`` or ``-c``, so every child needs a flag against
+that.
 """
 
 import os

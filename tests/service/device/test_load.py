@@ -1,4 +1,4 @@
-"""Bundles on their way into the table: a bad one is left out alone, whatever is wrong with it."""
+"""Bundles on their way into the table: a bad one, of any kind, is left out alone."""
 
 from dataclasses import replace
 

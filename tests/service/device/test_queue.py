@@ -32,7 +32,7 @@ def test_a_request_that_does_not_fit_is_refused_whole() -> None:
     assert numbers(queue.take(9, now=0).rows) == [(1, 0), (1, 1), (3, 0)]
 
 
-def test_rows_past_their_deadline_are_told_apart_and_take_no_place_in_the_batch() -> None:
+def test_rows_past_their_deadline_are_separate_and_take_no_place_in_the_batch() -> None:
     queue = RowQueue(10)
     queue.push(rows(1, 2, deadline=5))
     queue.push(rows(2, 2, deadline=50))

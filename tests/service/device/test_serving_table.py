@@ -217,8 +217,8 @@ def test_of_a_change_that_names_what_it_touched_only_that_is_looked_at(
 ) -> None:
     table.reconcile(desired(1, gender=residencies[0], age=residencies[1]))
     both = desired(2, gender=residencies[2], age=residencies[2])
-    told = DesiredState(2, both.tasks, touched=frozenset({task("age")}))
-    assert [entry.task for entry in table.reconcile(told).tasks] == ["age"]
+    change = DesiredState(2, both.tasks, touched=frozenset({task("age")}))
+    assert [entry.task for entry in table.reconcile(change).tasks] == ["age"]
 
 
 def test_a_change_that_names_what_it_touched_also_serves_pending_tasks(

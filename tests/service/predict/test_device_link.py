@@ -1,4 +1,4 @@
-"""A worker's line to the device process, against a real ROUTER that speaks the protocol."""
+"""A worker's connection to the device process, against a real ROUTER that speaks the protocol."""
 
 import asyncio
 import time
@@ -39,7 +39,7 @@ from tests.waiting import soon
 
 
 class Peer:
-    """The other end: bound to the endpoint, it answers only what a test tells it to."""
+    """The device process's end of the line; it sends what a test has it send."""
 
     def __init__(self, endpoint: str) -> None:
         self._context = zmq.asyncio.Context()
@@ -140,12 +140,12 @@ def answer(asked: RequestRows, at: int, values: bytes = b"ok") -> RowResult:
     return RowResult(asked.request_id, at, values)
 
 
-async def test_a_worker_that_was_never_welcomed_refuses_at_once(link):
+async def test_a_worker_that_was_never_welcomed_refuses_immediately(link):
     with pytest.raises(DeviceUnavailable):
         await link.predict([row()], soon_due())
 
 
-async def test_rows_are_answered_in_order_whatever_the_order_of_results(peer, link):
+async def test_rows_are_answered_in_order_in_any_order_of_results(peer, link):
     await peer.welcome(table(1, a=7))
     task = ask(link, row(), row(), row())
     asked = await peer.asked()
@@ -192,7 +192,7 @@ async def test_waiting_rows_go_to_the_next_device_process_under_their_new_handle
     assert [result.values for result in await task] == [b"old", b"new"]
 
 
-async def test_a_waiting_row_whose_bundle_is_gone_is_told_so(start_peer, peer, link):
+async def test_a_waiting_row_whose_bundle_is_gone_gets_an_error(start_peer, peer, link):
     await peer.welcome(table(1, a=7))
     task = ask(link, row())
     await peer.asked()
@@ -202,7 +202,7 @@ async def test_a_waiting_row_whose_bundle_is_gone_is_told_so(start_peer, peer, l
     assert [result.error for result in await task] == ["bundle_gone"]
 
 
-async def test_results_of_a_former_epoch_are_not_believed(peer, link):
+async def test_results_of_a_former_epoch_are_ignored(peer, link):
     await peer.welcome(table(5, a=7))
     task = ask(link, row())
     asked = await peer.asked()
@@ -211,7 +211,7 @@ async def test_results_of_a_former_epoch_are_not_believed(peer, link):
     assert [result.values for result in await task] == [b"fresh"]
 
 
-async def test_a_row_without_an_answer_at_its_deadline_is_told_so_and_withdrawn(peer, link):
+async def test_a_row_without_an_answer_at_its_deadline_gets_an_error_and_is_withdrawn(peer, link):
     await peer.welcome(table(1, a=7))
     task = ask(link, row(), row(), within_s=0.2)
     asked = await peer.asked()
@@ -253,7 +253,7 @@ async def test_rows_of_a_caller_that_gave_up_are_withdrawn(peer, link):
     assert link.state.waiting_rows == 0
 
 
-async def test_more_rows_than_the_bound_are_refused_at_once(peer, link):
+async def test_more_rows_than_the_bound_are_refused_immediately(peer, link):
     await peer.welcome(table(1, a=7))
     task = ask(link, row(), row(), row())
     await peer.asked()
@@ -272,7 +272,7 @@ async def test_a_silent_device_process_counts_as_gone(peer, link, monkeypatch):
     await soon(lambda: link.is_connected)
 
 
-async def test_status_tells_readiness(peer, link):
+async def test_status_carries_readiness(peer, link):
     await peer.welcome(table(1))
     await peer.send(Status(1, False, 5, 12.5, 3))
     await soon(lambda: link.state.status is not None)
@@ -341,19 +341,21 @@ async def test_shadow_rows_travel_in_the_same_message_and_come_back_with_the_oth
     task = asyncio.create_task(link.predict([row()], soon_due(), [row(8, DIGEST_B)]))
     asked = await peer.asked()
     assert [each.handle for each in asked.rows] == [7, 8]
-    await peer.send(BatchResults(1, 0.1, [answer(asked, 0, b"told"), answer(asked, 1, b"kept")]))
+    await peer.send(
+        BatchResults(1, 0.1, [answer(asked, 0, b"answer"), answer(asked, 1, b"shadow")])
+    )
     results = await task
-    assert [result.values for result in results.rows] == [b"told"]
-    assert [result and result.values for result in results.shadows] == [b"kept"]
+    assert [result.values for result in results.rows] == [b"answer"]
+    assert [result and result.values for result in results.shadows] == [b"shadow"]
 
 
 async def test_nobody_waits_for_a_shadow_row(peer, link):
     await peer.welcome(table(1, a=7))
     task = asyncio.create_task(link.predict([row()], soon_due(), [row()]))
     asked = await peer.asked()
-    await peer.send(BatchResults(1, 0.1, [answer(asked, 0, b"told")]))
+    await peer.send(BatchResults(1, 0.1, [answer(asked, 0, b"answer")]))
     results = await task
-    assert ([result.values for result in results.rows], results.shadows) == ([b"told"], [None])
+    assert ([result.values for result in results.rows], results.shadows) == ([b"answer"], [None])
     assert await peer.next(Cancel) == Cancel(asked.request_id)
     assert link.state.waiting_rows == 0
 

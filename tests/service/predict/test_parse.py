@@ -1,4 +1,4 @@
-"""Bodies of the prediction calls: what is wrong is told with its place."""
+"""Bodies of the prediction calls: an error names the place in the body."""
 
 import json
 

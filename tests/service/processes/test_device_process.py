@@ -1,4 +1,4 @@
-"""The real device process: it serves what the registry says, validated, whatever is killed."""
+"""The real device process: it serves what the registry says, also after it was killed."""
 
 import asyncio
 import os
@@ -155,7 +155,7 @@ async def test_a_deleted_task_leaves_the_table(
             await replica.changed.wait()
 
 
-async def test_a_row_for_a_residency_that_was_never_there_is_told_so(
+async def test_a_row_for_a_residency_that_was_never_there_gets_an_error(
     replica: Replica, registry: Registry, workshop: Workshop
 ) -> None:
     bundle = await replica.served("gender", await register(registry, workshop, "gender", 1))

@@ -1,6 +1,6 @@
-"""Whatever is changed, lost, cut or restarted: replicas serve what the registry says, and soon.
+"""After changes, losses, cut connections and restarts, replicas soon serve what the registry says.
 
-A longer search: ``CONVERGENCE_EXAMPLES=100 pytest tests/service/test_convergence.py``.
+``CONVERGENCE_EXAMPLES=100 pytest tests/service/sync/test_convergence.py`` searches longer.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Verdicts over a window of what all workers saw, told to a real registry."""
+"""Verdicts on what all workers saw in a window, recorded in a real registry."""
 
 import asyncio
 from collections.abc import Coroutine
