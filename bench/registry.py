@@ -1,4 +1,4 @@
-"""The registry at work: registrations, swaps on 3 replicas, starts with many bundles, memory."""
+"""Benchmark of the registry: registrations, swaps on 3 replicas, starts, and memory per bundle."""
 
 import argparse
 import asyncio
@@ -34,7 +34,7 @@ Settings = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A random backbone on disk, the shape of its tasks, and a folder for all else."""
+    """A random backbone on disk, the shape of its tasks, and a folder for all other files."""
 
     scratch: Path
     backbone: Path
@@ -43,14 +43,14 @@ class Site:
     port: int
 
     def bundles(self, count: int, skip: int = 0) -> list[bytes]:
-        """Bundles that all differ; ``skip`` those of other measurements."""
+        """Make bundles that all differ; ``skip`` the first ones, which other measurements use."""
         shape = replace(self.shape, tasks=skip + count)
         return list(islice(make_bundles(shape, self.loaded), skip, None))
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One start of the server, and what its device process held when it was ready."""
+    """One start of the server, with the memory of its device process when it was ready."""
 
     first_answer_s: float
     ready_s: float
@@ -58,7 +58,7 @@ class Start:
 
 
 def main(arguments: list[str]) -> None:
-    """``python -m bench registry``."""
+    """Run ``python -m bench registry``."""
     parser = argparse.ArgumentParser(prog="python -m bench registry", description=__doc__)
     parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--items", type=int, default=20_000)
@@ -67,12 +67,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--swaps", type=int, default=100)
     parser.add_argument("--counts", type=int, nargs="+", default=[100, 1000, 5000])
     parser.add_argument("--threads", type=int, default=0, help="device threads (0: by the cores)")
-    parser.add_argument("--port", type=int, default=8100, help="this one and the two above it")
+    parser.add_argument("--port", type=int, default=8100, help="first of three ports that are used")
     run(parser.parse_args(arguments)).show()
 
 
 def run(options: argparse.Namespace) -> Report:
-    """All four measurements, each on servers of its own."""
+    """Run all four measurements, each on new servers."""
     figures: dict[str, float] = {}
     shape = FleetShape(1, options.channels, options.items)
     with tempfile.TemporaryDirectory(prefix="peterrec-registry-") as folder:
@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> Report:
 
 
 async def register_all(url: str, bundles: Sequence[bytes], writers: int) -> float:
-    """Seconds until that many writers have registered everything; each answer means served."""
+    """Return the seconds until all bundles are registered and served, by a number of writers."""
     waiting = iter(enumerate(bundles))
 
     async def write(client: httpx.AsyncClient) -> None:
@@ -124,7 +124,7 @@ async def register_all(url: str, bundles: Sequence[bytes], writers: int) -> floa
 
 
 async def push(client: httpx.AsyncClient, task: str, bundle: bytes) -> str:
-    """Register a bundle; its digest."""
+    """Register a bundle and return its digest."""
     answer = await client.post(f"/tasks/{task}/versions", content=bundle)
     if answer.status_code not in (200, 201):
         raise SystemExit(f"registering {task} failed: {answer.status_code} {answer.text}")
@@ -132,7 +132,7 @@ async def push(client: httpx.AsyncClient, task: str, bundle: bytes) -> str:
 
 
 def swap_latencies(site: Site, swaps: int, settings: Settings) -> list[float]:
-    """Milliseconds from sending a bundle to one replica until all of them answer with it."""
+    """Measure the milliseconds from pushing a bundle to one replica until all answer with it."""
     bundles = site.bundles(swaps + 1)
     with ExitStack() as stack:
         redis = stack.enter_context(private_redis(site.scratch / "swaps"))
@@ -160,12 +160,12 @@ async def _swap_all(urls: Sequence[str], bundles: Sequence[bytes]) -> list[float
             digest = await push(clients[0], "swapped", bundle)
             await asyncio.gather(*(_until_served(client, digest) for client in clients))
             latencies.append((time.perf_counter() - started) * 1000)
-    return latencies[1:]  # the first one also makes the pool and the connections
+    return latencies[1:]  # the first one also creates the pool and the connections
 
 
 @asynccontextmanager
 async def clients_of(urls: Sequence[str]) -> AsyncIterator[list[httpx.AsyncClient]]:
-    """One client for each server."""
+    """Open one client for each server."""
     clients = [httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) for url in urls]
     try:
         yield clients
@@ -185,7 +185,7 @@ async def _until_served(client: httpx.AsyncClient, digest: str) -> None:
 
 
 def both_starts(site: Site, count: int, settings: Settings) -> tuple[Start, Start]:
-    """A start from the registry alone, and one more with the copy on the disk."""
+    """Measure a start from the registry alone, and a second one with the copy on the disk."""
     with private_redis(site.scratch / f"start-{count}") as redis:
         asyncio.run(_fill(redis, site, count))
         data_dir = site.scratch / f"start-{count}" / "server"
@@ -195,7 +195,7 @@ def both_starts(site: Site, count: int, settings: Settings) -> tuple[Start, Star
 
 
 def _start(site: Site, data_dir: Path, settings: Settings) -> Start:
-    """From the command to readiness; one request for the first task is repeated meanwhile."""
+    """Start the server and wait until it is ready, repeating a request for the first task."""
     started = time.perf_counter()
     first_answer_s = 0.0
     with (
@@ -228,7 +228,7 @@ def _device_bytes(pid: int) -> int:
 
 
 def memory_per_weights(site: Site, starts: dict[int, tuple[Start, Start]]) -> float:
-    """Bytes that the device process grows by per bundle ÷ the bytes of a bundle's weights."""
+    """Return the device process's growth per bundle, divided by the size of a bundle's weights."""
     fewest, most = min(starts), max(starts)
     grown = starts[most][0].device_bytes - starts[fewest][0].device_bytes
     (data,) = site.bundles(1)
@@ -237,7 +237,7 @@ def memory_per_weights(site: Site, starts: dict[int, tuple[Start, Start]]) -> fl
 
 
 async def _fill(redis: str, site: Site, count: int) -> None:
-    """Register tasks t0, t1, … past any server."""
+    """Register tasks t0, t1, … directly in Redis, without a server."""
     registry = Registry(open_redis(redis))
     identity, room = _identity(site), asyncio.Semaphore(FILLERS)
 
@@ -262,7 +262,7 @@ def _identity(site: Site) -> BackboneIdentity:
 
 @contextmanager
 def private_redis(folder: Path) -> Iterator[str]:
-    """An embedded Redis with its append-only file; yields its URL."""
+    """Run an embedded Redis with its append-only file; yields its URL."""
     redis = EmbeddedRedis(folder)
     redis.start()
     try:

@@ -11,7 +11,7 @@ OLDEST_VERSION = (6, 2)
 
 
 @dataclass(frozen=True, slots=True)
-class ServerFacts:
+class ServerInfo:
     """One Redis server, or one node of a cluster."""
 
     software: str
@@ -38,11 +38,11 @@ class ServerFacts:
         return tuple(warning for warning, is_so in found.items() if is_so)
 
 
-async def server_facts(store: Store) -> ServerFacts:
+async def server_info(store: Store) -> ServerInfo:
     """Ask the server. Valkey reports both its own version and that of the compatible Redis."""
     with redis_errors():
         info: dict[str, Any] = await store.redis.info()  # Any: numbers and texts
-    return ServerFacts(
+    return ServerInfo(
         software=str(info.get("server_name", "redis")),
         version=str(info.get("valkey_version") or info["redis_version"]),
         mode=str(info.get("redis_mode", info.get("server_mode", "standalone"))),

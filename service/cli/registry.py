@@ -185,9 +185,9 @@ def audit(
 
 
 async def _status(registry: "Registry") -> dict[str, object]:
-    from peterrec.patches.registry.health import server_facts
+    from peterrec.patches.registry.health import server_info
 
-    facts = await server_facts(registry.store)
+    facts = await server_info(registry.store)
     snapshot = await registry.feed.snapshot()
     blobs, unused = await registry.blobs.totals(), await registry.blobs.collect(dry_run=True)
     return {

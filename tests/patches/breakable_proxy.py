@@ -37,7 +37,7 @@ class Connection:
 
 
 class BreakableProxy:
-    """Forwards a TCP port to another, in a thread of its own.
+    """Forwards a TCP port to another, in a separate thread.
 
     ``cut`` resets all connections and refuses new ones. ``silence`` leaves them open, and those
     made meanwhile too, but nothing ever comes through them again: as when a firewall forgot them.

@@ -28,7 +28,7 @@ def connect(url: str, retries: int = 3) -> Redis:
 
 
 class RedisServer:
-    """One redis-server on a port of its own, without persistence."""
+    """One redis-server on a separate port, without persistence."""
 
     def __init__(self, folder: Path, *options: str) -> None:
         self.port = free_port()

@@ -277,7 +277,7 @@ async def _revision_of(registry: Registry, change: Change) -> int:
 
 
 def change_of(event: RegistryEvent, before: ReferenceRegistry) -> Change:
-    """The change that an entry of the audit trail tells of."""
+    """The change that an entry of the audit trail records."""
     assert event.task is not None
     judged = before.tasks.get(TaskRef(DEFAULT_TENANT, event.task), Task()).traffic_revision
     return Change(

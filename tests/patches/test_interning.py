@@ -6,7 +6,7 @@ from peterrec.patches.registry.records import TaskEntry
 
 
 def entry(task: str) -> TaskEntry:
-    """With parts of its own, as they come from bytes."""
+    """An entry whose parts are new objects, as they are after decoding."""
     versions = {3: shared_digest(Digest("".join(["a"] * 64)))}
     return TaskEntry.of(TaskRef(DEFAULT_TENANT, TaskId(task)), 7, {"prod": int("3")}, versions)
 

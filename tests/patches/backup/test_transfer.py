@@ -112,7 +112,7 @@ async def test_everything_arrives(
     assert find_key(after.keys, key) is not None
 
 
-async def test_the_audit_trail_arrives_and_tells_of_the_import(
+async def test_the_audit_trail_arrives_and_records_the_import(
     registry: Registry, target: Registry, key: str, tmp_path: Path
 ) -> None:
     await export(registry, tmp_path / "x.tar")

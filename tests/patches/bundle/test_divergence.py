@@ -1,4 +1,4 @@
-"""How far two answers lie apart."""
+"""The divergence of two answers."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def test_tags_count_by_the_share_that_differs() -> None:
     assert tag_divergence(set(), set(), tag_count=0) == 0.0
 
 
-def test_rankings_differ_by_what_does_not_overlap_whatever_the_order() -> None:
+def test_rankings_differ_by_the_items_that_do_not_overlap_in_any_order() -> None:
     assert ranking_divergence(("a", "b"), ("b", "a")) == 0.0
     assert ranking_divergence(("a", "b"), ("b", "c")) == 0.5
     assert ranking_divergence(("a",), ("a", "b")) == 0.5

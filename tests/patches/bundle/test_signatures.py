@@ -73,7 +73,7 @@ def test_a_bundle_signed_by_a_stranger_alone_is_untrusted() -> None:
     assert codes(sign_bundle(make_bundle(), [STRANGER]), OLD) == [ReasonCode.SIGNATURE_UNTRUSTED]
 
 
-def test_a_stranger_s_signature_beside_a_trusted_one_does_no_harm() -> None:
+def test_an_unknown_signature_in_addition_to_a_trusted_one_does_no_harm() -> None:
     bundle = verify(sign_bundle(make_bundle(), [STRANGER, OLD]), OLD)
     assert bundle.signed_by == (OLD.key_id,)
 
@@ -183,7 +183,7 @@ def test_a_signature_of_zeros_by_a_trusted_key_is_invalid() -> None:
     assert codes(with_signatures(text), OLD) == [ReasonCode.SIGNATURE_INVALID]
 
 
-def test_a_missing_signature_is_told_beside_the_other_reasons() -> None:
+def test_a_missing_signature_is_reported_with_the_other_reasons() -> None:
     data = make_parts(BundleRecipe()).without_tensor("head.bias").encode()
     assert codes(data, OLD) == [ReasonCode.TENSOR_MISSING, ReasonCode.SIGNATURE_MISSING]
 

@@ -316,10 +316,10 @@ def test_every_problem_of_a_manifest_is_one_reason() -> None:
     data = replace(make_parts(BundleRecipe()), manifest_text=json.dumps(manifest)).encode()
     reasons = refuse(data).reasons
     assert [reason.code for reason in reasons] == [ReasonCode.MANIFEST_INVALID] * 3
-    told = " ".join(reason.message for reason in reasons)
-    assert "name:" in told
-    assert "head.temperature:" in told
-    assert "provenance.seed:" in told
+    messages = " ".join(reason.message for reason in reasons)
+    assert "name:" in messages
+    assert "head.temperature:" in messages
+    assert "provenance.seed:" in messages
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"schema":1,"schema":2}', "\ud800"])

@@ -94,7 +94,7 @@ async def test_a_cluster_of_three_holds_the_registry(tmp_path: Path) -> None:
                 *(registry.blobs.put(Blob(b"%d" % n)) for n in range(40))
             )
             used = [node.client() for node in nodes]
-            assert all(client.dbsize() >= 5 for client in used), "blobs lie on every node"
+            assert all(client.dbsize() >= 5 for client in used), "every node holds blobs"
             for client in used:
                 client.close()
             assert (await registry.blobs.get(digests[0])).data == b"0"

@@ -189,7 +189,7 @@ def start_in_a_process(data_dir: Path) -> tuple[subprocess.Popen[str], psutil.Pr
     return parent, psutil.Process(int(parent.stdout.readline()))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can kill a child with its parent")
 def test_it_dies_with_its_killed_parent(tmp_path: Path) -> None:
     parent, redis = start_in_a_process(tmp_path / "data")
     with parent:

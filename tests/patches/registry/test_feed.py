@@ -148,7 +148,7 @@ async def test_catching_up_does_not_cost_more_with_ten_thousand_tasks(registry: 
     assert each_s * 10 < whole_s
 
 
-async def test_a_snapshot_that_was_caught_up_tells_what_was_touched(registry: Registry) -> None:
+async def test_a_snapshot_that_was_caught_up_knows_what_was_touched(registry: Registry) -> None:
     await registry.put_task(DEFAULT_TENANT, TaskId("gender"), TaskOptions(), "test")
     known = await registry.feed.catch_up(None)
     assert known.touched is None

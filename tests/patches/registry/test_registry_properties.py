@@ -1,4 +1,4 @@
-"""Whatever is changed in whatever order, registry and readers end where a plain model says."""
+"""After any changes in any order, the registry and its readers agree with a plain model."""
 
 import asyncio
 import random
@@ -303,13 +303,13 @@ async def test_many_admins_at_once_end_in_one_of_the_serial_histories(
     assert_same(await registry.feed.snapshot(), model)
     for ref in model.tasks:
         assert_same_versions(await registry.get_task(*ref), model)
-    told = {event.revision: event for event in events}
+    recorded = {event.revision: event for event in events}
     for change, result in (pair for pairs in made for pair in pairs):
         is_guard = change.action is EventAction.TRIP_GUARD
         if isinstance(result, int) and change.if_match is not None and not is_guard:
             # it was made on what the writer had seen, or there was nothing to do
             assert change.if_match in (result, revisions_before[result])
-            assert told[result].task == change.task
+            assert recorded[result].task == change.task
     assert sum(isinstance(result, int) for pairs in made for _, result in pairs) >= len(events)
     assert any(event.action is EventAction.TRIP_GUARD for event in events)
     assert any(event.action is EventAction.ROLLBACK for event in events)

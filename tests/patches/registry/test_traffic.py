@@ -49,7 +49,7 @@ async def register(registry: Registry, content: bytes, alias: str | None) -> Dig
 
 @pytest.fixture
 async def rollout(registry: Registry) -> Registry:
-    """A registry at revision 3: A is prod, B and C are registered beside it."""
+    """A registry at revision 3: A is prod, B and C are registered too."""
     await register(registry, b"a", "prod")
     await register(registry, b"b", None)
     await register(registry, b"c", None)
