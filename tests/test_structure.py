@@ -14,6 +14,7 @@ LAYERS = ("model", "patches", "service")
 ROOMS = {
     "model": (
         "errors",
+        "documents",
         "spec",
         "progress",
         "network",

@@ -25,7 +25,7 @@ GRADIENT, AFTER, LOSS_CURVE = "grad:", "after:", "adam_losses"
 
 @dataclass(frozen=True, slots=True)
 class AdamSettings:
-    """The recorded training run's settings: ``loss`` names the summed terms, ``batch`` the input."""
+    """The recorded training run: ``loss`` names the summed terms, ``batch`` the input."""
 
     lr: float
     beta1: float
