@@ -25,7 +25,7 @@ GRADIENT, AFTER, LOSS_CURVE = "grad:", "after:", "adam_losses"
 
 @dataclass(frozen=True, slots=True)
 class AdamSettings:
-    """Settings of a recorded training run: ``loss`` names summed terms, ``batch`` the input."""
+    """The recorded training run: ``loss`` names the summed terms, ``batch`` the input."""
 
     lr: float
     beta1: float

@@ -1,7 +1,7 @@
 """Settings of a comparison: plain values that are stored as JSON."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal
 
 from annotated_types import Ge
 
@@ -184,27 +184,6 @@ class ComparisonSettings:
     def to_json(self) -> Document:
         """All fields as JSON values."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, fields: Document) -> Self:
-        """Invert ``to_json``. Missing fields get their defaults; unknown ones are refused."""
-        try:
-            given = {name: _tupled(value) for name, value in fields.items()}
-            if "axes" in given:
-                axes = {name: _tupled(value) for name, value in given["axes"].items()}
-                given["axes"] = Axes(**axes)
-            if "pretraining" in given:
-                plain = {name: _tupled(value) for name, value in given["pretraining"].items()}
-                given["pretraining"] = PretrainSettings(**plain)
-            return cls(**given)
-        except (TypeError, AttributeError) as error:
-            raise ComparisonSettingsInvalid(
-                f"comparison settings: {error}.", hint="See docs/compare.md for the fields."
-            ) from error
-
-
-def _tupled(value: Any) -> Any:  # Any: a JSON value
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _require(is_valid: bool, message: str) -> None:

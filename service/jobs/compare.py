@@ -1,6 +1,5 @@
 """The work of `peterrec compare`: prepare the data, run the methods, write tables and plots."""
 
-import json
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from peterrec.model.study.schedule import Effort, compare
 from peterrec.model.study.settings import ComparisonSettings
 from peterrec.model.study.sources import Cut, domain_corpora, file_corpora, movielens_corpora
 
-PREPARED, SETTINGS, PLOTS = "prepared", "settings.json", "plots"
+PREPARED, PLOTS = "prepared", "plots"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ class CompareJob:
 
 
 def prepare(job: CompareJob) -> Path:
-    """Write the prepared folder with its settings, unless one was given; return its path."""
+    """Write the prepared folder, unless one was given; return its path."""
     if job.sources.prepared is not None:
         return job.sources.prepared
     corpora = list(_corpora(job.sources, job.cut))
@@ -75,8 +74,6 @@ def prepare(job: CompareJob) -> Path:
     folder = job.out / PREPARED
     folder.mkdir(parents=True, exist_ok=True)
     write_corpora(folder, corpora)
-    text = json.dumps(job.settings.to_json(), indent=2)
-    (folder / SETTINGS).write_text(text + "\n", encoding="utf-8")
     return folder
 
 

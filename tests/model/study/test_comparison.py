@@ -1,6 +1,5 @@
 """A comparison tries rates on validation users, goes on when interrupted, and leaks nothing."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +12,7 @@ from peterrec.model.study.corpus import shuffled
 from peterrec.model.study.report import report_of, write_report
 from peterrec.model.study.run import Workplace
 from peterrec.model.study.schedule import JOURNAL, Effort, Unit, compare
-from peterrec.model.study.settings import Axes, ComparisonSettings
+from peterrec.model.study.settings import Axes
 from peterrec.model.study.task_data import limit_labels, task_data
 from peterrec.model.study.verdict import paired_difference
 from tests.model.small_shop import groups
@@ -236,11 +235,6 @@ def test_a_changed_setting_is_another_run(place, units, tmp_path):
     changed = replace(place, out=tmp_path, settings=replace(SETTINGS, epochs=4))
     results = compare(changed, Effort(time_limit_s=0), no_progress)
     assert not any(unit.results for unit in results)
-
-
-def test_settings_travel_as_json():
-    settings = replace(EVERY_METHOD, label_shares=(0.05, 1.0))
-    assert ComparisonSettings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
 
 
 def test_an_unknown_method_is_refused(place):
