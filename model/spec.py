@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
 from peterrec.model.errors import InvalidSpec
+from peterrec.model.kinds import KINDS
 
 PAD, UNK, CLS, MASK = 0, 1, 2, 3
 """Token ids of the embedding's first rows: four different ids (the published code shares one)."""
@@ -15,7 +16,8 @@ FIRST_ITEM = 4
 
 Padding = Literal["exact", "embedded"]
 Insertion = Literal["serial2", "serial1", "parallel2"]
-HeadKind = Literal["classification", "tags", "ranking", "value"]
+HeadKind = str
+"""Name of a kind of head: a key of ``KINDS``, checked by HeadSpec."""
 
 CONVS_PER_BLOCK: dict[Insertion, int] = {"serial2": 2, "serial1": 1, "parallel2": 2}
 """How many of a block's two convolutions carry a bottleneck (serial1 patches the second)."""
@@ -180,11 +182,13 @@ class HeadSpec:
 
     def __post_init__(self) -> None:
         _require(
-            self.kind in ("classification", "tags", "ranking", "value"),
+            self.kind in KINDS,
             f"head kind {self.kind!r} is unknown.",
+            f"The kinds are {', '.join(KINDS)}.",
         )
         _require(self.outputs >= 1, f"a head needs at least 1 output, not {self.outputs}.")
-        _require(self.kind != "value" or self.outputs == 1, "a value head has exactly one output.")
+        is_number = KINDS[self.kind].outputs == "number"
+        _require(not is_number or self.outputs == 1, f"a {self.kind} head has exactly one output.")
 
     def shapes(self, channels: int) -> dict[str, tuple[int, ...]]:
         """Shapes of the head's tensors by name."""

@@ -14,6 +14,7 @@ LAYERS = ("model", "patches", "service")
 ROOMS = {
     "model": (
         "errors",
+        "kinds",
         "spec",
         "progress",
         "network",
@@ -46,10 +47,12 @@ WORDS_THAT_SAY_NOTHING = frozenset({"util", "utils", "helper", "helpers", "manag
 TORCH_FREE = (
     "peterrec.model.files.backbone_info",
     "peterrec.model.errors",
+    "peterrec.model.kinds",
     "peterrec.model.spec",
     "peterrec.service.http.app",
     "peterrec.service.cli.main",
     "peterrec.service.predict.device_link",
+    "peterrec.service.predict.kinds",
     "peterrec.service.predict.task_table",
     "peterrec.service.processes.http_worker",
 )

@@ -22,6 +22,7 @@ from peterrec.model.errors import (
     TaskUnknown,
     TensorFileInvalid,
 )
+from peterrec.model.kinds import KINDS
 from peterrec.model.parity.npz import NumpyArray, read_npz, write_npz
 from peterrec.model.spec import HeadKind
 
@@ -31,7 +32,8 @@ INDEX, HISTORIES, PRETRAINING = "prepared.json", "histories.npz", "pretraining.n
 
 PARTS = ("train", "validation", "test")
 
-KINDS: tuple[HeadKind, ...] = ("classification", "ranking")
+COMPARED_KINDS = tuple(n for n, kind in KINDS.items() if kind.answers in ("label", "items"))
+"""The kinds of head that a comparison can train: each user has one label, or target items."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,21 +2,9 @@
 
 from typing import Any
 
-Document = dict[str, Any]  # Any: a JSON document
+from peterrec.model.kinds import KINDS
 
-SHOWN = {
-    "classification": ("accuracy", "macro_f1", "auc"),
-    "ranking": (
-        "mrr@5",
-        "hr@5",
-        "ndcg@5",
-        "mrr@20",
-        "hr@20",
-        "ndcg@20",
-        "sampled_mrr@5",
-        "sampled_hr@5",
-    ),
-}
+Document = dict[str, Any]  # Any: a JSON document
 
 TITLES = {
     "macro_f1": "macro-F1",
@@ -82,7 +70,7 @@ def _section(table: Document, document: Document) -> str:
 def _sentence(verdict: Document, table: Document) -> str:
     """The finding of the paper on one pair of methods: holds, or does not."""
     said = "holds" if verdict["holds"] else "**does not hold**"
-    if table["kind"] == "classification":
+    if not KINDS[table["kind"]].has_catalog:
         gap = f"{100 * verdict['difference']:+.2f} ± {100 * verdict['standard_error']:.2f} points"
     else:
         gap = f"{verdict['difference']:+.4f} ± {verdict['standard_error']:.4f}"
@@ -117,8 +105,7 @@ def _footer(document: Document) -> str:
 
 
 def _metric_names(table: Document) -> list[str]:
-    found = {name for row in table["rows"] for name in row["metrics"]}
-    return [name for name in SHOWN[table["kind"]] if name in found]
+    return list(dict.fromkeys(name for row in table["rows"] for name in row["metrics"]))
 
 
 def _name(row: Document) -> str:

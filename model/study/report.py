@@ -16,13 +16,11 @@ from peterrec.model.study.methods import PRIOR
 from peterrec.model.study.run import Workplace, corpora_at
 from peterrec.model.study.schedule import Unit
 from peterrec.model.study.verdict import verdicts_of
+from peterrec.model.training.objectives import OBJECTIVES
 
 Document = dict[str, Any]  # Any: a JSON document
 
 RESULTS, TABLE = "comparison.json", "comparison.md"
-
-PRIMARY = {"classification": "accuracy", "ranking": "mrr@5"}
-"""The metric that the plots and the verdict read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ def report_of(place: Workplace, units: list[Unit]) -> Document:
             "corpus": corpus,
             "task": task,
             "kind": kind,
-            "primary": PRIMARY[kind],
+            "primary": OBJECTIVES[kind].primary_metric,
             "rows": rows,
         }
         tables.append(table | {"verdicts": verdicts_of(table, place.out)})

@@ -8,9 +8,10 @@ from peterrec.model.data.examples import Examples, join_answers
 from peterrec.model.data.histories import UserLabels
 from peterrec.model.data.splits import UserSplit, rank_of
 from peterrec.model.data.vocabulary import Vocabulary, tokenize
+from peterrec.model.kinds import KINDS
 from peterrec.model.spec import HeadKind
 from peterrec.model.study.corpus import Corpus
-from peterrec.model.training.objectives import TASKS, Objective
+from peterrec.model.training.objectives import OBJECTIVES, Objective
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +40,14 @@ def prepare_task(corpus: Corpus, name: str, items: list[str], min_label_count: i
     readable = {user for user, row in zip(known.users, known.rows, strict=True) if len(row)}
     part_of = {user: part for user, part in _parts(corpus).items() if user in readable}
     labels = task.labels
-    if task.kind == "classification":
+    if KINDS[task.kind].answers == "label":
         labels = _without_rare(labels, part_of, min_label_count)
     examples = join_answers(known, labels, vocabulary.items)
     split = _split(examples, part_of)
-    kind = TASKS[task.kind]
-    outputs = kind.outputs(examples, split.train)
+    kind = OBJECTIVES[task.kind]
+    outputs = kind.learn_outputs(examples, split.train)
     dropped = len(task.labels.by_user) - len(labels.by_user)
-    objective = kind.objective(outputs, examples)
+    objective = kind.of(outputs, examples)
     return TaskData(name, task.kind, examples, split, outputs, objective, dropped)
 
 

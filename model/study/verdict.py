@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from peterrec.model.kinds import KINDS
 from peterrec.model.parity.npz import read_npz
 
 Document = dict[str, Any]  # Any: a JSON document
@@ -63,9 +64,9 @@ def _verdict(row: Document, rival: Document, table: Document, out: Path) -> Docu
         return verdict | {"holds": difference.mean > 0}
     share = row["trained_parameters"] / max(1, rival["trained_parameters"])
     is_close = (
-        difference.mean >= -POINTS
-        if table["kind"] == "classification"
-        else difference.mean >= -RELATIVE * base
+        difference.mean >= -RELATIVE * base
+        if KINDS[table["kind"]].has_catalog
+        else difference.mean >= -POINTS
     )
     return verdict | {"share": share, "holds": is_close and share <= SHARE}
 

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from peterrec.model.kinds import KINDS
 from peterrec.service.cli import datasets
 
 if TYPE_CHECKING:
@@ -17,14 +18,11 @@ if TYPE_CHECKING:
     from peterrec.service.jobs.jobs import OnExisting
     from peterrec.service.jobs.options import AnswerOptions
 
-
-class Kind(StrEnum):
-    """Kinds of task."""
-
-    CLASSIFICATION = "classification"
-    TAGS = "tags"
-    RANKING = "ranking"
-    VALUE = "value"
+if TYPE_CHECKING:
+    Kind = str
+else:
+    Kind = StrEnum("Kind", {name.upper(): name for name in KINDS})
+"""The kinds of head as the choices of an option; they are known only at run time."""
 
 
 class Insertion(StrEnum):
@@ -307,7 +305,7 @@ def finetune(
 
     loaded = load_backbone(backbone)
     settings = FinetuneSettings(
-        kind=kind.value,
+        kind=str(kind),
         insertion=insertion.value,
         bottleneck=bottleneck,
         cardinality=cardinality,
@@ -329,7 +327,7 @@ def finetune(
         max_unknown_share=max_unknown_share,
     )
     answers = _answers(
-        kind.value,
+        kind,
         user_column,
         (labels, label_column, tag_separator),
         (targets, target_column, target_order_column),
@@ -444,7 +442,7 @@ def _answers(
     from peterrec.service.jobs.options import AnswerOptions
 
     return AnswerOptions(
-        Kind(kind).value,
+        kind,
         user_column,
         *labels,
         *targets,

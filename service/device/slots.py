@@ -16,6 +16,7 @@ from peterrec.model.inference.forward import mixed_forward
 from peterrec.model.inference.heads import HeadRef, MixedHeads, RowScores, Selection
 from peterrec.model.inference.top_k import CatalogWeights
 from peterrec.model.inference.weight_pool import WeightPool
+from peterrec.model.kinds import KINDS
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.spec import FIRST_ITEM, PAD, HeadSpec, PatchGeometry
 from peterrec.patches.bundle.verify import VerifiedBundle
@@ -222,7 +223,7 @@ class SlotStore:
 
     def _written(self, local: LocalBundle) -> Residency | HeadBudgetExceeded:
         head = local.bundle.manifest.head.spec()
-        is_movable = head.kind == "ranking" and local.path != ""
+        is_movable = KINDS[head.kind].has_catalog and local.path != ""
         try:
             self.head_room.admit(self._heads.size_bytes(head), is_movable=is_movable)
         except HeadBudgetExceeded as error:

@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
 from peterrec.model.errors import Category, PeterRecError
+from peterrec.model.kinds import KINDS
+from peterrec.service.predict.kinds import ANSWERS
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 START_TIMEOUT_S = 120.0
@@ -253,16 +256,15 @@ def _show_curl(console: Console, server: _Server, history: list[str]) -> None:
 def _profile_card(results: Mapping[str, Answer], known: Mapping[str, object]) -> Table:
     table = Table("attribute", "prediction", "probabilities", "in the data", title="Profile card")
     for task, result in results.items():
-        if "items" in result:
+        if KINDS[result["kind"]].has_catalog:
             continue
         table.add_row(task, _headline(result), _probabilities(result), str(known.get(task, "")))
     return table
 
 
 def _headline(result: Answer) -> str:
-    if "tags" in result:
-        return ", ".join(tag["label"] for tag in result["tags"]) or "none"
-    return str(result["label"]) if "label" in result else f"{result['value']:.1f}"
+    kind = ANSWERS[result["kind"]]
+    return kind.text(msgspec.convert(result, kind.prediction))
 
 
 def _probabilities(result: Answer) -> str:

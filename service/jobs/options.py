@@ -16,6 +16,7 @@ from peterrec.model.data.interactions import (
     read_values,
 )
 from peterrec.model.data.tables import Condition, TableSource
+from peterrec.model.kinds import KINDS
 from peterrec.model.spec import HeadKind
 
 
@@ -62,21 +63,22 @@ def cut_in_time(
 
 
 def read_answers(options: AnswerOptions) -> UserLabels:
-    """The answers of a task, by the reader of its kind."""
-    if options.kind == "ranking":
+    """The answers of a task, in the form that its kind of head is trained on."""
+    form = KINDS[options.kind].answers
+    if form == "items":
         return _read_ranking(options)
     if options.labels is None or options.label_column is None:
         raise typer.BadParameter(f"a {options.kind} task needs --labels and --label-column")
     table = TableSource(options.labels, options.delimiter, options.where)
     source = LabelSource(table, options.label_column, options.user_column)
-    if options.kind == "tags":
+    if form == "tags":
         return read_tags(source, options.tag_separator)
-    return read_values(source) if options.kind == "value" else read_labels(source)
+    return read_values(source) if form == "number" else read_labels(source)
 
 
 def _read_ranking(options: AnswerOptions) -> UserLabels:
     if options.targets is None:
-        raise typer.BadParameter("a ranking task needs --targets")
+        raise typer.BadParameter(f"a {options.kind} task needs --targets")
     table = TableSource(options.targets, options.delimiter, options.where)
     return read_targets(
         InteractionSource(

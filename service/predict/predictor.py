@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from peterrec.model.errors import PeterRecError
+from peterrec.model.kinds import KINDS
 from peterrec.patches.identity import TenantId
 from peterrec.service.errors import HistoryTooLong, UnknownItemsRefused
 from peterrec.service.predict.canary import Answered, Splitter
@@ -21,7 +22,6 @@ from peterrec.service.predict.item_ids import (
     UnknownItems,
 )
 from peterrec.service.predict.rows import (
-    RANKING,
     Admission,
     Catalogued,
     Question,
@@ -191,7 +191,7 @@ class Predictor:
             return error
 
     def _is_held(self, bundle: BundleEntry, held: dict[str, Catalog | PeterRecError]) -> bool:
-        if bundle.kind != RANKING or bundle.digest in held:
+        if not KINDS[bundle.kind].has_catalog or bundle.digest in held:
             return True
         catalog = self._catalogs.peek(bundle.digest)
         if catalog is not None:

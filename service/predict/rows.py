@@ -5,15 +5,13 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from peterrec.model.errors import PeterRecError
+from peterrec.model.kinds import KINDS
 from peterrec.service.errors import NotARankingTask, row_error
-from peterrec.service.predict.answers import ANSWERS, Ranked, Subject
 from peterrec.service.predict.device_link import AdmittedRow
 from peterrec.service.predict.item_ids import Catalog, ItemId, MappedHistory, map_selection
-from peterrec.service.predict.schemas import Prediction
+from peterrec.service.predict.kinds import ANSWERS, Prediction, Ranked, Subject
 from peterrec.service.protocol.messages import BundleEntry, Row, RowResult
 from peterrec.service.protocol.served_task import ServedTask, Split
-
-RANKING = "ranking"
 
 Answer = Prediction | PeterRecError
 Catalogued = Mapping[str, Catalog | PeterRecError]
@@ -65,7 +63,7 @@ def admit(
 ) -> Admission | PeterRecError:
     """The row that asks this version; or why it can't be asked."""
     bundle = served.bundle
-    if bundle.kind == RANKING:
+    if KINDS[bundle.kind].has_catalog:
         return _admit_ranking(served, question, catalogs[bundle.digest])
     if question.exclude is not None or question.candidates is not None:
         return NotARankingTask(served.task, bundle.kind)
@@ -97,4 +95,4 @@ def prediction(subject: Subject, result: RowResult) -> Answer:
     """What a row's result says, or why there is none."""
     if result.error:
         return row_error(result.error, result.detail)
-    return ANSWERS[subject.bundle.kind](subject, result)
+    return ANSWERS[subject.bundle.kind].decode(subject, result)

@@ -7,7 +7,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from peterrec.service.errors import ErrorBody
 from peterrec.service.predict.item_ids import ItemId, UnknownItems
-from peterrec.service.protocol.served_task import Role
+from peterrec.service.predict.kinds import AnswerRole, AnyPrediction
 
 MAX_TOP_K = 1000
 DEFAULT_TOP_K = 10
@@ -22,13 +22,6 @@ Version = Annotated[
         description="The version that is to answer, instead of prod and its canaries: its number, "
         "its digest, or an alias. It must be served: named by an alias or the traffic.",
         examples=[7, "sha256:5f1c…", "next"],
-    ),
-]
-AnswerRole = Annotated[
-    Role,
-    Meta(
-        description="Why this version answered; pinned: the request asked for it. A shadow never "
-        "answers."
     ),
 ]
 TopK = Annotated[int, Meta(ge=1, le=MAX_TOP_K, description="How many items a ranking returns.")]
@@ -120,77 +113,11 @@ class UsersPredictRequest(Struct, frozen=True, forbid_unknown_fields=True):
     user_id: UserId | None = None
 
 
-class Used(Struct, frozen=True, kw_only=True, tag_field="kind"):
-    """What of the history the answer rests on; ``kind`` is the task's.
-
-    In a call for many tasks, and of a task with traffic, each answer also names its own bundle.
-    """
-
-    version: int | UnsetType = UNSET
-    digest: str | UnsetType = UNSET
-    alias: str | UnsetType | None = UNSET
-    role: AnswerRole | UnsetType = UNSET
-    used_items: Annotated[int, Meta(description="Items that the network read.")]
-    unknown_items: Annotated[int, Meta(description="Items outside the backbone's vocabulary.")]
-    unknown: Annotated[list[ItemId], Meta(description="The first ten of them.")]
-    truncated: Annotated[bool, Meta(description="Older items than max_len were left out.")]
-    cold: Annotated[bool, Meta(description="No known item was read: a cold start.")]
-    user_id: str | int | UnsetType = UNSET
-
-
-class ClassPrediction(Used, frozen=True, kw_only=True, tag="classification"):
-    """Answer of a classification task."""
-
-    label: Annotated[str, Meta(description="The most probable label.")]
-    scores: Annotated[dict[str, float], Meta(description="Probability of every label, in order.")]
-
-
-class Tag(Struct, frozen=True):
-    """A tag that applies."""
-
-    label: str
-    score: float
-
-
-class TagsPrediction(Used, frozen=True, kw_only=True, tag="tags"):
-    """Answer of a tags task: independent probabilities."""
-
-    tags: Annotated[list[Tag], Meta(description="Tags at or above the threshold, best first.")]
-    scores: dict[str, float]
-    threshold: float
-
-
-class ValuePrediction(Used, frozen=True, kw_only=True, tag="value"):
-    """Answer of a value task."""
-
-    value: float
-
-
-class RankedItem(Struct, frozen=True):
-    """An item of the catalog; the score orders, it is no probability."""
-
-    id: str
-    score: float
-
-
-class RankingPrediction(Used, frozen=True, kw_only=True, tag="ranking"):
-    """Answer of a ranking task."""
-
-    items: Annotated[list[RankedItem], Meta(description="Best first.")]
-    filtered: Annotated[int, Meta(description="Items held back as seen or excluded.")]
-    unknown_candidates: Annotated[
-        list[ItemId] | UnsetType, Meta(description="Candidates outside the catalog, first ten.")
-    ] = UNSET
-
-
 class FailedRow(Struct, frozen=True, tag_field="kind", tag="error"):
     """An instance that could not be answered; its neighbours are not affected."""
 
     error: ErrorBody
     user_id: str | int | UnsetType = UNSET
-
-
-Prediction = ClassPrediction | TagsPrediction | ValuePrediction | RankingPrediction
 
 
 class PredictResponse(Struct, frozen=True):
@@ -207,9 +134,7 @@ class PredictResponse(Struct, frozen=True):
     kind: str
     registry_revision: int
     request_id: str
-    predictions: list[
-        ClassPrediction | TagsPrediction | ValuePrediction | RankingPrediction | FailedRow
-    ]
+    predictions: list[AnyPrediction | FailedRow]
 
 
 class UsersPredictResponse(Struct, frozen=True):
@@ -217,5 +142,5 @@ class UsersPredictResponse(Struct, frozen=True):
 
     registry_revision: int
     request_id: str
-    results: dict[str, Prediction]
+    results: dict[str, AnyPrediction]
     errors: dict[str, ErrorBody]

@@ -11,7 +11,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from peterrec.model.spec import HeadKind
 from peterrec.patches.bundle import contents
 from peterrec.patches.bundle.bundle import build_bundle, digest_of, format_digest
-from peterrec.patches.bundle.divergence import OVERLAP_AT
 from peterrec.patches.bundle.manifest import MAX_KEYS, Manifest
 from peterrec.patches.bundle.signing import SigningKey, sign_bundle
 from peterrec.patches.bundle.verify import verify_bundle
@@ -19,6 +18,7 @@ from peterrec.patches.errors import MAX_REASONS, ReasonCode
 from peterrec.patches.registry.scripts.prelude import EVENTS_KEPT, KEY_NAMES, STATES_KEPT
 from peterrec.patches.registry.scripts.reading import MAX_CHANGES
 from peterrec.patches.registry.traffic import MAX_CANARIES, MAX_SHADOWS, MAX_WEIGHT
+from peterrec.service.predict.kinds.ranking import OVERLAP_AT
 from tests.patches.bundles import LIMITS, TINY, BundleRecipe, make_parts
 
 DOCS = Path(__file__).parent.parent.parent / "docs"

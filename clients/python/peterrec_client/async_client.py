@@ -17,8 +17,6 @@ from peterrec_client.answers import (
     Backbone,
     Changed,
     FailedInstance,
-    ItemId,
-    Prediction,
     Pushed,
     Readiness,
     RolledBack,
@@ -28,6 +26,7 @@ from peterrec_client.answers import (
 )
 from peterrec_client.call import Call, Lost, Outcome, Reply, T, timeouts
 from peterrec_client.connecting import DEFAULT_TIMEOUT_S, http_options
+from peterrec_client.kinds import ItemId, Prediction
 from peterrec_client.questions import CallOptions, Instance, PredictOptions, TaskChoice, UserOptions
 from peterrec_client.retrying import Exchange, RetryPolicy, Wait
 

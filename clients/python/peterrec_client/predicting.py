@@ -7,14 +7,9 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Struct
 
-from peterrec_client.answers import (
-    FailedInstance,
-    ItemId,
-    Prediction,
-    Reason,
-    UserPrediction,
-)
+from peterrec_client.answers import FailedInstance, Reason, UserPrediction
 from peterrec_client.call import Call
+from peterrec_client.kinds import AnyPrediction, ItemId, Prediction
 from peterrec_client.questions import (
     CallOptions,
     Instance,
@@ -166,5 +161,4 @@ def _slot(fields: Fields) -> Prediction | FailedInstance:
 
 
 def _prediction(fields: Fields) -> Prediction:
-    found: Prediction = msgspec.convert(fields, Prediction)
-    return found
+    return msgspec.convert(fields, AnyPrediction)

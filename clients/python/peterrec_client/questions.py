@@ -7,7 +7,7 @@ from typing import Literal, TypedDict
 import msgspec
 from msgspec import Struct
 
-from peterrec_client.answers import ItemId
+from peterrec_client.kinds import ItemId
 
 UnknownItems = Literal["drop", "map", "error"]
 """What becomes of history items outside the backbone's vocabulary."""

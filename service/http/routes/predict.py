@@ -34,6 +34,7 @@ from peterrec.service.http.auth import Authenticator, Principal
 from peterrec.service.http.connection import Connection
 from peterrec.service.predict.canary import Answered
 from peterrec.service.predict.item_ids import MappedHistory
+from peterrec.service.predict.kinds import Prediction
 from peterrec.service.predict.parse import parse_predict, parse_users_predict
 from peterrec.service.predict.predictor import Asked, Predictor, Wanted
 from peterrec.service.predict.rows import Admission, Question
@@ -42,7 +43,6 @@ from peterrec.service.predict.schemas import (
     MAX_TASKS,
     FailedRow,
     Instance,
-    Prediction,
     PredictResponse,
     TaskChoice,
     UsersPredictRequest,

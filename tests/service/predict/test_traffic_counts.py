@@ -9,19 +9,15 @@ from peterrec.model.errors import PeterRecError
 from peterrec.patches.identity import Digest, TaskId, TaskRef, TenantId
 from peterrec.patches.registry.traffic import Canary, Traffic
 from peterrec.service.errors import NotARankingTask, row_error
-from peterrec.service.predict.schemas import (
-    ClassPrediction,
-    RankedItem,
-    RankingPrediction,
-    Tag,
-    TagsPrediction,
-    ValuePrediction,
-)
+from peterrec.service.predict.kinds import divergence
+from peterrec.service.predict.kinds.classification import ClassPrediction
+from peterrec.service.predict.kinds.ranking import RankedItem, RankingPrediction
+from peterrec.service.predict.kinds.tags import Tag, TagsPrediction
+from peterrec.service.predict.kinds.value import ValuePrediction
 from peterrec.service.predict.traffic_counts import (
     Tally,
     TrafficObserver,
     bucket_of,
-    divergence,
     latency_of,
 )
 from peterrec.service.protocol.messages import TrafficSeen
