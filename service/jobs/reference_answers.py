@@ -109,7 +109,7 @@ def _scaled(
 
 def _outputs(bundle: VerifiedBundle) -> Mapping[str, int]:
     """Column of each output by its name."""
-    names = bundle.catalog or bundle.manifest.head.labels or ("value",)
+    names = bundle.catalog or bundle.manifest.head.labels or ("the number",)
     return {name: column for column, name in enumerate(names)}
 
 

@@ -10,17 +10,28 @@ from peterrec.service.predict.item_ids import ItemId, UnknownItems
 from peterrec.service.predict.kinds import AnswerRole, AnyPrediction
 
 MAX_TOP_K = 1000
+"""Most items that a ranking returns."""
+
 DEFAULT_TOP_K = 10
+"""Items that a ranking returns if the request does not say how many."""
+
 MAX_INSTANCES = 256
+"""Most users of one call."""
+
 MAX_TASKS = 512
+"""Most tasks of one call."""
+
 MAX_HISTORY_ITEMS = 10_000
+"""Most items of one history, so that no request keeps a worker busy for long."""
+
 MAX_BODY_BYTES = 2_000_000
+"""Largest body in bytes: 256 histories of a few hundred items fit."""
 
 Version = Annotated[
     int | str,
     Meta(
-        description="The version that is to answer, instead of prod and its canaries: its number, "
-        "its digest, or an alias. It must be served: named by an alias or the traffic.",
+        description="The version that answers instead of prod and its canaries: its number, its "
+        "digest, or an alias. It must be served, that is, named by an alias or the traffic.",
         examples=[7, "sha256:5f1c…", "next"],
     ),
 ]
@@ -28,16 +39,16 @@ TopK = Annotated[int, Meta(ge=1, le=MAX_TOP_K, description="How many items a ran
 UserId = Annotated[
     str | int,
     Meta(
-        description="Returned as it is; not looked up. A canary answers the same users each time; "
-        "without it, the same histories."
+        description="Returned unchanged; not looked up. A canary answers the same user ids each "
+        "time, or the same histories if there is no user_id."
     ),
 ]
 History = Annotated[
     list[ItemId],
     Meta(
         description="The user's item ids, oldest first; strings or ints (an int means its decimal "
-        f"string). At most {MAX_HISTORY_ITEMS}; the newest max_len of the backbone are used. "
-        "Empty is legal: a cold start.",
+        f"string). At most {MAX_HISTORY_ITEMS} items, of which the newest max_len are used. "
+        "It may be empty: a cold start.",
         examples=[["1193", "661", "914"]],
     ),
 ]
@@ -52,7 +63,10 @@ class Parameters(Struct, frozen=True, forbid_unknown_fields=True):
     ] = True
     unknown_items: Annotated[
         UnknownItems,
-        Meta(description="Items the backbone does not know: drop, map (to UNK) or error."),
+        Meta(
+            description="What happens to items that the backbone does not know: drop, map (to the "
+            "unknown token) or error."
+        ),
     ] = "drop"
     version: Version | None = None
 
@@ -76,7 +90,7 @@ class Instance(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PredictRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """Either ``history``, for one user, or ``instances``."""
+    """Either ``history`` for one user, or ``instances`` for several."""
 
     history: History | UnsetType = UNSET
     instances: (
@@ -86,7 +100,7 @@ class PredictRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LooseRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """A predict request whose instances are judged one by one, each failing alone."""
+    """A predict request whose instances are decoded one by one, so that each fails alone."""
 
     instances: list[msgspec.Raw]
     parameters: Parameters = NO_PARAMETERS
@@ -102,34 +116,37 @@ class TaskChoice(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class UsersPredictRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """One user's history and the tasks to answer for it, all at one registry revision."""
+    """One user's history and the tasks to answer for it, all from one registry revision."""
 
     history: History
     tasks: Annotated[
         list[str | TaskChoice] | Literal["all"],
-        Meta(description='Names, {"task", "top_k"} objects, or "all" that this key may read.'),
+        Meta(description='Names, {"task", "top_k"} objects, or "all": all that this key may read.'),
     ]
     parameters: Parameters = NO_PARAMETERS
     user_id: UserId | None = None
 
 
 class FailedRow(Struct, frozen=True, tag_field="kind", tag="error"):
-    """An instance that could not be answered; its neighbours are not affected."""
+    """An instance that could not be answered. The other instances are not affected."""
 
     error: ErrorBody
     user_id: str | int | UnsetType = UNSET
 
 
 class PredictResponse(Struct, frozen=True):
-    """Predictions in the order of the instances, by the bundle that is named.
+    """Predictions in the order of the instances, and the bundle that gave them.
 
-    If a canary answered some of several instances, this names prod, and they name their own.
+    If a canary answered some of several instances, the bundle here is prod's, and the predictions
+    name their own.
     """
 
     task: str
     version: int
     digest: str
-    alias: Annotated[str | None, Meta(description="The alias by which it was found, if by one.")]
+    alias: Annotated[
+        str | None, Meta(description="The alias under which the version was found, if any.")
+    ]
     role: AnswerRole
     kind: str
     registry_revision: int
@@ -138,7 +155,7 @@ class PredictResponse(Struct, frozen=True):
 
 
 class UsersPredictResponse(Struct, frozen=True):
-    """The user's profile card: every task that could be answered, and why others could not."""
+    """The user's profile card: the answer of every task, or why it could not be answered."""
 
     registry_revision: int
     request_id: str

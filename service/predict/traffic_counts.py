@@ -1,4 +1,4 @@
-"""What a worker sees of the versions of a task's traffic, told to the device process in sums."""
+"""Counts a worker's rows by the versions of a task's traffic; sums go to the device process."""
 
 import asyncio
 import math
@@ -13,12 +13,14 @@ from peterrec.service.protocol.messages import TrafficSeen, VersionSeen
 from peterrec.service.protocol.served_task import Role, ServedTask, Split
 
 SEND_INTERVAL_S = 0.2
+"""Seconds between the first counted row and the message with its sums."""
 
 BUCKET_RATIO = 1.02
-"""Latencies are counted in buckets so wide: a percentile is told within 1 %."""
+"""Upper bound of a latency bucket divided by its lower bound: percentiles are exact within 1 %."""
 
 _LOG_RATIO = math.log(BUCKET_RATIO)
 SHORTEST_MS = 1e-3
+"""Milliseconds: shorter latencies are counted as this one, so that the logarithm exists."""
 
 
 def bucket_of(latency_ms: float) -> int:
@@ -32,8 +34,10 @@ def latency_of(bucket: int) -> float:
 
 
 def is_fault(error: PeterRecError) -> bool:
-    """True if the version may be to blame, and not the caller. That it ran out of time may be due
-    to the load: a guard errs on the safe side."""
+    """True if the version may be to blame, and not the caller.
+
+    A deadline that passed may also be due to the load; a guard errs on the safe side.
+    """
     of_bundle = isinstance(error, BundleGone | BundleNotReady)
     return of_bundle or error.category in {Category.INTERNAL, Category.DEADLINE}
 
@@ -49,7 +53,7 @@ class Tally:
     divergence: float = 0.0
 
     def count(self, latency_s: float, *, is_error: bool, diverged: float | None) -> None:
-        """Add a row; ``diverged`` is None if prod did not answer it too."""
+        """Add a row; ``diverged`` is None if prod has no answer to compare it with."""
         self.requests += 1
         self.errors += is_error
         self.latencies[bucket_of(latency_s * 1000)] += 1
@@ -58,7 +62,7 @@ class Tally:
             self.divergence += diverged
 
     def add(self, seen: VersionSeen) -> None:
-        """Add what a worker has summed up."""
+        """Add the sums of a worker."""
         self.requests += seen.requests
         self.errors += seen.errors
         self.latencies.update(seen.latencies)
@@ -83,16 +87,16 @@ class Tally:
         return 0.0
 
     def mean_divergence(self) -> float | None:
-        """Over the rows that prod answered too; None if there were none."""
+        """Mean divergence of the rows that prod answered too; None if there were none."""
         return self.divergence / self.compared if self.compared else None
 
 
 Tallies = dict[tuple[str, Role], Tally]
-"""By digest and role."""
+"""Tallies by digest and role."""
 
 
 class TrafficObserver:
-    """Sums up rows on the event loop and sends the sums a few times a second, if there are any."""
+    """Sums up rows on the event loop, and sends the sums a few times a second if there are any."""
 
     def __init__(self, send: Callable[[TrafficSeen], None]) -> None:
         self._send = send
@@ -108,7 +112,7 @@ class TrafficObserver:
     ) -> None:
         """Count a version's outcome, compared with prod's if there is one.
 
-        A refusal that is the caller's own doing is not counted.
+        A refusal that the caller has caused is not counted.
         """
         is_error = isinstance(outcome, PeterRecError)
         if isinstance(outcome, PeterRecError) and not is_fault(outcome):

@@ -1,6 +1,6 @@
-"""Client of PeterRec serving: ask for predictions, register bundles.
+"""Client of PeterRec serving: request predictions and register bundles.
 
-``Client`` blocks, ``AsyncClient`` awaits; both have the same methods, results and errors.
+``Client`` blocks, and ``AsyncClient`` is for asyncio. They have equal methods, results and errors.
 """
 
 from peterrec_client.answers import (

@@ -1,4 +1,4 @@
-"""The client for asyncio."""
+"""The asyncio client."""
 
 import asyncio
 import os
@@ -31,13 +31,14 @@ from peterrec_client.questions import CallOptions, Instance, PredictOptions, Tas
 from peterrec_client.retrying import Exchange, RetryPolicy, Wait
 
 CHUNK_BYTES = 1 << 20
+"""Bytes of a bundle file that are read and sent together."""
 
 
 class AsyncClient:
-    """``Client`` for asyncio: the same arguments, results, retries and errors.
+    """``Client`` for asyncio, with equal arguments, results, retries and errors.
 
-    One client serves any number of coroutines of one event loop. Cancelling a call closes its
-    connection, and the server drops its rows.
+    Any number of coroutines of one event loop may share a client. Cancelling a call closes its
+    connection, and the server then drops its rows.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class AsyncClient:
     async def predict(
         self, task: str, history: Sequence[ItemId], **options: Unpack[PredictOptions]
     ) -> Prediction:
-        """One task's prediction for one user; see ``Client.predict``."""
+        """Predict one task for one user; see ``Client.predict``."""
         return await self._run(predicting.predict(task, history, options))
 
     async def predict_many(
@@ -83,7 +84,7 @@ class AsyncClient:
         instances: Sequence[Instance | Sequence[ItemId]],
         **options: Unpack[CallOptions],
     ) -> list[Prediction | FailedInstance]:
-        """One task's predictions for several users; see ``Client.predict_many``."""
+        """Predict one task for several users; see ``Client.predict_many``."""
         return await self._run(predicting.predict_many(task, instances, options))
 
     async def predict_user(
@@ -92,7 +93,7 @@ class AsyncClient:
         tasks: Sequence[str | TaskChoice] | Literal["all"] = "all",
         **options: Unpack[UserOptions],
     ) -> UserPrediction:
-        """One user's profile; see ``Client.predict_user``."""
+        """Predict many tasks for one user; see ``Client.predict_user``."""
         return await self._run(predicting.predict_user(history, tasks, options))
 
     async def push(
@@ -110,11 +111,11 @@ class AsyncClient:
         )
 
     async def tasks(self) -> list[Task]:
-        """The tasks that this key may use or administer, by name."""
+        """List the tasks that this key may use or administer, by name."""
         return await self._run(administering.tasks())
 
     async def task(self, name: str) -> TaskDetail:
-        """A task with its aliases and versions."""
+        """Read a task with its aliases and versions."""
         return await self._run(administering.task(name))
 
     async def set_alias(
@@ -126,19 +127,19 @@ class AsyncClient:
     async def rollback(
         self, task: str, *, alias: str = "prod", if_revision: int | None = None
     ) -> RolledBack:
-        """Restore a task's state before; see ``Client.rollback``."""
+        """Restore a task's previous state; see ``Client.rollback``."""
         return await self._run(administering.rollback(task, alias, if_revision))
 
     async def delete_task(self, task: str, *, if_revision: int | None = None) -> Changed:
-        """Forget a task with its versions; see ``Client.delete_task``."""
+        """Delete a task with its versions; see ``Client.delete_task``."""
         return await self._run(administering.delete_task(task, if_revision))
 
     async def backbone(self) -> Backbone:
-        """What every task on this server is grafted into."""
+        """Read what the server's backbone is."""
         return await self._run(administering.backbone())
 
     async def ready(self) -> Readiness:
-        """Whether the server wants requests; see ``Client.ready``."""
+        """Read whether the server is ready for requests; see ``Client.ready``."""
         return await self._run(administering.ready())
 
     async def _run(self, call: Call[T]) -> T:
@@ -168,7 +169,7 @@ class AsyncClient:
 
 @asynccontextmanager
 async def _content(body: bytes | Path) -> AsyncIterator[tuple[bytes | AsyncIterator[bytes], int]]:
-    """What to send and its length in bytes; a file is read in threads."""
+    """The content to send and its length in bytes. A file is read in threads."""
     if isinstance(body, bytes):
         yield body, len(body)
         return

@@ -14,7 +14,7 @@ from peterrec.service.protocol.served_task import Role
 AnswerRole = Annotated[
     Role,
     Meta(
-        description="Why this version answered; pinned: the request asked for it. A shadow never "
+        description="Why this version answered; pinned: the request chose it. A shadow never "
         "answers."
     ),
 ]
@@ -31,10 +31,14 @@ class Prediction(Struct, frozen=True, kw_only=True, tag_field="kind"):
     alias: str | UnsetType | None = UNSET
     role: AnswerRole | UnsetType = UNSET
     used_items: Annotated[int, Meta(description="Items that the network read.")]
-    unknown_items: Annotated[int, Meta(description="Items outside the backbone's vocabulary.")]
-    unknown: Annotated[list[ItemId], Meta(description="The first ten of them.")]
-    truncated: Annotated[bool, Meta(description="Older items than max_len were left out.")]
-    cold: Annotated[bool, Meta(description="No known item was read: a cold start.")]
+    unknown_items: Annotated[
+        int, Meta(description="Items that are not in the backbone's vocabulary.")
+    ]
+    unknown: Annotated[list[ItemId], Meta(description="The first ten unknown items.")]
+    truncated: Annotated[
+        bool, Meta(description="Whether older items than the newest max_len were left out.")
+    ]
+    cold: Annotated[bool, Meta(description="Whether no known item was read: a cold start.")]
     user_id: str | int | UnsetType = UNSET
 
 

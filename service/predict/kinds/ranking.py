@@ -30,9 +30,12 @@ class RankingPrediction(Prediction, frozen=True, kw_only=True, tag="ranking"):
     """Answer of a ranking task."""
 
     items: Annotated[list[RankedItem], Meta(description="Best first.")]
-    filtered: Annotated[int, Meta(description="Items held back as seen or excluded.")]
+    filtered: Annotated[
+        int, Meta(description="How many items were held back because they were seen or excluded.")
+    ]
     unknown_candidates: Annotated[
-        list[ItemId] | UnsetType, Meta(description="Candidates outside the catalog, first ten.")
+        list[ItemId] | UnsetType,
+        Meta(description="The first ten candidates that are not in the catalog."),
     ] = UNSET
 
 
