@@ -14,7 +14,7 @@ from peterrec.model.training.finetune.objective_of_head import HeadObjective
 ABSENT = -1
 
 
-class ManyTasksGoal:
+class JointObjective:
     """One head for each task. ``rows[t]`` int64 [N] is each joint example's row in task t's own
     examples, ABSENT where it has no answer to learn from or to be judged by.
 

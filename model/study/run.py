@@ -19,7 +19,7 @@ from peterrec.model.parity.npz import write_npz
 from peterrec.model.progress import no_progress
 from peterrec.model.study.backbones import backbone_at, backbone_folder
 from peterrec.model.study.corpus import Corpus, read_corpora
-from peterrec.model.study.many_tasks import ManyTasksGoal, join_tasks
+from peterrec.model.study.many_tasks import JointObjective, join_tasks
 from peterrec.model.study.methods import METHODS, PRIOR, Material, Rates, Variant, random_backbone
 from peterrec.model.study.predictions import (
     Judged,
@@ -174,7 +174,7 @@ def _joint(
     if len(tasks) == 1:
         return tasks[0].examples, splits[0], goals[0]
     examples, split, rows = join_tasks(tasks, splits)
-    return examples, split, ManyTasksGoal([data.name for data in tasks], goals, rows)
+    return examples, split, JointObjective([data.name for data in tasks], goals, rows)
 
 
 def _loop(settings: ComparisonSettings, spec: RunSpec, kind: str) -> LoopSettings:
