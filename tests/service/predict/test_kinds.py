@@ -60,7 +60,7 @@ def test_a_ranking_answer_names_items_by_their_external_ids():
 
 
 @pytest.mark.parametrize("kind", ["classification", "value"])
-def test_every_answer_tells_what_of_the_history_was_used(kind):
+def test_every_answer_says_how_the_history_was_read(kind):
     answer = ANSWERS[kind].decode(subject(bundle_entry(1, DIGEST_A, kind, ("x",))), result([1.0]))
     assert (answer.used_items, answer.unknown_items, answer.unknown) == (1, 1, ["x"])
     assert (answer.truncated, answer.cold, answer.user_id) == (False, False, "u1")

@@ -1,4 +1,4 @@
-"""What is seen of a traffic's versions: sums, percentiles, and how far answers lie apart."""
+"""What is seen of a traffic's versions: sums, percentiles, and how far answers differ."""
 
 import asyncio
 import random
@@ -63,12 +63,12 @@ def of_value(value: float) -> ValuePrediction:
         (of_value(2), of_class("F"), 1),
     ],
 )
-def test_answers_lie_apart_as_their_kind_defines(first, second, expected):
+def test_answers_differ_as_their_kind_defines(first, second, expected):
     assert divergence(first, second) == expected == divergence(second, first)
 
 
 @pytest.mark.parametrize("latency_ms", [0.02, 0.5, 1.0, 7.3, 250.0, 60_000.0])
-def test_a_latency_is_told_within_one_per_cent(latency_ms):
+def test_a_latency_is_exact_within_one_per_cent(latency_ms):
     assert latency_of(bucket_of(latency_ms)) == pytest.approx(latency_ms, rel=0.01)
 
 
@@ -103,7 +103,7 @@ async def test_sums_of_many_rows_go_out_in_one_message():
 @pytest.mark.parametrize(
     "refusal", [NotARankingTask("films", "tags"), row_error("queue_full")], ids=lambda e: e.code
 )
-async def test_what_no_version_is_to_blame_for_is_not_counted(refusal: PeterRecError):
+async def test_errors_that_no_version_has_caused_are_not_counted(refusal: PeterRecError):
     sent: list[TrafficSeen] = []
     observer = TrafficObserver(sent.append)
     observer.count(SPLIT, CANARY, refusal, 0.0)
