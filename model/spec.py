@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 from peterrec.model.errors import InvalidSpec
 from peterrec.model.insertions import CONVS, INSERTIONS, Insertion, InsertionName
+from peterrec.model.kinds import KINDS
 
 PAD, UNK, CLS, MASK = 0, 1, 2, 3
 """Token ids of the embedding's first rows: four different ids (the published code shares one)."""
@@ -15,7 +16,8 @@ FIRST_ITEM = 4
 """Token id of the vocabulary's first item."""
 
 Padding = Literal["exact", "embedded"]
-HeadKind = Literal["classification", "tags", "ranking", "value"]
+HeadKind = str
+"""Name of a kind of head: a key of ``KINDS``, checked by HeadSpec."""
 
 
 def _require(is_valid: bool, message: str, hint: str = "") -> None:
@@ -187,11 +189,13 @@ class HeadSpec:
 
     def __post_init__(self) -> None:
         _require(
-            self.kind in ("classification", "tags", "ranking", "value"),
+            self.kind in KINDS,
             f"head kind {self.kind!r} is unknown.",
+            f"The kinds are {', '.join(KINDS)}.",
         )
         _require(self.outputs >= 1, f"a head needs at least 1 output, not {self.outputs}.")
-        _require(self.kind != "value" or self.outputs == 1, "a value head has exactly one output.")
+        is_number = KINDS[self.kind].outputs == "number"
+        _require(not is_number or self.outputs == 1, f"a {self.kind} head has exactly one output.")
 
     def shapes(self, channels: int) -> dict[str, tuple[int, ...]]:
         """Shapes of the head's tensors by name."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from peterrec.model.inference.top_k import CatalogRanking, CatalogWeights, RowScores, Selection
 from peterrec.model.inference.weight_pool import WeightPool
-from peterrec.model.network.heads import HEAD_KINDS
+from peterrec.model.kinds import KINDS
 from peterrec.model.spec import HeadSpec
 
 __all__ = ["HeadRef", "MixedHeads", "RowScores", "Selection"]
@@ -55,7 +55,7 @@ class MixedHeads:
         self, spec: HeadSpec, tensors: Mapping[str, Tensor], temperature: float = 1.0
     ) -> HeadRef:
         """Store ``head.weight`` and ``head.bias``; a temperature is folded into them."""
-        if spec.kind == "ranking":
+        if KINDS[spec.kind].has_catalog:
             ref = HeadRef(spec, None, 0, CatalogWeights(self.size_bytes(spec)))
             self.put_back(ref, tensors, temperature)
             return ref
@@ -147,4 +147,4 @@ def _small(users: Tensor, refs: Sequence[HeadRef]) -> list[RowScores]:
     weight, bias = pool.tensors["head.weight"][slots], pool.tensors["head.bias"][slots]
     # A batched product would round by the number of rows; here a row is the same in any batch.
     logits = weight.mul_(users.unsqueeze(1)).sum(2).add_(bias)  # [b, K, C] -> [b, K]
-    return [RowScores(row) for row in HEAD_KINDS[kind].scores(logits).cpu().numpy()]
+    return [RowScores(row) for row in KINDS[kind].scores(logits).cpu().numpy()]

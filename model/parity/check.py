@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from peterrec.model.errors import GoldenCaseInvalid, GoldenFolderInvalid, PeterRecError
-from peterrec.model.network.heads.ranking import top_items
 from peterrec.model.parity.case import (
     AFTER,
     GRADIENT,
@@ -242,3 +241,9 @@ def order_error(name: str, scores: Tensor, recorded_scores: Tensor, recorded: Te
     ties = scores.gather(1, ours) == scores.gather(1, recorded)
     wrong = (ours != recorded) & (ties | (gap > 2 * noise))
     return wrong.float().mean().item()
+
+
+def top_items(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Scores and catalog indices [B, count] of the best items; of equal scores the lower index."""
+    order = torch.sort(logits, dim=1, descending=True, stable=True)
+    return order.values[:, :count], order.indices[:, :count]

@@ -24,13 +24,15 @@ from peterrec.model.errors import (
     TensorFileInvalid,
 )
 from peterrec.model.files.tensors import NumpyArray, read_arrays, write_arrays
+from peterrec.model.kinds import KINDS
 from peterrec.model.spec import HeadKind
 
 INDEX, HISTORIES, PRETRAINING = "prepared.json", "histories.safetensors", "pretraining.safetensors"
 
 PARTS = ("train", "validation", "test")
 
-KINDS: tuple[HeadKind, ...] = ("classification", "ranking")
+COMPARED_KINDS = tuple(n for n, kind in KINDS.items() if kind.answers in ("label", "items"))
+"""The kinds of head that a comparison can train: each user has one label, or target items."""
 
 
 @dataclass(frozen=True, slots=True)

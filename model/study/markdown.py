@@ -1,20 +1,7 @@
 """A comparison's report as Markdown (decision 0032: why this is not a library)."""
 
+from peterrec.model.kinds import KINDS
 from peterrec.model.study.results import Report, Row, Spread, Table, Verdict
-
-SHOWN_METRICS = {
-    "classification": ("accuracy", "macro_f1", "auc"),
-    "ranking": (
-        "mrr@5",
-        "hr@5",
-        "ndcg@5",
-        "mrr@20",
-        "hr@20",
-        "ndcg@20",
-        "sampled_mrr@5",
-        "sampled_hr@5",
-    ),
-}
 
 METRIC_TITLES = {
     "macro_f1": "macro-F1",
@@ -80,7 +67,7 @@ def _section(table: Table, report: Report) -> str:
 def _sentence(verdict: Verdict, table: Table) -> str:
     """Say whether the paper's finding holds for one pair of methods."""
     said = "holds" if verdict["holds"] else "**does not hold**"
-    if table["kind"] == "classification":
+    if not KINDS[table["kind"]].has_catalog:
         gap = f"{100 * verdict['difference']:+.2f} ± {100 * verdict['standard_error']:.2f} points"
     else:
         gap = f"{verdict['difference']:+.4f} ± {verdict['standard_error']:.4f}"
@@ -116,8 +103,7 @@ def _footer(report: Report) -> str:
 
 
 def _metric_names(table: Table) -> list[str]:
-    found = {name for row in table["rows"] for name in row["metrics"]}
-    return [name for name in SHOWN_METRICS[table["kind"]] if name in found]
+    return list(dict.fromkeys(name for row in table["rows"] for name in row["metrics"]))
 
 
 def _name(row: Row) -> str:

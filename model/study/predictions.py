@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from peterrec.model.files.tensors import NumpyArray
+from peterrec.model.kinds import KINDS
 from peterrec.model.network.heads import Head
-from peterrec.model.network.heads.ranks import rank_metrics
 from peterrec.model.study.task_data import TaskData
 from peterrec.model.training.batches import seeded
 from peterrec.model.training.evaluation import EVALUATION_ROWS, Rows
 from peterrec.model.training.finetune.encoders import Encoder, UserRows
+from peterrec.model.training.metrics import rank_metrics
 from peterrec.model.training.objectives.ranking import OUTSIDE, RankingObjective
 
 SAMPLED_NEGATIVES = 99
@@ -50,7 +51,7 @@ def predict(scorer: Scorer, data: TaskData) -> Predictions:
     """Predict for the test users, the shortest histories first, and compute the metrics."""
     rows = data.split.test
     ordered = torch.from_numpy(rows[np.argsort(data.examples.lengths[rows], kind="stable")])
-    collect = _ranked if isinstance(data.objective, RankingObjective) else _classified
+    collect = _ranked if KINDS[data.kind].has_catalog else _classified
     parts = []
     for part in torch.split(ordered, EVALUATION_ROWS):
         users = UserRows([data.examples.rows[i] for i in part.tolist()], part)
@@ -92,7 +93,7 @@ def _ranked(logits: Tensor, data: TaskData, rows: Tensor) -> dict[str, NumpyArra
     return {
         "users": np.repeat([data.examples.users[i] for i in rows.tolist()], lists),
         "targets": np.array([t for i in rows.tolist() for t in data.examples.answers[i]]),
-        "ranks": objective.judge(logits, rows).numpy().astype(np.int32),
+        "ranks": objective.predictions(logits, rows).numpy().astype(np.int32),
         "sampled_ranks": torch.cat(sampled).numpy().astype(np.int32),
         "best_items": np.repeat(best.numpy().astype(np.int32), lists, axis=0),
     }

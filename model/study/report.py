@@ -14,11 +14,9 @@ from peterrec.model.study.results import Point, Report, Row, RunResult, Spread, 
 from peterrec.model.study.run import Workplace, corpora_at
 from peterrec.model.study.schedule import Unit
 from peterrec.model.study.verdict import verdicts_of
+from peterrec.model.training.objectives import OBJECTIVES
 
 RESULTS, MARKDOWN = "comparison.json", "comparison.md"
-
-PRIMARY = {"classification": "accuracy", "ranking": "mrr@5"}
-"""The metric of plots and verdicts for each kind of task."""
 
 
 def write_report(place: Workplace, units: list[Unit]) -> str:
@@ -42,7 +40,7 @@ def report_of(place: Workplace, units: list[Unit]) -> Report:
             "corpus": corpus,
             "task": task,
             "kind": kind,
-            "primary": PRIMARY[kind],
+            "primary": OBJECTIVES[kind].primary_metric,
             "rows": rows,
             "verdicts": [],
         }

@@ -14,6 +14,7 @@ from peterrec.model.data.examples import Examples
 from peterrec.model.data.splits import UserSplit
 from peterrec.model.errors import TrainingDiverged
 from peterrec.model.files.tensors import write_arrays
+from peterrec.model.kinds import KINDS
 from peterrec.model.progress import no_progress
 from peterrec.model.study.backbones import backbone_at, backbone_folder
 from peterrec.model.study.corpus import PreparedCorpus, read_corpora
@@ -22,7 +23,7 @@ from peterrec.model.study.predictions import Predictions, predict, prior_scorer,
 from peterrec.model.study.results import Parameters, RunOutcome, RunResult
 from peterrec.model.study.settings import PROTOCOL, ComparisonSettings
 from peterrec.model.study.task_data import (
-    ManyTasksGoal,
+    JointObjective,
     TaskData,
     join_tasks,
     limit_labels,
@@ -30,7 +31,7 @@ from peterrec.model.study.task_data import (
 )
 from peterrec.model.training.batches import seeded
 from peterrec.model.training.finetune.encoders import Encoder
-from peterrec.model.training.finetune.objective_of_head import Goal, TaskGoal
+from peterrec.model.training.finetune.objective_of_head import HeadObjective, TrainedObjective
 from peterrec.model.training.finetune.run import FinetuneRun
 from peterrec.model.training.finetune.settings import LoopSettings
 
@@ -131,7 +132,7 @@ def _trained(place: Workplace, spec: RunSpec, key: str) -> RunOutcome:
     splits = [limit_labels(data, spec.variant.label_share) for data in tasks]
     generator = seeded(spec.seed, "patch")
     encoder = _encoder(place, spec, generator)
-    goals = [TaskGoal(data.objective, encoder.channels, generator) for data in tasks]
+    goals = [HeadObjective(data.objective, encoder.channels, generator) for data in tasks]
     examples, split, goal = _joint(tasks, splits, goals)
     loop = _loop(place.settings, spec, tasks[0].kind)
     run = FinetuneRun(encoder, goal, examples, split, loop, tracks_metrics=True)
@@ -174,16 +175,16 @@ def _encoder(place: Workplace, spec: RunSpec, generator: torch.Generator) -> Enc
 
 
 def _joint(
-    tasks: list[TaskData], splits: list[UserSplit], goals: list[TaskGoal]
-) -> tuple[Examples, UserSplit, Goal]:
+    tasks: list[TaskData], splits: list[UserSplit], goals: list[HeadObjective]
+) -> tuple[Examples, UserSplit, TrainedObjective]:
     if len(tasks) == 1:
         return tasks[0].examples, splits[0], goals[0]
     examples, split, rows = join_tasks(tasks, splits)
-    return examples, split, ManyTasksGoal([data.name for data in tasks], goals, rows)
+    return examples, split, JointObjective([data.name for data in tasks], goals, rows)
 
 
 def _loop(settings: ComparisonSettings, spec: RunSpec, kind: str) -> LoopSettings:
-    is_ranking = kind == "ranking"
+    is_ranking = KINDS[kind].has_catalog
     return LoopSettings(
         epochs=settings.epochs,
         batch_size=settings.batch_size,

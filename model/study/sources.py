@@ -22,8 +22,9 @@ from peterrec.model.data.splits import split_users
 from peterrec.model.data.tables import Condition, TableSource
 from peterrec.model.documents import Document
 from peterrec.model.errors import ComparisonSettingsInvalid
+from peterrec.model.kinds import KINDS
 from peterrec.model.spec import HeadKind
-from peterrec.model.study.corpus import KINDS, CorpusTask, PreparedCorpus
+from peterrec.model.study.corpus import COMPARED_KINDS, CorpusTask, PreparedCorpus
 from peterrec.model.study.cutoffs import cuts_after, first_times, is_past, require_past
 from peterrec.model.study.settings import CutSettings
 
@@ -212,7 +213,7 @@ def _file_corpus(name: str, entry: Document, folder: Path, cut: Cut) -> Prepared
     tasks: list[CorpusTask] = []
     for task in entry["tasks"]:
         kind = _kind(task)
-        if kind == "classification":
+        if KINDS[kind].answers == "label":
             labels = LabelSource(
                 _table(task["labels"], task, folder),
                 task["label_column"],
@@ -242,9 +243,10 @@ def _file_corpus(name: str, entry: Document, folder: Path, cut: Cut) -> Prepared
 
 def _kind(task: Document) -> HeadKind:
     kind: HeadKind = task.get("kind", "ranking" if "targets" in task else "classification")
-    if kind not in KINDS:
+    if kind not in COMPARED_KINDS:
         raise ComparisonSettingsInvalid(
-            f"task {task['name']!r} is of kind {kind!r}.", hint=f"Compare {' or '.join(KINDS)}."
+            f"task {task['name']!r} is of kind {kind!r}.",
+            hint=f"Compare {' or '.join(COMPARED_KINDS)}.",
         )
     return kind
 

@@ -11,10 +11,11 @@ from peterrec.model.data.examples import Examples, join_answers
 from peterrec.model.data.histories import UserLabels
 from peterrec.model.data.splits import UserSplit, rank_of
 from peterrec.model.data.vocabulary import Vocabulary, tokenize
+from peterrec.model.kinds import KINDS
 from peterrec.model.spec import HeadKind
 from peterrec.model.study.corpus import PreparedCorpus
-from peterrec.model.training.finetune.objective_of_head import TaskGoal
-from peterrec.model.training.objectives import TASKS, Objective
+from peterrec.model.training.finetune.objective_of_head import HeadObjective
+from peterrec.model.training.objectives import OBJECTIVES, Objective
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +48,14 @@ def task_data(
     readable = {user for user, row in zip(known.users, known.rows, strict=True) if len(row)}
     part_of = {user: part for user, part in _parts(corpus).items() if user in readable}
     labels = task.labels
-    if task.kind == "classification":
+    if KINDS[task.kind].answers == "label":
         labels = _without_rare(labels, part_of, min_label_count)
     examples = join_answers(known, labels, vocabulary.items)
     split = _split(examples, part_of)
-    kind = TASKS[task.kind]
-    outputs = kind.outputs(examples, split.train)
+    kind = OBJECTIVES[task.kind]
+    outputs = kind.learn_outputs(examples, split.train)
     dropped = len(task.labels.by_user) - len(labels.by_user)
-    objective = kind.objective(outputs, examples)
+    objective = kind.of(outputs, examples)
     return TaskData(name, task.kind, examples, split, outputs, objective, dropped)
 
 
@@ -97,7 +98,7 @@ ABSENT = -1
 """Row of a joint example in a task that has no answer of the example's user."""
 
 
-class ManyTasksGoal:
+class JointObjective:
     """The objective of several tasks trained together, with one head for each task.
 
     ``rows[t]`` int64 [N] is each joint example's row in task t's own examples, or ABSENT. The loss
@@ -105,7 +106,7 @@ class ManyTasksGoal:
     """
 
     def __init__(
-        self, names: Sequence[str], goals: Sequence[TaskGoal], rows: Sequence[Tensor]
+        self, names: Sequence[str], goals: Sequence[HeadObjective], rows: Sequence[Tensor]
     ) -> None:
         self._names = names
         self.head = nn.ModuleList([goal.head for goal in goals])
@@ -145,7 +146,7 @@ def join_tasks(
     """Join the users of several tasks of one corpus.
 
     Gives the joint examples, their split, and for each task the row of every joint example
-    (see ``ManyTasksGoal``).
+    (see ``JointObjective``).
     """
     index: dict[str, int] = {}
     for task in tasks:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from peterrec.model.files.tensors import read_arrays
+from peterrec.model.kinds import KINDS
 from peterrec.model.study.results import Row, Table, Verdict
 
 POINTS, RELATIVE, SHARE = 0.005, 0.02, 0.1
@@ -71,9 +72,9 @@ def _verdict(row: Row, rival: Row, table: Table, out: Path) -> Verdict:
         return verdict
     share = row["trained_parameters"] / max(1, rival["trained_parameters"])
     is_close = (
-        difference.mean >= -POINTS
-        if table["kind"] == "classification"
-        else difference.mean >= -RELATIVE * base
+        difference.mean >= -RELATIVE * base
+        if KINDS[table["kind"]].has_catalog
+        else difference.mean >= -POINTS
     )
     return {**verdict, "share": share, "holds": is_close and share <= SHARE}
 

@@ -48,16 +48,16 @@ def evaluate_task(
     Where the kind answers probabilities: also their calibration error, before and after logits
     are divided by the temperature.
     """
-    return quality(objective, *_judged(model, objective, examples, rows), temperature)
+    return quality(objective, *_predictions(model, objective, examples, rows), temperature)
 
 
 def quality(
-    objective: Objective, judged: Tensor, rows: Tensor, temperature: float
+    objective: Objective, predictions: Tensor, rows: Tensor, temperature: float
 ) -> dict[str, float]:
-    """Metrics of judged rows, and how well their probabilities are calibrated."""
-    metrics = defined(objective.metrics(judged, rows))
+    """Metrics of some rows' predictions, and how well their probabilities are calibrated."""
+    metrics = defined(objective.metrics(predictions, rows))
     if isinstance(objective, ProbableObjective):
-        metrics |= calibration_metrics(objective.choices(judged, rows), temperature)
+        metrics |= calibration_metrics(objective.samples(predictions, rows), temperature)
     return metrics
 
 
@@ -65,20 +65,20 @@ def calibrate_task(model: TaskModel, objective: Objective, examples: Examples, r
     """The temperature that suits some of the examples; 1 where no probabilities are given."""
     if not isinstance(objective, ProbableObjective):
         return 1.0
-    return fit_temperature(objective.choices(*_judged(model, objective, examples, rows)))
+    return fit_temperature(objective.samples(*_predictions(model, objective, examples, rows)))
 
 
 @torch.no_grad()
-def _judged(
+def _predictions(
     model: TaskModel, objective: Objective, examples: Examples, rows: Rows
 ) -> tuple[Tensor, Tensor]:
-    """What the objective judges by, and the rows in the order of the answers."""
+    """The objective's predictions, and the rows in their order."""
     ordered = torch.from_numpy(rows[np.argsort(examples.lengths[rows], kind="stable")])
-    judged = [
-        objective.judge(model.logits([examples.rows[i] for i in part.tolist()]), part)
+    parts = [
+        objective.predictions(model.logits([examples.rows[i] for i in part.tolist()]), part)
         for part in torch.split(ordered, EVALUATION_ROWS)
     ]
-    return torch.cat(judged), ordered
+    return torch.cat(parts), ordered
 
 
 @torch.no_grad()
@@ -88,11 +88,11 @@ def evaluate_prior(objective: Objective, train: Rows, test: Rows) -> dict[str, f
     For classes it is the majority class, for a catalog the most popular items.
     """
     prior, rows = objective.prior(torch.from_numpy(train)), torch.from_numpy(test)
-    judged = [
-        objective.judge(prior.expand(len(part), -1), part)  # [K] -> [B, K]
+    parts = [
+        objective.predictions(prior.expand(len(part), -1), part)  # [K] -> [B, K]
         for part in torch.split(rows, EVALUATION_ROWS)
     ]
-    return defined(objective.metrics(torch.cat(judged), rows))
+    return defined(objective.metrics(torch.cat(parts), rows))
 
 
 def defined(metrics: dict[str, float]) -> dict[str, float]:

@@ -58,7 +58,7 @@ def tensor_forms(manifest: Manifest, channels: int) -> dict[str, TensorForm]:
     """Return the exact set of tensors that a bundle with this manifest must hold."""
     shapes = manifest.patch.geometry().shapes(channels) | manifest.head.spec().shapes(channels)
     forms = {name: TensorForm("F32", shape) for name, shape in shapes.items()}
-    if manifest.kind == "ranking":
+    if manifest.described_kind.has_catalog:
         forms["catalog.bytes"] = TensorForm("U8", (None,))
         forms["catalog.offsets"] = TensorForm("I64", (manifest.head.outputs + 1,))
     n, m = manifest.probes.count, manifest.probes.columns

@@ -106,7 +106,8 @@ def _bytes_of(contents: Contents, prefix: str) -> int:
 
 
 def _items(contents: Contents) -> Sequence[str]:
-    return list(Catalog.of(contents.tensors)) if contents.manifest.kind == "ranking" else ()
+    has_catalog = contents.manifest.described_kind.has_catalog
+    return list(Catalog.of(contents.tensors)) if has_catalog else ()
 
 
 def _manifest_fields(contents: Contents) -> dict[str, Scalar]:

@@ -9,12 +9,14 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from peterrec.model.errors import InvalidSpec
 from peterrec.model.insertions import InsertionName
+from peterrec.model.kinds import KINDS, Kind
 from peterrec.model.spec import (
     CLS,
     MASK,
@@ -37,9 +39,6 @@ MAX_PROBES = 256
 
 MAX_PROBE_COLUMNS = 4096
 """Most outputs whose logits a bundle may record for each probe."""
-
-LABELLED_KINDS: frozenset[HeadKind] = frozenset({"classification", "tags"})
-"""Head kinds whose outputs have names."""
 
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Label = Annotated[str, Field(min_length=1, max_length=256)]
@@ -122,6 +121,13 @@ class ManifestHead(_Part):
         """Convert this part into the model's form."""
         return HeadSpec(self.kind, self.outputs, self.has_bias)
 
+    @field_validator("kind")
+    @classmethod
+    def _is_known(cls, kind: HeadKind) -> HeadKind:
+        if kind not in KINDS:
+            raise ValueError(f"should be one of {', '.join(KINDS)}")
+        return kind
+
     @model_validator(mode="after")
     def _is_a_head(self) -> Self:
         try:
@@ -134,7 +140,7 @@ class ManifestHead(_Part):
         return self
 
     def _label_problem(self) -> str | None:
-        if self.kind not in LABELLED_KINDS:
+        if not KINDS[self.kind].has_labels:
             return None if self.labels is None else f"a {self.kind} head has no labels"
         if self.labels is None:
             return f"a {self.kind} head needs one label per output"
@@ -178,6 +184,11 @@ class Manifest(_Part):
     def kind(self) -> HeadKind:
         """The kind of the head, which is also the kind of the bundle."""
         return self.head.kind
+
+    @property
+    def described_kind(self) -> Kind:
+        """What that kind of head is."""
+        return KINDS[self.kind]
 
     def to_json(self) -> str:
         """Encode in the canonical form, so that equal manifests give equal bytes."""

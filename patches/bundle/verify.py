@@ -69,7 +69,7 @@ class VerifiedBundle:
     @cached_property
     def catalog(self) -> Catalog | None:
         """The items that the outputs stand for; None unless the head is a ranking."""
-        return Catalog.of(self.tensors) if self.manifest.kind == "ranking" else None
+        return Catalog.of(self.tensors) if self.manifest.described_kind.has_catalog else None
 
     def _bytes_of(self, prefix: str) -> int:
         return sum(t.nbytes for name, t in self.tensors.items() if name.startswith(prefix))

@@ -54,8 +54,8 @@ class GuardReason(StrEnum):
 class Observed:
     """What a replica measured of one canary or shadow version within the guard's window.
 
-    ``divergence`` is the mean divergence (``bundle/divergence.py``) over the rows that prod
-    answered as well; None if there were none.
+    ``divergence`` is how far its answers differ from prod's, from 0 to 1: the mean over the rows
+    that prod answered too; None if there were none.
     """
 
     digest: Digest

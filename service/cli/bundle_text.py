@@ -49,7 +49,7 @@ def manifest_rows(manifest: Manifest) -> Rows:
         ("name", manifest.name),
         ("kind", f"{head.kind}, {head.outputs} outputs"),
         *([("labels", _some(head.labels, len(head.labels)))] if head.labels else []),
-        *([("threshold", f"{head.threshold}")] if head.kind == "tags" else []),
+        *([("threshold", f"{head.threshold}")] if manifest.described_kind.has_threshold else []),
         ("temperature", f"{head.temperature}"),
         ("backbone", manifest.backbone),
         ("input", f"{framing.max_len} items, {framing.padding} padding, {direction}"),
@@ -72,7 +72,7 @@ def content_rows(opened: OpenedBundle) -> Rows:
         ("size", f"{facts.size_bytes} bytes"),
         *(("signed by", f"{key} (not checked)") for key in facts.signed_by),
     ]
-    if contents.manifest.kind == "ranking":
+    if contents.manifest.described_kind.has_catalog:
         catalog = Catalog.of(contents.tensors)
         rows.append(("catalog", _some(catalog, len(catalog))))
     return [*rows, ("integrity", "complete and consistent")]

@@ -11,7 +11,6 @@ from rich.console import Console
 from peterrec.model.errors import PeterRecError
 from peterrec.patches.bundle.bundle import BundleLimits, open_bundle, read_manifest
 from peterrec.patches.bundle.diff import BundleMetadata, OpenedBundle, compare_bundles
-from peterrec.patches.bundle.divergence import OVERLAP_AT
 from peterrec.patches.bundle.signatures import TrustedKeys, check_signatures
 from peterrec.patches.bundle.verify import BackboneIdentity, VerifiedBundle, verify_bundle
 from peterrec.patches.errors import Findings
@@ -28,17 +27,11 @@ from peterrec.service.cli.bundle_text import (
     tensor_table,
 )
 from peterrec.service.cli.shared_options import AsJson
+from peterrec.service.predict.kinds import ANSWERS
 
 if TYPE_CHECKING:
     from peterrec.model.files.backbone_folder import LoadedBackbone
     from peterrec.service.jobs.reference_answers import Disagreement
-
-DISAGREEMENT_OF = {
-    "classification": "share of histories with another class",
-    "tags": "share of tags that one has and the other has not",
-    "ranking": f"1 - overlap of the best {OVERLAP_AT} items",
-    "value": "difference in relation to the larger value",
-}
 
 File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Bundle file.")]
 Backbone = Annotated[
@@ -174,7 +167,7 @@ def _print_refusal(file: Path, error: PeterRecError, as_json: bool) -> None:
 
 def _disagreement_rows(measured: "Disagreement") -> list[tuple[str, str]]:
     return [
-        ("disagreement", f"{measured.divergence:.4g} ({DISAGREEMENT_OF[measured.kind]})"),
+        ("disagreement", f"{measured.divergence:.4g} ({ANSWERS[measured.kind].divergence_text})"),
         ("  on", f"{measured.histories} histories of both bundles' probes"),
         ("  largest change", f"{measured.largest_change:.4g} of a logit"),
         ("  compared", f"{measured.common_outputs} outputs that both have"),

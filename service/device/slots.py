@@ -19,6 +19,7 @@ from peterrec.model.inference.forward import mixed_forward
 from peterrec.model.inference.heads import HeadRef, MixedHeads, RowScores, Selection
 from peterrec.model.inference.top_k import CatalogWeights
 from peterrec.model.inference.weight_pool import WeightPool
+from peterrec.model.kinds import KINDS
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.spec import FIRST_ITEM, PAD, HeadSpec, PatchGeometry
 from peterrec.patches.bundle.verify import VerifiedBundle
@@ -214,7 +215,7 @@ class SlotStore:
 
     def _written(self, local: LocalBundle) -> Residency | HeadBudgetExceeded:
         head = local.bundle.manifest.head.spec()
-        is_evictable = head.kind == "ranking" and local.path != ""
+        is_evictable = KINDS[head.kind].has_catalog and local.path != ""
         try:
             self.head_cache.reserve(self._heads.size_bytes(head), is_evictable=is_evictable)
         except HeadBudgetExceeded as error:

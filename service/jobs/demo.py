@@ -268,10 +268,16 @@ def _profile_card(results: Mapping[str, Prediction], known: Mapping[str, object]
                 answer, scores = ", ".join(tag.label for tag in result.tags), result.scores
             case ValuePrediction():
                 answer, scores = f"{result.value:.1f}", {}
-            case RankingPrediction():
-                continue
+            case _:
+                continue  # rankings have a table of their own
         table.add_row(task, answer or "none", _probabilities(scores), str(known.get(task, "")))
     return table
+
+
+def _probabilities(scores: Mapping[str, float]) -> str:
+    ordered = sorted(scores.items(), key=lambda pair: -pair[1])
+    shown = "  ".join(f"{label} {score:.0%}" for label, score in ordered[:SHOWN_LABELS])
+    return f"{shown}  …" if len(ordered) > SHOWN_LABELS else shown
 
 
 def _probabilities(scores: Mapping[str, float]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from peterrec.model.kinds import KINDS
 from peterrec.model.spec import HeadKind
 
 if TYPE_CHECKING:
@@ -156,16 +157,17 @@ class Answers:
         from peterrec.model.data.interactions import read_targets
         from peterrec.model.data.labels import LabelSource, read_labels, read_tags, read_values
 
-        if kind == "ranking":
+        form = KINDS[kind].answers
+        if form == "items":
             return read_targets(self._targets())
         given = self.options
         if given.labels is None or given.label_column is None:
             raise typer.BadParameter(f"a {kind} task needs --labels and --label-column")
         table = _table(given.labels, self.delimiter, given.answers_where)
         source = LabelSource(table, given.label_column, self.user_column)
-        if kind == "tags":
+        if form == "tags":
             return read_tags(source, given.tag_separator)
-        return read_values(source) if kind == "value" else read_labels(source)
+        return read_values(source) if form == "number" else read_labels(source)
 
     def _targets(self) -> "InteractionSource":
         from peterrec.model.data.interactions import InteractionSource

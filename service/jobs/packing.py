@@ -13,6 +13,7 @@ from torch import Tensor
 
 from peterrec.model.files.backbone_folder import LoadedBackbone
 from peterrec.model.files.probes import probe_tensors
+from peterrec.model.kinds import KINDS
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.network.heads import Head
 from peterrec.model.network.patch import PatchWeights
@@ -20,7 +21,6 @@ from peterrec.model.training.evaluation import TaskModel
 from peterrec.model.training.finetune.finetune import FinetunedTask
 from peterrec.patches.bundle.bundle import Catalog, Manifest, build_bundle
 from peterrec.patches.bundle.manifest import (
-    LABELLED_KINDS,
     ManifestHead,
     ManifestInput,
     ManifestPatch,
@@ -52,7 +52,7 @@ def pack_task(task: FinetunedTask, loaded: LoadedBackbone, name: str) -> bytes:
     """The bundle of a fine-tuned task, with its probes."""
     probes = probe_tensors(loaded.backbone, task.patch_weights, task.head, _probe_rows(task))
     tensors = {k: v.numpy() for k, v in {**task.patch, **task.head.named()}.items()} | probes
-    if task.head.spec.kind == "ranking":
+    if KINDS[task.head.spec.kind].has_catalog:
         tensors |= Catalog.pack(task.outputs).tensors()
     try:
         manifest = _manifest(task, loaded, name, probes["probe.logits"].shape)
@@ -101,7 +101,7 @@ def _manifest(
             kind=spec.kind,
             outputs=spec.outputs,
             has_bias=spec.has_bias,
-            labels=task.outputs if spec.kind in LABELLED_KINDS else None,
+            labels=task.outputs if KINDS[spec.kind].has_labels else None,
             temperature=task.temperature,
         ),
         probes=ManifestProbes(count=probe_shape[0], columns=probe_shape[1]),

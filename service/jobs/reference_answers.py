@@ -1,4 +1,4 @@
-"""What a bundle answers by the plain reference forward: for looking at bundles, not for serving."""
+"""What a bundle answers through the plain reference forward: to inspect bundles, not to serve."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,17 +12,13 @@ from peterrec.model.network.collate import frame_histories
 from peterrec.model.network.heads import Head
 from peterrec.model.network.patch import PatchWeights
 from peterrec.model.spec import PAD
-from peterrec.patches.bundle.bundle import Catalog
-from peterrec.patches.bundle.divergence import (
-    OVERLAP_AT,
-    class_divergence,
-    ranking_divergence,
-    tag_divergence,
-    value_divergence,
-)
 from peterrec.patches.bundle.verify import VerifiedBundle
 from peterrec.service.device.slots import PROBE_TOLERANCES, SMALLEST_SCALE
 from peterrec.service.errors import ProbeFailed
+from peterrec.service.predict.item_ids import MappedHistory, map_selection
+from peterrec.service.predict.kinds import ANSWERS, Prediction, Ranked, Subject, divergence
+from peterrec.service.predict.schemas import DEFAULT_TOP_K
+from peterrec.service.protocol.messages import BundleEntry, Handle, RowResult
 
 Logits = NDArray[np.float32]
 
@@ -31,8 +27,8 @@ Logits = NDArray[np.float32]
 class Disagreement:
     """How two bundles of one kind answer the same histories.
 
-    ``divergence`` is the mean of each history's (class disagreement, share of tags, 1 - overlap@k,
-    relative difference of values). ``largest_change``: of a logit, over the outputs both have.
+    ``divergence`` is the mean over the histories, as the kind defines it. ``largest_change`` is the
+    largest difference of a logit, over the outputs that both bundles have.
     """
 
     kind: str
@@ -62,7 +58,7 @@ def reference_logits(
 
 
 def check_probes(bundle: VerifiedBundle, backbone: Backbone) -> None:
-    """Run the bundle's probes by the reference; ProbeFailed if it gives other logits."""
+    """Run the bundle's probes through the reference; ProbeFailed if its logits differ."""
     logits = reference_logits(bundle, backbone, probe_histories([bundle]))
     found = logits[:, bundle.tensors["probe.columns"]]
     expected = bundle.tensors["probe.logits"]
@@ -74,7 +70,10 @@ def check_probes(bundle: VerifiedBundle, backbone: Backbone) -> None:
 
 
 def probe_histories(bundles: Sequence[VerifiedBundle]) -> list[NDArray[np.int32]]:
-    """The histories of the bundles' probes without padding; of several bundles each only once."""
+    """The histories of the bundles' probes, without padding.
+
+    Several bundles often share histories; each history is then returned once.
+    """
     rows = [row[row != PAD] for bundle in bundles for row in bundle.tensors["probe.histories"]]
     return rows if len(bundles) == 1 else list({row.tobytes(): row for row in rows}.values())
 
@@ -82,7 +81,7 @@ def probe_histories(bundles: Sequence[VerifiedBundle]) -> list[NDArray[np.int32]
 def disagreement(
     first: VerifiedBundle, second: VerifiedBundle, backbone: Backbone
 ) -> Disagreement | None:
-    """How the two answer the histories of both bundles' probes; None if their kinds differ."""
+    """Compare two bundles' answers to the histories of both's probes; None if the kinds differ."""
     if first.manifest.kind != second.manifest.kind:
         return None
     histories = probe_histories([first, second])
@@ -91,19 +90,14 @@ def disagreement(
     common = [name for name in names_one if name in names_two]
     left = one[:, [names_one[name] for name in common]]
     right = two[:, [names_two[name] for name in common]]
-    rows = zip(_decided(first, one), _decided(second, two), strict=True)
-    tag_count = len(names_one.keys() | names_two.keys())
+    answers = zip(_answers(first, one), _answers(second, two), strict=True)
     return Disagreement(
         kind=first.manifest.kind,
         histories=len(histories),
-        divergence=float(np.mean([_divergence(a, b, tag_count) for a, b in rows])),
+        divergence=float(np.mean([divergence(a, b) for a, b in answers])),
         largest_change=float(np.abs(left - right).max()) if common else 0.0,
         common_outputs=len(common),
     )
-
-
-Decided = str | frozenset[str] | tuple[str, ...] | float
-"""What an answer comes down to: a class, tags, the best items, or a number."""
 
 
 def _scaled(
@@ -116,34 +110,37 @@ def _scaled(
 
 def _outputs(bundle: VerifiedBundle) -> Mapping[str, int]:
     """Column of each output by its name."""
-    names = bundle.catalog or bundle.manifest.head.labels or ("value",)
+    names = bundle.catalog or bundle.manifest.head.labels or ("the number",)
     return {name: column for column, name in enumerate(names)}
 
 
-def _decided(bundle: VerifiedBundle, logits: Logits) -> list[Decided]:
-    """What each history's logits [n, K] come down to."""
-    head, labels = bundle.manifest.head, bundle.manifest.head.labels or ()
-    if head.kind == "classification":
-        return [labels[int(row.argmax())] for row in logits]
-    if head.kind == "tags":
-        present = 1 / (1 + np.exp(-logits.astype(np.float64))) >= head.threshold
-        return [frozenset(labels[int(at)] for at in np.flatnonzero(row)) for row in present]
-    if head.kind == "ranking":
-        catalog = bundle.catalog
-        assert isinstance(catalog, Catalog)
-        best = np.argsort(-logits, axis=1, kind="stable")[:, :OVERLAP_AT]
-        return [tuple(catalog[int(at)] for at in row) for row in best]
-    return [float(row[0]) for row in logits]
+def _answers(bundle: VerifiedBundle, logits: Logits) -> list[Prediction]:
+    """Each history's answer, as a worker decodes it, from logits [n, K]."""
+    kind, decode = bundle.manifest.described_kind, ANSWERS[bundle.manifest.kind].decode
+    subject = _subject(bundle)
+    scores = kind.scores(torch.from_numpy(logits)).numpy()
+    return [decode(subject, _result(row, is_ranked=kind.has_catalog)) for row in scores]
 
 
-def _divergence(first: Decided, second: Decided, tag_count: int) -> float:
-    match first, second:
-        case str(), str():
-            return class_divergence(first, second)
-        case frozenset(), frozenset():
-            return tag_divergence(first, second, tag_count)
-        case tuple(), tuple():
-            return ranking_divergence(first, second)
-        case float(), float():
-            return value_divergence(first, second)
-    raise AssertionError("two answers of one kind")
+def _subject(bundle: VerifiedBundle) -> Subject:
+    head, catalog = bundle.manifest.head, bundle.catalog
+    entry = BundleEntry(
+        handle=Handle(0),
+        digest=bundle.digest,
+        kind=head.kind,
+        outputs=head.outputs,
+        labels=head.labels or (),
+        threshold=head.threshold,
+        catalog_path="",
+    )
+    history = MappedHistory(b"", 0, 0, [], is_truncated=False, is_cold=True)
+    ranked = None if catalog is None else Ranked(catalog, map_selection(catalog, (), None))
+    return Subject(entry, history, None, ranked)
+
+
+def _result(scores: Logits, *, is_ranked: bool) -> RowResult:
+    """Scores [K] in the form in which the device sends them to a worker."""
+    if not is_ranked:
+        return RowResult(0, 0, scores.tobytes())
+    best = np.argsort(-scores, kind="stable")[:DEFAULT_TOP_K]
+    return RowResult(0, 0, scores[best].tobytes(), best.astype(np.int64).tobytes())

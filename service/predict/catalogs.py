@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import safetensors
 from cachetools import LRUCache
 
+from peterrec.model.kinds import KINDS
 from peterrec.patches.bundle.bundle import Catalog
 from peterrec.service.errors import BundleNotReady
 from peterrec.service.protocol.messages import BundleEntry
@@ -35,7 +36,7 @@ class Catalogs:
     def prefetch(self, bundles: Iterable[BundleEntry]) -> None:
         """Begin to read the catalogs of new ranking bundles, before a request needs them."""
         for bundle in bundles:
-            if bundle.kind == "ranking" and bundle.digest not in self._cached:
+            if KINDS[bundle.kind].has_catalog and bundle.digest not in self._cached:
                 self._begin(bundle)
 
     def _begin(self, bundle: BundleEntry) -> asyncio.Task[Catalog]:

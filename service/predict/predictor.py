@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from peterrec.model.errors import PeterRecError
+from peterrec.model.kinds import KINDS
 from peterrec.patches.identity import TenantId
 from peterrec.service.errors import HistoryTooLong, UnknownItemsRefused
 from peterrec.service.predict.canary import Answered, TrafficRouter
@@ -23,7 +24,6 @@ from peterrec.service.predict.item_ids import (
     UnknownItems,
 )
 from peterrec.service.predict.questions import (
-    RANKING,
     BoundQuestion,
     Question,
     bind,
@@ -218,7 +218,7 @@ class Predictor:
             for task in served
             if isinstance(task, ServedTask)
             for bundle in _bundles(task)
-            if bundle.kind == RANKING and not self._is_at_hand(bundle.digest, catalogs)
+            if KINDS[bundle.kind].has_catalog and not self._is_at_hand(bundle.digest, catalogs)
         ]
 
     def _is_at_hand(self, digest: str, catalogs: dict[str, Catalog | PeterRecError]) -> bool:

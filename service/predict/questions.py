@@ -5,15 +5,13 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from peterrec.model.errors import PeterRecError
+from peterrec.model.kinds import KINDS
 from peterrec.service.errors import NotARankingTask, row_error
-from peterrec.service.predict.answers import ANSWERS, Ranked, Subject
 from peterrec.service.predict.device_link import BoundRow
 from peterrec.service.predict.item_ids import Catalog, ItemId, MappedHistory, map_selection
-from peterrec.service.predict.schemas import Prediction
+from peterrec.service.predict.kinds import ANSWERS, Prediction, Ranked, Subject
 from peterrec.service.protocol.messages import Row, RowResult
 from peterrec.service.protocol.served_task import ServedTask, Split
-
-RANKING = "ranking"
 
 Answer = Prediction | PeterRecError
 CatalogsByDigest = Mapping[str, Catalog | PeterRecError]
@@ -68,7 +66,7 @@ def bind(
 ) -> BoundQuestion | PeterRecError:
     """Bind a question to a version, or return the error why this version can't be asked."""
     bundle = served.bundle
-    if bundle.kind == RANKING:
+    if KINDS[bundle.kind].has_catalog:
         return _bind_ranking(served, question, catalogs[bundle.digest])
     if question.exclude is not None or question.candidates is not None:
         return NotARankingTask(served.task, bundle.kind)
@@ -100,4 +98,4 @@ def decode(subject: Subject, result: RowResult) -> Answer:
     """Decode a row's result into the prediction of its head's kind, or into its error."""
     if result.error:
         return row_error(result.error, result.detail)
-    return ANSWERS[subject.bundle.kind](subject, result)
+    return ANSWERS[subject.bundle.kind].decode(subject, result)

@@ -7,44 +7,48 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from peterrec.service.errors import ErrorBody
 from peterrec.service.predict.item_ids import ItemId, UnknownItems
-from peterrec.service.protocol.served_task import Role
+from peterrec.service.predict.kinds import AnswerRole, AnyPrediction
 
 MAX_TOP_K = 1000
+"""Most items that a ranking returns."""
+
 DEFAULT_TOP_K = 10
+"""Items that a ranking returns if the request does not say how many."""
+
 MAX_INSTANCES = 256
+"""Most users of one call."""
+
 MAX_TASKS = 512
+"""Most tasks of one call."""
+
 MAX_HISTORY_ITEMS = 10_000
+"""Most items of one history, so that no request keeps a worker busy for long."""
+
 MAX_BODY_BYTES = 2_000_000
+"""Largest body in bytes: 256 histories of a few hundred items fit."""
 
 Version = Annotated[
     int | str,
     Meta(
-        description="The version that is to answer, instead of prod and its canaries: its number, "
-        "its digest, or an alias. It must be served: named by an alias or the traffic.",
+        description="The version that answers instead of prod and its canaries: its number, its "
+        "digest, or an alias. It must be served, that is, named by an alias or the traffic.",
         examples=[7, "sha256:5f1c…", "next"],
-    ),
-]
-AnswerRole = Annotated[
-    Role,
-    Meta(
-        description="Why this version answered; pinned: the request asked for it. A shadow never "
-        "answers."
     ),
 ]
 TopK = Annotated[int, Meta(ge=1, le=MAX_TOP_K, description="How many items a ranking returns.")]
 UserId = Annotated[
     str | int,
     Meta(
-        description="Returned as it is; not looked up. A canary answers the same users each time; "
-        "without it, the same histories."
+        description="Returned unchanged; not looked up. A canary answers the same user ids each "
+        "time, or the same histories if there is no user_id."
     ),
 ]
 History = Annotated[
     list[ItemId],
     Meta(
         description="The user's item ids, oldest first; strings or ints (an int means its decimal "
-        f"string). At most {MAX_HISTORY_ITEMS}; the newest max_len of the backbone are used. "
-        "Empty is legal: a cold start.",
+        f"string). At most {MAX_HISTORY_ITEMS} items, of which the newest max_len are used. "
+        "It may be empty: a cold start.",
         examples=[["1193", "661", "914"]],
     ),
 ]
@@ -59,7 +63,10 @@ class Parameters(Struct, frozen=True, forbid_unknown_fields=True):
     ] = True
     unknown_items: Annotated[
         UnknownItems,
-        Meta(description="Items the backbone does not know: drop, map (to UNK) or error."),
+        Meta(
+            description="What happens to items that the backbone does not know: drop, map (to the "
+            "unknown token) or error."
+        ),
     ] = "drop"
     version: Version | None = None
 
@@ -83,7 +90,7 @@ class Instance(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PredictRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """Either ``history``, for one user, or ``instances``."""
+    """Either ``history`` for one user, or ``instances`` for several."""
 
     history: History | UnsetType = UNSET
     instances: (
@@ -93,7 +100,7 @@ class PredictRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LooseRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """A predict request whose instances are judged one by one, each failing alone."""
+    """A predict request whose instances are decoded one by one, so that each fails alone."""
 
     instances: list[msgspec.Raw]
     parameters: Parameters = NO_PARAMETERS
@@ -109,113 +116,48 @@ class TaskChoice(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class UsersPredictRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """One user's history and the tasks to answer for it, all at one registry revision."""
+    """One user's history and the tasks to answer for it, all from one registry revision."""
 
     history: History
     tasks: Annotated[
         list[str | TaskChoice] | Literal["all"],
-        Meta(description='Names, {"task", "top_k"} objects, or "all" that this key may read.'),
+        Meta(description='Names, {"task", "top_k"} objects, or "all": all that this key may read.'),
     ]
     parameters: Parameters = NO_PARAMETERS
     user_id: UserId | None = None
 
 
-class Used(Struct, frozen=True, kw_only=True, tag_field="kind"):
-    """What of the history the answer rests on; ``kind`` is the task's.
-
-    In a call for many tasks, and of a task with traffic, each answer also names its own bundle.
-    """
-
-    version: int | UnsetType = UNSET
-    digest: str | UnsetType = UNSET
-    alias: str | UnsetType | None = UNSET
-    role: AnswerRole | UnsetType = UNSET
-    used_items: Annotated[int, Meta(description="Items that the network read.")]
-    unknown_items: Annotated[int, Meta(description="Items outside the backbone's vocabulary.")]
-    unknown: Annotated[list[ItemId], Meta(description="The first ten of them.")]
-    truncated: Annotated[bool, Meta(description="Older items than max_len were left out.")]
-    cold: Annotated[bool, Meta(description="No known item was read: a cold start.")]
-    user_id: str | int | UnsetType = UNSET
-
-
-class ClassPrediction(Used, frozen=True, kw_only=True, tag="classification"):
-    """Answer of a classification task."""
-
-    label: Annotated[str, Meta(description="The most probable label.")]
-    scores: Annotated[dict[str, float], Meta(description="Probability of every label, in order.")]
-
-
-class Tag(Struct, frozen=True):
-    """A tag that applies."""
-
-    label: str
-    score: float
-
-
-class TagsPrediction(Used, frozen=True, kw_only=True, tag="tags"):
-    """Answer of a tags task: independent probabilities."""
-
-    tags: Annotated[list[Tag], Meta(description="Tags at or above the threshold, best first.")]
-    scores: dict[str, float]
-    threshold: float
-
-
-class ValuePrediction(Used, frozen=True, kw_only=True, tag="value"):
-    """Answer of a value task."""
-
-    value: float
-
-
-class RankedItem(Struct, frozen=True):
-    """An item of the catalog; the score orders, it is no probability."""
-
-    id: str
-    score: float
-
-
-class RankingPrediction(Used, frozen=True, kw_only=True, tag="ranking"):
-    """Answer of a ranking task."""
-
-    items: Annotated[list[RankedItem], Meta(description="Best first.")]
-    filtered: Annotated[int, Meta(description="Items held back as seen or excluded.")]
-    unknown_candidates: Annotated[
-        list[ItemId] | UnsetType, Meta(description="Candidates outside the catalog, first ten.")
-    ] = UNSET
-
-
 class FailedRow(Struct, frozen=True, tag_field="kind", tag="error"):
-    """An instance that could not be answered; its neighbours are not affected."""
+    """An instance that could not be answered. The other instances are not affected."""
 
     error: ErrorBody
     user_id: str | int | UnsetType = UNSET
 
 
-Prediction = ClassPrediction | TagsPrediction | ValuePrediction | RankingPrediction
-
-
 class PredictResponse(Struct, frozen=True):
-    """Predictions in the order of the instances, by the bundle that is named.
+    """Predictions in the order of the instances, and the bundle that gave them.
 
-    If a canary answered some of several instances, this names prod, and they name their own.
+    If a canary answered some of several instances, the bundle here is prod's, and the predictions
+    name their own.
     """
 
     task: str
     version: int
     digest: str
-    alias: Annotated[str | None, Meta(description="The alias by which it was found, if by one.")]
+    alias: Annotated[
+        str | None, Meta(description="The alias under which the version was found, if any.")
+    ]
     role: AnswerRole
     kind: str
     registry_revision: int
     request_id: str
-    predictions: list[
-        ClassPrediction | TagsPrediction | ValuePrediction | RankingPrediction | FailedRow
-    ]
+    predictions: list[AnyPrediction | FailedRow]
 
 
 class UsersPredictResponse(Struct, frozen=True):
-    """The user's profile card: every task that could be answered, and why others could not."""
+    """The user's profile card: the answer of every task, or why it could not be answered."""
 
     registry_revision: int
     request_id: str
-    results: dict[str, Prediction]
+    results: dict[str, AnyPrediction]
     errors: dict[str, ErrorBody]

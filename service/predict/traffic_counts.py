@@ -4,21 +4,8 @@ import asyncio
 from collections.abc import Callable
 
 from peterrec.model.errors import Category, PeterRecError
-from peterrec.patches.bundle.divergence import (
-    OVERLAP_AT,
-    class_divergence,
-    ranking_divergence,
-    tag_divergence,
-    value_divergence,
-)
 from peterrec.service.errors import BundleGone, BundleNotReady
-from peterrec.service.predict.schemas import (
-    ClassPrediction,
-    Prediction,
-    RankingPrediction,
-    TagsPrediction,
-    ValuePrediction,
-)
+from peterrec.service.predict.kinds import Prediction, divergence
 from peterrec.service.protocol.messages import TrafficSeen
 from peterrec.service.protocol.served_task import ServedTask, Split
 from peterrec.service.protocol.tally import Tallies, Tally
@@ -35,23 +22,6 @@ def is_fault(error: PeterRecError) -> bool:
     """
     of_bundle = isinstance(error, BundleGone | BundleNotReady)
     return of_bundle or error.category in {Category.INTERNAL, Category.DEADLINE}
-
-
-def divergence(first: Prediction, second: Prediction) -> float:
-    """How far two answers to one history lie apart; 1 if they are of different kinds."""
-    match first, second:
-        case ClassPrediction(), ClassPrediction():
-            return class_divergence(first.label, second.label)
-        case TagsPrediction(), TagsPrediction():
-            one, other = ({tag.label for tag in answer.tags} for answer in (first, second))
-            return tag_divergence(one, other, len(first.scores.keys() | second.scores.keys()))
-        case RankingPrediction(), RankingPrediction():
-            best = [[item.id for item in each.items[:OVERLAP_AT]] for each in (first, second)]
-            return ranking_divergence(*best)
-        case ValuePrediction(), ValuePrediction():
-            return value_divergence(first.value, second.value)
-        case _:
-            return 1.0
 
 
 class TrafficObserver:

@@ -230,5 +230,5 @@ def _if_readable(fetched: Fetched, unkept: CacheUnwritable | None) -> Fetched:
     outcome = fetched.outcome
     if unkept is None or isinstance(outcome, PeterRecError):
         return fetched
-    is_read = outcome.bundle.manifest.kind == "ranking"
+    is_read = outcome.bundle.manifest.described_kind.has_catalog
     return Fetched(fetched.digest, unkept) if is_read else fetched

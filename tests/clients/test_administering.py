@@ -32,7 +32,7 @@ def test_a_pushed_bundle_serves(client, save, task):
     assert client.predict(task, [1]).digest == pushed.digest
 
 
-def test_a_path_may_be_a_text_and_a_push_may_be_repeated(client, save, task):
+def test_a_path_may_be_a_string_and_a_push_may_be_repeated(client, save, task):
     first = client.push(task, str(save("classification", 3)))
     assert client.push(task, str(save("classification", 3))) == first
 
@@ -54,7 +54,7 @@ def test_a_push_without_an_alias_does_not_serve_until_one_is_set(client, save, t
     assert client.predict(task, []).digest == pushed.digest
 
 
-def test_a_refused_bundle_tells_every_reason(client, save, task):
+def test_a_refused_bundle_reports_every_reason(client, save, task):
     path = save("tags", 4)
     content = bytearray(path.read_bytes())
     content[-40] ^= 1
@@ -72,7 +72,7 @@ def test_a_pickle_is_unsafe(client, tmp_path, task):
         client.push(task, path)
 
 
-def test_a_file_that_is_not_there_is_no_request(client, tmp_path, task):
+def test_a_missing_file_sends_no_request(client, tmp_path, task):
     with pytest.raises(FileNotFoundError):
         client.push(task, tmp_path / "nothing.bundle")
 
@@ -87,7 +87,7 @@ def test_aliases_move_by_version_and_by_digest_and_roll_back(client, save, task)
     assert client.set_alias(task, 1, alias="next").alias == "next"
 
 
-def test_a_call_can_ask_for_a_version_of_its_own(client, save, task):
+def test_a_call_can_choose_a_version(client, save, task):
     first = client.push(task, save("value", 1))
     second = client.push(task, save("value", 2))
     client.set_alias(task, 1, alias="old")
@@ -105,7 +105,7 @@ def test_a_call_can_ask_for_a_version_of_its_own(client, save, task):
     assert refused.value.code == "version_not_served"
 
 
-def test_a_rollback_tells_the_state_that_it_restored(client, api, save, task):
+def test_a_rollback_returns_the_state_that_it_restored(client, api, save, task):
     client.push(task, save("value", 1))
     client.push(task, save("value", 2))
     split = {"prod_weight": 3, "canary": [{"version": 1, "weight": 1}], "guard": {"max_p99_ms": 9}}
@@ -118,7 +118,7 @@ def test_a_rollback_tells_the_state_that_it_restored(client, api, save, task):
     assert (back.traffic, set(back.aliases)) == (seen, {"prod"})
 
 
-def test_a_task_tells_its_aliases_and_versions(client, save, task):
+def test_a_task_lists_its_aliases_and_versions(client, save, task):
     pushed = client.push(task, save("classification", 5))
     detail = client.task(task)
     assert detail.aliases["prod"].digest == pushed.digest
@@ -128,7 +128,7 @@ def test_a_task_tells_its_aliases_and_versions(client, save, task):
     assert task in [listed.task for listed in client.tasks()]
 
 
-def test_a_change_to_a_task_that_moved_on_is_stale(client, save, task):
+def test_a_change_to_a_task_that_others_have_changed_is_stale(client, save, task):
     client.push(task, save("value", 1))
     revision = client.task(task).revision
     pushed = client.push(task, save("value", 2), if_revision=revision)
@@ -153,7 +153,7 @@ def test_a_deleted_task_is_not_found(client, save, task):
         client.delete_task(task)
 
 
-def test_the_backbone_tells_its_identity(client, workshop):
+def test_the_backbone_has_its_identity(client, workshop):
     found = client.backbone()
     assert found.fingerprint == workshop.loaded.fingerprint
     assert (found.max_len, found.dilations) == (20, (1, 4))

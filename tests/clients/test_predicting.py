@@ -97,7 +97,7 @@ def test_an_empty_history_is_a_cold_start(client):
     assert (found.cold, found.used_items, found.user_id) == (True, 0, "u-1")
 
 
-def test_unknown_items_are_told_mapped_or_refused(client):
+def test_unknown_items_are_reported_mapped_or_refused(client):
     history = ["item-1", "nope", 12345]
     dropped = client.predict("classification", history)
     assert (dropped.unknown_items, dropped.unknown, dropped.used_items) == (2, ("nope", 12345), 1)
@@ -107,7 +107,7 @@ def test_unknown_items_are_told_mapped_or_refused(client):
     assert refused.value.code == "unknown_items"
 
 
-def test_old_items_beyond_the_backbones_length_are_told(client):
+def test_old_items_beyond_the_backbones_length_are_reported(client):
     found = client.predict("classification", ["item-1"] * 30)
     assert (found.used_items, found.truncated) == (20, True)
 
@@ -121,14 +121,14 @@ def test_histories_of_other_libraries_are_understood(client, history):
 
 
 @pytest.mark.parametrize("history", ["1193", b"1193"])
-def test_a_text_is_no_history(client, history):
+def test_a_string_is_not_a_history(client, history):
     with pytest.raises(TypeError, match="history is a list of item ids"):
         client.predict("classification", history)
     with pytest.raises(TypeError, match="history is a list of item ids"):
         client.predict_user(history)
 
 
-def test_what_is_no_item_can_not_be_sent(client):
+def test_only_items_can_be_sent(client):
     with pytest.raises(TypeError):
         client.predict("classification", [object()])
 
@@ -142,7 +142,7 @@ def test_many_users_are_answered_in_order(client):
     assert found[1].cold
 
 
-def test_instances_have_parameters_of_their_own(client):
+def test_instances_have_their_own_parameters(client):
     found = client.predict_many("ranking", [Instance(HISTORY, top_k=1), HISTORY], top_k=2)
     assert [len(each.items) for each in found] == [1, 2]
 
@@ -173,7 +173,7 @@ def test_a_profile_covers_all_tasks_by_default(client):
     assert set(TYPES) <= set(client.predict_user(HISTORY).results)
 
 
-def test_a_profile_tells_why_a_task_is_missing(client):
+def test_a_profile_says_why_a_task_is_missing(client):
     card = client.predict_user(HISTORY, ["tags", "no-such-task"])
     assert set(card.results) == {"tags"}
     assert card.errors["no-such-task"].code == "task_not_found"
@@ -188,7 +188,7 @@ def test_a_profile_without_any_answer_is_an_error_with_a_reason_for_each_task(cl
     }
 
 
-def test_one_name_is_no_list_of_tasks(client):
+def test_one_name_is_not_a_list_of_tasks(client):
     with pytest.raises(TypeError, match="tasks is a list"):
         client.predict_user(HISTORY, "gender")
 
@@ -234,7 +234,7 @@ def test_a_key_without_the_scope_is_forbidden(make, server, api):
         make(server.url, key).predict("tags", [])
 
 
-def test_an_option_that_does_not_exist_is_refused_at_once(client):
+def test_an_option_that_does_not_exist_is_refused_immediately(client):
     with pytest.raises(TypeError, match="topk"):
         client.predict("ranking", HISTORY, topk=3)
     with pytest.raises(TypeError, match="exclude"):

@@ -131,13 +131,13 @@ def test_a_date_to_wait_for_is_read_by_the_servers_own_clock(client, script, tim
 
 
 @pytest.mark.parametrize("wish", ["Wed, 01 Jan 2020 10:00:02 GMT", "soon", "", "-5", "1e9"])
-def test_a_wish_that_is_past_or_makes_no_sense_is_none(client, script, time, wish):
+def test_a_retry_after_that_is_past_or_unreadable_is_ignored(client, script, time, wish):
     script.steps = [refusal(503, retry_after=wish), OK]
     client.predict("gender", [1])
     assert 0.05 <= time.slept[0] <= 0.1
 
 
-def test_waits_without_a_wish_double_up_to_the_longest(make, script, time):
+def test_waits_without_a_retry_after_double_up_to_the_longest(make, script, time):
     policy = RetryPolicy(attempts=6, first_wait_s=0.1, max_wait_s=0.4)
     client = make(script.url, retry=policy, clock=time.clock, sleep=time.sleep)
     script.steps = [refusal(503)]
@@ -161,14 +161,14 @@ def test_the_last_refusal_is_raised_when_all_attempts_failed(client, script):
     assert str(refused.value) == "queue_full: not now. Try again. (request a-1)"
 
 
-def test_a_wait_beyond_the_deadline_is_not_begun(client, script, time):
+def test_no_wait_begins_that_ends_beyond_the_deadline(client, script, time):
     script.steps = [refusal(503, retry_after="60"), OK]
     with pytest.raises(Unavailable):
         client.predict("gender", [1])
     assert (len(script.asked), time.slept) == (1, [])
 
 
-def test_each_attempt_tells_the_server_the_time_that_is_left(client, script, time):
+def test_each_attempt_sends_the_time_left_to_the_server(client, script, time):
     script.steps = [refusal(503, retry_after="1"), OK]
     client.predict("gender", [1], timeout_s=3.0)
     told = [int(asked.headers["x-request-timeout-ms"]) for asked in script.asked]
@@ -180,7 +180,7 @@ def test_each_attempt_tells_the_server_the_time_that_is_left(client, script, tim
     ("status", "error"),
     [(400, InvalidRequest), (404, NotFound), (500, ServerFailed), (504, DeadlineExceeded)],
 )
-def test_other_refusals_are_raised_at_once(client, script, status, error):
+def test_other_refusals_are_raised_immediately(client, script, status, error):
     script.steps = [refusal(status, retry_after="1"), OK]
     with pytest.raises(error):
         client.predict("gender", [1])
@@ -194,7 +194,7 @@ def test_one_attempt_means_no_second_one(make, script):
     assert len(script.asked) == 1
 
 
-def test_no_attempt_at_all_makes_no_sense():
+def test_a_policy_without_any_attempt_is_refused():
     with pytest.raises(ValueError, match="at least 1"):
         RetryPolicy(attempts=0)
 
@@ -204,7 +204,7 @@ def test_a_broken_connection_is_tried_again(client, script):
     assert client.predict("gender", [1]).value == 1.5
 
 
-def test_a_server_that_is_not_there_is_tried_again_and_then_unreachable(make, time):
+def test_a_missing_server_is_tried_again_and_then_unreachable(make, time):
     client = make(f"http://127.0.0.1:{free_port()}", clock=time.clock, sleep=time.sleep)
     with pytest.raises(ServerUnreachable) as refused:
         client.predict("gender", [1])
@@ -213,13 +213,13 @@ def test_a_server_that_is_not_there_is_tried_again_and_then_unreachable(make, ti
     assert isinstance(refused.value.__cause__, httpx.ConnectError)
 
 
-def test_a_url_that_is_none_is_not_tried_again(make, time):
+def test_an_invalid_url_is_not_tried_again(make, time):
     with pytest.raises(ServerUnreachable):
         make("127.0.0.1", clock=time.clock, sleep=time.sleep).predict("gender", [1])
     assert time.slept == []
 
 
-def test_silence_ends_with_the_calls_own_time(client, script):
+def test_a_silent_server_ends_in_the_calls_own_time_limit(client, script):
     script.steps = [Silence()]
     with pytest.raises(DeadlineExceeded) as late:
         client.predict("gender", [1], timeout_s=0.1)
@@ -278,14 +278,14 @@ def test_a_change_that_was_never_sent_is_repeated(make, time):
     assert len(time.slept) == RetryPolicy().attempts - 1
 
 
-def test_a_server_that_is_not_ready_is_an_answer(client, script):
+def test_not_ready_is_an_answer(client, script):
     script.steps = [Scripted(503, json.dumps(HEALTH).encode(), {"retry-after": "1"})]
     found = client.ready()
     assert (found.is_ready, found.reasons) == (False, ("draining",))
     assert len(script.asked) == 1
 
 
-def test_the_answer_of_a_proxy_is_told_by_its_status(client, script):
+def test_the_answer_of_a_proxy_becomes_the_error_of_its_status(client, script):
     script.steps = [Scripted(502, b"<html>Bad gateway</html>")]
     with pytest.raises(Unavailable) as refused:
         client.predict("gender", [1])
@@ -306,7 +306,7 @@ def test_the_answer_of_a_proxy_is_told_by_its_status(client, script):
         Scripted(200, b"1", {"content-encoding": "gzip"}),
     ],
 )
-def test_an_answer_that_makes_no_sense_is_unexpected(client, script, step):
+def test_an_unreadable_answer_is_unexpected(client, script, step):
     script.steps = [step]
     with pytest.raises((UnexpectedAnswer, ServerUnreachable)):
         client.predict("gender", [1])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from peterrec.model.network.heads import HEAD_KINDS
+from peterrec.model import kinds
 from tests.e2e.conftest import KINDS
 from tests.service.random_bundles import ITEMS
 
@@ -18,7 +18,7 @@ def tokens(history):
 def expected(workshop, kind, history, seed=1):
     """Scores of this history alone by the plain reference."""
     logits = workshop.task(kind, seed).logits(tokens(history))
-    return HEAD_KINDS[kind].scores(logits.unsqueeze(0))[0].numpy()
+    return kinds.KINDS[kind].scores(logits.unsqueeze(0))[0].numpy()
 
 
 def predict(api, task, **body):

@@ -5,7 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from peterrec.model.network.heads import HEAD_KINDS
+from peterrec.model.kinds import KINDS
 from peterrec.patches.bundle.bundle import digest_of, format_digest
 from tests.e2e.conftest import push
 from tests.e2e.load import Clients
@@ -22,7 +22,7 @@ TOLERANCE = 1e-5
 def expected_scores(workshop, seed):
     """Scores [histories, classes] by the plain reference."""
     task = workshop.task("classification", seed)
-    kind = HEAD_KINDS["classification"]
+    kind = KINDS["classification"]
     rows = [[4 + ITEMS.index(item) for item in history] for history in HISTORIES]
     return np.stack([kind.scores(task.logits(row).unsqueeze(0))[0].numpy() for row in rows])
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from peterrec.model.kinds import KINDS
 from peterrec.model.spec import FIRST_ITEM, BackboneSpec, HeadKind, PatchGeometry
 from peterrec.patches.bundle.bundle import Catalog, build_bundle
 from peterrec.patches.bundle.contents import tensor_forms
 from peterrec.patches.bundle.header import Array, encode_file
 from peterrec.patches.bundle.manifest import (
-    LABELLED_KINDS,
     Manifest,
     ManifestHead,
     ManifestInput,
@@ -107,7 +107,7 @@ def _manifest(recipe: BundleRecipe, outputs: int) -> Manifest:
         head=ManifestHead(
             kind=recipe.kind,
             outputs=outputs,
-            labels=labels if recipe.kind in LABELLED_KINDS else None,
+            labels=labels if KINDS[recipe.kind].has_labels else None,
         ),
         probes=ManifestProbes(count=recipe.probe_count, columns=outputs),
         metrics={"accuracy": 0.5},

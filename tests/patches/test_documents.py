@@ -10,7 +10,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from peterrec.model.spec import HeadKind
 from peterrec.patches.bundle.bundle import build_bundle, digest_of, format_digest, sign_bundle
-from peterrec.patches.bundle.divergence import OVERLAP_AT
 from peterrec.patches.bundle.format import MAX_KEYS, BundleLimits
 from peterrec.patches.bundle.manifest import Manifest
 from peterrec.patches.bundle.signatures import SigningKey
@@ -18,6 +17,7 @@ from peterrec.patches.bundle.verify import verify_bundle
 from peterrec.patches.errors import MAX_REASONS, ReasonCode
 from peterrec.patches.registry.scripts import KEY_NAMES
 from peterrec.patches.registry.traffic import MAX_CANARIES, MAX_SHADOWS, MAX_WEIGHT
+from peterrec.service.predict.kinds.ranking import OVERLAP_AT
 from tests.patches.bundles import LIMITS, TINY, BundleRecipe, make_parts
 from tests.patches.script_limits import EVENTS_KEPT, MAX_CHANGES, STATES_KEPT
 

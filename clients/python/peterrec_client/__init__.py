@@ -1,6 +1,6 @@
-"""Client of PeterRec serving: ask for predictions, register bundles.
+"""Client of PeterRec serving: request predictions and register bundles.
 
-``Client`` blocks, ``AsyncClient`` awaits; both have the same methods, results and errors.
+``Client`` blocks, and ``AsyncClient`` is for asyncio. They have equal methods, results and errors.
 """
 
 from peterrec_client.answers import (
@@ -10,24 +10,16 @@ from peterrec_client.answers import (
     BundleSummary,
     Canary,
     Changed,
-    ClassificationPrediction,
     FailedInstance,
-    ItemId,
-    Prediction,
     Pushed,
-    RankedItem,
-    RankingPrediction,
     Readiness,
     Reason,
     RolledBack,
-    Tag,
-    TagsPrediction,
     Task,
     TaskDetail,
     Traffic,
     TrafficVersion,
     UserPrediction,
-    ValuePrediction,
     Version,
 )
 from peterrec_client.async_client import AsyncClient
@@ -50,6 +42,11 @@ from peterrec_client.errors import (
     UnexpectedAnswer,
     UnsafeFormat,
 )
+from peterrec_client.kinds import ItemId, Prediction
+from peterrec_client.kinds.classification import ClassificationPrediction
+from peterrec_client.kinds.ranking import RankedItem, RankingPrediction
+from peterrec_client.kinds.tags import Tag, TagsPrediction
+from peterrec_client.kinds.value import ValuePrediction
 from peterrec_client.questions import Instance, TaskChoice
 from peterrec_client.retrying import RetryPolicy
 from peterrec_client.sync_client import Client

@@ -1,4 +1,4 @@
-"""The calls that register, activate and inspect."""
+"""The calls that register, activate and inspect bundles and tasks."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,13 +20,14 @@ from peterrec_client.call import Call, Repeat
 from peterrec_client.questions import AliasBody, encode
 
 CHANGE_TIMEOUT_S = 180.0
-"""A push is verified and probed, and every change waits until the whole replica serves it."""
+"""Seconds for a push or another change. The server verifies a pushed bundle and runs its probes. It
+answers a change only when all workers of its replica serve it, which can take minutes."""
 
 
 def push(
     task: str, path: Path, alias: str | None, validate_only: bool, if_revision: int | None
 ) -> Call[Pushed]:
-    """Register a bundle; the same bytes again are the same version."""
+    """Register a bundle. Pushing the same bytes again yields the same version."""
     return Call(
         "POST",
         f"{_path(task)}/versions",
@@ -40,12 +41,12 @@ def push(
 
 
 def tasks() -> Call[list[Task]]:
-    """The tasks that the key may use."""
+    """List the tasks that the key may use."""
     return Call("GET", "/tasks", msgspec.json.Decoder(list[Task]).decode)
 
 
 def task(name: str) -> Call[TaskDetail]:
-    """A task with its versions."""
+    """Read a task with its versions."""
     return Call("GET", _path(name), msgspec.json.Decoder(TaskDetail).decode)
 
 
@@ -66,7 +67,10 @@ def set_alias(
 
 
 def rollback(task: str, alias: str, if_revision: int | None) -> Call[RolledBack]:
-    """Restore the task's state before. Twice is two steps: repeated only if unsent."""
+    """Restore the task's previous state.
+
+    Two rollbacks go back two steps, so a lost call is repeated only if it was never sent.
+    """
     return Call(
         "POST",
         f"{_path(task)}:rollback",
@@ -79,7 +83,10 @@ def rollback(task: str, alias: str, if_revision: int | None) -> Call[RolledBack]
 
 
 def delete_task(task: str, if_revision: int | None) -> Call[Changed]:
-    """Forget a task. Repeated only if unsent: a second answer would be 404."""
+    """Delete a task.
+
+    A lost call is repeated only if it was never sent: the second answer would be 404.
+    """
     return Call(
         "DELETE",
         _path(task),
@@ -91,12 +98,12 @@ def delete_task(task: str, if_revision: int | None) -> Call[Changed]:
 
 
 def backbone() -> Call[Backbone]:
-    """The server's shared model."""
+    """Read what the server's shared model is."""
     return Call("GET", "/backbone", msgspec.json.Decoder(Backbone).decode)
 
 
 def ready() -> Call[Readiness]:
-    """Readiness; not being ready is an answer, and is not asked again."""
+    """Read whether the server is ready. "Not ready" (503) is an answer, so it is not retried."""
     return Call(
         "GET",
         "/readyz",

@@ -1,90 +1,15 @@
-"""What the server answers, as frozen types. Fields that a newer server adds are ignored."""
+"""The server's answers as frozen types. Fields that a newer server adds are ignored."""
 
 from collections.abc import Mapping
 from datetime import datetime
 
 from msgspec import Struct
 
-ItemId = str | int
-"""An item as the caller knows it; an int means its decimal string."""
-
-
-class Answered(Struct, frozen=True, kw_only=True, tag_field="kind"):
-    """What every prediction tells beside its result.
-
-    ``digest`` (``sha256:…``) and ``version`` name the bundle that answered, ``role`` says why it
-    was this one (``prod``, ``canary``, or ``pinned`` by the call), ``alias`` by which name it was
-    found, if by one. ``used_items`` were
-    read by the network, newest first if ``truncated``; ``unknown_items`` are not in the backbone's
-    vocabulary, and ``unknown`` holds the first ten of them. ``cold``: no known item was read.
-    """
-
-    task: str
-    version: int
-    digest: str
-    alias: str | None
-    registry_revision: int
-    request_id: str
-    used_items: int
-    unknown_items: int
-    truncated: bool
-    cold: bool
-    unknown: tuple[ItemId, ...] = ()
-    user_id: str | int | None = None
-    role: str = "prod"
-
-
-class ClassificationPrediction(Answered, frozen=True, kw_only=True, tag="classification"):
-    """One label of several; ``scores`` has every label's probability and sums to 1."""
-
-    label: str
-    scores: Mapping[str, float]
-
-
-class Tag(Struct, frozen=True):
-    """A tag that applies, with its probability."""
-
-    label: str
-    score: float
-
-
-class TagsPrediction(Answered, frozen=True, kw_only=True, tag="tags"):
-    """Independent labels: ``tags`` are at or above ``threshold``, best first."""
-
-    tags: tuple[Tag, ...]
-    scores: Mapping[str, float]
-    threshold: float
-
-
-class RankedItem(Struct, frozen=True):
-    """An item of the catalog; the score orders within one answer, it is no probability."""
-
-    id: str
-    score: float
-
-
-class RankingPrediction(Answered, frozen=True, kw_only=True, tag="ranking"):
-    """The best items, best first; ``filtered`` of the catalog were held back as seen or excluded.
-
-    ``unknown_candidates`` are the first ten candidates that the catalog does not have.
-    """
-
-    items: tuple[RankedItem, ...]
-    filtered: int = 0
-    unknown_candidates: tuple[ItemId, ...] = ()
-
-
-class ValuePrediction(Answered, frozen=True, kw_only=True, tag="value"):
-    """A number, in the unit of the task's training targets."""
-
-    value: float
-
-
-Prediction = ClassificationPrediction | TagsPrediction | RankingPrediction | ValuePrediction
+from peterrec_client.kinds import Prediction
 
 
 class Reason(Struct, frozen=True):
-    """Why something was refused: a stable code, a message for people, what to do."""
+    """Why something was refused: a stable code, a message for people, and what to do about it."""
 
     code: str
     message: str
@@ -92,14 +17,17 @@ class Reason(Struct, frozen=True):
 
 
 class FailedInstance(Struct, frozen=True):
-    """An instance that could not be answered; its neighbours are not affected."""
+    """An instance that could not be answered. The other instances of the call are not affected."""
 
     error: Reason
     user_id: str | int | None = None
 
 
 class UserPrediction(Struct, frozen=True):
-    """One user's answers by task, all of one registry revision, and why others are missing."""
+    """One user's answers by task, all from one registry revision.
+
+    ``errors`` has a reason for each task that could not be answered.
+    """
 
     registry_revision: int
     request_id: str
@@ -115,7 +43,7 @@ class Alias(Struct, frozen=True):
 
 
 class BundleSummary(Struct, frozen=True, kw_only=True):
-    """What a bundle is, as its manifest says."""
+    """The main facts from a bundle's manifest."""
 
     name: str
     kind: str
@@ -135,13 +63,16 @@ class TrafficVersion(Struct, frozen=True):
 
 
 class Canary(TrafficVersion, frozen=True):
-    """A version that answers a share of the users: its weight in relation to all weights."""
+    """A version that answers a share of the users: its weight divided by the sum of all weights."""
 
     weight: int
 
 
 class Traffic(Struct, frozen=True, kw_only=True):
-    """Who answers beside what ``prod`` names; shadows compute every answer and give none."""
+    """The versions that take part in a task's traffic in addition to the one that ``prod`` names.
+
+    A canary answers a share of the users. A shadow computes every answer, but none is returned.
+    """
 
     prod_weight: int
     canary: tuple[Canary, ...]
@@ -160,7 +91,7 @@ class Version(BundleSummary, frozen=True, kw_only=True):
 
 
 class Task(Struct, frozen=True, kw_only=True):
-    """A task as registered; ``revision`` is what ``if_revision`` compares with."""
+    """A registered task. ``if_revision`` of a change is compared with its ``revision``."""
 
     task: str
     tenant: str
@@ -194,7 +125,7 @@ class Pushed(Struct, frozen=True, kw_only=True):
 
 
 class Changed(Struct, frozen=True, kw_only=True):
-    """A change that the answering replica serves; others follow."""
+    """A change that the answering replica serves already; other replicas follow."""
 
     task: str
     registry_revision: int
@@ -210,7 +141,7 @@ class AliasMoved(Changed, frozen=True, kw_only=True):
 
 
 class RolledBack(AliasMoved, frozen=True, kw_only=True):
-    """The state that was restored as a whole, beside where the asked alias points now."""
+    """The whole state that was restored, and where the requested alias points now."""
 
     aliases: Mapping[str, Alias]
     traffic: Traffic | None
@@ -232,7 +163,11 @@ class Backbone(Struct, frozen=True, kw_only=True):
 
 
 class Readiness(Struct, frozen=True, kw_only=True):
-    """Whether a server wants requests, and how old what it serves may be, in seconds."""
+    """Whether a server is ready for requests.
+
+    ``registry_synced_at`` is when it last read the registry (Unix time), and ``registry_stale_s``
+    how many seconds ago that was.
+    """
 
     status: str
     reasons: tuple[str, ...]
@@ -242,5 +177,5 @@ class Readiness(Struct, frozen=True, kw_only=True):
 
     @property
     def is_ready(self) -> bool:
-        """True if the server wants requests."""
+        """True if the server is ready for requests."""
         return self.status == "ready"

@@ -1,4 +1,4 @@
-"""The client for asyncio."""
+"""The asyncio client."""
 
 import asyncio
 import os
@@ -18,8 +18,6 @@ from peterrec_client.answers import (
     Backbone,
     Changed,
     FailedInstance,
-    ItemId,
-    Prediction,
     Pushed,
     Readiness,
     RolledBack,
@@ -30,17 +28,19 @@ from peterrec_client.answers import (
 from peterrec_client.call import Call, Lost, Outcome, Reply, T, timeouts
 from peterrec_client.connecting import DEFAULT_TIMEOUT_S, http_options
 from peterrec_client.following import Event
+from peterrec_client.kinds import ItemId, Prediction
 from peterrec_client.questions import CallOptions, Instance, PredictOptions, TaskChoice, UserOptions
 from peterrec_client.retrying import Exchange, RetryPolicy, Wait
 
 CHUNK_BYTES = 1 << 20
+"""Bytes of a bundle file that are read and sent together."""
 
 
 class AsyncClient:
-    """``Client`` for asyncio: the same arguments, results, retries and errors.
+    """``Client`` for asyncio, with equal arguments, results, retries and errors.
 
-    One client serves any number of coroutines of one event loop. Cancelling a call closes its
-    connection, and the server drops its rows.
+    Any number of coroutines of one event loop may share a client. Cancelling a call closes its
+    connection, and the server then drops its rows.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class AsyncClient:
     async def predict(
         self, task: str, history: Sequence[ItemId], **options: Unpack[PredictOptions]
     ) -> Prediction:
-        """One task's prediction for one user; see ``Client.predict``."""
+        """Predict one task for one user; see ``Client.predict``."""
         return await self._run(predicting.predict(task, history, options))
 
     async def predict_many(
@@ -86,7 +86,7 @@ class AsyncClient:
         instances: Sequence[Instance | Sequence[ItemId]],
         **options: Unpack[CallOptions],
     ) -> list[Prediction | FailedInstance]:
-        """One task's predictions for several users; see ``Client.predict_many``."""
+        """Predict one task for several users; see ``Client.predict_many``."""
         return await self._run(predicting.predict_many(task, instances, options))
 
     async def predict_user(
@@ -95,7 +95,7 @@ class AsyncClient:
         tasks: Sequence[str | TaskChoice] | Literal["all"] = "all",
         **options: Unpack[UserOptions],
     ) -> UserPrediction:
-        """One user's profile; see ``Client.predict_user``."""
+        """Predict many tasks for one user; see ``Client.predict_user``."""
         return await self._run(predicting.predict_user(history, tasks, options))
 
     async def push(
@@ -113,11 +113,11 @@ class AsyncClient:
         )
 
     async def tasks(self) -> list[Task]:
-        """The tasks that this key may use or administer, by name."""
+        """List the tasks that this key may use or administer, by name."""
         return await self._run(administering.tasks())
 
     async def task(self, name: str) -> TaskDetail:
-        """A task with its aliases and versions."""
+        """Read a task with its aliases and versions."""
         return await self._run(administering.task(name))
 
     async def set_alias(
@@ -129,19 +129,19 @@ class AsyncClient:
     async def rollback(
         self, task: str, *, alias: str = "prod", if_revision: int | None = None
     ) -> RolledBack:
-        """Restore a task's state before; see ``Client.rollback``."""
+        """Restore a task's previous state; see ``Client.rollback``."""
         return await self._run(administering.rollback(task, alias, if_revision))
 
     async def delete_task(self, task: str, *, if_revision: int | None = None) -> Changed:
-        """Forget a task with its versions; see ``Client.delete_task``."""
+        """Delete a task with its versions; see ``Client.delete_task``."""
         return await self._run(administering.delete_task(task, if_revision))
 
     async def backbone(self) -> Backbone:
-        """What every task on this server is grafted into."""
+        """Read what the server's backbone is."""
         return await self._run(administering.backbone())
 
     async def ready(self) -> Readiness:
-        """Whether the server wants requests; see ``Client.ready``."""
+        """Read whether the server is ready for requests; see ``Client.ready``."""
         return await self._run(administering.ready())
 
     async def request(
@@ -194,7 +194,7 @@ class AsyncClient:
 
 @asynccontextmanager
 async def _content(body: bytes | Path) -> AsyncIterator[tuple[bytes | AsyncIterator[bytes], int]]:
-    """What to send and its length in bytes; a file is read in threads."""
+    """The content to send and its length in bytes. A file is read in threads."""
     if isinstance(body, bytes):
         yield body, len(body)
         return

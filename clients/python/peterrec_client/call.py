@@ -1,4 +1,4 @@
-"""One call to the server, and what became of one attempt at it; no input or output here."""
+"""One call to the server and the outcome of one attempt at it. No network access happens here."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,17 +13,18 @@ from peterrec_client.errors import PeterRecError, out_of_time, refusal, unreacha
 T = TypeVar("T")
 
 MAX_TIMEOUT_MS = 600_000
-"""Largest deadline that the server takes."""
+"""Largest deadline, in milliseconds, that the server accepts."""
 
 CONNECT_TIMEOUT_S = 3.0
-"""A connection takes milliseconds; when it does not, another attempt may find another replica."""
+"""Seconds to wait for a connection. It normally takes milliseconds; if it takes longer, another
+attempt may reach another replica."""
 
 REPEATED_STATUSES = frozenset({429, 502, 503})
-"""Refusals that say the request was not run, or that nobody was there to run it."""
+"""Statuses of requests that were not run, or that reached no server that could run them."""
 
 
 class Repeat(StrEnum):
-    """When an attempt that failed may be followed by another."""
+    """When a failed attempt may be followed by another."""
 
     ALWAYS = "always"
     IF_UNSENT = "if_unsent"
@@ -32,10 +33,11 @@ class Repeat(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """What to send and how to read the answer. A ``Path`` as body is streamed from the file.
+    """What to send and how to read the answer.
 
-    ``timeout_s`` covers all attempts; None is the client's. ``read`` raises msgspec's errors on an
-    answer that it does not understand.
+    A ``Path`` as body is streamed from the file. ``timeout_s`` covers all attempts; None means the
+    client's own. ``read`` raises msgspec's errors if it does not understand an answer. Statuses in
+    ``also_answers`` are answers rather than errors.
     """
 
     method: str
@@ -49,7 +51,7 @@ class Call(Generic[T]):
     also_answers: frozenset[int] = frozenset()
 
     def headers_for(self, left_s: float) -> dict[str, str]:
-        """Headers of an attempt: the server drops what can't be answered in the time left."""
+        """Headers of an attempt. The server drops work that it can't do in the time left."""
         left_ms = min(max(int(left_s * 1000), 1), MAX_TIMEOUT_MS)
         content_type = "application/json" if isinstance(self.body, bytes) else OCTETS
         return {
@@ -64,7 +66,7 @@ OCTETS = "application/octet-stream"
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer of whatever status."""
+    """An HTTP answer, of any status."""
 
     status: int
     headers: Mapping[str, str]
@@ -72,22 +74,22 @@ class Reply:
 
     @property
     def cause(self) -> None:
-        """Nothing broke."""
+        """None: the connection did not break."""
         return
 
     @property
     def is_repeatable(self) -> bool:
-        """True if the status invites another attempt."""
+        """True if another attempt makes sense after this status."""
         return self.status in REPEATED_STATUSES
 
     def error(self) -> PeterRecError:
-        """The answer as an error."""
+        """This answer as an error."""
         return refusal(self.status, self.body, is_retryable=self.is_repeatable)
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """An attempt without an answer."""
+    """An attempt that got no answer."""
 
     cause: httpx.RequestError
     url: str
@@ -100,12 +102,12 @@ class Lost:
 
     @property
     def is_repeatable(self) -> bool:
-        """True if it was the network, not the request itself, nor the end of our patience."""
+        """True if the network failed, and not the request itself or its time limit."""
         network = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout)
         return isinstance(self.cause, network)
 
     def error(self) -> PeterRecError:
-        """The loss as an error."""
+        """The missing answer as an error."""
         if isinstance(self.cause, httpx.ConnectTimeout):
             return unreachable(self.url, self.cause)
         if isinstance(self.cause, httpx.TimeoutException):
@@ -117,5 +119,5 @@ Outcome = Reply | Lost
 
 
 def timeouts(left_s: float) -> httpx.Timeout:
-    """Limits of one attempt's steps when so much time is left."""
+    """Limits of one attempt's steps when ``left_s`` seconds are left for it."""
     return httpx.Timeout(left_s, connect=min(left_s, CONNECT_TIMEOUT_S))

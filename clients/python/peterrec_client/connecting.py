@@ -1,4 +1,4 @@
-"""How both clients connect."""
+"""Connection settings that both clients use."""
 
 import ssl
 from functools import cache
@@ -8,12 +8,14 @@ from typing import TypedDict
 import httpx
 
 DEFAULT_TIMEOUT_S = 5.0
+"""Seconds for a prediction or another read with all its retries, unless the caller sets a limit."""
 
 MAX_CONNECTIONS = 100
-"""More calls at once wait for a connection. All of them may stay open between calls."""
+"""Connections per client. Further concurrent calls wait; idle connections stay open."""
 
 KEEP_ALIVE_S = 4.0
-"""Shorter than servers and balancers keep an idle connection, so that we close it first."""
+"""Seconds that an idle connection is kept: less than servers and balancers keep it, so that the
+client closes it first and never sends on a connection that is being closed."""
 
 
 class HttpOptions(TypedDict):
@@ -26,7 +28,7 @@ class HttpOptions(TypedDict):
 
 
 def http_options(url: str, api_key: str | None) -> HttpOptions:
-    """What both kinds of HTTP client are made with."""
+    """Build the arguments of both HTTP clients."""
     headers = {"User-Agent": f"peterrec-client/{version('peterrec-client')}"}
     if api_key:
         headers["Authorization"] = f"Bearer {api_key}"
@@ -44,5 +46,5 @@ def http_options(url: str, api_key: str | None) -> HttpOptions:
 
 @cache
 def _tls() -> ssl.SSLContext:
-    """The trusted authorities, read once: it takes longer than many calls."""
+    """Trusted certificate authorities, read only once: reading takes longer than many calls."""
     return httpx.create_ssl_context()

@@ -1,4 +1,4 @@
-"""Everything that can go wrong, as one hierarchy made from ``application/problem+json``."""
+"""All errors of this client, as one hierarchy. Refusals come as ``application/problem+json``."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ import msgspec
 from peterrec_client.answers import Reason
 
 SHOWN_CHARACTERS = 200
-"""How much of an answer that is not ours a message shows."""
+"""Characters of an answer without a problem document that the message shows."""
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -25,10 +25,11 @@ class Problem(msgspec.Struct, frozen=True):
 class PeterRecError(Exception):
     """Root of every error of this client.
 
-    ``code`` is stable and made for programs, ``status`` the HTTP status (None if no answer came),
-    ``hint`` says what to do, ``request_id`` finds the request in the server's log, ``retryable``
-    tells whether the same call may succeed later. ``reasons`` lists everything against a refused
-    bundle; ``errors`` has one reason per task where a call for several could answer none.
+    ``code`` is stable and meant for programs. ``status`` is the HTTP status, or None if no answer
+    came. ``hint`` says what to do, ``request_id`` finds the request in the server's log, and
+    ``retryable`` says whether the same call may succeed later. ``reasons`` lists everything against
+    a refused bundle. If a call for several tasks could answer none of them, ``errors`` has one
+    reason per task.
     """
 
     def __init__(self, problem: Problem, status: int | None = None) -> None:
@@ -61,7 +62,7 @@ class Forbidden(PeterRecError):
 
 
 class NotFound(PeterRecError):
-    """404, 410: no such task, version or route, or no longer."""
+    """404, 410: the task, version or route does not exist, or exists no longer."""
 
 
 class Conflict(PeterRecError):
@@ -73,31 +74,31 @@ class StaleRevision(PeterRecError):
 
 
 class TooLarge(PeterRecError):
-    """413: a body, history, call or bundle beyond the server's limits."""
+    """413: a body, history, call or bundle that exceeds the server's limits."""
 
 
 class UnsafeFormat(PeterRecError):
-    """415: not a bundle, and of a kind that could run code."""
+    """415: the file is not a bundle but a format that could run code when it is read."""
 
 
 class Incompatible(PeterRecError):
-    """422: a bundle that this server must not serve; ``reasons`` lists everything."""
+    """422: a bundle that this server must not serve; ``reasons`` lists every reason."""
 
 
 class Overloaded(PeterRecError):
-    """429: refused at once because too much waits; nothing was done."""
+    """429: refused immediately because too many requests are waiting; nothing was done."""
 
 
 class ServerFailed(PeterRecError):
-    """500 and its like: the server's log has it under ``request_id``."""
+    """500 and other statuses from 500: the server's log has details under ``request_id``."""
 
 
 class Unavailable(PeterRecError):
-    """502 or 503: no replica can answer right now."""
+    """502, 503: no replica can answer at the moment."""
 
 
 class DeadlineExceeded(PeterRecError):
-    """504, or the call's own time ran out while it waited for an answer."""
+    """504, or the call's own time limit passed while it waited for an answer."""
 
 
 class NoRoom(PeterRecError):
@@ -105,11 +106,11 @@ class NoRoom(PeterRecError):
 
 
 class ServerUnreachable(PeterRecError):
-    """No answer came: nothing listens, or the connection broke."""
+    """No answer came: nothing listens at the address, or the connection broke."""
 
 
 class UnexpectedAnswer(PeterRecError):
-    """An answer that no PeterRec server gives, or one that only a newer client understands."""
+    """The answer is not one of a PeterRec server, or only a newer client understands it."""
 
 
 BY_STATUS: Mapping[int, type[PeterRecError]] = {
@@ -129,13 +130,13 @@ BY_STATUS: Mapping[int, type[PeterRecError]] = {
     504: DeadlineExceeded,
     507: NoRoom,
 }
-"""Other statuses from 500 are ServerFailed, the rest UnexpectedAnswer."""
+"""The error of each status. Other statuses from 500 are ServerFailed, the rest UnexpectedAnswer."""
 
 _decode_problem = msgspec.json.Decoder(Problem).decode
 
 
 def refusal(status: int, body: bytes, *, is_retryable: bool) -> PeterRecError:
-    """The error behind an HTTP answer, be it the server's or that of a proxy before it."""
+    """The error that an HTTP answer stands for, from the server or from a proxy in front of it."""
     fallback = ServerFailed if status >= 500 else UnexpectedAnswer
     error = BY_STATUS.get(status, fallback)
     try:
@@ -146,7 +147,7 @@ def refusal(status: int, body: bytes, *, is_retryable: bool) -> PeterRecError:
             Problem(
                 code=f"http_{status}",
                 detail=f"HTTP {status} without a problem document: {shown!r}.",
-                hint="Something between client and server answered, or it is no PeterRec server.",
+                hint="A proxy between client and server answered, or it is not a PeterRec server.",
                 retryable=is_retryable,
             ),
             status,
@@ -154,7 +155,7 @@ def refusal(status: int, body: bytes, *, is_retryable: bool) -> PeterRecError:
 
 
 def unreachable(url: str, cause: Exception) -> ServerUnreachable:
-    """The error behind a connection that could not be made, or broke."""
+    """The error of a connection that could not be made, or that broke."""
     return ServerUnreachable(
         Problem(
             code="server_unreachable",
@@ -166,7 +167,7 @@ def unreachable(url: str, cause: Exception) -> ServerUnreachable:
 
 
 def out_of_time(timeout_s: float) -> DeadlineExceeded:
-    """The error of a call whose own time ran out."""
+    """The error of a call whose own time limit passed."""
     return DeadlineExceeded(
         Problem(
             code="client_timeout",

@@ -1,4 +1,4 @@
-"""The prediction calls: bodies from arguments, results from answers."""
+"""The prediction calls: arguments → request bodies, answers → results."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -7,14 +7,9 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Struct
 
-from peterrec_client.answers import (
-    FailedInstance,
-    ItemId,
-    Prediction,
-    Reason,
-    UserPrediction,
-)
+from peterrec_client.answers import FailedInstance, Reason, UserPrediction
 from peterrec_client.call import Call
+from peterrec_client.kinds import AnyPrediction, ItemId, Prediction
 from peterrec_client.questions import (
     CallOptions,
     Instance,
@@ -55,7 +50,7 @@ _decode_user_answer = msgspec.json.Decoder(_UserAnswer).decode
 
 
 def predict(task: str, history: Sequence[ItemId], options: PredictOptions) -> Call[Prediction]:
-    """One task's prediction for one user."""
+    """Request one task's prediction for one user."""
     check_options(options, PredictOptions.__optional_keys__)
     instance = Instance(
         history,
@@ -75,7 +70,7 @@ def predict(task: str, history: Sequence[ItemId], options: PredictOptions) -> Ca
 def predict_many(
     task: str, instances: Sequence[Instance | Sequence[ItemId]], options: CallOptions
 ) -> Call[list[Prediction | FailedInstance]]:
-    """One task's predictions for several users, in their order."""
+    """Request one task's predictions for several users, in their order."""
     check_options(options, CallOptions.__optional_keys__)
     asked = [each if isinstance(each, Instance) else Instance(each) for each in instances]
     return Call(
@@ -92,7 +87,7 @@ def predict_user(
     tasks: Sequence[str | TaskChoice] | Literal["all"],
     options: UserOptions,
 ) -> Call[UserPrediction]:
-    """Many tasks' predictions for one user."""
+    """Request many tasks' predictions for one user."""
     check_options(options, UserOptions.__optional_keys__)
     check_items(history, "history")
     if isinstance(tasks, str) and tasks != "all":
@@ -132,7 +127,7 @@ def _read_all(body: bytes) -> list[Prediction | FailedInstance]:
 
 
 def _read_user(body: bytes) -> UserPrediction:
-    """The profile; a task of a kind that only newer clients know is an error in its place."""
+    """Read the profile. A task whose kind only newer clients know becomes an error in its place."""
     answer = _decode_user_answer(body)
     results: dict[str, Prediction] = {}
     errors = dict(answer.errors)
@@ -146,7 +141,7 @@ def _read_user(body: bytes) -> UserPrediction:
 
 
 def _named(answer: _Answer, fields: Fields) -> Fields:
-    """A prediction's fields together with those that all predictions of its answer share."""
+    """Add the fields that all predictions of an answer share to those of one prediction."""
     return {
         "task": answer.task,
         "version": answer.version,
@@ -166,5 +161,4 @@ def _slot(fields: Fields) -> Prediction | FailedInstance:
 
 
 def _prediction(fields: Fields) -> Prediction:
-    found: Prediction = msgspec.convert(fields, Prediction)
-    return found
+    return msgspec.convert(fields, AnyPrediction)

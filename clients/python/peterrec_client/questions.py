@@ -1,4 +1,4 @@
-"""What a caller asks, as it goes over the wire."""
+"""Request bodies, and the options that callers give."""
 
 import operator
 from collections.abc import Sequence
@@ -7,20 +7,21 @@ from typing import Literal, TypedDict
 import msgspec
 from msgspec import Struct
 
-from peterrec_client.answers import ItemId
+from peterrec_client.kinds import ItemId
 
 UnknownItems = Literal["drop", "map", "error"]
-"""What becomes of history items outside the backbone's vocabulary."""
+"""How history items outside the backbone's vocabulary are treated."""
 
 
 class CallOptions(TypedDict, total=False):
-    """Keywords of every prediction; one that is left out is the server's default.
+    """Keywords of every prediction. For one that is left out, the server's default applies.
 
-    ``top_k``: how many items a ranking returns, 1 to 1000 (server: 10). ``exclude_seen``: whether
-    a ranking leaves out the history's items (server: yes). ``unknown_items``: whether items outside
-    the backbone's vocabulary are left out (``drop``, server), read as UNK (``map``) or refused.
-    ``version``: who answers instead of prod and its canaries, by number, digest or alias.
-    ``timeout_s``: seconds for the whole call, retries included, instead of the client's.
+    ``top_k``: how many items a ranking returns, 1 to 1000 (default 10). ``exclude_seen``: whether
+    a ranking leaves out the history's items (default: yes). ``unknown_items``: whether items
+    outside the backbone's vocabulary are left out (``drop``, the default), read as UNK (``map``) or
+    refused (``error``). ``version``: the version that answers instead of prod and its canaries, by
+    number, digest or alias. ``timeout_s``: seconds for the whole call including retries, instead of
+    the client's.
     """
 
     top_k: int | None
@@ -33,7 +34,7 @@ class CallOptions(TypedDict, total=False):
 class UserOptions(CallOptions, total=False):
     """Keywords of a prediction of many tasks for one user.
 
-    ``user_id`` comes back in the answers; a canary answers the same users each time.
+    ``user_id`` is returned in the answers. A canary answers the same users each time.
     """
 
     user_id: str | int | None
@@ -42,9 +43,9 @@ class UserOptions(CallOptions, total=False):
 class PredictOptions(CallOptions, total=False):
     """Keywords of a prediction for one user.
 
-    ``exclude``: items that a ranking must not return. ``candidates``: the only ones that it may.
-    ``user_id`` comes back in the answer; the server does not look it up, but a canary answers the
-    same users each time.
+    ``exclude``: items that a ranking must not return. ``candidates``: the only items that it may
+    return. ``user_id`` is returned in the answer; the server does not look it up, but a canary
+    answers the same users each time.
     """
 
     exclude: Sequence[ItemId] | None
@@ -53,9 +54,10 @@ class PredictOptions(CallOptions, total=False):
 
 
 class Instance(Struct, frozen=True, omit_defaults=True):
-    """One user of ``predict_many``: ``history`` has item ids, oldest first; empty is a cold start.
+    """One user of ``predict_many``.
 
-    The other fields are as in ``PredictOptions``. TypeError if the history is a single text.
+    ``history`` has item ids, oldest first; an empty one is a cold start. ``PredictOptions``
+    describes the other fields. Raises TypeError if the history is a string instead of a list.
     """
 
     history: Sequence[ItemId]
@@ -72,7 +74,7 @@ class Instance(Struct, frozen=True, omit_defaults=True):
 
 
 class TaskChoice(Struct, frozen=True, omit_defaults=True):
-    """A task of ``predict_user`` with parameters of its own."""
+    """A task of ``predict_user`` with its own parameters."""
 
     task: str
     top_k: int | None = None
@@ -113,13 +115,13 @@ class AliasBody(Struct, frozen=True, omit_defaults=True):
 
 
 def check_items(items: object, name: str) -> None:
-    """TypeError if ``items`` is one text, whose letters would pass for ids."""
+    """Raise TypeError if ``items`` is a string: its letters would be taken for ids."""
     if isinstance(items, str | bytes):
         raise TypeError(f"{name} is a list of item ids, not the text {items[:40]!r}")
 
 
 def check_options(options: CallOptions, known: frozenset[str]) -> None:
-    """TypeError if a keyword is none of ``known``: a misspelt one must not pass unseen."""
+    """Raise TypeError for a keyword that is not in ``known``, such as a misspelt one."""
     unknown = sorted(set(options) - known)
     if unknown:
         raise TypeError(f"there is no option {', '.join(unknown)}, only {', '.join(sorted(known))}")

@@ -1,4 +1,4 @@
-"""When a failed attempt is followed by another, and after how long: shared by both clients."""
+"""Decides when a failed attempt is repeated, and after how long. Both clients use it."""
 
 import random
 from collections.abc import Callable
@@ -13,14 +13,15 @@ from peterrec_client.call import Call, Lost, Outcome, Repeat, Reply, T
 from peterrec_client.errors import not_understood
 
 SHORTEST_ATTEMPT_S = 0.001
+"""Seconds that an attempt gets at least; HTTP timeouts can't be zero."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often and how slowly to try again.
+    """How often to try again, and how long to wait before it.
 
-    ``attempts`` counts the first one. Waits double from ``first_wait_s`` to ``max_wait_s``, each
-    shortened at random to as little as half; a ``Retry-After`` is waited for in full first.
+    ``attempts`` includes the first one. Waits double from ``first_wait_s`` up to ``max_wait_s``;
+    each is shortened at random, at most by half. The time of a ``Retry-After`` is added in full.
     """
 
     attempts: int = 4
@@ -32,7 +33,7 @@ class RetryPolicy:
             raise ValueError(f"attempts is {self.attempts}, at least 1 is needed")
 
     def wait_s(self, attempt: int, asked_s: float) -> float:
-        """Seconds between the failure of ``attempt`` (from 1) and the next."""
+        """Seconds between the failure of ``attempt`` (counted from 1) and the next attempt."""
         longest = min(self.max_wait_s, self.first_wait_s * 2.0 ** (attempt - 1))
         spread = random.uniform(0.5, 1.0)  # noqa: S311  # no secret
         return asked_s + longest * spread
@@ -40,13 +41,13 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Try again after so many seconds."""
+    """Try again after this many seconds."""
 
     seconds: float
 
 
 class Exchange(Generic[T]):
-    """All attempts at one call: tells how long the next may take and judges what came of it."""
+    """All attempts at one call: how long the next one may take, and what its outcome means."""
 
     def __init__(
         self, call: Call[T], policy: RetryPolicy, timeout_s: float, clock: Callable[[], float]
@@ -58,12 +59,12 @@ class Exchange(Generic[T]):
         self._attempts = 0
 
     def begin(self) -> float:
-        """Start an attempt; gives the seconds left for it."""
+        """Start an attempt and return the seconds left for it."""
         self._attempts += 1
         return max(self._ends_at - self._clock(), SHORTEST_ATTEMPT_S)
 
     def judge(self, outcome: Outcome) -> T | Wait:
-        """The call's result, or how long to wait for another attempt; else raises the error."""
+        """Return the call's result or how long to wait for another attempt, or raise the error."""
         if isinstance(outcome, Reply) and self._is_answer(outcome.status):
             return self._read(outcome)
         wait_s = self._policy.wait_s(self._attempts, retry_after_s(outcome))
@@ -91,10 +92,10 @@ class Exchange(Generic[T]):
 
 
 def retry_after_s(outcome: Outcome) -> float:
-    """Seconds that an answer asks to wait, 0 if it does not or can't be read.
+    """Seconds that an answer asks the client to wait; 0 without a readable ``Retry-After``.
 
-    ``Retry-After`` is a number of seconds, or a date: that is compared with the answer's own Date,
-    so that the clocks of the two machines need not agree.
+    ``Retry-After`` is a number of seconds or a date. A date is compared with the answer's own Date
+    header, so that the clocks of the two machines need not agree.
     """
     if isinstance(outcome, Lost):
         return 0.0

@@ -1,4 +1,4 @@
-"""The client that blocks."""
+"""The blocking client."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,8 +16,6 @@ from peterrec_client.answers import (
     Backbone,
     Changed,
     FailedInstance,
-    ItemId,
-    Prediction,
     Pushed,
     Readiness,
     RolledBack,
@@ -28,19 +26,22 @@ from peterrec_client.answers import (
 from peterrec_client.call import Call, Lost, Outcome, Reply, T, timeouts
 from peterrec_client.connecting import DEFAULT_TIMEOUT_S, http_options
 from peterrec_client.following import Event
+from peterrec_client.kinds import ItemId, Prediction
 from peterrec_client.questions import CallOptions, Instance, PredictOptions, TaskChoice, UserOptions
 from peterrec_client.retrying import Exchange, RetryPolicy, Wait
 
 
 class Client:
-    """Calls to one PeterRec server or the balancer before several. May be shared by threads.
+    """Calls to one PeterRec server, or to the balancer in front of several.
 
-    ``timeout_s`` bounds each call with all its retries; the server is told, and drops what it
-    can't answer in time. Pushes and other changes have their own, longer limit. Connections are
-    kept between calls: make one client and close it at the end, or use it in a ``with``.
+    Threads may share a client. ``timeout_s`` bounds each call with all its retries. The server gets
+    this limit too, and drops what it can't answer in time. Pushes and other changes have their own,
+    longer limit. Connections are kept between calls: make one client and close it at the end, or
+    use it in a ``with`` block.
 
-    Every method raises ``PeterRecError``: see ``peterrec_client.errors`` for its kinds. 429, 502,
-    503 and broken connections are tried again as ``retry`` says, if a repetition can't do harm.
+    Every method may raise a ``PeterRecError``; ``peterrec_client.errors`` has its subclasses. After
+    429, 502, 503 and broken connections a call is repeated as ``retry`` says, unless a repetition
+    could do harm.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Client:
     def predict(
         self, task: str, history: Sequence[ItemId], **options: Unpack[PredictOptions]
     ) -> Prediction:
-        """One task's prediction for one user; its type tells the task's kind.
+        """Predict one task for one user; the type of the answer is that of the task's kind.
 
         ``history``: item ids, oldest first, at most 10 000; the newest ``max_len`` of the backbone
         are used. Empty is a cold start. Options: ``top_k``, ``exclude``, ``candidates``,
@@ -91,9 +92,9 @@ class Client:
         instances: Sequence[Instance | Sequence[ItemId]],
         **options: Unpack[CallOptions],
     ) -> list[Prediction | FailedInstance]:
-        """One task's predictions for 1 to 256 users, in their order, all by one bundle.
+        """Predict one task for 1 to 256 users, in their order, all by one bundle.
 
-        An instance is a history, or an ``Instance`` with parameters of its own. One that can't be
+        An instance is a history, or an ``Instance`` with its own parameters. One that can't be
         answered is a ``FailedInstance`` in its place; if it is the only one, its error is raised.
         """
         return self._run(predicting.predict_many(task, instances, options))
@@ -104,7 +105,7 @@ class Client:
         tasks: Sequence[str | TaskChoice] | Literal["all"] = "all",
         **options: Unpack[UserOptions],
     ) -> UserPrediction:
-        """One user's profile: many tasks, at most 512, by one registry revision.
+        """Predict up to 512 tasks for one user, all from one registry revision.
 
         Tasks that can't be answered are in ``errors``; if none can, the first error is raised.
         """
@@ -119,47 +120,49 @@ class Client:
         validate_only: bool = False,
         if_revision: int | None = None,
     ) -> Pushed:
-        """Register a ``.bundle`` file and point ``alias`` at it; it serves when this returns.
+        """Register a ``.bundle`` file and point ``alias`` at it. When this returns, it is served.
 
-        The server verifies it and runs its probes first: ``Incompatible`` lists every reason
-        against it, and the old version keeps serving. ``validate_only`` changes nothing.
-        ``if_revision``: only if the task still has this revision, else ``StaleRevision``.
+        The server first verifies the bundle and runs its probes. If it refuses the bundle,
+        ``Incompatible`` lists every reason and the old version keeps serving. ``validate_only``
+        changes nothing. With ``if_revision``, nothing happens unless the task still has this
+        revision: else ``StaleRevision`` is raised.
         """
         return self._run(administering.push(task, Path(path), alias, validate_only, if_revision))
 
     def tasks(self) -> list[Task]:
-        """The tasks that this key may use or administer, by name."""
+        """List the tasks that this key may use or administer, by name."""
         return self._run(administering.tasks())
 
     def task(self, name: str) -> TaskDetail:
-        """A task with its aliases and versions."""
+        """Read a task with its aliases and versions."""
         return self._run(administering.task(name))
 
     def set_alias(
         self, task: str, version: int | str, *, alias: str = "prod", if_revision: int | None = None
     ) -> AliasMoved:
-        """Point an alias at a version, by its number or digest; ``prod`` is what answers."""
+        """Point an alias at a version, by its number or digest. The version of ``prod`` answers."""
         return self._run(administering.set_alias(task, alias, version, if_revision))
 
     def rollback(
         self, task: str, *, alias: str = "prod", if_revision: int | None = None
     ) -> RolledBack:
-        """Restore a task's state before, all aliases and the traffic; again: one step further.
+        """Restore a task's previous state: all aliases and the traffic.
 
-        ``alias`` names a version afterwards: states in which it named none are passed over.
+        Each further call goes back one more step. States in which ``alias`` named no version are
+        skipped, so it always names one afterwards.
         """
         return self._run(administering.rollback(task, alias, if_revision))
 
     def delete_task(self, task: str, *, if_revision: int | None = None) -> Changed:
-        """Forget a task with its versions; requests for it get ``NotFound`` from now on."""
+        """Delete a task with its versions. Requests for it raise ``NotFound`` from then on."""
         return self._run(administering.delete_task(task, if_revision))
 
     def backbone(self) -> Backbone:
-        """What every task on this server is grafted into."""
+        """Read what the server's backbone is."""
         return self._run(administering.backbone())
 
     def ready(self) -> Readiness:
-        """Whether the server wants requests; needs no key and is never tried again."""
+        """Read whether the server is ready for requests. Needs no key and is never retried."""
         return self._run(administering.ready())
 
     def request(

@@ -27,10 +27,10 @@ from peterrec.model.training.evaluation import (
     evaluate_task,
 )
 from peterrec.model.training.finetune.kept_trunk import PatchedTop, patch_encoder
-from peterrec.model.training.finetune.objective_of_head import TaskGoal
+from peterrec.model.training.finetune.objective_of_head import HeadObjective
 from peterrec.model.training.finetune.run import FinetuneEpoch, FinetuneRun
 from peterrec.model.training.finetune.settings import FinetuneSettings
-from peterrec.model.training.objectives import TASKS
+from peterrec.model.training.objectives import OBJECTIVES
 
 __all__ = ["FinetuneSettings", "FinetunedTask", "finetune", "prepare_examples"]
 
@@ -74,7 +74,7 @@ class PreparedTask:
     split: UserSplit
     outputs: tuple[str, ...]
     patch: Patch
-    goal: TaskGoal
+    goal: HeadObjective
     facts: Document
 
 
@@ -132,12 +132,12 @@ def prepare_task(
     split = split_users(
         examples.users, settings.validation_share, settings.test_share, settings.seed
     )
-    task = TASKS[settings.kind]
-    outputs = task.outputs(examples, split.train)
-    objective = task.objective(outputs, examples)
+    kind = OBJECTIVES[settings.kind]
+    outputs = kind.learn_outputs(examples, split.train)
+    objective = kind.of(outputs, examples)
     generator = seeded(settings.seed, "patch")
     patch = new_patch(loaded.backbone, settings.geometry(len(loaded.backbone.blocks)), generator)
-    goal = TaskGoal(objective, loaded.backbone.spec.channels, generator)
+    goal = HeadObjective(objective, loaded.backbone.spec.channels, generator)
     facts = _facts(histories, labels, examples, split)
     return PreparedTask(settings, examples, split, outputs, patch, goal, facts)
 

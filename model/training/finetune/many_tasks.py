@@ -167,15 +167,17 @@ class ManyTasksRun:
         temperature = 1.0
         if isinstance(objective, ProbableObjective):
             held_out = torch.from_numpy(prepared.split.validation)
-            temperature = fit_temperature(objective.choices(self._judged(task, held_out), held_out))
-        metrics = quality(objective, self._judged(task, rows), rows, temperature)
+            temperature = fit_temperature(
+                objective.samples(self._predictions(task, held_out), held_out)
+            )
+        metrics = quality(objective, self._predictions(task, rows), rows, temperature)
         return Training(course.epochs, course.best_epoch, metrics, seconds, temperature)
 
-    def _judged(self, task: int, rows: Tensor) -> Tensor:
+    def _predictions(self, task: int, rows: Tensor) -> Tensor:
         """What a trained task's objective judges by, of some of its examples."""
         parts = torch.split(rows, VALIDATION_ROWS)
         vectors = torch.cat([self._vectors([task], [part])[0] for part in parts])
-        return self._tasks[task].goal.judged(vectors, rows)
+        return self._tasks[task].goal.predictions(vectors, rows)
 
     def _begin_epoch(self, task: int) -> None:
         course, settings = self._courses[task], self._tasks[task].settings

@@ -17,7 +17,7 @@ from peterrec.model.errors import SplitEmpty
 from peterrec.model.progress import OnProgress, Progress
 from peterrec.model.training.batches import bucketed_batches, seeded
 from peterrec.model.training.finetune.encoders import Encoder, TokenRow, UserRows
-from peterrec.model.training.finetune.objective_of_head import Goal
+from peterrec.model.training.finetune.objective_of_head import TrainedObjective
 from peterrec.model.training.finetune.settings import LoopSettings
 from peterrec.model.training.loop import require_finite
 
@@ -60,7 +60,7 @@ class FinetuneRun:
     def __init__(
         self,
         encoder: Encoder,
-        goal: Goal,
+        goal: TrainedObjective,
         examples: Examples,
         split: UserSplit,
         settings: LoopSettings,

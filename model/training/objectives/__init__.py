@@ -1,17 +1,15 @@
-"""Kinds of task; a new kind of head is trained by one module here and one line in the table."""
+"""How a head of each kind is trained: one module per kind; ``docs/extending.md`` adds one."""
 
-from peterrec.model.spec import HeadKind
-from peterrec.model.training.objectives.classification import ClassificationTask
-from peterrec.model.training.objectives.objective import Objective, ProbableObjective, Task
-from peterrec.model.training.objectives.ranking import RankingTask
-from peterrec.model.training.objectives.tags import TagsTask
-from peterrec.model.training.objectives.value import ValueTask
+from collections.abc import Mapping
 
-TASKS: dict[HeadKind, Task] = {
-    "classification": ClassificationTask(),
-    "tags": TagsTask(),
-    "ranking": RankingTask(),
-    "value": ValueTask(),
-}
+from peterrec.model.kinds import kinds_in
+from peterrec.model.training.objectives.objective import (
+    Objective,
+    ProbableObjective,
+    ScaledObjective,
+)
 
-__all__ = ["TASKS", "Objective", "ProbableObjective", "Task"]
+__all__ = ["OBJECTIVES", "Objective", "ProbableObjective", "ScaledObjective"]
+
+OBJECTIVES: Mapping[str, type[Objective]] = kinds_in(__name__, __path__)
+"""The objective's class by the name of its kind."""

@@ -1,13 +1,11 @@
-"""What a kind of task must bring so that a patch and a head can be trained and judged for it.
+"""What a kind of head must bring so that a patch and a head can be trained and measured for it.
 
-Where training of a head begins.
-
-The checks that labelled kinds share.
+Also the checks that kinds with labels share.
 """
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -24,54 +22,56 @@ Rows = npt.NDArray[np.int64]
 
 
 class Objective(Protocol):
-    """One task's answers as tensors. Rows are indices into the examples it was built for."""
+    """One task's answers as tensors, its loss and its metrics.
+
+    Rows are indices into the examples that the objective was built from. ``primary_metric`` is the
+    name of the metric by which methods are compared; more is better.
+    """
+
+    primary_metric: ClassVar[str]
+
+    @classmethod
+    def learn_outputs(cls, examples: Examples, train: Rows) -> tuple[str, ...]:
+        """Labels, tags or catalog in the order of the head's rows; empty for a number."""
+
+    @classmethod
+    def of(cls, outputs: tuple[str, ...], examples: Examples) -> Self:
+        """The objective of these users' answers for these outputs."""
 
     @property
     def head_spec(self) -> HeadSpec:
-        """The head this task needs."""
+        """The head that this task needs."""
 
     def prior(self, rows: Tensor) -> Tensor:
         """The best logits [K] that ignore the history, learned on some rows."""
 
-    def prepare(self, head: Head, rows: Tensor) -> None:
-        """Start the head's bias so that training begins at the prior."""
-
     def loss(self, head: Head, users: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Mean loss of user vectors [B, C] against the answers of rows int64 [B]."""
 
-    def finish(self, head: Head) -> None:
-        """Fold what only training needed into the head."""
-
-    def judge(self, logits: Tensor, rows: Tensor) -> Tensor:
+    def predictions(self, logits: Tensor, rows: Tensor) -> Tensor:
         """What the metrics need of logits [B, K]: one entry for each answer, in the rows' order."""
 
-    def metrics(self, judged: Tensor, rows: Tensor) -> dict[str, float]:
-        """Quality over all judged rows, by metric name."""
+    def metrics(self, predictions: Tensor, rows: Tensor) -> dict[str, float]:
+        """Quality over all rows from their predictions, by metric name."""
 
 
 @runtime_checkable
 class ProbableObjective(Objective, Protocol):
     """An objective whose task answers probabilities, so that they can be calibrated."""
 
-    def choices(self, judged: Tensor, rows: Tensor) -> Choices:
-        """What a temperature is fitted to, of judged rows."""
+    def samples(self, predictions: Tensor, rows: Tensor) -> Choices:
+        """The logits and right answers, from predictions, that a temperature is fitted to."""
 
 
-class Task(Protocol):
-    """A kind of task: how its outputs follow from the training answers, and its objective."""
+@runtime_checkable
+class ScaledObjective(Objective, Protocol):
+    """An objective that trains its head on standardised targets, so that it starts at zero."""
 
-    def outputs(self, examples: Examples, train: Rows) -> tuple[str, ...]:
-        """Labels, tags or catalog in the order of the head's rows; empty for a value."""
+    def learn_scale(self, rows: Tensor) -> None:
+        """Learn the mean and the scale of the targets of some rows."""
 
-    def objective(self, outputs: tuple[str, ...], examples: Examples) -> Objective:
-        """The objective of these users for these outputs."""
-
-
-def start_at(head: Head, prior: Tensor) -> None:
-    """Set the head's bias to the logits that ignore the history."""
-    assert head.bias is not None
-    with torch.no_grad():
-        head.bias.copy_(prior)
+    def restore_scale(self, head: Head) -> None:
+        """Change the trained head so that it answers on the targets' own scale."""
 
 
 def learnable_labels(examples: Examples, train: Rows) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
-"""The best items of a catalog, learned from each user's target items."""
+"""The best items of a catalog, learned from each user's target items: softmax over the catalog."""
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -9,34 +10,53 @@ from torch import Tensor
 
 from peterrec.model.data.examples import Examples
 from peterrec.model.network.heads import Head
-from peterrec.model.network.heads.ranks import rank_metrics
 from peterrec.model.spec import FIRST_ITEM, HeadSpec
-from peterrec.model.training.objectives.objective import Rows, label_indices, start_at
+from peterrec.model.training.metrics import rank_metrics
+from peterrec.model.training.objectives.objective import Rows, label_indices
 from peterrec.model.training.softmax import choose_loss, sampled_softmax_loss
 
 OUTSIDE = -1
-"""Catalog index of an item that the catalog lacks."""
+"""Catalog index of an item that the catalog does not have."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankingObjective:
     """``targets[i]`` and ``seen[i]`` are catalog indices int64 [n] of user i's items.
 
-    A target outside the catalog is OUTSIDE: it counts as never found.
+    The catalog is what the training users took, the most popular first. A target outside the
+    catalog is OUTSIDE: it counts as never found.
     """
+
+    primary_metric: ClassVar[str] = "mrr@5"
 
     head_spec: HeadSpec
     targets: list[Tensor]
     seen: list[Tensor]
+
+    @classmethod
+    def learn_outputs(cls, examples: Examples, train: Rows) -> tuple[str, ...]:
+        counts = Counter(item for i in train.tolist() for item in examples.answers[i])
+        return tuple(sorted(counts, key=lambda item: (-counts[item], item)))
+
+    @classmethod
+    def of(cls, outputs: tuple[str, ...], examples: Examples) -> Self:
+        index = label_indices(outputs)
+        catalog_of_item = np.array([index.get(item, OUTSIDE) for item in examples.items])
+        seen = [catalog_of_item[np.unique(row) - FIRST_ITEM] for row in examples.rows]
+        return cls(
+            HeadSpec("ranking", len(outputs)),
+            targets=[
+                torch.tensor([index.get(item, OUTSIDE) for item in answer], dtype=torch.int64)
+                for answer in examples.answers
+            ],
+            seen=[torch.from_numpy(own[own != OUTSIDE]) for own in seen],
+        )
 
     def prior(self, rows: Tensor) -> Tensor:
         """Log popularity of each item, smoothed by one half."""
         _, wanted = self._pairs(rows)
         counts = torch.bincount(wanted, minlength=self.head_spec.outputs)
         return torch.log_softmax((counts + 0.5).log(), 0)
-
-    def prepare(self, head: Head, rows: Tensor) -> None:
-        start_at(head, self.prior(rows))
 
     def loss(self, head: Head, users: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Softmax over the whole catalog for every (user, target) pair; sampled if it is large."""
@@ -49,16 +69,13 @@ class RankingObjective:
         log_shares = torch.log_softmax(head.logits(users), 1)  # [B, K]
         return -log_shares[at, wanted].mean()
 
-    def finish(self, head: Head) -> None:
-        """Nothing to fold."""
-
-    def judge(self, logits: Tensor, rows: Tensor) -> Tensor:
+    def predictions(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Rank of every target among the items that the user has neither seen nor as a target."""
         return torch.cat([self._ranks(*pair) for pair in zip(logits, rows.tolist(), strict=True)])
 
-    def metrics(self, judged: Tensor, rows: Tensor) -> dict[str, float]:
+    def metrics(self, predictions: Tensor, rows: Tensor) -> dict[str, float]:
         """MRR, hit rate and NDCG over all (user, target) pairs, at 5 and 20."""
-        return {**rank_metrics(judged, 5), **rank_metrics(judged, 20)}
+        return {**rank_metrics(predictions, 5), **rank_metrics(predictions, 20)}
 
     def _ranks(self, logits: Tensor, row: int) -> Tensor:
         targets = self.targets[row]
@@ -78,22 +95,4 @@ class RankingObjective:
         return at[wanted != OUTSIDE], wanted[wanted != OUTSIDE]
 
 
-class RankingTask:
-    """The catalog is what the training users took, the most popular first."""
-
-    def outputs(self, examples: Examples, train: Rows) -> tuple[str, ...]:
-        counts = Counter(item for i in train.tolist() for item in examples.answers[i])
-        return tuple(sorted(counts, key=lambda item: (-counts[item], item)))
-
-    def objective(self, outputs: tuple[str, ...], examples: Examples) -> RankingObjective:
-        index = label_indices(outputs)
-        catalog_of_item = np.array([index.get(item, OUTSIDE) for item in examples.items])
-        seen = [catalog_of_item[np.unique(row) - FIRST_ITEM] for row in examples.rows]
-        return RankingObjective(
-            HeadSpec("ranking", len(outputs)),
-            targets=[
-                torch.tensor([index.get(item, OUTSIDE) for item in answer], dtype=torch.int64)
-                for answer in examples.answers
-            ],
-            seen=[torch.from_numpy(own[own != OUTSIDE]) for own in seen],
-        )
+KIND = RankingObjective

@@ -12,12 +12,12 @@ from torch.nn.functional import cross_entropy
 from peterrec.model.data.histories import Histories
 from peterrec.model.data.vocabulary import Vocabulary
 from peterrec.model.network.backbone import Backbone
-from peterrec.model.network.heads.ranks import rank_metrics, ranks_of
 from peterrec.model.progress import OnProgress, Progress, no_progress
 from peterrec.model.spec import FIRST_ITEM
 from peterrec.model.training.batches import seeded
 from peterrec.model.training.data_parallel import ALONE, Workers
 from peterrec.model.training.loop import rising_then_falling, schedule
+from peterrec.model.training.metrics import rank_metrics, ranks_of
 from peterrec.model.training.pretrain.corpus import Corpus, prepare_corpus
 from peterrec.model.training.pretrain.examples import (
     batch_maker,

@@ -40,6 +40,7 @@ from peterrec.service.http.openapi import (
 from peterrec.service.http.raw_route import Call, RawRoute
 from peterrec.service.predict.canary import Answered
 from peterrec.service.predict.item_ids import MappedHistory
+from peterrec.service.predict.kinds import Prediction
 from peterrec.service.predict.parse import parse_predict, parse_users_predict
 from peterrec.service.predict.predictor import TaskAnswers, TaskQuestions
 from peterrec.service.predict.questions import Question
@@ -48,7 +49,6 @@ from peterrec.service.predict.schemas import (
     MAX_TASKS,
     FailedRow,
     Instance,
-    Prediction,
     PredictRequest,
     PredictResponse,
     TaskChoice,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from peterrec.model.inference.heads import MixedHeads, Selection
-from peterrec.model.network.heads import HEAD_KINDS
+from peterrec.model.kinds import KINDS
 from peterrec.model.spec import HeadKind, HeadSpec
 
 CHANNELS = 8
@@ -38,7 +38,7 @@ def test_rows_of_all_kinds_in_one_call_equal_each_kind_alone() -> None:
     users = torch.randn(5, CHANNELS, generator=torch.Generator().manual_seed(9))
     found = heads.scores(users, refs, [Selection()] * 5)
     for row, (spec, own) in enumerate(zip(specs, tensors, strict=True)):
-        expected = HEAD_KINDS[spec.kind].scores(reference(users[row], own))
+        expected = KINDS[spec.kind].scores(reference(users[row], own))
         np.testing.assert_allclose(found[row].values, expected.numpy(), rtol=1e-5, atol=1e-6)
 
 

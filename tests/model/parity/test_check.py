@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from peterrec.model.errors import GoldenFolderInvalid
 from peterrec.model.parity.case import AdamSettings
-from peterrec.model.parity.check import CaseReport, check_folder, order_error
+from peterrec.model.parity.check import CaseReport, check_folder, order_error, top_items
 from peterrec.model.parity.tf_adam import ReferenceAdam
 from peterrec.service.cli.main import main
 from tests.model.reference_case import (
@@ -389,3 +389,13 @@ def test_check_golden_prints_json_for_machines(
     assert cases["pretrain3"]["is_met"]
     missed = [q for q in cases["serial2"]["quantities"] if not q["is_met"]]
     assert [(q["quantity"], q["relative_error"]) for q in missed] == [("in0_loss_reg", None)]
+
+
+def test_the_best_items_come_first_and_equals_in_catalog_order() -> None:
+    scores, items = top_items(torch.tensor([[1.0, 3.0, 2.0, 3.0]]), 3)
+    assert items.tolist() == [[1, 3, 2]]
+    assert scores.tolist() == [[3.0, 3.0, 2.0]]
+
+
+def test_a_catalog_smaller_than_the_wish_is_returned_whole() -> None:
+    assert top_items(torch.tensor([[1.0, 2.0]]), 10)[1].tolist() == [[1, 0]]

@@ -1,4 +1,9 @@
-"""Each kind of task turns answers into outputs, a loss and metrics, and refuses bad answers."""
+"""Each kind of task turns answers into outputs, a loss and metrics, and refuses bad answers.
+
+Losses and metrics are compared with numbers worked out by hand.
+"""
+
+import math
 
 import numpy as np
 import pytest
@@ -7,11 +12,18 @@ import torch
 from peterrec.model.data.examples import Examples, keep_frequent
 from peterrec.model.errors import LabelSeenOnce, LabelUnknown, SplitEmpty, TooFewClasses
 from peterrec.model.network.heads import Head
-from peterrec.model.spec import FIRST_ITEM
+from peterrec.model.spec import FIRST_ITEM, HeadSpec
 from peterrec.model.training.batches import seeded
-from peterrec.model.training.objectives import TASKS
+from peterrec.model.training.finetune.objective_of_head import HeadObjective
+from peterrec.model.training.metrics import ranks_of
+from peterrec.model.training.objectives import OBJECTIVES
+from peterrec.model.training.objectives.classification import ClassificationObjective
+from peterrec.model.training.objectives.ranking import RankingObjective
+from peterrec.model.training.objectives.tags import TagsObjective
+from peterrec.model.training.objectives.value import ValueObjective
 
 ALL_BUT_LAST_TWO = -2
+LOG2 = math.log(2)
 
 
 def make_examples(*answers: tuple[str, ...], rows: list[list[int]] | None = None) -> Examples:
@@ -29,14 +41,37 @@ def everyone(examples: Examples) -> np.ndarray:
 
 
 def objective_of(kind, examples: Examples):
-    outputs = TASKS[kind].outputs(examples, everyone(examples))
-    return outputs, TASKS[kind].objective(outputs, examples)
+    outputs = OBJECTIVES[kind].learn_outputs(examples, everyone(examples))
+    return outputs, OBJECTIVES[kind].of(outputs, examples)
 
 
-def head_at_prior(objective, examples: Examples) -> Head:
-    head = Head(objective.head_spec, 3, seeded(0))
-    objective.prepare(head, torch.from_numpy(everyone(examples)))
-    return head
+def at_prior(objective, examples: Examples) -> HeadObjective:
+    trained = HeadObjective(objective, 3, seeded(0))
+    trained.prepare(torch.from_numpy(everyone(examples)))
+    return trained
+
+
+def loss_of(objective, logits: torch.Tensor) -> torch.Tensor:
+    """The loss of logits [B, K] for the first B rows: a head that passes its input on."""
+    count = logits.shape[1]
+    head = Head(HeadSpec(objective.head_spec.kind, count), count)
+    with torch.no_grad():
+        head.weight.copy_(torch.eye(count))
+    return objective.loss(head, logits, torch.arange(len(logits)), seeded(0))
+
+
+def metrics_of(objective, logits: torch.Tensor) -> dict[str, float]:
+    """Metrics of logits [B, K] for the first B rows."""
+    rows = torch.arange(len(logits))
+    return objective.metrics(objective.predictions(logits, rows), rows)
+
+
+def of_classes(targets: list[int], count: int) -> ClassificationObjective:
+    return ClassificationObjective(HeadSpec("classification", count), torch.tensor(targets))
+
+
+def of_tags(targets: torch.Tensor) -> TagsObjective:
+    return TagsObjective(HeadSpec("tags", targets.shape[1]), targets)
 
 
 def test_labels_are_ordered_by_name_and_the_prior_is_their_frequency():
@@ -57,7 +92,7 @@ def test_tags_of_users_without_any_are_all_absent():
 def test_a_label_of_a_single_user_is_refused_by_name():
     examples = make_examples(("x",), ("x",), ("rare",))
     with pytest.raises(LabelSeenOnce, match="label 'rare' is seen with a single user"):
-        TASKS["classification"].outputs(examples, everyone(examples))
+        OBJECTIVES["classification"].learn_outputs(examples, everyone(examples))
     kept = keep_frequent(examples, 2)
     assert kept.users == ("u0", "u1")
 
@@ -70,41 +105,41 @@ def test_users_without_a_tag_stay_when_rare_tags_are_left_out():
 def test_a_single_class_is_refused():
     examples = make_examples(("x",), ("x",))
     with pytest.raises(TooFewClasses, match="all users have the label 'x'"):
-        TASKS["classification"].outputs(examples, everyone(examples))
+        OBJECTIVES["classification"].learn_outputs(examples, everyone(examples))
 
 
 def test_a_label_without_a_training_user_is_refused():
     examples = make_examples(("x",), ("x",), ("y",), ("y",))
     with pytest.raises(SplitEmpty, match="label 'y' is not seen with any user of the training"):
-        TASKS["classification"].outputs(examples, everyone(examples)[:ALL_BUT_LAST_TWO])
+        OBJECTIVES["classification"].learn_outputs(examples, everyone(examples)[:ALL_BUT_LAST_TWO])
 
 
 def test_a_label_that_the_trained_task_lacks_is_refused():
     with pytest.raises(LabelUnknown, match="label 'new' is not among the task's 2 labels"):
-        TASKS["classification"].objective(("x", "y"), make_examples(("x",), ("new",)))
+        OBJECTIVES["classification"].of(("x", "y"), make_examples(("x",), ("new",)))
 
 
 def test_equal_values_are_refused():
     examples = make_examples(("2",), ("2.0",))
     with pytest.raises(TooFewClasses, match="the value 2"):
-        TASKS["value"].outputs(examples, everyone(examples))
+        OBJECTIVES["value"].learn_outputs(examples, everyone(examples))
 
 
 def test_a_finished_value_head_speaks_in_the_values_own_scale():
     examples = make_examples(("100",), ("300",), ("200",))
     _, objective = objective_of("value", examples)
-    head = head_at_prior(objective, examples)
+    trained = at_prior(objective, examples)
     with torch.no_grad():
-        head.weight.zero_()
-    objective.finish(head)
-    judged = objective.judge(head.logits(torch.ones(3, 3)), torch.arange(3)).detach()
-    assert judged.flatten().tolist() == [200, 200, 200]
-    assert objective.metrics(judged, torch.arange(3))["mae"] == pytest.approx(200 / 3)
+        trained.head.weight.zero_()
+    trained.finish()
+    found = trained.predictions(torch.ones(3, 3), torch.arange(3)).detach()
+    assert found.flatten().tolist() == [200, 200, 200]
+    assert objective.metrics(found, torch.arange(3))["mae"] == pytest.approx(200 / 3)
 
 
 def test_the_catalog_is_what_training_users_took_by_popularity():
     examples = make_examples(("b", "c"), ("c",), ("a", "c"), ("d",))
-    assert TASKS["ranking"].outputs(examples, np.array([0, 1, 2])) == ("c", "a", "b")
+    assert OBJECTIVES["ranking"].learn_outputs(examples, np.array([0, 1, 2])) == ("c", "a", "b")
 
 
 def test_a_target_competes_with_neither_seen_items_nor_the_users_other_targets():
@@ -112,13 +147,13 @@ def test_a_target_competes_with_neither_seen_items_nor_the_users_other_targets()
     outputs, objective = objective_of("ranking", examples)
     logits = torch.tensor([[float("abcd".index(item)) for item in outputs]])
     # 'd' outranks 'b' and 'c'; 'a' was seen; 'b' and 'c' do not count against each other.
-    assert objective.judge(logits, torch.tensor([0])).tolist() == [1, 1]
+    assert objective.predictions(logits, torch.tensor([0])).tolist() == [1, 1]
 
 
 def test_a_target_outside_the_catalog_is_never_found():
     examples = make_examples(("a", "new"), ("a",))
-    objective = TASKS["ranking"].objective(("a",), examples)
-    ranks = objective.judge(torch.zeros(1, 1), torch.tensor([0]))
+    objective = OBJECTIVES["ranking"].of(("a",), examples)
+    ranks = objective.predictions(torch.zeros(1, 1), torch.tensor([0]))
     assert ranks.tolist() == [0, 1]
     assert objective.metrics(torch.tensor([0, 99]), torch.tensor([0]))["hr@5"] == 0.5
 
@@ -135,11 +170,101 @@ def test_a_target_outside_the_catalog_is_never_found():
 def test_training_starts_at_the_prior_with_finite_gradients(kind, answers):
     examples = make_examples(*answers)
     _, objective = objective_of(kind, examples)
-    head = head_at_prior(objective, examples)
-    rows = torch.arange(4)
-    loss = objective.loss(head, torch.zeros(4, 3), rows, seeded(0))
-    other = objective.loss(head, torch.ones(4, 3), rows, seeded(0))
+    trained = at_prior(objective, examples)
+    head, rows = trained.head, torch.arange(4)
+    loss = trained.loss(torch.zeros(4, 3), rows, seeded(0))
+    other = trained.loss(torch.ones(4, 3), rows, seeded(0))
     other.backward()
     assert torch.isfinite(loss)
     assert head.bias is not None
     assert torch.isfinite(head.bias.grad).all()
+
+
+def test_classification_learns_by_full_cross_entropy():
+    logits = torch.tensor([[0.0, LOG2], [0.0, 0.0]])
+    loss = loss_of(of_classes([1, 0], 2), logits)
+    assert loss.item() == pytest.approx((math.log(3 / 2) + LOG2) / 2)
+
+
+def test_classification_metrics():
+    logits = torch.eye(3)[torch.tensor([0, 0, 1, 1])]
+    metrics = metrics_of(of_classes([0, 1, 1, 1], 3), logits)
+    assert metrics == pytest.approx({"accuracy": 0.75, "macro_f1": (2 / 3 + 4 / 5) / 2})
+
+
+def test_two_classes_have_an_area_under_the_curve():
+    logits = torch.tensor([[0.0, 1], [0, 3], [0, 2], [5, 0]])
+    assert metrics_of(of_classes([0, 1, 0, 1], 2), logits)["auc"] == pytest.approx(0.5)
+
+
+def test_tags_learn_by_binary_cross_entropy():
+    logits = torch.tensor([[0.0, math.log(3)]])
+    loss = loss_of(of_tags(torch.tensor([[1.0, 1.0]])), logits)
+    assert loss.item() == pytest.approx((LOG2 + math.log(4 / 3)) / 2)
+
+
+def test_the_loss_of_tags_does_not_saturate():
+    logits = torch.tensor([[200.0]], requires_grad=True)
+    loss = loss_of(of_tags(torch.zeros(1, 1)), logits)
+    torch.autograd.backward(loss)
+    assert loss.item() == 200
+    assert logits.grad is not None
+    assert logits.grad.item() == 1
+
+
+def test_tags_metrics_count_every_pair():
+    logits = torch.tensor([[1.0, -1.0, 2.0], [3.0, -2.0, -3.0]])
+    targets = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    assert metrics_of(of_tags(targets), logits) == pytest.approx(
+        {
+            "micro_precision": 2 / 3,
+            "micro_recall": 2 / 3,
+            "micro_f1": 2 / 3,
+            "micro_auc": (3 + 2 + 2) / 9,
+        }
+    )
+
+
+def test_tags_metrics_without_any_tag_are_zero_and_the_area_undefined():
+    metrics = metrics_of(of_tags(torch.zeros(2, 2)), -torch.ones(2, 2))
+    assert (metrics["micro_precision"], metrics["micro_recall"], metrics["micro_f1"]) == (0, 0, 0)
+    assert math.isnan(metrics["micro_auc"])
+
+
+def test_ranking_learns_over_the_whole_catalog():
+    objective = RankingObjective(HeadSpec("ranking", 3), [torch.tensor([1])], [torch.tensor([])])
+    loss = loss_of(objective, torch.tensor([[0.0, LOG2, 0.0]]))
+    assert loss.item() == pytest.approx(LOG2)
+
+
+def test_ranking_metrics_at_5_and_20():
+    objective = RankingObjective(HeadSpec("ranking", 30), [], [])
+    ranks = ranks_of(-torch.arange(30.0).expand(3, -1), torch.tensor([0, 7, 29]))
+    assert objective.metrics(ranks, torch.arange(3)) == pytest.approx(
+        {
+            "mrr@5": 1 / 3,
+            "hr@5": 1 / 3,
+            "ndcg@5": 1 / 3,
+            "mrr@20": (1 + 1 / 8) / 3,
+            "hr@20": 2 / 3,
+            "ndcg@20": (1 + 1 / math.log2(9)) / 3,
+        }
+    )
+
+
+def test_values_learn_by_the_squared_error():
+    objective = ValueObjective(torch.tensor([[1.0], [4.0]]))
+    logits = torch.tensor([[1.0], [2.0]])
+    assert loss_of(objective, logits).item() == 2
+    metrics = metrics_of(objective, logits)
+    assert metrics == pytest.approx({"rmse": math.sqrt(2), "mae": 1, "r2": 1 - 2 / 2.25})
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_every_kind_names_the_metric_by_which_methods_are_compared(kind):
+    answers = {"ranking": ("a",), "value": ("1",)}.get(kind, ("x",))
+    others = {"ranking": ("b",), "value": ("2",)}.get(kind, ("y",))
+    examples = make_examples(answers, others, answers, others, rows=[[3]] * 4)
+    outputs, objective = objective_of(kind, examples)
+    metrics = metrics_of(objective, torch.zeros(4, max(1, len(outputs))))
+    assert objective.primary_metric in metrics

@@ -8,15 +8,12 @@ from peterrec.model.errors import PeterRecError
 from peterrec.patches.identity import Digest, TaskId, TaskRef, TenantId
 from peterrec.patches.registry.traffic import Canary, Traffic
 from peterrec.service.errors import NotARankingTask, row_error
-from peterrec.service.predict.schemas import (
-    ClassPrediction,
-    RankedItem,
-    RankingPrediction,
-    Tag,
-    TagsPrediction,
-    ValuePrediction,
-)
-from peterrec.service.predict.traffic_counts import TrafficObserver, divergence
+from peterrec.service.predict.kinds import divergence
+from peterrec.service.predict.kinds.classification import ClassPrediction
+from peterrec.service.predict.kinds.ranking import RankedItem, RankingPrediction
+from peterrec.service.predict.kinds.tags import Tag, TagsPrediction
+from peterrec.service.predict.kinds.value import ValuePrediction
+from peterrec.service.predict.traffic_counts import TrafficObserver
 from peterrec.service.protocol.messages import TrafficSeen
 from peterrec.service.protocol.served_task import Role, ServedTask, Split
 from tests.service.messages import DIGEST_A, DIGEST_B, bundle_entry
@@ -84,7 +81,7 @@ async def test_sums_of_many_rows_go_out_in_one_message():
 @pytest.mark.parametrize(
     "refusal", [NotARankingTask("films", "tags"), row_error("queue_full")], ids=lambda e: e.code
 )
-async def test_what_no_version_is_to_blame_for_is_not_counted(refusal: PeterRecError):
+async def test_errors_that_no_version_has_caused_are_not_counted(refusal: PeterRecError):
     sent: list[TrafficSeen] = []
     observer = TrafficObserver(sent.append)
     observer.count(SPLIT, CANARY, refusal, 0.0)

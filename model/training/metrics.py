@@ -1,11 +1,11 @@
-"""Ranks and areas: the arithmetic that metrics of several kinds share."""
+"""Ranks, areas and counts: the arithmetic that the metrics of several kinds share."""
 
 import torch
 from torch import Tensor
 
 
 def ranks_of(logits: Tensor, targets: Tensor) -> Tensor:
-    """Rank (0 = best) of each row's target in logits [B, K]; among equals the target comes last.
+    """Rank (0 = best) of each row's target in logits [B, K]; of equal scores the target is last.
 
     NaN counts as equal, so a broken row ranks its target last.
     """
@@ -35,3 +35,12 @@ def area_under_roc(scores: Tensor, is_positive: Tensor) -> float:
     rank_sum = mean_rank[inverse][is_positive].sum().item()
     area: float = (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
     return area
+
+
+def macro_f1(predicted: Tensor, targets: Tensor, classes: int) -> float:
+    """Mean F1 over the classes that occur among the predictions or the targets, both int64 [B]."""
+    hits = torch.bincount(targets[predicted == targets], minlength=classes).float()
+    chosen = torch.bincount(predicted, minlength=classes).float()
+    present = torch.bincount(targets, minlength=classes).float()
+    f1 = 2 * hits / (chosen + present).clamp(min=1)
+    return f1[(chosen + present) > 0].mean().item()

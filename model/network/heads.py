@@ -1,7 +1,4 @@
-"""The output layer every kind shares, and what a kind of head must bring."""
-
-from collections.abc import Mapping
-from typing import Protocol
+"""The output layer that every kind of head shares."""
 
 import torch
 from torch import Tensor, nn
@@ -31,16 +28,3 @@ class Head(nn.Module):
         if self.bias is not None:
             named["head.bias"] = self.bias.detach().clone()
         return named
-
-
-class Kind(Protocol):
-    """What differs between the kinds of head."""
-
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean training loss of logits [B, K] against targets of the kind's own form."""
-
-    def scores(self, logits: Tensor, temperature: float = 1.0) -> Tensor:
-        """What a prediction reports for logits [B, K], same shape."""
-
-    def metrics(self, logits: Tensor, targets: Tensor) -> Mapping[str, float]:
-        """Quality of logits [B, K] against targets, by metric name."""

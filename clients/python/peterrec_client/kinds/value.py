@@ -1,0 +1,12 @@
+"""Answers of value tasks."""
+
+from peterrec_client.kinds.prediction import Prediction
+
+
+class ValuePrediction(Prediction, frozen=True, kw_only=True, tag="value"):
+    """A number, in the unit of the task's training targets."""
+
+    value: float
+
+
+KIND = ValuePrediction

@@ -1,0 +1,109 @@
+"""What a kind of head needs in a worker: its answer's schema, decoding, divergence and text."""
+
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Generic, TypedDict, TypeVar
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from peterrec.service.predict.item_ids import Catalog, ItemId, MappedHistory, MappedSelection
+from peterrec.service.protocol.messages import BundleEntry, RowResult
+from peterrec.service.protocol.served_task import Role
+
+AnswerRole = Annotated[
+    Role,
+    Meta(
+        description="Why this version answered; pinned: the request chose it. A shadow never "
+        "answers."
+    ),
+]
+
+
+class Prediction(Struct, frozen=True, kw_only=True, tag_field="kind"):
+    """The fields that the answers of all kinds share; ``kind`` is the task's.
+
+    In a call for many tasks, and of a task with traffic, each answer also names its own bundle.
+    """
+
+    version: int | UnsetType = UNSET
+    digest: str | UnsetType = UNSET
+    alias: str | UnsetType | None = UNSET
+    role: AnswerRole | UnsetType = UNSET
+    used_items: Annotated[int, Meta(description="Items that the network read.")]
+    unknown_items: Annotated[
+        int, Meta(description="Items that are not in the backbone's vocabulary.")
+    ]
+    unknown: Annotated[list[ItemId], Meta(description="The first ten unknown items.")]
+    truncated: Annotated[
+        bool, Meta(description="Whether older items than the newest max_len were left out.")
+    ]
+    cold: Annotated[bool, Meta(description="Whether no known item was read: a cold start.")]
+    user_id: str | int | UnsetType = UNSET
+
+
+class Ranked(Struct, frozen=True, gc=False):
+    """What the answer of a head with a catalog needs in addition to its numbers."""
+
+    catalog: Catalog
+    selection: MappedSelection
+
+
+class Subject(Struct, frozen=True, gc=False):
+    """The user and the bundle that an answer is about."""
+
+    bundle: BundleEntry
+    history: MappedHistory
+    user_id: str | int | None
+    ranked: Ranked | None
+
+
+P = TypeVar("P", bound=Prediction)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerKind(Generic[P]):
+    """How one kind of head answers.
+
+    ``prediction`` is the answer's schema; its tag is the kind's name. ``decode`` builds an answer
+    from the device's numbers, on the hot path. ``divergence`` is how far two answers to one history
+    differ, from 0 (the same) to 1. The guard of a canary and ``peterrec diff`` use this definition,
+    which ``divergence_text`` describes. ``text`` says an answer in a few words.
+    """
+
+    prediction: type[P]
+    decode: Callable[[Subject, RowResult], P]
+    divergence: Callable[[P, P], float]
+    divergence_text: str
+    text: Callable[[P], str]
+
+
+class UsedFields(TypedDict):
+    """The shared fields of an answer that come from its request."""
+
+    used_items: int
+    unknown_items: int
+    unknown: list[ItemId]
+    truncated: bool
+    cold: bool
+    user_id: str | int | UnsetType
+
+
+def used_fields(subject: Subject) -> UsedFields:
+    """How the request's history was read, and the user id as it was given."""
+    history = subject.history
+    return {
+        "used_items": history.used_items,
+        "unknown_items": history.unknown_items,
+        "unknown": history.unknown,
+        "truncated": history.is_truncated,
+        "cold": history.is_cold,
+        "user_id": UNSET if subject.user_id is None else subject.user_id,
+    }
+
+
+def scores_of(result: RowResult) -> "array[float]":
+    """The scores of a row: one per output, or those of the best items."""
+    values = array("f")
+    values.frombytes(result.values)
+    return values

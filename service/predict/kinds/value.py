@@ -1,0 +1,35 @@
+"""Answers of value tasks: a number."""
+
+from peterrec.service.predict.kinds.descriptor import (
+    AnswerKind,
+    Prediction,
+    Subject,
+    scores_of,
+    used_fields,
+)
+from peterrec.service.protocol.messages import RowResult
+
+
+class ValuePrediction(Prediction, frozen=True, kw_only=True, tag="value"):
+    """Answer of a value task."""
+
+    value: float
+
+
+def _decode(subject: Subject, result: RowResult) -> ValuePrediction:
+    return ValuePrediction(value=scores_of(result)[0], **used_fields(subject))
+
+
+def _divergence(first: ValuePrediction, second: ValuePrediction) -> float:
+    """Difference in relation to the larger number; at most 1, also for opposite signs."""
+    largest = max(abs(first.value), abs(second.value))
+    return min(1.0, abs(first.value - second.value) / largest) if largest else 0.0
+
+
+KIND = AnswerKind(
+    prediction=ValuePrediction,
+    decode=_decode,
+    divergence=_divergence,
+    divergence_text="difference in relation to the larger value",
+    text=lambda answer: f"{answer.value:.1f}",
+)
