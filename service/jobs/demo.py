@@ -280,12 +280,6 @@ def _probabilities(scores: Mapping[str, float]) -> str:
     return f"{shown}  …" if len(ordered) > SHOWN_LABELS else shown
 
 
-def _probabilities(scores: Mapping[str, float]) -> str:
-    ordered = sorted(scores.items(), key=lambda pair: -pair[1])
-    shown = "  ".join(f"{label} {score:.0%}" for label, score in ordered[:SHOWN_LABELS])
-    return f"{shown}  …" if len(ordered) > SHOWN_LABELS else shown
-
-
 def _recommendations(results: Mapping[str, Prediction], titles: Mapping[str, str]) -> Table:
     table = Table("", "item", "score", title=f"Top {TOP_K} recommendations")
     rankings = [result for result in results.values() if isinstance(result, RankingPrediction)]

@@ -19,9 +19,10 @@ from peterrec.service.errors import NotARankingTask
 from peterrec.service.predict.catalogs import Catalogs
 from peterrec.service.predict.device_link import DeviceLink
 from peterrec.service.predict.item_ids import ItemVocabulary
+from peterrec.service.predict.kinds.ranking import RankingPrediction
 from peterrec.service.predict.predictor import Predictor, TaskQuestions
 from peterrec.service.predict.questions import Question
-from peterrec.service.predict.schemas import Instance, Parameters, RankingPrediction
+from peterrec.service.predict.schemas import Instance, Parameters
 from peterrec.service.predict.task_table import TaskTable
 from peterrec.service.protocol.messages import (
     BatchResults,
