@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from peterrec.model.network.backbone import Backbone
-from peterrec.model.training.finetune.cone_training import user_states
 from peterrec.model.training.finetune.encoders import OnBackbone, UserRows
+from peterrec.model.training.finetune.forward import user_states
 
 
 class SideNetwork(nn.Module):

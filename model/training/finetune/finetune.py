@@ -26,10 +26,11 @@ from peterrec.model.training.evaluation import (
     evaluate_prior,
     evaluate_task,
 )
-from peterrec.model.training.finetune.kept_trunk import PatchedTop, patch_encoder
+from peterrec.model.training.finetune.encoders import CachedPatchedBackbone, patch_encoder
 from peterrec.model.training.finetune.objective_of_head import TaskGoal
-from peterrec.model.training.finetune.run import FinetuneEpoch, FinetuneRun
+from peterrec.model.training.finetune.run import FinetuneRun
 from peterrec.model.training.finetune.settings import FinetuneSettings
+from peterrec.model.training.loop import EpochRecord
 from peterrec.model.training.objectives import TASKS
 
 __all__ = ["FinetuneSettings", "FinetunedTask", "finetune", "prepare_examples"]
@@ -85,7 +86,7 @@ class Training:
     ``temperature`` is fitted on the validation part; the metrics tell what it improved.
     """
 
-    epochs: list[FinetuneEpoch]
+    epochs: list[EpochRecord]
     best_epoch: int
     metrics: dict[str, float]
     seconds: float
@@ -112,14 +113,15 @@ def finetune(
     encoder = patch_encoder(
         loaded.backbone, task.patch, histories_met if settings.trunk_variants else 0
     )
-    is_kept = isinstance(encoder, PatchedTop)
-    run = FinetuneRun(encoder, goal, examples, split, settings, variants=variants if is_kept else 0)
+    if not isinstance(encoder, CachedPatchedBackbone):
+        variants = 0
+    run = FinetuneRun(encoder, goal, examples, split, settings, variants=variants)
     run.train(on_progress)
     model = TaskModel(loaded.backbone, task.patch.weights(), goal.head)
     temperature = calibrate_task(model, goal.objective, examples, split.validation)
     metrics = evaluate_task(model, goal.objective, examples, split.test, temperature)
     seconds = time.perf_counter() - started
-    training = Training(run.epochs, run.best_epoch, metrics, seconds, temperature)
+    training = Training(run.epochs.records, run.epochs.best, metrics, seconds, temperature)
     return finished_task(task, loaded, training)
 
 

@@ -17,6 +17,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 from peterrec.model.network.backbone import Backbone, DilatedConv, ResidualBlock
+from peterrec.model.network.receptive_field import tap_shifts
 from peterrec.model.spec import PAD, BackboneSpec
 from peterrec.model.training.products import product
 
@@ -57,20 +58,18 @@ def pack(tokens: Tensor, spec: BackboneSpec) -> Packing:
     zero = starts.new_zeros(1)  # the zero row is a row of its own that ends before it begins
     start_of = torch.cat([zero, starts.repeat_interleave(lengths)])  # [1 + N]
     end_of = torch.cat([zero, ends.repeat_interleave(lengths)])
-    taps = {
-        dilation: ConvTaps(
-            _taps(start_of, end_of, _shifts(spec, dilation, tokens.device)),
-            _taps(start_of, end_of, -_shifts(spec, dilation, tokens.device)),
-        )
+    shifts = {
+        dilation: torch.from_numpy(tap_shifts(spec, dilation)).to(tokens.device)
         for dilation in sorted(set(spec.conv_dilations))
     }
+    taps = {
+        dilation: ConvTaps(
+            _taps(start_of, end_of, -back),
+            _taps(start_of, end_of, back),
+        )
+        for dilation, back in shifts.items()
+    }
     return Packing(valid.flatten().nonzero().squeeze(1), starts, ends - 1, taps)
-
-
-def _shifts(spec: BackboneSpec, dilation: int, device: torch.device) -> Tensor:
-    """How far ahead each tap reads; negative is back."""
-    back = spec.kernel_size - 1 if spec.is_causal else (spec.kernel_size - 1) // 2
-    return (torch.arange(spec.kernel_size, device=device) - back) * dilation
 
 
 def _taps(start_of: Tensor, end_of: Tensor, shifts: Tensor) -> Tensor:
