@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from peterrec.model.data.examples import Examples
 from peterrec.model.data.splits import UserSplit
 from peterrec.model.study.task_data import TaskData
-from peterrec.model.training.finetune.objective_of_head import TaskGoal
+from peterrec.model.training.finetune.objective_of_head import HeadObjective
 
 ABSENT = -1
 
@@ -22,7 +22,7 @@ class ManyTasksGoal:
     """
 
     def __init__(
-        self, names: Sequence[str], goals: Sequence[TaskGoal], rows: Sequence[Tensor]
+        self, names: Sequence[str], goals: Sequence[HeadObjective], rows: Sequence[Tensor]
     ) -> None:
         self._names = names
         self.head = nn.ModuleList([goal.head for goal in goals])

@@ -30,7 +30,7 @@ from peterrec.model.study.settings import PROTOCOL, ComparisonSettings
 from peterrec.model.study.task_data import TaskData, limit_labels, prepare_task
 from peterrec.model.training.batches import seeded
 from peterrec.model.training.finetune.encoders import Encoder
-from peterrec.model.training.finetune.objective_of_head import Goal, TaskGoal
+from peterrec.model.training.finetune.objective_of_head import HeadObjective, TrainedObjective
 from peterrec.model.training.finetune.run import FinetuneRun
 from peterrec.model.training.finetune.settings import LoopSettings
 
@@ -125,7 +125,7 @@ def _trained(place: Workplace, spec: RunSpec, key: str) -> Document:
     splits = [limit_labels(data, spec.variant.label_share) for data in tasks]
     generator = seeded(spec.seed, "patch")
     encoder = _encoder(place, spec, generator)
-    goals = [TaskGoal(data.objective, encoder.channels, generator) for data in tasks]
+    goals = [HeadObjective(data.objective, encoder.channels, generator) for data in tasks]
     examples, split, goal = _joint(tasks, splits, goals)
     loop = _loop(place.settings, spec, tasks[0].kind)
     run = FinetuneRun(encoder, goal, examples, split, loop, tracks_metrics=True)
@@ -168,8 +168,8 @@ def _encoder(place: Workplace, spec: RunSpec, generator: torch.Generator) -> Enc
 
 
 def _joint(
-    tasks: list[TaskData], splits: list[UserSplit], goals: list[TaskGoal]
-) -> tuple[Examples, UserSplit, Goal]:
+    tasks: list[TaskData], splits: list[UserSplit], goals: list[HeadObjective]
+) -> tuple[Examples, UserSplit, TrainedObjective]:
     if len(tasks) == 1:
         return tasks[0].examples, splits[0], goals[0]
     examples, split, rows = join_tasks(tasks, splits)

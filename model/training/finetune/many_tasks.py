@@ -59,7 +59,7 @@ two products in its cache: 32 tasks of 128 rows took 324 ms in one forward, 120 
 
 @dataclass(frozen=True, slots=True)
 class TaskToTrain:
-    """One of the tasks: its answers and settings. All tasks patch in the same places."""
+    """A task's answers and settings. All tasks of a run must patch the same places."""
 
     labels: UserLabels
     settings: FinetuneSettings
@@ -97,7 +97,7 @@ def _require_trainable(backbone: Backbone, tasks: Sequence[PreparedTask]) -> Non
         if task.patch.geometry != first:
             raise TasksDiffer(
                 f"task {number + 1} patches {task.patch.geometry}, the first one {first}.",
-                hint="Train tasks of one geometry together, the others in a run of their own.",
+                hint="Train tasks of one geometry together, the others in a separate run.",
             )
 
 
@@ -121,8 +121,8 @@ class ManyTasksRun:
         device = backbone.embedding.weight.device
         for task in tasks:
             task.patch.to(device)
-            task.goal.head.to(device)
-            task.goal.prepare(torch.from_numpy(task.split.train))
+            task.head_objective.head.to(device)
+            task.head_objective.prepare(torch.from_numpy(task.split.train))
         self._tasks = tasks
         users = [TaskUsers(task.examples, task.split, task.settings) for task in tasks]
         self._cache = _cache_of(backbone, tasks[0].patch.geometry, users)
@@ -151,25 +151,27 @@ class ManyTasksRun:
             )
         for prepared, progress in zip(self._tasks, self._progress, strict=True):
             progress.epochs.restore_best()
-            prepared.goal.finish()
+            prepared.head_objective.finish()
 
     @torch.no_grad()
     def training(self, task: int, seconds: float) -> Training:
         """Epochs, temperature and test metrics of a trained task."""
         prepared, epochs = self._tasks[task], self._progress[task].epochs
-        objective, rows = prepared.goal.objective, torch.from_numpy(prepared.split.test)
+        objective, rows = prepared.head_objective.objective, torch.from_numpy(prepared.split.test)
         temperature = 1.0
         if isinstance(objective, ProbableObjective):
             held_out = torch.from_numpy(prepared.split.validation)
-            temperature = fit_temperature(objective.choices(self._judged(task, held_out), held_out))
-        metrics = quality(objective, self._judged(task, rows), rows, temperature)
+            temperature = fit_temperature(
+                objective.choices(self._predictions(task, held_out), held_out)
+            )
+        metrics = quality(objective, self._predictions(task, rows), rows, temperature)
         return Training(epochs.records, epochs.best, metrics, seconds, temperature)
 
-    def _judged(self, task: int, rows: Tensor) -> Tensor:
-        """What a trained task's objective judges by, of some of its examples."""
+    def _predictions(self, task: int, rows: Tensor) -> Tensor:
+        """The predictions that a trained task's metrics need, of some of its examples."""
         parts = torch.split(rows, VALIDATION_ROWS)
         vectors = torch.cat([self._vectors([task], [part])[0] for part in parts])
-        return self._tasks[task].goal.judged(vectors, rows)
+        return self._tasks[task].head_objective.predictions(vectors, rows)
 
     def _begin_epoch(self, task: int) -> None:
         """Draw the batches of a task's next epoch, unless it is within an epoch."""
@@ -207,7 +209,7 @@ class ManyTasksRun:
         for task, batch, users in zip(tasks, batches, vectors, strict=True):
             progress, prepared = self._progress[task], self._tasks[task]
             examples = torch.from_numpy(prepared.split.train)[batch]
-            losses.append(prepared.goal.loss(users, examples, progress.generator))
+            losses.append(prepared.head_objective.loss(users, examples, progress.generator))
             step = len(progress.epochs) * len(progress.batches) + progress.done
             rate = self._optimizer.param_groups[2 * task]["lr"]
             progress.loss += require_finite(losses[-1], step, rate) * len(batch)
@@ -239,7 +241,7 @@ class ManyTasksRun:
             for task, vectors in zip(
                 rows, self._vectors(list(rows), list(rows.values())), strict=True
             ):
-                loss = self._tasks[task].goal.loss(vectors, rows[task], generators[task])
+                loss = self._tasks[task].head_objective.loss(vectors, rows[task], generators[task])
                 totals[task] += loss.item() * len(rows[task])
         return [totals[task] / len(parts[task]) for task in ended]
 
@@ -296,11 +298,11 @@ def _batch_count(task: PreparedTask) -> int:
 
 
 def _epochs(task: PreparedTask) -> Epochs:
-    trained = nn.ModuleList([task.patch, task.goal.head])
+    trained = nn.ModuleList([task.patch, task.head_objective.head])
     return Epochs(trained, task.settings.epochs, task.settings.patience)
 
 
 def _groups(task: PreparedTask) -> Iterator[dict[str, Any]]:  # Any: torch's own type
     """A task's two parameter groups for the optimiser: patch and head."""
     yield {"params": task.patch.parameters(), "lr": task.settings.learning_rate}
-    yield {"params": task.goal.head.parameters(), "lr": task.settings.head_learning_rate}
+    yield {"params": task.head_objective.head.parameters(), "lr": task.settings.head_learning_rate}

@@ -1,4 +1,4 @@
-"""What user vectors are trained for: an objective with its head."""
+"""What user vectors are trained for: objectives together with the heads that they train."""
 
 from typing import Protocol
 
@@ -8,19 +8,19 @@ from torch import Tensor, nn
 from peterrec.model.network.heads import Head
 from peterrec.model.training.objectives import Objective
 
-JUDGED_ROWS = 256
-"""Users whose logits are in memory at once."""
+EVALUATED_ROWS = 256
+"""Users whose logits are in memory together while metrics are computed."""
 
 
-class Goal(Protocol):
+class TrainedObjective(Protocol):
     """A head, or several, and the loss that trains them with the encoder."""
 
     @property
     def head(self) -> nn.Module:
-        """What is trained on top of the user vectors."""
+        """The layers that are trained on top of the user vectors."""
 
     def prepare(self, rows: Tensor) -> None:
-        """Start where the answers of these training examples say, before the first step."""
+        """Start the head at the answers of these training examples, before the first step."""
 
     def loss(self, vectors: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Mean loss of user vectors [B, C] against the answers of examples int64 [B]."""
@@ -32,8 +32,8 @@ class Goal(Protocol):
         """Bring the head into the form that is served."""
 
 
-class TaskGoal:
-    """One task."""
+class HeadObjective:
+    """One task's objective with its head."""
 
     def __init__(
         self, objective: Objective, channels: int, generator: torch.Generator | None = None
@@ -48,11 +48,13 @@ class TaskGoal:
         return self.objective.loss(self.head, vectors, rows, generator)
 
     def metrics(self, vectors: Tensor, rows: Tensor) -> dict[str, float]:
-        return self.objective.metrics(self.judged(vectors, rows), rows)
+        return self.objective.metrics(self.predictions(vectors, rows), rows)
 
-    def judged(self, vectors: Tensor, rows: Tensor) -> Tensor:
-        """What the objective judges by, of user vectors [B, C] of examples int64 [B]."""
-        parts = zip(torch.split(vectors, JUDGED_ROWS), torch.split(rows, JUDGED_ROWS), strict=True)
+    def predictions(self, vectors: Tensor, rows: Tensor) -> Tensor:
+        """What the objective's metrics need of user vectors [B, C] of examples int64 [B]."""
+        parts = zip(
+            torch.split(vectors, EVALUATED_ROWS), torch.split(rows, EVALUATED_ROWS), strict=True
+        )
         return torch.cat([self.objective.judge(self.head.logits(u).cpu(), r) for u, r in parts])
 
     def finish(self) -> None:

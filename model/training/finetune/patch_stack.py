@@ -1,4 +1,4 @@
-"""The weights of several tasks' patches side by side: every tensor has the tasks in front."""
+"""The weights of several tasks' patches in stacked tensors, whose first axis is the task."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from peterrec.model.spec import PatchGeometry
 
 @dataclass(frozen=True, slots=True)
 class PatchStack:
-    """Folded patches of G tasks with one geometry; shapes of ``PatchWeights`` behind a [G]."""
+    """Folded patches of G tasks with one geometry; shapes are [G] + those of ``PatchWeights``."""
 
     geometry: PatchGeometry
     down: Tensor

@@ -13,7 +13,7 @@ from peterrec.model.errors import SplitEmpty
 from peterrec.model.progress import OnProgress, Progress
 from peterrec.model.training.batches import TokenRow, bucketed_batches, drop_items, seeded
 from peterrec.model.training.finetune.encoders import Encoder, UserRows
-from peterrec.model.training.finetune.objective_of_head import Goal
+from peterrec.model.training.finetune.objective_of_head import TrainedObjective
 from peterrec.model.training.finetune.settings import LoopSettings
 from peterrec.model.training.loop import (
     Epochs,
@@ -29,7 +29,7 @@ VALIDATION_ROWS = 256
 
 
 class FinetuneRun:
-    """Trains the trainable part of an encoder, and the heads of a goal.
+    """Trains the trainable part of an encoder, and the heads of an objective.
 
     With ``variants``, item dropout repeats its draws: epoch e uses those of variant e modulo their
     number. With 0 every epoch draws anew.
@@ -38,7 +38,7 @@ class FinetuneRun:
     def __init__(
         self,
         encoder: Encoder,
-        goal: Goal,
+        objective: TrainedObjective,
         examples: Examples,
         split: UserSplit,
         settings: LoopSettings,
@@ -51,32 +51,32 @@ class FinetuneRun:
                 "fine-tuning needs users to validate with and to test with.",
                 hint="Give positive --validation-share and --test-share.",
             )
-        goal.head.to(encoder.device)
+        objective.head.to(encoder.device)
         self._encoder = encoder
-        self._goal = goal
+        self._objective = objective
         self._examples = examples
         self._split = split
         self._settings = settings
         self._variants = variants
         self._tracks_metrics = tracks_metrics
-        trained = nn.ModuleList([encoder.trained, goal.head])
+        trained = nn.ModuleList([encoder.trained, objective.head])
         self.epochs = Epochs(trained, settings.epochs, settings.patience)
         self._optimizer = torch.optim.Adam(
             [
                 {"params": encoder.trained.parameters(), "lr": settings.learning_rate},
-                {"params": goal.head.parameters(), "lr": settings.head_learning_rate},
+                {"params": objective.head.parameters(), "lr": settings.head_learning_rate},
             ],
             fused=True,
         )
         shape = falling(settings.epochs * math.ceil(len(split.train) / settings.batch_size))
         self._rates = schedule(self._optimizer, [shape, shape])
-        goal.prepare(torch.from_numpy(split.train))
+        objective.prepare(torch.from_numpy(split.train))
 
     def train(self, on_progress: OnProgress) -> None:
         """Run the epochs and keep the best one's weights, the head in its final form."""
         train = partial(self._train_epoch, on_progress)
         self.epochs.run(train, self._validate, len(self._split.train))
-        self._goal.finish()
+        self._objective.finish()
 
     def _train_epoch(self, on_progress: OnProgress) -> float:
         """Make one pass over the training users; returns the mean loss per user."""
@@ -89,7 +89,7 @@ class FinetuneRun:
         for done, batch in enumerate(batches):
             examples = train[batch]
             vectors = self._encoder.user_vectors(UserRows([rows[i] for i in batch], examples))
-            loss = self._goal.loss(vectors, examples, generator)
+            loss = self._objective.loss(vectors, examples, generator)
             step = epoch * len(batches) + done
             value = require_finite(loss, step, current_rate(self._optimizer))
             self._optimizer.zero_grad()
@@ -120,6 +120,8 @@ class FinetuneRun:
         for part in torch.split(ordered, VALIDATION_ROWS):
             users = UserRows([self._examples.rows[i] for i in part.tolist()], part)
             vectors.append(self._encoder.user_vectors(users))
-            total += self._goal.loss(vectors[-1], part, generator).item() * len(part)
-        metrics = self._goal.metrics(torch.cat(vectors), ordered) if self._tracks_metrics else {}
+            total += self._objective.loss(vectors[-1], part, generator).item() * len(part)
+        metrics = (
+            self._objective.metrics(torch.cat(vectors), ordered) if self._tracks_metrics else {}
+        )
         return total / len(rows), metrics
