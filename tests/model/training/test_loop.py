@@ -47,7 +47,7 @@ def test_of_equally_good_epochs_the_first_is_the_best():
     assert run.epochs.best == 1
 
 
-def test_training_stops_after_so_many_epochs_without_a_lower_loss():
+def test_training_stops_when_its_patience_is_used_up():
     run = Run([3.0, 2.0, 2.0, 2.5, 1.0], patience=2)
     run.go()
     assert [record.validation_loss for record in run.epochs.records] == [3.0, 2.0, 2.0, 2.5]
