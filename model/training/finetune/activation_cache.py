@@ -17,7 +17,7 @@ from peterrec.model.network.collate import frame_histories
 from peterrec.model.network.receptive_field import plan
 from peterrec.model.spec import PAD, PatchGeometry
 from peterrec.model.training.batches import TokenRow
-from peterrec.model.training.finetune.forward import BlockInput, Rows, TopBlocks
+from peterrec.model.training.finetune.forward import BlockInput, Rows, FieldBlocks
 
 COMPUTED_ROWS = 64
 """Histories whose activations are computed in one forward."""
@@ -104,7 +104,7 @@ class ActivationCache:
         tokens = frame_histories(histories, self._backbone.spec).to(self.device)  # [B, T]
         slots = slice(len(self._slot_of), len(self._slot_of) + len(histories))
         self._stored[slots] = 0
-        blocks = TopBlocks(self._backbone, tokens.shape[1])
+        blocks = FieldBlocks(self._backbone, tokens.shape[1])
         below = blocks.input_of(self.block, tokens)
         reached = slice(self._stored.shape[2] - below.source.shape[1], None)  # within T tokens
         self._stored[slots, 0, reached] = below.conv

@@ -13,7 +13,7 @@ from peterrec.model.network.collate import frame_histories
 from peterrec.model.network.patch import Patch
 from peterrec.model.training.batches import TokenRow
 from peterrec.model.training.finetune.activation_cache import ActivationCache, first_patched
-from peterrec.model.training.finetune.forward import TopBlocks, user_vectors
+from peterrec.model.training.finetune.forward import FieldBlocks, user_vectors
 from peterrec.model.training.finetune.patch_stack import PatchStack
 
 
@@ -96,7 +96,7 @@ class CachedPatchedBackbone(OnBackbone):
         super().__init__(backbone)
         self.patch = patch.to(self.device)
         self._cache = cache
-        self._blocks = TopBlocks(backbone, backbone.spec.frame_len, cache.block)
+        self._blocks = FieldBlocks(backbone, backbone.spec.frame_len, cache.block)
 
     @property
     def trained(self) -> nn.Module:

@@ -135,20 +135,21 @@ class BlockInput:
 
 def user_vectors(backbone: Backbone, tokens: Tensor, patch: PatchWeights | None) -> Tensor:
     """User vectors [B, C] of framed tokens [B, T], as ``Backbone.user_vectors``; differentiable."""
-    blocks = TopBlocks(backbone, tokens.shape[1])
-    patches = None if patch is None else PatchStack.of_one(patch)
-    return blocks.user_vectors(blocks.embed(tokens, patches), patches)
+    blocks = FieldBlocks(backbone, tokens.shape[1])
+    return blocks.token_vectors(tokens, None if patch is None else PatchStack.of_one(patch))
 
 
 def user_states(backbone: Backbone, tokens: Tensor) -> Tensor:
     """User vectors as they would be read below the first block and above each, [B, L + 1, C]."""
-    blocks = TopBlocks(backbone, tokens.shape[1])
-    levels = blocks.levels(blocks.embed(tokens, None), None)
-    return torch.stack([blocks.pool(level) for level in levels], 1)
+    blocks = FieldBlocks(backbone, tokens.shape[1])
+    return torch.stack([blocks.pool(level) for level in blocks.levels(tokens)], 1)
 
 
-class TopBlocks:
-    """The residual blocks from ``first`` up, for rows of ``length`` tokens."""
+class FieldBlocks:
+    """A backbone's residual blocks inside the receptive field, for rows of ``length`` tokens.
+
+    ``first`` is the lowest block that ``user_vectors`` runs.
+    """
 
     def __init__(self, backbone: Backbone, length: int, first: int = 0) -> None:
         self._backbone = backbone
@@ -156,8 +157,45 @@ class TopBlocks:
         self._blocks = [block for block in backbone.blocks if isinstance(block, ResidualBlock)]
         self._first = first
 
-    def embed(self, tokens: Tensor, patches: PatchStack | None) -> BlockInput:
-        """The lowest block's input of framed tokens int64 [R, T]."""
+    def input_of(self, number: int, tokens: Tensor) -> BlockInput:
+        """The input of block ``number`` of framed tokens, without patches; L means the output."""
+        return next(islice(self.levels(tokens), number, None))
+
+    def levels(self, tokens: Tensor, patches: PatchStack | None = None) -> Iterator[BlockInput]:
+        """The input of every block for framed tokens int64 [R, T], and the network's output."""
+        return self._levels(0, self._embed(tokens, patches), patches)
+
+    def token_vectors(self, tokens: Tensor, patches: PatchStack | None) -> Tensor:
+        """User vectors [G·B, C] of framed tokens: rows of G tasks, B of each in turn."""
+        *_, top = self.levels(tokens, patches)
+        return self._user_vectors(top, patches)
+
+    def user_vectors(self, below: BlockInput, patches: PatchStack) -> Tensor:
+        """User vectors [G·B, C] of the first block's input, which was computed without patches.
+
+        If the patches have their own [CLS], the first block must be the lowest one.
+        """
+        if patches.cls is not None:
+            below = self._with_own_cls(below, patches.cls)
+        *_, top = self._levels(self._first, below, patches)
+        return self._user_vectors(top, patches)
+
+    def pool(self, level: BlockInput) -> Tensor:
+        """The user vectors [R, C] that are read at a level, without an item reader's change."""
+        last = level.source[:, -1]
+        if self._backbone.spec.is_causal:
+            return last
+        every = torch.arange(len(last), device=last.device)
+        return last + level.source[every, level.source.shape[1] - level.rows.lengths]
+
+    def _user_vectors(self, top: BlockInput, patches: PatchStack | None) -> Tensor:
+        users = self.pool(top)
+        if patches is None or patches.reader is None:
+            return users
+        return users + self._backbone.read_items(top.rows.tokens, patches.reader)
+
+    def _embed(self, tokens: Tensor, patches: PatchStack | None) -> BlockInput:
+        """The lowest block's input of framed tokens int64 [R, T], with each task's own [CLS]."""
         rows = Rows.of(tokens, self._backbone.spec)
         entering = tokens.index_select(1, tokens.shape[1] - 1 - self._taps.inputs)  # [R, N]
         x: Tensor = self._backbone.embedding(entering)  # [R, N] -> [R, N, C]
@@ -168,34 +206,15 @@ class TopBlocks:
             x = x * (self._taps.inputs < rows.lengths.unsqueeze(1)).unsqueeze(2)
         return self._input_of(0, x, rows)
 
-    def input_of(self, number: int, tokens: Tensor) -> BlockInput:
-        """The input of block ``number`` of framed tokens, without patches; L means the output."""
-        return next(islice(self.levels(self.embed(tokens, None), None), number, None))
-
-    def levels(self, below: BlockInput, patches: PatchStack | None) -> Iterator[BlockInput]:
-        """The input of the first block, of every block above it, and the network's output."""
+    def _levels(
+        self, first: int, below: BlockInput, patches: PatchStack | None
+    ) -> Iterator[BlockInput]:
         yield below
-        for number in range(self._first, len(self._blocks)):
+        for number in range(first, len(self._blocks)):
             below = self._input_of(number + 1, self._output_of(number, below, patches), below.rows)
             yield below
 
-    def user_vectors(self, below: BlockInput, patches: PatchStack | None) -> Tensor:
-        """User vectors [G·B, C] of the first block's input: rows of G tasks, B of each in turn."""
-        *_, top = self.levels(below, patches)
-        users = self.pool(top)
-        if patches is None or patches.reader is None:
-            return users
-        return users + self._backbone.read_items(top.rows.tokens, patches.reader)
-
-    def pool(self, level: BlockInput) -> Tensor:
-        """The user vectors [R, C] that are read at a level, without an item reader's change."""
-        last = level.source[:, -1]
-        if self._backbone.spec.is_causal:
-            return last
-        every = torch.arange(len(last), device=last.device)
-        return last + level.source[every, level.source.shape[1] - level.rows.lengths]
-
-    def with_own_cls(self, below: BlockInput, cls: Tensor) -> BlockInput:
+    def _with_own_cls(self, below: BlockInput, cls: Tensor) -> BlockInput:
         """Replace the shared [CLS] by each task's own [G, C], in the lowest block's input.
 
         Only the last output of a causal convolution reads it, through the last tap.

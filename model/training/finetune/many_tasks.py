@@ -33,7 +33,7 @@ from peterrec.model.training.finetune.finetune import (
     finished_task,
     prepare_task,
 )
-from peterrec.model.training.finetune.forward import TopBlocks
+from peterrec.model.training.finetune.forward import FieldBlocks
 from peterrec.model.training.finetune.patch_stack import PatchStack
 from peterrec.model.training.finetune.run import VALIDATION_ROWS
 from peterrec.model.training.finetune.settings import FinetuneSettings
@@ -126,7 +126,7 @@ class ManyTasksRun:
         self._tasks = tasks
         users = [TaskUsers(task.examples, task.split, task.settings) for task in tasks]
         self._cache = _cache_of(backbone, tasks[0].patch.geometry, users)
-        self._blocks = TopBlocks(backbone, backbone.spec.frame_len, self._cache.block)
+        self._blocks = FieldBlocks(backbone, backbone.spec.frame_len, self._cache.block)
         self._rows: list[TaskRows] = find_rows(self._cache, users, backbone.spec.max_len)
         self._progress = [_TaskProgress(_epochs(task)) for task in tasks]
         self._optimizer = torch.optim.Adam(list(chain(*map(_groups, tasks))), fused=True)
@@ -262,8 +262,6 @@ class ManyTasksRun:
         stacked = {n: torch.stack([patch.get_parameter(n) for patch in patches]) for n in names}
         stack = PatchStack.of_branches(patches[0].geometry, stacked)
         below = self._cache.states(padded.flatten().to(self._cache.device))  # G·B rows
-        if stack.cls is not None:
-            below = self._blocks.with_own_cls(below, stack.cls)
         vectors = self._blocks.user_vectors(below, stack).view(*padded.shape, -1)  # [G, B, C]
         return [vectors[at, : len(own)] for at, own in enumerate(slots)]
 
