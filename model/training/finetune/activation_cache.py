@@ -17,7 +17,7 @@ from peterrec.model.network.collate import frame_histories
 from peterrec.model.network.receptive_field import plan
 from peterrec.model.spec import PAD, PatchGeometry
 from peterrec.model.training.batches import TokenRow
-from peterrec.model.training.finetune.forward import BlockInput, Rows, FieldBlocks
+from peterrec.model.training.finetune.forward import BlockInput, FieldBlocks, Rows
 
 COMPUTED_ROWS = 64
 """Histories whose activations are computed in one forward."""
