@@ -1,7 +1,7 @@
 """Sequences per second in training, one thread, against a plain PyTorch step in the same run.
 
-The plain step is NextItNet as one would write it first: ``torch.nn.Conv1d``, every position padded
-and predicted, full softmax, Adam over everything.
+The plain step is a straightforward NextItNet: ``torch.nn.Conv1d``, padded rows, every position
+predicted, full softmax, Adam over all parameters.
 """
 
 import argparse
@@ -34,7 +34,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--history", type=int, default=100, help="items per sequence")
     parser.add_argument("--items", type=int, default=10_000)
     parser.add_argument("--sequences", type=int, default=960)
-    parser.add_argument("--tasks", type=int, default=32, help="trained together and alone; or 0")
+    parser.add_argument(
+        "--tasks", type=int, default=32, help="trained together and one by one; 0: none"
+    )
     parser.add_argument("--million", action="store_true", help="pretrain 1,000,000 items as well")
     parser.add_argument("--repeats", type=int, default=3, help="paired; the median is reported")
     run(parser.parse_args(arguments)).show()
@@ -81,7 +83,7 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def _ratio(measured: dict[str, list[float]], ours: str, theirs: str) -> float:
-    """Median of the repeats' own ratios: what else the machine does changes between them."""
+    """Median of each repeat's ratio, because the machine's other load changes between repeats."""
     pairs = zip(measured[ours], measured[theirs], strict=True)
     return statistics.median(one / other for one, other in pairs)
 
@@ -113,7 +115,7 @@ def _pretrain_rate(histories: Histories, options: argparse.Namespace, seed: int)
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Sequences per second of an epoch when everything is in place, and of all epochs."""
+    """Sequences per second of the median epoch, and of all epochs together."""
 
     steady: float
     whole: float
@@ -122,7 +124,7 @@ class Rates:
 def _top_rates(
     loaded: LoadedBackbone, histories: Histories, options: argparse.Namespace
 ) -> dict[str, float]:
-    """Patches in the top two blocks; the first four epochs also compute the trunk."""
+    """Patches in the top two blocks; the first four epochs also compute the blocks below."""
     rates = _finetune_rates(loaded, histories, options, TOP)
     return {"finetune_top2": rates.steady, "finetune_top2_with_trunk": rates.whole}
 

@@ -71,20 +71,20 @@ def plan(spec: BackboneSpec, length: int) -> Plan:
     )
 
 
-def _shifts(spec: BackboneSpec, dilation: int) -> np.ndarray:
-    """How far back each tap reads; negative is forward (non-causal only)."""
+def tap_shifts(spec: BackboneSpec, dilation: int) -> np.ndarray:
+    """Positions int64 [k] that each tap reads back; negative is forward (non-causal only)."""
     taps = np.arange(spec.kernel_size)
     reach = spec.kernel_size - 1 if spec.is_causal else (spec.kernel_size - 1) // 2
     return (reach - taps) * dilation
 
 
 def _reached(spec: BackboneSpec, outputs: Positions, dilation: int, length: int) -> Positions:
-    offsets = np.unique(outputs[:, None] + _shifts(spec, dilation))  # ascending
+    offsets = np.unique(outputs[:, None] + tap_shifts(spec, dilation))  # ascending
     return offsets[(offsets >= 0) & (offsets < length)][::-1]
 
 
 def _conv(spec: BackboneSpec, outputs: Positions, inputs: Positions, dilation: int) -> ConvPlan:
-    shifts = _shifts(spec, dilation)
+    shifts = tap_shifts(spec, dilation)
     sources = outputs[:, None] + shifts  # [N, k]
     return ConvPlan(outputs, _ranks(sources, inputs), centre=int(np.flatnonzero(shifts == 0)[0]))
 

@@ -7,8 +7,8 @@ from torch.nn import functional
 
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.spec import BackboneSpec
-from peterrec.model.training.finetune.cone_training import user_states
 from peterrec.model.training.finetune.encoders import OnBackbone, UserRows
+from peterrec.model.training.finetune.forward import user_states
 
 
 class SideNetwork(nn.Module):

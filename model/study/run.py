@@ -142,10 +142,10 @@ def _trained(place: Workplace, spec: RunSpec, key: str) -> RunOutcome:
         for data, goal in zip(tasks, goals, strict=True)
     }
     return {
-        "validation_loss": run.epochs[run.best_epoch].validation_loss,
-        "best_epoch": run.best_epoch,
-        "epochs": [asdict(epoch) for epoch in run.epochs],
-        "seconds": round(sum(epoch.seconds for epoch in run.epochs), 3),
+        "validation_loss": run.epochs.records[run.epochs.best].validation_loss,
+        "best_epoch": run.epochs.best,
+        "epochs": [asdict(epoch) for epoch in run.epochs.records],
+        "seconds": round(sum(epoch.seconds for epoch in run.epochs.records), 3),
         "metrics": {data.name: _store(place, key, data, predictions[data.name]) for data in tasks},
         "users": {
             data.name: _sizes(data, split) for data, split in zip(tasks, splits, strict=True)

@@ -1,8 +1,8 @@
-"""Calibration: one temperature so that probabilities are as often right as they say.
+"""Calibration: a temperature that makes predicted probabilities match observed frequencies.
 
 Guo et al. 2017, "On calibration of modern neural networks": the temperature is fitted on held-out
-users, never on those trained on, and changes no decision. One thing is added: a prior worth one
-choice, so that a handful of users who are all answered rightly do not make the rest certain.
+users, never on training users, and changes no decision. Unlike there, a prior with the weight of
+one sample is added, so that a few users with right answers only do not make every answer certain.
 """
 
 import math
@@ -15,18 +15,20 @@ BINS = 15
 """Equally wide ranges of confidence that the calibration error compares."""
 
 TEMPERATURES = (1e-3, 1e3)
-"""What a bundle may say."""
+"""Lowest and highest temperature that a bundle may contain."""
 
 NEWTON_STEPS = 50
-ENOUGH = 1e-9
-"""A relative step so small that the fit is over."""
+"""Largest number of steps of the temperature fit."""
+
+TOLERANCE = 1e-9
+"""The temperature fit ends when a step is smaller than this share of the value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """Choices among K alternatives: ``logits`` [M, K] and the right ones, ``chosen`` int64 [M].
+    """M samples of K alternatives: ``logits`` [M, K], and the right ones, ``chosen`` int64 [M].
 
-    A tag of a user is one choice of two: absent, whose logit is 0, or present.
+    A tag of a user is a sample of two alternatives: absent, whose logit is 0, or present.
     """
 
     logits: Tensor
@@ -34,15 +36,15 @@ class Choices:
 
 
 def tag_choices(logits: Tensor, targets: Tensor) -> Choices:
-    """Every pair of user and tag of ``logits`` and 0/1 ``targets``, both [N, K], as a choice."""
+    """A sample for each user and tag of ``logits`` and 0/1 ``targets``, both [N, K]."""
     present = logits.flatten()  # [N, K] -> [N·K]
     return Choices(torch.stack([torch.zeros_like(present), present], 1), targets.flatten().long())
 
 
 def fit_temperature(choices: Choices) -> float:
-    """The temperature of the lowest loss, by Newton steps kept inside a shrinking bracket.
+    """Find the temperature with the lowest loss, by Newton steps inside a shrinking bracket.
 
-    The loss is convex in ``b = 1 / T``; the prior adds ``b - log b``, least at 1.
+    The loss is convex in ``b = 1 / T``; the prior adds ``b - log b``, which is lowest at 1.
     """
     logits = choices.logits.double()  # [M, K]
     own = logits.gather(1, choices.chosen.unsqueeze(1)).sum().item()
@@ -51,22 +53,22 @@ def fit_temperature(choices: Choices) -> float:
     for _ in range(NEWTON_STEPS):
         shares = torch.softmax(logits * at, 1)
         means = (shares * logits).sum(1, keepdim=True)  # [M, K] -> [M, 1]
-        slope = means.sum().item() - own + 1 - 1 / at
+        gradient = means.sum().item() - own + 1 - 1 / at
         curve = (shares * (logits - means).square()).sum().item() + 1 / at**2
-        low, high = (low, at) if slope > 0 else (at, high)
-        step = at - slope / curve
+        low, high = (low, at) if gradient > 0 else (at, high)
+        step = at - gradient / curve
         following = step if low < step < high else (low * high) ** 0.5
-        if abs(following - at) <= ENOUGH * at:
+        if abs(following - at) <= TOLERANCE * at:
             break
         at = following
     return min(max(1 / at, TEMPERATURES[0]), TEMPERATURES[1])
 
 
 def calibration_error(choices: Choices, temperature: float = 1.0) -> float:
-    """Expected calibration error of the likeliest alternative: 0 is perfect, 1 the worst.
+    """Expected calibration error of the likeliest alternative: 0 is perfect, 1 is the worst.
 
-    Over ranges of confidence, the mean distance between how sure the answers are and how often
-    they are right, weighted by their number.
+    It is the mean distance between confidence and accuracy over ranges of confidence, weighted by
+    the number of samples in each. torchmetrics computes the same value (``docs/decisions/0024``).
     """
     confidence, best = _answers(choices, temperature)
     gaps = confidence - (best == choices.chosen).double()
@@ -74,9 +76,10 @@ def calibration_error(choices: Choices, temperature: float = 1.0) -> float:
 
 
 def chance_error(choices: Choices, temperature: float = 1.0) -> float:
-    """The calibration error that these answers would show by chance if they were calibrated.
+    """The calibration error that calibrated answers with these confidences would have by chance.
 
-    A range's gaps then sum to a normal number of mean 0 whose variance is that of its coin tosses.
+    The gaps of a range then add up to a normal variable with mean 0 and the variance of its coin
+    tosses.
     """
     confidence, _ = _answers(choices, temperature)
     variances = _by_bin(confidence, confidence * (1 - confidence))
@@ -84,7 +87,7 @@ def chance_error(choices: Choices, temperature: float = 1.0) -> float:
 
 
 def calibration_metrics(choices: Choices, temperature: float) -> dict[str, float]:
-    """The error without the temperature and with it, and what is due to chance alone."""
+    """The calibration error without and with the temperature, and the error expected by chance."""
     return {
         "ece_uncalibrated": calibration_error(choices),
         "ece": calibration_error(choices, temperature),
@@ -93,7 +96,7 @@ def calibration_metrics(choices: Choices, temperature: float) -> dict[str, float
 
 
 def _answers(choices: Choices, temperature: float) -> tuple[Tensor, Tensor]:
-    """Probability [M] and index [M] of each choice's likeliest alternative."""
+    """Probability [M] and index [M] of each sample's likeliest alternative."""
     confidence, best = torch.softmax(choices.logits.double() / temperature, 1).max(1)
     return confidence, best
 

@@ -1,4 +1,4 @@
-"""The processes that pretrain together: each computes some rows of every batch."""
+"""Data-parallel pretraining: each process computes some rows of every batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from torch import distributed as dist
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """This process's place among all; a single one is the default.
+    """The rank of this process and the number of processes, by default a single one.
 
-    Every process draws the same batches and holds the same weights. It computes its share of the
-    rows; gradients are added up, so the steps are those of one process with the whole batch.
+    Every process draws the same batches and holds the same weights, and computes its share of the
+    rows. Gradients are added up, so the steps equal those of one process with the whole batch.
     """
 
     rank: int = 0
@@ -21,11 +21,11 @@ class Workers:
 
     @property
     def writes(self) -> bool:
-        """True for the process that writes files and tells of progress."""
+        """True for the process that writes files and reports progress."""
         return self.rank == 0
 
     def share(self, rows: int) -> slice:
-        """This process's part of so many rows; empty if there are more processes than rows."""
+        """This process's part of ``rows`` rows; may be empty if the rows are few."""
         return slice(rows * self.rank // self.count, rows * (self.rank + 1) // self.count)
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
@@ -40,9 +40,9 @@ class Workers:
             tensor.copy_(total.view_as(tensor))
 
     def joined(self, own: Tensor, rows: int) -> Tensor:
-        """All processes' rows [rows, C], of which this one has its share ``own``.
+        """The rows [rows, C] of all processes, of which this one computed its share ``own``.
 
-        Gradients flow into the own rows only; the other processes see to theirs.
+        Gradients flow into this process's rows only; the others compute those of their rows.
         """
         if self.count == 1:
             return own

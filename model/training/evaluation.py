@@ -1,4 +1,4 @@
-"""Metrics of a task through the plain reference forward."""
+"""Metrics of a task, computed with the plain reference forward."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from peterrec.model.training.calibration import calibration_metrics, fit_tempera
 from peterrec.model.training.objectives import Objective, ProbableObjective
 
 EVALUATION_ROWS = 256
-"""Users per forward when nothing is trained."""
+"""Users in one forward without gradients."""
 
 Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class TaskModel:
-    """A backbone with one task's patch and head, as the plain reference computes it."""
+    """A backbone with one task's patch and head, computed by the plain reference forward."""
 
     backbone: Backbone
     patch: PatchWeights | None
@@ -43,10 +43,10 @@ def evaluate_task(
     rows: Rows,
     temperature: float = 1.0,
 ) -> dict[str, float]:
-    """Quality on some of the examples; an undefined metric (an AUC of one class) is left out.
+    """Metrics on some of the examples; an undefined one (an AUC of one class) is left out.
 
-    Where the kind answers probabilities: also their calibration error, before and after logits
-    are divided by the temperature.
+    If the kind answers with probabilities, their calibration errors are included, before and after
+    logits are divided by the temperature.
     """
     return quality(objective, *_predictions(model, objective, examples, rows), temperature)
 
@@ -62,7 +62,7 @@ def quality(
 
 
 def calibrate_task(model: TaskModel, objective: Objective, examples: Examples, rows: Rows) -> float:
-    """The temperature that suits some of the examples; 1 where no probabilities are given."""
+    """The temperature fitted to some examples; 1 if the kind does not answer with probabilities."""
     if not isinstance(objective, ProbableObjective):
         return 1.0
     return fit_temperature(objective.samples(*_predictions(model, objective, examples, rows)))
@@ -83,7 +83,7 @@ def _predictions(
 
 @torch.no_grad()
 def evaluate_prior(objective: Objective, train: Rows, test: Rows) -> dict[str, float]:
-    """Quality on ``test`` of the best answer that ignores the history, learned on ``train``.
+    """Metrics on ``test`` of the best answer that ignores the history, learned on ``train``.
 
     For classes it is the majority class, for a catalog the most popular items.
     """
@@ -96,5 +96,5 @@ def evaluate_prior(objective: Objective, train: Rows, test: Rows) -> dict[str, f
 
 
 def defined(metrics: dict[str, float]) -> dict[str, float]:
-    """Without metrics that are no number, such as the AUC of a single class."""
+    """Leave out metrics that are NaN or infinite, such as the AUC of a single class."""
     return {name: value for name, value in metrics.items() if np.isfinite(value)}

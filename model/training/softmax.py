@@ -1,6 +1,6 @@
-"""Cross-entropy against sampled negatives that all rows of a step share.
+"""Softmax cross-entropy over very many items: exact in chunks, or against sampled negatives.
 
-Cross-entropy over very many items: exact in chunks, or against sampled negatives.
+All rows of a step share the sampled negatives.
 """
 
 import math
@@ -21,17 +21,19 @@ from peterrec.model.training.options import LossName
 from peterrec.model.training.products import biased_product, chunk_rows, product
 
 NEGATIVES = 4096
-"""Draws per step; what is drawn twice counts once. MovieLens 1M, four epochs: 4,096 reach the exact
-loss's ranks (MRR@5 0.0581 against 0.0583, HR@5 0.122 against 0.121), 2,048 fall 1 % short."""
+"""Negatives drawn per step; one that is drawn twice counts once. On MovieLens 1M with four epochs,
+4,096 reach the exact loss's ranks (MRR@5 0.0581 against 0.0583, HR@5 0.122 against 0.121); with
+2,048 they are 1 % worse."""
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
     """The items of one step's loss: its targets and its negatives, each once.
 
-    ``items`` int64 [R] are their indices; ``own`` int64 [M] and ``negatives`` int64 [S] point into
-    them. ``log_chance`` [S] is the logarithm of each negative's chance to be drawn at all, and
-    ``hits`` int64 [M] the column among the negatives of a row's own target, S where it is none.
+    ``items`` int64 [R] are their indices; ``own`` int64 [M] and ``negatives`` int64 [S] are the
+    places of the rows' targets and of the negatives among them. ``log_chance`` [S] is the logarithm
+    of each negative's chance to be drawn. ``hits`` int64 [M] is the column of a row's own target
+    among the negatives, or S if it is not one of them.
     """
 
     items: Tensor
@@ -41,7 +43,7 @@ class Draw:
     hits: Tensor
 
     def of_targets(self, targets: Tensor) -> "Draw":
-        """The same negatives for other rows, whose targets int64 [M'] are among the items."""
+        """Replace the rows: their targets int64 [M'] must be among the items; negatives stay."""
         own = torch.searchsorted(self.items, targets)
         column_of = torch.full_like(self.items, len(self.negatives))  # [R]
         column_of[self.negatives] = torch.arange(len(self.negatives), device=targets.device)
@@ -64,7 +66,7 @@ def draw_log_uniform(items: int, count: int, generator: torch.Generator) -> Tens
 
 
 def _log_chance(indices: Tensor, items: int) -> Tensor:
-    """Log of the chance that an item is among ``NEGATIVES`` draws: ``1 - (1 - p)^n``."""
+    """Logarithm of each item's chance to be among ``NEGATIVES`` draws, ``1 - (1 - p)^n``."""
     share = torch.log1p(1 / (indices.double() + 1)) / math.log(items + 1)
     return (-torch.expm1(NEGATIVES * torch.log1p(-share))).log().float()
 
@@ -97,7 +99,7 @@ def sampled_softmax_loss(
 
 
 class _SampledSoftmax(Function):
-    """The gradient is made with the loss, chunk by chunk, while the logits are in the cache."""
+    """Sampled softmax; its gradient is computed with the loss, in chunks that fit into a cache."""
 
     @staticmethod
     def forward(
@@ -112,21 +114,21 @@ class _SampledSoftmax(Function):
         work = _Chunk(weight[draw.negatives].to(dtype), shifted, max(1, len(hidden)))
         positive = weight[draw.own]  # [R, C] -> [M, C]
         right = (hidden * positive).sum(1, keepdim=True) + bias[draw.own].unsqueeze(1)  # [M, 1]
-        of_hidden, of_right = torch.empty_like(hidden), torch.empty_like(right)
+        grad_hidden, grad_right = torch.empty_like(hidden), torch.empty_like(right)
         losses = [hidden.new_zeros(())]
         for part in range(0, len(hidden), chunk_rows(len(draw.negatives))):
             rows = slice(part, part + chunk_rows(len(draw.negatives)))
-            loss, of_hidden[rows], of_right[rows] = work.run(
+            loss, grad_hidden[rows], grad_right[rows] = work.run(
                 hidden[rows], right[rows], draw.hits[rows]
             )
             losses.append(loss)
-        of_hidden += of_right * positive
-        of_weight, of_bias = torch.zeros_like(weight), torch.zeros_like(bias)
-        of_weight.index_add_(0, draw.own, of_right * hidden)
-        of_bias.index_add_(0, draw.own, of_right.squeeze(1))
-        of_weight.index_add_(0, draw.negatives, work.of_weight)
-        of_bias.index_add_(0, draw.negatives, work.of_bias)
-        ctx.save_for_backward(of_hidden, of_weight, of_bias)
+        grad_hidden += grad_right * positive
+        grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+        grad_weight.index_add_(0, draw.own, grad_right * hidden)
+        grad_bias.index_add_(0, draw.own, grad_right.squeeze(1))
+        grad_weight.index_add_(0, draw.negatives, work.grad_weight)
+        grad_bias.index_add_(0, draw.negatives, work.grad_bias)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         return torch.stack(losses).sum()
 
     @staticmethod
@@ -138,13 +140,16 @@ class _Chunk:
     """Losses and gradients of some rows against the negatives weight [S, C] and bias [S]."""
 
     def __init__(self, weight: Tensor, bias: Tensor, count: int) -> None:
-        self.of_weight = torch.zeros_like(weight, dtype=bias.dtype)
-        self.of_bias = torch.zeros_like(bias)
+        self.grad_weight = torch.zeros_like(weight, dtype=bias.dtype)
+        self.grad_bias = torch.zeros_like(bias)
         self._weight, self._bias, self._count = weight, bias, count
-        self._turned = weight.t().contiguous()  # [S, C] -> [C, S]
+        self._transposed = weight.t().contiguous()  # [S, C] -> [C, S]
 
     def run(self, hidden: Tensor, right: Tensor, hits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Summed loss / count, and slopes of hidden [m, C] (negatives' part) and right [m, 1]."""
+        """Summed loss / count, and the gradients of hidden [m, C] and of right [m, 1].
+
+        That of hidden lacks the part of the rows' own targets.
+        """
         rows = hidden.to(self._weight.dtype)
         logits = biased_product(rows, self._weight, self._bias)  # [m, C] -> [m, S]
         is_hit = hits < logits.shape[1]
@@ -154,31 +159,21 @@ class _Chunk:
         exps = logits.sub_(top).exp_()
         own = (right - top).exp()
         total = exps.sum(1, keepdim=True) + own
-        slope = exps.mul_(1 / (total * self._count))
-        self.of_bias += slope.sum(0)
-        slope = slope.to(rows.dtype)
-        self.of_weight += product(slope.t(), rows.t())  # [S, m] @ [m, C]
+        gradient = exps.mul_(1 / (total * self._count))
+        self.grad_bias += gradient.sum(0)
+        gradient = gradient.to(rows.dtype)
+        self.grad_weight += product(gradient.t(), rows.t())  # [S, m] @ [m, C]
         loss = (total.log() + top - right).sum() / self._count
-        return loss, product(slope, self._turned), (own / total - 1) / self._count
+        return loss, product(gradient, self._transposed), (own / total - 1) / self._count
 
-
-__all__ = [
-    "FULL_SOFTMAX_LIMIT",
-    "PRETRAINING_LIMIT",
-    "OutputLayer",
-    "choose_loss",
-    "draw_log_uniform",
-    "full_softmax_loss",
-    "sampled_softmax_loss",
-    "start_at_popularity",
-]
 
 FULL_SOFTMAX_LIMIT = 20_000
-"""Up to so many items the exact loss is the default, where each user predicts a few times."""
+"""Most items for which fine-tuning uses the exact loss by default: each user predicts few times."""
 
 PRETRAINING_LIMIT = 5_000
-"""The same in pretraining, where every position predicts: at 10,000 items the exact loss costs
-three times as much as the whole network, the sampled one half of it."""
+"""Most items for which pretraining uses the exact loss by default. There every position predicts:
+at 10,000 items the exact loss takes three times as long as the network, the sampled one half as
+long."""
 
 
 class OutputLayer(nn.Module):
@@ -195,8 +190,8 @@ class OutputLayer(nn.Module):
 def start_at_popularity(output: OutputLayer, rows: Sequence[npt.NDArray[np.int64]]) -> None:
     """Set the biases to each item's log share of the token rows, smoothed by one half.
 
-    Sampled losses rarely touch a rare item, so its bias would take epochs to get there (MovieLens
-    1M after four: loss 5.58 instead of 5.60; the exact one 5.548 instead of 5.553).
+    Sampled losses rarely update a rare item, so its bias would take epochs to get there. MovieLens
+    1M after four epochs: loss 5.58 instead of 5.60, and 5.548 instead of 5.553 with the exact loss.
     """
     tokens = torch.from_numpy(np.concatenate(rows))
     counts = torch.bincount(tokens - FIRST_ITEM, minlength=len(output.bias))
@@ -204,9 +199,9 @@ def start_at_popularity(output: OutputLayer, rows: Sequence[npt.NDArray[np.int64
 
 
 class _ChunkedCrossEntropy(Function):
-    """Mean cross-entropy of ``hidden W^T + b``; the gradient is made with the loss, chunk by chunk.
+    """Mean cross-entropy of ``hidden W^T + b``, its gradient computed with the loss in chunks.
 
-    The logits of all rows never exist at once, and each chunk is read while it is in the cache.
+    The logits of all rows never exist together, and each chunk is read while it is in the cache.
     """
 
     @staticmethod
@@ -220,17 +215,17 @@ class _ChunkedCrossEntropy(Function):
     ) -> Tensor:
         grads = torch.empty_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
         weight = weight.to(dtype)
-        turned = weight.t().contiguous()  # [K, C] -> [C, K]
+        transposed = weight.t().contiguous()  # [K, C] -> [C, K]
         losses = [hidden.new_zeros(1, 1)]
         for start in range(0, len(hidden), chunk_rows(len(weight))):
             part = slice(start, start + chunk_rows(len(weight)))
             rows = hidden[part].to(dtype)
             logits = biased_product(rows, weight, bias)  # [M, C] -> [M, K]
-            loss, slope = _loss_and_slope(logits, targets[part], len(hidden))
-            grads[2].add_(slope.sum(0))
-            slope = slope.to(dtype)
-            grads[0][part] = product(slope, turned)  # [M, K] @ [K, C] -> [M, C]
-            grads[1].add_(product(slope.t(), rows.t()))  # [K, M] @ [M, C] -> [K, C]
+            loss, gradient = _loss_and_gradient(logits, targets[part], len(hidden))
+            grads[2].add_(gradient.sum(0))
+            gradient = gradient.to(dtype)
+            grads[0][part] = product(gradient, transposed)  # [M, K] @ [K, C] -> [M, C]
+            grads[1].add_(product(gradient.t(), rows.t()))  # [K, M] @ [M, C] -> [K, C]
             losses.append(loss)
         ctx.save_for_backward(*grads)
         return torch.cat(losses).sum() / max(1, len(hidden))
@@ -240,17 +235,17 @@ class _ChunkedCrossEntropy(Function):
         return (*(grad * scale for grad in ctx.saved_tensors), None, None)  # type: ignore[attr-defined]  # set by torch
 
 
-def _loss_and_slope(logits: Tensor, targets: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Losses [M, 1] of logits [M, K], and their slopes / count [M, K] in the logits' place."""
+def _loss_and_gradient(logits: Tensor, targets: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Losses [M, 1] of logits [M, K], and gradients / count [M, K] that overwrite the logits."""
     own = targets.unsqueeze(1)  # [M] -> [M, 1]
     top = logits.amax(1, keepdim=True)
     right = logits.gather(1, own)
     exps = logits.sub_(top).exp_()
     total = exps.sum(1, keepdim=True)
     loss = total.log() + top - right
-    slope = exps.mul_(1 / (total * count))
-    slope.scatter_add_(1, own, torch.full_like(total, -1 / count))
-    return loss, slope
+    gradient = exps.mul_(1 / (total * count))
+    gradient.scatter_add_(1, own, torch.full_like(total, -1 / count))
+    return loss, gradient
 
 
 def full_softmax_loss(

@@ -26,10 +26,11 @@ from peterrec.model.training.evaluation import (
     evaluate_prior,
     evaluate_task,
 )
-from peterrec.model.training.finetune.kept_trunk import PatchedTop, patch_encoder
+from peterrec.model.training.finetune.encoders import CachedPatchedBackbone, patch_encoder
 from peterrec.model.training.finetune.objective_of_head import HeadObjective
-from peterrec.model.training.finetune.run import FinetuneEpoch, FinetuneRun
+from peterrec.model.training.finetune.run import FinetuneRun
 from peterrec.model.training.finetune.settings import FinetuneSettings
+from peterrec.model.training.loop import EpochRecord
 from peterrec.model.training.objectives import OBJECTIVES
 
 __all__ = ["FinetuneSettings", "FinetunedTask", "finetune", "prepare_examples"]
@@ -37,16 +38,16 @@ __all__ = ["FinetuneSettings", "FinetunedTask", "finetune", "prepare_examples"]
 Document = dict[str, Any]  # Any: a JSON document
 
 BASELINE_PREFIX = "baseline_"
-"""Metrics so named are those of the best answer that ignores the history."""
+"""Prefix of the metrics of the best answer that ignores the history."""
 
 
 @dataclass(frozen=True, slots=True)
 class FinetunedTask:
-    """What fine-tuning gives: weights, the names of the outputs, metrics and their record.
+    """The result of fine-tuning: weights, the names of the outputs, metrics and a record.
 
     ``outputs`` are labels, tags or catalog items in the order of the head's rows; empty for a
-    value. ``examples`` and ``split`` are what it was trained and judged on. ``temperature``, which
-    logits are divided by, was fitted on the validation part.
+    value. ``examples`` and ``split`` are the users it was trained, validated and tested on. Logits
+    are divided by ``temperature``, which was fitted on the validation part.
     """
 
     geometry: PatchGeometry
@@ -67,25 +68,25 @@ class FinetunedTask:
 
 @dataclass(frozen=True, slots=True)
 class PreparedTask:
-    """A task about to be trained: its users and answers, an untrained patch and head."""
+    """A task before training: its users and answers, an untrained patch and head."""
 
     settings: FinetuneSettings
     examples: Examples
     split: UserSplit
     outputs: tuple[str, ...]
     patch: Patch
-    goal: HeadObjective
-    facts: Document
+    head_objective: HeadObjective
+    metadata: Document
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What training a prepared task took, and its metrics on the test part.
+    """The epochs of a trained task, its metrics on the test part, and its temperature.
 
-    ``temperature`` is fitted on the validation part; the metrics tell what it improved.
+    ``temperature`` is fitted on the validation part; the metrics include its calibration error.
     """
 
-    epochs: list[FinetuneEpoch]
+    epochs: list[EpochRecord]
     best_epoch: int
     metrics: dict[str, float]
     seconds: float
@@ -99,34 +100,35 @@ def finetune(
     settings: FinetuneSettings,
     on_progress: OnProgress = no_progress,
 ) -> FinetunedTask:
-    """Train a patch and head on one task's answers; the epoch with the best validation loss wins.
+    """Train a patch and head on one task's answers; keep the epoch with the best validation loss.
 
-    Users are split into training, validation and test parts; metrics are the test part's, beside
-    those of the best answer that ignores the history (``baseline_…``).
+    Users are split into training, validation and test parts. Metrics are those of the test part,
+    in addition to those of the best answer that ignores the history (``baseline_…``).
     """
     started = time.perf_counter()
     task = prepare_task(loaded, histories, labels, settings)
-    goal, split, examples = task.goal, task.split, task.examples
+    head_objective, split, examples = task.head_objective, task.split, task.examples
     variants = settings.trunk_variants if settings.item_dropout else 1
     histories_met = variants * len(split.train) + len(split.validation)
     encoder = patch_encoder(
         loaded.backbone, task.patch, histories_met if settings.trunk_variants else 0
     )
-    is_kept = isinstance(encoder, PatchedTop)
-    run = FinetuneRun(encoder, goal, examples, split, settings, variants=variants if is_kept else 0)
+    if not isinstance(encoder, CachedPatchedBackbone):
+        variants = 0
+    run = FinetuneRun(encoder, head_objective, examples, split, settings, variants=variants)
     run.train(on_progress)
-    model = TaskModel(loaded.backbone, task.patch.weights(), goal.head)
-    temperature = calibrate_task(model, goal.objective, examples, split.validation)
-    metrics = evaluate_task(model, goal.objective, examples, split.test, temperature)
+    model = TaskModel(loaded.backbone, task.patch.weights(), head_objective.head)
+    temperature = calibrate_task(model, head_objective.objective, examples, split.validation)
+    metrics = evaluate_task(model, head_objective.objective, examples, split.test, temperature)
     seconds = time.perf_counter() - started
-    training = Training(run.epochs, run.best_epoch, metrics, seconds, temperature)
+    training = Training(run.epochs.records, run.epochs.best, metrics, seconds, temperature)
     return finished_task(task, loaded, training)
 
 
 def prepare_task(
     loaded: LoadedBackbone, histories: Histories, labels: UserLabels, settings: FinetuneSettings
 ) -> PreparedTask:
-    """Split a task's users and build what is to be trained."""
+    """Split a task's users, and build its untrained patch and head."""
     examples = prepare_examples(loaded, histories, labels, settings.max_unknown_share)
     examples = keep_frequent(examples, settings.min_label_count)
     split = split_users(
@@ -137,19 +139,19 @@ def prepare_task(
     objective = kind.of(outputs, examples)
     generator = seeded(settings.seed, "patch")
     patch = new_patch(loaded.backbone, settings.geometry(len(loaded.backbone.blocks)), generator)
-    goal = HeadObjective(objective, loaded.backbone.spec.channels, generator)
-    facts = _facts(histories, labels, examples, split)
-    return PreparedTask(settings, examples, split, outputs, patch, goal, facts)
+    head_objective = HeadObjective(objective, loaded.backbone.spec.channels, generator)
+    metadata = _metadata(histories, labels, examples, split)
+    return PreparedTask(settings, examples, split, outputs, patch, head_objective, metadata)
 
 
 def finished_task(task: PreparedTask, loaded: LoadedBackbone, training: Training) -> FinetunedTask:
-    """A trained task with its record; its metrics stand beside the baseline's."""
-    baseline = evaluate_prior(task.goal.objective, task.split.train, task.split.test)
+    """A trained task with its record; its metrics include those of the baseline."""
+    baseline = evaluate_prior(task.head_objective.objective, task.split.train, task.split.test)
     metrics = training.metrics | {BASELINE_PREFIX + k: value for k, value in baseline.items()}
     return FinetunedTask(
         geometry=task.patch.geometry,
         patch=task.patch.folded(),
-        head=task.goal.head.requires_grad_(False),
+        head=task.head_objective.head.requires_grad_(False),
         outputs=task.outputs,
         metrics=metrics,
         examples=task.examples,
@@ -157,7 +159,7 @@ def finished_task(task: PreparedTask, loaded: LoadedBackbone, training: Training
         record={
             "settings": asdict(task.settings),
             "backbone": loaded.fingerprint,
-            "data": task.facts,
+            "data": task.metadata,
             "best_epoch": training.best_epoch,
             "epochs": [asdict(epoch) for epoch in training.epochs],
             "metrics": metrics,
@@ -172,7 +174,7 @@ def finished_task(task: PreparedTask, loaded: LoadedBackbone, training: Training
 def prepare_examples(
     loaded: LoadedBackbone, histories: Histories, labels: UserLabels, max_unknown_share: float
 ) -> Examples:
-    """The labelled users' histories in the backbone's tokens; refused if it hardly knows them."""
+    """The labelled users' histories as tokens; fails if too many of their items are unknown."""
     vocabulary = Vocabulary(tuple(loaded.items))
     wanted = np.flatnonzero([user in labels.by_user for user in histories.users])
     known = tokenize(histories.select(wanted) if len(wanted) else histories, vocabulary)
@@ -180,7 +182,7 @@ def prepare_examples(
     return join_answers(known, labels, vocabulary.items)
 
 
-def _facts(
+def _metadata(
     histories: Histories, labels: UserLabels, examples: Examples, split: UserSplit
 ) -> Document:
     return {

@@ -1,15 +1,16 @@
 """Many tasks fine-tuned in one run: rows of all of them in each forward and backward.
 
 The backbone is shared and frozen, so a step takes a batch of every task that is not finished, each
-through its own patch (``model/training/finetune/grouped_blocks.py``), and every history's states
-below the patches
-are computed once for all tasks that read it.
+through its own patch (``model/training/finetune/forward.py``). The activations of every history
+below the patches are computed once for all tasks that read it.
 """
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from peterrec.model.spec import PatchGeometry
 from peterrec.model.training.batches import bucketed_batches, seeded
 from peterrec.model.training.calibration import fit_temperature
 from peterrec.model.training.evaluation import quality
+from peterrec.model.training.finetune.activation_cache import ActivationCache
 from peterrec.model.training.finetune.finetune import (
     FinetunedTask,
     PreparedTask,
@@ -31,30 +33,33 @@ from peterrec.model.training.finetune.finetune import (
     finished_task,
     prepare_task,
 )
-from peterrec.model.training.finetune.flat_adam import FlatAdam
-from peterrec.model.training.finetune.frozen_trunk import FrozenTrunk
-from peterrec.model.training.finetune.grouped_blocks import GroupedBlocks
-from peterrec.model.training.finetune.kept_trunk import keep_trunk
+from peterrec.model.training.finetune.forward import FieldBlocks
 from peterrec.model.training.finetune.patch_stack import PatchStack
-from peterrec.model.training.finetune.run import VALIDATION_ROWS, FinetuneEpoch
+from peterrec.model.training.finetune.run import VALIDATION_ROWS
 from peterrec.model.training.finetune.settings import FinetuneSettings
 from peterrec.model.training.finetune.task_rows import (
     TaskRows,
-    Wanted,
+    TaskUsers,
     distinct_histories,
     find_rows,
 )
-from peterrec.model.training.loop import require_finite
+from peterrec.model.training.loop import (
+    Epochs,
+    backward,
+    falling,
+    require_finite,
+    schedule,
+)
 from peterrec.model.training.objectives import ProbableObjective
 
 FORWARD_ROWS = {"cpu": 256, "cuda": 1 << 14}
-"""Rows of tasks in one forward: on a CPU what lies between two products then stays in its cache
-(32 tasks of 128 rows each took 324 ms at once, 120 in chunks)."""
+"""Largest number of rows of all tasks in one forward. On a CPU this keeps the activations between
+two products in its cache: 32 tasks of 128 rows took 324 ms in one forward, 120 ms in chunks."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskToTrain:
-    """One of the tasks: its answers and settings. All tasks patch in the same places."""
+    """A task's answers and settings. All tasks of a run must patch the same places."""
 
     labels: UserLabels
     settings: FinetuneSettings
@@ -68,7 +73,7 @@ def finetune_many(
 ) -> list[FinetunedTask]:
     """Train all tasks in one run; each ends as ``finetune`` would have trained it alone.
 
-    Only the draws differ: thinned histories are shared by the tasks that read them.
+    Only random draws differ: tasks that read the same history share its item dropout.
     """
     started = time.perf_counter()
     prepared = [prepare_task(loaded, histories, task.labels, task.settings) for task in tasks]
@@ -92,31 +97,20 @@ def _require_trainable(backbone: Backbone, tasks: Sequence[PreparedTask]) -> Non
         if task.patch.geometry != first:
             raise TasksDiffer(
                 f"task {number + 1} patches {task.patch.geometry}, the first one {first}.",
-                hint="Train tasks of one geometry together, the others in a run of their own.",
+                hint="Train tasks of one geometry together, the others in a separate run.",
             )
 
 
 @dataclass(slots=True)
-class _Course:
-    """How far one task has come."""
+class _TaskProgress:
+    """The epochs of one task, and how far its current one has come."""
 
-    epochs: list[FinetuneEpoch] = field(default_factory=list)
-    best_weights: list[Tensor] = field(default_factory=list)
+    epochs: Epochs
     batches: list[Tensor] = field(default_factory=list)
     done: int = 0
     loss: float = 0.0
     started: float = 0.0
     generator: torch.Generator = field(default_factory=torch.Generator)
-
-    @property
-    def best_epoch(self) -> int:
-        losses = [epoch.validation_loss for epoch in self.epochs]
-        return losses.index(min(losses)) if losses else -1
-
-    def is_over(self, settings: FinetuneSettings) -> bool:
-        """True after the last epoch, or when patience is at its end."""
-        waited = len(self.epochs) - 1 - self.best_epoch
-        return len(self.epochs) >= settings.epochs or waited >= settings.patience
 
 
 class ManyTasksRun:
@@ -127,19 +121,21 @@ class ManyTasksRun:
         device = backbone.embedding.weight.device
         for task in tasks:
             task.patch.to(device)
-            task.goal.head.to(device)
-            task.goal.prepare(torch.from_numpy(task.split.train))
+            task.head_objective.head.to(device)
+            task.head_objective.prepare(torch.from_numpy(task.split.train))
         self._tasks = tasks
-        wanted = [Wanted(task.examples, task.split, task.settings) for task in tasks]
-        self._trunk = _trunk_of(backbone, tasks[0].patch.geometry, wanted)
-        self._blocks = GroupedBlocks(backbone, self._trunk.block)
-        self._rows: list[TaskRows] = find_rows(self._trunk, wanted, backbone.spec.max_len)
-        self._adam = FlatAdam([(task.patch, task.goal.head) for task in tasks])
-        self._courses = [_Course() for _ in tasks]
+        users = [TaskUsers(task.examples, task.split, task.settings) for task in tasks]
+        self._cache = _cache_of(backbone, tasks[0].patch.geometry, users)
+        self._blocks = FieldBlocks(backbone, backbone.spec.frame_len, self._cache.block)
+        self._rows: list[TaskRows] = find_rows(self._cache, users, backbone.spec.max_len)
+        self._progress = [_TaskProgress(_epochs(task)) for task in tasks]
+        self._optimizer = torch.optim.Adam(list(chain(*map(_groups, tasks))), fused=True)
+        shapes = [falling(task.settings.epochs * _batch_count(task)) for task in tasks]
+        self._schedule = schedule(self._optimizer, [shape for shape in shapes for _ in range(2)])
         self._forward_rows = FORWARD_ROWS[device.type]
 
     def train(self, on_progress: OnProgress) -> None:
-        """Run every task to its end and give it back its best epoch's weights."""
+        """Train every task until its epochs are over, then restore its best epoch's weights."""
         active, done = list(range(len(self._tasks))), 0
         total = sum(task.settings.epochs * _batch_count(task) for task in self._tasks)
         while active:
@@ -147,23 +143,21 @@ class ManyTasksRun:
                 self._begin_epoch(task)
             self._step(active)
             done += len(active)
-            ended = [t for t in active if self._courses[t].done == _batch_count(self._tasks[t])]
+            ended = [t for t in active if self._progress[t].done == _batch_count(self._tasks[t])]
             self._finish_epochs(ended)
-            over = {t for t in ended if self._courses[t].is_over(self._tasks[t].settings)}
-            active = [t for t in active if t not in over]
+            active = [t for t in active if not self._progress[t].epochs.are_over]
             on_progress(
                 Progress("fine-tune", done if active else total, total, f"{len(active)} tasks")
             )
-        self._adam.release()
-        for prepared, course in zip(self._tasks, self._courses, strict=True):
-            _copy_into(_parameters(prepared), course.best_weights)
-            prepared.goal.finish()
+        for prepared, progress in zip(self._tasks, self._progress, strict=True):
+            progress.epochs.restore_best()
+            prepared.head_objective.finish()
 
     @torch.no_grad()
     def training(self, task: int, seconds: float) -> Training:
-        """What a task's training took, and its metrics on the test part."""
-        prepared, course = self._tasks[task], self._courses[task]
-        objective, rows = prepared.goal.objective, torch.from_numpy(prepared.split.test)
+        """Epochs, temperature and test metrics of a trained task."""
+        prepared, epochs = self._tasks[task], self._progress[task].epochs
+        objective, rows = prepared.head_objective.objective, torch.from_numpy(prepared.split.test)
         temperature = 1.0
         if isinstance(objective, ProbableObjective):
             held_out = torch.from_numpy(prepared.split.validation)
@@ -171,78 +165,70 @@ class ManyTasksRun:
                 objective.samples(self._predictions(task, held_out), held_out)
             )
         metrics = quality(objective, self._predictions(task, rows), rows, temperature)
-        return Training(course.epochs, course.best_epoch, metrics, seconds, temperature)
+        return Training(epochs.records, epochs.best, metrics, seconds, temperature)
 
     def _predictions(self, task: int, rows: Tensor) -> Tensor:
-        """What a trained task's objective judges by, of some of its examples."""
+        """The predictions that a trained task's metrics need, of some of its examples."""
         parts = torch.split(rows, VALIDATION_ROWS)
         vectors = torch.cat([self._vectors([task], [part])[0] for part in parts])
-        return self._tasks[task].goal.predictions(vectors, rows)
+        return self._tasks[task].head_objective.predictions(vectors, rows)
 
     def _begin_epoch(self, task: int) -> None:
-        course, settings = self._courses[task], self._tasks[task].settings
-        if course.done:
+        """Draw the batches of a task's next epoch, unless it is within an epoch."""
+        progress, settings = self._progress[task], self._tasks[task].settings
+        if progress.done:
             return
         train = self._tasks[task].split.train
-        course.generator = seeded(settings.seed, "finetune", len(course.epochs))
-        lengths = np.zeros(len(train), dtype=np.int64)  # rows of any length stand side by side
-        course.batches = bucketed_batches(lengths, settings.batch_size, course.generator)
-        course.loss, course.started = 0.0, time.perf_counter()
+        progress.generator = seeded(settings.seed, "finetune", len(progress.epochs))
+        lengths = np.zeros(len(train), dtype=np.int64)  # rows of any length share a batch
+        progress.batches = bucketed_batches(lengths, settings.batch_size, progress.generator)
+        progress.loss, progress.started = 0.0, time.perf_counter()
 
     def _step(self, active: list[int]) -> None:
-        """One batch of every active task, and one step of Adam."""
-        self._adam.zero_grad()
-        batches = [self._courses[task].batches[self._courses[task].done] for task in active]
+        """Make one step of Adam with one batch of every active task.
+
+        The other tasks' parameters have no gradient, so Adam leaves them and their moments alone.
+        An active task has taken part in every step so far: its own step count is the run's.
+        """
+        self._optimizer.zero_grad()
+        batches = [self._progress[task].batches[self._progress[task].done] for task in active]
         for part in self._chunks(batches):
-            tasks = [active[at] for at in part]
-            losses = self._losses(tasks, [batches[at] for at in part])
-            torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]  # torch's
-        self._adam.step({task: self._rates(task) for task in active})
+            losses = self._losses([active[at] for at in part], [batches[at] for at in part])
+            backward(torch.stack(losses).sum())
+        self._optimizer.step()
+        self._schedule.step()
         for task in active:
-            self._courses[task].done += 1
+            self._progress[task].done += 1
 
     def _losses(self, tasks: list[int], batches: list[Tensor]) -> list[Tensor]:
         slots, losses = [], []
         for task, batch in zip(tasks, batches, strict=True):
             own = self._rows[task].train
-            slots.append(own[len(self._courses[task].epochs) % len(own)][batch])
+            slots.append(own[len(self._progress[task].epochs) % len(own)][batch])
         vectors = self._grouped_vectors(tasks, slots)
         for task, batch, users in zip(tasks, batches, vectors, strict=True):
-            course, prepared = self._courses[task], self._tasks[task]
+            progress, prepared = self._progress[task], self._tasks[task]
             examples = torch.from_numpy(prepared.split.train)[batch]
-            losses.append(prepared.goal.loss(users, examples, course.generator))
-            value = require_finite(losses[-1], course.done, self._rates(task)[0])
-            course.loss += value * len(batch)
+            losses.append(prepared.head_objective.loss(users, examples, progress.generator))
+            step = len(progress.epochs) * len(progress.batches) + progress.done
+            rate = self._optimizer.param_groups[2 * task]["lr"]
+            progress.loss += require_finite(losses[-1], step, rate) * len(batch)
         return losses
 
-    def _rates(self, task: int) -> tuple[float, float]:
-        """Linear from the full learning rates at the start to 0 at the last epoch's end."""
-        course, settings = self._courses[task], self._tasks[task].settings
-        steps = len(course.batches)
-        left = 1 - (len(course.epochs) * steps + course.done) / (settings.epochs * steps)
-        return settings.learning_rate * left, settings.head_learning_rate * left
-
     def _finish_epochs(self, ended: list[int]) -> None:
-        """Validate tasks whose epoch is over; keep the weights of those at their best."""
+        """Validate the tasks whose epoch is over, and record the epoch."""
         for task, loss in zip(ended, self._validation_losses(ended), strict=True):
-            course, prepared = self._courses[task], self._tasks[task]
-            users, seconds = len(prepared.split.train), time.perf_counter() - course.started
-            course.epochs.append(
-                FinetuneEpoch(
-                    epoch=len(course.epochs),
-                    train_loss=course.loss / users,
-                    validation_loss=loss,
-                    seconds=round(seconds, 3),
-                    sequences_per_second=round(users / seconds, 1),
-                )
+            progress, users = self._progress[task], len(self._tasks[task].split.train)
+            seconds = time.perf_counter() - progress.started
+            mean = progress.loss / users
+            progress.epochs.add(
+                progress.epochs.record(mean, loss, {}, sequences=users, seconds=seconds)
             )
-            course.done = 0
-            if course.best_epoch == len(course.epochs) - 1:
-                course.best_weights = [p.detach().clone() for p in _parameters(prepared)]
+            progress.done = 0
 
     @torch.no_grad()
     def _validation_losses(self, ended: list[int]) -> list[float]:
-        """Mean loss per validation user of each task, of whole histories."""
+        """Mean loss per validation user of each task, on whole histories."""
         parts = {t: self._tasks[t].split.validation for t in ended}
         generators = {t: seeded(self._tasks[t].settings.seed, "validate") for t in ended}
         totals = dict.fromkeys(ended, 0.0)
@@ -255,7 +241,7 @@ class ManyTasksRun:
             for task, vectors in zip(
                 rows, self._vectors(list(rows), list(rows.values())), strict=True
             ):
-                loss = self._tasks[task].goal.loss(vectors, rows[task], generators[task])
+                loss = self._tasks[task].head_objective.loss(vectors, rows[task], generators[task])
                 totals[task] += loss.item() * len(rows[task])
         return [totals[task] / len(parts[task]) for task in ended]
 
@@ -275,12 +261,12 @@ class ManyTasksRun:
         names = [name for name, _ in patches[0].named_parameters()]
         stacked = {n: torch.stack([patch.get_parameter(n) for patch in patches]) for n in names}
         stack = PatchStack.of_branches(patches[0].geometry, stacked)
-        states = self._trunk.states(padded.flatten().to(self._trunk.device))  # G·B rows
-        vectors = self._blocks.user_vectors(states, stack).view(*padded.shape, -1)  # [G, B, C]
+        below = self._cache.states(padded.flatten().to(self._cache.device))  # G·B rows
+        vectors = self._blocks.user_vectors(below, stack).view(*padded.shape, -1)  # [G, B, C]
         return [vectors[at, : len(own)] for at, own in enumerate(slots)]
 
     def _chunks(self, rows: list[Tensor]) -> list[list[int]]:
-        """Tasks whose rows fit into one forward, of like number."""
+        """Group tasks with similar numbers of rows into chunks that fit into one forward."""
         order = sorted(range(len(rows)), key=lambda at: len(rows[at]))
         chunks: list[list[int]] = []
         for at in order:
@@ -290,28 +276,31 @@ class ManyTasksRun:
         return chunks
 
 
-def _trunk_of(backbone: Backbone, geometry: PatchGeometry, tasks: Sequence[Wanted]) -> FrozenTrunk:
-    """Room for all histories' states below what depends on the task."""
+def _cache_of(
+    backbone: Backbone, geometry: PatchGeometry, tasks: Sequence[TaskUsers]
+) -> ActivationCache:
+    """A cache for all histories' activations below the first block that depends on the task."""
     first = 0 if geometry.has_cls else min(geometry.blocks, default=len(backbone.blocks))
     histories = distinct_histories(tasks, backbone.spec.max_len)
-    trunk = keep_trunk(backbone, first, histories)
-    if trunk is None:
+    cache = ActivationCache.within(backbone, first, histories)
+    if cache is None:
         raise TrunkTooLarge(
-            f"the states of {histories} histories below block {first} do not fit.",
+            f"the activations of {histories} histories below block {first} do not fit into memory.",
             hint="Train fewer tasks or users in one run, or patch only higher blocks.",
         )
-    return trunk
+    return cache
 
 
 def _batch_count(task: PreparedTask) -> int:
     return math.ceil(len(task.split.train) / task.settings.batch_size)
 
 
-def _parameters(task: PreparedTask) -> list[nn.Parameter]:
-    return [*task.patch.parameters(), *task.goal.head.parameters()]
+def _epochs(task: PreparedTask) -> Epochs:
+    trained = nn.ModuleList([task.patch, task.head_objective.head])
+    return Epochs(trained, task.settings.epochs, task.settings.patience)
 
 
-@torch.no_grad()
-def _copy_into(parameters: list[nn.Parameter], weights: list[Tensor]) -> None:
-    for parameter, weight in zip(parameters, weights, strict=True):
-        parameter.copy_(weight)
+def _groups(task: PreparedTask) -> Iterator[dict[str, Any]]:  # Any: torch's own type
+    """A task's two parameter groups for the optimiser: patch and head."""
+    yield {"params": task.patch.parameters(), "lr": task.settings.learning_rate}
+    yield {"params": task.head_objective.head.parameters(), "lr": task.settings.head_learning_rate}

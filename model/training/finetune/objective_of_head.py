@@ -58,12 +58,11 @@ class HeadObjective:
 
     def predictions(self, vectors: Tensor, rows: Tensor) -> Tensor:
         """What the objective's metrics need of user vectors [B, C] of examples int64 [B]."""
-        vector_parts, row_parts = (torch.split(each, EVALUATED_ROWS) for each in (vectors, rows))
+        parts = zip(
+            torch.split(vectors, EVALUATED_ROWS), torch.split(rows, EVALUATED_ROWS), strict=True
+        )
         return torch.cat(
-            [
-                self.objective.predictions(self.head.logits(part).cpu(), own)
-                for part, own in zip(vector_parts, row_parts, strict=True)
-            ]
+            [self.objective.predictions(self.head.logits(u).cpu(), r) for u, r in parts]
         )
 
     def finish(self) -> None:

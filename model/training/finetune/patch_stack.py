@@ -1,4 +1,4 @@
-"""The weights of several tasks' patches side by side: every tensor has the tasks in front."""
+"""The weights of several tasks' patches in stacked tensors, whose first axis is the task."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from peterrec.model.spec import PatchGeometry
 
 @dataclass(frozen=True, slots=True)
 class PatchStack:
-    """Folded patches of G tasks with one geometry; shapes of ``PatchWeights`` behind a [G]."""
+    """Folded patches of G tasks with one geometry; shapes are [G] + those of ``PatchWeights``."""
 
     geometry: PatchGeometry
     down: Tensor
@@ -70,6 +70,9 @@ class PatchStack:
         if at is None or self.norm_weight is None or self.norm_bias is None:
             normal: Tensor = norm(x)
             return normal
+        if len(self.norm_weight) == 1:  # one operation instead of two
+            own = self.norm_weight[0, at], self.norm_bias[0, at]
+            return functional.layer_norm(x, norm.normalized_shape, *own, norm.eps)
         normal = functional.layer_norm(x, norm.normalized_shape, None, None, norm.eps)
         rows = normal.view(len(self.norm_weight), -1, x.shape[2])  # [G·B, M, C] -> [G, B·M, C]
         scale, shift = self.norm_weight[:, at].unsqueeze(1), self.norm_bias[:, at].unsqueeze(1)

@@ -1,4 +1,4 @@
-"""The histories that many tasks read, each computed once below the patches and found by slot."""
+"""The histories of many tasks: each is computed once below the patches, and found by its slot."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,19 +10,16 @@ from torch import Tensor
 
 from peterrec.model.data.examples import Examples
 from peterrec.model.data.splits import UserSplit
-from peterrec.model.training.batches import seeded
-from peterrec.model.training.finetune.frozen_trunk import FrozenTrunk
-from peterrec.model.training.finetune.run import thinned
+from peterrec.model.training.batches import TokenRow, drop_items, seeded
+from peterrec.model.training.finetune.activation_cache import ActivationCache
 from peterrec.model.training.finetune.settings import FinetuneSettings
-
-TokenRow = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class TaskRows:
-    """Slots of one task: ``train`` int64 [variants, train users], ``whole`` [examples].
+    """Cache slots of one task: ``train`` int64 [variants, train users], ``whole`` [examples].
 
-    ``whole`` is -1 for training users, who are only met thinned.
+    ``whole`` is -1 for training users: their histories are read after item dropout only.
     """
 
     train: Tensor
@@ -30,8 +27,8 @@ class TaskRows:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """One task's users."""
+class TaskUsers:
+    """One task's users, split into parts."""
 
     examples: Examples
     split: UserSplit
@@ -39,42 +36,42 @@ class Wanted:
 
 
 def variant_count(settings: FinetuneSettings) -> int:
-    """Thinned forms of each training history: one if nothing is left out, at most one an epoch."""
+    """Variants of each training history: 1 without item dropout, else at most one per epoch."""
     if not settings.item_dropout:
         return 1
     return min(settings.trunk_variants or settings.epochs, settings.epochs)
 
 
-def distinct_histories(tasks: Sequence[Wanted], max_len: int) -> int:
-    """No more histories than this are met in training, validation and test."""
-    thinnings: dict[tuple[float, int, int], set[bytes]] = {}
+def distinct_histories(tasks: Sequence[TaskUsers], max_len: int) -> int:
+    """Upper bound on the distinct histories that training, validation and test read."""
+    dropouts: dict[tuple[float, int, int], set[bytes]] = {}
     whole: set[bytes] = set()
     for task in tasks:
         keys = [row[-max_len:].tobytes() for row in task.examples.rows]
-        thinnings.setdefault(_thinning(task.settings), set()).update(
+        dropouts.setdefault(_dropout(task.settings), set()).update(
             keys[i] for i in task.split.train
         )
         whole.update(keys[i] for part in _held_out(task.split) for i in part)
-    return len(whole) + sum(len(keys) * variants for (*_, variants), keys in thinnings.items())
+    return len(whole) + sum(len(keys) * variants for (*_, variants), keys in dropouts.items())
 
 
-def find_rows(trunk: FrozenTrunk, tasks: Sequence[Wanted], max_len: int) -> list[TaskRows]:
-    """Compute every history's states once, and say where each task finds its own.
+def find_rows(cache: ActivationCache, tasks: Sequence[TaskUsers], max_len: int) -> list[TaskRows]:
+    """Compute every history's activations once, and find the slots of each task.
 
-    Tasks with one seed and item dropout share the thinned forms of the histories they share.
+    Tasks with the same seed and item dropout share the variants of the histories they share.
     """
-    forms: dict[tuple[float, int, int], dict[bytes, Tensor]] = {}
-    for key in {_thinning(task.settings) for task in tasks}:
-        sharing = [task for task in tasks if _thinning(task.settings) == key]
-        forms[key] = _thinned_slots(trunk, _training_rows(sharing, max_len), *key)
+    variants: dict[tuple[float, int, int], dict[bytes, Tensor]] = {}
+    for key in {_dropout(task.settings) for task in tasks}:
+        sharing = [task for task in tasks if _dropout(task.settings) == key]
+        variants[key] = _variant_slots(cache, _training_rows(sharing, max_len), *key)
     found = []
     for task in tasks:
-        slots_of = forms[_thinning(task.settings)]
+        slots_of = variants[_dropout(task.settings)]
         rows = task.examples.rows
         train = [slots_of[rows[i][-max_len:].tobytes()] for i in task.split.train]
         whole = torch.full((len(rows),), -1, dtype=torch.int64)
         for part in _held_out(task.split):
-            whole[torch.from_numpy(part)] = trunk.slots([rows[i] for i in part]).cpu()
+            whole[torch.from_numpy(part)] = cache.slots([rows[i] for i in part]).cpu()
         found.append(TaskRows(torch.stack(train, 1), whole))
     return found
 
@@ -83,22 +80,22 @@ def _held_out(split: UserSplit) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.i
     return split.validation, split.test
 
 
-def _thinning(settings: FinetuneSettings) -> tuple[float, int, int]:
+def _dropout(settings: FinetuneSettings) -> tuple[float, int, int]:
     return settings.item_dropout, settings.seed, variant_count(settings)
 
 
-def _training_rows(tasks: Sequence[Wanted], max_len: int) -> dict[bytes, TokenRow]:
-    """The distinct histories, as far as the network reads them."""
+def _training_rows(tasks: Sequence[TaskUsers], max_len: int) -> dict[bytes, TokenRow]:
+    """The distinct training histories, cut to the items that the network reads."""
     newest = (task.examples.rows[i][-max_len:] for task in tasks for i in task.split.train)
     return {row.tobytes(): row for row in newest}
 
 
-def _thinned_slots(
-    trunk: FrozenTrunk, rows: dict[bytes, TokenRow], dropout: float, seed: int, variants: int
+def _variant_slots(
+    cache: ActivationCache, rows: dict[bytes, TokenRow], dropout: float, seed: int, variants: int
 ) -> dict[bytes, Tensor]:
-    """Slots int64 [variants] of each history's thinned forms."""
+    """Slots int64 [variants] of each history after each variant's item dropout."""
     slots = [
-        trunk.slots(thinned(list(rows.values()), dropout, seeded(seed, "variant", variant)))
+        cache.slots(drop_items(list(rows.values()), dropout, seeded(seed, "variant", variant)))
         for variant in range(variants)
     ]
     return dict(zip(rows, torch.stack(slots, 1).cpu(), strict=True))

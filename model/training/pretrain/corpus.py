@@ -44,7 +44,7 @@ class Part:
         return [self.rows[user][start:end] for user, start, end in chosen.tolist()]
 
     def batches(self, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-        """Indices of windows, in batches of similar length."""
+        """Indices of windows, in batches of windows of similar length."""
         lengths = self.windows[:, 2] - self.windows[:, 1]
         return bucketed_batches(lengths, batch_size, generator)
 

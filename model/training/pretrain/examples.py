@@ -12,12 +12,13 @@ from peterrec.model.network.collate import frame_histories
 from peterrec.model.spec import FIRST_ITEM, MASK, BackboneSpec
 
 MASKED_SHARE = 0.3
-"""Share of items hidden from a non-causal backbone, as in the published code."""
+"""Share of items that a non-causal backbone must predict, as in the published code."""
 
 VIEW_SHARES = (0.3, 0.7)
-"""A second view of a user is a random stretch of this share of the history."""
+"""Shortest and longest second view of a user, as shares of the history."""
 
 NO_TARGET = -1
+"""Marks positions at which nothing is predicted."""
 
 TokenRow = npt.NDArray[np.int64]
 Windows = npt.NDArray[np.int64]
@@ -32,7 +33,7 @@ class ExampleBatch:
     targets: Tensor
 
     def to(self, device: torch.device) -> "ExampleBatch":
-        """The same on another device."""
+        """Copy the batch to a device."""
         return ExampleBatch(self.tokens.to(device), self.targets.to(device))
 
 
@@ -42,8 +43,8 @@ MakeBatch = Callable[[Sequence[TokenRow], BackboneSpec, torch.Generator], Exampl
 def cut_windows(rows: Sequence[TokenRow], max_len: int) -> Windows:
     """Cut each history, from its newest end, into windows of ``max_len`` inputs and one target.
 
-    Neighbours share one item, the last target of the one and the first input of the other, so each
-    item but a history's first is a target once. Histories of a single item teach nothing.
+    Neighbours share one item, the last target of one and the first input of the other, so each item
+    except a history's first is a target once. Histories of a single item give no window.
     """
     windows = [
         (user, max(0, end - max_len - 1), end)
@@ -72,7 +73,7 @@ def next_item_batch(
 def cloze_batch(
     windows: Sequence[TokenRow], spec: BackboneSpec, generator: torch.Generator
 ) -> ExampleBatch:
-    """MASK stands for 30 % of the items, at least one a row; only these are predicted."""
+    """Replace 30 % of the items, at least one per row, by MASK; only these are predicted."""
     tokens = frame_histories(windows, spec)  # [B, T]
     draws = torch.rand(tokens.shape, generator=generator).masked_fill(tokens < FIRST_ITEM, 2.0)
     is_hidden = (draws < MASKED_SHARE) | (draws == draws.amin(1, keepdim=True))
@@ -81,7 +82,7 @@ def cloze_batch(
 
 
 def batch_maker(spec: BackboneSpec) -> MakeBatch:
-    """The self-supervised task that fits the backbone."""
+    """The self-supervised task of a causal or a non-causal backbone."""
     return next_item_batch if spec.is_causal else cloze_batch
 
 

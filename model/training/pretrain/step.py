@@ -82,26 +82,17 @@ def train_step(
     own = _share(everyone, len(batch.tokens), context.workers)
     packing = pack(own.tokens, state.backbone.spec)
     tokens = own.tokens.flatten()[packing.places]  # [B, T] -> [N]
-    tables: list[LazyRows] = []
-    if loss == "sampled":
-        tables.append(LazyRows(state.backbone.embedding.weight, torch.unique(everyone.tokens)))
-        embedded = tables[0].read(tokens)
-    else:
-        embedded = state.backbone.embedding(tokens)  # [N] -> [N, C]
+    embedded, tables = _embedded(state, tokens, everyone.tokens, loss)
     states = packed_states(state.backbone, embedded, packing, context.dtype)  # [1 + N, C]
     hidden, targets = predicting(states, own, packing)
     total = batch.targets[batch.targets != NO_TARGET]  # [M] of all workers
+    predicted = _Predicted(hidden, targets, total)
     if loss == "sampled":
-        draw = draw_negatives(total, len(state.output.bias), context.generator)
-        scores = [LazyRows(table, draw.items) for table in (state.output.weight, state.output.bias)]
+        items_loss, scores = _sampled_loss(state, predicted, context)
         tables += scores
-        draw = draw.of_targets(targets)
-        items_loss = sampled_softmax(
-            hidden, scores[0].weight, scores[1].weight, draw, context.dtype
-        )
     else:
-        output = state.output
-        items_loss = full_softmax_loss(hidden, output.weight, output.bias, targets, context.dtype)
+        weight, bias = state.output.weight, state.output.bias
+        items_loss = full_softmax_loss(hidden, weight, bias, targets, context.dtype)
     items_loss = items_loss * (len(targets) / len(total))  # workers' parts add up to the mean
     objective = items_loss
     if views is not None:
@@ -116,6 +107,40 @@ def train_step(
     require_finite(values[1], context.step, current_rate(state.optimizer))
     state.step(tables)
     return StepLoss(float(values[0]), len(total))
+
+
+@dataclass(frozen=True, slots=True)
+class _Predicted:
+    """This worker's predicting states [M, C], their targets [M], and those of all workers."""
+
+    hidden: Tensor
+    targets: Tensor
+    all_targets: Tensor
+
+
+def _embedded(
+    state: PretrainingState, tokens: Tensor, everyone: Tensor, loss: LossName
+) -> tuple[Tensor, list[LazyRows]]:
+    """Embeddings [N, C] of this worker's tokens [N].
+
+    With the sampled loss, only the embedding rows of all workers' tokens get gradients.
+    """
+    if loss == "full":
+        return state.backbone.embedding(tokens), []
+    rows = LazyRows(state.backbone.embedding.weight, torch.unique(everyone))
+    return rows.read(tokens), [rows]
+
+
+def _sampled_loss(
+    state: PretrainingState, predicted: _Predicted, context: StepContext
+) -> tuple[Tensor, list[LazyRows]]:
+    """Sampled softmax of the predicting states, and the output rows that it reads."""
+    output = state.output
+    draw = draw_negatives(predicted.all_targets, len(output.bias), context.generator)
+    scores = [LazyRows(table, draw.items) for table in (output.weight, output.bias)]
+    draw = draw.of_targets(predicted.targets)
+    weight, bias = (table.weight for table in scores)
+    return sampled_softmax(predicted.hidden, weight, bias, draw, context.dtype), scores
 
 
 def _share(everyone: ExampleBatch, rows: int, workers: Workers) -> ExampleBatch:

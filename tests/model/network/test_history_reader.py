@@ -10,7 +10,7 @@ from torch.nn import functional
 from peterrec.model.network.backbone import new_patch
 from peterrec.model.network.collate import frame_histories
 from peterrec.model.spec import BackboneSpec, HeadSpec, PatchGeometry
-from peterrec.model.training.finetune.cone_training import user_vectors
+from peterrec.model.training.finetune.forward import user_vectors
 from tests.model.random_tasks import random_backbone, random_history, random_task
 
 SPEC = BackboneSpec(item_count=40, channels=12, dilations=(1, 4), max_len=20)

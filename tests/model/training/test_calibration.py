@@ -1,4 +1,4 @@
-"""The fitted temperature makes probabilities as often right as they say, and decides nothing."""
+"""The fitted temperature makes probabilities match frequencies, and changes no decision."""
 
 from dataclasses import replace
 
@@ -62,12 +62,12 @@ def test_the_temperature_stays_within_what_a_bundle_may_say(scale):
     assert low <= fit_temperature(drawn_choices(2_000, scale)) <= high
 
 
-def test_logits_that_tell_the_opposite_end_at_the_upper_bound():
+def test_logits_that_are_mostly_wrong_reach_the_upper_bound():
     wrong = Choices(8 * torch.eye(3).repeat(900, 1), torch.tensor([1, 2, 0]).repeat(900))
     assert fit_temperature(wrong) > 100
 
 
-def test_the_calibration_error_is_the_distance_between_sureness_and_truth():
+def test_the_calibration_error_is_the_distance_between_confidence_and_accuracy():
     even = torch.tensor([[np.log(0.8), np.log(0.2)]]).repeat(10, 1)
     right = torch.tensor([0] * 8 + [1] * 2)
     assert calibration_error(Choices(even, right)) == pytest.approx(0, abs=1e-6)

@@ -84,7 +84,7 @@ def test_every_kind_of_task_beats_its_prior(loaded, kind, answers, metric, is_be
         {"item_dropout": 0.0},
     ],
 )
-def test_the_same_seed_gives_the_same_weights_whatever_the_geometry(loaded, changes):
+def test_the_same_seed_gives_the_same_weights_with_any_geometry(loaded, changes):
     settings = replace(SETTINGS, epochs=2, **changes)
     one, other = (finetune(loaded, shop_histories(), groups(), settings) for _ in range(2))
     assert one.patch.keys() == one.geometry.shapes(8).keys()
@@ -122,7 +122,7 @@ def test_the_record_counts_users_without_a_history(loaded):
     assert data["train_users"] + data["validation_users"] + data["test_users"] == 120
 
 
-def test_progress_is_told_for_every_batch(loaded):
+def test_progress_is_reported_for_every_batch(loaded):
     seen: list[Progress] = []
     finetune(loaded, shop_histories(), groups(), replace(SETTINGS, epochs=1), seen.append)
     assert [progress.done for progress in seen] == list(range(1, seen[0].total + 1))

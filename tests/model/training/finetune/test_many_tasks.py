@@ -12,7 +12,7 @@ from peterrec.model.files.backbone_folder import load_backbone, save_backbone
 from peterrec.model.progress import Progress
 from peterrec.model.training.finetune.finetune import FinetuneSettings, finetune, prepare_task
 from peterrec.model.training.finetune.many_tasks import TaskToTrain, finetune_many
-from peterrec.model.training.finetune.task_rows import Wanted, distinct_histories, variant_count
+from peterrec.model.training.finetune.task_rows import TaskUsers, distinct_histories, variant_count
 from peterrec.model.training.pretrain.pretrain import pretrain
 from tests.model.small_shop import TINY, groups, shop_histories
 
@@ -85,7 +85,7 @@ def test_tasks_of_any_kind_and_size_end_together_as_they_end_alone(loaded, block
         assert_same_task(found, finetune(loaded, HISTORIES, task.labels, task.settings))
 
 
-def test_a_task_that_runs_out_of_patience_stops_and_the_others_go_on(loaded):
+def test_a_task_that_runs_out_of_patience_stops_and_the_others_continue(loaded):
     hasty = replace(SETTINGS, learning_rate=1.0, head_learning_rate=1.0, patience=1, epochs=30)
     tasks = [TaskToTrain(groups(), hasty), TaskToTrain(groups(), replace(SETTINGS, epochs=6))]
     first, second = finetune_many(loaded, HISTORIES, tasks)
@@ -123,7 +123,7 @@ def test_tasks_with_left_out_items_learn_what_one_alone_learns(loaded):
         ({"trunk_variants": 9}, 6),
     ],
 )
-def test_histories_have_as_many_thinned_forms_as_are_met(changes, count):
+def test_histories_have_as_many_variants_as_are_trained_on(changes, count):
     settings = replace(SETTINGS, item_dropout=0.2, epochs=6)
     assert variant_count(replace(settings, **changes)) == count
 
@@ -131,10 +131,10 @@ def test_histories_have_as_many_thinned_forms_as_are_met(changes, count):
 def test_tasks_of_the_same_users_share_every_history(loaded):
     settings = replace(SETTINGS, item_dropout=0.2, epochs=6, trunk_variants=2)
     task = prepare_task(loaded, HISTORIES, groups(), settings)
-    wanted = Wanted(task.examples, task.split, settings)
-    alone = distinct_histories([wanted], TINY.max_len)
+    users = TaskUsers(task.examples, task.split, settings)
+    alone = distinct_histories([users], TINY.max_len)
     assert alone == 2 * 96 + 24
-    assert distinct_histories([wanted] * 5, TINY.max_len) == alone
+    assert distinct_histories([users] * 5, TINY.max_len) == alone
 
 
 def test_tasks_that_patch_different_places_are_refused(loaded):

@@ -13,9 +13,9 @@ def table_and_optimizer():
     return table, torch.optim.Adam([table], lr=0.1)
 
 
-def step(table, optimizer, slopes):
+def step(table, optimizer, gradient):
     rows = LazyRows(table, ROWS)
-    (rows.weight * slopes).sum().backward()
+    (rows.weight * gradient).sum().backward()
     rows.update(optimizer)
 
 
@@ -24,9 +24,9 @@ def test_read_rows_move_as_dense_adam_moves_them_and_others_stay():
     dense, dense_optimizer = table_and_optimizer()
     before = lazy.detach().clone()
     for size in (1.0, -3.0, 0.5):
-        slopes = size * torch.arange(9.0).view(3, 3)
-        step(lazy, optimizer, slopes)
-        dense.grad = torch.zeros_like(dense).index_copy_(0, ROWS, slopes)
+        gradient = size * torch.arange(9.0).view(3, 3)
+        step(lazy, optimizer, gradient)
+        dense.grad = torch.zeros_like(dense).index_copy_(0, ROWS, gradient)
         dense_optimizer.step()
     torch.testing.assert_close(lazy[ROWS], dense[ROWS])
     others = torch.tensor([0, 3, 5])

@@ -48,9 +48,9 @@ def test_packed_states_and_gradients_are_those_of_the_plain_backbone(spec):
     packing, states = packed(backbone, tokens)
     plain = backbone.hidden(tokens).flatten(0, 1)[packing.places]
     torch.testing.assert_close(states[ZERO_ROW:], plain, rtol=1e-5, atol=1e-5)
-    slopes = torch.randn(plain.shape, generator=torch.Generator().manual_seed(1))
-    found = torch.autograd.grad((states[ZERO_ROW:] * slopes).sum(), backbone.parameters())
-    expected = torch.autograd.grad((plain * slopes).sum(), backbone.parameters())
+    gradient = torch.randn(plain.shape, generator=torch.Generator().manual_seed(1))
+    found = torch.autograd.grad((states[ZERO_ROW:] * gradient).sum(), backbone.parameters())
+    expected = torch.autograd.grad((plain * gradient).sum(), backbone.parameters())
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 

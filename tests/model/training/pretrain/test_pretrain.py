@@ -157,7 +157,7 @@ def test_items_of_validation_users_alone_are_not_in_the_vocabulary():
     assert trained.record["data"]["validation_unknown_share"] > 0
 
 
-def test_the_record_tells_settings_data_and_speed():
+def test_the_record_has_settings_data_and_speed():
     record = pretrain(shop_histories(), TINY).record
     assert record["settings"]["channels"] == 8
     assert record["data"]["data_digest"] == shop_histories().digest()
@@ -165,7 +165,7 @@ def test_the_record_tells_settings_data_and_speed():
     assert record["loss"] == "full"
 
 
-def test_progress_is_told_for_every_batch():
+def test_progress_is_reported_for_every_batch():
     seen: list[Progress] = []
     pretrain(shop_histories(), replace(TINY, epochs=1), on_progress=seen.append)
     assert [progress.done for progress in seen] == list(range(1, seen[0].total + 1))

@@ -10,7 +10,7 @@ def test_matching_views_cost_less_than_swapped_ones():
     assert contrastive_loss(views, views, users) < contrastive_loss(views, views.roll(1, 0), users)
 
 
-def test_another_window_of_the_same_user_is_no_rival():
+def test_another_window_of_the_same_user_is_not_a_negative():
     views = torch.ones(2, 3)
     assert contrastive_loss(views, views, torch.tensor([7, 7])).item() == 0.0
     assert contrastive_loss(views, views, torch.tensor([7, 8])).item() > 0.5

@@ -1,4 +1,4 @@
-"""The cone's user vectors and gradients are those of the plain forward."""
+"""Training's user vectors and gradients are those of the plain forward."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from peterrec.model.insertions import INSERTIONS
 from peterrec.model.network.backbone import Backbone, new_patch
 from peterrec.model.network.collate import frame_histories
 from peterrec.model.spec import CLS, FIRST_ITEM, BackboneSpec, PatchGeometry
-from peterrec.model.training.finetune.cone_training import user_states, user_vectors
+from peterrec.model.training.finetune.forward import user_states, user_vectors
 
 SPEC = BackboneSpec(item_count=40, channels=6, dilations=(1, 4, 2), max_len=30)
 
@@ -35,7 +35,7 @@ def disturbed(module: torch.nn.Module) -> None:
     ],
 )
 @pytest.mark.parametrize("rows", [HISTORIES, HISTORIES[3:]])
-def test_the_cone_gives_the_plain_vectors_and_gradients(spec, insertion, rows):
+def test_training_gives_the_plain_vectors_and_gradients(spec, insertion, rows):
     backbone = Backbone(spec)
     disturbed(backbone)
     geometry = PatchGeometry(insertion, 4, (0, 2), cardinality=2, has_norms=True, has_cls=True)
@@ -43,21 +43,21 @@ def test_the_cone_gives_the_plain_vectors_and_gradients(spec, insertion, rows):
     disturbed(patch)
     tokens = frame_histories(rows, spec)
     plain = backbone.user_vectors(tokens, patch.weights())
-    quick = user_vectors(backbone, tokens, patch.weights())
-    slopes = torch.randn(plain.shape, generator=torch.Generator().manual_seed(2))
-    expected = torch.autograd.grad((plain * slopes).sum(), list(patch.parameters()))
-    found = torch.autograd.grad((quick * slopes).sum(), list(patch.parameters()))
-    torch.testing.assert_close(quick, plain, rtol=1e-4, atol=1e-5)
+    found_vectors = user_vectors(backbone, tokens, patch.weights())
+    gradient = torch.randn(plain.shape, generator=torch.Generator().manual_seed(2))
+    expected = torch.autograd.grad((plain * gradient).sum(), list(patch.parameters()))
+    found = torch.autograd.grad((found_vectors * gradient).sum(), list(patch.parameters()))
+    torch.testing.assert_close(found_vectors, plain, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_without_a_patch_the_cone_gives_the_plain_vectors():
+def test_without_a_patch_training_gives_the_plain_vectors():
     backbone = Backbone(SPEC)
     disturbed(backbone)
     tokens = frame_histories(HISTORIES, SPEC)
     with torch.no_grad():
-        plain, quick = backbone.user_vectors(tokens), user_vectors(backbone, tokens, None)
-    torch.testing.assert_close(quick, plain, rtol=1e-4, atol=1e-5)
+        plain, found_vectors = backbone.user_vectors(tokens), user_vectors(backbone, tokens, None)
+    torch.testing.assert_close(found_vectors, plain, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("spec", [SPEC, replace(SPEC, is_causal=False)])

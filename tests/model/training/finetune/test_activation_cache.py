@@ -1,4 +1,4 @@
-"""Training on kept trunk states computes what training through the whole backbone computes."""
+"""Training on cached activations computes what training through the whole backbone computes."""
 
 from dataclasses import replace
 
@@ -9,11 +9,14 @@ import torch
 from peterrec.model.network.backbone import Backbone, new_patch
 from peterrec.model.network.collate import frame_histories
 from peterrec.model.spec import FIRST_ITEM, BackboneSpec, PatchGeometry
-from peterrec.model.training.finetune.cone_training import user_vectors
-from peterrec.model.training.finetune.encoders import PatchedBackbone, UserRows
-from peterrec.model.training.finetune.frozen_trunk import FrozenTrunk
-from peterrec.model.training.finetune.grouped_blocks import GroupedBlocks
-from peterrec.model.training.finetune.kept_trunk import PatchedTop, keep_trunk, patch_encoder
+from peterrec.model.training.finetune.activation_cache import ActivationCache
+from peterrec.model.training.finetune.encoders import (
+    CachedPatchedBackbone,
+    PatchedBackbone,
+    UserRows,
+    patch_encoder,
+)
+from peterrec.model.training.finetune.forward import FieldBlocks, user_vectors
 from peterrec.model.training.finetune.patch_stack import PatchStack
 
 SPEC = BackboneSpec(item_count=50, channels=12, dilations=(1, 4, 2, 1), max_len=30)
@@ -56,12 +59,12 @@ def test_vectors_and_gradients_are_those_of_the_whole_backbone(geometry):
     backbone = trained_backbone()
     patch = trained_patch(backbone, geometry)
     encoder = patch_encoder(backbone, patch, histories=len(LENGTHS))
-    assert isinstance(encoder, PatchedTop)
-    kept = encoder.user_vectors(UserRows(histories(), torch.arange(len(LENGTHS))))
+    assert isinstance(encoder, CachedPatchedBackbone)
+    cached = encoder.user_vectors(UserRows(histories(), torch.arange(len(LENGTHS))))
     whole = user_vectors(backbone, frame_histories(histories(), SPEC), patch.weights())
-    torch.testing.assert_close(kept, whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(cached, whole, rtol=1e-4, atol=1e-5)
     parameters = tuple(p for p in patch.parameters() if p.numel())  # none at no block
-    found = torch.autograd.grad((kept**2).sum(), parameters)
+    found = torch.autograd.grad((cached**2).sum(), parameters)
     expected = torch.autograd.grad((whole**2).sum(), parameters)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
@@ -70,16 +73,16 @@ def test_embedded_padding_is_read_as_the_whole_backbone_reads_it():
     backbone = trained_backbone(replace(SPEC, padding="embedded"))
     patch = trained_patch(backbone, TOP)
     encoder = patch_encoder(backbone, patch, histories=len(LENGTHS))
-    kept = encoder.user_vectors(UserRows(histories(), torch.arange(len(LENGTHS))))
+    cached = encoder.user_vectors(UserRows(histories(), torch.arange(len(LENGTHS))))
     whole = user_vectors(backbone, frame_histories(histories(), backbone.spec), patch.weights())
-    torch.testing.assert_close(kept, whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(cached, whole, rtol=1e-4, atol=1e-5)
 
 
-def test_a_history_is_computed_once_however_often_it_is_met():
+def test_a_history_is_computed_once_however_often_it_is_read():
     backbone = trained_backbone()
-    trunk = FrozenTrunk(backbone, 2, capacity=len(LENGTHS))
-    first = trunk.slots(histories())
-    again = trunk.slots(histories()[::-1])
+    cache = ActivationCache(backbone, 2, capacity=len(LENGTHS))
+    first = cache.slots(histories())
+    again = cache.slots(histories()[::-1])
     assert torch.equal(again, first.flip(0))
 
 
@@ -89,12 +92,13 @@ def test_a_history_is_computed_once_however_often_it_is_met():
 def test_rows_of_several_tasks_each_pass_through_their_own_patch(geometry, first):
     backbone = trained_backbone()
     patches = [trained_patch(backbone, geometry, seed) for seed in range(3)]
-    trunk = FrozenTrunk(backbone, first, capacity=len(LENGTHS))
+    cache = ActivationCache(backbone, first, capacity=len(LENGTHS))
     names = [name for name, _ in patches[0].named_parameters()]
     stacked = {name: torch.stack([p.get_parameter(name) for p in patches]) for name in names}
     stack = PatchStack.of_branches(geometry, stacked)
-    states = trunk.states(trunk.slots(histories()))  # two rows for each of the three tasks
-    together = GroupedBlocks(backbone, first).user_vectors(states, stack)
+    states = cache.states(cache.slots(histories()))  # two rows for each of the three tasks
+    blocks = FieldBlocks(backbone, SPEC.frame_len, first)
+    together = blocks.user_vectors(states, stack)
     tokens = [frame_histories([row], SPEC) for row in histories()]
     alone = [
         user_vectors(backbone, row, patches[at // 2].weights()) for at, row in enumerate(tokens)
@@ -102,13 +106,13 @@ def test_rows_of_several_tasks_each_pass_through_their_own_patch(geometry, first
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
-def test_states_that_do_not_fit_in_float32_are_kept_in_half_of_it_or_not_at_all():
+def test_activations_that_do_not_fit_in_float32_are_stored_in_half_of_it_or_not_at_all():
     backbone = trained_backbone()
-    numbers = FrozenTrunk.history_numbers(backbone, 2)
+    numbers = ActivationCache.numbers_per_history(backbone, 2)
     limit = 2 * 10 * numbers
-    assert keep_trunk(backbone, 2, 5, limit)._kept.dtype == torch.float32
-    assert keep_trunk(backbone, 2, 10, limit)._kept.dtype == torch.bfloat16
-    assert keep_trunk(backbone, 2, 11, limit) is None
+    assert ActivationCache.within(backbone, 2, 5, limit).dtype == torch.float32
+    assert ActivationCache.within(backbone, 2, 10, limit).dtype == torch.bfloat16
+    assert ActivationCache.within(backbone, 2, 11, limit) is None
 
 
 @pytest.mark.parametrize(
@@ -120,7 +124,7 @@ def test_states_that_do_not_fit_in_float32_are_kept_in_half_of_it_or_not_at_all(
         (SPEC, TOP, 0),
     ],
 )
-def test_without_a_trunk_that_stays_the_whole_backbone_is_trained_through(spec, geometry, met):
+def test_without_cacheable_activations_training_runs_the_whole_backbone(spec, geometry, met):
     backbone = trained_backbone(spec)
     encoder = patch_encoder(backbone, trained_patch(backbone, geometry), met)
     assert isinstance(encoder, PatchedBackbone)
