@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from peterrec.model.errors import InvalidSpec
+from peterrec.model.network.collate import positions_read
 from peterrec.model.network.history_reader import ItemReader, find_items
 from peterrec.model.network.patch import Patch, PatchWeights
-from peterrec.model.spec import CLS, PAD, BackboneSpec, PatchGeometry
+from peterrec.model.spec import CLS, BackboneSpec, PatchGeometry
 
 INIT_STD = 0.02
 
@@ -104,8 +105,7 @@ class Backbone(nn.Module):
 
     def hidden(self, tokens: Tensor, patch: PatchWeights | None = None) -> Tensor:
         """Hidden states [B, T, C] of framed tokens int64 [B, T]."""
-        valid = tokens != PAD if self.spec.padding == "exact" else None
-        return self.encode(self.embed(tokens, patch), valid, patch)
+        return self.encode(self.embed(tokens, patch), positions_read(tokens, self.spec), patch)
 
     def user_vectors(self, tokens: Tensor, patch: PatchWeights | None = None) -> Tensor:
         """User vectors [B, C]: the state at the last position, plus the first if non-causal.
@@ -127,9 +127,7 @@ def pool(hidden: Tensor, tokens: Tensor, spec: BackboneSpec) -> Tensor:
     last = hidden[:, -1]
     if spec.is_causal:
         return last
-    if spec.padding == "embedded":
-        return last + hidden[:, 0]
-    first = (tokens != PAD).int().argmax(1)  # [B, T] -> [B]: where each row begins
+    first = positions_read(tokens, spec).int().argmax(1)  # [B, T] -> [B]: where each row begins
     return last + hidden[torch.arange(len(hidden), device=hidden.device), first]
 
 

@@ -198,8 +198,6 @@ class PackedBlocks:
         """Sequences at the first stage's input: embedded, or as their known states."""
         first, spec = chunk.sequences.stages[0], self.spec
         lengths = np.array([spec.framed_len(len(h)) for h in chunk.histories], dtype=np.int32)
-        if spec.padding == "embedded":
-            lengths[:] = spec.frame_len
         bases = self._bases(lengths)
         size = int(bases[2 * first.block, -1])
         x = self._buffers.states(size, spec.channels)

@@ -23,7 +23,7 @@ from peterrec.model.inference.batch_plan import (
     plan_sequences,
     resumed_sequences,
 )
-from peterrec.model.network.collate import Tokens
+from peterrec.model.network.collate import Tokens, items_of
 from peterrec.model.network.receptive_field import Plan
 from peterrec.model.spec import BackboneSpec
 
@@ -67,7 +67,7 @@ class ReadItems:
         """What the rows of a chunk read, in their order."""
         number: dict[int, int] = {}
         history = [number.setdefault(at, len(number)) for at in history_of[rows].tolist()]
-        items = [newest[row] for row in number]
+        items = [items_of(newest[row]) for row in number]
         starts = np.cumsum([0, *map(len, items)], dtype=np.int32)
         return cls(np.concatenate(items), starts, np.array(history, dtype=np.int32))
 
@@ -144,7 +144,8 @@ class ChunkPlanner:
         group = Group(0, 1, ref.geometry, ref.pool, np.array([ref.slot], dtype=np.int32))
         read = None
         if ref.geometry.queries:
-            read = ReadItems(newest, np.array([0, len(newest)], dtype=np.int32), ALONE)
+            items = items_of(newest)
+            read = ReadItems(items, np.array([0, len(items)], dtype=np.int32), ALONE)
         keys = [newest.tobytes()] if trunks.is_on else []
         known = trunks.get((keys[0], entry)) if keys and entry else None
         if known is not None:
@@ -174,8 +175,6 @@ class ChunkPlanner:
     def _cost(self, history: Indices, entry: int) -> tuple[int, int]:
         """Positions where a row's own blocks begin, and those of the trunk below, if any."""
         length = self._spec.framed_len(len(history))
-        if self._spec.padding == "embedded":
-            length = self._spec.frame_len
         trunk = int(self._counts[0, length]) if entry else 0
         return int(self._counts[2 * entry, length]), trunk
 

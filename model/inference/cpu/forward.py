@@ -17,7 +17,7 @@ from peterrec.model.inference.cpu.amx import may_use_tiles
 from peterrec.model.inference.cpu.blocks import PackedBlocks
 from peterrec.model.inference.cpu.chunks import Chunk, ChunkPlanner, TrunkState
 from peterrec.model.network.backbone import Backbone
-from peterrec.model.network.collate import Tokens
+from peterrec.model.network.collate import Tokens, filled
 
 CHUNK_POSITIONS = 1_600
 """Positions per chunk: the activations of one convolution then stay in the second cache."""
@@ -43,6 +43,7 @@ class PackedForward:
 
     def user_vectors(self, histories: Sequence[Tokens], refs: Sequence[SlotRef]) -> Tensor:
         """User vectors float32 [B, C]: history i through the backbone patched by slot i."""
+        histories = filled(histories, self._blocks.spec)
         chunks = self._planner.plan(histories, refs, self.trunk_states)
         done = self._run_all(chunks)
         for _, kept in done:

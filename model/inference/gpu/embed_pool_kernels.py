@@ -55,7 +55,6 @@ def _enter(  # type: ignore[no-untyped-def]  # Triton compiles it
     cls_ptr,
     PAD: tl.constexpr,
     CLS: tl.constexpr,
-    FRAME: tl.constexpr,
     IS_CAUSAL: tl.constexpr,
     HAS_CLS: tl.constexpr,
     C: tl.constexpr,
@@ -78,7 +77,7 @@ def _enter(  # type: ignore[no-untyped-def]  # Triton compiles it
     token = tl.load(items_ptr + start + items - offset, mask=is_item, other=PAD)
     is_cls = offset == 0
     if not IS_CAUSAL:  # the row begins with one too
-        is_cls = is_cls | (offset == (FRAME - 1 if FRAME > 0 else items + 1))
+        is_cls = is_cls | (offset == items + 1)
     token = tl.where(is_cls, CLS, token).to(tl.int64)
     x = tl.load(embedding_ptr + token[:, None] * C + c[None, :], mask=here, other=0.0)
     if HAS_CLS:
@@ -173,7 +172,6 @@ def enter(
         run.cls if run.cls is not None else embedding,
         PAD=PAD,
         CLS=CLS,
-        FRAME=spec.frame_len if spec.padding == "embedded" else 0,
         IS_CAUSAL=spec.is_causal,
         HAS_CLS=run.cls is not None,
         C=spec.channels,

@@ -36,7 +36,7 @@ from peterrec.model.inference.gpu.layout import (
 )
 from peterrec.model.inference.weight_pool import new_stream
 from peterrec.model.network.backbone import Backbone
-from peterrec.model.network.collate import Tokens
+from peterrec.model.network.collate import Tokens, filled
 
 CHUNK_ROWS = 512
 """Rows of a chunk, at most: the device begins with one while the next is planned."""
@@ -78,6 +78,7 @@ class FusedForward:
         out = torch.empty(len(refs), self.spec.channels, device=self._network.device)
         if not len(refs):
             return out
+        histories = filled(histories, self.spec)
         patches = RowPatches.of(refs, len(self._network.table.blocks))
         for use in patches.pools:
             use.pool.await_writes()
@@ -120,8 +121,6 @@ class FusedForward:
             [batch.histories[row] for row in sequences.histories.tolist()]
         )
         lengths = item_counts + self.spec.framed_len(0)
-        if self.spec.padding == "embedded":
-            lengths[:] = self.spec.frame_len
         counts = count_entries(sequences, lengths, self._network.table)
         return ChunkNumbers(
             sequences, items, item_counts, counts, [bases_of(own) for own in counts]

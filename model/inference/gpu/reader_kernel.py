@@ -14,7 +14,7 @@ from torch import Tensor
 
 from peterrec.model.inference.gpu.conv_kernel import gelu_tanh
 from peterrec.model.network.patch import READER
-from peterrec.model.spec import PatchGeometry
+from peterrec.model.spec import PAD, PatchGeometry
 
 ITEMS_AT_ONCE = 32
 
@@ -53,6 +53,7 @@ def _read_items(  # type: ignore[no-untyped-def]  # Triton compiles it
     BLOCK_Q: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    PAD: tl.constexpr,
 ):
     sequence = tl.load(sequences_ptr) + tl.program_id(0)
     if sequence >= tl.load(sequences_ptr + 1):
@@ -73,7 +74,8 @@ def _read_items(  # type: ignore[no-untyped-def]  # Triton compiles it
     pooled = tl.zeros((BLOCK_Q, BLOCK_C), dtype=tl.float32)
     for begin in range(0, count, BLOCK_T):
         is_item = begin + t < count
-        token = tl.load(items_ptr + start + begin + t, mask=is_item, other=0).to(tl.int64)
+        token = tl.load(items_ptr + start + begin + t, mask=is_item, other=PAD).to(tl.int64)
+        is_item = token != PAD
         here = is_item[:, None] & is_channel[None, :]
         x = tl.load(embedding_ptr + token[:, None] * C + c[None, :], mask=here, other=0.0)
         items = _normalise(x.to(tl.float32), is_channel, eps, C)
@@ -150,5 +152,6 @@ def read_items(
         BLOCK_Q=max(FEWEST, triton.next_power_of_2(geometry.queries)),
         BLOCK_H=triton.next_power_of_2(geometry.bottleneck),
         BLOCK_T=ITEMS_AT_ONCE,
+        PAD=PAD,
         num_warps=4,
     )
