@@ -1,4 +1,4 @@
-"""The mixed-task forward on a CPU: sequences of any length one after the other, nothing padded.
+"""The mixed-task forward on a CPU: packed sequences of any length, without padding.
 
 A chunk of sequences goes through a segment of blocks in one call
 (``model/inference/cpu/blocks.py``).
@@ -11,20 +11,20 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from peterrec.model.inference.activation_cache import TrunkStates
+from peterrec.model.inference.activation_cache import ActivationCache
 from peterrec.model.inference.batch_plan import SlotRef
 from peterrec.model.inference.cpu.amx import may_use_tiles
 from peterrec.model.inference.cpu.blocks import PackedBlocks
-from peterrec.model.inference.cpu.chunks import Chunk, ChunkPlanner, TrunkState
+from peterrec.model.inference.cpu.chunks import Activation, Chunk, ChunkPlanner
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.network.collate import Tokens, filled
 
 CHUNK_POSITIONS = 1_600
-"""Positions per chunk: the activations of one convolution then stay in the second cache."""
+"""Positions per chunk; the activations of one convolution then stay in the second-level cache."""
 
 
 class PackedForward:
-    """User vectors on a CPU. Used by one thread, which gives chunks to others if it may."""
+    """User vectors on a CPU. Used by one thread, which runs chunks on a pool of threads."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class PackedForward:
         threads = torch.get_num_threads()
         is_rounded = dtype == torch.bfloat16 and may_use_tiles()
         self._blocks = PackedBlocks(backbone, is_rounded)
-        self.trunk_states = TrunkStates(trunk_cache_bytes)
+        self.activation_cache = ActivationCache(trunk_cache_bytes)
         positions = chunk_positions or CHUNK_POSITIONS
         self._planner = ChunkPlanner(backbone.spec, self._blocks.counts, positions, threads)
         self._pool = ThreadPoolExecutor(threads, "forward") if threads > 1 else None
@@ -44,11 +44,11 @@ class PackedForward:
     def user_vectors(self, histories: Sequence[Tokens], refs: Sequence[SlotRef]) -> Tensor:
         """User vectors float32 [B, C]: history i through the backbone patched by slot i."""
         histories = filled(histories, self._blocks.spec)
-        chunks = self._planner.plan(histories, refs, self.trunk_states)
+        chunks = self._planner.plan(histories, refs, self.activation_cache)
         done = self._run_all(chunks)
         for _, kept in done:
             for state in kept:
-                self.trunk_states.put(state.key, state.states)
+                self.activation_cache.put(state.key, state.states)
         if len(chunks) == 1 and chunks[0].sequences.rows.tolist() == list(range(len(histories))):
             return done[0][0]
         out = torch.empty(len(histories), self._blocks.spec.channels)
@@ -56,8 +56,8 @@ class PackedForward:
             out[chunk.sequences.rows] = vectors
         return out
 
-    def _run_all(self, chunks: Sequence[Chunk]) -> list[tuple[Tensor, list[TrunkState]]]:
-        """Each chunk on one thread: products too small to share cost more in waiting for others."""
+    def _run_all(self, chunks: Sequence[Chunk]) -> list[tuple[Tensor, list[Activation]]]:
+        """Run each chunk on one thread: products this small are not worth sharing."""
         if self._pool is None:
             return [self._blocks.run(chunk) for chunk in chunks]
         threads = torch.get_num_threads()

@@ -139,8 +139,8 @@ def _patched(y: Tensor, out: Tensor, patch: PatchWeights, block: int, conv: int)
     at = 2 * block + conv if read[0] else block
     source = y if read[conv] == "input" else out
     hidden = functional.gelu(source @ patch.down[at] + patch.down_bias[at], approximate="tanh")
-    joined = out + hidden @ patch.up[at] + patch.up_bias[at]
-    return joined + source if patch.geometry.has_inner_skip else joined
+    branches = out + hidden @ patch.up[at] + patch.up_bias[at]
+    return branches + source if patch.geometry.has_inner_skip else branches
 
 
 def _read(backbone: Backbone, patch: PatchWeights, items: list[int]) -> Tensor:
