@@ -59,11 +59,6 @@ class WeightPool:
         self._stream = new_stream(device)
         self._is_writing = False
 
-    @property
-    def resident_slots(self) -> int:
-        """The number of slots in use."""
-        return self._used - len(self._free)
-
     def write(self, weights: Mapping[str, Tensor]) -> int:
         """Copy one tensor per name into a free slot and return the slot's number."""
         slot = self._free.pop() if self._free else self._next()

@@ -6,7 +6,7 @@ and more exact.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import local
 from typing import NamedTuple, Self
 from weakref import WeakKeyDictionary
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peterrec.model.inference.batch_plan import Group, Indices, Segment
+from peterrec.model.inference.activation_cache import ActivationKey
+from peterrec.model.inference.batch_plan import Group, Indices, Segment, Sequences
 from peterrec.model.inference.cpu.block_kernels import Scratch, run_blocks
-from peterrec.model.inference.cpu.chunks import Activation, Chunk, ReadItems, position_counts
 from peterrec.model.inference.cpu.conv_bfloat16 import packed_pairs, whole_tiles
 from peterrec.model.inference.cpu.conv_float32 import packed_panels
 from peterrec.model.inference.cpu.patch_kernel import branch, enter, width_of
@@ -25,9 +25,10 @@ from peterrec.model.inference.cpu.reader_kernel import read_items, reader_scratc
 from peterrec.model.inference.cpu.winograd import tile_table, winograd_weight
 from peterrec.model.inference.weight_pool import WeightPool
 from peterrec.model.network.backbone import Backbone, DilatedConv, ResidualBlock
-from peterrec.model.network.collate import frame_histories
+from peterrec.model.network.collate import frame_histories, items_of
 from peterrec.model.network.patch import READER
-from peterrec.model.network.receptive_field import ConvPlan, plan
+from peterrec.model.network.receptive_field import ConvPlan, Plan, plan
+from peterrec.model.spec import BackboneSpec
 
 SPLIT_BLOCKS = 1
 """Blocks at the bottom whose operands have two bfloat16 parts, nearly as exact as float32. Half of
@@ -73,6 +74,65 @@ class ConvArgs(NamedTuple):
     residual: int
     longest_in: int
     longest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows that run together.
+
+    ``histories`` belong to the sequences at the start. ``keys`` belong to all rows of the batch;
+    they are empty if no activations are to be cached. ``states`` are the cached block inputs of the
+    sequences, if they continue from these. ``read`` is present if a row's patch reads its items.
+    """
+
+    sequences: Sequences
+    histories: list[Indices]
+    keys: list[bytes]
+    states: list[Tensor] = field(default_factory=list)
+    read: "ReadItems | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadItems:
+    """Items int32 of the distinct histories that a chunk's rows read.
+
+    History ``i`` is ``tokens[offsets[i] : offsets[i + 1]]``; ``history`` [rows] is each
+    row's number.
+    """
+
+    tokens: Indices
+    offsets: Indices
+    history: Indices
+
+    @classmethod
+    def of(cls, rows: Indices, newest: Sequence[Indices], history_of: Indices) -> "ReadItems":
+        """Collect the items of the rows of a chunk, in their order."""
+        number: dict[int, int] = {}
+        history = [number.setdefault(at, len(number)) for at in history_of[rows].tolist()]
+        items = [items_of(newest[row]) for row in number]
+        offsets = np.cumsum([0, *map(len, items)], dtype=np.int32)
+        return cls(np.concatenate(items), offsets, np.array(history, dtype=np.int32))
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """A history's block input, from which later rows may continue."""
+
+    key: ActivationKey
+    states: Tensor
+
+
+def position_counts(needed: Plan, spec: BackboneSpec) -> Indices:
+    """Number of positions of a row before and after each convolution, [2·blocks + 1, length].
+
+    The positions of a shorter row are the newest ones of the longest row.
+    """
+    outputs = [needed.inputs]
+    for block in needed.blocks:
+        outputs += [block.first.outputs, block.second.outputs]
+    lengths = np.arange(spec.frame_len + 1)
+    below = [np.searchsorted(positions[::-1], lengths, side="left") for positions in outputs]
+    return np.array(below, dtype=np.int32)
 
 
 class Storage(NamedTuple):
