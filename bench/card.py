@@ -1,7 +1,8 @@
-"""One user, many tasks: a hundred tasks for one history against one; the next task later on.
+"""One user, many tasks: a hundred tasks for one history against one task; and repeated histories.
 
-``trunk_cache`` is the time of a task with patches in the top two blocks when the history was asked
-before (for another task) over the time when it was not; ``trunk_cache_reader`` is that of a reader.
+``trunk_cache`` is the time of a task with patches in the top two blocks when the history's
+activations are cached (from another task) over the time when they are not; ``trunk_cache_reader``
+is this ratio for a task with an item reader only.
 """
 
 import argparse
@@ -23,7 +24,7 @@ PLACES: dict[str, tuple[tuple[int, ...], int]] = {
     "top1": ((7,), 0),
     "reader": ((), 8),
 }
-"""Patched blocks, and queries of a reader."""
+"""Patched blocks and queries of the item reader, by name."""
 
 
 def main(arguments: list[str]) -> None:
@@ -37,7 +38,7 @@ def main(arguments: list[str]) -> None:
 
 
 def run(options: argparse.Namespace) -> Report:
-    """One thread, patches in all blocks, in the top ones only, or a reader beside them."""
+    """Measure on one thread: patches in all blocks, in the top ones, or an item reader only."""
     torch.set_num_threads(1)
     figures: dict[str, float] = {}
     rows: list[list[str]] = []
@@ -64,7 +65,7 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def _trunk_cache(options: argparse.Namespace, place: str) -> float:
-    """Each repeat asks for a history of its own, twice: the second time its trunk is known."""
+    """Time of the second request for a history over the first; each repeat has a new history."""
     blocks, queries = PLACES[place]
     shape = FleetShape(2, options.channels, blocks=blocks, queries=queries)
     tasks = resident_tasks(shape, trunk_cache_bytes=1 << 26)

@@ -1,8 +1,8 @@
-"""The bare forward on a CPU core: against a loop over tasks, a gathered product, and the core.
+"""The bare forward on one CPU core, against a loop over tasks, a gathered product and the core.
 
-``vs_loop``: the plain padded forward, once per distinct task. ``vs_bmm``: one padded float32
-forward whose patches are gathered and applied with ``torch.bmm``. ``gemm_share``: useful
-arithmetic per second over the best rate of a large matrix product on the same core.
+``vs_loop`` compares with the plain padded forward, run once per distinct task; ``vs_bmm`` with one
+padded float32 forward whose patches are gathered and applied by ``torch.bmm``. ``gemm_share`` is
+the useful arithmetic per second over the best rate of a large matrix product on the same core.
 """
 
 import argparse
@@ -26,15 +26,16 @@ from bench.random_fleet import FleetShape
 from bench.report import Report
 
 LARGE = 2048
+"""Rows and columns of the large product."""
 
 SMALLEST_OF_WIDTHS = {"vs_loop", "vs_bmm_fp32", "vs_bmm_bf16", "ragged"}
-"""Figures quoted for the width where they are worst."""
+"""Figures that are reported for the width with the worst value."""
 
 OF_WIDEST = {
     *("gemm_share_fp32", "gemm_share_bf16", "floor_share", "batch1_ms", "gpu_mixed"),
     *("vs_eager", "vs_compile", "vs_graph"),
 }
-"""Figures quoted for the widest."""
+"""Figures that are reported for the widest backbone."""
 
 
 def main(arguments: list[str]) -> None:
@@ -43,14 +44,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--channels", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--tasks", type=int, default=500)
     parser.add_argument("--rows", type=int, default=128)
-    parser.add_argument("--device", default="cpu", help="on cuda other figures are taken")
-    parser.add_argument("--large-rows", type=int, default=2048, help="on cuda: a full device's")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; cuda has other figures")
+    parser.add_argument("--large-rows", type=int, default=2048, help="rows that fill a GPU")
     parser.add_argument("--repeats", type=int, default=7)
     run(parser.parse_args(arguments)).show()
 
 
 def run(options: argparse.Namespace) -> Report:
-    """One thread; every contender answers the same rows, checked against each other."""
+    """Measure on one thread; all contenders answer the same rows, and answers are compared."""
     torch.set_num_threads(1)
     figures: dict[str, float] = {}
     rows: list[list[str]] = []
@@ -70,7 +71,7 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def measure(shape: FleetShape, options: argparse.Namespace) -> dict[str, float]:
-    """All figures of one size."""
+    """Measure all figures of one size."""
     exact, narrow = resident_tasks(shape), resident_tasks(shape, torch.bfloat16)
     chosen = np.random.default_rng(3).integers(0, shape.tasks, options.rows).tolist()
     full = random_histories(shape, np.full(options.rows, LONGEST))
@@ -106,11 +107,11 @@ def measure(shape: FleetShape, options: argparse.Namespace) -> dict[str, float]:
 
 
 class LargeProduct:
-    """A large matrix product by the fastest that PyTorch has.
+    """A large matrix product by the fastest library that PyTorch has.
 
-    That is oneDNN with a weight laid out beforehand, where it is there: PyTorch's default in
-    float32 (MKL) runs at less than half its rate on processors that are not Intel's. On a processor
-    without products of bfloat16 it is in float32, as our forward is.
+    Where available this is oneDNN with a weight laid out beforehand: PyTorch's default in float32
+    (MKL) reaches less than half its rate on processors that are not Intel's. On a processor without
+    bfloat16 products it is in float32, like our forward.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:

@@ -1,4 +1,4 @@
-"""What the mixed forward is compared with, and the rows that all of them answer."""
+"""The forwards that the mixed forward is compared with, and the rows that all of them answer."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ def zipf_lengths(rows: int) -> np.ndarray:
 
 
 def useful_operations(shape: FleetShape) -> float:
-    """Multiplications and additions of one row of 50 items: products only, cone positions only."""
+    """Multiplications and additions in the products of one row of 50 items."""
     spec_positions = plan(BackboneSpec(shape.items, shape.channels), LONGEST + 1).conv_positions
     conv = 2 * 3 * shape.channels**2
     patch = 2 * 2 * shape.channels * shape.geometry.bottleneck
@@ -39,7 +39,7 @@ def useful_operations(shape: FleetShape) -> float:
 
 
 def require_equal(ours: Tensor, theirs: Tensor, tolerance: float = 1e-4) -> None:
-    """Stop the measurement if user vectors differ by more than this part of the largest."""
+    """Stop the measurement if user vectors differ by more than ``tolerance`` of the largest."""
     error = ((ours.float() - theirs.float()).abs().max() / theirs.abs().max()).item()
     if not error <= tolerance:
         raise SystemExit(f"the contenders disagree: relative error {error:.2g}")
@@ -84,7 +84,7 @@ Network = Callable[[Tensor, Tensor], Tensor]
 
 
 class GatheredForward:
-    """What a good engineer writes first: one padded forward, patches gathered, ``torch.bmm``.
+    """A straightforward mixed forward: one padded batch, gathered patches, ``torch.bmm``.
 
     All rows have one length, so nothing is masked.
     """
@@ -129,7 +129,7 @@ class GatheredForward:
     def user_vectors(
         self, histories: list[Tokens], refs: Sequence[SlotRef], network: Network | None = None
     ) -> Tensor:
-        """User vectors [B, C], by ``network`` if it is not this one."""
+        """User vectors [B, C], computed by ``network`` if it is given."""
         slots = torch.tensor([ref.slot for ref in refs], device=self.device)
         tokens = frame_histories(histories, self.spec).to(self.device)
         return (network or self.network)(tokens, slots)

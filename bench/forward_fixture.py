@@ -1,4 +1,4 @@
-"""Random tasks resident beside a random backbone, for measurements of the bare forward."""
+"""Random tasks on a random backbone, for measurements of the bare forward."""
 
 import tempfile
 import time
@@ -53,7 +53,7 @@ def random_histories(shape: FleetShape, lengths: np.ndarray, seed: int = 0) -> l
 def paired_seconds(
     contenders: Mapping[str, Callable[[], object]], repeats: int
 ) -> dict[str, list[float]]:
-    """Seconds of each contender, run in turn so that noise hits all alike; one run warms up."""
+    """Seconds of each contender; they run in turn, so noise affects all alike. One run warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for repeat in range(repeats + 1):
         for name, work in contenders.items():

@@ -1,8 +1,8 @@
-"""The bare forward on a GPU: against the card, a loop over tasks, and a gathered product.
+"""The bare forward on a GPU, against the card's rate, a loop over tasks and a gathered product.
 
-Everything that is compared starts from histories and slots on the host, so that planning counts,
-but for times *on the device*: these are taken between two events while the device still sleeps,
-so that the host is far ahead and nothing of it is in them.
+All contenders start from histories and slots on the host, so planning counts. Times *on the device*
+are the exception: they are measured between two events that are queued while the device sleeps, so
+that the host is far ahead and its time is not included.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from peterrec.model.network.collate import Tokens
 LARGE = 8192
 COPIED_BYTES = 1 << 30
 HEAD_START_CYCLES = 40_000_000
-"""How long the device sleeps before a measurement: some 20 ms."""
+"""Cycles that the device sleeps before a measurement: about 20 ms."""
 
 READER_QUERIES, CARD_TASKS = 8, 100
 
@@ -45,7 +45,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
 def measure_gpu(shape: FleetShape, options: argparse.Namespace) -> dict[str, float]:
-    """All figures of one size."""
+    """Measure all figures of one size."""
     torch.backends.cudnn.allow_tf32 = False  # the loop's convolutions would lose three digits
     narrow = resident_tasks(shape, torch.bfloat16, device=options.device)
     figures = _exact(shape, options)
@@ -57,7 +57,7 @@ def measure_gpu(shape: FleetShape, options: argparse.Namespace) -> dict[str, flo
 
 
 def _exact(shape: FleetShape, options: argparse.Namespace) -> dict[str, float]:
-    """Float32 throughout, against the plain loop, and lengths as they come."""
+    """Measure float32 against the plain loop, and with histories of mixed lengths."""
     batch = _batch(resident_tasks(shape, device=options.device), shape, options.rows)
     full = _histories(shape, options.rows)
     short = random_histories(shape, zipf_lengths(options.rows))
@@ -81,7 +81,7 @@ def _exact(shape: FleetShape, options: argparse.Namespace) -> dict[str, float]:
 def _against_gathered(
     batch: Batch, histories: list[Tokens], repeats: int, suffix: str
 ) -> dict[str, float]:
-    """In bfloat16, the gathered forward as it is, compiled, and as a graph."""
+    """Measure bfloat16 against the gathered forward: eager, compiled, and as a CUDA graph."""
     gathered = GatheredForward(batch.tasks, torch.bfloat16)
     run = partial(gathered.user_vectors, histories, batch.refs)
     networks = {
@@ -99,7 +99,7 @@ def _against_gathered(
 def _against_itself(
     batch: Batch, histories: list[Tokens], repeats: int, suffix: str
 ) -> dict[str, float]:
-    """In bfloat16, the same rows of one task, and shorter rows; nothing else runs in between."""
+    """Measure bfloat16 rows of different tasks against rows of one task and shorter rows."""
     one = Batch(batch.tasks, [batch.chosen[0]] * len(batch.chosen))
     lengths = zipf_lengths(len(histories)).tolist()
     short: list[Tokens] = [h[-n:] for h, n in zip(histories, lengths, strict=True)]
@@ -124,7 +124,7 @@ def _against_itself(
 def _on_device(
     tasks: ResidentTasks, shape: FleetShape, options: argparse.Namespace
 ) -> dict[str, float]:
-    """Times on the device, and what the card could do at best."""
+    """Measure times on the device and the card's best rates."""
     rows, operations = options.large_rows, useful_operations(shape)
     many, histories = _batch(tasks, shape, rows), _histories(shape, rows)
     alone, history = Batch(tasks, [0]), histories[:1]
@@ -153,8 +153,10 @@ def _on_device(
 def _reading(
     tasks: ResidentTasks, shape: FleetShape, options: argparse.Namespace
 ) -> dict[str, float]:
-    """What a reader beside every patch costs the large batch, and a card of readers alone: one
-    history for many tasks, of which nothing but the reader is a task's own."""
+    """Measure item readers: added to every patch of the large batch, and alone.
+
+    Alone, many tasks answer one history, and each task has nothing but a reader.
+    """
     both = replace(shape, queries=READER_QUERIES)
     histories = _histories(shape, options.large_rows)
     many = _batch(tasks, shape, options.large_rows)
@@ -178,7 +180,7 @@ def _reading(
 
 
 def captured(gathered: GatheredForward, histories: list[Tokens], batch: Batch) -> Network:
-    """The gathered forward as a CUDA graph for so many rows of this length."""
+    """Capture the gathered forward as a CUDA graph for this number of rows of this length."""
     tokens = torch.zeros(len(histories), gathered.spec.frame_len, dtype=torch.int64, device="cuda")
     slots = torch.zeros(len(histories), dtype=torch.int64, device="cuda")
     with torch.inference_mode():
@@ -200,7 +202,7 @@ def captured(gathered: GatheredForward, histories: list[Tokens], batch: Batch) -
 def device_seconds(
     contenders: Mapping[str, Callable[[], object]], repeats: int
 ) -> dict[str, list[float]]:
-    """Seconds on the device, run in turn; none may wait for the device."""
+    """Seconds on the device of contenders run in turn; none may wait for the device."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for repeat in range(-2, repeats):  # the second time a shape is captured
         for name, work in contenders.items():
@@ -236,7 +238,7 @@ def copy_bandwidth(repeats: int) -> float:
 
 
 def _fewest_bytes(tasks: ResidentTasks, chosen: Sequence[int]) -> float:
-    """What a forward must read and write: weights and patches once, items, user vectors."""
+    """Fewest bytes that a forward moves: weights and patches once, items, user vectors."""
     spec, pool = tasks.backbone.spec, tasks.refs[0].pool
     weights = sum(p.numel() for p in tasks.backbone.blocks.parameters()) * pool.dtype.itemsize
     embedded = len(chosen) * spec.frame_len * spec.channels * pool.dtype.itemsize

@@ -1,4 +1,4 @@
-"""What a mix of tasks costs: rows of all different tasks against the same rows of one task."""
+"""The cost of mixing tasks: rows of all different tasks against the same rows of one task."""
 
 import argparse
 from functools import partial
@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> None:
 
 
 def run(options: argparse.Namespace) -> Report:
-    """One thread; all tasks have the same geometry, as all rows have one length."""
+    """Measure on one thread; all tasks have one geometry and all rows one length."""
     torch.set_num_threads(1)
     figures: dict[str, float] = {}
     rows: list[list[str]] = []

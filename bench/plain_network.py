@@ -1,4 +1,4 @@
-"""NextItNet as one would write it first: what training is measured against."""
+"""A straightforward NextItNet, which training is measured against."""
 
 import argparse
 import statistics
@@ -14,7 +14,7 @@ CLASSES = 5
 
 
 class PlainNextItNet(nn.Module):
-    """The first thing one would write: no cone, no packing, no sampling."""
+    """NextItNet without receptive field, packing or sampling."""
 
     def __init__(self, items: int, channels: int) -> None:
         super().__init__()
@@ -49,14 +49,14 @@ class PlainNextItNet(nn.Module):
         return functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
     def class_loss(self, tokens: Tensor) -> Tensor:
-        """Mean cross-entropy of a class read at the last position; everything is trained."""
+        """Mean cross-entropy of a class predicted at the last position; all weights are trained."""
         return functional.cross_entropy(self.classes(self(tokens)[:, -1]), tokens[:, 0] % CLASSES)
 
 
 def plain_rate(
     network: PlainNextItNet, options: argparse.Namespace, loss_of: Callable[[Tensor], Tensor]
 ) -> float:
-    """Sequences per second of whole steps, the first one not counted."""
+    """Sequences per second of whole training steps, without the first one."""
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     generator = torch.Generator().manual_seed(0)
     shape = (options.batch, options.history + 1)

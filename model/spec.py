@@ -10,7 +10,7 @@ from peterrec.model.insertions import CONVS, INSERTIONS, Insertion, InsertionNam
 from peterrec.model.kinds import KINDS
 
 PAD, UNK, CLS, MASK = 0, 1, 2, 3
-"""Token ids of the embedding's first rows: four different ids (the published code shares one)."""
+"""Token ids of the embedding's first rows; the published code has one id for all four."""
 
 FIRST_ITEM = 4
 """Token id of the vocabulary's first item."""
@@ -27,11 +27,11 @@ def _require(is_valid: bool, message: str, hint: str = "") -> None:
 
 @dataclass(frozen=True, slots=True)
 class BackboneSpec:
-    """Architecture of a NextItNet backbone (WSDM 2019): all but the weights.
+    """Architecture of a NextItNet backbone (WSDM 2019), without the weights.
 
-    ``padding`` is ``exact`` (the answer is that of the unpadded history) or ``embedded`` (the
-    history is left-padded to ``max_len`` with PAD tokens that pass through the network, as the
-    published code does). ``max_len`` counts items; ``[CLS]`` comes on top.
+    ``padding`` is ``exact`` (padding does not change the answer) or ``embedded`` (histories are
+    left-padded to ``max_len`` with PAD tokens that pass through the network, as in the published
+    code; ``model/network/collate.py``). ``max_len`` counts items; ``[CLS]`` is extra.
     """
 
     item_count: int
@@ -63,16 +63,16 @@ class BackboneSpec:
 
     @property
     def conv_dilations(self) -> tuple[int, ...]:
-        """Dilation of every convolution, bottom to top: d and 2d for each block."""
+        """Dilations of all convolutions, bottom to top: d and 2d for each block."""
         return tuple(d * factor for d in self.dilations for factor in (1, 2))
 
     @property
     def frame_len(self) -> int:
-        """Tokens of a full history: a causal one ends in [CLS], a non-causal one also begins so."""
+        """Tokens of a full history: it ends in [CLS] and, if non-causal, begins with it too."""
         return self.framed_len(self.max_len)
 
     def framed_len(self, items: int) -> int:
-        """Tokens of a history of ``items``, without padding."""
+        """Tokens of a history of ``items`` items, without padding."""
         return items + (1 if self.is_causal else 2)
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON document
@@ -95,14 +95,13 @@ class BackboneSpec:
 
 @dataclass(frozen=True, slots=True)
 class PatchGeometry:
-    """Where a task's patch sits and how wide it is (PeterRec section 3.3, figure 3).
+    """Place and width of a task's patch (PeterRec section 3.3, figure 3).
 
     ``bottleneck`` is the folded width: the sum over the ``cardinality`` branches it was trained
     with. ``blocks`` are the patched residual blocks, ascending. ``has_inner_skip`` adds the source
-    itself in the parallel insertion (``y = conv(x) + x + f(x)``), as the published code does.
-    With ``queries`` the patch also reads the history's items beside the network: so many attention
-    queries pool their vectors into a bottleneck of the same width
-    (``model/network/history_reader.py``).
+    itself in the parallel insertion (``y = conv(x) + x + f(x)``), as in the published code. With
+    ``queries`` > 0 the patch also has an item reader: this number of attention queries pool the
+    history's items into a bottleneck of the same width (``model/network/history_reader.py``).
     """
 
     insertion: InsertionName
@@ -119,7 +118,7 @@ class PatchGeometry:
         _require(self.bottleneck >= 1, f"bottleneck is {self.bottleneck}, at least 1 is needed.")
         _require(
             self.cardinality >= 1 and self.bottleneck % self.cardinality == 0,
-            f"bottleneck {self.bottleneck} is no multiple of cardinality {self.cardinality}.",
+            f"bottleneck {self.bottleneck} is not a multiple of cardinality {self.cardinality}.",
         )
         ascending = all(a < b for a, b in zip(self.blocks, self.blocks[1:], strict=False))
         _require(ascending, f"blocks {self.blocks} are not ascending.")
@@ -132,7 +131,7 @@ class PatchGeometry:
 
     @property
     def record(self) -> Insertion:
-        """What ``insertion`` names."""
+        """The record of the insertion."""
         return INSERTIONS[self.insertion]
 
     @property
@@ -146,7 +145,7 @@ class PatchGeometry:
         return self.record.convs_per_block * len(self.blocks)
 
     def conv_index(self, block: int, conv: int) -> int | None:
-        """Position in the stacked tensors of the bottleneck at ``conv`` (0 or 1) of ``block``."""
+        """Index in the stacked tensors of the bottleneck at ``conv`` (0 or 1) of ``block``."""
         if block not in self.blocks:
             return None
         per_block = self.record.convs_per_block
@@ -154,7 +153,7 @@ class PatchGeometry:
         return None if at < 0 else self.blocks.index(block) * per_block + at
 
     def norm_index(self, block: int, conv: int) -> int | None:
-        """Position in the stacked norms of the trained LayerNorm after ``conv`` of ``block``."""
+        """Index in the stacked norms of the LayerNorm after ``conv`` of ``block``, if trained."""
         is_trained = self.has_norms and conv == 1 and block in self.blocks
         return self.blocks.index(block) if is_trained else None
 
@@ -181,7 +180,7 @@ class PatchGeometry:
 
 @dataclass(frozen=True, slots=True)
 class HeadSpec:
-    """A task's output layer: ``logits = u W^T + b`` with ``outputs`` rows, decoded by its kind."""
+    """A task's output layer: ``logits = u W^T + b`` with ``outputs`` rows, decoded by kind."""
 
     kind: HeadKind
     outputs: int
@@ -206,5 +205,5 @@ class HeadSpec:
 
 
 def vocabulary_digest(items: list[str]) -> str:
-    """sha256 of the ordered item vocabulary; the same items in another order give another one."""
+    """sha256 of the ordered item vocabulary; another order gives another digest."""
     return hashlib.sha256(json.dumps(items, ensure_ascii=False).encode()).hexdigest()

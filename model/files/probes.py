@@ -1,4 +1,4 @@
-"""Probes: a few histories with the logits the trainer's plain forward gives for them."""
+"""Probes: a few histories with the logits that the trainer's reference forward gives."""
 
 from collections.abc import Sequence
 
@@ -12,6 +12,7 @@ from peterrec.model.network.patch import PatchWeights
 from peterrec.model.spec import PAD
 
 MAX_COLUMNS = 64
+"""Most outputs of a head that probes record."""
 
 
 @torch.no_grad()
@@ -20,7 +21,7 @@ def probe_tensors(
 ) -> dict[str, np.ndarray]:
     """The ``probe.`` tensors of a bundle: histories int32 [n, max_len], columns, logits [n, m].
 
-    Columns are spread evenly over the outputs. Include an empty history: it is the cold start.
+    Columns are spread evenly over the outputs. Include an empty history, the cold start.
     """
     max_len = backbone.spec.max_len
     packed = np.full((len(histories), max_len), PAD, dtype=np.int32)

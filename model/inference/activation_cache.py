@@ -1,40 +1,39 @@
-"""States of recent users below the blocks that tasks patch: bounded, the oldest leave first."""
+"""Cached activations of recent users below the blocks that tasks patch."""
 
-from collections import OrderedDict
-
+from cachetools import LRUCache
 from torch import Tensor
 
-TrunkKey = tuple[bytes, int]
-"""A history's tokens as the network reads them, and the block whose input is kept."""
+ActivationKey = tuple[bytes, int]
+"""A history's tokens as the network reads them, and the block whose input is cached."""
 
 
-class TrunkStates:
-    """Block inputs [N, C] by history. Used by one thread, the device's owner."""
+class ActivationCache:
+    """Block inputs [N, C] by history, up to ``limit_bytes``; the least recently used leave first.
+
+    Used by one thread, the device's owner.
+    """
 
     def __init__(self, limit_bytes: int) -> None:
-        self.size_bytes = 0
         self.hits = 0
-        self._limit_bytes = limit_bytes
-        self._states: OrderedDict[TrunkKey, Tensor] = OrderedDict()
+        self._states: LRUCache[ActivationKey, Tensor] = LRUCache(limit_bytes, lambda t: t.nbytes)
 
     @property
     def is_on(self) -> bool:
-        """False if nothing may be kept."""
-        return self._limit_bytes > 0
+        """False if nothing may be cached."""
+        return self._states.maxsize > 0
 
-    def get(self, key: TrunkKey) -> Tensor | None:
-        """The states of a history, which then counts as the most recent."""
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all cached activations."""
+        return int(self._states.currsize)
+
+    def get(self, key: ActivationKey) -> Tensor | None:
+        """The activations of a history, which then counts as the most recently used."""
         found = self._states.get(key)
-        if found is not None:
-            self.hits += 1
-            self._states.move_to_end(key)
+        self.hits += found is not None
         return found
 
-    def put(self, key: TrunkKey, states: Tensor) -> None:
-        """Keep ``states``, if they fit at all."""
-        if states.nbytes > self._limit_bytes or key in self._states:
-            return
-        self._states[key] = states
-        self.size_bytes += states.nbytes
-        while self.size_bytes > self._limit_bytes:
-            self.size_bytes -= self._states.popitem(last=False)[1].nbytes
+    def put(self, key: ActivationKey, states: Tensor) -> None:
+        """Cache ``states`` unless the key is known or they exceed the limit alone."""
+        if key not in self._states and states.nbytes <= self._states.maxsize:
+            self._states[key] = states

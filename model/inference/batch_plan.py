@@ -1,8 +1,8 @@
-"""Which rows of a chunk run together where: one sequence per history until the tasks part.
+"""Plans which rows of a chunk share computation: one sequence per history until the tasks diverge.
 
-Below the first block that a patch touches, a row computes what every row of the same history
-computes. So a chunk starts with one sequence per distinct history, and rows branch off at the block
-where their patch begins: a *stage* is a stretch of blocks between two such points.
+Below the first block that a patch touches, all rows of one history compute the same. So a chunk
+starts with one sequence per distinct history, and rows branch off at the block where their patch
+begins. A *segment* is a run of blocks between two such branch points.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ from peterrec.model.spec import PatchGeometry
 Indices = npt.NDArray[np.int32]
 
 SHARED_OVERDRAFT = 3
-"""So many chunks' worth of rows of one history may join one chunk, so that its trunk runs once."""
+"""How many chunks' worth of rows of one history may share one chunk and its trunk."""
 
 
 class SlotRef(NamedTuple):
-    """Where a row's patch lies; pools hold the tensors of ``PatchGeometry.shapes`` by name."""
+    """A row's patch: a slot of a pool of the tensors in ``PatchGeometry.shapes``."""
 
     geometry: PatchGeometry
     pool: WeightPool
@@ -41,7 +41,7 @@ class PoolUse:
 
 @dataclass(frozen=True, slots=True)
 class RowPatches:
-    """Where the patches of a batch's rows lie: each row's pool by number [B], and its slot [B].
+    """The patches of a batch's rows: each row's pool by number [B], and its slot there [B].
 
     ``pools`` are those of the batch, in the order of the blocks where their patches begin.
     """
@@ -52,7 +52,7 @@ class RowPatches:
 
     @classmethod
     def of(cls, refs: Sequence[SlotRef], block_count: int) -> "RowPatches":
-        """Row i has ``refs[i]``: looked at once here, and never again row by row."""
+        """Collect ``refs``, one per row; this is the only pass over them row by row."""
         geometries, pools, slots_of = zip(*refs, strict=True) if refs else ((), (), ())
         found = dict(zip(pools, geometries, strict=True))
         uses = [PoolUse(own, pool, entry_block(own, block_count)) for pool, own in found.items()]
@@ -66,13 +66,13 @@ class RowPatches:
 
     @property
     def leave_trunk(self) -> bool:
-        """True if some patches begin above blocks that rows of one history could share."""
+        """True if a patch begins above blocks that rows of one history could share."""
         return any(use.entry for use in self.pools)
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Neighbouring sequences [start, stop) whose patches lie in one pool, at ``slots``."""
+    """Neighbouring sequences [start, stop) whose patches are in one pool, at ``slots``."""
 
     start: int
     stop: int
@@ -82,44 +82,44 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
-    """Rows that branch off at a stage: their histories, and their sequences in the stage before."""
+class Branches:
+    """Rows that branch off where a segment begins: their histories, and the sequences they copy."""
 
     histories: Indices
     sequences: Indices
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """The blocks from ``block`` on.
+class Segment:
+    """The blocks from ``block`` up to the next segment.
 
-    ``select`` has each sequence's sequence in the stage before, or is None if they are the same.
+    ``gather`` has the number of each sequence in the segment before; None if numbers are equal.
     """
 
     block: int
-    select: Indices | None
+    gather: Indices | None
     groups: list[Group]
-    joined: Joined | None = None
+    branches: Branches | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """A chunk: the histories of its first sequences, its stages, and the rows of its last ones."""
+    """A chunk: histories of the sequences that begin, the segments, and rows of those that end."""
 
     histories: Indices
-    stages: list[Stage]
+    segments: list[Segment]
     rows: Indices
 
 
 def entry_block(geometry: PatchGeometry, block_count: int) -> int:
-    """The first block whose output depends on the patch; a patch's own [CLS] enters below it."""
+    """The first block whose input or weights depend on the patch; 0 if it has its own [CLS]."""
     if geometry.has_cls:
         return 0
     return geometry.blocks[0] if geometry.blocks else block_count
 
 
 def number_histories(newest: Sequence[Indices]) -> tuple[list[bytes], Indices]:
-    """A key for each row's history, and the first row that has the same one [B]."""
+    """A key for each row's history, and for each row the first row with that history [B]."""
     keys = [history.tobytes() for history in newest]
     first: dict[bytes, int] = {}
     history_of = [first.setdefault(key, row) for row, key in enumerate(keys)]
@@ -127,7 +127,7 @@ def number_histories(newest: Sequence[Indices]) -> tuple[list[bytes], Indices]:
 
 
 def stable_order(numbers: Indices) -> Indices:
-    """What sorts numbers of 0 or more: in a third of the time if they fit in two bytes."""
+    """Indices that sort numbers >= 0 stably; a sort of two bytes takes a third of the time."""
     keys = numbers.astype(np.uint16) if numbers.max() < 1 << 16 else numbers
     return keys.argsort(kind="stable").astype(np.int32)
 
@@ -138,36 +138,36 @@ def plan_sequences(rows: Indices, history_of: Indices, patches: RowPatches) -> S
     histories = history_of[rows]
     entries = {at: patches.pools[at].entry for at in spans}
     first, trunk, branched = histories, histories[:0], 0
-    stages: list[Stage] = []
+    segments: list[Segment] = []
     for block in sorted({0, *entries.values()}):
         begun = [at for at in spans if entries[at] <= block]
         until = spans[begun[-1]].stop if begun else 0
         still = _distinct(histories[until:])
         groups = _groups({at: spans[at] for at in begun}, len(still), rows, patches)
         if block == 0:  # its sequences: one per history of the trunk, then the branched rows
-            stages.append(Stage(0, None, groups))
+            segments.append(Segment(0, None, groups))
             first = np.concatenate([still, histories[:until]]) if len(still) else histories
         else:
             leaving = histories[branched:until]
-            joined = Joined(leaving, trunk.searchsorted(leaving).astype(np.int32))
+            branches = Branches(leaving, trunk.searchsorted(leaving).astype(np.int32))
             own = np.arange(len(trunk), len(trunk) + branched)
-            select = np.concatenate(
-                [trunk.searchsorted(still), own, joined.sequences], dtype=np.int32
+            gather = np.concatenate(
+                [trunk.searchsorted(still), own, branches.sequences], dtype=np.int32
             )
-            is_same = np.array_equal(select, np.arange(len(trunk) + branched))
-            stages.append(Stage(block, None if is_same else select, groups, joined))
+            is_same = np.array_equal(gather, np.arange(len(trunk) + branched))
+            segments.append(Segment(block, None if is_same else gather, groups, branches))
         trunk, branched = still, until
-    return Sequences(first, stages, rows)
+    return Sequences(first, segments, rows)
 
 
 def resumed_sequences(rows: Indices, patches: RowPatches, block: int) -> Sequences:
-    """Rows that all go on from known states at ``block``: each row is a sequence of its own."""
+    """Plan rows that continue from known states at ``block``: each row is a separate sequence."""
     rows, spans = _by_pool(rows, patches)
-    return Sequences(rows, [Stage(block, None, _groups(spans, 0, rows, patches))], rows)
+    return Sequences(rows, [Segment(block, None, _groups(spans, 0, rows, patches))], rows)
 
 
 def _by_pool(rows: Indices, patches: RowPatches) -> tuple[Indices, dict[int, range]]:
-    """The rows, those of one pool together, and by the pool's number where they stand."""
+    """The rows sorted by pool, and for each pool's number the places of its rows."""
     if len(patches.pools) == 1:
         return rows, {0: range(len(rows))}
     pool_of = patches.pool_of[rows]
@@ -179,7 +179,7 @@ def _by_pool(rows: Indices, patches: RowPatches) -> tuple[Indices, dict[int, ran
 def _groups(
     spans: Mapping[int, range], start: int, rows: Indices, patches: RowPatches
 ) -> list[Group]:
-    """Groups of the rows that stand at ``spans``, as sequences from ``start`` on."""
+    """Groups of the rows at ``spans``, numbered as sequences from ``start`` on."""
     groups: list[Group] = []
     for at, span in spans.items():
         use, slots = patches.pools[at], patches.slots[rows[span.start : span.stop]]
@@ -189,7 +189,7 @@ def _groups(
 
 
 def _distinct(numbers: Indices) -> Indices:
-    """Each number once, ascending."""
+    """Every distinct number, ascending."""
     if not len(numbers):
         return numbers
     return np.bincount(numbers).nonzero()[0].astype(np.int32)

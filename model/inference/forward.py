@@ -1,7 +1,8 @@
 """The mixed-task forward: rows of any tasks, lengths and patch geometries in one pass.
 
-The shared convolutions run over all rows of a chunk; each row's own patch is found by slot, and a
-row costs about what its history costs. Checked against ``Backbone.user_vectors`` row by row.
+The shared convolutions run over all rows of a chunk, each row's patch is found by its slot, and the
+cost of a row is proportional to its history's length. Tests compare it row by row with
+``Backbone.user_vectors``.
 """
 
 from collections.abc import Sequence
@@ -25,10 +26,10 @@ class MixedForward(Protocol):
 def mixed_forward(
     backbone: Backbone, dtype: torch.dtype = torch.float32, trunk_cache_bytes: int = 0
 ) -> MixedForward:
-    """The forward for the device that the backbone is on; ``dtype`` is what its products read.
+    """Create the forward for the device that the backbone is on; products read ``dtype``.
 
-    On a GPU it stores all activations. On a CPU, states between blocks stay float32, and those
-    below the patched blocks are kept for recent histories within ``trunk_cache_bytes``.
+    On a GPU, all activations have this type. On a CPU, activations between blocks stay float32, and
+    those below the patched blocks are cached for recent histories within ``trunk_cache_bytes``.
     """
     if backbone.embedding.weight.is_cuda:
         from peterrec.model.inference.gpu.forward import (

@@ -18,7 +18,7 @@ FLOAT_BYTES = 4
 
 
 class HeadRef(NamedTuple):
-    """Where a head lies: a slot of a pool, or its own tensors if it ranks a catalog."""
+    """A resident head: a slot of a pool, or its own tensors if it ranks a catalog."""
 
     spec: HeadSpec
     pool: WeightPool | None
@@ -27,14 +27,14 @@ class HeadRef(NamedTuple):
 
     @property
     def size_bytes(self) -> int:
-        """Bytes on the device when it is there."""
+        """Bytes that the head takes on the device while it is there."""
         if self.catalog is not None:
             return self.catalog.size_bytes
         return self.pool.slot_bytes if self.pool is not None else 0
 
     @property
     def is_here(self) -> bool:
-        """True unless the head ranks a catalog and its weights have left the device."""
+        """True unless it is a ranking head whose weights have been evicted from the device."""
         return self.catalog is None or self.catalog.is_here
 
 
@@ -48,7 +48,7 @@ class MixedHeads:
         self._ranking = CatalogRanking(device)
 
     def size_bytes(self, spec: HeadSpec) -> int:
-        """Bytes of such a head on the device, where each has a bias."""
+        """Bytes that a head takes on the device, where every head has a bias."""
         return FLOAT_BYTES * spec.outputs * (self._channels + 1)
 
     def add(
@@ -65,13 +65,13 @@ class MixedHeads:
     def put_back(
         self, ref: HeadRef, tensors: Mapping[str, Tensor], temperature: float = 1.0
     ) -> None:
-        """Store a ranking head's tensors, which are kept as they are if they lie there already."""
+        """Store a ranking head's tensors; tensors on the device already are not copied."""
         assert ref.catalog is not None
         weights = _tempered(ref.spec, tensors, temperature, self._device)
         ref.catalog.weight, ref.catalog.bias = weights["head.weight"], weights["head.bias"]
 
     def remove(self, ref: HeadRef) -> None:
-        """Give the head's memory back; no row may be waiting for it."""
+        """Free the head's memory; no row may be waiting for it."""
         if ref.pool is not None:
             ref.pool.release(ref.slot)
         elif ref.catalog is not None:
@@ -79,7 +79,7 @@ class MixedHeads:
 
     @torch.inference_mode()
     def logits(self, users: Tensor, ref: HeadRef, columns: Tensor) -> Tensor:
-        """Some logits [B, m] of one head, int64 columns [m], for user vectors [B, C]."""
+        """Logits [B, m] of one head at int64 columns [m], for user vectors [B, C]."""
         if ref.catalog is not None:
             weight, bias = ref.catalog.weight, ref.catalog.bias
         else:
@@ -123,7 +123,7 @@ def _tempered(
     temperature: float,
     device: torch.device | None = None,
 ) -> dict[str, Tensor]:
-    """A head's weight and bias divided by its temperature, on a device or where they lie."""
+    """A head's weight and bias divided by its temperature, moved to ``device`` if one is given."""
     weight = tensors["head.weight"].to(device)
     bias = tensors.get("head.bias", torch.zeros(spec.outputs)).to(weight.device)
     if temperature != 1.0:
@@ -145,6 +145,6 @@ def _small(users: Tensor, refs: Sequence[HeadRef]) -> list[RowScores]:
     pool.await_writes()
     slots = torch.tensor([ref.slot for ref in refs], device=users.device)
     weight, bias = pool.tensors["head.weight"][slots], pool.tensors["head.bias"][slots]
-    # A batched product would round by the number of rows; here a row is the same in any batch.
+    # A batched product rounds differently for other numbers of rows; this gives equal bits always.
     logits = weight.mul_(users.unsqueeze(1)).sum(2).add_(bias)  # [b, K, C] -> [b, K]
     return [RowScores(row) for row in KINDS[kind].scores(logits).cpu().numpy()]

@@ -1,8 +1,8 @@
-"""The best items of large catalogs: exact, within bounded memory, of equal scores the lower index.
+"""The best items of large catalogs, exactly and within bounded memory; ties go to the lower index.
 
-Logits are made a piece of the catalog at a time, and of every ``GROUP`` items the largest is noted
-while they are in the cache. The k best items lie in the k groups with the largest such maxima, so
-that only those groups are searched.
+Logits are computed for a part of the catalog at a time, and the maximum of every ``GROUP`` items is
+stored while they are in the cache. The k best items are in the k groups with the largest maxima, so
+only those groups are searched.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,17 +14,18 @@ import torch
 from torch import Tensor
 
 LOGITS_AT_ONCE = 1 << 24
-"""Ranking logits held at a time (64 MiB), whatever the catalog and the batch; at least a row's."""
+"""Upper bound on the logits held at a time (64 MiB); a single row may exceed it."""
 
 GROUP = 64
+"""Items of which only the maximum is looked at first."""
 
 LOGITS_PER_PRODUCT = 1 << 18
-"""The logits of one product (1 MiB) then are still in the cache when their maxima are noted."""
+"""Logits of one product (1 MiB): few enough to be in the cache when their maxima are taken."""
 
 
 @dataclass(slots=True, eq=False)
 class CatalogWeights:
-    """A ranking head's weights, None while they are not on the device. ``size_bytes`` when there.
+    """A ranking head's weights, None while not on the device; there they take ``size_bytes``.
 
     ``weight`` float32 [N, C], ``bias`` float32 [N].
     """
@@ -35,17 +36,17 @@ class CatalogWeights:
 
     @property
     def is_here(self) -> bool:
-        """True if the weights lie on the device."""
+        """True if the weights are on the device."""
         return self.weight is not None
 
     def take_off(self) -> None:
-        """Give the memory back; the weights may be put back later."""
+        """Free the memory; the weights may be put back later."""
         self.weight = self.bias = None
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What a ranking row asks for: catalog indices int64; candidates None means the whole."""
+    """What a ranking row asks for, in catalog indices int64; no candidates: the whole catalog."""
 
     top_k: int = 0
     excluded: np.ndarray | None = None
@@ -63,7 +64,7 @@ class RowScores(NamedTuple):
 
 
 class CatalogRanking:
-    """Ranks whole catalogs and candidates. Used by one thread; its buffer is kept between calls."""
+    """Ranks whole catalogs and candidates. Used by one thread, as calls share a buffer."""
 
     def __init__(self, device: torch.device) -> None:
         self._buffer = torch.empty(0, device=device)
@@ -89,9 +90,9 @@ class CatalogRanking:
         self, users: Tensor, weights: CatalogWeights, selections: Sequence[Selection]
     ) -> Iterator[RowScores]:
         assert weights.weight is not None
-        rows_at_once = max(1, LOGITS_AT_ONCE // len(weights.weight))
-        for start in range(0, len(users), rows_at_once):
-            part = slice(start, start + rows_at_once)
+        rows_per_part = max(1, LOGITS_AT_ONCE // len(weights.weight))
+        for start in range(0, len(users), rows_per_part):
+            part = slice(start, start + rows_per_part)
             yield from self._top_rows(users[part], weights, selections[part])
 
     def _top_rows(
@@ -99,28 +100,28 @@ class CatalogRanking:
     ) -> Iterator[RowScores]:
         assert weights.weight is not None
         items = len(weights.weight)
-        logits, maxima = self._scored(users, weights)  # [b, G * GROUP], [b, G]
+        logits, maxima = self._logits_and_maxima(users, weights)  # [b, G * GROUP], [b, G]
         excluded = [_unique(selection.excluded) for selection in selections]
-        _hold_back(logits, maxima, excluded)
+        _mask_excluded(logits, maxima, excluded)
         count = min(items, max(selection.top_k for selection in selections))
         values, indices = (t.cpu().numpy() for t in _largest(logits, maxima, count, items))
         for row, selection in enumerate(selections):
             top = slice(0, min(selection.top_k, items - len(excluded[row])))
             yield RowScores(values[row, top], indices[row, top])
 
-    def _scored(self, users: Tensor, weights: CatalogWeights) -> tuple[Tensor, Tensor]:
-        """Logits [b, G * GROUP], those past the catalog's end -inf, and groups' maxima [b, G]."""
+    def _logits_and_maxima(self, users: Tensor, weights: CatalogWeights) -> tuple[Tensor, Tensor]:
+        """Logits [b, G * GROUP], -inf past the catalog's end, and the groups' maxima [b, G]."""
         weight, bias = weights.weight, weights.bias
         assert weight is not None
         assert bias is not None
         items = len(weight)
         groups = -(-items // GROUP)
-        logits = self._room(len(users), groups * GROUP)
+        logits = self._storage(len(users), groups * GROUP)
         logits[:, items:] = -torch.inf
         maxima = torch.empty(len(users), groups, device=users.device)
-        at_once = GROUP * max(1, LOGITS_PER_PRODUCT // (GROUP * len(users)))
-        for start in range(0, items, at_once):
-            end = min(start + at_once, items)
+        per_product = GROUP * max(1, LOGITS_PER_PRODUCT // (GROUP * len(users)))
+        for start in range(0, items, per_product):
+            end = min(start + per_product, items)
             part = logits[:, start:end]
             torch.addmm(bias[start:end], users, weight[start:end].T, out=part)  # [b, n]
             first, last = start // GROUP, -(-end // GROUP)
@@ -128,7 +129,7 @@ class CatalogRanking:
             torch.amax(grouped, 2, out=maxima[:, first:last])  # [b, g]
         return logits, maxima
 
-    def _room(self, rows: int, width: int) -> Tensor:
+    def _storage(self, rows: int, width: int) -> Tensor:
         if self._buffer.numel() < rows * width:
             self._buffer = torch.empty(rows * width, device=self._buffer.device)
         return self._buffer[: rows * width].view(rows, width)
@@ -143,8 +144,8 @@ def _unique(indices: np.ndarray | None) -> np.ndarray:
     return np.empty(0, np.int64) if indices is None else np.unique(indices)
 
 
-def _hold_back(logits: Tensor, maxima: Tensor, excluded: Sequence[np.ndarray]) -> None:
-    """Give each row's excluded items the lowest score there is, and their groups new maxima."""
+def _mask_excluded(logits: Tensor, maxima: Tensor, excluded: Sequence[np.ndarray]) -> None:
+    """Set each row's excluded items to -inf and refresh their groups' maxima."""
     width = logits.shape[1]
     flat = np.concatenate([row * width + indices for row, indices in enumerate(excluded)])
     if not len(flat):
@@ -157,7 +158,7 @@ def _hold_back(logits: Tensor, maxima: Tensor, excluded: Sequence[np.ndarray]) -
 def _largest(logits: Tensor, maxima: Tensor, count: int, items: int) -> tuple[Tensor, Tensor]:
     """The ``count`` largest logits of each row and their indices, both [b, count].
 
-    One more is looked for: two equal values beside each other tell of ties, which are rare.
+    One more is searched: two equal neighbours show a tie, which is rare and settled separately.
     """
     wanted = min(count + 1, items)
     if 2 * wanted * GROUP >= logits.shape[1]:
@@ -176,7 +177,7 @@ def _largest(logits: Tensor, maxima: Tensor, count: int, items: int) -> tuple[Te
 
 
 def _settled(logits: Tensor, values: Tensor) -> Tensor:
-    """Indices [k] of the k largest logits, whose values are known: of equal ones the first."""
+    """Indices [k] of the k largest logits, whose values are known; ties go to the lower index."""
     above = (logits > values[-1]).nonzero().flatten()
     equal = (logits == values[-1]).nonzero().flatten()
     order = torch.sort(logits[above], descending=True, stable=True).indices
@@ -184,7 +185,7 @@ def _settled(logits: Tensor, values: Tensor) -> Tensor:
 
 
 def _top_candidates(user: Tensor, weights: CatalogWeights, selection: Selection) -> RowScores:
-    """The best of a few items for one user vector [C]: only their weights are read."""
+    """Rank a few candidates for one user vector [C]; only their weights are read."""
     assert weights.weight is not None
     assert weights.bias is not None
     assert selection.candidates is not None

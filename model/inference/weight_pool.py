@@ -1,4 +1,4 @@
-"""Device storage for many small tensors of equal shapes: every tensor stacked over slots."""
+"""Device storage for many small tensors of equal shapes, stacked over slots."""
 
 import contextlib
 import mmap
@@ -8,27 +8,30 @@ import torch
 from torch import Tensor
 
 RESERVED_BYTES = 1 << 30
-"""Address space taken at once on a CPU: a page costs memory only when a slot on it is written."""
+"""Address space that a pool reserves on a CPU; a page takes memory only once it is written."""
 
 LARGE_PAGE = 2 << 20
+"""Bytes of a huge page on x86."""
+
 MADV_COLLAPSE = 25
-"""Of Linux 6.1 and later; Python's mmap does not name it."""
+"""An madvise option of Linux 6.1 and later that Python's mmap does not name."""
 
 FEWEST_SLOTS, MOST_SLOTS = 16, 65_536
+"""Bounds of a pool's first capacity; it doubles when it is full."""
 
 
 KEPT_EXACT = frozenset({"patch.norm_weight", "patch.norm_bias"})
-"""In float32 whatever the rest is kept in: rounded norms change answers four times as much as all
-of a patch's other weights together, and are a twentieth of them (``bench numerics``)."""
+"""Tensors stored in float32 in every pool. Rounding the norms changes answers four times as much as
+rounding all other weights of a patch, and they are a twentieth of it (``bench numerics``)."""
 
 
 class WeightPool:
     """Slots for tensors ``[S, *shape]`` by name. Written by the device thread between batches.
 
-    ``capacity`` is the number of slots at first; by default as many as the reserve holds.
-    ``dtype`` stores all but ``KEPT_EXACT``. ``generation`` changes when the tensors move to hold
-    more. On a GPU a stream beside brings the weights, so that neither the thread nor what runs
-    meanwhile waits for them.
+    ``capacity`` is the number of slots at first; by default as many as the reserve holds. Tensors
+    have ``dtype``, except those in ``KEPT_EXACT``. ``generation`` changes when the tensors move to
+    make room. On a GPU, a separate stream copies the weights, so that neither the thread nor a
+    running forward waits for them.
     """
 
     def __init__(
@@ -46,26 +49,21 @@ class WeightPool:
         wanted = RESERVED_BYTES // max(1, self.slot_bytes) if device.type == "cpu" else FEWEST_SLOTS
         capacity = capacity or max(FEWEST_SLOTS, min(wanted, MOST_SLOTS))
         self.tensors: dict[str, Tensor] = {}
-        self._pages: dict[str, Pages] = {}
+        self._pages: dict[str, HugePages] = {}
         for name, shape in shapes.items():
             self._reserve(name, (capacity, *shape), device, dtypes[name])
         self.generation = 0
         self._capacity = capacity
         self._free: list[int] = []
         self._used = 0
-        self._side = new_stream(device)
+        self._stream = new_stream(device)
         self._is_writing = False
-
-    @property
-    def resident_slots(self) -> int:
-        """Slots that hold weights now."""
-        return self._used - len(self._free)
 
     def write(self, weights: Mapping[str, Tensor]) -> int:
         """Copy one tensor per name into a free slot and return the slot's number."""
         slot = self._free.pop() if self._free else self._next()
-        if self._side is not None:
-            self._write_beside(slot, weights, self._side)
+        if self._stream is not None:
+            self._write_on_stream(slot, weights, self._stream)
             return slot
         for name, tensor in self.tensors.items():
             tensor[slot].copy_(weights[name])
@@ -75,21 +73,21 @@ class WeightPool:
         return slot
 
     def await_writes(self) -> None:
-        """Let what follows on the current stream begin after all writes so far. Never blocks."""
-        if self._side is not None and self._is_writing:
-            torch.cuda.current_stream(self._side.device).wait_stream(self._side)
+        """Order later work on the current stream after the writes so far; never blocks."""
+        if self._stream is not None and self._is_writing:
+            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
             self._is_writing = False
 
     def release(self, slot: int) -> None:
-        """Give a slot back; no row may be waiting for it."""
+        """Free a slot; no row may be waiting for it."""
         self._free.append(slot)
 
-    def _write_beside(
-        self, slot: int, weights: Mapping[str, Tensor], side: torch.cuda.Stream
+    def _write_on_stream(
+        self, slot: int, weights: Mapping[str, Tensor], stream: torch.cuda.Stream
     ) -> None:
-        """Copy from pinned memory once what was started before has ended: it may read the slot."""
-        side.wait_stream(torch.cuda.current_stream(side.device))
-        with torch.cuda.stream(side):
+        """Copy from pinned memory after earlier work, which may still read the slot."""
+        stream.wait_stream(torch.cuda.current_stream(stream.device))
+        with torch.cuda.stream(stream):
             for name, tensor in self.tensors.items():
                 source = weights[name].cpu().to(tensor.dtype).pin_memory()
                 tensor[slot].copy_(source, non_blocking=True)
@@ -112,28 +110,28 @@ class WeightPool:
     def _reserve(
         self, name: str, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
     ) -> None:
-        """Uninitialised slots; on Linux in pages of their own."""
+        """Allocate uninitialised slots; on Linux with huge pages."""
         size = torch.Size(shape).numel() * dtype.itemsize
         if device.type != "cpu" or size < LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
             self.tensors[name] = torch.empty(shape, device=device, dtype=dtype)
             return
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.tensors[name] = torch.frombuffer(memory, dtype=dtype).view(shape)
-        self._pages[name] = Pages(memory, -self.tensors[name].data_ptr() % LARGE_PAGE)
+        self._pages[name] = HugePages(memory, -self.tensors[name].data_ptr() % LARGE_PAGE)
 
 
 def new_stream(device: torch.device) -> torch.cuda.Stream | None:
-    """A stream beside the current one; None on a CPU."""
+    """A CUDA stream other than the current one; None on a CPU."""
     if device.type != "cuda":
         return None
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # PyTorch's
 
 
-class Pages:
-    """Memory whose pages are joined to large ones, which rows of thousands of tasks need fewer of.
+class HugePages:
+    """Memory whose small pages are collapsed to huge ones as they fill.
 
-    They are joined when they are full: large from the start, the last one of each tensor would
-    stand half empty, which is kilobytes a task.
+    Rows of thousands of tasks then need fewer entries of the page table cache. Huge from the start,
+    the last page of each tensor would be half empty, which is kilobytes per task.
     """
 
     def __init__(self, memory: mmap.mmap, start: int) -> None:
@@ -141,9 +139,9 @@ class Pages:
         self._large_until = start
 
     def enlarge(self, used: int) -> None:
-        """Join the pages below ``used`` bytes as far as they fill large ones."""
+        """Collapse the pages below ``used`` bytes that fill whole huge pages."""
         while self._large_until + LARGE_PAGE <= used:
-            with contextlib.suppress(OSError):  # a kernel without large pages
+            with contextlib.suppress(OSError):  # a kernel without huge pages
                 self._memory.madvise(mmap.MADV_HUGEPAGE, self._large_until, LARGE_PAGE)
                 self._memory.madvise(MADV_COLLAPSE, self._large_until, LARGE_PAGE)
             self._large_until += LARGE_PAGE

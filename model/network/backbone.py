@@ -1,24 +1,23 @@
 """NextItNet (WSDM 2019): residual blocks of dilated convolutions over a user's items.
 
-This is the plain reference: every fast path of the project is checked against it.
+This is the plain reference. Tests compare every other forward of the project with it.
 """
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from peterrec.model.errors import InvalidSpec
+from peterrec.model.network.collate import positions_read
 from peterrec.model.network.history_reader import ItemReader, find_items
 from peterrec.model.network.patch import Patch, PatchWeights
-from peterrec.model.spec import CLS, PAD, BackboneSpec, PatchGeometry
+from peterrec.model.spec import CLS, BackboneSpec, PatchGeometry
 
 INIT_STD = 0.02
 
 
 class DilatedConv(nn.Module):
-    """A 1-d convolution over positions; zeros outside the row. ``weight [C, C, k]``, ``bias [C]``.
+    """A 1-d convolution over positions, zero-padded. ``weight [C, C, k]``, ``bias [C]``.
 
     Causal: ``out[t] = b + sum_j x[t - (k-1-j) d] W[j]``; non-causal: ``x[t + (j - (k-1)/2) d]``.
     """
@@ -40,7 +39,7 @@ class DilatedConv(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """``y = x + relu(LN2(conv2_2d(relu(LN1(conv1_d(x))))))``, with a patch at each convolution."""
+    """``y = x + relu(LN2(conv2_2d(relu(LN1(conv1_d(x))))))``, with an optional patch."""
 
     def __init__(self, spec: BackboneSpec, block: int) -> None:
         super().__init__()
@@ -62,7 +61,7 @@ class ResidualBlock(nn.Module):
         return out if patch is None else patch.join(out, source, self.block, conv)
 
     def second_norm(self, x: Tensor, patch: PatchWeights | None) -> Tensor:
-        """LN2 of x [..., C], the patch's own where it trains one."""
+        """LN2 of x [..., C], with the patch's weights where it trains them."""
         own = patch.norm(self.block) if patch is not None else None
         weight, bias = own or (self.norm2.weight, self.norm2.bias)
         return functional.layer_norm(x, self.norm2.normalized_shape, weight, bias, self.norm2.eps)
@@ -96,7 +95,7 @@ class Backbone(nn.Module):
         return x
 
     def embed(self, tokens: Tensor, patch: PatchWeights | None = None) -> Tensor:
-        """Embeddings [B, T, C] of tokens [B, T]; the patch's own [CLS] replaces the shared one."""
+        """Embeddings [B, T, C] of tokens [B, T]; a patch's own [CLS] replaces the shared one."""
         x: Tensor = self.embedding(tokens)
         if patch is None or patch.cls is None:
             return x
@@ -104,20 +103,22 @@ class Backbone(nn.Module):
 
     def hidden(self, tokens: Tensor, patch: PatchWeights | None = None) -> Tensor:
         """Hidden states [B, T, C] of framed tokens int64 [B, T]."""
-        valid = tokens != PAD if self.spec.padding == "exact" else None
-        return self.encode(self.embed(tokens, patch), valid, patch)
+        return self.encode(self.embed(tokens, patch), positions_read(tokens, self.spec), patch)
 
     def user_vectors(self, tokens: Tensor, patch: PatchWeights | None = None) -> Tensor:
         """User vectors [B, C]: the state at the last position, plus the first if non-causal.
 
-        A patch that reads the items themselves adds what it finds there.
+        The item reader of a patch adds its change.
         """
         users = pool(self.hidden(tokens, patch), tokens, self.spec)
         reader = patch.reader if patch is not None else None
         return users if reader is None else users + self.read_items(tokens, reader)
 
     def read_items(self, tokens: Tensor, reader: ItemReader) -> Tensor:
-        """Changes of user vectors [G·B, C]: framed tokens [G·B, T], B rows of each task in turn."""
+        """Changes of user vectors [G·B, C] by readers of G tasks.
+
+        Framed tokens [G·B, T] have B rows of each task in turn.
+        """
         embedded = self.embedding(tokens)  # [G·B, T] -> [G·B, T, C]
         return reader(embedded, find_items(tokens), self.spec.layer_norm_eps)
 
@@ -127,18 +128,16 @@ def pool(hidden: Tensor, tokens: Tensor, spec: BackboneSpec) -> Tensor:
     last = hidden[:, -1]
     if spec.is_causal:
         return last
-    if spec.padding == "embedded":
-        return last + hidden[:, 0]
-    first = (tokens != PAD).int().argmax(1)  # [B, T] -> [B]: where each row begins
+    first = positions_read(tokens, spec).int().argmax(1)  # [B, T] -> [B]: start of each row
     return last + hidden[torch.arange(len(hidden), device=hidden.device), first]
 
 
 def new_patch(
     backbone: Backbone, geometry: PatchGeometry, generator: torch.Generator | None = None
 ) -> Patch:
-    """An untrained patch for this backbone: its norms and [CLS] start as the backbone's own.
+    """An untrained patch for this backbone: its norms and [CLS] start as copies of the backbone's.
 
-    Without an inner skip the patched network computes what the plain one does.
+    Without an inner skip, the patched network computes the same as the plain one.
     """
     missing = [block for block in geometry.blocks if block >= len(backbone.blocks)]
     if missing:
@@ -155,19 +154,3 @@ def new_patch(
                 patch.norm_weight[row].copy_(norm.get_parameter("weight"))
                 patch.norm_bias[row].copy_(norm.get_parameter("bias"))
     return patch
-
-
-@dataclass(frozen=True, slots=True)
-class ParameterCount:
-    """Parameters of a backbone, embedding and blocks apart."""
-
-    embedding: int
-    blocks: int
-
-
-def count_parameters(backbone: Backbone) -> ParameterCount:
-    """How many numbers the backbone holds."""
-    return ParameterCount(
-        embedding=backbone.embedding.weight.numel(),
-        blocks=sum(p.numel() for p in backbone.blocks.parameters()),
-    )

@@ -1,14 +1,15 @@
-"""A patch beside the network: what a task reads in the history's items, added to the user vector.
+"""The item reader of a patch: attention over the history's items, added to the user vector.
 
-The network meets items in their order and through a frozen last position; whatever a task needs to
-know of the history as a whole it would have to carry there. A reader looks at all items at once:
-each query of the task pools them by attention, and a bottleneck turns the pooled vectors into a
-change of the user vector. With items ``v_t`` (their embeddings, normalised) and queries ``q_k``:
+The network reads items in their order, and only its last position reaches the head; all that a task
+needs to know about the history would have to pass through frozen blocks to this position. A reader
+looks at all items directly: each query of the task pools them by attention, and a bottleneck turns
+the pooled vectors into a change of the user vector. With items ``v_t`` (their normalised
+embeddings) and queries ``q_k``:
 
 ``p_k = LN(sum_t softmax_t(v_t q_k) v_t)``,  ``u <- u + gelu([p_1 .. p_K] D + d) U + b``.
 
-Not in the paper. It costs ``C K + H (K C + C + 1) + C`` numbers a task, whatever the vocabulary,
-and leaves all blocks to be shared.
+It is not in the paper. It costs ``C K + H (K C + C + 1) + C`` numbers per task for any size of
+vocabulary, and leaves all blocks to be shared.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch.nn import functional
 from peterrec.model.spec import CLS, PAD
 
 NOWHERE = -1e30
-"""The score of a position that holds no item; finite, so that an empty history gives no NaN."""
+"""Score of a position without an item; finite, so that an empty history gives no NaN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +35,9 @@ class ItemReader:
     up_bias: Tensor
 
     def __call__(self, embedded: Tensor, is_item: Tensor, eps: float) -> Tensor:
-        """Changes of user vectors [G·B, C]: embedded rows [G·B, T, C], B of each task in turn.
+        """Changes of user vectors [G·B, C] from embedded rows [G·B, T, C], B rows of each task.
 
-        ``is_item`` bool [G·B, T] says where a history has an item; ``eps`` is the backbone's.
+        ``is_item`` bool [G·B, T] is True where a row has an item; ``eps`` is the backbone's.
         """
         items = functional.layer_norm(embedded, embedded.shape[2:], eps=eps)
         tasks, channels, queries = self.query.shape
@@ -53,5 +54,5 @@ class ItemReader:
 
 
 def find_items(tokens: Tensor) -> Tensor:
-    """Where framed tokens [B, T] hold an item, known or not: bool [B, T]."""
+    """True where framed tokens [B, T] are items, known or unknown: bool [B, T]."""
     return (tokens != PAD) & (tokens != CLS)

@@ -1,7 +1,8 @@
-"""The patch: a bottleneck grafted at each patched convolution (PeterRec section 3.3).
+"""The patch: a bottleneck joined to each patched convolution (PeterRec section 3.3).
 
-``f(s) = gelu(s D + d) U + u`` with the tanh form of gelu. Weights of all patched convolutions are
-stacked, so a bundle is a handful of tensors and a slot is one row of each.
+``f(s) = gelu(s D + d) U + u`` with the tanh form of gelu. What ``s`` is and how ``f(s)`` is added
+is the insertion's part (``model/insertions.py``). Weights of all patched convolutions are stacked,
+so a bundle is a handful of tensors and a slot is one row of each.
 """
 
 from collections.abc import Mapping
@@ -33,7 +34,7 @@ class Bottleneck:
 
 @dataclass(frozen=True, slots=True)
 class PatchWeights:
-    """A task's folded weights, stacked over its P patched convolutions (shapes: PatchGeometry)."""
+    """A task's folded weights, stacked over P patched convolutions as ``PatchGeometry.shapes``."""
 
     geometry: PatchGeometry
     down: Tensor
@@ -51,7 +52,7 @@ class PatchWeights:
 
     @property
     def reader(self) -> ItemReader | None:
-        """What the patch reads beside the network, if it does."""
+        """The patch's item reader, if it has one."""
         if self.query is None:
             return None
         return reader_of({name: tensor.unsqueeze(0) for name, tensor in self.named().items()})
@@ -73,7 +74,7 @@ class PatchWeights:
         return self.norm_weight[at], self.norm_bias[at]
 
     def join(self, conv_out: Tensor, conv_in: Tensor, block: int, conv: int) -> Tensor:
-        """The convolution's output [..., C] with this task's patch grafted in."""
+        """Join this task's patch to a convolution's output [..., C]."""
         bottleneck = self.at(block, conv)
         if bottleneck is None:
             return conv_out
@@ -88,7 +89,7 @@ class PatchWeights:
 
     @classmethod
     def from_named(cls, geometry: PatchGeometry, tensors: dict[str, Tensor]) -> Self:
-        """The inverse of ``named``; names that belong to no patch are ignored."""
+        """Build weights from ``named`` tensors; names of other parts of a bundle are ignored."""
         own = {
             name.removeprefix("patch."): tensor
             for name, tensor in tensors.items()
@@ -104,18 +105,18 @@ WEIGHTS = tuple(field.name for field in fields(PatchWeights) if field.name != "g
 
 
 def reader_of(tensors: Mapping[str, Tensor]) -> ItemReader | None:
-    """The reader among the stacked tensors of several patches, by their names in a bundle."""
+    """The item readers in stacked tensors of several patches, given by bundle name."""
     if "patch.query" not in tensors:
         return None
     return ItemReader(*(tensors[f"patch.{name}"] for name in READER))
 
 
 class Patch(nn.Module):
-    """Trainable patch weights, one branch per cardinality, each initialised on its own.
+    """Trainable patch weights: ``cardinality`` branches, each with its own random initialisation.
 
-    The published code starts all branches equal, which keeps them equal for ever; ours start
-    apart. The up-projection starts at zero, so an untrained patch without an inner skip leaves
-    the backbone's function unchanged.
+    The published code starts all branches equal, which keeps them equal for ever. The up-projection
+    starts at zero, so an untrained patch without an inner skip leaves the backbone's function
+    unchanged.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""Which positions each convolution must compute so that the user vector comes out exactly.
+"""The receptive field of a user vector: the positions that each convolution has to compute.
 
-Only the last position of a causal network is read. Going down from it, every convolution needs
-just the positions its taps reach: a cone. Positions are counted back from the end (0 = last), so
-one plan serves every row of the same length.
+Only the last position of a causal network is read. Going down from it, each convolution needs only
+the positions that the taps above it reach. Positions are counted back from the end (0 = last), so
+one plan serves all rows of one length.
 """
 
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ import numpy as np
 from peterrec.model.spec import BackboneSpec
 
 Positions = np.ndarray
-"""Offsets back from the last position, descending: oldest first, as rows are stored."""
+"""Positions counted back from the last one, descending: oldest first, as rows are stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConvPlan:
-    """One convolution: computes ``outputs`` from taps into the previous positions.
+    """One convolution: its ``outputs`` and where its taps read the previous positions.
 
     ``taps`` int64 [N, k] index a buffer whose entry 0 is a zero row and entry 1 + i is the i-th of
-    the positions below. ``centre`` is the tap that reads the output's own position.
+    the input positions. ``centre`` is the tap that reads the output's own position.
     """
 
     outputs: Positions
@@ -31,7 +31,7 @@ class ConvPlan:
 
 @dataclass(frozen=True, slots=True)
 class BlockPlan:
-    """A residual block: its two convolutions, and where its outputs stand among its inputs."""
+    """A residual block: two convolutions, and the places of its outputs among its inputs."""
 
     first: ConvPlan
     second: ConvPlan
@@ -40,7 +40,10 @@ class BlockPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The whole forward of rows of one length: input positions and blocks bottom to top."""
+    """The forward of rows of one length: input positions, and blocks bottom to top.
+
+    ``conv_positions`` is the number of outputs of all convolutions.
+    """
 
     inputs: Positions
     blocks: tuple[BlockPlan, ...]
@@ -49,7 +52,7 @@ class Plan:
 
 @cache
 def plan(spec: BackboneSpec, length: int) -> Plan:
-    """The plan for rows of ``length`` tokens. Non-causal rows keep all their positions."""
+    """Plan the forward of rows of ``length`` tokens; non-causal rows keep all positions."""
     every = np.arange(length)[::-1]
     wanted = np.array([0]) if spec.is_causal else every
     blocks: list[BlockPlan] = []
@@ -90,7 +93,7 @@ def _conv(spec: BackboneSpec, outputs: Positions, inputs: Positions, dilation: i
 
 
 def _ranks(offsets: np.ndarray, among: Positions) -> np.ndarray:
-    """1 + the index of each offset in the descending ``among``; 0 where it is not there."""
+    """1 + the index of each position in the descending ``among``; 0 where it is missing."""
     ascending = among[::-1]
     at = np.searchsorted(ascending, offsets).clip(max=len(ascending) - 1)
     return np.where(ascending[at] == offsets, len(ascending) - at, 0)

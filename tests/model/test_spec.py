@@ -72,7 +72,7 @@ def test_a_non_causal_frame_has_two_cls() -> None:
     [
         ({"insertion": "serial3"}, "insertion"),
         ({"bottleneck": 0}, "bottleneck"),
-        ({"bottleneck": 5, "cardinality": 2}, "no multiple of cardinality"),
+        ({"bottleneck": 5, "cardinality": 2}, "not a multiple of cardinality"),
         ({"cardinality": 0}, "cardinality"),
         ({"blocks": (1, 1)}, "ascending"),
         ({"blocks": (-1,)}, ">= 0"),

@@ -1,9 +1,14 @@
 """A processor's matrix units (Intel AMX) for numba kernels: products of bfloat16 tiles.
 
-A *tile* is a register of 16 rows of 64 bytes. One instruction adds to 16 x 16 float32 sums the
-product of 16 rows of 32 bfloat16 numbers with 32 rows of 16, the latter stored in *pairs*: what two
-rows have in a column stands side by side. Two tiles of rows by two of columns make a *block* of
-32 x 32 sums. The functions below exist inside numba-compiled code only, except ``may_use_tiles``.
+A *tile* is a register of 16 rows of 64 bytes. One instruction multiplies 16 rows of 32 bfloat16
+numbers by 32 rows of 16 and adds the result to 16 x 16 float32 sums. The right operand is stored in
+*pairs*: the numbers of two rows in one column are neighbours. Two tiles of rows by two of columns
+make a *block* of 32 x 32 sums. All functions below except ``may_use_tiles`` exist only inside code
+that numba compiles.
+
+What it gains, on one core of a Xeon with AMX: the forward reaches 0.66 to 0.92 of the rate of a
+large bfloat16 product (``gemm_share_bf16`` of ``bench forward``) where products through the library
+reached 0.364. Against a batched bfloat16 product it is 3.8 to 7.5 times as fast, before 4 to 5.
 """
 
 import ctypes
@@ -19,7 +24,7 @@ from numba.extending import intrinsic
 from peterrec.model.inference.cpu.simd import has_features
 
 ROWS, DEPTH = 16, 32
-"""Rows, or columns, of a tile; and how many products each of its sums takes at once."""
+"""Rows (and columns) of a tile of sums; and the products that one instruction adds to each sum."""
 
 TILE_BYTES = 1024
 
@@ -34,14 +39,14 @@ HAS_MATRIX_UNITS = has_features("amx-tile", "amx-bf16")
 
 @cache
 def may_use_tiles() -> bool:
-    """True if they are there and Linux lets this process use them, which it wants to be asked."""
+    """True if there are matrix units and Linux grants them to this process on request."""
     if not HAS_MATRIX_UNITS or platform.system() != "Linux":
         return False
     return bool(ctypes.CDLL(None).syscall(_SYSTEM_CALL, _REQUEST, _TILES) == 0)
 
 
 def _tile_shapes() -> bytes:
-    """What the processor is told: eight tiles of full size."""
+    """The configuration block of eight tiles of full size, as ``ldtilecfg`` reads it."""
     sizes = b"".join((64).to_bytes(2, "little") for _ in range(8))
     rows = bytes([ROWS] * 8)
     return (bytes([1]) + bytes(15) + sizes + bytes(16) + rows).ljust(64, b"\0")
@@ -61,7 +66,7 @@ def _pointer(builder: Any, address: Any) -> Any:
 
 
 def _does(count: int, act: Callable[[Any, Any], None]) -> tuple[Any, Any]:
-    """Typing and code of an intrinsic that takes ``count`` int64 and returns nothing."""
+    """Signature and code generator of an intrinsic with ``count`` int64 arguments and no result."""
 
     def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
         act(builder, args)
@@ -72,7 +77,7 @@ def _does(count: int, act: Callable[[Any, Any], None]) -> tuple[Any, Any]:
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
 def begin_tiles(context: Any, kept: Any) -> Any:
-    """Take the units; what another library had set up is kept in the 64 bytes at ``kept``."""
+    """Configure the units, after saving another library's configuration in 64 bytes at ``kept``."""
 
     def act(builder: Any, args: Any) -> None:
         shapes = bytearray(_tile_shapes())
@@ -86,19 +91,8 @@ def begin_tiles(context: Any, kept: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
 def end_tiles(context: Any, kept: Any) -> Any:
-    """Set the units up as they were before ``begin_tiles``."""
+    """Restore the configuration that ``begin_tiles`` saved at ``kept``."""
     return _does(1, lambda b, args: _call(b, "ldtilecfg", _pointer(b, args[0])))
-
-
-@intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
-def clear_block(context: Any) -> Any:
-    """The block's sums become zero."""
-
-    def act(builder: Any, args: Any) -> None:
-        for tile in _SUMS:
-            _call(builder, "tilezero", _tile(tile))
-
-    return _does(0, act)
 
 
 def _multiply(rows: int) -> Any:
@@ -124,8 +118,10 @@ def _multiply(rows: int) -> Any:
 
 
 multiply_one, multiply_two = _multiply(1), _multiply(2)
-"""Add to the sums of one or two tiles of rows: the lines of ``left`` are ``step`` bytes apart, the
-two tiles of pairs of ``right`` ``apart``."""
+"""Add a product to the sums of one or two tiles of rows.
+
+Lines of ``left`` are ``step`` bytes apart; the two tiles of pairs of ``right`` are ``apart`` bytes
+apart."""
 
 
 def _move(rows: int, name: str) -> Any:
@@ -146,4 +142,4 @@ def _move(rows: int, name: str) -> Any:
 
 load_one, load_two = _move(1, "tileloadd64"), _move(2, "tileloadd64")
 store_one, store_two = _move(1, "tilestored64"), _move(2, "tilestored64")
-"""Read or write the sums of one or two tiles of rows: float32, lines ``step`` bytes apart."""
+"""Read or write the float32 sums of one or two tiles of rows, lines ``step`` bytes apart."""

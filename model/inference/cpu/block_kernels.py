@@ -1,10 +1,11 @@
 # mypy: ignore-errors
 # What follows is numba's to type: names hold vectors and typed addresses.
-"""Residual blocks on a CPU in one call: products, patches and norms, a few sequences at a time.
+"""Residual blocks on a CPU in one call: products, patches and norms.
 
-A few sequences go through a block together, a *gang*, so that what one step leaves is still in the
-caches for the next and weights are read once for all of them. Names, types and the order of a
-sequence's arithmetic as in ``packed_kernels.py``: no sequence's bits depend on its neighbours.
+A few sequences, a *micro-batch*, go through a block together. Their activations are then still in
+the caches for the next step, and weights are read once for all of them. Names, types and the order
+of a sequence's arithmetic are those of ``patch_kernel.py``: the bits of a sequence's result do not
+depend on its neighbours.
 """
 
 from itertools import accumulate
@@ -32,18 +33,21 @@ from peterrec.model.inference.cpu.simd import (
 from peterrec.model.inference.cpu.winograd import PRODUCTS
 
 CONV_ARGS, PATCH_ARGS = 10, 12
-"""Numbers int64 that a convolution's and a patch's arguments take."""
+"""Numbers int64 in the arguments of a convolution (``ConvArgs``) and of a patch (``PatchArgs``)."""
 
-GANG_POSITIONS = 256
-"""About so many positions go through a block together, at least those of a sequence."""
+MICRO_BATCH_POSITIONS = 256
+"""Positions of a micro-batch, but at least those of the longest sequence."""
 
 
 class Scratch(NamedTuple):
-    """Where in ``run_blocks``'s float32 scratch what lies; ``size`` is that of all."""
+    """Places of the parts of ``run_blocks``'s float32 scratch; ``size`` is the size of all.
 
-    nothing: int
-    combined: int
-    combined_products: int
+    ``capacity`` is the number of positions that a micro-batch may have.
+    """
+
+    zero_row: int
+    transformed: int
+    transformed_products: int
     taps: int
     taps_products: int
     counts: int
@@ -53,49 +57,50 @@ class Scratch(NamedTuple):
     kept: int
     packed: int
     size: int
-    gang: int
+    capacity: int
 
     @classmethod
     def of(cls, longest: int, channels: int, kernel_size: int, bottleneck: int) -> Self:
-        """For sequences of up to ``longest`` positions, whichever operands are."""
-        gang = whole_tiles(max(longest, GANG_POSITIONS))
-        shared = PRODUCTS * (gang // FEWEST_SHARED) * channels
-        pitch = whole_tiles(channels)  # two bfloat16 parts of an operand take a float32's room
+        """Lay out scratch for sequences of up to ``longest`` positions, in any precision."""
+        capacity = whole_tiles(max(longest, MICRO_BATCH_POSITIONS))
+        shared = PRODUCTS * (capacity // FEWEST_SHARED) * channels
+        pitch = whole_tiles(channels)  # two bfloat16 parts of an operand are as large as a float32
         sizes = (
             patch_numbers(channels, bottleneck), channels, shared, shared,
-            gang * kernel_size * (kernel_size + 1) // 2 * pitch,
-            (gang * kernel_size + ROWS) * pitch, 2 * (kernel_size + 1), longest * channels,
-            longest * channels, gang * channels, LANES, rounded_patch_numbers(channels, bottleneck),
+            capacity * kernel_size * (kernel_size + 1) // 2 * pitch,
+            (capacity * kernel_size + ROWS) * pitch, 2 * (kernel_size + 1), longest * channels,
+            longest * channels, capacity * channels, LANES,
+            rounded_patch_numbers(channels, bottleneck),
         )  # fmt: skip
         padded = [-(-size // LANES) * LANES for size in sizes]
-        return cls(*accumulate(padded), gang)
+        return cls(*accumulate(padded), capacity)
 
 
 @compiled
 def run_blocks(
-    x_, other_, base_, sequences, begin, end, start, stop, slots_, patches_, convs_, scratch_,
+    x_, other_, offsets_, sequences, begin, end, start, stop, slots_, patches_, convs_, scratch_,
     places_, width, K, centre, eps, is_rounded, weight,
 ):  # fmt: skip
-    """Blocks [begin, end) of sequences [start, stop), whose patches lie in one pool.
+    """Compute blocks [begin, end) of sequences [start, stop), whose patches are in one pool.
 
-    ``x`` and ``other`` take turns, block by block. ``patches`` int64 [convs, 12] and ``convs``
-    int64 [convs, 10] tell of each convolution what ``PatchArgs`` and ``ConvArgs`` say; ``places``
-    is a ``Scratch``. ``is_rounded`` is None unless operands of products are bfloat16: by that, and
-    by nothing else, the compiler leaves out what is not called.
+    Blocks read ``x`` and write ``other`` in turn. ``patches`` int64 [convs, 12] and ``convs`` int64
+    [convs, 10] hold a ``PatchArgs`` and a ``ConvArgs`` per convolution; ``places`` is a
+    ``Scratch``. ``is_rounded`` is True if operands of products are bfloat16, else None: these have
+    different types, so the compiler drops the branch that is never taken.
     """
     places = long_pointer(places_)
-    slots, step, gang = int_pointer(slots_), (sequences + 1) * 4, places[12]
+    slots, step, capacity = int_pointer(slots_), (sequences + 1) * 4, places[12]
     middle_, kept_ = scratch_ + 4 * places[8], scratch_ + 4 * places[9]
-    nothing, zero = float_pointer(scratch_ + 4 * places[0]), splat(ZERO)
+    zero_row, zero = float_pointer(scratch_ + 4 * places[0]), splat(ZERO)
     for c in range(0, channels_of(width), LANES):
-        store(nothing, c, zero)
+        store(zero_row, c, zero)
     if is_rounded is not None and HAS_MATRIX_UNITS:
         begin_tiles(kept_)
     for block in range(begin, end):
         x, other = float_pointer(x_), float_pointer(other_)
-        x_base = int_pointer(base_ + 2 * block * step)
-        middle_base = int_pointer(base_ + (2 * block + 1) * step)
-        other_base = int_pointer(base_ + (2 * block + 2) * step)
+        x_offsets = int_pointer(offsets_ + 2 * block * step)
+        middle_offsets = int_pointer(offsets_ + (2 * block + 1) * step)
+        other_offsets = int_pointer(offsets_ + (2 * block + 2) * step)
         first_args = long_pointer(convs_ + 16 * block * CONV_ARGS)
         second_args = long_pointer(convs_ + (16 * block + 8) * CONV_ARGS)
         first_patch = long_pointer(patches_ + 16 * block * PATCH_ARGS)
@@ -104,29 +109,29 @@ def run_blocks(
         first = start
         while first < stop:
             last = first + 1
-            origin = np.int64(middle_base[first])
-            while last < stop and np.int64(middle_base[last + 1]) - origin <= gang:
+            origin = np.int64(middle_offsets[first])
+            while last < stop and np.int64(middle_offsets[last + 1]) - origin <= capacity:
                 last += 1
             if is_rounded is None:
                 convolve(
-                    x_, x_base, np.int64(0), float_pointer(middle_), middle_base, origin, first,
-                    last, start, stop, x, x_base, longest_x, slots, first_patch,
+                    x_, x_offsets, np.int64(0), float_pointer(middle_), middle_offsets, origin,
+                    first, last, start, stop, x, x_offsets, longest_x, slots, first_patch,
                     first_args, scratch_, places, width, K, centre, eps, weight,
                 )  # fmt: skip
                 convolve(
-                    middle_, middle_base, origin, other, other_base, np.int64(0), first, last,
-                    start, stop, x, x_base, longest_x, slots, second_patch,
+                    middle_, middle_offsets, origin, other, other_offsets, np.int64(0), first, last,
+                    start, stop, x, x_offsets, longest_x, slots, second_patch,
                     second_args, scratch_, places, width, K, centre, eps, weight,
                 )  # fmt: skip
             else:
                 convolve_rounded(
-                    x_, x_base, np.int64(0), float_pointer(middle_), middle_base, origin, first,
-                    last, start, stop, x, x_base, longest_x, slots, first_patch,
+                    x_, x_offsets, np.int64(0), float_pointer(middle_), middle_offsets, origin,
+                    first, last, start, stop, x, x_offsets, longest_x, slots, first_patch,
                     first_args, scratch_, places, width, K, centre, eps, weight,
                 )  # fmt: skip
                 convolve_rounded(
-                    middle_, middle_base, origin, other, other_base, np.int64(0), first, last,
-                    start, stop, x, x_base, longest_x, slots, second_patch,
+                    middle_, middle_offsets, origin, other, other_offsets, np.int64(0), first, last,
+                    start, stop, x, x_offsets, longest_x, slots, second_patch,
                     second_args, scratch_, places, width, K, centre, eps, weight,
                 )  # fmt: skip
             first = last

@@ -1,11 +1,12 @@
-"""A backbone on a CPU over packed sequences: one kernel runs a stretch of blocks, products and all.
+"""A backbone on a CPU over packed sequences: one kernel call runs a segment of blocks.
 
-Operands of products are rounded to bfloat16 if that is wanted and the processor has matrix units,
-which multiply such operands several times as fast. On others float32 is as fast and nearer.
+Operands of products are rounded to bfloat16 if that is asked for and the processor has matrix
+units, which multiply such operands several times as fast. On other processors float32 is as fast
+and more exact.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import local
 from typing import NamedTuple, Self
 from weakref import WeakKeyDictionary
@@ -14,37 +15,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peterrec.model.inference.batch_plan import Group, Indices, Stage
+from peterrec.model.inference.activation_cache import ActivationKey
+from peterrec.model.inference.batch_plan import Group, Indices, Segment, Sequences
 from peterrec.model.inference.cpu.block_kernels import Scratch, run_blocks
-from peterrec.model.inference.cpu.chunks import Chunk, ReadItems, TrunkState, position_counts
 from peterrec.model.inference.cpu.conv_bfloat16 import packed_pairs, whole_tiles
 from peterrec.model.inference.cpu.conv_float32 import packed_panels
 from peterrec.model.inference.cpu.patch_kernel import branch, enter, width_of
 from peterrec.model.inference.cpu.reader_kernel import read_items, reader_scratch
-from peterrec.model.inference.cpu.winograd import tile_table, tiled_weight
+from peterrec.model.inference.cpu.winograd import tile_table, winograd_weight
 from peterrec.model.inference.weight_pool import WeightPool
 from peterrec.model.network.backbone import Backbone, DilatedConv, ResidualBlock
-from peterrec.model.network.collate import frame_histories
+from peterrec.model.network.collate import frame_histories, items_of
 from peterrec.model.network.patch import READER
-from peterrec.model.network.receptive_field import ConvPlan, plan
+from peterrec.model.network.receptive_field import ConvPlan, Plan, plan
+from peterrec.model.spec import BackboneSpec
 
 SPLIT_BLOCKS = 1
-"""So many blocks at the bottom multiply with operands of two bfloat16 parts, nearly as exact as
-float32: half of what rounding changes in an answer is that of the first block, which all others
-read (``bench numerics``)."""
+"""Blocks at the bottom whose operands have two bfloat16 parts, nearly as exact as float32. Half of
+the rounding error of an answer comes from the first block, which all others read
+(``bench numerics``)."""
 
-NOTHING = 0
-"""The address of what is not there."""
+ABSENT = 0
+"""The address that stands for a missing tensor."""
 
 Sample = np.float32 | np.uint16
 
 NUMBERS: dict[torch.dtype, Sample] = {torch.float32: np.float32(0), torch.bfloat16: np.uint16(0)}
-"""A sample of how the kernels see each storage type."""
+"""For each storage type, a value whose type kernels are compiled for."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackedConv:
-    """A convolution's weights and tables; ``args`` are what the kernel is told of them."""
+    """A convolution's weights and tables; ``args`` are the addresses that kernels receive."""
 
     tensors: tuple[Tensor, ...]
     arrays: tuple[Indices, ...]
@@ -54,12 +56,12 @@ class PackedConv:
 class ConvArgs(NamedTuple):
     """Addresses and sizes of a convolution.
 
-    ``tiles`` int32 [tile_count, ..] are ``tile_table``'s. ``weight`` is, in float32, the combined
-    weight in panels and ``other_weight`` the taps' own; where operands are rounded, pairs of
-    bfloat16, and pairs of what rounding left, or NOTHING: if these are there, the operands have two
-    parts, too. ``residual`` int32 [N] says where its outputs stand among the block's inputs,
-    NOTHING for a block's first convolution; ``longest_in`` and ``longest`` are the longest row's
-    inputs and outputs.
+    ``tiles`` int32 [tile_count, ..] are a ``tile_table``. In float32, ``weight`` is the transformed
+    weight in panels and ``other_weight`` the taps' own weight. With rounded operands, ``weight``
+    holds pairs of bfloat16, and ``other_weight`` pairs of the remainders or ABSENT; with these, the
+    left operands have two parts too. ``residual`` int32 [N] has the places of the outputs among
+    the block's inputs, ABSENT for a block's first convolution. ``longest_in`` and ``longest`` are
+    the numbers of inputs and outputs of the longest row.
     """
 
     tiles: int
@@ -74,8 +76,67 @@ class ConvArgs(NamedTuple):
     longest: int
 
 
-class Room(NamedTuple):
-    """Uninitialised float32 storage [rows, columns], and where it lies."""
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows that run together.
+
+    ``histories`` belong to the sequences at the start. ``keys`` belong to all rows of the batch;
+    they are empty if no activations are to be cached. ``states`` are the cached block inputs of the
+    sequences, if they continue from these. ``read`` is present if a row's patch reads its items.
+    """
+
+    sequences: Sequences
+    histories: list[Indices]
+    keys: list[bytes]
+    states: list[Tensor] = field(default_factory=list)
+    read: "ReadItems | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadItems:
+    """Items int32 of the distinct histories that a chunk's rows read.
+
+    History ``i`` is ``tokens[offsets[i] : offsets[i + 1]]``; ``history`` [rows] is each
+    row's number.
+    """
+
+    tokens: Indices
+    offsets: Indices
+    history: Indices
+
+    @classmethod
+    def of(cls, rows: Indices, newest: Sequence[Indices], history_of: Indices) -> "ReadItems":
+        """Collect the items of the rows of a chunk, in their order."""
+        number: dict[int, int] = {}
+        history = [number.setdefault(at, len(number)) for at in history_of[rows].tolist()]
+        items = [items_of(newest[row]) for row in number]
+        offsets = np.cumsum([0, *map(len, items)], dtype=np.int32)
+        return cls(np.concatenate(items), offsets, np.array(history, dtype=np.int32))
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """A history's block input, from which later rows may continue."""
+
+    key: ActivationKey
+    states: Tensor
+
+
+def position_counts(needed: Plan, spec: BackboneSpec) -> Indices:
+    """Number of positions of a row before and after each convolution, [2·blocks + 1, length].
+
+    The positions of a shorter row are the newest ones of the longest row.
+    """
+    outputs = [needed.inputs]
+    for block in needed.blocks:
+        outputs += [block.first.outputs, block.second.outputs]
+    lengths = np.arange(spec.frame_len + 1)
+    below = [np.searchsorted(positions[::-1], lengths, side="left") for positions in outputs]
+    return np.array(below, dtype=np.int32)
+
+
+class Storage(NamedTuple):
+    """Uninitialised float32 storage [rows, columns] and its address."""
 
     tensor: Tensor
     rows: int
@@ -84,40 +145,40 @@ class Room(NamedTuple):
 
 @dataclass(slots=True)
 class Run:
-    """A chunk in flight: sequence l holds ``bases[level, l] .. bases[level, l + 1]`` of ``x``."""
+    """A chunk while it runs: sequence l has rows ``offsets[level, l] .. offsets[level, l + 1]``."""
 
     chunk: Chunk
     lengths: Indices
-    bases: Indices
-    x: Room
+    offsets: Indices
+    x: Storage
 
 
-class Buffers(local):
-    """Storage of a thread, kept from chunk to chunk."""
+class ThreadBuffers(local):
+    """A thread's storage, reused from chunk to chunk."""
 
     def __init__(self) -> None:
-        self._stored: dict[str, Room] = {}
+        self._stored: dict[str, Storage] = {}
 
-    def room(self, name: str, rows: int, columns: int) -> Room:
-        """At least ``rows`` long; what had the name before is overwritten."""
+    def storage(self, name: str, rows: int, columns: int) -> Storage:
+        """Storage of at least ``rows`` under a name, whose earlier content is lost."""
         found = self._stored.get(name)
         if found is None or found.rows < rows:
             tensor = torch.empty(rows * 5 // 4, columns)
-            found = self._stored[name] = Room(tensor, len(tensor), tensor.data_ptr())
+            found = self._stored[name] = Storage(tensor, len(tensor), tensor.data_ptr())
         return found
 
-    def states(self, rows: int, channels: int, beside: Room | None = None) -> Room:
-        """Room for states; it never overlaps ``beside``."""
-        room = self.room("states", rows, channels)
-        return self.room("other states", rows, channels) if room is beside else room
+    def states(self, rows: int, channels: int, other: Storage | None = None) -> Storage:
+        """Storage for activations that does not overlap ``other``."""
+        storage = self.storage("states", rows, channels)
+        return self.storage("other states", rows, channels) if storage is other else storage
 
 
 def _address(array: np.ndarray) -> int:
-    """Where an array lies; four times as fast as ``array.ctypes.data``."""
+    """Address of an array; four times as fast as ``array.ctypes.data``."""
     return torch.from_numpy(array).data_ptr()
 
 
-def _joined(states: Sequence[Tensor], out: Tensor) -> None:
+def _concatenate(states: Sequence[Tensor], out: Tensor) -> None:
     if len(states) == 1:
         out.copy_(states[0])
     else:
@@ -125,17 +186,17 @@ def _joined(states: Sequence[Tensor], out: Tensor) -> None:
 
 
 class PackedBlocks:
-    """Everything that is fixed for a backbone. May run on several threads at once."""
+    """A backbone's weights and tables for the kernels. Several threads may run chunks together."""
 
     def __init__(self, backbone: Backbone, is_rounded: bool) -> None:
         self.spec = spec = backbone.spec
-        cone = plan(spec, spec.frame_len)
-        self.counts = position_counts(cone, spec)
+        needed = plan(spec, spec.frame_len)
+        self.counts = position_counts(needed, spec)
         self._embedding = backbone.embedding.weight.detach().float().contiguous()
-        self._inputs = np.ascontiguousarray(cone.inputs, dtype=np.int32)
+        self._inputs = np.ascontiguousarray(needed.inputs, dtype=np.int32)
         self._inputs_address = _address(self._inputs)
         self._convs: list[PackedConv] = []
-        for block, at in zip(backbone.blocks, cone.blocks, strict=True):
+        for block, at in zip(backbone.blocks, needed.blocks, strict=True):
             assert isinstance(block, ResidualBlock)
             parts = 0 if not is_rounded else 2 if block.block < SPLIT_BLOCKS else 1
             for number, (conv, norm, outputs, residual) in enumerate(
@@ -153,30 +214,30 @@ class PackedBlocks:
         self._unpatched = Patches.of([UNPATCHED] * len(self._convs))
         self._scratches: dict[int, tuple[Scratch, np.ndarray, int]] = {}
         lengths = np.arange(spec.frame_len + 1, dtype=np.int32)
-        self._bases_alone: list[Indices] = [self._added_up(lengths[n : n + 1]) for n in lengths]
-        centre, eps = cone.blocks[0].first.centre, np.float32(spec.layer_norm_eps)
+        self._offsets_alone: list[Indices] = [self._added_up(lengths[n : n + 1]) for n in lengths]
+        centre, eps = needed.blocks[0].first.centre, np.float32(spec.layer_norm_eps)
         self._width = width_of(spec.channels)
         self._eps = eps
         rounded = True if is_rounded else None
         self._constants = (self._width, spec.kernel_size, centre, eps, rounded)
-        self._buffers = Buffers()
+        self._buffers = ThreadBuffers()
 
-    def run(self, chunk: Chunk) -> tuple[Tensor, list[TrunkState]]:
-        """User vectors float32 [rows, C] as ``sequences.rows``, and states worth keeping."""
-        stages, kept = chunk.sequences.stages, []
+    def run(self, chunk: Chunk) -> tuple[Tensor, list[Activation]]:
+        """User vectors float32 [rows, C] as ``sequences.rows``, and activations to cache."""
+        segments, kept = chunk.sequences.segments, []
         run = self._begin(chunk)
-        for stage, following in zip(stages, [*stages[1:], None], strict=True):
-            self._branch(run, stage)
-            self._run_stage(run, stage, following.block if following else len(self._convs) // 2)
+        for segment, following in zip(segments, [*segments[1:], None], strict=True):
+            self._branch(run, segment)
+            self._run_segment(run, segment, following.block if following else len(self._convs) // 2)
             if following is not None and chunk.keys:
-                kept += _trunk_states(run, following)
+                kept += _activations(run, following)
         users = self._pool(run)
         if chunk.read is not None:
-            self._read(chunk.read, stages[-1].groups, users)
+            self._read(chunk.read, segments[-1].groups, users)
         return users, kept
 
     def _read(self, read: ReadItems, groups: Sequence[Group], users: Tensor) -> None:
-        """Add to the user vectors [rows, C] what the groups' patches read in the items."""
+        """Add the results of the groups' item readers to the user vectors [rows, C]."""
         self._require_tokens(read.tokens)
         spec = self.spec
         for group in groups:
@@ -186,45 +247,43 @@ class PackedBlocks:
             sizes = (spec.max_len, spec.channels, geometry.queries, geometry.bottleneck)
             weights = [tensors[f"patch.{name}"].data_ptr() for name in READER]
             read_items(
-                _address(read.tokens), _address(read.starts), _address(read.history),
+                _address(read.tokens), _address(read.offsets), _address(read.history),
                 self._embedding.data_ptr(), users.data_ptr(),
-                self._buffers.room("reader", reader_scratch(*sizes), 1).address, spec.max_len,
+                self._buffers.storage("reader", reader_scratch(*sizes), 1).address, spec.max_len,
                 group.start, group.stop, _address(group.slots), geometry.queries,
                 geometry.bottleneck, *weights, self._width, self._eps,
                 NUMBERS[group.pool.dtype],
             )  # fmt: skip
 
     def _begin(self, chunk: Chunk) -> Run:
-        """Sequences at the first stage's input: embedded, or as their known states."""
-        first, spec = chunk.sequences.stages[0], self.spec
+        """Fill the first segment's input with embeddings, or with cached activations."""
+        first, spec = chunk.sequences.segments[0], self.spec
         lengths = np.array([spec.framed_len(len(h)) for h in chunk.histories], dtype=np.int32)
-        if spec.padding == "embedded":
-            lengths[:] = spec.frame_len
-        bases = self._bases(lengths)
-        size = int(bases[2 * first.block, -1])
+        offsets = self._offsets(lengths)
+        size = int(offsets[2 * first.block, -1])
         x = self._buffers.states(size, spec.channels)
-        run = Run(chunk, lengths, bases, x)
+        run = Run(chunk, lengths, offsets, x)
         if chunk.states:
-            _joined(chunk.states, x.tensor.narrow(0, 0, size))
+            _concatenate(chunk.states, x.tensor.narrow(0, 0, size))
         else:
             self._enter(run, frame_histories(chunk.histories, spec).numpy().astype(np.int32), first)
         return run
 
-    def _enter(self, run: Run, framed: Indices, stage: Stage) -> None:
+    def _enter(self, run: Run, framed: Indices, segment: Segment) -> None:
         """Embed framed tokens int32 [sequences, T], checked first: the kernel checks nothing."""
         self._require_tokens(framed)
-        first = stage.groups[0].start if stage.groups else len(framed)
-        places = [(0, first, NOTHING, NOTHING, NUMBERS[torch.float32])] if first else []
-        for group in stage.groups:
+        first = segment.groups[0].start if segment.groups else len(framed)
+        places = [(0, first, ABSENT, ABSENT, NUMBERS[torch.float32])] if first else []
+        for group in segment.groups:
             own = group.pool.tensors.get("patch.cls")
-            cls = NOTHING if own is None else own.data_ptr()
+            cls = ABSENT if own is None else own.data_ptr()
             slots = _address(group.slots)
             places.append((group.start, group.stop, slots, cls, NUMBERS[group.pool.dtype]))
-        tokens, bases = _address(framed), _address(run.bases)
+        tokens, offsets = _address(framed), _address(run.offsets)
         for start, stop, slots, cls, number in places:
             enter(
                 tokens, framed.shape[1], self._inputs_address, len(self._inputs),
-                self._embedding.data_ptr(), run.x.address, bases, start, stop, slots, cls,
+                self._embedding.data_ptr(), run.x.address, offsets, start, stop, slots, cls,
                 self._width, number,
             )  # fmt: skip
 
@@ -232,49 +291,49 @@ class PackedBlocks:
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.spec.token_count:
             raise IndexError(f"a history has a token outside 0..{self.spec.token_count - 1}")
 
-    def _branch(self, run: Run, stage: Stage) -> None:
-        """Copy sequences to where the stage's rows begin."""
-        if stage.select is None:
+    def _branch(self, run: Run, segment: Segment) -> None:
+        """Copy sequences for the rows that branch off at this segment."""
+        if segment.gather is None:
             return
-        level, old = 2 * stage.block, run.bases
-        run.lengths = run.lengths[stage.select]
-        run.bases = self._bases(run.lengths)
-        new = self._buffers.states(int(run.bases[level, -1]), self.spec.channels, run.x)
+        level, old = 2 * segment.block, run.offsets
+        run.lengths = run.lengths[segment.gather]
+        run.offsets = self._offsets(run.lengths)
+        new = self._buffers.states(int(run.offsets[level, -1]), self.spec.channels, run.x)
         branch(
-            run.x.address, _address(old[level]), new.address, _address(run.bases[level]),
-            _address(stage.select), len(stage.select), self._width,
+            run.x.address, _address(old[level]), new.address, _address(run.offsets[level]),
+            _address(segment.gather), len(segment.gather), self._width,
         )  # fmt: skip
         run.x = new
 
-    def _run_stage(self, run: Run, stage: Stage, end: int) -> None:
-        """Blocks from the stage's first up to ``end``."""
-        if stage.block == end:
+    def _run_segment(self, run: Run, segment: Segment, end: int) -> None:
+        """Compute the blocks from the segment's first up to ``end``."""
+        if segment.block == end:
             return
         channels, sequences = self.spec.channels, len(run.lengths)
-        rows = int(run.bases[2 * stage.block, -1])
+        rows = int(run.offsets[2 * segment.block, -1])
         other = self._buffers.states(rows, channels, run.x)
-        parts = self._parts(sequences, stage.groups)
+        parts = self._parts(sequences, segment.groups)
         scratch, places = self._scratch(parts)
         for part in parts:
             run_blocks(
-                run.x.address, other.address, _address(run.bases), sequences, stage.block, end,
+                run.x.address, other.address, _address(run.offsets), sequences, segment.block, end,
                 *part.sequences, part.patches.address, self._args_address, scratch, places,
                 *self._constants, part.number,
             )  # fmt: skip
-        run.x = other if (end - stage.block) % 2 else run.x
+        run.x = other if (end - segment.block) % 2 else run.x
 
     def _parts(self, sequences: int, groups: list[Group]) -> list["Part"]:
-        """Sequences by group; those before the first group carry no patch."""
+        """Split sequences by group; those before the first group carry no patch."""
         first = groups[0].start if groups else sequences
         number = NUMBERS[groups[0].pool.dtype if groups else torch.float32]
-        parts = [Part((0, first, NOTHING), self._unpatched, number)] if first else []
+        parts = [Part((0, first, ABSENT), self._unpatched, number)] if first else []
         for group in groups:
             place = (group.start, group.stop, _address(group.slots))
             parts.append(Part(place, self._patches(group), NUMBERS[group.pool.dtype]))
         return parts
 
     def _patches(self, group: Group) -> "Patches":
-        """The group's tensors at every convolution; looked up anew when its pool has moved."""
+        """Addresses of the group's tensors by convolution, renewed when its pool has moved."""
         known = self._patch_args.get(group.pool)
         if known is None or known[0] != group.pool.generation:
             patches = Patches.of([_patch_args(group, conv) for conv in range(len(self._convs))])
@@ -282,7 +341,7 @@ class PackedBlocks:
         return known[1]
 
     def _scratch(self, parts: Sequence["Part"]) -> tuple[int, int]:
-        """Addresses of the kernel's float32 scratch, and of where in it what lies."""
+        """Addresses of the kernel's float32 scratch and of its ``Scratch``."""
         bottleneck = max(part.patches.bottleneck for part in parts)
         known = self._scratches.get(bottleneck)
         if known is None:
@@ -291,30 +350,31 @@ class PackedBlocks:
             places = np.array(scratch, dtype=np.int64)
             known = self._scratches[bottleneck] = scratch, places, _address(places)
         scratch, _, address = known
-        return self._buffers.room("scratch", scratch.size, 1).address, address
+        return self._buffers.storage("scratch", scratch.size, 1).address, address
 
     def _pool(self, run: Run) -> Tensor:
-        """User vectors [rows, C]: the last state, and the first one's sum with it if non-causal."""
-        if self.spec.is_causal:  # the last position is all that is left of a sequence
+        """User vectors [rows, C]: the last state, plus the first one if non-causal."""
+        if self.spec.is_causal:  # a sequence has only its last position left
             return run.x.tensor.narrow(0, 0, len(run.lengths)).clone()
-        top = run.bases[-1]
+        top = run.offsets[-1]
         last, first = (torch.from_numpy(at) for at in (top[1:] - 1, top[:-1]))
         return run.x.tensor[last] + run.x.tensor[first]
 
-    def _bases(self, lengths: Indices) -> Indices:
-        """Where sequences begin at every level, [2·blocks + 1, sequences + 1]."""
+    def _offsets(self, lengths: Indices) -> Indices:
+        """Offsets of the sequences at every level, [2·blocks + 1, sequences + 1]."""
         if len(lengths) == 1:
-            return self._bases_alone[int(lengths[0])]
+            return self._offsets_alone[int(lengths[0])]
         return self._added_up(lengths)
 
     def _added_up(self, lengths: Indices) -> Indices:
-        bases = np.zeros((len(self.counts), len(lengths) + 1), dtype=np.int32)
-        self.counts[:, lengths].cumsum(axis=1, dtype=np.int32, out=bases[:, 1:])
-        return bases
+        offsets = np.zeros((len(self.counts), len(lengths) + 1), dtype=np.int32)
+        self.counts[:, lengths].cumsum(axis=1, dtype=np.int32, out=offsets[:, 1:])
+        return offsets
 
 
 PatchArgs = tuple[int, int, int, int, int, int, int, int, int, int, int, int]
-"""mode, bottleneck, stacked, index, down, its bias, up, its bias; norms, index, weight, bias."""
+"""Kernel mode, bottleneck, patches per slot, index; addresses of down, its bias, up, its bias;
+norms per slot, index, addresses of weight and bias."""
 
 UNPATCHED: PatchArgs = (0,) * 12
 
@@ -348,7 +408,7 @@ def _patch_args(group: Group, number: int) -> PatchArgs:
         return UNPATCHED
     names = ("patch.down", "patch.down_bias", "patch.up", "patch.up_bias")
     down, down_bias, up, up_bias = (tensors[name].data_ptr() for name in names)
-    weight, bias = NOTHING, NOTHING
+    weight, bias = ABSENT, ABSENT
     if norm is not None:
         weight, bias = (tensors[f"patch.norm_{name}"].data_ptr() for name in ("weight", "bias"))
     return (
@@ -357,15 +417,15 @@ def _patch_args(group: Group, number: int) -> PatchArgs:
     )  # fmt: skip
 
 
-def _trunk_states(run: Run, following: Stage) -> list[TrunkState]:
-    """The states that rows branch off from, by history."""
-    bases, joined = run.bases[2 * following.block], following.joined
-    assert joined is not None
-    by_history = dict(zip(joined.histories.tolist(), joined.sequences.tolist(), strict=True))
+def _activations(run: Run, following: Segment) -> list[Activation]:
+    """Copies of the activations at which rows branch off, one per history."""
+    offsets, branches = run.offsets[2 * following.block], following.branches
+    assert branches is not None
+    by_history = dict(zip(branches.histories.tolist(), branches.sequences.tolist(), strict=True))
     return [
-        TrunkState(
+        Activation(
             (run.chunk.keys[history], following.block),
-            run.x.tensor[int(bases[sequence]) : int(bases[sequence + 1])].clone(),
+            run.x.tensor[int(offsets[sequence]) : int(offsets[sequence + 1])].clone(),
         )
         for history, sequence in by_history.items()
     ]
@@ -379,9 +439,10 @@ def _pack(
     longest: tuple[int, int],
     parts: int,
 ) -> PackedConv:
-    """``longest``: inputs and outputs of the longest row; ``parts`` of rounded operands, or 0."""
+    """Pack a convolution for rows of ``longest`` inputs and outputs, with ``parts`` of rounded
+    operands, or 0 for float32."""
     weight, other = _packed_weights(conv.weight.detach().float(), parts)
-    # A product reads as many numbers of the bias as its columns are rounded up to.
+    # A product reads the bias up to its number of columns, which is rounded up.
     bias = torch.nn.functional.pad(conv.bias.detach().float(), (0, whole_tiles(1)))
     norm_weight, norm_bias = (t.detach().float().contiguous() for t in (norm.weight, norm.bias))
     tensors = (weight, bias, norm_weight, norm_bias, *([] if other is None else [other]))
@@ -389,18 +450,18 @@ def _pack(
     arrays = [tiles] if residual is None else [tiles, np.ascontiguousarray(residual, np.int32)]
     args = ConvArgs(
         _address(tiles), len(tiles),
-        weight.data_ptr(), NOTHING if other is None else other.data_ptr(),
+        weight.data_ptr(), ABSENT if other is None else other.data_ptr(),
         bias.data_ptr(), norm_weight.data_ptr(), norm_bias.data_ptr(),
-        NOTHING if residual is None else _address(arrays[1]), *longest,
+        ABSENT if residual is None else _address(arrays[1]), *longest,
     )  # fmt: skip
     return PackedConv(tensors, tuple(arrays), args)
 
 
 def _packed_weights(weight: Tensor, parts: int) -> tuple[Tensor, Tensor | None]:
-    """``weight`` and ``other_weight`` of ``ConvArgs``."""
+    """Compute ``weight`` and ``other_weight`` of ``ConvArgs``."""
     if parts == 0:
-        tiled = tiled_weight(weight)
-        return packed_panels(tiled.combined), packed_panels(tiled.taps)
+        winograd = winograd_weight(weight)
+        return packed_panels(winograd.transformed), packed_panels(winograd.taps)
     taps = weight.permute(2, 1, 0)  # [k, C in, C out]
     rest = taps - taps.bfloat16().float()
     return packed_pairs(taps), packed_pairs(rest) if parts > 1 else None

@@ -2,9 +2,9 @@
 # What follows is numba's to type: names hold vectors and typed addresses.
 """Convolutions and patches whose operands are rounded to bfloat16, for a processor's matrix units.
 
-Sums, and all that lies between products, are float32. An output has a row of operands, its taps
-side by side, and a row of sums where patch and norm then work in place. Names and types as in
-``packed_kernels.py``; a *depth* is counted in tiles of 32 numbers.
+Sums, and all arithmetic between products, are float32. An output has a row of operands, its taps
+side by side, and a row of sums on which patch and norm then work in place. Names and types are
+those of ``patch_kernel.py``; a *depth* counts tiles of 32 numbers. ``amx.py`` states the gain.
 """
 
 import numpy as np
@@ -53,24 +53,24 @@ from peterrec.model.inference.cpu.winograd import OUTPUTS
 from peterrec.model.insertions import ADDS_SOURCE, READS_INPUT
 
 BLOCK = 2 * ROWS
-"""Rows, and columns, of a product that are in the registers together."""
+"""Rows (and columns) of a product that are held in registers together."""
 
 POSITIONS = 32
-"""So many of a sequence's positions get patch and norm while they are in the first cache."""
+"""Positions of a sequence that get patch and norm together: they stay in the first cache."""
 
 STRETCH = 8
-"""Depth at which 32 rows of operands stay in the first cache beside the weights that pass."""
+"""Depth at which 32 rows of operands stay in the first cache while weights stream through it."""
 
 
 def whole_tiles(count: int) -> int:
-    """Rounded up to what a product takes; rows, columns and depths are."""
+    """Round a number of rows, columns or inputs up to whole blocks of a product."""
     return -(-count // BLOCK) * BLOCK
 
 
 def packed_pairs(weight: Tensor) -> Tensor:
-    """A weight [k, C in, C out] as products read it: bfloat16 [columns, k·depth, 16, 16, 2].
+    """Lay out a weight [k, C in, C out] for products: bfloat16 [columns, k·depth, 16, 16, 2].
 
-    A tile has sixteen columns of 32 rows, two rows' numbers side by side; zeros beyond C.
+    A tile has sixteen columns of 32 rows, numbers of two rows side by side, and zeros beyond C.
     """
     kernel, inputs, outputs = weight.shape
     padded = weight.new_zeros(kernel, whole_tiles(inputs), whole_tiles(outputs))
@@ -83,11 +83,11 @@ def packed_pairs(weight: Tensor) -> Tensor:
 def multiply_in_tiles(
     x_, x_step, count, rest, weight_, rest_, depth, columns, start_, start_step, y_, y_step
 ):  # fmt: skip
-    """``y = start + x W`` of bfloat16 rows x [count, depth] and float32 y [count, columns].
+    """Compute ``y = start + x W`` of bfloat16 rows x [count, depth], y float32 [count, columns].
 
-    Lines lie ``.._step`` bytes apart. What rounding left of x lies ``rest`` bytes further in each
-    line, of W at ``rest_``, if these are not 0. Rows are read and written up to the next multiple
-    of 16.
+    Lines are ``.._step`` bytes apart. If not 0, ``rest`` is how many bytes further in each line the
+    remainders of x's rounding are, and ``rest_`` the address of those of W. Rows are read and
+    written up to the next multiple of 16.
     """
     for r in range(0, count, BLOCK):
         x, y, is_one = x_ + r * x_step, y_ + r * y_step, count - r <= ROWS
@@ -101,7 +101,7 @@ def multiply_in_tiles(
 
 @njit
 def _add_rows(x, x_step, weight, depth, columns, start, start_step, y, y_step, is_one):
-    """The same for up to 32 rows, STRETCH of the depth at a time so that x stays near."""
+    """Multiply up to 32 rows, STRETCH of the depth at a time so that x stays in the first cache."""
     apart = depth * TILE_BYTES
     for k in range(0, depth, STRETCH):
         count = min(STRETCH, depth - k)
@@ -126,7 +126,7 @@ def _add_rows(x, x_step, weight, depth, columns, start, start_step, y, y_step, i
 def multiply_by_number(
     x_, x_step, count, rest, weight_, rest_, depth, columns, start_, start_step, y_, y_step
 ):  # fmt: skip
-    """The same on any processor, slowly: no forward wants it where there are no matrix units."""
+    """Compute what ``multiply_in_tiles`` does, on any processor, slowly; only tests use it."""
     apart = depth * TILE_BYTES
     for r in range(count):
         start, out = float_pointer(start_ + r * start_step), float_pointer(y_ + r * y_step)
@@ -162,12 +162,12 @@ def _padded(width):
 
 @njit
 def _lay_taps(
-    x, at, missing, tiles, tile_count, skipped, nothing, taps, first, parts, width, K
+    x, at, missing, tiles, tile_count, skipped, zero_row, taps, first, parts, width, K
 ):  # fmt: skip
-    """A sequence's taps as rows of operands [.., parts, K, padded C] from row ``first`` on.
+    """Write a sequence's taps as rows of operands [.., parts, K, padded C] from row ``first`` on.
 
-    Rows stand in the outputs' order; taps before the history are zeros. The second part is what
-    rounding left of the first.
+    Rows are in the order of the outputs; taps before the history are zeros. The second part holds
+    the remainders of the first part's rounding.
     """
     C, pitch = channels_of(width), _padded(width)
     outputs, rest = OUTPUTS if K == 3 else 1, K * pitch
@@ -179,7 +179,7 @@ def _lay_taps(
             if tiles[row + i] > skipped:
                 to = (first + np.int64(tiles[row + i]) - skipped - 1) * rest * parts
                 for k in range(K):
-                    source = tap_at(tiles, row + outputs + i + k, missing, at, nothing, C)
+                    source = tap_at(tiles, row + outputs + i + k, missing, at, zero_row, C)
                     for c in range(0, pitch, LANES):
                         value = load_first(x, source + c, C - c)
                         store(taps, to + c, value)
@@ -191,7 +191,7 @@ def _lay_taps(
 
 @njit
 def _pack(weight, at, rows, columns, out_, depth):
-    """``packed_pairs`` of one weight [rows, columns] of memory."""
+    """Lay out one weight [rows, columns] in memory as ``packed_pairs`` does."""
     for tile in range((columns + BLOCK - 1) // BLOCK * 2):
         c = tile * ROWS
         for row in range(0, depth * DEPTH, 2):
@@ -202,14 +202,14 @@ def _pack(weight, at, rows, columns, out_, depth):
 
 
 def rounded_patch_numbers(channels: int, bottleneck: int) -> int:
-    """Room that a rounded patch takes, in float32."""
+    """Scratch that a rounded patch takes, in float32 numbers."""
     wide, tall = whole_tiles(channels), whole_tiles(bottleneck)
     return wide * tall + tall + POSITIONS * (wide // 2 + tall // 2 + tall) + ROWS * wide
 
 
 @njit
 def _patch_places(packed_, H, width):
-    """Where a sequence's packed weights, its bias and the numbers of POSITIONS rows lie."""
+    """Addresses of a sequence's packed weights, its bias and the operands and sums of its rows."""
     wide, tall = _padded(width), (H + BLOCK - 1) // BLOCK * BLOCK
     up_ = packed_ + 2 * wide * tall
     bias_ = up_ + 2 * wide * tall
@@ -221,7 +221,7 @@ def _patch_places(packed_, H, width):
 
 @njit
 def _pack_patch(packed_, H, patch, down, down_bias, up, width):
-    """A sequence's patch as products read it."""
+    """Lay out a sequence's patch for products."""
     C = channels_of(width)
     tall, up_, bias_, _, _, _, _ = _patch_places(packed_, H, width)
     bias = float_pointer(bias_)
@@ -233,11 +233,11 @@ def _pack_patch(packed_, H, patch, down, down_bias, up, width):
 
 @njit
 def _add_packed_patch(y_, s, s_row, rows, packed_, mode, H, patch, up_bias, width):
-    """A patch added to up to POSITIONS rows, by what ``_pack_patch`` left."""
+    """Add the patch that ``_pack_patch`` laid out to up to POSITIONS rows."""
     C, pitch = channels_of(width), _padded(width)
     tall, up_, bias_, operands_, hidden_, values_, sums_ = _patch_places(packed_, H, width)
     y, operands, hidden = float_pointer(y_), half_pointer(operands_), half_pointer(hidden_)
-    values, sums, nothing = float_pointer(values_), float_pointer(sums_), np.int64(0)
+    values, sums, none = float_pointer(values_), float_pointer(sums_), np.int64(0)
     for c in range(0, pitch, LANES):
         n, bias = C - c, load_first(up_bias, patch * C + c, C - c)
         for p in range(rows):
@@ -250,20 +250,20 @@ def _add_packed_patch(y_, s, s_row, rows, packed_, mode, H, patch, up_bias, widt
             store(operands, p * pitch + c, value)
             store(y, p * pitch + c, result)
     _multiply(
-        operands_, 2 * pitch, rows, nothing, packed_, nothing, pitch // DEPTH, tall,
-        bias_, nothing, values_, 4 * tall,
+        operands_, 2 * pitch, rows, none, packed_, none, pitch // DEPTH, tall,
+        bias_, none, values_, 4 * tall,
     )  # fmt: skip
     for at in range(0, rows * tall, LANES):
         store(hidden, at, gelu(load(values, at)))
     whole = rows // ROWS * ROWS
     _multiply(
-        hidden_, 2 * tall, whole, nothing, up_, nothing, tall // DEPTH, pitch, y_, 4 * pitch,
+        hidden_, 2 * tall, whole, none, up_, none, tall // DEPTH, pitch, y_, 4 * pitch,
         y_, 4 * pitch,
     )  # fmt: skip
-    if whole < rows:  # what follows in these sixteen rows is not this sequence's
+    if whole < rows:  # the rest of these sixteen rows belongs to the next sequence
         start_ = y_ + 4 * whole * pitch
         _multiply(
-            hidden_ + 2 * whole * tall, 2 * tall, rows - whole, nothing, up_, nothing,
+            hidden_ + 2 * whole * tall, 2 * tall, rows - whole, none, up_, none,
             tall // DEPTH, pitch, start_, 4 * pitch, sums_, 4 * pitch,
         )  # fmt: skip
         for c in range(0, (rows - whole) * pitch, LANES):
@@ -272,13 +272,13 @@ def _add_packed_patch(y_, s, s_row, rows, packed_, mode, H, patch, up_bias, widt
 
 @njit
 def convolve_rounded(
-    source_, source_base, source_origin, target, target_base, target_origin, first, last, start,
-    stop, x, x_base, longest_x, slots, patch_args, args, scratch_, places,
+    source_, source_offsets, source_origin, target, target_offsets, target_origin, first, last,
+    start, stop, x, x_offsets, longest_x, slots, patch_args, args, scratch_, places,
     width, K, centre, eps, weight,
 ):  # fmt: skip
-    """A convolution of sequences [first, last) with all that follows it up to the next.
+    """Compute a convolution of sequences [first, last), their patch, norm, ReLU and residual.
 
-    As ``convolve`` in ``tile_kernels.py``.
+    Arguments are those of ``convolve`` in ``conv_float32.py``.
     """
     C, pitch = channels_of(width), _padded(width)
     source = float_pointer(source_)
@@ -290,7 +290,7 @@ def convolve_rounded(
     has_own = patch_args[10] != 0
     norm_weight = float_pointer(patch_args[10] if has_own else args[5])
     norm_bias = float_pointer(patch_args[11] if has_own else args[6])
-    nothing = (scratch_ - source_) // 4 + places[0]
+    zero_row = (scratch_ - source_) // 4 + places[0]
     taps_, products_ = scratch_ + 4 * places[3], scratch_ + 4 * places[4]
     s, packed_ = float_pointer(scratch_ + 4 * places[7]), scratch_ + 4 * places[10]
     step, parts, rest = 2 * K * pitch, np.int64(1), np.int64(0)
@@ -298,13 +298,13 @@ def convolve_rounded(
         parts, rest = np.int64(2), step
     rows = np.int64(0)
     for sequence in range(first, last):
-        at = np.int64(source_base[sequence]) - source_origin
+        at = np.int64(source_offsets[sequence]) - source_origin
         missing = longest_in - (
-            np.int64(source_base[sequence + 1]) - np.int64(source_base[sequence])
+            np.int64(source_offsets[sequence + 1]) - np.int64(source_offsets[sequence])
         )
-        count = np.int64(target_base[sequence + 1]) - np.int64(target_base[sequence])
+        count = np.int64(target_offsets[sequence + 1]) - np.int64(target_offsets[sequence])
         _lay_taps(
-            source, at, missing, tiles, tile_count, longest - count, nothing, half_pointer(taps_),
+            source, at, missing, tiles, tile_count, longest - count, zero_row, half_pointer(taps_),
             rows, parts, width, K,
         )  # fmt: skip
         rows += count
@@ -314,18 +314,18 @@ def convolve_rounded(
     )  # fmt: skip
     rows = np.int64(0)
     for sequence in range(first, last):
-        at = np.int64(source_base[sequence]) - source_origin
+        at = np.int64(source_offsets[sequence]) - source_origin
         missing = longest_in - (
-            np.int64(source_base[sequence + 1]) - np.int64(source_base[sequence])
+            np.int64(source_offsets[sequence + 1]) - np.int64(source_offsets[sequence])
         )
-        count = np.int64(target_base[sequence + 1]) - np.int64(target_base[sequence])
+        count = np.int64(target_offsets[sequence + 1]) - np.int64(target_offsets[sequence])
         skipped = longest - count
         y_ = products_ + 4 * pitch * rows
         rows += count
         patch = next_patch = norm = np.int64(0)
         if mode & READS_INPUT:
             take_inputs(
-                source, at, missing, tiles, tile_count, skipped, nothing, s, centre, width, K
+                source, at, missing, tiles, tile_count, skipped, zero_row, s, centre, width, K
             )
         if mode != 0:
             patch, next_patch = sequence_patch(
@@ -335,8 +335,8 @@ def convolve_rounded(
                 _pack_patch(packed_, H, patch, down, down_bias, up, width)
         if has_own:
             norm = (np.int64(slots[sequence - start]) * patch_args[8] + patch_args[9]) * C
-        entry = (np.int64(x_base[sequence + 1]) - longest_x) * C
-        to = (np.int64(target_base[sequence]) - target_origin) * C
+        entry = (np.int64(x_offsets[sequence + 1]) - longest_x) * C
+        to = (np.int64(target_offsets[sequence]) - target_origin) * C
         if mode != 0 and not is_half(weight):
             finish_sequence(
                 float_pointer(y_), pitch, count, s, x, entry, residual_, skipped, target, to,

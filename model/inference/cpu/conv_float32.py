@@ -1,11 +1,10 @@
 # mypy: ignore-errors
 # What follows is numba's to type: names hold vectors and typed addresses.
-"""Convolutions in float32 on a CPU, with all that follows each of them up to the next.
+"""Convolutions in float32 on a CPU, each with its patch, norm, ReLU and residual.
 
-Positions that share inputs are computed four at a time from six products
-(``model/inference/cpu/winograd.py``),
-others from those of their taps that lie within the history, where that takes no more products.
-Names and types as in ``packed_kernels.py``.
+Four positions that share inputs are computed from six products by a Winograd transform
+(``winograd.py``). Where it takes no more products, positions are computed from those of their taps
+that are within the history. Names and types are those of ``patch_kernel.py``.
 """
 
 import numpy as np
@@ -43,17 +42,18 @@ from peterrec.model.inference.cpu.simd import (
 from peterrec.model.insertions import READS_INPUT
 
 PANEL = 4 * LANES if HAS_WIDE_REGISTERS else LANES
-"""Columns of a product that are in the registers together, for four rows."""
+"""Columns of a product that are held in registers together, for several rows."""
 
 A, A2, A3 = (np.float32(winograd.A**n) for n in (1, 2, 3))
 B, B2, B3 = (np.float32(winograd.B**n) for n in (1, 2, 3))
 SQUARES = np.float32(winograd.A**2 + winograd.B**2)
 OUTPUTS, PRODUCTS = winograd.OUTPUTS, winograd.PRODUCTS
-FEWEST_SHARED = PRODUCTS // 3 + 1  # outputs of a tile that has more than six taps
+FEWEST_SHARED = PRODUCTS // 3 + 1
+"""Outputs of a tile at least, if it has more taps than products and so is transformed."""
 
 
 def packed_panels(weight: Tensor, panel: int = PANEL) -> Tensor:
-    """A weight [.., rows, C] as the product reads it: [.., panels, rows, panel], zeros beyond C."""
+    """Lay out a weight [.., rows, C] for products: [.., panels, rows, panel], zeros beyond C."""
     panels = -(-weight.shape[-1] // panel)
     padded = weight.new_zeros(*weight.shape[:-1], panels * panel)
     padded[..., : weight.shape[-1]] = weight
@@ -62,7 +62,7 @@ def packed_panels(weight: Tensor, panel: int = PANEL) -> Tensor:
 
 @njit
 def multiply_wide(x, weight, rows, y, count, inputs, width):
-    """``y = x W`` of x [count, inputs] and the last rows of packed W [rows, C].
+    """Compute ``y = x W`` of x [count, inputs] and the last ``inputs`` rows of packed W [rows, C].
 
     Sums run over the inputs in their order.
     """
@@ -103,7 +103,11 @@ def _keep(y, at, n, a, b, d, e):
 
 @njit
 def multiply_narrow(x, weight, rows, y, count, inputs, width):
-    """The same where sixteen numbers take two registers of sixteen: six rows at once."""
+    """Compute ``y = x W`` as ``multiply_wide`` does, for sixteen registers of eight numbers.
+
+    Six rows by one panel fill these registers. ``simd._store_first`` states what whole stores gain
+    here, without AVX-512.
+    """
     C = channels_of(width)
     for c in range(0, C, LANES):
         for p in range(0, count, 6):
@@ -132,7 +136,7 @@ _multiply = multiply_wide if HAS_WIDE_REGISTERS else multiply_narrow
 
 @njit
 def _taps_within(tiles, i, missing, K):
-    """How many of an output's taps are left without the oldest that the sequence does not have."""
+    """The number of an output's taps that are within the sequence."""
     for k in range(K):
         if tiles[i + k] > missing:
             return K - k
@@ -141,7 +145,7 @@ def _taps_within(tiles, i, missing, K):
 
 @njit
 def _is_shared(tiles, row, skipped, missing):
-    """True if a tile's outputs take fewer products together than from their taps."""
+    """True if a tile's outputs take fewer products by the transform than from their taps."""
     if tiles[row] > skipped and tiles[row + OUTPUTS] > missing:
         return True
     taps = 0
@@ -153,7 +157,7 @@ def _is_shared(tiles, row, skipped, missing):
 
 @njit
 def _combine(x, r0, r1, r2, r3, r4, r5, out, at, step, width):
-    """A tile's six inputs at the six points."""
+    """Transform a tile's six inputs: evaluate their polynomial at the six points."""
     C = channels_of(width)
     a, b, a2, b2, squares = splat(A), splat(B), splat(-A2), splat(-B2), splat(-SQUARES)
     for c in range(0, C, LANES):
@@ -173,7 +177,7 @@ def _combine(x, r0, r1, r2, r3, r4, r5, out, at, step, width):
 
 @njit
 def _interpolate(products, at, step, bias, y, p0, p1, p2, p3, width):
-    """A tile's four outputs from its six products."""
+    """Transform a tile's six products back to its four outputs."""
     C = channels_of(width)
     a, a2, a3, b, b2, b3 = splat(A), splat(A2), splat(A3), splat(B), splat(B2), splat(B3)
     for c in range(0, C, LANES):
@@ -191,13 +195,13 @@ def _interpolate(products, at, step, bias, y, p0, p1, p2, p3, width):
 
 @njit
 def _lay_tiles(
-    x, at, missing, tiles, tile_count, skipped, nothing, combined, step, taps, counts, gang,
+    x, at, missing, tiles, tile_count, skipped, zero_row, transformed, step, taps, counts, capacity,
     width, K,
 ):  # fmt: skip
-    """Lay out what a sequence's outputs are products of, behind what is there already.
+    """Write the left operands of a sequence's products behind those of earlier sequences.
 
-    ``counts[0]`` are tiles, ``counts[n]`` outputs of n taps; these lie in [gang, n·C] after those
-    of fewer.
+    ``counts[0]`` is the number of tiles, ``counts[n]`` that of outputs with n taps. The operands of
+    these are [capacity, n·C] each, behind those with fewer taps.
     """
     C = channels_of(width)
     outputs = OUTPUTS if K == 3 else 1
@@ -208,22 +212,22 @@ def _lay_tiles(
         inputs = row + outputs
         if outputs > 1 and _is_shared(tiles, row, skipped, missing):
             _combine(
-                x, tap_at(tiles, inputs, missing, at, nothing, C),
-                tap_at(tiles, inputs + 1, missing, at, nothing, C),
-                tap_at(tiles, inputs + 2, missing, at, nothing, C),
-                tap_at(tiles, inputs + 3, missing, at, nothing, C),
-                tap_at(tiles, inputs + 4, missing, at, nothing, C),
-                tap_at(tiles, inputs + 5, missing, at, nothing, C),
-                combined, counts[0] * C, step, width,
+                x, tap_at(tiles, inputs, missing, at, zero_row, C),
+                tap_at(tiles, inputs + 1, missing, at, zero_row, C),
+                tap_at(tiles, inputs + 2, missing, at, zero_row, C),
+                tap_at(tiles, inputs + 3, missing, at, zero_row, C),
+                tap_at(tiles, inputs + 4, missing, at, zero_row, C),
+                tap_at(tiles, inputs + 5, missing, at, zero_row, C),
+                transformed, counts[0] * C, step, width,
             )  # fmt: skip
             counts[0] += 1
             continue
         for i in range(outputs):
             if tiles[row + i] > skipped:
                 n = _taps_within(tiles, inputs + i, missing, K)
-                to = (gang * (n * (n - 1) // 2) + counts[n] * n) * C
+                to = (capacity * (n * (n - 1) // 2) + counts[n] * n) * C
                 for k in range(K - n, K):
-                    source = tap_at(tiles, inputs + i + k, missing, at, nothing, C)
+                    source = tap_at(tiles, inputs + i + k, missing, at, zero_row, C)
                     for c in range(0, C, LANES):
                         copy_first(taps, to + c, x, source + c, C - c)
                     to += C
@@ -232,9 +236,10 @@ def _lay_tiles(
 
 @njit
 def _take_outputs(
-    missing, tiles, tile_count, skipped, combined, step, taps, counts, gang, bias, y, width, K
+    missing, tiles, tile_count, skipped, transformed, step, taps, counts, capacity, bias, y,
+    width, K,
 ):  # fmt: skip
-    """A sequence's outputs from their products, in the order of ``_lay_tiles``."""
+    """Compute a sequence's outputs from their products, in the order of ``_lay_tiles``."""
     C = channels_of(width)
     outputs = OUTPUTS if K == 3 else 1
     for tile in range(tile_count):
@@ -247,16 +252,16 @@ def _take_outputs(
             p1 = (np.int64(tiles[row + 1]) - skipped - 1) * C
             p2 = (np.int64(tiles[row + 2]) - skipped - 1) * C
             p3 = (np.int64(tiles[row + 3]) - skipped - 1) * C
-            if p0 < 0:  # only the oldest can be missing; the next one takes its place at once
+            if p0 < 0:  # only the oldest can be missing; the next one overwrites it
                 p0 = p1
-            _interpolate(combined, counts[0] * C, step, bias, y, p0, p1, p2, p3, width)
+            _interpolate(transformed, counts[0] * C, step, bias, y, p0, p1, p2, p3, width)
             counts[0] += 1
             continue
         for i in range(outputs):
             to = (np.int64(tiles[row + i]) - skipped - 1) * C
             if to >= 0:
                 n = _taps_within(tiles, inputs + i, missing, K)
-                source = (gang * (n - 1) + counts[n]) * C
+                source = (capacity * (n - 1) + counts[n]) * C
                 for c in range(0, C, LANES):
                     own = load_first(taps, source + c, C - c)
                     store_first(y, to + c, add(own, load_first(bias, c, C - c)), C - c)
@@ -265,13 +270,13 @@ def _take_outputs(
 
 @njit
 def convolve(
-    source_, source_base, source_origin, target, target_base, target_origin, first, last, start,
-    stop, x, x_base, longest_x, slots, patch_args, args, scratch_, places,
+    source_, source_offsets, source_origin, target, target_offsets, target_origin, first, last,
+    start, stop, x, x_offsets, longest_x, slots, patch_args, args, scratch_, places,
     width, K, centre, eps, weight,
 ):  # fmt: skip
-    """A convolution of sequences [first, last) with all that follows it up to the next.
+    """Compute a convolution of sequences [first, last), their patch, norm, ReLU and residual.
 
-    Sequences lie at their bases less the origin. ``x`` are the block's inputs for the residual.
+    Sequences are at their offsets less the origin. ``x`` are the block's inputs for the residual.
     """
     C = channels_of(width)
     source = float_pointer(source_)
@@ -284,52 +289,55 @@ def convolve(
     has_own = patch_args[10] != 0
     norm_weight = float_pointer(patch_args[10] if has_own else args[5])
     norm_bias = float_pointer(patch_args[11] if has_own else args[6])
-    nothing = (scratch_ - source_) // 4 + places[0]
-    combined, combined_products = scratch_ + 4 * places[1], scratch_ + 4 * places[2]
+    zero_row = (scratch_ - source_) // 4 + places[0]
+    transformed, transformed_products = scratch_ + 4 * places[1], scratch_ + 4 * places[2]
     taps, taps_products = scratch_ + 4 * places[3], scratch_ + 4 * places[4]
-    counts, gang = long_pointer(scratch_ + 4 * places[5]), places[12]
+    counts, capacity = long_pointer(scratch_ + 4 * places[5]), places[12]
     y, s = float_pointer(scratch_ + 4 * places[6]), float_pointer(scratch_ + 4 * places[7])
     step = (places[2] - places[1]) // PRODUCTS
     for n in range(K + 1):
         counts[n] = 0
     for sequence in range(first, last):
-        at = np.int64(source_base[sequence]) - source_origin
+        at = np.int64(source_offsets[sequence]) - source_origin
         missing = longest_in - (
-            np.int64(source_base[sequence + 1]) - np.int64(source_base[sequence])
+            np.int64(source_offsets[sequence + 1]) - np.int64(source_offsets[sequence])
         )
-        skipped = longest - (np.int64(target_base[sequence + 1]) - np.int64(target_base[sequence]))
+        skipped = longest - (
+            np.int64(target_offsets[sequence + 1]) - np.int64(target_offsets[sequence])
+        )
         _lay_tiles(
-            source, at, missing, tiles, tile_count, skipped, nothing,
-            float_pointer(combined), step, float_pointer(taps), counts, gang, width, K,
+            source, at, missing, tiles, tile_count, skipped, zero_row,
+            float_pointer(transformed), step, float_pointer(taps), counts, capacity, width, K,
         )  # fmt: skip
     panels = (C + PANEL - 1) // PANEL * PANEL
     for i in range(PRODUCTS if counts[0] > 0 else 0):
         _multiply(
-            float_pointer(combined + 4 * i * step),
+            float_pointer(transformed + 4 * i * step),
             float_pointer(args[2] + 4 * i * C * panels), C,
-            float_pointer(combined_products + 4 * i * step), counts[0], C, width,
+            float_pointer(transformed_products + 4 * i * step), counts[0], C, width,
         )  # fmt: skip
     for n in range(1, K + 1):
         _multiply(
-            float_pointer(taps + 4 * gang * (n * (n - 1) // 2) * C), float_pointer(args[3]), K * C,
-            float_pointer(taps_products + 4 * gang * (n - 1) * C), counts[n], n * C, width,
+            float_pointer(taps + 4 * capacity * (n * (n - 1) // 2) * C), float_pointer(args[3]),
+            K * C,
+            float_pointer(taps_products + 4 * capacity * (n - 1) * C), counts[n], n * C, width,
         )  # fmt: skip
     for n in range(K + 1):
         counts[n] = 0
     for sequence in range(first, last):
-        at = np.int64(source_base[sequence]) - source_origin
+        at = np.int64(source_offsets[sequence]) - source_origin
         missing = longest_in - (
-            np.int64(source_base[sequence + 1]) - np.int64(source_base[sequence])
+            np.int64(source_offsets[sequence + 1]) - np.int64(source_offsets[sequence])
         )
-        count = np.int64(target_base[sequence + 1]) - np.int64(target_base[sequence])
+        count = np.int64(target_offsets[sequence + 1]) - np.int64(target_offsets[sequence])
         skipped = longest - count
         _take_outputs(
-            missing, tiles, tile_count, skipped, float_pointer(combined_products), step,
-            float_pointer(taps_products), counts, gang, bias, y, width, K,
+            missing, tiles, tile_count, skipped, float_pointer(transformed_products), step,
+            float_pointer(taps_products), counts, capacity, bias, y, width, K,
         )  # fmt: skip
         if mode & READS_INPUT:
             take_inputs(
-                source, at, missing, tiles, tile_count, skipped, nothing, s, centre, width, K
+                source, at, missing, tiles, tile_count, skipped, zero_row, s, centre, width, K
             )
         patch = next_patch = norm = np.int64(0)
         if mode != 0:
@@ -338,8 +346,8 @@ def convolve(
             )
         if has_own:
             norm = (np.int64(slots[sequence - start]) * patch_args[8] + patch_args[9]) * C
-        entry = (np.int64(x_base[sequence + 1]) - longest_x) * C
-        to = (np.int64(target_base[sequence]) - target_origin) * C
+        entry = (np.int64(x_offsets[sequence + 1]) - longest_x) * C
+        to = (np.int64(target_offsets[sequence]) - target_origin) * C
         finish_sequence(
             y, C, count, s, x, entry, residual_, skipped, target, to, scratch_, mode, H, patch,
             next_patch, down, down_bias, up, up_bias, norm_weight, norm_bias, norm, width, eps,

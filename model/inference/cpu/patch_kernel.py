@@ -1,17 +1,18 @@
 # mypy: ignore-errors
 # What follows is numba's to type: names hold vectors and typed addresses.
-"""What surrounds a convolution's product on a CPU, in one pass over each sequence's positions.
+"""Everything around a convolution's product on a CPU, in one pass over each sequence's positions.
 
-A *sequence* is a row's positions without any padding, one after the other in a packed buffer. After
-the product (``tile_kernels.py``), ``finish_sequence`` adds the sequence's own patch, normalises,
-rectifies and adds the residual while the sequence is still in the first cache. ``enter``
-begins with embeddings, ``branch`` copies sequences.
+A *sequence* is a row's positions without padding; a buffer holds one sequence after the other.
+After the product (``conv_float32.py``, ``conv_bfloat16.py``), ``finish_sequence`` adds the
+sequence's patch, normalises, rectifies and adds the residual while the sequence is still in the
+first cache. ``enter`` embeds sequences, ``branch`` copies them.
 
-Names that end in ``_`` are addresses (``Tensor.data_ptr()``; 0: not there). ``weight`` is a sample
-of how the numbers of a task's patch are stored: ``np.float32`` or, for bfloat16, ``np.uint16``.
-States and norms are float32 in any case, as is all arithmetic here. ``width`` tells C channels
-(``width_of``); ``K`` taps, ``H`` bottleneck.
-Every sequence is computed by itself in a fixed order: its neighbours change no bit of it.
+Names that end in ``_`` are addresses (``Tensor.data_ptr()``; 0: absent). ``weight`` is a value
+whose type is that of a patch's numbers: ``np.float32`` or, for bfloat16, ``np.uint16``.
+Activations, norms and all arithmetic are float32. ``width`` carries C channels (``width_of``);
+``K`` is the number of taps, ``H`` the bottleneck's width. ``mode`` is a kernel mode of
+``model/insertions.py``. Every sequence is computed in a fixed order that does not depend on its
+neighbours, so neither do its bits.
 """
 
 import numpy as np
@@ -47,18 +48,18 @@ from peterrec.model.insertions import ADDS_SOURCE, READS_INPUT
 from peterrec.model.spec import CLS
 
 AT_ONCE = 4
-"""Positions of a sequence that are in the registers together."""
+"""Positions of a sequence that are held in registers together."""
 
 STEP = 2 * LANES if HAS_WIDE_REGISTERS else LANES
-"""Numbers of each of them that are in the registers together."""
+"""Channels of each of these positions that are held in registers together."""
 
 GELU_LINEAR = np.float32(-2.302208198)  # -2·sqrt(2/π)·log2(e)
-GELU_CUBIC = np.float32(-0.1029432396)  # the same by 0.044715
+GELU_CUBIC = np.float32(-0.1029432396)  # GELU_LINEAR·0.044715
 ONE, ZERO = np.float32(1), np.float32(0)
 
 
 def width_of(channels: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """How kernels are told C: by the *type* of an argument, so that they are compiled for it."""
+    """C channels as the *type* of an argument, so that kernels are compiled for this number."""
     return (0,) * (channels // LANES), (0,) * (channels % LANES)
 
 
@@ -68,33 +69,33 @@ def channels_of(width):
 
 
 def patch_numbers(channels: int, bottleneck: int) -> int:
-    """Size of ``finish_sequence``'s float32 scratch."""
+    """Size of ``finish_sequence``'s scratch, in float32 numbers."""
     padded = -(-channels // LANES) - (-bottleneck // LANES)
     return AT_ONCE * LANES * padded
 
 
 @compiled
 def enter(
-    tokens_, longest, offsets_, inputs, embedding_, x_, base_, start, stop, slots_, cls_,
+    tokens_, longest, positions_, inputs, embedding_, x_, offsets_, start, stop, slots_, cls_,
     width, weight,
 ):  # fmt: skip
-    """Embed sequences: tokens int32 [sequences, longest] at offsets int32 [inputs] from the end.
+    """Embed tokens int32 [sequences, longest] at positions int32 [inputs] counted from the end.
 
-    A shorter sequence has the last of the ``inputs`` that the longest one has.
+    A sequence shorter than the longest has the last of these positions.
     """
     C = channels_of(width)
-    tokens, base, slots = int_pointer(tokens_), int_pointer(base_), int_pointer(slots_)
-    offsets = int_pointer(offsets_)
+    tokens, offsets, slots = int_pointer(tokens_), int_pointer(offsets_), int_pointer(slots_)
+    positions = int_pointer(positions_)
     embedding, x = float_pointer(embedding_), float_pointer(x_)
     cls = pointer_like(cls_, weight)
     for sequence in range(start, stop):
         begin, count = (
-            np.int64(base[sequence]),
-            np.int64(base[sequence + 1]) - np.int64(base[sequence]),
+            np.int64(offsets[sequence]),
+            np.int64(offsets[sequence + 1]) - np.int64(offsets[sequence]),
         )
         for position in range(count):
-            offset = np.int64(offsets[inputs - count + position])
-            token = np.int64(tokens[(sequence + 1) * longest - 1 - offset])
+            back = np.int64(positions[inputs - count + position])
+            token = np.int64(tokens[(sequence + 1) * longest - 1 - back])
             to = (begin + position) * C
             if cls_ != 0 and token == CLS:
                 own = np.int64(slots[sequence - start]) * C
@@ -106,29 +107,32 @@ def enter(
 
 
 @compiled
-def branch(old_, old_base_, new_, new_base_, select_, sequences, width):
-    """New sequence i is a copy of old sequence ``select[i]``."""
+def branch(old_, old_offsets_, new_, new_offsets_, gather_, sequences, width):
+    """Copy old sequence ``gather[i]`` to new sequence i."""
     C = channels_of(width)
     old, new = float_pointer(old_), float_pointer(new_)
-    old_base, new_base, select = (
-        int_pointer(old_base_), int_pointer(new_base_), int_pointer(select_),
+    old_offsets, new_offsets, gather = (
+        int_pointer(old_offsets_), int_pointer(new_offsets_), int_pointer(gather_),
     )  # fmt: skip
     for sequence in range(sequences):
-        source, to = np.int64(old_base[select[sequence]]) * C, np.int64(new_base[sequence]) * C
-        size = np.int64(new_base[sequence + 1]) * C - to
+        source, to = (
+            np.int64(old_offsets[gather[sequence]]) * C,
+            np.int64(new_offsets[sequence]) * C,
+        )
+        size = np.int64(new_offsets[sequence + 1]) * C - to
         for at in range(0, size, LANES):
             copy_first(new, to + at, old, source + at, size - at)
 
 
 @njit
-def tap_at(tiles, i, missing, at, nothing, C):
+def tap_at(tiles, i, missing, at, zero_row, C):
     """Where an input of a ``tile_table`` begins, or the row of zeros if the sequence lacks it."""
     entry = np.int64(tiles[i]) - missing
-    return (at + entry - 1) * C if entry >= 1 else nothing
+    return (at + entry - 1) * C if entry >= 1 else zero_row
 
 
 @njit
-def take_inputs(x, at, missing, tiles, tile_count, skipped, nothing, s, centre, width, K):
+def take_inputs(x, at, missing, tiles, tile_count, skipped, zero_row, s, centre, width, K):
     """Copy the ``centre`` tap of each of a sequence's outputs to s [outputs, C]."""
     C = channels_of(width)
     outputs = OUTPUTS if K == 3 else 1
@@ -139,7 +143,7 @@ def take_inputs(x, at, missing, tiles, tile_count, skipped, nothing, s, centre, 
         for i in range(outputs):
             to = (np.int64(tiles[row + i]) - skipped - 1) * C
             if to >= 0:
-                source = tap_at(tiles, row + outputs + i + centre, missing, at, nothing, C)
+                source = tap_at(tiles, row + outputs + i + centre, missing, at, zero_row, C)
                 for c in range(0, C, LANES):
                     copy_first(s, to + c, x, source + c, C - c)
 
@@ -153,12 +157,16 @@ def gelu(x):
 
 @njit
 def narrow(s, s0, s1, s2, s3, down, patch, H, width, h):
-    """Columns h.. of ``s D`` for four positions."""
+    """Sixteen columns of ``s D`` from h on, for four positions.
+
+    Wide registers get two sums per result, so that additions overlap; narrow ones one sum, which
+    leaves registers for operands.
+    """
     C = channels_of(width)
     zero = splat(ZERO)
     a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zero
     d, n = patch * C * H + h, H - h
-    paired = C // 2 * 2 if HAS_WIDE_REGISTERS else 0  # two sums each, so that additions overlap
+    paired = C // 2 * 2 if HAS_WIDE_REGISTERS else 0
     for c in range(0, paired, 2):
         w = load_first(down, d + c * H, n)
         a0, a1 = fma(splat(number(s, s0 + c)), w, a0), fma(splat(number(s, s1 + c)), w, a1)
@@ -175,8 +183,11 @@ def narrow(s, s0, s1, s2, s3, down, patch, H, width, h):
 
 @njit
 def _multiply_pair(rows, step, count, weight, at, stride, n, a0, a1, a2, a3, b0, b1, b2, b3):
-    """``a + x W`` of four rows x ``step`` apart, ``count`` numbers each, for sixteen of W's columns
-    from ``at`` on, and ``b + x W`` for the next sixteen; ``n`` columns are left there."""
+    """``a + x W`` for sixteen columns of W from ``at`` on, and ``b + x W`` for the next sixteen.
+
+    x are four rows of ``count`` numbers, ``step`` apart; W has ``n`` columns from there on. With
+    wide registers, 32 columns together read each number of x half as often.
+    """
     for k in range(count):
         w, z = load_first(weight, at, n), load_first(weight, at + LANES, n - LANES)
         at += stride
@@ -205,7 +216,7 @@ def _prefetch_share(down, up, at, size, begin, share):
 
 @njit
 def _widen(hidden, tall, up, at, H, width, n, a0, a1, a2, a3):
-    """``a + h U`` for four positions' hidden values and sixteen channels."""
+    """``a + h U`` for four positions' hidden values h and sixteen channels."""
     C = channels_of(width)
     for h in range(H):
         w = load_first(up, at + h * C, n)
@@ -226,7 +237,7 @@ def sequence_patch(slots, sequence, stop, stacked, at):
 
 @njit
 def _scale(rows, mean, width, eps):
-    """One over the standard deviation of a row of C numbers."""
+    """The reciprocal standard deviation of a row of C numbers."""
     C = channels_of(width)
     squares = splat(ZERO)
     for c in range(0, C, LANES):
@@ -240,10 +251,11 @@ def finish_sequence(
     y, pitch, count, s, x, entry, residual_, shift, out, to, scratch_, mode, H, patch, next_patch,
     down, down_bias, up, up_bias, norm_weight, norm_bias, norm, width, eps,
 ):  # fmt: skip
-    """relu(LN(patched y)) (+ residual) of a sequence's positions; unpatched if the mode is 0.
+    """Write ``relu(LN(patched y))`` of a sequence's positions, plus the residual if there is one.
 
     Position p reads ``y`` at ``p·pitch``, the convolution's input at ``p·C`` of ``s``, the residual
-    at ``entry + residual[shift + p]·C`` of ``x``, and is written at ``to + p·C``.
+    at ``entry + residual[shift + p]·C`` of ``x``, and is written at ``to + p·C``. Wide registers
+    take 32 columns at a time, narrow ones 16.
     """
     C = channels_of(width)
     residual = int_pointer(residual_)
@@ -262,7 +274,7 @@ def finish_sequence(
         p1, p2, p3 = min(p + 1, count - 1), min(p + 2, count - 1), min(p + 3, count - 1)
         r0, r1, r2, r3 = p * pitch, p1 * pitch, p2 * pitch, p3 * pitch
         s0, s1, s2, s3 = p * C, p1 * C, p2 * C, p3 * C
-        if mode != 0:  # what the patch reads, as float32: to widen one number takes long
+        if mode != 0:  # copy the patch's source as float32: widening single numbers takes long
             for c in range(0, C, LANES):
                 n = C - c
                 if mode & READS_INPUT:

@@ -1,11 +1,10 @@
 # mypy: ignore-errors
 # What follows is numba's to type: names hold vectors and typed addresses.
-"""A patch's reader on a CPU: each row's own queries over its history's items, in one pass.
+"""A patch's item reader on a CPU: each row's queries over its history's items, in one pass.
 
-Reads as ``model/network/history_reader.py`` says. Names and types as in ``packed_kernels.py``.
-Items are
-normalised once for neighbouring rows of one history. Every row is computed in a fixed order,
-whatever stands beside it.
+It computes what ``model/network/history_reader.py`` defines. Names and types are those of
+``patch_kernel.py``. Items are normalised once for neighbouring rows of one history. Every row is
+computed in a fixed order that does not depend on its neighbours.
 """
 
 import numpy as np
@@ -46,12 +45,12 @@ LOG2_E = np.float32(1.4426950408889634)
 
 
 def reader_scratch(longest: int, channels: int, queries: int, bottleneck: int) -> int:
-    """Float32 numbers of scratch for histories of up to ``longest`` items."""
+    """Scratch for histories of up to ``longest`` items, in float32 numbers."""
     return sum(_parts(longest, channels, queries, bottleneck))
 
 
 def _parts(longest: int, channels: int, queries: int, bottleneck: int) -> tuple[int, int, int, int]:
-    """Items, scores, pooled vectors and hidden values; vectors may be read past a row's end."""
+    """Sizes of items, scores, pooled vectors and hidden values; some are read past a row's end."""
     return (
         longest * channels + LANES,
         longest * _tall(queries),
@@ -66,17 +65,17 @@ def _tall(count: int) -> int:
 
 @compiled
 def read_items(
-    tokens_, starts_, history_, embedding_, users_, scratch_, longest,
+    tokens_, offsets_, history_, embedding_, users_, scratch_, longest,
     start, stop, slots_, queries, H, query_, down_, down_bias_, up_, up_bias_,
     width, eps, weight,
 ):  # fmt: skip
-    """Add what rows [start, stop) read to their user vectors float32 [rows, C].
+    """Add the reader's change to the user vectors float32 [rows, C] of rows [start, stop).
 
-    Tokens int32 of history ``i`` stand at ``starts[i] .. starts[i + 1]``; ``history`` int32 [rows]
-    numbers each row's. Weights are stacked over slots, ``slots`` int32 [stop - start].
+    Tokens int32 of history ``i`` are at ``offsets[i] .. offsets[i + 1]``; ``history`` int32 [rows]
+    is the number of each row's. Weights are stacked over slots, ``slots`` int32 [stop - start].
     """
     C = channels_of(width)
-    tokens, starts, history = int_pointer(tokens_), int_pointer(starts_), int_pointer(history_)
+    tokens, offsets, history = int_pointer(tokens_), int_pointer(offsets_), int_pointer(history_)
     embedding, users = float_pointer(embedding_), float_pointer(users_)
     slots, query = int_pointer(slots_), pointer_like(query_, weight)
     down, down_bias = pointer_like(down_, weight), pointer_like(down_bias_, weight)
@@ -89,8 +88,8 @@ def read_items(
     known = np.int64(-1)
     for row in range(start, stop):
         own = np.int64(history[row])
-        begin = np.int64(starts[own])
-        count = np.int64(starts[own + 1]) - begin
+        begin = np.int64(offsets[own])
+        count = np.int64(offsets[own + 1]) - begin
         if own != known:
             _normalise_items(tokens, begin, count, embedding, items, width, eps)
             known = own
@@ -113,7 +112,7 @@ def read_items(
 
 @njit
 def _normalise_items(tokens, begin, count, embedding, items, width, eps):
-    """LayerNorm without weights of each item's embedding."""
+    """Write each item's embedding, normalised by a LayerNorm without weights."""
     C = channels_of(width)
     for t in range(count):
         source = np.int64(tokens[begin + t]) * C
@@ -124,7 +123,7 @@ def _normalise_items(tokens, begin, count, embedding, items, width, eps):
 
 @njit
 def _normalise(rows, at, width, eps):
-    """The C numbers at ``at`` less their mean, over their standard deviation."""
+    """Normalise the C numbers at ``at`` in place: subtract the mean, divide by the deviation."""
     C = channels_of(width)
     mean = splat(ZERO)
     for c in range(0, C, LANES):
@@ -142,7 +141,7 @@ def _normalise(rows, at, width, eps):
 
 @njit
 def _weigh(items, count, query, slot, queries, scores, tall, width):
-    """Attention of each query over the items: scores [count, tall], their softmax over items."""
+    """Compute each query's softmax over the items, scores [count, tall]."""
     C = channels_of(width)
     for k in range(0, queries, LANES):
         for t in range(0, count, AT_ONCE):
@@ -169,7 +168,7 @@ def _weigh(items, count, query, slot, queries, scores, tall, width):
 
 @njit
 def _pool(items, count, scores, tall, queries, pooled, width, eps):
-    """The items' mean by each query's weights, normalised; 64 channels at once."""
+    """Compute the items' mean by each query's weights, normalised; 64 channels at a time."""
     C = channels_of(width)
     for k in range(queries):
         for c in range(0, C, 4 * LANES):
@@ -191,7 +190,7 @@ def _pool(items, count, scores, tall, queries, pooled, width, eps):
 
 @njit
 def _down(pooled, size, down, begin, H, h):
-    """Columns h.. of ``p D`` for p [size]; four sums, so that additions overlap."""
+    """Sixteen columns of ``p D`` from h on, for p [size]; four sums, so that additions overlap."""
     n = H - h
     a0 = a1 = a2 = a3 = splat(ZERO)
     whole = size // 4 * 4

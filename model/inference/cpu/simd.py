@@ -1,8 +1,9 @@
-"""Vectors of sixteen numbers for numba kernels: arithmetic that no compiler has to discover.
+"""Vectors of sixteen numbers for numba kernels: explicit vector arithmetic.
 
-A ``vec`` is a value of type ``<16 x float>`` in LLVM, so the code is right on any processor and
+A ``vec`` is a value of type ``<16 x float>`` in LLVM, so the code is correct on any processor and
 fast on one with wide registers. Numbers in memory are float32 (``floats``) or bfloat16
-(``halves``); arithmetic is in float32. The functions below exist inside numba-compiled code only.
+(``halves``); arithmetic is in float32. The functions below exist only inside code that numba
+compiles.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 
 LANES = 16
+"""Numbers of a vector."""
 
 
 def has_features(*names: str) -> bool:
@@ -34,7 +36,7 @@ _ROUNDS, _MASKS_HALVES = has_features("avx512bf16"), has_features("avx512bw", "a
 
 
 class _BFloat(ir.Type):  # type: ignore[misc]  # llvmlite is untyped
-    """LLVM's own bfloat16, which llvmlite does not name."""
+    """LLVM's bfloat16 type, which llvmlite lacks."""
 
     def _to_string(self) -> str:
         return "bfloat"
@@ -45,7 +47,7 @@ _VECTOR, _BITS, _HALF = (ir.VectorType(element, LANES) for element in (_F32, _I3
 _ROUNDED = ir.VectorType(_BFloat(), LANES)
 
 _REORDERABLE = ("contract", "reassoc", "nsz", "arcp")
-"""What float arithmetic may assume; never that numbers are finite."""
+"""Fast-math flags; none of them assumes that numbers are finite."""
 
 EXP2_POLYNOMIAL = (
     1.5403530393381610e-4,
@@ -56,7 +58,7 @@ EXP2_POLYNOMIAL = (
     6.9314718055994531e-1,
     1.0,
 )
-"""Taylor terms ln(2)^n/n! of 2^r for |r| <= 1/2, highest first: within 2e-7 of it."""
+"""Taylor coefficients ln(2)^n/n! of 2^r, highest first; the error is below 2e-7 for |r| <= 1/2."""
 
 ROUNDING = 12582912.0
 """1.5·2^23: adding and subtracting it rounds a float32 to the nearest integer."""
@@ -95,14 +97,14 @@ float_pointer, half_pointer, int_pointer, long_pointer = map(
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
 def pointer_like(context: Any, address: Any, sample: Any) -> Any:
-    """An address as that of float32 if ``sample`` is one, of bfloat16 if it is a uint16."""
+    """Turn an address into a pointer to float32, or to bfloat16 if ``sample`` is a uint16."""
     kind = halves if sample == types.uint16 else floats
     return kind(types.int64, sample), _address_as(kind)
 
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
 def is_half(context: Any, sample: Any) -> Any:
-    """True, known to the compiler, if ``sample`` stands for bfloat16."""
+    """True if ``sample`` stands for bfloat16; a constant for the compiler."""
 
     def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
         return ir.Constant(ir.IntType(1), sample == types.uint16)
@@ -119,7 +121,7 @@ def _address_as(kind: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
 def splat(context: Any, number: Any) -> Any:
-    """Sixteen times the same float32."""
+    """Sixteen copies of a float32."""
 
     def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _broadcast(builder, args[0], _VECTOR)
@@ -129,7 +131,7 @@ def splat(context: Any, number: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
 def number(context: Any, pointer: Any, index: Any) -> Any:
-    """One number of memory as float32."""
+    """Load one number as float32."""
 
     def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
         found = builder.load(builder.gep(args[0], [args[1]]))
@@ -143,7 +145,7 @@ def number(context: Any, pointer: Any, index: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
 def load(context: Any, pointer: Any, index: Any) -> Any:
-    """Sixteen numbers from ``index`` on."""
+    """Load sixteen numbers from ``index`` on."""
 
     def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
         at = _vector_at(builder, args[0], args[1], pointer)
@@ -154,7 +156,7 @@ def load(context: Any, pointer: Any, index: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
 def load_first(context: Any, pointer: Any, index: Any, count: Any) -> Any:
-    """The first ``count`` numbers from ``index`` on, then zeros; what is beyond is not read."""
+    """Load ``count`` numbers from ``index`` on, then zeros; memory beyond them is not read."""
 
     def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
         if pointer == halves and not _MASKS_HALVES:
@@ -167,7 +169,7 @@ def load_first(context: Any, pointer: Any, index: Any, count: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
 def store(context: Any, pointer: Any, index: Any, value: Any) -> Any:
-    """Write sixteen numbers, rounded to the nearest that the memory can hold."""
+    """Store sixteen numbers, rounded to the memory's type."""
 
     def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
         at = _vector_at(builder, args[0], args[1], pointer)
@@ -179,7 +181,7 @@ def store(context: Any, pointer: Any, index: Any, value: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
 def store_first(context: Any, pointer: Any, index: Any, value: Any, count: Any) -> Any:
-    """Write the first ``count`` numbers only."""
+    """Store the first ``count`` numbers only."""
 
     def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
         at = _vector_at(builder, args[0], args[1], pointer)
@@ -191,7 +193,7 @@ def store_first(context: Any, pointer: Any, index: Any, value: Any, count: Any) 
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
 def store_pairs(context: Any, address: Any, offset: Any, low: Any, high: Any) -> Any:
-    """Write sixteen pairs of bfloat16, one of each vector side by side, ``offset`` bytes on."""
+    """Store sixteen pairs of bfloat16, a number from each vector, ``offset`` bytes on."""
 
     def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
         place, (a, b) = builder.add(args[0], args[1]), (builder.bitcast(v, _BITS) for v in args[2:])
@@ -206,7 +208,7 @@ def store_pairs(context: Any, address: Any, offset: Any, low: Any, high: Any) ->
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
 def copy_first(context: Any, out: Any, to: Any, source: Any, at: Any, count: Any) -> Any:
-    """Copy up to sixteen numbers, ``count`` if it is less, between memory of one type."""
+    """Copy sixteen numbers, or ``count`` if it is less, between memory of one type."""
 
     def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
         mask = _first(builder, args[4])
@@ -219,7 +221,7 @@ def copy_first(context: Any, out: Any, to: Any, source: Any, at: Any, count: Any
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
 def first(context: Any, value: Any, count: Any) -> Any:
-    """The first ``count`` lanes of a vector, then zeros."""
+    """The first ``count`` numbers of a vector, then zeros."""
 
     def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
         zeros = ir.Constant(_VECTOR, [0.0] * LANES)
@@ -230,7 +232,7 @@ def first(context: Any, value: Any, count: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
 def prefetch(context: Any, pointer: Any, index: Any) -> Any:
-    """Ask for the cache line of a number that will be read soon."""
+    """Prefetch the cache line of a number that will be read soon."""
 
     def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
         at = builder.bitcast(builder.gep(args[0], [args[1]]), ir.IntType(8).as_pointer())
@@ -243,7 +245,7 @@ def prefetch(context: Any, pointer: Any, index: Any) -> Any:
     return types.void(pointer, types.int64), build
 
 
-def _lanewise(operation: str) -> Any:
+def _elementwise(operation: str) -> Any:
     @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
     def apply(context: Any, a: Any, b: Any) -> Any:
         def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -254,7 +256,7 @@ def _lanewise(operation: str) -> Any:
     return apply
 
 
-add, sub, mul, div = (_lanewise(name) for name in ("fadd", "fsub", "fmul", "fdiv"))
+add, sub, mul, div = (_elementwise(name) for name in ("fadd", "fsub", "fmul", "fdiv"))
 
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
@@ -269,7 +271,7 @@ def fma(context: Any, a: Any, b: Any, c: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
 def rectify(context: Any, value: Any) -> Any:
-    """``max(value, 0)``; what is not a number stays so."""
+    """``max(value, 0)``; NaN stays NaN."""
 
     def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
         zeros = ir.Constant(_VECTOR, [0.0] * LANES)
@@ -280,7 +282,7 @@ def rectify(context: Any, value: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
 def total(context: Any, value: Any) -> Any:
-    """The sum of the lanes, in an order that is always the same."""
+    """The sum of a vector's numbers, in a fixed order."""
 
     def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
         form = ir.FunctionType(_F32, [_F32, _VECTOR])
@@ -293,7 +295,7 @@ def total(context: Any, value: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
 def exp2(context: Any, value: Any) -> Any:
-    """2 to the power of each lane, clamped to ±126; what is not a number stays so."""
+    """2 to the power of each number, clamped to ±126; NaN stays NaN."""
 
     def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
         x = args[0]
@@ -324,7 +326,7 @@ def _broadcast(builder: Any, value: Any, kind: Any) -> Any:
 
 
 def _first(builder: Any, count: Any) -> Any:
-    """A mask of the first ``count`` lanes."""
+    """A mask of the first ``count`` numbers."""
     lanes = ir.Constant(_BITS, list(range(LANES)))
     return builder.icmp_signed("<", lanes, _broadcast(builder, builder.trunc(count, _I32), _BITS))
 
@@ -380,7 +382,7 @@ def _whole_or_part(
 
 
 def _load_pairs(builder: Any, pointer: Any, index: Any, count: Any) -> Any:
-    """Fewer than sixteen, in pairs and, if their number is odd, a last one."""
+    """Load fewer than sixteen bfloat16: pairs, and a single last one if their number is odd."""
     eight, one = ir.VectorType(_I32, LANES // 2), ir.Constant(count.type, 1)
     first = builder.gep(pointer, [index])
     whole = builder.trunc(builder.ashr(count, one), _I32)
@@ -439,7 +441,7 @@ def _suffix(kind: Any) -> str:
 
 
 def _widened(builder: Any, value: Any) -> Any:
-    """bfloat16 is the upper half of a float32."""
+    """Convert to float32, of which bfloat16 is the upper half."""
     if value.type != _HALF:
         return value
     bits = builder.shl(builder.zext(value, _BITS), ir.Constant(_BITS, [16] * LANES))
@@ -447,7 +449,7 @@ def _widened(builder: Any, value: Any) -> Any:
 
 
 def _narrowed(builder: Any, value: Any, kind: Any) -> Any:
-    """To the nearest, ties to even; what is not a number stays so unless its payload overflows."""
+    """Round to the memory's type, ties to even; NaN stays NaN unless its payload overflows."""
     if kind != halves:
         return value
     if _ROUNDS:

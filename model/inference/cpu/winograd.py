@@ -1,10 +1,10 @@
-"""Convolutions with fewer products: four outputs from six combinations of inputs.
+"""The Winograd transform F(4,3): four outputs of a convolution from six products.
 
-Outputs that stand a dilation apart share inputs. Four of them, ``y_i = Σ_k g_k d_(i+k)`` of six
-inputs ``d`` and three taps ``g``, are values of a polynomial product, so that six products do in
-place of twelve (Winograd, F(4,3); Lavin and Gray, CVPR 2016): at each of the points 0, ±A, ±B and
-infinity the inputs and the taps are evaluated, multiplied, and the outputs interpolated. With
-A = 2/3 and B = 3/2, whose product is 1, rounding errors grow about twofold in float32.
+Outputs that are a dilation apart share inputs. Four of them, ``y_i = Σ_k g_k d_(i+k)`` of six
+inputs ``d`` and three taps ``g``, follow from a product of polynomials, so six products replace
+twelve (Lavin and Gray, CVPR 2016). Inputs and taps are evaluated at the points 0, ±A, ±B and
+infinity and multiplied there, and the outputs are interpolated. With A = 2/3 and B = 3/2, whose
+product is 1, rounding errors grow about twofold in float32.
 """
 
 from dataclasses import dataclass
@@ -16,31 +16,31 @@ from torch import Tensor
 from peterrec.model.network.receptive_field import ConvPlan
 
 A, B = 2 / 3, 3 / 2
-"""The points, beside 0 and infinity."""
+"""The points other than 0 and infinity, each with both signs."""
 
 OUTPUTS, TAPS = 4, 3
 PRODUCTS = OUTPUTS + TAPS - 1
 
 
 @dataclass(frozen=True, slots=True)
-class TiledWeight:
-    """Weights of a convolution: ``combined`` [6, C, C] at the points, ``taps`` [k·C, C] as is."""
+class WinogradWeight:
+    """A convolution's weight: ``transformed`` [6, C, C] at the points, ``taps`` [k·C, C] plain."""
 
-    combined: Tensor
+    transformed: Tensor
     taps: Tensor
 
 
-def tiled_weight(weight: Tensor) -> TiledWeight:
-    """Of a convolution's weight [C out, C in, k]; ``combined`` is empty unless k is 3."""
+def winograd_weight(weight: Tensor) -> WinogradWeight:
+    """Transform a weight [C out, C in, k]; ``transformed`` is empty unless k is 3."""
     exact = weight.detach().double().permute(2, 1, 0)  # [k, C in, C out]
     taps = exact.flatten(0, 1).float().contiguous()
     if len(exact) != TAPS:
-        return TiledWeight(taps.new_empty(0, *exact.shape[1:]), taps)
-    return TiledWeight(torch.einsum("pk,kio->pio", _evaluation(), exact).float(), taps)
+        return WinogradWeight(taps.new_empty(0, *exact.shape[1:]), taps)
+    return WinogradWeight(torch.einsum("pk,kio->pio", _evaluation(), exact).float(), taps)
 
 
 def _evaluation() -> Tensor:
-    """float64 [6, 3]: taps to their values at the points, over the interpolation's divisors."""
+    """float64 [6, 3]: maps taps to their values at the points over the interpolation's divisors."""
     powers = [[1.0, x, x * x] for x in (0.0, A, -A, B, -B)]
     divisors = [1.0, *(5 * x**4 - 3 * (A * A + B * B) * x * x + 1 for x in (A, A, B, B))]
     rows = [[power / by for power in row] for row, by in zip(powers, divisors, strict=True)]
@@ -48,11 +48,12 @@ def _evaluation() -> Tensor:
 
 
 def tile_table(conv: ConvPlan, dilation: int) -> np.ndarray:
-    """int32 [tiles, 4 + 6]: which outputs share which inputs, oldest first.
+    """int32 [tiles, 4 + 6]: four outputs and the six inputs that they share, oldest first.
 
-    Numbers are 1 + the place in ``conv.outputs`` and as in ``conv.taps``; 0: not there. Tiles are
-    formed from the newest output on and stand in the order of their newest one, so that a shorter
-    row lacks outputs at the table's end. With k other than 3, [tiles, 1 + k] with an output each.
+    Outputs are 1 + their place in ``conv.outputs``, inputs are numbered as in ``conv.taps``; 0 is
+    missing. Tiles are formed from the newest output on and sorted by their newest one: outputs
+    that a shorter row lacks are at the table's end. If k is not 3, the table is
+    [tiles, 1 + k] with one output each.
     """
     taps = conv.taps
     if taps.shape[1] != TAPS:
@@ -75,7 +76,7 @@ def tile_table(conv: ConvPlan, dilation: int) -> np.ndarray:
 
 
 def _chain(newest: int, dilation: int, place: dict[int, int]) -> list[int]:
-    """Up to four offsets a dilation apart, newest first."""
+    """Up to four positions a dilation apart, newest first."""
     chain = [newest]
     while len(chain) < OUTPUTS and chain[-1] + dilation in place:
         chain.append(chain[-1] + dilation)

@@ -1,4 +1,4 @@
-"""A backbone's residual blocks as two Triton launches per run of sequences, on an NVIDIA device."""
+"""A backbone's residual blocks on an NVIDIA device: two Triton launches per run of sequences."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,17 +24,17 @@ class RunPatch:
 
 @dataclass(frozen=True, slots=True)
 class SequenceRun:
-    """Sequences of one stage that run together: int32 tensors on the device.
+    """Sequences of one segment that run in the same launches: int32 tensors on the device.
 
     ``sequence_of`` and ``per_sequence`` are by level: the sequence of an entry, and how many
-    entries a sequence has on average at most. bases [levels, rows + 1] and counts [levels, rows]
+    entries a sequence has on average at most. offsets [levels, rows + 1] and counts [levels, rows]
     belong to the sequences, bounds [levels, 4] to the run.
     """
 
     rows: int
     sequence_of: list[Tensor]
     per_sequence: list[int]
-    bases: Tensor
+    offsets: Tensor
     counts: Tensor
     bounds: Tensor
     patch: RunPatch | None
@@ -42,15 +42,15 @@ class SequenceRun:
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """A block's input, what lies between its convolutions, and its output: each [entries, C].
+    """A block's input, the activations between its convolutions, and its output, each [entries, C].
 
-    ``bases`` [rows] are where the sequences' entries of the input begin.
+    ``offsets`` [rows] say where the entries of each sequence begin in the input.
     """
 
     x: Tensor
     middle: Tensor
     out: Tensor
-    bases: Tensor
+    offsets: Tensor
 
 
 class FusedBlocks:
@@ -71,13 +71,13 @@ class FusedBlocks:
         """Compute the run's entries of block ``number``'s output."""
         block = self._table.blocks[number]
         taps, convs = self._taps[number], self._convs[number]
-        first = self._entries(run, block.first, taps[0], states.bases)
+        first = self._entries(run, block.first, taps[0], states.offsets)
         fused_conv(
             states.x, states.middle, states.x, first, convs[0], _operands(run.patch, number, 0)
         )
-        middle_bases = run.bases[block.second.source]
+        middle_offsets = run.offsets[block.second.source]
         second = self._entries(
-            run, block.second, taps[1], middle_bases, states.bases, self._residuals[number]
+            run, block.second, taps[1], middle_offsets, states.offsets, self._residuals[number]
         )
         fused_conv(
             states.middle, states.out, states.x, second, convs[1], _operands(run.patch, number, 1)
@@ -88,8 +88,8 @@ class FusedBlocks:
         run: SequenceRun,
         conv: LevelConv,
         taps: Tensor,
-        in_bases: Tensor,
-        skip_bases: Tensor | None = None,
+        in_offsets: Tensor,
+        skip_offsets: Tensor | None = None,
         residual: Tensor | None = None,
     ) -> Entries:
         return Entries(
@@ -97,12 +97,12 @@ class FusedBlocks:
             bounds=run.bounds[conv.target],
             capacity=run.rows * run.per_sequence[conv.target],
             per_sequence=run.per_sequence[conv.target],
-            out_bases=run.bases[conv.target],
-            in_bases=in_bases,
+            out_offsets=run.offsets[conv.target],
+            in_offsets=in_offsets,
             in_counts=run.counts[conv.source],
             taps=taps,
             centre=conv.centre,
-            skip_bases=skip_bases,
+            skip_offsets=skip_offsets,
             residual=residual,
         )
 

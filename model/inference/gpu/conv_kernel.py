@@ -1,13 +1,13 @@
-"""One Triton kernel per convolution: taps, product, patch, LayerNorm, ReLU and residual at once.
+"""One Triton kernel per convolution: taps, product, patch, LayerNorm, ReLU and residual together.
 
-A program computes ``BLOCK_M`` entries, of as many sequences as lie in them, over all channels. The
+A program computes a tile of ``BLOCK_M`` entries, of any number of sequences, over all channels. The
 product runs over the whole tile; each sequence's patch is applied to the tile and kept at the rows
 of the sequence. So a tile is full at any lengths, and its weights are read once for all its
 sequences. Arithmetic between the products is float32 at any storage type.
 
-What the sums of a tile receive from memory (up biases, the residual) is added as a product with
-ones where it belongs: such operands pass through shared memory, and need no registers beside the
-sums, which fill half of them.
+Operands that are added to a tile's sums from memory (up biases, the residual) are added as a
+product with a matrix of zeros and ones. They then pass through shared memory and take no registers
+in addition to the sums, which fill half of them.
 """
 
 import math
@@ -33,10 +33,10 @@ class ConvWeights:
 
 @dataclass(frozen=True, slots=True)
 class PatchOperands:
-    """Where the patches of a launch lie: stacked tensors [S, P, …], a slot per sequence.
+    """The patches of a launch: stacked tensors [S, P, …] and a slot per sequence.
 
-    ``index`` is the bottleneck's place among the P, ``norm_index`` the block's among the trained
-    norms, -1 if these are the backbone's.
+    ``mode`` is a kernel mode of ``model/insertions.py``. ``index`` is the bottleneck's place among
+    the P, ``norm_index`` the block's among the trained norms, or -1 for the backbone's norm.
     """
 
     mode: int
@@ -53,45 +53,46 @@ class PatchOperands:
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """Which entries a launch computes and what they read: int32 tensors on the device.
+    """The entries that a launch computes and what they read: int32 tensors on the device.
 
     Entry m of the output belongs to sequence ``sequence_of[m]``; ``bounds`` [2] are the first and
     the last + 1 to compute, at most ``capacity``, about ``per_sequence`` of a sequence. The entries
-    of a sequence begin at ``out_bases`` and are read from ``in_bases`` on, where it has
+    of a sequence begin at ``out_offsets`` and are read from ``in_offsets`` on, where it has
     ``in_counts``; taps [N, k] beyond these, or negative, read zeros. ``centre`` is the tap of the
     entry itself. With ``residual`` [N], entries of the skip are added, those of a sequence being at
-    ``skip_bases`` on.
+    ``skip_offsets`` on.
     """
 
     sequence_of: Tensor
     bounds: Tensor
     capacity: int
     per_sequence: int
-    out_bases: Tensor
-    in_bases: Tensor
+    out_offsets: Tensor
+    in_offsets: Tensor
     in_counts: Tensor
     taps: Tensor
     centre: int
-    skip_bases: Tensor | None = None
+    skip_offsets: Tensor | None = None
     residual: Tensor | None = None
 
 
 LARGEST_TILE = 64 * 256
-"""Float32 sums of four warps: two such programs share a multiprocessor, one works as one waits."""
+"""Float32 sums of four warps. Two such programs share a multiprocessor: one computes while the
+other waits for memory."""
 
 FULL_WAVE = 128
-"""Programs that occupy the device: a tile is as large as leaves about so many."""
+"""Programs that occupy the device: tiles are enlarged while at least about this many are left."""
 
 SEQUENCES_PER_TILE = 5
-"""Sequences that a tile may hold, about: each one's patch is applied to all of it."""
+"""Approximate limit on the sequences of a tile, as each patch is applied to the whole tile."""
 
 COLUMNS = 32
-"""Bottleneck channels that a tile's patches are applied by, of one sequence or of several."""
+"""Bottleneck channels that are applied to a tile together, of one sequence or of several."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """How a program is cut: its entries, channels of a step, warps, and steps loaded ahead."""
+    """Sizes of a program: entries, channels per step, warps, and steps that are loaded ahead."""
 
     entries: int
     depth: int
@@ -102,7 +103,7 @@ class Tile:
 @triton.jit
 def gelu_tanh(x):  # type: ignore[no-untyped-def]  # Triton compiles it
     gate = 1.5957691216057308 * (x + 0.044715 * x * x * x)
-    return x * tl.sigmoid(tl.maximum(gate, -80.0))  # further down an exponential would overflow
+    return x * tl.sigmoid(tl.maximum(gate, -80.0))  # below it the exponential would overflow
 
 
 @triton.jit
@@ -118,11 +119,11 @@ def _fused_conv(  # type: ignore[no-untyped-def]  # Triton compiles it
     out_ptr,
     sequence_of_ptr,
     bounds_ptr,
-    out_bases_ptr,
-    in_bases_ptr,
+    out_offsets_ptr,
+    in_offsets_ptr,
     in_counts_ptr,
     taps_ptr,
-    skip_bases_ptr,
+    skip_offsets_ptr,
     residual_ptr,
     weight_ptr,
     bias_ptr,
@@ -158,12 +159,12 @@ def _fused_conv(  # type: ignore[no-untyped-def]  # Triton compiles it
     stop = tl.load(bounds_ptr + 1)
     if first >= stop:
         return
-    m = tl.minimum(first + tl.arange(0, BLOCK_M), stop - 1)  # beyond: the last entry again
+    m = tl.minimum(first + tl.arange(0, BLOCK_M), stop - 1)  # past the end: the last entry again
     c = tl.arange(0, BLOCK_C)
     is_channel = c < C
     sequence = tl.load(sequence_of_ptr + m)
-    n = m - tl.load(out_bases_ptr + sequence)
-    in_base = tl.load(in_bases_ptr + sequence)
+    n = m - tl.load(out_offsets_ptr + sequence)
+    in_base = tl.load(in_offsets_ptr + sequence)
     in_count = tl.load(in_counts_ptr + sequence)
 
     first_sequence = tl.load(sequence_of_ptr + first)
@@ -173,7 +174,7 @@ def _fused_conv(  # type: ignore[no-untyped-def]  # Triton compiles it
     y = tl.zeros((BLOCK_M, BLOCK_C), dtype=tl.float32) + bias[None, :]
     k = tl.arange(0, BLOCK_K)
     STEPS: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
-    for group in tl.static_range(0, TAPS, 3):  # a load whose address was loaded is not run ahead
+    for group in tl.static_range(0, TAPS, 3):  # Triton pipelines no load whose address is loaded
         here = tl.minimum(TAPS - group, 3)
         near = _source(taps_ptr + n * TAPS + group, in_base, in_count)
         middle = _source(taps_ptr + n * TAPS + group + (here > 1), in_base, in_count)
@@ -208,7 +209,7 @@ def _fused_conv(  # type: ignore[no-untyped-def]  # Triton compiles it
         for start in tl.range(0, columns, BLOCK_W, num_stages=2):
             column = start + tl.arange(0, BLOCK_W)
             is_wide = column < columns
-            if H % BLOCK_W == 0:  # all of one sequence: whole rows can be loaded at a time
+            if H % BLOCK_W == 0:  # all columns belong to one sequence, so whole rows are loaded
                 ahead = start // H
                 h = column - ahead * H
                 of_sequence = first_sequence + ahead + tl.zeros((BLOCK_W,), dtype=tl.int32)
@@ -264,8 +265,8 @@ def _fused_conv(  # type: ignore[no-untyped-def]  # Triton compiles it
         for part in tl.range(0, BLOCK_M, 16, num_stages=3):
             read = tl.minimum(first + part + r, stop - 1)
             its_sequence = tl.load(sequence_of_ptr + read)
-            its_n = read - tl.load(out_bases_ptr + its_sequence)
-            source = tl.load(skip_bases_ptr + its_sequence) + tl.load(residual_ptr + its_n)
+            its_n = read - tl.load(out_offsets_ptr + its_sequence)
+            source = tl.load(skip_offsets_ptr + its_sequence) + tl.load(residual_ptr + its_n)
             skip_at = source[:, None] * C + c[None, :]
             skip = tl.load(skip_ptr + skip_at, mask=is_channel[None, :], other=0.0)
             is_it = (entry[:, None] == (part + r)[None, :]).to(skip.dtype)
@@ -283,7 +284,7 @@ def fused_conv(
     conv: ConvWeights,
     patch: PatchOperands | None,
 ) -> None:
-    """Compute ``entries`` of ``out`` [M, C] from x [M_in, C]; ``skip`` is what they may add.
+    """Compute ``entries`` of ``out`` [M, C] from x [M_in, C]; ``skip`` holds the residual.
 
     All tensors are contiguous; x, out and the weights have one dtype.
     """
@@ -300,11 +301,11 @@ def fused_conv(
         out,
         entries.sequence_of,
         entries.bounds,
-        entries.out_bases,
-        entries.in_bases,
+        entries.out_offsets,
+        entries.in_offsets,
         entries.in_counts,
         entries.taps,
-        entries.skip_bases if entries.skip_bases is not None else entries.in_bases,
+        entries.skip_offsets if entries.skip_offsets is not None else entries.in_offsets,
         entries.residual if entries.residual is not None else entries.taps,
         conv.weight,
         conv.bias,
@@ -341,13 +342,15 @@ def fused_conv(
 
 
 def _widest(x: Tensor, patch: PatchOperands | None) -> int:
-    """Bytes of the widest number that is multiplied."""
+    """Bytes of the widest type among the operands."""
     return max(x.element_size(), 0 if patch is None else patch.down.element_size())
 
 
 def _tile(entries: Entries, channels: int, number_bytes: int) -> Tile:
     width = int(triton.next_power_of_2(channels))
-    is_exact = number_bytes > 2  # no matrix unit multiplies float32 exactly: ordinary sums do
+    is_exact = (
+        number_bytes > 2
+    )  # tensor cores round float32 operands, so products use ordinary units
     most = 32 if is_exact else max(64, min(128, LARGEST_TILE // width))
     size = 16
     while size < min(most, SEQUENCES_PER_TILE * entries.per_sequence):

@@ -1,4 +1,4 @@
-"""The launches of one shape of chunk, captured as a CUDA graph when the shape comes again."""
+"""The launches for chunks of one key, captured as a CUDA graph when the key is used again."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peterrec.model.inference.batch_plan import Stage
+from peterrec.model.inference.batch_plan import Segment
 from peterrec.model.inference.gpu.blocks import FusedBlocks, RunPatch, SequenceRun, States
 from peterrec.model.inference.gpu.embed_pool_kernels import (
     EnteringRun,
@@ -18,10 +18,10 @@ from peterrec.model.inference.gpu.embed_pool_kernels import (
 )
 from peterrec.model.inference.gpu.layout import (
     ALIGNED,
-    ChunkShape,
+    GraphKey,
     Levels,
     Parts,
-    StageParts,
+    SegmentParts,
     entry_level,
     lay_out,
     levels,
@@ -33,7 +33,7 @@ from peterrec.model.network.backbone import Backbone
 
 
 class FusedNetwork:
-    """The backbone on its device as the kernels read it, its levels' places there included."""
+    """A backbone's weights and levels on its device, as the kernels read them."""
 
     def __init__(self, backbone: Backbone, dtype: torch.dtype) -> None:
         self.spec = backbone.spec
@@ -42,14 +42,16 @@ class FusedNetwork:
         self.table: Levels = levels(backbone.spec)
         self.embedding = backbone.embedding.weight.detach().to(dtype).contiguous()
         self.blocks = FusedBlocks(backbone, self.table, dtype)
-        self.offsets = torch.from_numpy(self.table.entering).to(self.device)
+        self.positions = torch.from_numpy(self.table.entering).to(self.device)
         sizes = [padded(int(size)) for size in self.table.counts[:, -1]]
         self.level_starts = [0, *np.cumsum(sizes).tolist()]
-        self.starts = torch.tensor(self.level_starts, dtype=torch.int32, device=self.device)
+        self.level_starts_on_device = torch.tensor(
+            self.level_starts, dtype=torch.int32, device=self.device
+        )
 
 
 class Workspace:
-    """Device memory that chunks of up to ``rows`` sequences use in turn, of any shape."""
+    """Device memory for activations that chunks of up to ``rows`` sequences use in turn."""
 
     def __init__(self, network: FusedNetwork, rows: int) -> None:
         device, channels = network.device, network.spec.channels
@@ -65,42 +67,42 @@ class Workspace:
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceStage:
-    """A stage's numbers on the device, and its runs."""
+class DeviceSegment:
+    """A segment's numbers on the device, and its runs."""
 
     block: int
     until: int
     entries: Tensor
-    bases: Tensor
+    offsets: Tensor
     counts: Tensor
     runs: list[SequenceRun]
 
 
-class ShapeRun:
-    """All launches of a shape over fixed addresses; pools that move make another shape."""
+class ChunkGraph:
+    """All launches for one key over fixed addresses; pools that move make another key."""
 
     def __init__(
         self,
-        shape: ChunkShape,
-        stages: Sequence[Stage],
+        key: GraphKey,
+        segments: Sequence[Segment],
         network: FusedNetwork,
         space: Workspace,
     ) -> None:
-        self._network, self._space, self._shape = network, space, shape
-        self.parts: Parts = lay_out(shape, network.spec, len(network.table.counts))
+        self._network, self._space, self._key = network, space, key
+        self.parts: Parts = lay_out(key, network.spec, len(network.table.counts))
         self.ints = torch.zeros(self.parts.size, dtype=torch.int32, device=network.device)
         self.places = self.ints[self.parts.places].view(torch.int64)
-        self._pools = [group.pool for stage in stages for group in stage.groups]
-        # Held, so that no other pool takes the identity that the shape knows one by.
-        self._stages = list(self._device_stages(stages))
+        self._pools = [group.pool for segment in segments for group in segment.groups]
+        # References to the pools, so that no other pool gets an ``id`` that is part of the key.
+        self._segments = list(self._device_segments(segments))
         self._graph: torch.cuda.CUDAGraph | None = None
         self._has_run = False
 
     def run(self) -> Tensor:
-        """User vectors float32 [≥ sequences, C] of the chunk whose numbers ``ints`` holds.
+        """User vectors float32 [≥ sequences, C] of the chunk whose numbers are in ``ints``.
 
-        They stay until the next chunk runs. On the second time the launches are captured: by then
-        every kernel is compiled, and a shape that comes once is not worth it.
+        They are valid until the next chunk runs. The second call captures the launches: by then
+        every kernel is compiled, and a key that is used once is not worth a capture.
         """
         if self._graph is None and self._has_run and self._network.device.type == "cuda":
             self._graph = self._captured()
@@ -126,28 +128,28 @@ class ShapeRun:
 
     def _launch(self) -> None:
         x, middle, out = self._space.states
-        for number, stage in enumerate(self._stages):
-            sequence_of, starts = self._space.sequence_of, self._network.starts
+        for number, segment in enumerate(self._segments):
+            sequence_of, starts = self._space.sequence_of, self._network.level_starts_on_device
             most = int(self._network.table.counts[:, -1].max())
-            spread(sequence_of, starts, stage.bases, stage.counts, most)
+            spread(sequence_of, starts, segment.offsets, segment.counts, most)
             if number == 0:
-                self._enter(x, stage)
-            bases = stage.entries
-            for block in range(stage.block, stage.until):
-                for run in stage.runs:
-                    self._network.blocks.run(States(x, middle, out, bases), block, run)
+                self._enter(x, segment)
+            offsets = segment.entries
+            for block in range(segment.block, segment.until):
+                for run in segment.runs:
+                    self._network.blocks.run(States(x, middle, out, offsets), block, run)
                 x, out = out, x
-                bases = stage.bases[self._network.table.blocks[block].second.target]
+                offsets = segment.offsets[self._network.table.blocks[block].second.target]
         top = entry_level(self._network.table, len(self._network.table.blocks))
-        users = self._space.users[: self._shape.rows]
-        pool_user_vectors(x, users, bases, stage.counts[top], self._network.spec.is_causal)
-        self._read(users, stage)
+        users = self._space.users[: self._key.rows]
+        pool_user_vectors(x, users, offsets, segment.counts[top], self._network.spec.is_causal)
+        self._read(users, segment)
 
-    def _read(self, users: Tensor, last: DeviceStage) -> None:
-        """Add to the user vectors what patches read in the items."""
+    def _read(self, users: Tensor, last: DeviceSegment) -> None:
+        """Add the changes of the patches' item readers to the user vectors."""
         network, parts = self._network, self.parts
         items, starts, origins = (
-            self.ints[part] for part in (parts.items, parts.starts, parts.origins)
+            self.ints[part] for part in (parts.items, parts.item_offsets, parts.origins)
         )
         for run in last.runs:
             if run.patch is None or not run.patch.geometry.queries:
@@ -156,52 +158,52 @@ class ShapeRun:
             eps, patch = network.spec.layer_norm_eps, run.patch
             read_items(users, network.embedding, reading, patch.geometry, patch.tensors, eps)
 
-    def _enter(self, x: Tensor, stage: DeviceStage) -> None:
+    def _enter(self, x: Tensor, segment: DeviceSegment) -> None:
         network = self._network
-        items, starts = self.ints[self.parts.items], self.ints[self.parts.starts]
-        framed = FramedItems(items, starts, network.offsets)
-        for run in stage.runs:
+        items, starts = self.ints[self.parts.items], self.ints[self.parts.item_offsets]
+        framed = FramedItems(items, starts, network.positions)
+        for run in segment.runs:
             patch = run.patch
             entering = EnteringRun(
                 run.sequence_of[0],
                 run.bounds[0],
                 run.rows * run.per_sequence[0],
-                run.bases[0],
+                run.offsets[0],
                 starts if patch is None else patch.slots,
                 None if patch is None else patch.tensors.get("patch.cls"),
             )
             enter(x, network.embedding, framed, entering, network.spec)
 
-    def _device_stages(self, stages: Sequence[Stage]) -> Iterator[DeviceStage]:
+    def _device_segments(self, segments: Sequence[Segment]) -> Iterator[DeviceSegment]:
         level_count = len(self._network.table.counts)
-        ends = [stage.block for stage in stages[1:]] + [len(self._network.table.blocks)]
-        for stage, part, until in zip(stages, self.parts.stages, ends, strict=True):
+        ends = [segment.block for segment in segments[1:]] + [len(self._network.table.blocks)]
+        for segment, part, until in zip(segments, self.parts.segments, ends, strict=True):
             slots = self.ints[part.slots]
             patches: list[RunPatch | None] = [
-                RunPatch(group.geometry, group.pool.tensors, slots) for group in stage.groups
+                RunPatch(group.geometry, group.pool.tensors, slots) for group in segment.groups
             ]
-            has_trunk = not stage.groups or stage.groups[0].start > 0
+            has_trunk = not segment.groups or segment.groups[0].start > 0
             runs = [self._sequence_run(part, 0, None)] if has_trunk else []
             runs += [self._sequence_run(part, at, patch) for at, patch in enumerate(patches, 1)]
-            yield DeviceStage(
-                stage.block,
+            yield DeviceSegment(
+                segment.block,
                 until,
                 self.ints[part.entries],
-                self.ints[part.bases].view(level_count, -1),
-                self.ints[part.counts].view(level_count, -1)[:, : self._shape.rows],
+                self.ints[part.offsets].view(level_count, -1),
+                self.ints[part.counts].view(level_count, -1)[:, : self._key.rows],
                 runs,
             )
 
-    def _sequence_run(self, part: StageParts, number: int, patch: RunPatch | None) -> SequenceRun:
-        rows, network = self._shape.rows, self._network
+    def _sequence_run(self, part: SegmentParts, number: int, patch: RunPatch | None) -> SequenceRun:
+        rows, network = self._key.rows, self._network
         level_count = len(network.table.counts)
         return SequenceRun(
             rows=rows,
             sequence_of=[
                 self._space.sequence_of[rows * start :] for start in network.level_starts[:-1]
             ],
-            per_sequence=network.table.counts[:, self._shape.length].tolist(),
-            bases=self.ints[part.bases].view(level_count, -1),
+            per_sequence=network.table.counts[:, self._key.length].tolist(),
+            offsets=self.ints[part.offsets].view(level_count, -1),
             counts=self.ints[part.counts].view(level_count, -1),
             bounds=self.ints[part.bounds].view(-1, level_count, ALIGNED)[number],
             patch=patch,

@@ -1,4 +1,4 @@
-"""What stands around the convolutions: whose entry is whose, embedded histories, user vectors."""
+"""Kernels around the convolutions: the sequence of each entry, embedding, user vectors."""
 
 from dataclasses import dataclass
 
@@ -12,16 +12,16 @@ PER_PROGRAM = 16
 """Sequences, or entries, that one program computes."""
 
 SPREAD = 64
-"""Entries that a sequence writes at a time."""
+"""Entries of a sequence that one program writes at a time."""
 
 
-@triton.jit(do_not_specialize=["bases_row", "counts_row", "rows"])  # type: ignore[untyped-decorator]  # Triton has no types
+@triton.jit(do_not_specialize=["offsets_row", "counts_row", "rows"])  # type: ignore[untyped-decorator]  # Triton has no types
 def _spread(  # type: ignore[no-untyped-def]  # Triton compiles it
     sequence_of_ptr,
-    starts_ptr,
-    bases_ptr,
+    level_starts_ptr,
+    offsets_ptr,
     counts_ptr,
-    bases_row,
+    offsets_row,
     counts_row,
     rows,
     MOST: tl.constexpr,
@@ -32,8 +32,8 @@ def _spread(  # type: ignore[no-untyped-def]  # Triton compiles it
     level = tl.program_id(1)
     is_sequence = sequence < rows
     count = tl.load(counts_ptr + level * counts_row + sequence, mask=is_sequence, other=0)
-    base = tl.load(bases_ptr + level * bases_row + sequence, mask=is_sequence, other=0)
-    base += rows * tl.load(starts_ptr + level)
+    base = tl.load(offsets_ptr + level * offsets_row + sequence, mask=is_sequence, other=0)
+    base += rows * tl.load(level_starts_ptr + level)
     for start in range(0, MOST, SPREAD):
         n = start + tl.arange(0, SPREAD)
         at = base[:, None] + n[None, :]
@@ -46,16 +46,15 @@ def _enter(  # type: ignore[no-untyped-def]  # Triton compiles it
     out_ptr,
     sequence_of_ptr,
     bounds_ptr,
-    bases_ptr,
     offsets_ptr,
+    positions_ptr,
     items_ptr,
-    item_starts_ptr,
+    item_offsets_ptr,
     embedding_ptr,
     slots_ptr,
     cls_ptr,
     PAD: tl.constexpr,
     CLS: tl.constexpr,
-    FRAME: tl.constexpr,
     IS_CAUSAL: tl.constexpr,
     HAS_CLS: tl.constexpr,
     C: tl.constexpr,
@@ -71,14 +70,14 @@ def _enter(  # type: ignore[no-untyped-def]  # Triton compiles it
     c = tl.arange(0, BLOCK_C)
     here = is_entry[:, None] & (c < C)[None, :]
     sequence = tl.load(sequence_of_ptr + m, mask=is_entry, other=0)
-    offset = tl.load(offsets_ptr + m - tl.load(bases_ptr + sequence), mask=is_entry, other=0)
-    start = tl.load(item_starts_ptr + sequence)
-    items = tl.load(item_starts_ptr + sequence + 1) - start
-    is_item = is_entry & (offset > 0) & (offset <= items)
-    token = tl.load(items_ptr + start + items - offset, mask=is_item, other=PAD)
-    is_cls = offset == 0
-    if not IS_CAUSAL:  # the row begins with one too
-        is_cls = is_cls | (offset == (FRAME - 1 if FRAME > 0 else items + 1))
+    back = tl.load(positions_ptr + m - tl.load(offsets_ptr + sequence), mask=is_entry, other=0)
+    start = tl.load(item_offsets_ptr + sequence)
+    items = tl.load(item_offsets_ptr + sequence + 1) - start
+    is_item = is_entry & (back > 0) & (back <= items)
+    token = tl.load(items_ptr + start + items - back, mask=is_item, other=PAD)
+    is_cls = back == 0
+    if not IS_CAUSAL:  # a row also begins with [CLS]
+        is_cls = is_cls | (back == items + 1)
     token = tl.where(is_cls, CLS, token).to(tl.int64)
     x = tl.load(embedding_ptr + token[:, None] * C + c[None, :], mask=here, other=0.0)
     if HAS_CLS:
@@ -93,7 +92,7 @@ def _enter(  # type: ignore[no-untyped-def]  # Triton compiles it
 def _pool_user_vectors(  # type: ignore[no-untyped-def]  # Triton compiles it
     x_ptr,
     out_ptr,
-    bases_ptr,
+    offsets_ptr,
     counts_ptr,
     rows,
     IS_CAUSAL: tl.constexpr,
@@ -106,7 +105,7 @@ def _pool_user_vectors(  # type: ignore[no-untyped-def]  # Triton compiles it
     is_sequence = count > 0
     c = tl.arange(0, BLOCK_C)
     here = is_sequence[:, None] & (c < C)[None, :]
-    base = tl.load(bases_ptr + sequence, mask=is_sequence, other=0)
+    base = tl.load(offsets_ptr + sequence, mask=is_sequence, other=0)
     user = tl.load(x_ptr + base[:, None] * C + c[None, :], mask=here, other=0.0).to(tl.float32)
     if not IS_CAUSAL:
         oldest = (base + count - 1)[:, None] * C + c[None, :]
@@ -114,18 +113,21 @@ def _pool_user_vectors(  # type: ignore[no-untyped-def]  # Triton compiles it
     tl.store(out_ptr + sequence[:, None] * C + c[None, :], user, mask=here)
 
 
-def spread(sequence_of: Tensor, starts: Tensor, bases: Tensor, counts: Tensor, most: int) -> None:
-    """Write whose entry each one is: int32, level i from ``starts[i]`` · rows on.
+def spread(
+    sequence_of: Tensor, level_starts: Tensor, offsets: Tensor, counts: Tensor, most: int
+) -> None:
+    """Write the sequence of every entry: int32, level i from ``level_starts[i]`` · rows on.
 
-    bases [levels, ≥ rows + 1] and counts [levels, rows] are the sequences'; none has over ``most``.
+    offsets [levels, ≥ rows + 1] and counts [levels, rows] say which entries a sequence has; counts
+    are at most ``most``.
     """
     level_count, rows = counts.shape
     _spread[(triton.cdiv(rows, PER_PROGRAM), level_count)](
         sequence_of,
-        starts,
-        bases,
+        level_starts,
+        offsets,
         counts,
-        bases.stride(0),
+        offsets.stride(0),
         counts.stride(0),
         rows,
         MOST=most,
@@ -137,21 +139,24 @@ def spread(sequence_of: Tensor, starts: Tensor, bases: Tensor, counts: Tensor, m
 
 @dataclass(frozen=True, slots=True)
 class FramedItems:
-    """Histories as they were sent: ``items`` from ``starts`` [rows + 1] on, without frame."""
+    """Histories: row i has ``items`` from ``item_offsets[i]`` on, without [CLS].
+
+    ``positions`` [N] are those of level 0, counted back from the last one.
+    """
 
     items: Tensor
-    starts: Tensor
-    offsets: Tensor
+    item_offsets: Tensor
+    positions: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class EnteringRun:
-    """Sequences whose entries [bounds) of level 0 are embedded; ``cls`` [S, C] by slot, or None."""
+    """Sequences to embed: entries [bounds) of level 0; ``cls`` [S, C] has patches' own [CLS]."""
 
     sequence_of: Tensor
     bounds: Tensor
     capacity: int
-    bases: Tensor
+    offsets: Tensor
     slots: Tensor
     cls: Tensor | None
 
@@ -164,16 +169,15 @@ def enter(
         out,
         run.sequence_of,
         run.bounds,
-        run.bases,
-        framed.offsets,
+        run.offsets,
+        framed.positions,
         framed.items,
-        framed.starts,
+        framed.item_offsets,
         embedding,
         run.slots,
         run.cls if run.cls is not None else embedding,
         PAD=PAD,
         CLS=CLS,
-        FRAME=spec.frame_len if spec.padding == "embedded" else 0,
         IS_CAUSAL=spec.is_causal,
         HAS_CLS=run.cls is not None,
         C=spec.channels,
@@ -184,14 +188,14 @@ def enter(
 
 
 def pool_user_vectors(
-    x: Tensor, out: Tensor, bases: Tensor, counts: Tensor, is_causal: bool
+    x: Tensor, out: Tensor, offsets: Tensor, counts: Tensor, is_causal: bool
 ) -> None:
-    """Write user vectors into ``out`` float32 [rows, C]; sequences without entries are left."""
+    """Write user vectors into ``out`` float32 [rows, C]; rows without entries stay as they are."""
     rows, channels = out.shape
     _pool_user_vectors[(triton.cdiv(rows, PER_PROGRAM),)](
         x,
         out,
-        bases,
+        offsets,
         counts,
         rows,
         IS_CAUSAL=is_causal,

@@ -1,8 +1,7 @@
-"""A patch's reader on an NVIDIA device: a program pools one row's history and adds what it finds.
+"""A patch's item reader on an NVIDIA device: one program pools one row's history.
 
-Reads as ``model/network/history_reader.py`` says, the softmax over items a tile at a time.
-Arithmetic is
-float32 whatever the storage.
+It computes what ``model/network/history_reader.py`` defines, with an online softmax over tiles of
+items. Arithmetic is float32 at any storage type.
 """
 
 from collections.abc import Mapping
@@ -14,17 +13,18 @@ from torch import Tensor
 
 from peterrec.model.inference.gpu.conv_kernel import gelu_tanh
 from peterrec.model.network.patch import READER
-from peterrec.model.spec import PatchGeometry
+from peterrec.model.spec import PAD, PatchGeometry
 
 ITEMS_AT_ONCE = 32
+"""Items of a tile."""
 
 FEWEST = 16
-"""What a product takes at least of each size."""
+"""Smallest size that a product may have along each axis."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # Triton has no types
 def _normalise(x, is_channel, eps, C: tl.constexpr):  # type: ignore[no-untyped-def]  # Triton compiles it
-    """Rows [N, BLOCK_C] less their mean, over their standard deviation."""
+    """Normalise rows [N, BLOCK_C]: subtract the mean, divide by the standard deviation."""
     mean = tl.sum(x, 1) / C
     centred = tl.where(is_channel[None, :], x - mean[:, None], 0.0)
     variance = tl.sum(centred * centred, 1) / C
@@ -37,7 +37,7 @@ def _read_items(  # type: ignore[no-untyped-def]  # Triton compiles it
     sequences_ptr,
     origins_ptr,
     items_ptr,
-    starts_ptr,
+    offsets_ptr,
     embedding_ptr,
     slots_ptr,
     query_ptr,
@@ -53,13 +53,14 @@ def _read_items(  # type: ignore[no-untyped-def]  # Triton compiles it
     BLOCK_Q: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    PAD: tl.constexpr,
 ):
     sequence = tl.load(sequences_ptr) + tl.program_id(0)
     if sequence >= tl.load(sequences_ptr + 1):
         return
     origin = tl.load(origins_ptr + sequence)
-    start = tl.load(starts_ptr + origin)
-    count = tl.load(starts_ptr + origin + 1) - start
+    start = tl.load(offsets_ptr + origin)
+    count = tl.load(offsets_ptr + origin + 1) - start
     slot = tl.load(slots_ptr + sequence).to(tl.int64)
     c, q = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_Q)
     h, t = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_T)
@@ -73,7 +74,8 @@ def _read_items(  # type: ignore[no-untyped-def]  # Triton compiles it
     pooled = tl.zeros((BLOCK_Q, BLOCK_C), dtype=tl.float32)
     for begin in range(0, count, BLOCK_T):
         is_item = begin + t < count
-        token = tl.load(items_ptr + start + begin + t, mask=is_item, other=0).to(tl.int64)
+        token = tl.load(items_ptr + start + begin + t, mask=is_item, other=PAD).to(tl.int64)
+        is_item = token != PAD
         here = is_item[:, None] & is_channel[None, :]
         x = tl.load(embedding_ptr + token[:, None] * C + c[None, :], mask=here, other=0.0)
         items = _normalise(x.to(tl.float32), is_channel, eps, C)
@@ -111,13 +113,13 @@ def _read_items(  # type: ignore[no-untyped-def]  # Triton compiles it
 class Reading:
     """What rows read: int32 tensors on the device.
 
-    Items of history i stand at ``items[starts[i] : starts[i + 1]]``, ``origins`` [rows] numbers
-    each row's. ``sequences`` [2]: the first row that reads, and the one after the last; ``slots``
-    [rows].
+    Items of history i are ``items[offsets[i] : offsets[i + 1]]``; PAD tokens are skipped.
+    ``origins`` [rows] is the number of each row's history, ``sequences`` [2] are the first row that
+    reads and the one after the last, and ``slots`` [rows] their patches.
     """
 
     items: Tensor
-    starts: Tensor
+    offsets: Tensor
     origins: Tensor
     sequences: Tensor
     slots: Tensor
@@ -131,14 +133,14 @@ def read_items(
     tensors: Mapping[str, Tensor],
     eps: float,
 ) -> None:
-    """Add what the rows' readers find to their user vectors float32 [≥ rows, C], in place."""
+    """Add the readers' changes to the user vectors float32 [≥ rows, C] in place."""
     rows, channels = users.shape
     _read_items[(rows,)](
         users,
         reading.sequences,
         reading.origins,
         reading.items,
-        reading.starts,
+        reading.offsets,
         embedding,
         reading.slots,
         *(tensors[f"patch.{name}"] for name in READER),
@@ -150,5 +152,6 @@ def read_items(
         BLOCK_Q=max(FEWEST, triton.next_power_of_2(geometry.queries)),
         BLOCK_H=triton.next_power_of_2(geometry.bottleneck),
         BLOCK_T=ITEMS_AT_ONCE,
+        PAD=PAD,
         num_warps=4,
     )

@@ -20,8 +20,9 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 from peterrec.model.network.backbone import Backbone, DilatedConv, ResidualBlock
+from peterrec.model.network.collate import positions_read
 from peterrec.model.network.receptive_field import tap_shifts
-from peterrec.model.spec import PAD, BackboneSpec
+from peterrec.model.spec import BackboneSpec
 from peterrec.model.training.products import product
 
 ZERO_ROW = 1
@@ -51,10 +52,8 @@ class Packing:
 
 
 def pack(tokens: Tensor, spec: BackboneSpec) -> Packing:
-    """Pack framed tokens int64 [B, T]; with embedded padding every position is valid."""
-    valid = tokens != PAD
-    if spec.padding == "embedded":
-        valid = torch.ones_like(valid)
+    """Pack framed tokens int64 [B, T]."""
+    valid = positions_read(tokens, spec)
     lengths = valid.sum(1)  # [B, T] -> [B]
     ends = ZERO_ROW + lengths.cumsum(0)
     starts = ends - lengths

@@ -196,7 +196,7 @@ def test_a_history_asked_again_goes_on_from_its_trunk() -> None:
     again = forward.user_vectors(histories, refs)
     torch.testing.assert_close(first, expected, rtol=TOLERANCE, atol=TOLERANCE)
     assert torch.equal(again, first)
-    assert forward.trunk_states.hits == 3
+    assert forward.activation_cache.hits == 3
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from peterrec.model.network.collate import frame_histories
+from peterrec.model.network.collate import filled, frame_histories, items_of, positions_read
 from peterrec.model.spec import CLS, PAD, UNK, BackboneSpec, Padding
 
 
@@ -60,3 +60,24 @@ def test_arrays_frame_like_lists() -> None:
 
 def test_unknown_items_keep_their_place() -> None:
     assert frame_histories([[10, UNK]], spec_of(True, "exact")).tolist() == [[10, UNK, CLS]]
+
+
+def test_embedded_padding_fills_a_history_and_its_items_are_found_again() -> None:
+    spec = spec_of(True, "embedded")
+    rows = filled([[10, 11], [5, 6, 7, 8, 9], []], spec)
+    assert [list(row) for row in rows] == [[PAD, PAD, 10, 11], [6, 7, 8, 9], [PAD] * 4]
+    assert [items_of(np.asarray(row)).tolist() for row in rows] == [[10, 11], [6, 7, 8, 9], []]
+
+
+def test_exact_padding_leaves_histories_as_they_are() -> None:
+    assert filled(HISTORIES, spec_of(True, "exact")) is HISTORIES
+
+
+@pytest.mark.parametrize(("padding", "first"), [("exact", [False, True]), ("embedded", [True] * 2)])
+def test_embedded_padding_is_read_and_exact_padding_is_not(
+    padding: Padding, first: list[bool]
+) -> None:
+    spec = spec_of(True, padding)
+    read = positions_read(frame_histories([[10, 11, 12], [5, 6, 7, 8]], spec), spec)
+    assert read[0, :2].tolist() == first
+    assert read[1].all()

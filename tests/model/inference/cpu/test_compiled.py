@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from peterrec.model.inference.cpu.patch_kernel import branch, width_of
 old, new = torch.ones(2, 16), torch.zeros(2, 16)
-base, select = torch.tensor([0, 2], dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
-places = [t.data_ptr() for t in (old, base, new, base, select)]
+base, gather = torch.tensor([0, 2], dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+places = [t.data_ptr() for t in (old, base, new, base, gather)]
 branch(*places, 1, width_of(16))
 stats = branch.stats
 print(int(new.sum()), sum(stats.cache_hits.values()))

@@ -9,7 +9,14 @@ from torch import Tensor
 from peterrec.model.inference.cpu.conv_float32 import multiply_narrow, multiply_wide, packed_panels
 from peterrec.model.inference.cpu.patch_kernel import width_of
 from peterrec.model.inference.cpu.simd import LANES, float_pointer
-from peterrec.model.inference.cpu.winograd import OUTPUTS, PRODUCTS, A, B, tile_table, tiled_weight
+from peterrec.model.inference.cpu.winograd import (
+    OUTPUTS,
+    PRODUCTS,
+    A,
+    B,
+    tile_table,
+    winograd_weight,
+)
 from peterrec.model.network.receptive_field import ConvPlan, plan
 from peterrec.model.spec import BackboneSpec
 
@@ -71,18 +78,18 @@ def test_other_kernel_sizes_have_an_output_a_tile() -> None:
     table = tile_table(conv, 1)
     assert table[:, 0].tolist() == list(range(len(conv.outputs), 0, -1))
     assert (table[:, 1:] == conv.taps[::-1]).all()
-    assert tiled_weight(torch.randn(16, 16, 5)).combined.numel() == 0
+    assert winograd_weight(torch.randn(16, 16, 5)).transformed.numel() == 0
 
 
 def _tiled(d: Tensor, weight: Tensor) -> Tensor:
-    """Outputs [4, C] of inputs [6, C] by way of the combined weights, in the inputs' type."""
-    combined = tiled_weight(weight).combined.to(d.dtype)
+    """Outputs [4, C] of inputs [6, C] by way of the transformed weights, in the inputs' type."""
+    transformed = winograd_weight(weight).transformed.to(d.dtype)
     s = A * A + B * B
     at = [d[0] - s * d[2] + d[4]]
     for point, other in ((A, B), (-A, B), (B, A), (-B, A)):
         at.append(d[4] - other**2 * d[2] + point * (d[3] - other**2 * d[1]))
     at.append(d[1] - s * d[3] + d[5])
-    products = torch.stack([v @ u for v, u in zip(at, combined, strict=True)])
+    products = torch.stack([v @ u for v, u in zip(at, transformed, strict=True)])
     powers = torch.tensor([[x**i for x in POINTS] for i in range(OUTPUTS)], dtype=d.dtype)
     out = powers @ products[:5]
     out[3] += products[5]

@@ -1,4 +1,4 @@
-"""Levels hold the cone of a sequence of any length as the first entries of a full one's."""
+"""Levels hold the receptive field of a shorter sequence as the first entries of a full one's."""
 
 import numpy as np
 import pytest
@@ -18,9 +18,9 @@ SPECS = [
 def test_a_sequence_has_as_many_entries_as_its_own_cone(spec: BackboneSpec) -> None:
     table = levels(spec)
     for length in range(spec.framed_len(0), spec.frame_len + 1):
-        cone = plan(spec, length)
-        assert table.counts[0, length] == len(cone.inputs)
-        for own, block in zip(table.blocks, cone.blocks, strict=True):
+        needed = plan(spec, length)
+        assert table.counts[0, length] == len(needed.inputs)
+        for own, block in zip(table.blocks, needed.blocks, strict=True):
             assert table.counts[own.first.target, length] == len(block.first.outputs)
             assert table.counts[own.second.target, length] == len(block.second.outputs)
 
@@ -29,13 +29,13 @@ def test_a_sequence_has_as_many_entries_as_its_own_cone(spec: BackboneSpec) -> N
 def test_taps_and_residuals_name_what_the_cone_names_counted_from_the_newest(
     spec: BackboneSpec,
 ) -> None:
-    table, cone = levels(spec), plan(spec, spec.frame_len)
-    entering = cone.inputs[::-1]
+    table, needed = levels(spec), plan(spec, spec.frame_len)
+    entering = needed.inputs[::-1]
     np.testing.assert_array_equal(table.entering, entering)
-    first, planned = table.blocks[0].first, cone.blocks[0].first
+    first, planned = table.blocks[0].first, needed.blocks[0].first
     outputs = planned.outputs[::-1]
     np.testing.assert_array_equal(entering[first.taps[:, first.centre]], outputs)
-    second = cone.blocks[0].second.outputs[::-1]
+    second = needed.blocks[0].second.outputs[::-1]
     np.testing.assert_array_equal(entering[table.blocks[0].residual], second)
 
 

@@ -1,0 +1,302 @@
+"""Every forward computes every insertion, against the equations written out by hand.
+
+An insertion that is added to ``INSERTIONS`` is compared here without further work, and so is a toy
+that only these tests register. A forward that computes another one fails under its own name.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from peterrec.model.training.finetune.cone_training import user_vectors
+from peterrec.model.training.finetune.frozen_trunk import FrozenTrunk
+from peterrec.model.training.finetune.grouped_blocks import GroupedBlocks
+
+from peterrec.model.inference.batch_plan import SlotRef
+from peterrec.model.inference.cpu.forward import PackedForward
+from peterrec.model.inference.forward import MixedForward
+from peterrec.model.inference.gpu.forward import FusedForward
+from peterrec.model.inference.weight_pool import WeightPool
+from peterrec.model.insertions import INSERTIONS, Insertion
+from peterrec.model.network.backbone import Backbone
+from peterrec.model.network.collate import frame_histories
+from peterrec.model.network.patch import PatchWeights
+from peterrec.model.spec import CLS, PAD, BackboneSpec, HeadSpec, Padding, PatchGeometry
+from peterrec.model.training.finetune.patch_stack import PatchStack
+from peterrec.model.training.pretrain.packed_blocks import pack, packed_states
+from peterrec.model.training.pretrain.step import packed_users
+from tests.model.random_tasks import random_backbone, random_history, random_task
+
+GPU = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+TOY = Insertion("toy_parallel1", convs_per_block=1, source="input")
+
+PLACES = {
+    "serial2": ("output", "output"),
+    "serial1": (None, "output"),
+    "parallel2": ("input", "input"),
+    TOY.name: (None, "input"),
+}
+"""What the bottlenecks at a block's two convolutions read, stated a second time on purpose."""
+
+SKIPPING = "parallel2 with inner skip"
+NAMES = [*INSERTIONS, TOY.name, SKIPPING]
+
+
+@pytest.fixture(autouse=True)
+def _toy_insertion(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(INSERTIONS, TOY.name, TOY)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Two tasks on one backbone and the histories that each of them reads."""
+
+    backbone: Backbone
+    patches: list[PatchWeights]
+    histories: list[list[int]]
+
+    @property
+    def geometry(self) -> PatchGeometry:
+        return self.patches[0].geometry
+
+    @property
+    def tokens(self) -> Tensor:
+        return frame_histories(self.histories, self.backbone.spec)
+
+    def rows(self) -> Iterator[tuple[PatchWeights, list[int]]]:
+        """The rows of the first task, then those of the second."""
+        yield from product(self.patches, self.histories)
+
+
+def make_case(
+    name: str, is_causal: bool, padding: Padding, has_reader: bool, has_extras: bool
+) -> Case:
+    spec = BackboneSpec(30, 16, (1, 2), is_causal=is_causal, padding=padding, max_len=6)
+    skips = name == SKIPPING
+    geometry = PatchGeometry(
+        "parallel2" if skips else name,
+        bottleneck=5,
+        blocks=(0, 1),
+        has_inner_skip=skips,
+        has_norms=has_extras,
+        has_cls=has_extras,
+        queries=3 if has_reader else 0,
+    )
+    backbone, head = random_backbone(spec), HeadSpec("value", 1)
+    patches = [random_task(backbone, geometry, head, seed).patch for seed in (1, 2)]
+    return Case(backbone, patches, [random_history(spec, n, n) for n in (3, 0, 8)])
+
+
+def by_hand(backbone: Backbone, patch: PatchWeights | None, history: Sequence[int]) -> Tensor:
+    """User vector [C] of a history by the equations: no batch, no plan, no shared code."""
+    spec = backbone.spec
+    newest = list(history[-spec.max_len :])
+    fill = [PAD] * (spec.max_len - len(newest)) if spec.padding == "embedded" else []
+    tokens = [*([] if spec.is_causal else [CLS]), *fill, *newest, CLS]
+    x = torch.stack([backbone.embedding.weight[token] for token in tokens])  # [T, C]
+    if patch is not None and patch.cls is not None:
+        x[[at for at, token in enumerate(tokens) if token == CLS]] = patch.cls
+    for number, block in enumerate(backbone.blocks):
+        y = x
+        for conv in (0, 1):
+            layer, norm = getattr(block, f"conv{conv + 1}"), getattr(block, f"norm{conv + 1}")
+            out = torch.stack([_position(y, layer, t, spec.is_causal) for t in range(len(y))])
+            if patch is not None:
+                out = _patched(y, out, patch, number, conv)
+            own = patch.norm(number) if patch is not None and conv else None
+            weight, bias = own or (norm.weight, norm.bias)
+            out = functional.layer_norm(out, out.shape[1:], weight, bias, spec.layer_norm_eps)
+            y = out.relu()
+        x = x + y
+    user = x[-1] if spec.is_causal else x[0] + x[-1]
+    return user if patch is None or patch.query is None else user + _read(backbone, patch, newest)
+
+
+def _position(x: Tensor, layer: torch.nn.Module, t: int, is_causal: bool) -> Tensor:
+    weight, dilation = layer.get_parameter("weight"), layer.dilation
+    taps = weight.shape[2]
+    centre = taps - 1 if is_causal else (taps - 1) // 2
+    out = layer.get_parameter("bias")
+    for tap in range(taps):
+        source = t + (tap - centre) * dilation
+        if 0 <= source < len(x):
+            out = out + weight[:, :, tap] @ x[source]
+    return out
+
+
+def _patched(y: Tensor, out: Tensor, patch: PatchWeights, block: int, conv: int) -> Tensor:
+    read = PLACES[patch.geometry.insertion]
+    if read[conv] is None:
+        return out
+    at = 2 * block + conv if read[0] else block
+    source = y if read[conv] == "input" else out
+    hidden = functional.gelu(source @ patch.down[at] + patch.down_bias[at], approximate="tanh")
+    branches = out + hidden @ patch.up[at] + patch.up_bias[at]
+    return branches + source if patch.geometry.has_inner_skip else branches
+
+
+def _read(backbone: Backbone, patch: PatchWeights, items: list[int]) -> Tensor:
+    def normal(x: Tensor) -> Tensor:
+        return functional.layer_norm(x, x.shape[-1:], eps=backbone.spec.layer_norm_eps)
+
+    parts = patch.query, patch.read_down, patch.read_down_bias, patch.read_up, patch.read_up_bias
+    query, down, down_bias, up, up_bias = (part for part in parts if part is not None)
+    vectors = normal(backbone.embedding.weight[items])  # [T, C]
+    pooled = normal((vectors @ query).softmax(0).T @ vectors)  # [K, C]
+    hidden = functional.gelu(pooled.flatten() @ down + down_bias, approximate="tanh")
+    return hidden @ up + up_bias
+
+
+def reference(case: Case) -> Tensor:
+    vectors = [case.backbone.user_vectors(case.tokens, patch) for patch in case.patches]
+    return torch.cat(vectors)
+
+
+def one_task_training(case: Case) -> Tensor:
+    return torch.cat([user_vectors(case.backbone, case.tokens, patch) for patch in case.patches])
+
+
+def many_task_training(case: Case) -> Tensor:
+    trunk = FrozenTrunk(case.backbone, 0, len(case.histories))
+    rows = [torch.tensor(history, dtype=torch.int64).numpy() for history in case.histories]
+    slots = trunk.slots(rows).repeat(len(case.patches))
+    named = [patch.named() for patch in case.patches]
+    stacked = {n.removeprefix("patch."): torch.stack([p[n] for p in named]) for n in named[0]}
+    for name in ("down", "down_bias", "up", "up_bias"):
+        stacked[name] = stacked[name].unsqueeze(2)  # one branch: [G, P, ..] -> [G, P, 1, ..]
+    stack = PatchStack.of_branches(case.geometry, stacked)
+    return GroupedBlocks(case.backbone, 0).user_vectors(trunk.states(slots), stack)
+
+
+def cpu_float32(case: Case) -> Tensor:
+    return _served(case, PackedForward(case.backbone, torch.float32), torch.float32)
+
+
+def cpu_bfloat16(case: Case) -> Tensor:
+    """Where there are no matrix units, the same products number by number."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("peterrec.model.inference.cpu.forward.may_use_tiles", lambda: True)
+        forward = PackedForward(case.backbone, torch.bfloat16)
+    return _served(case, forward, torch.bfloat16)
+
+
+def gpu(case: Case) -> Tensor:
+    """Without a GPU the kernels run in Triton's interpreter."""
+    backbone = random_backbone(case.backbone.spec).to(GPU)
+    return _served(case, FusedForward(backbone, torch.float32), torch.float32, GPU).cpu()
+
+
+def _served(
+    case: Case,
+    forward: MixedForward,
+    dtype: torch.dtype,
+    device: torch.device = torch.device("cpu"),  # a constant
+) -> Tensor:
+    shapes = case.geometry.shapes(case.backbone.spec.channels)
+    pool = WeightPool(shapes, device, dtype, capacity=len(case.patches))
+    slots = {id(patch): pool.write(patch.named()) for patch in case.patches}
+    rows = list(case.rows())
+    refs = [SlotRef(case.geometry, pool, slots[id(patch)]) for patch, _ in rows]
+    return forward.user_vectors([history for _, history in rows], refs)
+
+
+FORWARDS: dict[str, Callable[[Case], Tensor]] = {
+    "reference": reference,
+    "one-task training": one_task_training,
+    "many-task training": many_task_training,
+    "CPU float32": cpu_float32,
+    "CPU bfloat16": cpu_bfloat16,
+    "GPU": gpu,
+}
+
+TOLERANCES = {"CPU bfloat16": 0.02}
+TOLERANCE = 1e-5
+
+SETTINGS: list[tuple[bool, Padding, bool, bool]] = [
+    (True, "exact", False, True),
+    (True, "embedded", True, False),
+    (False, "exact", True, True),
+    (False, "embedded", False, False),
+]
+"""is_causal, padding, has_reader, has_extras: every pair of values of two of the first three."""
+
+PADDINGS: tuple[Padding, ...] = ("exact", "embedded")
+BOTH = (False, True)
+OTHER_SETTINGS = [s for s in product(BOTH, PADDINGS, BOTH, BOTH) if s not in SETTINGS]
+
+
+def covered(settings: Sequence[tuple[bool, Padding, bool, bool]]) -> list[tuple[object, ...]]:
+    """Forwards by insertions by settings; many tasks are trained on causal backbones only."""
+    return [
+        (forward, name, *setting)
+        for forward, name, setting in product(FORWARDS, NAMES, settings)
+        if forward != "many-task training" or setting[0]
+    ]
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return ((found - expected).norm(dim=1) / expected.norm(dim=1)).max().item()
+
+
+@torch.no_grad()
+def check(
+    forward: str, name: str, is_causal: bool, padding: Padding, has_reader: bool, has_extras: bool
+) -> None:
+    case = make_case(name, is_causal, padding, has_reader, has_extras)
+    expected = torch.stack([by_hand(case.backbone, *row) for row in case.rows()])
+    error = relative_error(FORWARDS[forward](case), expected)
+    limit = TOLERANCES.get(forward, TOLERANCE)
+    assert error <= limit, f"{forward} computes {name} wrongly: relative error {error:.2g}"
+
+
+FIELDS = ("forward", "name", "is_causal", "padding", "has_reader", "has_extras")
+
+
+@pytest.mark.parametrize(FIELDS, covered(SETTINGS))
+def test_every_forward_computes_every_insertion(
+    forward: str, name: str, is_causal: bool, padding: Padding, has_reader: bool, has_extras: bool
+) -> None:
+    check(forward, name, is_causal, padding, has_reader, has_extras)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(FIELDS, covered(OTHER_SETTINGS))
+def test_every_forward_computes_every_insertion_at_all_settings(
+    forward: str, name: str, is_causal: bool, padding: Padding, has_reader: bool, has_extras: bool
+) -> None:
+    check(forward, name, is_causal, padding, has_reader, has_extras)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("is_causal", "padding"), list(product(BOTH, PADDINGS)))
+def test_the_packed_forward_of_pretraining_computes_the_plain_network(
+    is_causal: bool, padding: Padding
+) -> None:
+    case = make_case("serial2", is_causal, padding, has_reader=False, has_extras=False)
+    packing = pack(case.tokens, case.backbone.spec)
+    embedded = case.backbone.embedding(case.tokens.flatten()[packing.places])
+    states = packed_states(case.backbone, embedded, packing)
+    found = packed_users(states, packing, case.backbone.spec)
+    expected = torch.stack([by_hand(case.backbone, None, history) for history in case.histories])
+    assert relative_error(found, expected) <= TOLERANCE
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("one", "other"), list(combinations(NAMES, 2)))
+def test_a_forward_that_took_one_insertion_for_another_would_be_seen(one: str, other: str) -> None:
+    cases = [make_case(name, True, "exact", False, False) for name in (one, other)]
+    vectors = [torch.stack([by_hand(c.backbone, *row) for row in c.rows()]) for c in cases]
+    assert relative_error(*vectors) > 10 * max(TOLERANCES.values())
+
+
+def test_every_insertion_is_stated_a_second_time() -> None:
+    assert set(PLACES) == set(INSERTIONS)
