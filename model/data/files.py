@@ -20,6 +20,12 @@ HISTORY_SHARE = 0.8
 """Share of a user's events, the oldest, that derived tasks may read; the others are answers."""
 
 
+def history_lengths(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """How many events are history, for users with these numbers of events."""
+    kept: npt.NDArray[np.int64] = np.maximum(1, (lengths * HISTORY_SHARE).astype(np.int64))
+    return kept
+
+
 @dataclass(frozen=True, slots=True)
 class PositionedEvents:
     """Events of all users, sorted by user and time; each user's positions count from 0."""
@@ -32,8 +38,8 @@ class PositionedEvents:
         """True for the oldest four fifths of every user's events."""
         starts = np.flatnonzero(self.positions == 0)
         lengths = np.diff([*starts, len(self.positions)])
-        kept = np.maximum(1, (lengths * HISTORY_SHARE).astype(np.int64))
-        is_history: npt.NDArray[np.bool_] = self.positions < np.repeat(kept, lengths)
+        is_history: npt.NDArray[np.bool_]
+        is_history = self.positions < np.repeat(history_lengths(lengths), lengths)
         return is_history
 
     def select(self, mask: npt.NDArray[np.bool_]) -> "PositionedEvents":
@@ -93,12 +99,6 @@ def write_halves(histories: Histories, out: Path) -> None:
         for batch in _tables(histories):
             past.write_table(batch.table.filter(pa.array(batch.is_history)))
             future.write_table(batch.table.filter(pa.array(~batch.is_history)))
-
-
-def history_lengths(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """How many events are history, for users with these numbers of events."""
-    kept: npt.NDArray[np.int64] = np.maximum(1, (lengths * HISTORY_SHARE).astype(np.int64))
-    return kept
 
 
 def _tables(histories: Histories) -> Iterator[_Batch]:

@@ -39,7 +39,7 @@ def read_values(source: LabelSource) -> UserLabels:
     for row in _label_rows(source):
         if row.text and not _is_finite_number(row.text):
             raise NumberUnreadable(
-                f"{row.place}: {row.text!r} is no finite number.",
+                f"{row.place}: {row.text!r} is not a finite number.",
                 hint="Correct or empty the field.",
             )
     return read_labels(source)

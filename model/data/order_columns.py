@@ -56,7 +56,8 @@ class OrderColumn:
                 number: float = as_number.as_py()
                 return number
         raise OrderUnreadable(
-            f"the cut-off {text!r} is no {self.kind}, but column {self.column!r} has {self.kind}s.",
+            f"the cut-off {text!r} is not a {self.kind}, "
+            f"but column {self.column!r} has {self.kind}s.",
             hint="Write it like the column's values, for example 2024-01-31 or 978300760.",
         )
 

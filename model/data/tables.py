@@ -359,7 +359,7 @@ def _require_columns(
             )
         if list(found).count(column) > 1:
             raise DataFileUnreadable(
-                f"{path}, line 1: the column {column!r} stands there twice.",
+                f"{path}, line 1: the column {column!r} occurs twice.",
                 hint="Give each column its own name.",
             )
 

@@ -72,7 +72,7 @@ def _json_bytes(texts: NumpyArray) -> NDArray[np.uint8]:
 
 def _unreadable(path: Path, error: Exception) -> TensorFileInvalid:
     return TensorFileInvalid(
-        f"{path} is no readable safetensors file: {error}.",
+        f"{path} is not a readable safetensors file: {error}.",
         hint="Convert other formats first; pickled checkpoints are never opened.",
     )
 

@@ -133,7 +133,7 @@ def _parse_meta(text: str) -> CaseMeta:
             adam=_parse_adam(document["adam"]) if document.get("adam") else None,
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise GoldenCaseInvalid(f"meta is no description of a case: {error!r}.") from error
+        raise GoldenCaseInvalid(f"meta is not a description of a case: {error!r}.") from error
     _require_known(meta)
     return meta
 
@@ -149,7 +149,7 @@ def _require_known(meta: CaseMeta) -> None:
         raise GoldenCaseInvalid("meta: patch is missing.")
     for file in (meta.weights, meta.extra, meta.patch):
         if file is not None and Path(file).name != file:
-            raise GoldenCaseInvalid(f"meta: {file!r} is no file name.")
+            raise GoldenCaseInvalid(f"meta: {file!r} is not a file name.")
 
 
 def _optional_name(value: object) -> str | None:

@@ -116,7 +116,7 @@ def _read_items(vocabulary: Path | None, count: int) -> list[str]:
     try:
         items = vocabulary.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise VocabularyMismatch(f"{vocabulary} is no readable text file: {error}.") from error
+        raise VocabularyMismatch(f"{vocabulary} is not a readable text file: {error}.") from error
     if len(items) != count:
         raise VocabularyMismatch(
             f"{vocabulary} lists {len(items)} items, the checkpoint has {count}.",
@@ -128,7 +128,7 @@ def _read_items(vocabulary: Path | None, count: int) -> list[str]:
             raise VocabularyMismatch(f"{vocabulary}, line {line}: the id is empty.")
         if first_line.setdefault(item, line) != line:
             raise VocabularyMismatch(
-                f"{vocabulary}, line {line}: {item} stands on line {first_line[item]} already."
+                f"{vocabulary}, line {line}: {item} is already on line {first_line[item]}."
             )
     return items
 

@@ -41,4 +41,4 @@ def read_npz(path: Path) -> dict[str, NumpyArray]:
             with archive:
                 return {name: archive[name] for name in archive.files}
     except DAMAGE as error:
-        raise TensorFileInvalid(f"{path} is no readable npz file: {error}.") from error
+        raise TensorFileInvalid(f"{path} is not a readable npz file: {error}.") from error

@@ -213,4 +213,4 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
         names = reader.get_variable_to_shape_map()
         return {name: torch.from_numpy(np.array(reader.get_tensor(name))) for name in names}
     except (tensorflow.errors.OpError, ValueError, TypeError) as error:
-        raise TensorFileInvalid(f"{path} is no readable checkpoint: {error}.") from error
+        raise TensorFileInvalid(f"{path} is not a readable checkpoint: {error}.") from error

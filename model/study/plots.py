@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peterrec.model.errors import PlottingMissing
+from peterrec.model.data.statistics import require_matplotlib
 from peterrec.model.study.results import Report, Row, Table
 from peterrec.model.study.verdict import PATCHED
 
@@ -21,20 +21,9 @@ MARKS = "osv^Dx*P<>"
 """Matplotlib markers, of which every family of methods has one."""
 
 
-def require_matplotlib() -> None:
-    """Raise PlottingMissing before hours of training if no picture could be drawn."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise PlottingMissing(
-            "matplotlib is not installed.",
-            hint="pip install 'peterrec-serving[compare]', or give --no-plots.",
-        ) from error
-
-
 def draw_plots(report: Report, folder: Path) -> list[Path]:
     """Write every picture that the tables have points for, as PNG and SVG; return the paths."""
-    require_matplotlib()
+    require_matplotlib("give --no-plots")
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for table in report["tables"]:

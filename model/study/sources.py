@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from peterrec.model.data.convert.movielens import Film, MovieLens, read_movielens
+from peterrec.model.data.files import history_lengths
 from peterrec.model.data.histories import Histories, UserLabels
 from peterrec.model.data.interactions import (
     Events,
@@ -27,9 +28,6 @@ from peterrec.model.spec import HeadKind
 from peterrec.model.study.corpus import COMPARED_KINDS, CorpusTask, PreparedCorpus
 from peterrec.model.study.cutoffs import cuts_after, first_times, is_past, require_past
 from peterrec.model.study.settings import CutSettings
-
-HISTORY_SHARE = 0.8
-"""Share of a MovieLens user's ratings, the oldest, that is input; the rest are targets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +86,8 @@ def _film_corpus(data: MovieLens, domain: str, cut: Cut) -> PreparedCorpus:
     is_wanted = _domain_films(data.films, domain)
     wanted = np.array([is_wanted.get(item, False) for item in events.items])[events.item]
     lengths = np.bincount(events.user, minlength=len(events.users))
-    is_old = events.time < np.maximum(1, (lengths * HISTORY_SHARE).astype(np.int64))[events.user]
+    assert events.time is not None
+    is_old = events.time < history_lengths(lengths)[events.user]
     inputs, targets = events.select(is_old & ~wanted), events.select(~is_old & wanted)
     require_past(inputs, targets)
     tasks = [CorpusTask("films", "ranking", targets_of(targets, cut.most_targets))]

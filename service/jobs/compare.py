@@ -8,12 +8,13 @@ from pathlib import Path
 from rich.table import Table
 
 from peterrec.model.data.interactions import InteractionSource
+from peterrec.model.data.statistics import require_matplotlib
 from peterrec.model.documents import Document
 from peterrec.model.errors import ComparisonSettingsInvalid
 from peterrec.model.progress import OnProgress
 from peterrec.model.study.corpus import PreparedCorpus, shuffled, write_corpora
 from peterrec.model.study.markdown import cells_of, header_of
-from peterrec.model.study.plots import draw_plots, require_matplotlib
+from peterrec.model.study.plots import draw_plots
 from peterrec.model.study.report import report_of, write_report
 from peterrec.model.study.results import Report
 from peterrec.model.study.run import Workplace
@@ -80,7 +81,7 @@ def prepare(job: CompareJob) -> Path:
 def run_comparison(job: CompareJob, on_progress: OnProgress) -> tuple[Report, list[Path]]:
     """Prepare the data, execute the runs that are missing, write tables and plots."""
     if job.has_plots:
-        require_matplotlib()
+        require_matplotlib("give --no-plots")
     place = Workplace(prepare(job), job.out, job.settings, job.device)
     units = compare(place, job.effort, on_progress)
     write_report(place, units)

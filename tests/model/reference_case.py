@@ -1,4 +1,4 @@
-"""The published network once more, in plain numpy float64 with gradients by hand.
+"""The published network, restated in plain numpy float64 with gradients derived by hand.
 
 It shares no code with ``model/`` and writes folders in the format that ``check-golden`` reads.
 ``Equations`` can be set wrong on purpose: a folder written so must be refused. Each step returns
@@ -27,7 +27,7 @@ ADAM = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "steps": 5}
 
 @dataclass(frozen=True)
 class Equations:
-    """How the network computes; the defaults are the published code's."""
+    """Rules of the network; the defaults are those of the published code."""
 
     eps: float = 1e-8
     gelu: str = "tanh"
@@ -105,7 +105,7 @@ def head_weights(net: Net, rng: np.random.Generator) -> dict[str, Array]:
 
 
 def shift(x: Array, offset: int) -> Array:
-    """out[:, t] = x[:, t + offset], zero outside."""
+    """Shift: out[:, t] = x[:, t + offset], and zero outside."""
     steps = x.shape[1]
     out = np.zeros_like(x)
     low, high = max(0, -offset), min(steps, steps - offset)
@@ -120,7 +120,7 @@ def total(arrays: Sequence[Array]) -> Array:
 
 
 def gelu(x: Array, form: str) -> tuple[Array, Array]:
-    """Value and derivative."""
+    """The function's value and its derivative."""
     if form == "erf":
         cdf = np.vectorize(lambda v: 0.5 * (1 + math.erf(v / math.sqrt(2))))(x)
         return x * cdf, cdf + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
@@ -202,7 +202,7 @@ class Reference:
         return unit * gamma + beta, back
 
     def bottleneck(self, source: Array, scope: str) -> Step:
-        """The patch without its inner skip."""
+        """The output of the patch without its inner skip."""
         outs, backs = zip(
             *(self._branch(source, f"{scope}/mp_conv1", j) for j in range(self.net.cardinality)),
             strict=True,
@@ -226,7 +226,7 @@ class Reference:
         return hidden @ u + self.weights[f"{up}/bias"], back
 
     def half(self, x: Array, block: int, n: int) -> Step:
-        """relu(LN(conv(x))) with the patch, where there is one."""
+        """relu(LN(conv(x))), with the patch if the convolution has one."""
         prefix = self.net.prefix(block)
         factor = 1 if n == 1 else self.equations.second_dilation
         out, conv_back = self.conv(
@@ -322,7 +322,7 @@ def pretraining_loss(model: Reference, rows: Ids) -> tuple[Array, Callable[[], A
 
 
 def user_of(model: Reference, rows: Ids) -> tuple[Array, Array, Callable[[Array], Array]]:
-    """Hidden states, user vectors, and the way back from the latter."""
+    """Hidden states, user vectors, and a function that propagates gradients back from these."""
     hidden, hidden_back = model.hidden(rows[:, :-1] if model.net.is_causal else rows)
 
     def back(gradient: Array) -> Array:
@@ -354,7 +354,7 @@ def finetuning_losses(
 def finetuning_loss(
     model: Reference, rows: Ids, positive: Ids, negative: Ids
 ) -> tuple[Array, Callable[[], Array]]:
-    """Pair cross-entropy and regulariser."""
+    """The pair cross-entropy and the regulariser."""
     name = "target-item/allitem_embeddings_target"
     targets = model.weights[name]
     _, user, user_back = user_of(model, rows)
@@ -374,7 +374,7 @@ def finetuning_loss(
 
 
 def inputs_of(net: Net, rng: np.random.Generator) -> list[dict[str, Ids]]:
-    """Rows: full, padded left with id 5, ending in zeros, of one item; [CLS] is id 0."""
+    """Rows: full; padded on the left with id 5; ending in zeros; of one item. [CLS] is id 0."""
     inputs = []
     for batch, steps in net.shapes:
         items = rng.integers(1, net.item_size, (batch, steps))
@@ -400,12 +400,12 @@ def inputs_of(net: Net, rng: np.random.Generator) -> list[dict[str, Ids]]:
 
 
 def top(scores: Array, count: int = 5) -> Ids:
-    """Best indices, lower index first among equals, as float32 sees them."""
+    """The best indices in float32; the lower index comes first among equal scores."""
     return np.argsort(-scores.astype(np.float32), axis=1, kind="stable")[:, :count].astype(np.int32)
 
 
 def answers(model: Reference, given: dict[str, Ids]) -> dict[str, Recorded]:
-    """Every recorded forward quantity of one input."""
+    """All recorded forward quantities of one input."""
     rows = given["itemseq"]
     if model.net.kind == "finetune":
         hidden, user, _ = user_of(model, rows)
@@ -438,7 +438,7 @@ def is_trained(net: Net, name: str) -> bool:
 
 
 def training(model: Reference, given: dict[str, Ids]) -> dict[str, Array]:
-    """Gradients at the start, values and losses of five Adam steps."""
+    """Gradients before training, and values and losses of five Adam steps."""
     names = [name for name in model.weights if is_trained(model.net, name)]
     first = {name: np.zeros_like(model.weights[name]) for name in names}
     second = {name: np.zeros_like(model.weights[name]) for name in names}
@@ -498,7 +498,7 @@ def rounded(weights: dict[str, Array]) -> dict[str, NDArray[np.float32]]:
 def write_case(
     folder: Path, net: Net, equations: Equations | None = None, seed: int = 3
 ) -> Reference:
-    """Write the files of one case and give the network as it was before training."""
+    """Write the files of one case; return the network as it was before training."""
     rng = np.random.default_rng(seed)
     shared = rounded(backbone_weights(net, rng))
     is_task = net.kind == "finetune"
@@ -533,7 +533,7 @@ def _narrow(array: Recorded) -> NDArray[np.generic]:
 
 
 def complex_step(model: Reference, given: dict[str, Ids], name: str, at: tuple[int, ...]) -> float:
-    """Derivative of the training loss by one entry of a variable, exact to rounding."""
+    """The derivative of the training loss by one entry of a variable, exact to rounding."""
     weights = {n: w.astype(complex) for n, w in model.weights.items()}
     weights[name][at] += 1e-30j
     return float(loss_of(Reference(model.net, weights, model.equations), given)[0].imag / 1e-30)

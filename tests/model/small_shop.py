@@ -1,4 +1,4 @@
-"""A tiny shop whose users' groups show in what they take: enough to learn from in a second."""
+"""A tiny shop in which users' groups determine their items: it is learned within a second."""
 
 import numpy as np
 
@@ -19,7 +19,7 @@ TINY = PretrainSettings(
 
 
 def shop_histories(users: int = 120, items: int = 30, seed: int = 0) -> Histories:
-    """Users of the even group take mostly even items, in runs of neighbours."""
+    """Histories: users of the even group take mostly even items, in runs of neighbours."""
     generator = np.random.default_rng(seed)
     rows = []
     for user in range(users):

@@ -84,7 +84,7 @@ def _require_ids(
         if not text:
             raise _unreadable(path, number, f"column {column} is empty")
         if zero_is_padding and text == PADDING:
-            raise _unreadable(path, number, f"column {column} is padding behind an item")
+            raise _unreadable(path, number, f"column {column} is padding after an item")
 
 
 def _unreadable(path: Path, number: int, what: str) -> DataFileUnreadable:

@@ -340,7 +340,7 @@ def test_a_cut_off_parts_events_before_it_from_those_at_it_and_after(tmp_path, t
     ("order", "bound", "error", "message"),
     [
         (None, "2", OrderUnreadable, "needs an order column"),
-        ("at", "2024-01-01", OrderUnreadable, "'2024-01-01' is no number"),
+        ("at", "2024-01-01", OrderUnreadable, "'2024-01-01' is not a number"),
         ("at", "0", FilterMatchesNothing, "within the cut-off"),
     ],
 )
@@ -390,7 +390,7 @@ def test_an_id_that_is_no_number_among_numbers_is_missing(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"user_id,item_id,item_id\nu,a,b\n", "line 1: the column 'item_id' stands there twice"),
+        (b"user_id,item_id,item_id\nu,a,b\n", "line 1: the column 'item_id' occurs twice"),
         (b"user_id,item_id,\xff\nu,a,b\n", "line 1, column .*: the text is not UTF-8"),
         ("user_id,item_id\nu,a\n".encode("utf-16"), "line 1, column .*: the text is not UTF-8"),
     ],

@@ -40,7 +40,7 @@ def test_writing_leaves_no_partial_file(tmp_path: Path) -> None:
 
 def test_a_file_that_is_missing_or_a_folder_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "lost.safetensors", tmp_path):
-        with pytest.raises(TensorFileInvalid, match="no readable safetensors file"):
+        with pytest.raises(TensorFileInvalid, match="not a readable safetensors file"):
             read_tensors(path)
 
 

@@ -264,8 +264,8 @@ def test_a_malformed_array_is_named(copied: Path, array: str, value: NDArray[np.
         ({"kind": "other"}, "kind 'other'"),
         ({"insertion": "serial9"}, "insertion 'serial9'"),
         ({"patch": None}, "patch is missing"),
-        ({"patch": "../patch_serial2.safetensors"}, "no file name"),
-        ({"dilations": "x"}, "no description"),
+        ({"patch": "../patch_serial2.safetensors"}, "not a file name"),
+        ({"dilations": "x"}, "not a description"),
         ({"item_size": 0}, "item_size"),
         ({"item_size": 18}, "allitem_embeddings has shape (17, 12), not (18, 12)"),
         ({"channels": 16}, "allitem_embeddings has shape"),
@@ -299,7 +299,7 @@ def test_a_cut_off_case_is_named_and_the_others_are_still_checked(copied: Path) 
     path = copied / "case_serial2.npz"
     path.write_bytes(path.read_bytes()[:-200])
     reports = reports_of(copied)
-    assert "case_serial2.npz is no readable npz file" in reports["serial2"].problem
+    assert "case_serial2.npz is not a readable npz file" in reports["serial2"].problem
     assert reports["pretrain3"].is_met
 
 

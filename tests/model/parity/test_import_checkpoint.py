@@ -183,9 +183,9 @@ def test_a_non_causal_network_needs_an_odd_kernel(tmp_path: Path) -> None:
     ("content", "problem"),
     [
         (b"a\nb\n", "lists 2 items, the checkpoint has 16"),
-        (b"\n".join(b"%d" % (n % 15) for n in range(16)), "line 16: 0 stands on line 1"),
+        (b"\n".join(b"%d" % (n % 15) for n in range(16)), "line 16: 0 is already on line 1"),
         (b"\n".join(b"%d" % n for n in range(14)) + b"\n\nx", "line 15: the id is empty"),
-        (b"\xff\xfe\xfa", "no readable text"),
+        (b"\xff\xfe\xfa", "not a readable text"),
     ],
 )
 def test_a_vocabulary_that_does_not_fit_is_refused(

@@ -34,7 +34,7 @@ def targets() -> UserLabels:
 
 
 def shop_corpus(name: str = "shop", labels: UserLabels | None = None) -> PreparedCorpus:
-    """Groups to tell and targets to recommend."""
+    """A task of groups and a task of targets."""
     histories = shop_histories(USERS)
     tasks = (
         CorpusTask("group", "classification", labels or groups(USERS)),
@@ -45,7 +45,7 @@ def shop_corpus(name: str = "shop", labels: UserLabels | None = None) -> Prepare
 
 
 def workplace(folder: Path, settings: ComparisonSettings, *corpora: PreparedCorpus) -> Workplace:
-    """A prepared folder and an output folder beside it."""
+    """A prepared folder, and an output folder next to it."""
     prepared = folder / "prepared"
     prepared.mkdir()
     write_corpora(prepared, corpora or (shop_corpus(),))

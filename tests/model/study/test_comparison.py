@@ -1,4 +1,4 @@
-"""A comparison tries rates on validation users, goes on when interrupted, and leaks nothing."""
+"""A comparison tunes on validation users, continues after an interruption, and leaks nothing."""
 
 from dataclasses import replace
 

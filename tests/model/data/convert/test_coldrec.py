@@ -58,7 +58,7 @@ def test_rows_are_written_in_batches(tmp_path, monkeypatch):
     [
         ("1,2,,3\n4,5\n", "line 2: the line has no answers"),
         ("1,2\n4,5,,3\n", "line 2: the line has answers"),
-        ("1,2,,3\n4,0,5,,3\n", "line 2: column 2 is padding behind an item"),
+        ("1,2,,3\n4,0,5,,3\n", "line 2: column 2 is padding after an item"),
         ("1,2,,3\n4,5,,3,,2\n", "line 2: column 5 is empty"),
         ("1,2\n4,5,\n", "line 2: column 3 is empty"),
         ("1,2\nk\xe4se\n", "line 2"),
