@@ -1,5 +1,5 @@
--- Look whether a blob is stored. If it is not, note the new location as garbage from a later time on,
--- so that an abandoned upload is freed.
+-- Look whether a blob is stored. If it is not, note the new location as garbage from a later time
+-- on, so that an abandoned upload is freed.
 local location = redis.call('HGET', BLOBS, arg.digest)
 if location then
   if redis.call('ZSCORE', UNUSED, arg.digest) then

@@ -1,7 +1,7 @@
 -- Replace the whole registry by what an import has staged, if it is still at the position that the
--- import saw. After the usual keys (arg.own_keys of them) KEYS holds: the staged tasks, keys, changes
--- and refs; the versions and states of each old task (arg.old_keys in all); then, for each new task,
--- the staged and the final key of its versions and of its states.
+-- import saw. After the usual keys (arg.own_keys of them) KEYS holds: the staged tasks, keys,
+-- changes and refs; the versions and states of each old task (arg.old_keys in all); then, for each
+-- new task, the staged and the final key of its versions and of its states.
 local own = arg.own_keys
 local staged_refs = KEYS[own + 4]
 local finals = {TASKS, API_KEYS, CHANGES, REFS}

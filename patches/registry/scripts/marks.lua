@@ -1,5 +1,5 @@
 -- The mark of a change is a random text in its stream entry. Redis may come back with an older
--- state and continue from there; the mark then tells two changes with one number apart.
+-- state and continue from there; the mark then distinguishes two changes that have one number.
 
 local function mark_of(fields)
   for at = 1, #fields, 2 do

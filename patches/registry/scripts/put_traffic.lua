@@ -1,5 +1,6 @@
--- Split a task's requests. The traffic is kept as the text that Python wrote, because Lua cannot tell
--- an empty list from an empty object; next to it are the numbers of the versions that take part.
+-- Split a task's requests. The traffic is kept as the text that Python wrote, because Lua cannot
+-- tell an empty list from an empty object; next to it are the numbers of the versions that take
+-- part.
 local task = load_task()
 local refused = stale(task)
 if refused then return refused end

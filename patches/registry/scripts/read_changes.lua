@@ -1,6 +1,6 @@
--- Read the tasks and keys that were touched since a position (arg.since, arg.mark). Returns false if
--- the reader must take a whole snapshot: the position belongs to another past, its changes are no
--- longer kept, they are too many, or an archive was imported.
+-- Read the tasks and keys that were touched since a position (arg.since, arg.mark). Returns false
+-- if the reader must take a whole snapshot: the position belongs to another past, its changes are
+-- no longer kept, they are too many, or an archive was imported.
 
 -- Beyond this many changes a whole snapshot is the smaller answer.
 local MAX_CHANGES = 1000
