@@ -1,4 +1,4 @@
-"""A registration's steps let requests go on in between."""
+"""Between the steps of a registration, waiting requests are run."""
 
 import asyncio
 from pathlib import Path
