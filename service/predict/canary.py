@@ -14,8 +14,8 @@ from peterrec.service.predict.questions import (
     Answer,
     BoundQuestion,
     CatalogsByDigest,
+    OtherVersions,
     Question,
-    TrafficRows,
     bind,
     decode,
 )
@@ -60,7 +60,7 @@ class TrafficRouter:
         ]
         shadows = [each for each in bound if isinstance(each, BoundQuestion)]
         fallback = None if answering is prod else of_prod
-        return replace(chosen, traffic=TrafficRows(split, fallback, shadows))
+        return replace(chosen, others=OtherVersions(split, fallback, shadows))
 
     async def settle(
         self,
@@ -78,11 +78,11 @@ class TrafficRouter:
         settled = list(answered)
         unanswered: dict[int, BoundQuestion] = {}
         for at, (question, given) in enumerate(zip(bound, answered, strict=True)):
-            if isinstance(question, PeterRecError) or question.traffic is None:
+            if isinstance(question, PeterRecError) or question.others is None:
                 continue
-            traffic = question.traffic
-            of_prod = self._compare(question, traffic, given.answer, results, latency_s)
-            fallback = traffic.fallback
+            others = question.others
+            of_prod = self._compare(question, others, given.answer, results, latency_s)
+            fallback = others.fallback
             if not isinstance(fallback, BoundQuestion) or not _has_failed(given.answer):
                 continue
             if of_prod is not None and not _has_failed(of_prod):
@@ -104,7 +104,7 @@ class TrafficRouter:
     def _compare(
         self,
         question: BoundQuestion,
-        traffic: TrafficRows,
+        others: OtherVersions,
         answer: Answer,
         results: Iterator[RowResult | None],
         latency_s: float,
@@ -115,7 +115,7 @@ class TrafficRouter:
         """
         outcomes: list[tuple[ServedTask, Answer]] = []
         of_prod = answer if question.by.role is Role.PROD else None
-        for shadow, result in zip(traffic.shadows, results, strict=False):
+        for shadow, result in zip(others.shadows, results, strict=False):
             if result is None:
                 continue  # the batch had no room for it
             outcome = decode(shadow.subject, result)
@@ -123,8 +123,8 @@ class TrafficRouter:
                 of_prod = outcome
             else:
                 outcomes.append((shadow.by, outcome))
-        count, split = self._observer.count, traffic.split
-        compared_with = of_prod if traffic.fallback is not None else None
+        count, split = self._observer.count, others.split
+        compared_with = of_prod if others.fallback is not None else None
         count(split, question.by, answer, latency_s, compared_with)
         for by, outcome in outcomes:
             count(split, by, outcome, latency_s, of_prod)

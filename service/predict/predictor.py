@@ -146,10 +146,8 @@ class Predictor:
         rows = [each.row for each in bound if isinstance(each, BoundQuestion)]
         if not rows:
             return [Answered(each) for each in bound if isinstance(each, PeterRecError)]
-        traffic = [
-            each.traffic for each in bound if isinstance(each, BoundQuestion) and each.traffic
-        ]
-        shadows = [shadow.row for each in traffic for shadow in each.shadows] if traffic else ()
+        others = [each.others for each in bound if isinstance(each, BoundQuestion) and each.others]
+        shadows = [shadow.row for each in others for shadow in each.shadows] if others else ()
         started = time.monotonic()
         found = await self._link.predict(rows, deadline, shadows)
         results = iter(found.rows)
@@ -159,7 +157,7 @@ class Predictor:
             else Answered(each)
             for each in bound
         ]
-        if not traffic:
+        if not others:
             return answered
         latency_s = time.monotonic() - started
         return await self._router.settle(bound, answered, found.shadows, latency_s, deadline)

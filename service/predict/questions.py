@@ -40,20 +40,20 @@ class Question(msgspec.Struct, frozen=True, gc=False):
 class BoundQuestion(msgspec.Struct, frozen=True):
     """A question bound to one version: its row, and what decoding the row's result needs.
 
-    ``traffic`` is set if the task has a canary or a shadow.
+    ``others`` is set if the task has a canary or a shadow.
     """
 
     by: ServedTask
     row: BoundRow
     subject: Subject
-    traffic: "TrafficRows | None" = None
+    others: "OtherVersions | None" = None
 
 
-class TrafficRows(msgspec.Struct, frozen=True):
-    """Further rows of a question to a task with traffic.
+class OtherVersions(msgspec.Struct, frozen=True):
+    """The question bound to further versions of a task with traffic.
 
-    ``fallback`` is the question bound to prod, which answers if a canary can't; None if prod is the
-    version that answers. ``shadows`` are computed for comparison and never answer.
+    ``fallback`` is bound to prod, which answers if a canary can't; None if prod is the version that
+    answers. ``shadows`` are computed for comparison and never answer.
     """
 
     split: Split
