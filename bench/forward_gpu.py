@@ -181,7 +181,9 @@ def _reading(
 
 def captured(gathered: GatheredForward, histories: list[Tokens], batch: Batch) -> Network:
     """Capture the gathered forward as a CUDA graph for this number of rows of this length."""
-    tokens = torch.zeros(len(histories), gathered.spec.frame_len, dtype=torch.int64, device="cuda")
+    tokens = torch.zeros(
+        len(histories), gathered.spec.max_input_len, dtype=torch.int64, device="cuda"
+    )
     slots = torch.zeros(len(histories), dtype=torch.int64, device="cuda")
     with torch.inference_mode():
         gathered.user_vectors(histories, batch.refs)  # libraries prepare themselves outside
@@ -241,7 +243,7 @@ def _fewest_bytes(tasks: ResidentTasks, chosen: Sequence[int]) -> float:
     """Fewest bytes that a forward moves: weights and patches once, items, user vectors."""
     spec, pool = tasks.backbone.spec, tasks.refs[0].pool
     weights = sum(p.numel() for p in tasks.backbone.blocks.parameters()) * pool.dtype.itemsize
-    embedded = len(chosen) * spec.frame_len * spec.channels * pool.dtype.itemsize
+    embedded = len(chosen) * spec.max_input_len * spec.channels * pool.dtype.itemsize
     written = len(chosen) * spec.channels * 4
     return weights + len(set(chosen)) * pool.slot_bytes + embedded + written
 

@@ -22,7 +22,7 @@ def random_catalog(items: int, channels: int) -> CatalogWeights:
 
 
 def head_of(weights: CatalogWeights) -> Head:
-    """The same head as a trainer has it."""
+    """The head in the form that a trainer has it."""
     assert weights.weight is not None
     assert weights.bias is not None
     items, channels = weights.weight.shape

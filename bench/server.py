@@ -31,7 +31,7 @@ def serving(
 def serving_process(
     backbone: Path, data_dir: Path, port: int, cpus: str | None = None, **settings: object
 ) -> "Iterator[subprocess.Popen[bytes]]":
-    """The same process as soon as it is started."""
+    """``peterrec serve`` as a process, from its start; it is ended on leaving."""
     environment = os.environ | {
         "PETERREC_AUTH": "off",
         "PETERREC_DATA_DIR": str(data_dir),

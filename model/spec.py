@@ -67,11 +67,11 @@ class BackboneSpec:
         return tuple(d * factor for d in self.dilations for factor in (1, 2))
 
     @property
-    def frame_len(self) -> int:
+    def max_input_len(self) -> int:
         """Tokens of a full history: it ends in [CLS] and, if non-causal, begins with it too."""
-        return self.framed_len(self.max_len)
+        return self.input_len(self.max_len)
 
-    def framed_len(self, items: int) -> int:
+    def input_len(self, items: int) -> int:
         """Tokens of a history of ``items`` items, without padding."""
         return items + (1 if self.is_causal else 2)
 

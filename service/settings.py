@@ -126,7 +126,7 @@ class Settings(BaseSettings):
         return self.workers or (1 if cores <= 2 else min(4, cores - 1))
 
     @property
-    def spool_dir(self) -> Path:
+    def upload_dir(self) -> Path:
         """Folder of uploads that are not validated yet; absolute for the device process."""
         return (self.data_dir / "spool").resolve()
 

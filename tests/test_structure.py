@@ -1,6 +1,7 @@
 """The shape of the project: which way imports point, names, and what stays free of torch."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -223,3 +224,85 @@ def test_the_graph_sees_every_form_of_import(
 
 def test_a_circle_is_found() -> None:
     assert cycle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+
+
+PRIVATE_WORDS = frozenset(
+    [
+        "lanes",
+        "slab",
+        "slabs",
+        "cone",
+        "gang",
+        "thinned",
+        "thinning",
+        "framed",
+        "goal",
+        "goals",
+        "slope",
+        "turned",
+        "judge",
+        "watch",
+        "unwatched",
+        "prove",
+        "proved",
+        "spool",
+        "spooled",
+        "parked",
+        "speaker",
+        "namings",
+        "facts",
+    ]
+)
+"""Words that once stood for what the field calls sequence, weight pool, receptive field, tile, item
+dropout, collated, objective, gradient, transposed, predictions, on_progress, validate, upload,
+pending, route, reference counts, metadata."""
+OTHER_MEANINGS = {
+    "model/inference/cpu/simd.py": {"lanes"},  # of a vector register
+    "clients/python/peterrec_client": {"judge"},  # what a retry decides
+    "service/sync": {"watch"},  # the guard's
+}
+
+
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+def documented() -> Iterator[tuple[str, str, Definition]]:
+    """Every definition of our code with its file."""
+    for folder in (*LAYERS, "clients/python", "bench"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            place = str(path.relative_to(ROOT))
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, Definition):
+                    yield place, node.name, node
+
+
+def test_names_are_made_of_the_fields_words() -> None:
+    private = {
+        f"{place}: {name}"
+        for place, name, _ in documented()
+        for word in re.findall(r"[a-z]+|[A-Z][a-z]*", name)
+        if word.lower() in PRIVATE_WORDS
+        if not any(
+            place.startswith(where) and word.lower() in words
+            for where, words in OTHER_MEANINGS.items()
+        )
+    }
+    assert private == set()
+
+
+def test_a_docstring_can_be_read_without_the_one_above_it() -> None:
+    leaning = [
+        f"{place}: {name}"
+        for place, name, node in documented()
+        if (ast.get_docstring(node) or "").startswith(("The same", "As above", "Likewise", "Ditto"))
+    ]
+    assert leaning == []
+
+
+def test_the_architecture_page_lists_every_room() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)/` \|", page, flags=re.MULTILINE)
+    folders = [
+        room for layer, rooms in ROOMS.items() for room in rooms if (ROOT / layer / room).is_dir()
+    ]
+    assert rows == folders

@@ -102,7 +102,7 @@ class Backbone(nn.Module):
         return torch.where((tokens == CLS).unsqueeze(2), patch.cls, x)
 
     def hidden(self, tokens: Tensor, patch: PatchWeights | None = None) -> Tensor:
-        """Hidden states [B, T, C] of framed tokens int64 [B, T]."""
+        """Hidden states [B, T, C] of collated tokens int64 [B, T]."""
         return self.encode(self.embed(tokens, patch), positions_read(tokens, self.spec), patch)
 
     def user_vectors(self, tokens: Tensor, patch: PatchWeights | None = None) -> Tensor:

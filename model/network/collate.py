@@ -43,11 +43,11 @@ def frame_histories(histories: Sequence[Tokens], spec: BackboneSpec) -> Tensor:
 
     The newest ``max_len`` items are kept; ``[CLS]`` follows them and, if the backbone is
     non-causal, also precedes them; PAD fills the left up to the longest row. With ``embedded``
-    padding all rows have the length ``frame_len``, and the first ``[CLS]`` of a non-causal row is
+    padding all rows are ``max_input_len`` long, and the first ``[CLS]`` of a non-causal row is
     in front of the padding, as in the published code.
     """
     newest = [history[-spec.max_len :] for history in filled(histories, spec)]
-    width = spec.framed_len(max((len(items) for items in newest), default=0))
+    width = spec.input_len(max((len(items) for items in newest), default=0))
     tokens = np.full((len(newest), width), PAD, dtype=np.int64)  # [B, T]
     tokens[:, -1] = CLS
     for row, items in zip(tokens, newest, strict=True):
@@ -58,5 +58,5 @@ def frame_histories(histories: Sequence[Tokens], spec: BackboneSpec) -> Tensor:
 
 
 def positions_read(tokens: Tensor, spec: BackboneSpec) -> Tensor:
-    """Which positions of framed tokens [B, T] belong to a row, bool [B, T]; the others are zero."""
+    """Which positions of collated tokens [B, T] belong to a row, bool [B, T]; others are zero."""
     return tokens != PAD if spec.padding == "exact" else torch.ones_like(tokens, dtype=torch.bool)

@@ -54,5 +54,5 @@ class ItemReader:
 
 
 def find_items(tokens: Tensor) -> Tensor:
-    """True where framed tokens [B, T] are items, known or unknown: bool [B, T]."""
+    """True where collated tokens [B, T] are items, known or unknown: bool [B, T]."""
     return (tokens != PAD) & (tokens != CLS)

@@ -132,14 +132,14 @@ def _trained(place: Workplace, spec: RunSpec, key: str) -> RunOutcome:
     splits = [limit_labels(data, spec.variant.label_share) for data in tasks]
     generator = seeded(spec.seed, "patch")
     encoder = _encoder(place, spec, generator)
-    goals = [HeadObjective(data.objective, encoder.channels, generator) for data in tasks]
-    examples, split, goal = _joint(tasks, splits, goals)
+    objectives = [HeadObjective(data.objective, encoder.channels, generator) for data in tasks]
+    examples, split, objective = _joint(tasks, splits, objectives)
     loop = _loop(place.settings, spec, tasks[0].kind)
-    run = FinetuneRun(encoder, goal, examples, split, loop, tracks_metrics=True)
+    run = FinetuneRun(encoder, objective, examples, split, loop, tracks_metrics=True)
     run.train(no_progress)
     predictions = {
-        data.name: predict(scorer_of(encoder, goal.head), data)
-        for data, goal in zip(tasks, goals, strict=True)
+        data.name: predict(scorer_of(encoder, objective.head), data)
+        for data, objective in zip(tasks, objectives, strict=True)
     }
     return {
         "validation_loss": run.epochs.records[run.epochs.best].validation_loss,
@@ -150,7 +150,7 @@ def _trained(place: Workplace, spec: RunSpec, key: str) -> RunOutcome:
         "users": {
             data.name: _sizes(data, split) for data, split in zip(tasks, splits, strict=True)
         },
-        "parameters": _parameters(encoder, goal.head, _backbone(place, spec)),
+        "parameters": _parameters(encoder, objective.head, _backbone(place, spec)),
         "device": str(encoder.device),
     }
 
@@ -175,12 +175,12 @@ def _encoder(place: Workplace, spec: RunSpec, generator: torch.Generator) -> Enc
 
 
 def _joint(
-    tasks: list[TaskData], splits: list[UserSplit], goals: list[HeadObjective]
+    tasks: list[TaskData], splits: list[UserSplit], objectives: list[HeadObjective]
 ) -> tuple[Examples, UserSplit, TrainedObjective]:
     if len(tasks) == 1:
-        return tasks[0].examples, splits[0], goals[0]
+        return tasks[0].examples, splits[0], objectives[0]
     examples, split, rows = join_tasks(tasks, splits)
-    return examples, split, JointObjective([data.name for data in tasks], goals, rows)
+    return examples, split, JointObjective([data.name for data in tasks], objectives, rows)
 
 
 def _loop(settings: ComparisonSettings, spec: RunSpec, kind: str) -> LoopSettings:

@@ -106,38 +106,38 @@ class JointObjective:
     """
 
     def __init__(
-        self, names: Sequence[str], goals: Sequence[HeadObjective], rows: Sequence[Tensor]
+        self, names: Sequence[str], objectives: Sequence[HeadObjective], rows: Sequence[Tensor]
     ) -> None:
         self._names = names
-        self.head = nn.ModuleList([goal.head for goal in goals])
-        self._goals = goals
+        self.head = nn.ModuleList([objective.head for objective in objectives])
+        self._objectives = objectives
         self._rows = rows
 
     def prepare(self, rows: Tensor) -> None:
-        for goal, own in zip(self._goals, self._rows, strict=True):
-            goal.prepare(own[rows][own[rows] != ABSENT])
+        for objective, own in zip(self._objectives, self._rows, strict=True):
+            objective.prepare(own[rows][own[rows] != ABSENT])
 
     def loss(self, vectors: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         total = vectors.sum() * 0
-        for goal, own in zip(self._goals, self._rows, strict=True):
+        for objective, own in zip(self._objectives, self._rows, strict=True):
             at = (own[rows] != ABSENT).nonzero().squeeze(1)  # [B] -> [b]
             if len(at):
-                loss = goal.loss(vectors[at.to(vectors.device)], own[rows[at]], generator)
+                loss = objective.loss(vectors[at.to(vectors.device)], own[rows[at]], generator)
                 total = total + loss * (len(at) / len(rows))
         return total
 
     def metrics(self, vectors: Tensor, rows: Tensor) -> dict[str, float]:
         """The metrics of every task, named ``task/metric``."""
         metrics: dict[str, float] = {}
-        for name, goal, own in zip(self._names, self._goals, self._rows, strict=True):
+        for name, objective, own in zip(self._names, self._objectives, self._rows, strict=True):
             at = (own[rows] != ABSENT).nonzero().squeeze(1)  # [B] -> [b]
-            found = goal.metrics(vectors[at.to(vectors.device)], own[rows[at]])
+            found = objective.metrics(vectors[at.to(vectors.device)], own[rows[at]])
             metrics |= {f"{name}/{metric}": value for metric, value in found.items()}
         return metrics
 
     def finish(self) -> None:
-        for goal in self._goals:
-            goal.finish()
+        for objective in self._objectives:
+            objective.finish()
 
 
 def join_tasks(

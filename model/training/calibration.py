@@ -25,7 +25,7 @@ TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class Choices:
+class Samples:
     """M samples of K alternatives: ``logits`` [M, K], and the right ones, ``chosen`` int64 [M].
 
     A tag of a user is a sample of two alternatives: absent, whose logit is 0, or present.
@@ -35,19 +35,19 @@ class Choices:
     chosen: Tensor
 
 
-def tag_choices(logits: Tensor, targets: Tensor) -> Choices:
+def tag_samples(logits: Tensor, targets: Tensor) -> Samples:
     """A sample for each user and tag of ``logits`` and 0/1 ``targets``, both [N, K]."""
     present = logits.flatten()  # [N, K] -> [N·K]
-    return Choices(torch.stack([torch.zeros_like(present), present], 1), targets.flatten().long())
+    return Samples(torch.stack([torch.zeros_like(present), present], 1), targets.flatten().long())
 
 
-def fit_temperature(choices: Choices) -> float:
+def fit_temperature(samples: Samples) -> float:
     """Find the temperature with the lowest loss, by Newton steps inside a shrinking bracket.
 
     The loss is convex in ``b = 1 / T``; the prior adds ``b - log b``, which is lowest at 1.
     """
-    logits = choices.logits.double()  # [M, K]
-    own = logits.gather(1, choices.chosen.unsqueeze(1)).sum().item()
+    logits = samples.logits.double()  # [M, K]
+    own = logits.gather(1, samples.chosen.unsqueeze(1)).sum().item()
     low, high = 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
     at = 1.0
     for _ in range(NEWTON_STEPS):
@@ -64,40 +64,40 @@ def fit_temperature(choices: Choices) -> float:
     return min(max(1 / at, TEMPERATURES[0]), TEMPERATURES[1])
 
 
-def calibration_error(choices: Choices, temperature: float = 1.0) -> float:
+def calibration_error(samples: Samples, temperature: float = 1.0) -> float:
     """Expected calibration error of the likeliest alternative: 0 is perfect, 1 is the worst.
 
     It is the mean distance between confidence and accuracy over ranges of confidence, weighted by
     the number of samples in each. torchmetrics computes the same value (``docs/decisions/0024``).
     """
-    confidence, best = _answers(choices, temperature)
-    gaps = confidence - (best == choices.chosen).double()
+    confidence, best = _answers(samples, temperature)
+    gaps = confidence - (best == samples.chosen).double()
     return float(_by_bin(confidence, gaps).abs().sum()) / len(confidence)
 
 
-def chance_error(choices: Choices, temperature: float = 1.0) -> float:
+def chance_error(samples: Samples, temperature: float = 1.0) -> float:
     """The calibration error that calibrated answers with these confidences would have by chance.
 
     The gaps of a range then add up to a normal variable with mean 0 and the variance of its coin
     tosses.
     """
-    confidence, _ = _answers(choices, temperature)
+    confidence, _ = _answers(samples, temperature)
     variances = _by_bin(confidence, confidence * (1 - confidence))
     return float((variances * 2 / math.pi).sqrt().sum()) / len(confidence)
 
 
-def calibration_metrics(choices: Choices, temperature: float) -> dict[str, float]:
+def calibration_metrics(samples: Samples, temperature: float) -> dict[str, float]:
     """The calibration error without and with the temperature, and the error expected by chance."""
     return {
-        "ece_uncalibrated": calibration_error(choices),
-        "ece": calibration_error(choices, temperature),
-        "ece_by_chance": chance_error(choices, temperature),
+        "ece_uncalibrated": calibration_error(samples),
+        "ece": calibration_error(samples, temperature),
+        "ece_by_chance": chance_error(samples, temperature),
     }
 
 
-def _answers(choices: Choices, temperature: float) -> tuple[Tensor, Tensor]:
+def _answers(samples: Samples, temperature: float) -> tuple[Tensor, Tensor]:
     """Probability [M] and index [M] of each sample's likeliest alternative."""
-    confidence, best = torch.softmax(choices.logits.double() / temperature, 1).max(1)
+    confidence, best = torch.softmax(samples.logits.double() / temperature, 1).max(1)
     return confidence, best
 
 

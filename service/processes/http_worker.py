@@ -81,7 +81,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             link=link,
             registry=Registry(redis, settings.redis_prefix),
             backbone=backbone,
-            upload_dir=settings.spool_dir,
+            upload_dir=settings.upload_dir,
             bundle_size_limit_bytes=settings.bundle_size_limit_bytes,
             readiness=readiness,
         ),

@@ -105,7 +105,7 @@ async def _serve(settings: Settings) -> None:
 
 async def _prepare(settings: Settings, stack: AsyncExitStack) -> Foundation:
     """Open what the children need; the stack closes it in reverse order."""
-    _clear_spool(settings.spool_dir)
+    _clear_uploads(settings.upload_dir)
     run_dir = stack.enter_context(_run_dir())
     listener = stack.enter_context(closing(_listen(settings.host, settings.port)))
     endpoint = f"ipc://{run_dir}/metrics"
@@ -204,7 +204,7 @@ def _run_dir() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _clear_spool(folder: Path) -> None:
+def _clear_uploads(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for left_over in folder.glob("*.upload"):
         left_over.unlink()

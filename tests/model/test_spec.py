@@ -63,8 +63,8 @@ def test_each_block_has_two_dilations_the_second_doubled() -> None:
 
 
 def test_a_non_causal_frame_has_two_cls() -> None:
-    assert BackboneSpec(item_count=7, max_len=5).frame_len == 6
-    assert BackboneSpec(item_count=7, max_len=5, is_causal=False).frame_len == 7
+    assert BackboneSpec(item_count=7, max_len=5).max_input_len == 6
+    assert BackboneSpec(item_count=7, max_len=5, is_causal=False).max_input_len == 7
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def position_counts(needed: Plan, spec: BackboneSpec) -> Indices:
     outputs = [needed.inputs]
     for block in needed.blocks:
         outputs += [block.first.outputs, block.second.outputs]
-    lengths = np.arange(spec.frame_len + 1)
+    lengths = np.arange(spec.max_input_len + 1)
     below = [np.searchsorted(positions[::-1], lengths, side="left") for positions in outputs]
     return np.array(below, dtype=np.int32)
 
@@ -190,7 +190,7 @@ class PackedBlocks:
 
     def __init__(self, backbone: Backbone, is_rounded: bool) -> None:
         self.spec = spec = backbone.spec
-        needed = plan(spec, spec.frame_len)
+        needed = plan(spec, spec.max_input_len)
         self.counts = position_counts(needed, spec)
         self._embedding = backbone.embedding.weight.detach().float().contiguous()
         self._inputs = np.ascontiguousarray(needed.inputs, dtype=np.int32)
@@ -213,7 +213,7 @@ class PackedBlocks:
         self._patch_args: WeakKeyDictionary[WeightPool, tuple[int, Patches]] = WeakKeyDictionary()
         self._unpatched = Patches.of([UNPATCHED] * len(self._convs))
         self._scratches: dict[int, tuple[Scratch, np.ndarray, int]] = {}
-        lengths = np.arange(spec.frame_len + 1, dtype=np.int32)
+        lengths = np.arange(spec.max_input_len + 1, dtype=np.int32)
         self._offsets_alone: list[Indices] = [self._added_up(lengths[n : n + 1]) for n in lengths]
         centre, eps = needed.blocks[0].first.centre, np.float32(spec.layer_norm_eps)
         self._width = width_of(spec.channels)
@@ -258,7 +258,7 @@ class PackedBlocks:
     def _begin(self, chunk: Chunk) -> Run:
         """Fill the first segment's input with embeddings, or with cached activations."""
         first, spec = chunk.sequences.segments[0], self.spec
-        lengths = np.array([spec.framed_len(len(h)) for h in chunk.histories], dtype=np.int32)
+        lengths = np.array([spec.input_len(len(h)) for h in chunk.histories], dtype=np.int32)
         offsets = self._offsets(lengths)
         size = int(offsets[2 * first.block, -1])
         x = self._buffers.states(size, spec.channels)
@@ -269,20 +269,20 @@ class PackedBlocks:
             self._enter(run, frame_histories(chunk.histories, spec).numpy().astype(np.int32), first)
         return run
 
-    def _enter(self, run: Run, framed: Indices, segment: Segment) -> None:
-        """Embed framed tokens int32 [sequences, T], checked first: the kernel checks nothing."""
-        self._require_tokens(framed)
-        first = segment.groups[0].start if segment.groups else len(framed)
+    def _enter(self, run: Run, collated: Indices, segment: Segment) -> None:
+        """Embed collated tokens int32 [sequences, T], checked first: the kernel checks nothing."""
+        self._require_tokens(collated)
+        first = segment.groups[0].start if segment.groups else len(collated)
         places = [(0, first, ABSENT, ABSENT, NUMBERS[torch.float32])] if first else []
         for group in segment.groups:
             own = group.pool.tensors.get("patch.cls")
             cls = ABSENT if own is None else own.data_ptr()
             slots = _address(group.slots)
             places.append((group.start, group.stop, slots, cls, NUMBERS[group.pool.dtype]))
-        tokens, offsets = _address(framed), _address(run.offsets)
+        tokens, offsets = _address(collated), _address(run.offsets)
         for start, stop, slots, cls, number in places:
             enter(
-                tokens, framed.shape[1], self._inputs_address, len(self._inputs),
+                tokens, collated.shape[1], self._inputs_address, len(self._inputs),
                 self._embedding.data_ptr(), run.x.address, offsets, start, stop, slots, cls,
                 self._width, number,
             )  # fmt: skip
@@ -346,7 +346,7 @@ class PackedBlocks:
         known = self._scratches.get(bottleneck)
         if known is None:
             spec = self.spec
-            scratch = Scratch.of(spec.frame_len, spec.channels, spec.kernel_size, bottleneck)
+            scratch = Scratch.of(spec.max_input_len, spec.channels, spec.kernel_size, bottleneck)
             places = np.array(scratch, dtype=np.int64)
             known = self._scratches[bottleneck] = scratch, places, _address(places)
         scratch, _, address = known

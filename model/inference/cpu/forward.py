@@ -130,7 +130,7 @@ class ChunkPlanner:
 
     def _cost(self, history: Indices, entry: int) -> tuple[int, int]:
         """Positions at the input of a row's patched blocks, and those of the trunk below."""
-        length = self._spec.framed_len(len(history))
+        length = self._spec.input_len(len(history))
         trunk = int(self._counts[0, length]) if entry else 0
         return int(self._counts[2 * entry, length]), trunk
 

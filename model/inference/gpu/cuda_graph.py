@@ -10,8 +10,8 @@ from torch import Tensor
 from peterrec.model.inference.batch_plan import Segment
 from peterrec.model.inference.gpu.blocks import FusedBlocks, RunPatch, SequenceRun, States
 from peterrec.model.inference.gpu.embed_pool_kernels import (
+    CollatedItems,
     EnteringRun,
-    FramedItems,
     enter,
     pool_user_vectors,
     spread,
@@ -161,7 +161,7 @@ class ChunkGraph:
     def _enter(self, x: Tensor, segment: DeviceSegment) -> None:
         network = self._network
         items, starts = self.ints[self.parts.items], self.ints[self.parts.item_offsets]
-        framed = FramedItems(items, starts, network.positions)
+        collated = CollatedItems(items, starts, network.positions)
         for run in segment.runs:
             patch = run.patch
             entering = EnteringRun(
@@ -172,7 +172,7 @@ class ChunkGraph:
                 starts if patch is None else patch.slots,
                 None if patch is None else patch.tensors.get("patch.cls"),
             )
-            enter(x, network.embedding, framed, entering, network.spec)
+            enter(x, network.embedding, collated, entering, network.spec)
 
     def _device_segments(self, segments: Sequence[Segment]) -> Iterator[DeviceSegment]:
         level_count = len(self._network.table.counts)

@@ -138,7 +138,7 @@ def spread(
 
 
 @dataclass(frozen=True, slots=True)
-class FramedItems:
+class CollatedItems:
     """Histories: row i has ``items`` from ``item_offsets[i]`` on, without [CLS].
 
     ``positions`` [N] are those of level 0, counted back from the last one.
@@ -162,7 +162,7 @@ class EnteringRun:
 
 
 def enter(
-    out: Tensor, embedding: Tensor, framed: FramedItems, run: EnteringRun, spec: BackboneSpec
+    out: Tensor, embedding: Tensor, collated: CollatedItems, run: EnteringRun, spec: BackboneSpec
 ) -> None:
     """Embed the entries of a run into ``out`` [entries, C]."""
     _enter[(triton.cdiv(run.capacity, PER_PROGRAM),)](
@@ -170,9 +170,9 @@ def enter(
         run.sequence_of,
         run.bounds,
         run.offsets,
-        framed.positions,
-        framed.items,
-        framed.item_offsets,
+        collated.positions,
+        collated.items,
+        collated.item_offsets,
         embedding,
         run.slots,
         run.cls if run.cls is not None else embedding,

@@ -122,7 +122,7 @@ class FusedForward:
         items, item_counts = self._items(
             [batch.histories[row] for row in sequences.histories.tolist()]
         )
-        lengths = item_counts + self.spec.framed_len(0)
+        lengths = item_counts + self.spec.input_len(0)
         counts = count_entries(sequences, lengths, self._network.table)
         return ChunkNumbers(
             sequences, items, item_counts, counts, [offsets_of(own) for own in counts]

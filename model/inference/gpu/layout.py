@@ -45,7 +45,7 @@ class LevelBlock:
 class Levels:
     """All levels of a backbone, level 0 being the embedded history.
 
-    ``counts`` [levels, lengths] has the entries of a sequence of each length, 0 … ``frame_len``;
+    ``counts`` [levels, lengths] has the entries of a sequence of each length up to the longest;
     ``entering`` [N] has the positions of level 0, ascending.
     """
 
@@ -57,7 +57,7 @@ class Levels:
 @cache
 def levels(spec: BackboneSpec) -> Levels:
     """The levels of a backbone's receptive field over a full history."""
-    needed = plan(spec, spec.frame_len)
+    needed = plan(spec, spec.max_input_len)
     numbers: dict[bytes, int] = {}
     members: list[Positions] = []
 
@@ -77,7 +77,7 @@ def levels(spec: BackboneSpec) -> Levels:
         residual = (len(below) - 1 - block.residual)[::-1]
         blocks.append(LevelBlock(first, second, _indices(residual)))
         source, below = target, block.second.outputs
-    lengths = np.arange(spec.frame_len + 1)
+    lengths = np.arange(spec.max_input_len + 1)
     counts = np.stack([np.searchsorted(ascending, lengths) for ascending in members])
     return Levels(_indices(counts), _indices(members[0]), tuple(blocks))
 
@@ -200,7 +200,7 @@ class ChunkNumbers:
 
 
 def count_entries(sequences: Sequences, lengths: Indices, table: Levels) -> list[Indices]:
-    """Count entries [levels, sequences] by segment; the sequences begin with framed ``lengths``."""
+    """Count entries [levels, sequences] by segment; ``lengths`` are those of the inputs."""
     counts = [table.counts.take(lengths, axis=1)]
     for segment in sequences.segments[1:]:
         before, gather = counts[-1], segment.gather
@@ -221,8 +221,8 @@ def graph_key(chunk: ChunkNumbers, table: Levels) -> GraphKey:
     most = chunk.offsets[0][:, -1]  # [levels]
     for offsets in chunk.offsets[1:]:
         most = np.maximum(most, offsets[:, -1])
-    frame_len = table.counts.shape[1] - 1
-    caps = [-(-frame_len * step // LENGTH_STEPS) for step in range(1, LENGTH_STEPS + 1)]
+    max_input_len = table.counts.shape[1] - 1
+    caps = [-(-max_input_len * step // LENGTH_STEPS) for step in range(1, LENGTH_STEPS + 1)]
     holds = (most[:, None] <= rows * table.counts.take(caps, axis=1)).all(axis=0)  # [caps]
     return GraphKey(
         rows,

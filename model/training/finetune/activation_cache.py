@@ -119,4 +119,4 @@ def _stored_shape(backbone: Backbone, block: int) -> tuple[int, int, int]:
     spec = backbone.spec
     if block == len(backbone.blocks):
         return 1, 1, spec.channels
-    return 2, len(plan(spec, spec.frame_len).blocks[block].first.outputs), spec.channels
+    return 2, len(plan(spec, spec.max_input_len).blocks[block].first.outputs), spec.channels

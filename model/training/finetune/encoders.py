@@ -96,7 +96,7 @@ class CachedPatchedBackbone(OnBackbone):
         super().__init__(backbone)
         self.patch = patch.to(self.device)
         self._cache = cache
-        self._blocks = FieldBlocks(backbone, backbone.spec.frame_len, cache.block)
+        self._blocks = FieldBlocks(backbone, backbone.spec.max_input_len, cache.block)
 
     @property
     def trained(self) -> nn.Module:

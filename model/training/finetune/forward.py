@@ -101,7 +101,7 @@ def _indices(array: np.ndarray, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A batch of R histories: framed tokens [R, T], PAD in front, and how many are read, int64 [R].
+    """A batch of R histories: collated tokens [R, T], PAD in front, and how many are read, [R].
 
     ``shortest`` is the least of the lengths.
     """
@@ -112,7 +112,7 @@ class Rows:
 
     @classmethod
     def of(cls, tokens: Tensor, spec: BackboneSpec) -> "Rows":
-        """Rows of framed tokens int64 [R, T]; with embedded padding every position is read."""
+        """Rows of collated tokens int64 [R, T]; with embedded padding every position is read."""
         if spec.padding == "embedded":
             lengths = torch.full_like(tokens[:, 0], tokens.shape[1])
         else:
@@ -134,7 +134,7 @@ class BlockInput:
 
 
 def user_vectors(backbone: Backbone, tokens: Tensor, patch: PatchWeights | None) -> Tensor:
-    """User vectors [B, C] of framed tokens [B, T], as ``Backbone.user_vectors``; differentiable."""
+    """User vectors [B, C] of collated tokens [B, T], as in ``Backbone``, with gradients."""
     blocks = FieldBlocks(backbone, tokens.shape[1])
     return blocks.token_vectors(tokens, None if patch is None else PatchStack.of_one(patch))
 
@@ -158,15 +158,15 @@ class FieldBlocks:
         self._first = first
 
     def input_of(self, number: int, tokens: Tensor) -> BlockInput:
-        """The input of block ``number`` of framed tokens, without patches; L means the output."""
+        """The input of block ``number`` of collated tokens, without patches; L means the output."""
         return next(islice(self.levels(tokens), number, None))
 
     def levels(self, tokens: Tensor, patches: PatchStack | None = None) -> Iterator[BlockInput]:
-        """The input of every block for framed tokens int64 [R, T], and the network's output."""
+        """The input of every block for collated tokens int64 [R, T], and the network's output."""
         return self._levels(0, self._embed(tokens, patches), patches)
 
     def token_vectors(self, tokens: Tensor, patches: PatchStack | None) -> Tensor:
-        """User vectors [G·B, C] of framed tokens: rows of G tasks, B of each in turn."""
+        """User vectors [G·B, C] of collated tokens: rows of G tasks, B of each in turn."""
         *_, top = self.levels(tokens, patches)
         return self._user_vectors(top, patches)
 
@@ -195,7 +195,7 @@ class FieldBlocks:
         return users + self._backbone.read_items(top.rows.tokens, patches.reader)
 
     def _embed(self, tokens: Tensor, patches: PatchStack | None) -> BlockInput:
-        """The lowest block's input of framed tokens int64 [R, T], with each task's own [CLS]."""
+        """The lowest block's input of collated tokens int64 [R, T], with each task's own [CLS]."""
         rows = Rows.of(tokens, self._backbone.spec)
         entering = tokens.index_select(1, tokens.shape[1] - 1 - self._taps.inputs)  # [R, N]
         x: Tensor = self._backbone.embedding(entering)  # [R, N] -> [R, N, C]

@@ -126,7 +126,7 @@ class ManyTasksRun:
         self._tasks = tasks
         users = [TaskUsers(task.examples, task.split, task.settings) for task in tasks]
         self._cache = _cache_of(backbone, tasks[0].patch.geometry, users)
-        self._blocks = FieldBlocks(backbone, backbone.spec.frame_len, self._cache.block)
+        self._blocks = FieldBlocks(backbone, backbone.spec.max_input_len, self._cache.block)
         self._rows: list[TaskRows] = find_rows(self._cache, users, backbone.spec.max_len)
         self._progress = [_TaskProgress(_epochs(task)) for task in tasks]
         self._optimizer = torch.optim.Adam(list(chain(*map(_groups, tasks))), fused=True)

@@ -11,7 +11,7 @@ from peterrec.model.data.examples import Examples
 from peterrec.model.errors import TooFewClasses
 from peterrec.model.network.heads import Head
 from peterrec.model.spec import HeadSpec
-from peterrec.model.training.calibration import Choices
+from peterrec.model.training.calibration import Samples
 from peterrec.model.training.metrics import area_under_roc, macro_f1
 from peterrec.model.training.objectives.objective import (
     Rows,
@@ -70,8 +70,8 @@ class ClassificationObjective:
             metrics["auc"] = area_under_roc(logits[:, 1] - logits[:, 0], targets == 1)
         return metrics
 
-    def samples(self, predictions: Tensor, rows: Tensor) -> Choices:
-        return Choices(predictions, self.targets[rows])
+    def samples(self, predictions: Tensor, rows: Tensor) -> Samples:
+        return Samples(predictions, self.targets[rows])
 
 
 KIND = ClassificationObjective

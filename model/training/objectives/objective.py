@@ -16,7 +16,7 @@ from peterrec.model.data.examples import Examples
 from peterrec.model.errors import LabelSeenOnce, LabelUnknown, SplitEmpty
 from peterrec.model.network.heads import Head
 from peterrec.model.spec import HeadSpec
-from peterrec.model.training.calibration import Choices
+from peterrec.model.training.calibration import Samples
 
 Rows = npt.NDArray[np.int64]
 
@@ -59,7 +59,7 @@ class Objective(Protocol):
 class ProbableObjective(Objective, Protocol):
     """An objective whose task answers probabilities, so that they can be calibrated."""
 
-    def samples(self, predictions: Tensor, rows: Tensor) -> Choices:
+    def samples(self, predictions: Tensor, rows: Tensor) -> Samples:
         """The logits and right answers, from predictions, that a temperature is fitted to."""
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 from peterrec.model.data.examples import Examples
 from peterrec.model.network.heads import Head
 from peterrec.model.spec import HeadSpec
-from peterrec.model.training.calibration import Choices, tag_choices
+from peterrec.model.training.calibration import Samples, tag_samples
 from peterrec.model.training.metrics import area_under_roc
 from peterrec.model.training.objectives.objective import (
     Rows,
@@ -71,8 +71,8 @@ class TagsObjective:
             "micro_auc": area_under_roc(predictions.flatten(), present.flatten()),
         }
 
-    def samples(self, predictions: Tensor, rows: Tensor) -> Choices:
-        return tag_choices(predictions, self.targets[rows])
+    def samples(self, predictions: Tensor, rows: Tensor) -> Samples:
+        return tag_samples(predictions, self.targets[rows])
 
 
 KIND = TagsObjective

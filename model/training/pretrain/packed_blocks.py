@@ -52,7 +52,7 @@ class Packing:
 
 
 def pack(tokens: Tensor, spec: BackboneSpec) -> Packing:
-    """Pack framed tokens int64 [B, T]."""
+    """Pack collated tokens int64 [B, T]."""
     valid = positions_read(tokens, spec)
     lengths = valid.sum(1)  # [B, T] -> [B]
     ends = ZERO_ROW + lengths.cumsum(0)

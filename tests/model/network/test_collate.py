@@ -54,8 +54,8 @@ def test_no_histories_give_no_rows(padding: Padding) -> None:
 
 def test_arrays_frame_like_lists() -> None:
     arrays = [np.array(history, dtype=np.int32) for history in HISTORIES]
-    framed = frame_histories(arrays, spec_of(True, "exact"))
-    assert framed.tolist() == frame_histories(HISTORIES, spec_of(True, "exact")).tolist()
+    collated = frame_histories(arrays, spec_of(True, "exact"))
+    assert collated.tolist() == frame_histories(HISTORIES, spec_of(True, "exact")).tolist()
 
 
 def test_unknown_items_keep_their_place() -> None:

@@ -10,11 +10,11 @@ from peterrec.model.data.histories import UserLabels
 from peterrec.model.files.backbone_folder import load_backbone, save_backbone
 from peterrec.model.training.calibration import (
     TEMPERATURES,
-    Choices,
+    Samples,
     calibration_error,
     chance_error,
     fit_temperature,
-    tag_choices,
+    tag_samples,
 )
 from peterrec.model.training.finetune.finetune import FinetuneSettings, finetune
 from peterrec.model.training.finetune.many_tasks import TaskToTrain, finetune_many
@@ -26,12 +26,12 @@ SETTINGS = FinetuneSettings(
 )
 
 
-def drawn_choices(count: int, scale: float, alternatives: int = 4) -> Choices:
+def drawn_choices(count: int, scale: float, alternatives: int = 4) -> Samples:
     """Answers drawn from the softmax of logits that are then stretched by ``scale``."""
     generator = torch.Generator().manual_seed(5)
     logits = 1.5 * torch.randn(count, alternatives, generator=generator)
     chosen = torch.multinomial(torch.softmax(logits, 1), 1, generator=generator).squeeze(1)
-    return Choices(scale * logits, chosen)
+    return Samples(scale * logits, chosen)
 
 
 @pytest.mark.parametrize("scale", [0.2, 1.0, 3.0])
@@ -40,19 +40,19 @@ def test_the_fit_finds_the_scale_that_logits_were_stretched_by(scale):
 
 
 def test_the_fit_has_the_lowest_loss_of_all_temperatures_near_it():
-    choices = drawn_choices(500, 2.0)
-    best = fit_temperature(choices)
+    samples = drawn_choices(500, 2.0)
+    best = fit_temperature(samples)
 
     def loss(temperature: float) -> float:
-        logits = choices.logits.double() / temperature
-        own = torch.nn.functional.cross_entropy(logits, choices.chosen, reduction="sum")
+        logits = samples.logits.double() / temperature
+        own = torch.nn.functional.cross_entropy(logits, samples.chosen, reduction="sum")
         return float(own) + 1 / temperature + np.log(temperature)
 
     assert loss(best) < min(loss(0.99 * best), loss(1.01 * best))
 
 
 def test_a_handful_of_right_answers_does_not_make_the_rest_certain():
-    five = Choices(2 * torch.eye(5), torch.arange(5))
+    five = Samples(2 * torch.eye(5), torch.arange(5))
     assert 0.2 < fit_temperature(five) < 1
 
 
@@ -63,38 +63,38 @@ def test_the_temperature_stays_within_what_a_bundle_may_say(scale):
 
 
 def test_logits_that_are_mostly_wrong_reach_the_upper_bound():
-    wrong = Choices(8 * torch.eye(3).repeat(900, 1), torch.tensor([1, 2, 0]).repeat(900))
+    wrong = Samples(8 * torch.eye(3).repeat(900, 1), torch.tensor([1, 2, 0]).repeat(900))
     assert fit_temperature(wrong) > 100
 
 
 def test_the_calibration_error_is_the_distance_between_confidence_and_accuracy():
     even = torch.tensor([[np.log(0.8), np.log(0.2)]]).repeat(10, 1)
     right = torch.tensor([0] * 8 + [1] * 2)
-    assert calibration_error(Choices(even, right)) == pytest.approx(0, abs=1e-6)
-    assert calibration_error(Choices(even, 1 - right)) == pytest.approx(0.6, abs=1e-6)
+    assert calibration_error(Samples(even, right)) == pytest.approx(0, abs=1e-6)
+    assert calibration_error(Samples(even, 1 - right)) == pytest.approx(0.6, abs=1e-6)
 
 
 def test_the_calibration_error_weighs_fifteen_ranges_by_their_answers():
     sure = torch.tensor([0.95, 0.95, 0.95, 0.55])
     logits = torch.stack([sure.log(), (1 - sure).log()], 1)
-    choices = Choices(logits, torch.tensor([0, 0, 1, 0]))
+    samples = Samples(logits, torch.tensor([0, 0, 1, 0]))
     wanted = (3 * abs(0.95 - 2 / 3) + abs(0.55 - 1)) / 4
-    assert calibration_error(choices) == pytest.approx(wanted, abs=1e-6)
+    assert calibration_error(samples) == pytest.approx(wanted, abs=1e-6)
 
 
 def test_calibrated_answers_show_the_error_that_chance_explains():
     errors = [
-        (calibration_error(choices), chance_error(choices))
-        for choices in (drawn_choices(count, 1.0) for count in (200, 2_000, 20_000))
+        (calibration_error(samples), chance_error(samples))
+        for samples in (drawn_choices(count, 1.0) for count in (200, 2_000, 20_000))
     ]
     for error, chance in errors:
         assert chance / 2 < error < 2 * chance
 
 
 def test_every_pair_of_user_and_tag_is_a_choice_of_its_own():
-    choices = tag_choices(torch.tensor([[1.0, -2.0]]), torch.tensor([[1.0, 0.0]]))
-    assert choices.logits.tolist() == [[0.0, 1.0], [0.0, -2.0]]
-    assert choices.chosen.tolist() == [1, 0]
+    samples = tag_samples(torch.tensor([[1.0, -2.0]]), torch.tensor([[1.0, 0.0]]))
+    assert samples.logits.tolist() == [[0.0, 1.0], [0.0, -2.0]]
+    assert samples.chosen.tolist() == [1, 0]
 
 
 @pytest.fixture(scope="module")

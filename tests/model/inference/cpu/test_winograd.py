@@ -31,7 +31,7 @@ POINTS = (0.0, A, -A, B, -B)
 
 
 def _convolutions(spec: BackboneSpec) -> list[tuple[ConvPlan, int]]:
-    blocks = zip(plan(spec, spec.frame_len).blocks, spec.dilations, strict=True)
+    blocks = zip(plan(spec, spec.max_input_len).blocks, spec.dilations, strict=True)
     return [
         pair
         for block, dilation in blocks
@@ -74,7 +74,7 @@ def test_most_outputs_of_a_long_history_share_their_products() -> None:
 
 def test_other_kernel_sizes_have_an_output_a_tile() -> None:
     spec = BackboneSpec(60, 16, (1, 2), 5, max_len=20)
-    conv = plan(spec, spec.frame_len).blocks[0].first
+    conv = plan(spec, spec.max_input_len).blocks[0].first
     table = tile_table(conv, 1)
     assert table[:, 0].tolist() == list(range(len(conv.outputs), 0, -1))
     assert (table[:, 1:] == conv.taps[::-1]).all()

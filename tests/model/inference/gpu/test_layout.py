@@ -17,7 +17,7 @@ SPECS = [
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_a_sequence_has_as_many_entries_as_its_own_cone(spec: BackboneSpec) -> None:
     table = levels(spec)
-    for length in range(spec.framed_len(0), spec.frame_len + 1):
+    for length in range(spec.input_len(0), spec.max_input_len + 1):
         needed = plan(spec, length)
         assert table.counts[0, length] == len(needed.inputs)
         for own, block in zip(table.blocks, needed.blocks, strict=True):
@@ -29,7 +29,7 @@ def test_a_sequence_has_as_many_entries_as_its_own_cone(spec: BackboneSpec) -> N
 def test_taps_and_residuals_name_what_the_cone_names_counted_from_the_newest(
     spec: BackboneSpec,
 ) -> None:
-    table, needed = levels(spec), plan(spec, spec.frame_len)
+    table, needed = levels(spec), plan(spec, spec.max_input_len)
     entering = needed.inputs[::-1]
     np.testing.assert_array_equal(table.entering, entering)
     first, planned = table.blocks[0].first, needed.blocks[0].first

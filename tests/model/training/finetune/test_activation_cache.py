@@ -97,7 +97,7 @@ def test_rows_of_several_tasks_each_pass_through_their_own_patch(geometry, first
     stacked = {name: torch.stack([p.get_parameter(name) for p in patches]) for name in names}
     stack = PatchStack.of_branches(geometry, stacked)
     states = cache.states(cache.slots(histories()))  # two rows for each of the three tasks
-    blocks = FieldBlocks(backbone, SPEC.frame_len, first)
+    blocks = FieldBlocks(backbone, SPEC.max_input_len, first)
     together = blocks.user_vectors(states, stack)
     tokens = [frame_histories([row], SPEC) for row in histories()]
     alone = [
