@@ -1,1 +1,1 @@
-"""What is kept: bundles, the registry in Redis, and its backups. Free of torch."""
+"""Bundles, the registry in Redis, and backups of it. Nothing here imports torch."""
