@@ -13,6 +13,7 @@ from bench.report import Report
 from bench.server import register, serving
 
 DRAWS = 2048
+"""Different requests that the clients send in turn."""
 
 
 def main(arguments: list[str]) -> None:
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> None:
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Start the service, register the tasks, and load it."""
+    """Start the service, register the tasks, and measure it at each number of clients."""
     shape = FleetShape(options.tasks, options.channels, options.items)
     with tempfile.TemporaryDirectory(prefix="peterrec-bench-") as scratch:
         folder = Path(scratch) / "backbone"

@@ -35,8 +35,8 @@ class RawRoute(APIRoute):
     """A route whose handler reads the body and sends the answer itself.
 
     The handler takes a ``Call`` and the parameters of the path, and returns None. FastAPI reads its
-    declaration for the OpenAPI document, but solves no dependencies and adds no layers: that would
-    cost up to 0.1 ms of CPU per request (docs/decisions/0050).
+    declaration for the OpenAPI document, but solves no dependencies and adds no layers, which would
+    cost 0.1 ms of CPU per request (docs/decisions/0050-one-http-framework.md).
     """
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:

@@ -67,5 +67,10 @@ async def test_a_draining_worker_closes_every_connection(application, path):
     assert (await ask(application, "GET", path)).headers["connection"] == "close"
 
 
+@pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json"])
+async def test_the_documentation_is_served_without_a_key(application, path):
+    assert (await ask(application, "GET", path)).status_code == 200
+
+
 def test_the_prediction_calls_are_raw_routes():
     assert {type(route) for route in predict.router.routes} == {RawRoute}
