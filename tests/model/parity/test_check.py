@@ -341,6 +341,7 @@ def test_reference_adam_differs_from_torch_only_in_the_place_of_epsilon() -> Non
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["peterrec", *arguments])
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")  # the command sets it for its children; undone here
     with pytest.raises(SystemExit) as exit_info:
         main()
     return int(exit_info.value.code or 0)
