@@ -17,20 +17,18 @@ from torch.nn import functional
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from peterrec.model.training.finetune.cone_training import user_vectors
-from peterrec.model.training.finetune.frozen_trunk import FrozenTrunk
-from peterrec.model.training.finetune.grouped_blocks import GroupedBlocks
-
 from peterrec.model.inference.batch_plan import SlotRef
 from peterrec.model.inference.cpu.forward import PackedForward
 from peterrec.model.inference.forward import MixedForward
 from peterrec.model.inference.gpu.forward import FusedForward
 from peterrec.model.inference.weight_pool import WeightPool
 from peterrec.model.insertions import INSERTIONS, Insertion
-from peterrec.model.network.backbone import Backbone
+from peterrec.model.network.backbone import Backbone, DilatedConv, ResidualBlock
 from peterrec.model.network.collate import frame_histories
 from peterrec.model.network.patch import PatchWeights
 from peterrec.model.spec import CLS, PAD, BackboneSpec, HeadSpec, Padding, PatchGeometry
+from peterrec.model.training.finetune.activation_cache import ActivationCache
+from peterrec.model.training.finetune.forward import FieldBlocks, user_vectors
 from peterrec.model.training.finetune.patch_stack import PatchStack
 from peterrec.model.training.pretrain.packed_blocks import pack, packed_states
 from peterrec.model.training.pretrain.step import packed_users
@@ -78,17 +76,23 @@ class Case:
 
 
 def make_case(
-    name: str, is_causal: bool, padding: Padding, has_reader: bool, has_extras: bool
+    name: str,
+    is_causal: bool,
+    padding: Padding,
+    has_reader: bool,
+    has_extras: bool,
+    blocks: tuple[int, ...] = (0, 1),
 ) -> Case:
+    """Two random tasks; only patches that include the lowest block can have their own [CLS]."""
     spec = BackboneSpec(30, 16, (1, 2), is_causal=is_causal, padding=padding, max_len=6)
     skips = name == SKIPPING
     geometry = PatchGeometry(
         "parallel2" if skips else name,
         bottleneck=5,
-        blocks=(0, 1),
+        blocks=blocks,
         has_inner_skip=skips,
         has_norms=has_extras,
-        has_cls=has_extras,
+        has_cls=has_extras and 0 in blocks,
         queries=3 if has_reader else 0,
     )
     backbone, head = random_backbone(spec), HeadSpec("value", 1)
@@ -106,9 +110,10 @@ def by_hand(backbone: Backbone, patch: PatchWeights | None, history: Sequence[in
     if patch is not None and patch.cls is not None:
         x[[at for at, token in enumerate(tokens) if token == CLS]] = patch.cls
     for number, block in enumerate(backbone.blocks):
+        assert isinstance(block, ResidualBlock)
         y = x
-        for conv in (0, 1):
-            layer, norm = getattr(block, f"conv{conv + 1}"), getattr(block, f"norm{conv + 1}")
+        halves = (block.conv1, block.norm1), (block.conv2, block.norm2)
+        for conv, (layer, norm) in enumerate(halves):
             out = torch.stack([_position(y, layer, t, spec.is_causal) for t in range(len(y))])
             if patch is not None:
                 out = _patched(y, out, patch, number, conv)
@@ -121,23 +126,23 @@ def by_hand(backbone: Backbone, patch: PatchWeights | None, history: Sequence[in
     return user if patch is None or patch.query is None else user + _read(backbone, patch, newest)
 
 
-def _position(x: Tensor, layer: torch.nn.Module, t: int, is_causal: bool) -> Tensor:
-    weight, dilation = layer.get_parameter("weight"), layer.dilation
-    taps = weight.shape[2]
+def _position(x: Tensor, layer: DilatedConv, t: int, is_causal: bool) -> Tensor:
+    taps = layer.weight.shape[2]
     centre = taps - 1 if is_causal else (taps - 1) // 2
-    out = layer.get_parameter("bias")
+    out: Tensor = layer.bias
     for tap in range(taps):
-        source = t + (tap - centre) * dilation
+        source = t + (tap - centre) * layer.dilation
         if 0 <= source < len(x):
-            out = out + weight[:, :, tap] @ x[source]
+            out = out + layer.weight[:, :, tap] @ x[source]
     return out
 
 
 def _patched(y: Tensor, out: Tensor, patch: PatchWeights, block: int, conv: int) -> Tensor:
     read = PLACES[patch.geometry.insertion]
-    if read[conv] is None:
+    if read[conv] is None or block not in patch.geometry.blocks:
         return out
-    at = 2 * block + conv if read[0] else block
+    place = patch.geometry.blocks.index(block)
+    at = 2 * place + conv if read[0] else place
     source = y if read[conv] == "input" else out
     hidden = functional.gelu(source @ patch.down[at] + patch.down_bias[at], approximate="tanh")
     branches = out + hidden @ patch.up[at] + patch.up_bias[at]
@@ -166,15 +171,26 @@ def one_task_training(case: Case) -> Tensor:
 
 
 def many_task_training(case: Case) -> Tensor:
-    trunk = FrozenTrunk(case.backbone, 0, len(case.histories))
+    tokens = case.tokens.repeat(len(case.patches), 1)
+    return FieldBlocks(case.backbone, tokens.shape[1]).token_vectors(tokens, stack_of(case))
+
+
+def cached_training(case: Case) -> Tensor:
+    """Only the patched blocks and those above them are computed; what they read is cached."""
+    spec, lowest = case.backbone.spec, case.geometry.blocks[0]
+    cache = ActivationCache(case.backbone, lowest, len(case.histories))
     rows = [torch.tensor(history, dtype=torch.int64).numpy() for history in case.histories]
-    slots = trunk.slots(rows).repeat(len(case.patches))
+    slots = cache.slots(rows).repeat(len(case.patches))
+    blocks = FieldBlocks(case.backbone, spec.frame_len, lowest)
+    return blocks.user_vectors(cache.states(slots), stack_of(case))
+
+
+def stack_of(case: Case) -> PatchStack:
     named = [patch.named() for patch in case.patches]
     stacked = {n.removeprefix("patch."): torch.stack([p[n] for p in named]) for n in named[0]}
     for name in ("down", "down_bias", "up", "up_bias"):
         stacked[name] = stacked[name].unsqueeze(2)  # one branch: [G, P, ..] -> [G, P, 1, ..]
-    stack = PatchStack.of_branches(case.geometry, stacked)
-    return GroupedBlocks(case.backbone, 0).user_vectors(trunk.states(slots), stack)
+    return PatchStack.of_branches(case.geometry, stacked)
 
 
 def cpu_float32(case: Case) -> Tensor:
@@ -209,10 +225,15 @@ def _served(
     return forward.user_vectors([history for _, history in rows], refs)
 
 
+CACHED = "training on cached activations"
+CACHED_BELOW_THE_TOP = "training on cached activations, patches in the top block only"
+
 FORWARDS: dict[str, Callable[[Case], Tensor]] = {
     "reference": reference,
     "one-task training": one_task_training,
     "many-task training": many_task_training,
+    CACHED: cached_training,
+    CACHED_BELOW_THE_TOP: cached_training,
     "CPU float32": cpu_float32,
     "CPU bfloat16": cpu_bfloat16,
     "GPU": gpu,
@@ -235,11 +256,11 @@ OTHER_SETTINGS = [s for s in product(BOTH, PADDINGS, BOTH, BOTH) if s not in SET
 
 
 def covered(settings: Sequence[tuple[bool, Padding, bool, bool]]) -> list[tuple[object, ...]]:
-    """Forwards by insertions by settings; many tasks are trained on causal backbones only."""
+    """Forwards by insertions by settings; only a causal backbone's activations are cached."""
     return [
         (forward, name, *setting)
         for forward, name, setting in product(FORWARDS, NAMES, settings)
-        if forward != "many-task training" or setting[0]
+        if forward not in (CACHED, CACHED_BELOW_THE_TOP) or setting[0]
     ]
 
 
@@ -251,7 +272,8 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 def check(
     forward: str, name: str, is_causal: bool, padding: Padding, has_reader: bool, has_extras: bool
 ) -> None:
-    case = make_case(name, is_causal, padding, has_reader, has_extras)
+    blocks = (1,) if forward == CACHED_BELOW_THE_TOP else (0, 1)
+    case = make_case(name, is_causal, padding, has_reader, has_extras, blocks)
     expected = torch.stack([by_hand(case.backbone, *row) for row in case.rows()])
     error = relative_error(FORWARDS[forward](case), expected)
     limit = TOLERANCES.get(forward, TOLERANCE)
