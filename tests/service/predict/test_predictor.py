@@ -70,7 +70,7 @@ class FlippingDevice:
 
     def bundle(self, handle: int) -> BundleEntry:
         path = self._folder / str(handle)
-        arrays = {
+        arrays: dict[str, np.ndarray] = {
             "catalog.bytes": np.frombuffer(b"abc", np.uint8),
             "catalog.offsets": np.arange(4, dtype=np.int64),
         }
