@@ -111,7 +111,7 @@ class FlippingDevice:
         self.seen.update(handles)
         self.gone += [handle for handle in handles if handle < self.acked]
         results = [RowResult(request.request_id, at, ONE, FIRST) for at in range(len(handles))]
-        return BatchResults(1, 0.0, results)
+        return BatchResults(1, results)
 
     async def _send(self, worker: bytes, message: object) -> None:
         await self._socket.send_multipart([worker, encode(message)])
