@@ -1,17 +1,14 @@
 """API keys of the form ``prk_<id>_<secret>``. Only their sha256 is ever stored."""
 
 import hashlib
-import hmac
 import re
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple
 
 from peterrec.patches.errors import InvalidScope
-from peterrec.patches.identity import TaskId, TenantId
+from peterrec.patches.identity import TenantId
 
 Action = Literal["predict", "admin"]
 
@@ -46,13 +43,6 @@ class KeyRecord:
     secret_digest: str = field(repr=False)
     created_at: datetime
 
-    def allows(self, action: Action, task: TaskId | None = None) -> bool:
-        """Return True if a scope covers the action on a task, or on the whole tenant for None."""
-        scopes = (scope for scope in self.scopes if scope.action == action)
-        if task is None:
-            return any(scope.tasks == ALL_TASKS for scope in scopes)
-        return any(fnmatchcase(task, scope.tasks) for scope in scopes)
-
 
 class MintedKey(NamedTuple):
     """A new key. ``plain_text`` is shown once and not stored anywhere."""
@@ -76,16 +66,6 @@ def mint_key() -> MintedKey:
     key_id = secrets.token_hex(ID_BYTES)
     plain_text = f"{KEY_PREFIX}_{key_id}_{secrets.token_hex(SECRET_BYTES)}"
     return MintedKey(key_id, plain_text, _digest(plain_text))
-
-
-def find_key(keys: Mapping[str, KeyRecord], plain_text: str) -> KeyRecord | None:
-    """Find the key that a caller presents, by its id; the digest is compared in constant time."""
-    prefix, _, rest = plain_text.partition("_")
-    key_id, _, secret = rest.partition("_")
-    record = keys.get(key_id) if prefix == KEY_PREFIX and secret else None
-    if record is None or not hmac.compare_digest(record.secret_digest, _digest(plain_text)):
-        return None
-    return record
 
 
 def _digest(plain_text: str) -> str:

@@ -110,11 +110,6 @@ class BlobStore:
         data = {digest: found.get(digest) for digest in some}
         return await asyncio.to_thread(_checked, data)
 
-    async def has(self, digest: Digest) -> bool:
-        """Return True if the bundle's bytes are stored completely."""
-        with redis_errors():
-            return bool(await self._store.redis.hexists(self._store.key("blobs"), digest))
-
     async def totals(self) -> Collected:
         """Count the stored blobs and their bytes."""
         with redis_errors():

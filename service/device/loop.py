@@ -312,7 +312,7 @@ class DeviceLoop:
         started = time.monotonic()
         scores = self._score(rows)
         duration = time.monotonic() - started
-        self._answer(rows, _row_results(rows, scores), duration)
+        self._answer(rows, _row_results(rows, scores))
         self._emit(
             BatchFinished(
                 rows=len(rows),
@@ -334,20 +334,18 @@ class DeviceLoop:
                 return [repr(error)]
         return [self._score([row])[0] for row in rows]
 
-    def _answer(
-        self, rows: Sequence[QueuedRow], results: Sequence[RowResult], duration: float
-    ) -> None:
+    def _answer(self, rows: Sequence[QueuedRow], results: Sequence[RowResult]) -> None:
         """Send each worker one message with the results of its rows."""
         by_worker: defaultdict[Worker, list[RowResult]] = defaultdict(list)
         for queued, result in zip(rows, results, strict=True):
             by_worker[queued.worker].append(result)
         for worker, answers in by_worker.items():
-            self.send(worker, BatchResults(self.table.epoch, duration, answers))
+            self.send(worker, BatchResults(self.table.epoch, answers))
 
     def _refuse(self, rows: Sequence[QueuedRow], error: type[RowError], detail: str) -> None:
         if not rows:
             return
-        self._answer(rows, [_refusal(row, error, detail) for row in rows], duration=0.0)
+        self._answer(rows, [_refusal(row, error, detail) for row in rows])
         self._emit(RowsRefused(error.code, len(rows)))
 
     def _answer_syncs(self) -> None:

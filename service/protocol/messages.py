@@ -211,7 +211,6 @@ class BatchResults(msgspec.Struct, frozen=True, array_like=True, tag=22, gc=Fals
     """The answers of one batch that belong to this worker; one message per batch and worker."""
 
     epoch: int
-    compute_s: float
     rows: list[RowResult]
 
 

@@ -37,6 +37,7 @@ def test_a_coroutine_follows_too(server, save, task):
     async def follow():
         async with AsyncClient(server.url, server.key) as following:
             pushed = await following.push(task, save("value", 1))
+            assert pushed.registry_revision is not None
             return await anext(following.events(since=pushed.registry_revision - 1))
 
     assert asyncio.run(follow())["action"] == "add_version"

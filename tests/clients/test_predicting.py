@@ -19,7 +19,7 @@ from peterrec_client import (
     ValuePrediction,
 )
 
-HISTORY = ["item-3", 7, "42", "item-99"]
+HISTORY: list[str | int] = ["item-3", 7, "42", "item-99"]
 TYPES = {
     "classification": ClassificationPrediction,
     "tags": TagsPrediction,

@@ -30,6 +30,15 @@ from tests.clients.scripted_server import (
 from tests.e2e.running import free_port
 
 HEALTH = {"status": "not_ready", "reasons": ["draining"], "registry_revision": 4}
+PREDICTION = {
+    "kind": "value",
+    "value": 1.5,
+    "used_items": 1,
+    "unknown_items": 0,
+    "unknown": [],
+    "truncated": False,
+    "cold": False,
+}
 ANSWER = {
     "task": "gender",
     "version": 7,
@@ -38,17 +47,7 @@ ANSWER = {
     "kind": "value",
     "registry_revision": 42,
     "request_id": "a-1",
-    "predictions": [
-        {
-            "kind": "value",
-            "value": 1.5,
-            "used_items": 1,
-            "unknown_items": 0,
-            "unknown": [],
-            "truncated": False,
-            "cold": False,
-        }
-    ],
+    "predictions": [PREDICTION],
 }
 OK = Scripted(body=json.dumps(ANSWER).encode())
 
@@ -314,14 +313,14 @@ def test_an_unreadable_answer_is_unexpected(client, script, step):
 
 
 def test_fields_of_a_newer_server_are_ignored(client, script):
-    prediction = {**ANSWER["predictions"][0], "explanation": {"because": [1]}}
+    prediction = {**PREDICTION, "explanation": {"because": [1]}}
     newer = {**ANSWER, "predictions": [prediction], "replica": "r-2"}
     script.steps = [Scripted(200, json.dumps(newer).encode())]
     assert client.predict("gender", [1]).value == 1.5
 
 
 def test_a_kind_of_a_newer_server_fails_only_its_own_slot(client, script):
-    known = {**ANSWER["predictions"][0], "version": 7, "digest": "sha256:5f", "alias": "prod"}
+    known = {**PREDICTION, "version": 7, "digest": "sha256:5f", "alias": "prod"}
     card = {
         "registry_revision": 42,
         "request_id": "a-1",

@@ -9,6 +9,7 @@ from typing import Any
 import promql_parser
 import yaml
 
+from peterrec.patches.identity import DEFAULT_TENANT, TaskId, TaskRef
 from peterrec.service.telemetry.events import (
     BatchFinished,
     BundleRefused,
@@ -42,7 +43,7 @@ def exposed_labels() -> dict[str, set[str]]:
     metrics = Metrics()
     for event in (
         RegistrySynced(1, 1.0),
-        TasksChanged(True, [("default", "gender")], []),
+        TasksChanged(True, [TaskRef(DEFAULT_TENANT, TaskId("gender"))], []),
         RequestFinished("default", "gender", "ok", 0.1, 1),
         BatchFinished(1, 1, 1, 0.1, [0.1]),
         RowsRefused("queue_full", 1),

@@ -72,7 +72,7 @@ def test_the_images_environment_and_the_compose_files_are_valid_settings(monkeyp
     for name, value in {**ENVIRONMENT, **SERVICE["environment"]}.items():
         if name.startswith(PREFIX):
             monkeypatch.setenv(name, value)
-    settings = Settings()  # type: ignore[call-arg]  # from the environment
+    settings = Settings()
     assert settings.auth == "on"
     assert settings.redis_url == "redis://redis:6379/0"
 

@@ -25,8 +25,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 def server(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """Two workers; the tasks `classification`, `tags`, `ranking` and `value` are of seed 1."""
     folder: Path = tmp_path_factory.mktemp("server")
-    settings = {"workers": 2, "bundle_size_limit_bytes": BUNDLE_LIMIT}
-    with running_server(workshop.folder, folder, **settings) as server:
+    with running_server(
+        workshop.folder, folder, workers=2, bundle_size_limit_bytes=BUNDLE_LIMIT
+    ) as server:
         with server.client() as client:
             for kind in KINDS:
                 push(client, kind, workshop.bundle(kind, seed=1))

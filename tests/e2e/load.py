@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +35,7 @@ class Clients:
     """Clients that ask one path with the given bodies in turn until told to stop."""
 
     def __init__(
-        self, server: RunningServer, path: str, bodies: list[object], timeout_ms: int = 20_000
+        self, server: RunningServer, path: str, bodies: Sequence[object], timeout_ms: int = 20_000
     ) -> None:
         self._port = server.port
         self._requests = [_encode(path, body, server.key, timeout_ms) for body in bodies]

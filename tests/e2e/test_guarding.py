@@ -2,6 +2,7 @@
 
 import signal
 from contextlib import ExitStack
+from functools import partial
 from uuid import uuid4
 
 import pytest
@@ -39,6 +40,10 @@ def trips(api, task):
     return [event for event in found if event["action"] == "trip_guard"]
 
 
+def serves_only(api, task, digest):
+    return {ask(api, task, user)["digest"] for user in USERS} == {digest}
+
+
 def ask_until_it_trips(api, task, prod):
     """Every answer is good; when the guard has tripped, they are all prod's."""
 
@@ -48,7 +53,7 @@ def ask_until_it_trips(api, task, prod):
         return traffic_of(api, task) is None
 
     eventually(has_tripped, 30)
-    assert {ask(api, task, user)["digest"] for user in USERS} == {prod}
+    assert serves_only(api, task, prod)
 
 
 def test_a_canary_that_fails_is_ended_and_no_request_fails(server, api, task, workshop):
@@ -56,7 +61,7 @@ def test_a_canary_that_fails_is_ended_and_no_request_fails(server, api, task, wo
     prod, canary = with_two_versions(api, task, sound, broken_bundle(workshop, seed=32))
     guard = {"max_error_share": 0.1, "min_requests": 10}
     put_traffic(api, task, prod_weight=1, canary=[{"version": 2, "weight": 1}], guard=guard)
-    assert {ask(api, task, user)["digest"] for user in USERS} == {prod}
+    assert serves_only(api, task, prod)
     ask_until_it_trips(api, task, prod)
     (trip,) = trips(api, task)
     assert (trip["actor"], trip["reason"]) == ("system", "error_share")
@@ -140,7 +145,7 @@ def test_a_guard_acts_while_redis_is_away_and_tells_it_later(workshop, tmp_path,
             redis.send_signal(signal.SIGCONT)
         eventually(lambda: traffic_of(api, task) is None, 30)
         assert [trip["reason"] for trip in trips(api, task)] == ["divergence"]
-        assert {ask(api, task, user)["digest"] for user in USERS} == {prod}
+        assert serves_only(api, task, prod)
 
 
 @pytest.mark.timeout(180)
@@ -182,5 +187,5 @@ def test_two_replicas_that_judge_the_same_traffic_end_it_once(
             ask(two, task, user)
         eventually(lambda: traffic_of(one, task) is None)
         for api in (one, two):
-            eventually(lambda api=api: {ask(api, task, u)["digest"] for u in USERS} == {prod})
+            eventually(partial(serves_only, api, task, prod))
         assert len(trips(one, task)) == 1

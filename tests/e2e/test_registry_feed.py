@@ -5,6 +5,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -56,9 +57,13 @@ class Stream:
 
 @asynccontextmanager
 async def following(
-    server: RunningServer, key: str | None = None, event_id: int | None = None, **parameters: object
+    server: RunningServer,
+    key: str | None = None,
+    event_id: int | None = None,
+    since: int | None = None,
 ) -> AsyncIterator[Stream]:
     headers = {"Authorization": f"Bearer {server.key if key is None else key}"}
+    parameters = {} if since is None else {"since": since}
     if event_id is not None:
         headers["Last-Event-ID"] = str(event_id)
     async with (
@@ -104,7 +109,11 @@ async def test_a_stream_that_broke_is_resumed_without_a_gap(server, api, task, h
         wanted = [describe(api, task, "0")]
         seen = [(await stream.next()).revision]
     wanted += [describe(api, task, f"{n}") for n in range(1, 30)]
-    async with following(server, **{how: seen[-1]}) as stream:
+    resumed = {
+        "event_id": partial(following, event_id=seen[-1]),
+        "since": partial(following, since=seen[-1]),
+    }
+    async with resumed[how](server) as stream:
         wanted += [describe(api, task, f"{n}") for n in range(30, 40)]
         seen += [(await stream.next()).revision for _ in range(39)]
     assert seen == wanted

@@ -42,8 +42,7 @@ def test_a_given_registry_and_no_authentication_need_neither_redis_nor_key_of_ou
         assert not [c for c in server.children() if "redis" in " ".join(c.cmdline())]
         push(client, "open", workshop.bundle("value", seed=1))
         assert client.post("/tasks/open/predict", json={"history": []}).status_code == 200
-        three = {"instances": [{"history": []}] * 3}
-        refused = client.post("/tasks/open/predict", json=three)
+        refused = client.post("/tasks/open/predict", json={"instances": [{"history": []}] * 3})
     assert (refused.status_code, refused.json()["code"]) == (429, "queue_full")
     assert refused.headers["retry-after"] == "1"
 

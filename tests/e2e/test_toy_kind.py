@@ -114,8 +114,8 @@ def test_a_kind_of_four_files_is_trained_packed_verified_served_and_read(tmp_pat
         task = ("--backbone", backbone, "--kind", "count", "--seed", seed, "--out", bundle)
         trained = peterrec("finetune", *task, *events, *answers, *FINETUNE)
         assert "log_likelihood" in trained
-    task = ("--bundle", first, "--backbone", backbone, "--part", "test")
-    evaluated = peterrec("evaluate", *task, *events, *answers, "--json")
+    tested = ("--bundle", first, "--backbone", backbone, "--part", "test")
+    evaluated = peterrec("evaluate", *tested, *events, *answers, "--json")
     assert {"log_likelihood", "mae"} <= set(json.loads(evaluated)["metrics"])
     assert "its probes too" in peterrec("verify", first, "--backbone", backbone)
     assert "count, 1 outputs" in peterrec("inspect", first)

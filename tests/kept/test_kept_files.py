@@ -9,9 +9,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from click.testing import Result
 from safetensors.numpy import load_file
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from peterrec.service.cli.main import build_app
 from tests.e2e.running import free_port, running_server
@@ -110,8 +109,15 @@ def test_a_kept_archive_is_imported_and_served_with_its_recorded_answers(
     target = ("--redis-url", redis_url, "--redis-prefix", redis_prefix)
     done = run("registry", "import", KEPT / "registry.tar", *target)
     assert done.exit_code == 0, done.output
-    settings = {"redis_url": redis_url, "redis_prefix": redis_prefix, "workers": 1, "auth": "off"}
-    with running_server(KEPT / "backbone", tmp_path, **settings) as server, server.client() as api:
+    serving = running_server(
+        KEPT / "backbone",
+        tmp_path,
+        redis_url=redis_url,
+        redis_prefix=redis_prefix,
+        workers=1,
+        auth="off",
+    )
+    with serving as server, server.client() as api:
         require_recorded_answers(api, ["club", "picks", "labels"])
         (club,) = [task for task in api.get("/tasks").json() if task["task"] == "club"]
         assert club["aliases"].keys() == {"prod", "next"}

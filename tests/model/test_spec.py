@@ -121,7 +121,7 @@ def test_a_head_has_a_bias_only_if_it_says_so() -> None:
 )
 def test_a_head_that_cannot_be_is_refused(kind: str, outputs: int, problem: str) -> None:
     with pytest.raises(InvalidSpec, match=problem):
-        HeadSpec(kind, outputs)  # type: ignore[arg-type]  # wrong on purpose
+        HeadSpec(kind, outputs)
 
 
 def test_the_vocabulary_digest_depends_on_order() -> None:

@@ -12,8 +12,10 @@ from redis.asyncio import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from peterrec.patches.identity import Blob, Digest
 from peterrec.patches.redis.client import open_redis
 from peterrec.patches.redis.embedded import find_redis_server
+from peterrec.patches.registry.registry import Registry
 
 PATIENCE_S = 30.0
 POLL_S = 0.05
@@ -25,6 +27,12 @@ def connect(url: str, retries: int = 3) -> Redis:
     client = open_redis(url, retries=retries)
     assert isinstance(client, Redis)
     return client
+
+
+async def is_stored(registry: Registry, digest: Digest) -> bool:
+    """Whether the registry has the bundle's bytes, complete and unchanged."""
+    found = await registry.blobs.get_some([digest], max_bytes=0)
+    return isinstance(found[digest], Blob)
 
 
 class RedisServer:

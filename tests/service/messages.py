@@ -1,17 +1,17 @@
 """Messages of a device process, for tests of a worker's side."""
 
-from peterrec.patches.identity import Digest
+from peterrec.patches.identity import Digest, TaskRef
 from peterrec.patches.registry.records import TaskEntry
 from peterrec.service.protocol.messages import BundleEntry, KeyEntry, TableUpdate
 
-DIGEST_A = "a" * 64
-DIGEST_B = "b" * 64
+DIGEST_A = Digest("a" * 64)
+DIGEST_B = Digest("b" * 64)
 
 
 def bundle_entry(
-    handle: int, digest: str, kind: str = "classification", labels: tuple[str, ...] = ("F", "M")
+    handle: int, digest: Digest, kind: str = "classification", labels: tuple[str, ...] = ("F", "M")
 ) -> BundleEntry:
-    return BundleEntry(handle, Digest(digest), kind, len(labels), labels, 0.5, "")
+    return BundleEntry(handle, digest, kind, len(labels), labels, 0.5, "")
 
 
 def full_update(
@@ -27,8 +27,8 @@ def update(
     version: int,
     bundles: list[BundleEntry] | None = None,
     tasks: list[TaskEntry] | None = None,
-    removed: list[str] | None = None,
-    removed_tasks: list[tuple[str, str]] | None = None,
+    removed: list[Digest] | None = None,
+    removed_tasks: list[TaskRef] | None = None,
     epoch: int = 1,
 ) -> TableUpdate:
     return TableUpdate(
@@ -38,6 +38,6 @@ def update(
         False,
         bundles or [],
         tasks or [],
-        [Digest(digest) for digest in removed or []],
+        removed or [],
         removed_tasks or [],
     )

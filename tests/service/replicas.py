@@ -1,7 +1,7 @@
 """A replica within the test: a real device loop and follower in threads, and a worker's table."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
@@ -21,7 +21,7 @@ from peterrec.service.sync.source import BundleSource, Demands
 from peterrec.service.telemetry.events import Event
 from tests.service.random_bundles import Workshop
 
-Served = dict[str, tuple[dict[str, str], frozenset[str]]]
+Served = dict[str, tuple[Mapping[str, str], frozenset[str]]]
 """By task: the digest of each alias, and the digests that take part in its traffic."""
 
 

@@ -100,12 +100,13 @@ def test_no_process_sends_a_code_that_is_not_taken_from_an_error_class():
 
 
 def test_the_http_document_lists_every_code_of_a_row_and_of_a_refused_push():
-    sent = [*subclasses(RowError), BundleRejected, *subclasses(BundleRejected)]
+    refused: list[type[PeterRecError]] = [BundleRejected, *subclasses(BundleRejected)]
+    sent = [*subclasses(RowError), *refused]
     assert {error.code for error in sent} - codes_in("http-api.md") == set()
 
 
 def test_the_documents_list_every_reason_of_a_refused_push():
-    reasons = [*subclasses(DeviceRefusal), CacheUnwritable]
+    reasons: list[type[PeterRecError]] = [*subclasses(DeviceRefusal), CacheUnwritable]
     assert {error.code for error in reasons} - codes_in("http-api.md") == set()
     assert set(ReasonCode) - codes_in("bundle-format.md") == set()
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +17,7 @@ def shop(tmp_path_factory) -> Path:
     return folder
 
 
-def column(folder: Path, name: str, of: str) -> list[str]:
+def column(folder: Path, name: str, of: str) -> list[Any]:  # texts or numbers
     return pq.read_table(folder / f"{name}.parquet")[of].to_pylist()
 
 

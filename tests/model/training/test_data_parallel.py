@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import distributed as dist
-from torch import multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 from peterrec.model.files.tensors import read_tensors, write_tensors
 from peterrec.model.training.data_parallel import ALONE, Workers
@@ -42,7 +42,7 @@ def write_result(folder, name, settings, workers):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workers")
-    multiprocessing.spawn(train_as, args=(2, str(folder)), nprocs=2)
+    spawn(train_as, args=(2, str(folder)), nprocs=2)
     for name, settings in CASES.items():
         write_result(folder, f"{name}-alone", settings, ALONE)
     return folder

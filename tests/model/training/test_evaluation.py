@@ -8,7 +8,7 @@ import pytest
 from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone, save_backbone
 from peterrec.model.training.evaluation import TaskModel, evaluate_prior, evaluate_task
 from peterrec.model.training.finetune.finetune import FinetuneSettings, finetune
-from peterrec.model.training.objectives import OBJECTIVES
+from peterrec.model.training.objectives.classification import ClassificationObjective
 from peterrec.model.training.pretrain.pretrain import pretrain
 from tests.model.small_shop import TINY, groups, shop_histories
 
@@ -29,7 +29,7 @@ def task(loaded):
 
 
 def test_a_finished_task_is_judged_as_in_training_in_any_order_of_users(loaded, task):
-    objective = OBJECTIVES["classification"].of(task.outputs, task.examples)
+    objective = ClassificationObjective.of(task.outputs, task.examples)
     model = TaskModel(loaded.backbone, task.patch_weights, task.head)
     for rows in (task.split.test, task.split.test[::-1].copy()):
         metrics = evaluate_task(model, objective, task.examples, rows, task.temperature)
@@ -37,7 +37,7 @@ def test_a_finished_task_is_judged_as_in_training_in_any_order_of_users(loaded, 
 
 
 def test_the_prior_of_two_classes_is_the_majority_class(task):
-    objective = OBJECTIVES["classification"].of(task.outputs, task.examples)
+    objective = ClassificationObjective.of(task.outputs, task.examples)
     test = task.split.test
     counts = np.bincount(objective.targets[test].numpy())
     train_majority = np.bincount(objective.targets[task.split.train].numpy()).argmax()
@@ -47,7 +47,7 @@ def test_the_prior_of_two_classes_is_the_majority_class(task):
 
 
 def test_an_undefined_metric_is_left_out(loaded, task):
-    objective = OBJECTIVES["classification"].of(task.outputs, task.examples)
+    objective = ClassificationObjective.of(task.outputs, task.examples)
     model = TaskModel(loaded.backbone, task.patch_weights, task.head)
     metrics = evaluate_task(model, objective, task.examples, task.split.test[:1])
     assert "auc" not in metrics

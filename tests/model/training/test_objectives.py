@@ -177,6 +177,7 @@ def test_training_starts_at_the_prior_with_finite_gradients(kind, answers):
     other.backward()
     assert torch.isfinite(loss)
     assert head.bias is not None
+    assert head.bias.grad is not None
     assert torch.isfinite(head.bias.grad).all()
 
 

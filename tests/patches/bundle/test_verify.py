@@ -42,7 +42,7 @@ def refuse(data: bytes, limits: BundleLimits = LIMITS) -> BundleRejected:
     return refused.value
 
 
-def codes(data: bytes) -> list[ReasonCode]:
+def codes(data: bytes) -> list[ReasonCode | str]:
     return [reason.code for reason in refuse(data).reasons]
 
 

@@ -132,7 +132,7 @@ def test_another_canary_version_and_another_task_take_other_users() -> None:
         lambda: Guard(max_error_share=0.1, window_s=0),
     ],
 )
-def test_traffic_that_contradicts_itself_is_refused(make) -> None:  # type: ignore[no-untyped-def]  # lambdas of many types
+def test_traffic_that_contradicts_itself_is_refused(make) -> None:
     with pytest.raises(InvalidTraffic) as refused:
         make()
     assert refused.value.category is Category.MALFORMED

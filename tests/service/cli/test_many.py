@@ -61,9 +61,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(place: Path, *options: str) -> str:
     return run(
-        *("finetune-many", "--backbone", place / "backbone"),
-        *("--interactions", place / "shop" / "histories.parquet"),
-        *("--tasks", place / "tasks.toml", "--bottleneck", "4", *options),
+        "finetune-many",
+        f"--backbone={place / 'backbone'}",
+        f"--interactions={place / 'shop' / 'histories.parquet'}",
+        f"--tasks={place / 'tasks.toml'}",
+        *("--bottleneck", "4", *options),
     )
 
 

@@ -1,6 +1,6 @@
 """One router for both kinds of routes: what it refuses, and what it adds to every answer."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
@@ -24,7 +24,7 @@ async def ask(application: Application, method: str, path: str, **headers: str) 
         return await client.request(method, path, headers=headers)
 
 
-def every_handler(application: Application) -> Iterator[object]:
+def every_handler(application: Application) -> Iterator[Callable[..., object]]:
     for each in iter_route_contexts([*predict.router.routes, *application.routes]):
         if isinstance(each.original_route, APIRoute):
             yield each.original_route.endpoint

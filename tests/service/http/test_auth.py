@@ -36,7 +36,23 @@ def test_a_key_is_found_in_either_header(authenticator, authorization, api_key):
     assert (principal.tenant, principal.key_id) == ("acme", "id-" + SECRET)
 
 
-@pytest.mark.parametrize("secret", ["", "prk_", SECRET + "x", SECRET[:-1], SECRET.upper(), "ü"])
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "",
+        "prk",
+        "prk_",
+        "prk_0123",
+        "prk_0123_",
+        "prk_nobody_abc",
+        "sk_0123_abc",
+        SECRET + "x",
+        SECRET[:-1],
+        SECRET.upper(),
+        "ü",
+        "é" * 60,
+    ],
+)
 def test_any_other_text_is_refused(authenticator, secret):
     with pytest.raises(Unauthenticated):
         authenticator.authenticate(f"Bearer {secret}".encode(), b"")
@@ -62,7 +78,10 @@ def test_a_scope_with_a_glob_is_no_scope_for_everything(authenticator):
 def test_admin_does_not_include_predict():
     authenticator = Authenticator(is_required=True)
     authenticator.replace_keys([entry(SECRET, "admin")])
-    assert not authenticator.authenticate(b"", SECRET.encode()).may("predict", "films")
+    principal = authenticator.authenticate(b"", SECRET.encode())
+    assert not principal.may("predict", "films")
+    assert principal.may_everywhere("admin")
+    assert not principal.may_everywhere("predict")
 
 
 def test_a_key_that_was_replaced_is_refused_from_then_on(authenticator):

@@ -149,8 +149,8 @@ async def test_rows_are_answered_in_order_in_any_order_of_results(peer, link):
     await peer.welcome(table(1, a=7))
     task = ask(link, row(), row(), row())
     asked = await peer.asked()
-    await peer.send(BatchResults(1, 0.1, [answer(asked, 2, b"2"), answer(asked, 0, b"0")]))
-    await peer.send(BatchResults(1, 0.1, [answer(asked, 1, b"1")]))
+    await peer.send(BatchResults(1, [answer(asked, 2, b"2"), answer(asked, 0, b"0")]))
+    await peer.send(BatchResults(1, [answer(asked, 1, b"1")]))
     assert [result.values for result in await task] == [b"0", b"1", b"2"]
     assert link.state.waiting_rows == 0
 
@@ -178,7 +178,7 @@ async def test_waiting_rows_go_to_the_next_device_process_under_their_new_handle
     await peer.welcome(table(1, a=7, b=8))
     task = ask(link, row(7, DIGEST_A), row(8, DIGEST_B))
     first = await peer.asked()
-    await peer.send(BatchResults(1, 0.1, [answer(first, 0, b"old")]))
+    await peer.send(BatchResults(1, [answer(first, 0, b"old")]))
     await peer.send(Status(1, True, 5, 1.0, 0))
     await soon(lambda: link.state.status is not None)
     peer.close()
@@ -188,7 +188,7 @@ async def test_waiting_rows_go_to_the_next_device_process_under_their_new_handle
     assert isinstance(message, Predict)
     (again,) = message.requests
     assert (message.epoch, [r.handle for r in again.rows]) == (2, [4])
-    await successor.send(BatchResults(2, 0.1, [answer(again, 0, b"new")]))
+    await successor.send(BatchResults(2, [answer(again, 0, b"new")]))
     assert [result.values for result in await task] == [b"old", b"new"]
 
 
@@ -206,8 +206,8 @@ async def test_results_of_a_former_epoch_are_ignored(peer, link):
     await peer.welcome(table(5, a=7))
     task = ask(link, row())
     asked = await peer.asked()
-    await peer.send(BatchResults(4, 0.1, [answer(asked, 0, b"stale")]))
-    await peer.send(BatchResults(5, 0.1, [answer(asked, 0, b"fresh")]))
+    await peer.send(BatchResults(4, [answer(asked, 0, b"stale")]))
+    await peer.send(BatchResults(5, [answer(asked, 0, b"fresh")]))
     assert [result.values for result in await task] == [b"fresh"]
 
 
@@ -215,7 +215,7 @@ async def test_a_row_without_an_answer_at_its_deadline_gets_an_error_and_is_with
     await peer.welcome(table(1, a=7))
     task = ask(link, row(), row(), within_s=0.2)
     asked = await peer.asked()
-    await peer.send(BatchResults(1, 0.1, [answer(asked, 0)]))
+    await peer.send(BatchResults(1, [answer(asked, 0)]))
     assert [result.error for result in await task] == ["", "deadline_exceeded"]
     assert await peer.next(Cancel) == Cancel(asked.request_id)
 
@@ -332,7 +332,7 @@ async def test_many_requests_at_once_are_all_answered(peer, link, monkeypatch):
         message = await peer.next(Predict)
         assert isinstance(message, Predict)
         asked += message.requests
-    await peer.send(BatchResults(1, 0.1, [answer(each, 0) for each in asked]))
+    await peer.send(BatchResults(1, [answer(each, 0) for each in asked]))
     assert [[r.values for r in await task] for task in tasks] == [[b"ok"]] * 500
 
 
@@ -341,9 +341,7 @@ async def test_shadow_rows_travel_in_the_same_message_and_come_back_with_the_oth
     task = asyncio.create_task(link.predict([row()], soon_due(), [row(8, DIGEST_B)]))
     asked = await peer.asked()
     assert [each.handle for each in asked.rows] == [7, 8]
-    await peer.send(
-        BatchResults(1, 0.1, [answer(asked, 0, b"answer"), answer(asked, 1, b"shadow")])
-    )
+    await peer.send(BatchResults(1, [answer(asked, 0, b"answer"), answer(asked, 1, b"shadow")]))
     results = await task
     assert [result.values for result in results.rows] == [b"answer"]
     assert [result and result.values for result in results.shadows] == [b"shadow"]
@@ -353,7 +351,7 @@ async def test_nobody_waits_for_a_shadow_row(peer, link):
     await peer.welcome(table(1, a=7))
     task = asyncio.create_task(link.predict([row()], soon_due(), [row()]))
     asked = await peer.asked()
-    await peer.send(BatchResults(1, 0.1, [answer(asked, 0, b"answer")]))
+    await peer.send(BatchResults(1, [answer(asked, 0, b"answer")]))
     results = await task
     assert ([result.values for result in results.rows], results.shadows) == ([b"answer"], [None])
     assert await peer.next(Cancel) == Cancel(asked.request_id)
@@ -366,7 +364,7 @@ async def test_shadow_rows_are_left_out_rather_than_a_request_refused(peer, link
     task = asyncio.create_task(link.predict([row(), row(), row()], soon_due(), shadows))
     asked = await peer.asked()
     assert len(asked.rows) == 3
-    await peer.send(BatchResults(1, 0.1, [answer(asked, at) for at in range(3)]))
+    await peer.send(BatchResults(1, [answer(asked, at) for at in range(3)]))
     assert (await task).shadows == [None, None]
 
 

@@ -8,6 +8,7 @@ from peterrec.patches.bundle.bundle import Catalog
 from peterrec.service.predict.item_ids import ItemVocabulary, map_selection
 from peterrec.service.predict.kinds import ANSWERS, Prediction, Ranked, Subject, divergence
 from peterrec.service.predict.kinds.classification import ClassPrediction
+from peterrec.service.predict.kinds.descriptor import UsedFields
 from peterrec.service.predict.kinds.ranking import RankedItem, RankingPrediction
 from peterrec.service.predict.kinds.tags import Tag, TagsPrediction
 from peterrec.service.predict.kinds.value import ValuePrediction
@@ -67,7 +68,9 @@ def test_every_answer_says_how_the_history_was_read(kind):
     assert answer.digest is UNSET
 
 
-USED = {"used_items": 1, "unknown_items": 0, "unknown": [], "truncated": False, "cold": False}
+USED = UsedFields(
+    used_items=1, unknown_items=0, unknown=[], truncated=False, cold=False, user_id=UNSET
+)
 
 
 def of_class(label: str) -> ClassPrediction:

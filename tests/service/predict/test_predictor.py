@@ -70,7 +70,7 @@ class FlippingDevice:
 
     def bundle(self, handle: int) -> BundleEntry:
         path = self._folder / str(handle)
-        arrays = {
+        arrays: dict[str, np.ndarray] = {
             "catalog.bytes": np.frombuffer(b"abc", np.uint8),
             "catalog.offsets": np.arange(4, dtype=np.int64),
         }
@@ -111,7 +111,7 @@ class FlippingDevice:
         self.seen.update(handles)
         self.gone += [handle for handle in handles if handle < self.acked]
         results = [RowResult(request.request_id, at, ONE, FIRST) for at in range(len(handles))]
-        return BatchResults(1, 0.0, results)
+        return BatchResults(1, results)
 
     async def _send(self, worker: bytes, message: object) -> None:
         await self._socket.send_multipart([worker, encode(message)])

@@ -21,7 +21,7 @@ ACME = TenantId("acme")
 FILMS = TaskRef(ACME, TaskId("films"))
 
 
-def films(digest: str = DIGEST_A, version: int = 1) -> TaskEntry:
+def films(digest: Digest = DIGEST_A, version: int = 1) -> TaskEntry:
     return TaskEntry.of(FILMS, version, {"prod": version}, {version: digest})
 
 
@@ -88,7 +88,7 @@ def test_a_bundle_that_comes_back_goes_by_its_new_handle(table):
 
 
 def test_a_removed_task_is_gone(table):
-    table.apply(update(2, removed_tasks=[("acme", "films")]))
+    table.apply(update(2, removed_tasks=[FILMS]))
     assert table.entry("acme", "films") is None
     assert [*table.entries("acme")] == []
 
@@ -188,6 +188,6 @@ async def test_waiting_for_the_next_table_ends_with_it_or_in_time(table):
 
 
 def test_a_task_holds_its_digest_as_its_bundle_does(table):
-    bundle = bundle_entry(8, "".join(["b"] * 64))
-    table.apply(update(2, bundles=[bundle], tasks=[films("".join(["b"] * 64), 2)]))
+    bundle = bundle_entry(8, Digest("".join(["b"] * 64)))
+    table.apply(update(2, bundles=[bundle], tasks=[films(Digest("".join(["b"] * 64)), 2)]))
     assert table.entry(ACME, "films").packed is table.resident(bundle.digest).digest

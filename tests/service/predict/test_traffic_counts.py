@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from msgspec import UNSET
 
 from peterrec.model.errors import PeterRecError
 from peterrec.patches.identity import Digest, TaskId, TaskRef, TenantId
@@ -10,6 +11,7 @@ from peterrec.patches.registry.traffic import Canary, Traffic
 from peterrec.service.errors import NotARankingTask, row_error
 from peterrec.service.predict.kinds import divergence
 from peterrec.service.predict.kinds.classification import ClassPrediction
+from peterrec.service.predict.kinds.descriptor import UsedFields
 from peterrec.service.predict.kinds.ranking import RankedItem, RankingPrediction
 from peterrec.service.predict.kinds.tags import Tag, TagsPrediction
 from peterrec.service.predict.kinds.value import ValuePrediction
@@ -19,7 +21,9 @@ from peterrec.service.protocol.served_task import Role, ServedTask, Split
 from tests.service.messages import DIGEST_A, DIGEST_B, bundle_entry
 from tests.waiting import soon
 
-USED = {"used_items": 1, "unknown_items": 0, "unknown": [], "truncated": False, "cold": False}
+USED = UsedFields(
+    used_items=1, unknown_items=0, unknown=[], truncated=False, cold=False, user_id=UNSET
+)
 REF = TaskRef(TenantId("acme"), TaskId("films"))
 PROD = ServedTask("acme", "films", 1, "prod", bundle_entry(1, DIGEST_A))
 CANARY = ServedTask("acme", "films", 2, None, bundle_entry(2, DIGEST_B), Role.CANARY)

@@ -3,6 +3,7 @@
 import pytest
 from prometheus_client import generate_latest
 
+from peterrec.patches.identity import DEFAULT_TENANT, TaskId, TaskRef, TenantId
 from peterrec.service.telemetry.events import (
     BatchFinished,
     BundleRefused,
@@ -28,12 +29,15 @@ from peterrec.service.telemetry.receiver import EventReceiver
 from peterrec.service.telemetry.sender import EventSender
 from tests.waiting import eventually
 
+GENDER = TaskRef(DEFAULT_TENANT, TaskId("gender"))
+ACME_GENDER = TaskRef(TenantId("acme"), TaskId("gender"))
+
 
 @pytest.fixture
 def metrics() -> Metrics:
     metrics = Metrics()
     metrics.record(RegistrySynced(7, 123.0))
-    metrics.record(TasksChanged(True, [("default", "gender"), ("acme", "gender")], []))
+    metrics.record(TasksChanged(True, [GENDER, ACME_GENDER], []))
     return metrics
 
 
@@ -71,29 +75,29 @@ def test_a_name_that_is_not_registered_never_becomes_a_label(metrics, task):
 def test_the_series_of_a_task_leave_with_it(metrics):
     metrics.record(RequestFinished("default", "gender", "ok", 0.1, 1))
     assert 'task="gender"' in text(metrics)
-    metrics.record(TasksChanged(False, [], [("default", "gender")]))
+    metrics.record(TasksChanged(False, [], [GENDER]))
     assert 'task="gender"' not in text(metrics)
     assert value(metrics, "tasks") == 1
 
 
 def test_a_new_device_process_tells_which_tasks_are_left(metrics):
     metrics.record(RequestFinished("default", "gender", "ok", 0.1, 1))
-    metrics.record(TasksChanged(True, [("acme", "gender")], []))
+    metrics.record(TasksChanged(True, [ACME_GENDER], []))
     assert 'task="gender"' not in text(metrics)
     assert value(metrics, "tasks") == 1
 
 
 def test_a_task_that_is_told_again_keeps_its_series(metrics):
     metrics.record(RequestFinished("default", "gender", "ok", 0.1, 1))
-    metrics.record(TasksChanged(False, [("default", "gender")], []))
+    metrics.record(TasksChanged(False, [GENDER], []))
     assert value(metrics, "requests_total", task="gender", outcome="ok") == 1
     assert value(metrics, "tasks") == 2
 
 
 def test_a_task_that_comes_back_starts_from_zero(metrics):
     metrics.record(RequestFinished("default", "gender", "ok", 0.1, 1))
-    metrics.record(TasksChanged(False, [], [("default", "gender")]))
-    metrics.record(TasksChanged(False, [("default", "gender")], []))
+    metrics.record(TasksChanged(False, [], [GENDER]))
+    metrics.record(TasksChanged(False, [GENDER], []))
     metrics.record(RequestFinished("default", "gender", "ok", 0.1, 1))
     assert value(metrics, "requests_total", task="gender", outcome="ok") == 1
 
@@ -191,5 +195,5 @@ def test_the_series_of_traffic_go_with_their_task(metrics):
     metrics.record(TrafficMeasured("default", "gender", "shadow", 0.02, 0.5))
     metrics.record(GuardBroken("default", "gender", "divergence"))
     assert value(metrics, "guard_trips_total", task="gender", reason="divergence") == 1
-    metrics.record(TasksChanged(False, [], [("default", "gender")]))
+    metrics.record(TasksChanged(False, [], [GENDER]))
     assert 'task="gender"' not in text(metrics)

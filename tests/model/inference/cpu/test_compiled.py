@@ -62,7 +62,7 @@ def test_numba_asks_the_cache_that_we_put_in_place_of_its_own(
     monkeypatch.setattr("numba.core.config.CACHE_DIR", str(tmp_path))
     keys: list[tuple[Any, ...]] = []
 
-    class Cache(FunctionCache):
+    class Cache(FunctionCache):  # type: ignore[misc]  # numba is untyped
         def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
             keys.append((*super()._index_key(sig, codegen), "ours"))
             return keys[-1]

@@ -19,6 +19,7 @@ from peterrec.model.inference.cpu.conv_bfloat16 import (
 )
 from peterrec.model.inference.cpu.forward import PackedForward
 from peterrec.model.inference.weight_pool import WeightPool
+from peterrec.model.network.backbone import Backbone
 from peterrec.model.spec import BackboneSpec, HeadSpec, PatchGeometry
 from tests.model.random_tasks import RandomTask, random_backbone, random_history, random_task
 
@@ -32,7 +33,7 @@ multiply = multiply_in_tiles if HAS_MATRIX_UNITS else multiply_by_number
 @njit
 def _product(
     x, x_step, count, rest, weight, other, depth, columns, start, y, y_step, kept
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     if HAS_MATRIX_UNITS:
         begin_tiles(kept)
     multiply(x, x_step, count, rest, weight, other, depth, columns, start, 0, y, y_step)
@@ -70,7 +71,7 @@ def test_products_are_those_of_the_rounded_operands(channels: int, count: int, p
     assert worst < (1e-6 if parts == 1 else 3e-5)  # of the products of two rests none is taken
 
 
-def _forward(backbone: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> PackedForward:
+def _forward(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> PackedForward:
     monkeypatch.setattr("peterrec.model.inference.cpu.forward.may_use_tiles", lambda: True)
     return PackedForward(backbone, torch.bfloat16, chunk_positions=64)
 

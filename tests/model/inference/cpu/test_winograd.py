@@ -98,7 +98,8 @@ def _tiled(d: Tensor, weight: Tensor) -> Tensor:
 
 def _direct(d: Tensor, weight: Tensor) -> Tensor:
     taps = weight.double().permute(2, 1, 0)
-    return torch.stack([sum(d[i + k].double() @ taps[k] for k in range(3)) for i in range(OUTPUTS)])
+    outputs = ([d[i + k].double() @ taps[k] for k in range(3)] for i in range(OUTPUTS))
+    return torch.stack([sum(products, torch.zeros(())) for products in outputs])
 
 
 def test_combined_weights_give_the_convolution() -> None:
@@ -110,7 +111,7 @@ def test_combined_weights_give_the_convolution() -> None:
 
 
 @njit
-def _multiply(x, wide, narrow, rows, y, z, count, inputs, width):  # type: ignore[no-untyped-def]
+def _multiply(x, wide, narrow, rows, y, z, count, inputs, width):
     x_, wide_, narrow_ = float_pointer(x), float_pointer(wide), float_pointer(narrow)
     multiply_wide(x_, wide_, rows, float_pointer(y), count, inputs, width)
     multiply_narrow(x_, narrow_, rows, float_pointer(z), count, inputs, width)

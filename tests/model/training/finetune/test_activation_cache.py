@@ -110,9 +110,9 @@ def test_activations_that_do_not_fit_in_float32_are_stored_in_half_of_it_or_not_
     backbone = trained_backbone()
     numbers = ActivationCache.numbers_per_history(backbone, 2)
     limit = 2 * 10 * numbers
-    assert ActivationCache.within(backbone, 2, 5, limit).dtype == torch.float32
-    assert ActivationCache.within(backbone, 2, 10, limit).dtype == torch.bfloat16
-    assert ActivationCache.within(backbone, 2, 11, limit) is None
+    caches = [ActivationCache.within(backbone, 2, histories, limit) for histories in (5, 10, 11)]
+    dtypes = [None if cache is None else cache.dtype for cache in caches]
+    assert dtypes == [torch.float32, torch.bfloat16, None]
 
 
 @pytest.mark.parametrize(
