@@ -1,1 +1,1 @@
-"""Measurements: each prints a table for people and, as its last line, one JSON object."""
+"""Measurements. Each prints a table and, as its last line, one JSON object."""

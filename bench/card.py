@@ -1,8 +1,8 @@
-"""One user, many tasks: a hundred tasks for one history against one task; and repeated histories.
+"""Many tasks for one user: the cost of a hundred tasks for one history, and of repeated histories.
 
 ``trunk_cache`` is the time of a task with patches in the top two blocks when the history's
-activations are cached (from another task) over the time when they are not; ``trunk_cache_reader``
-is this ratio for a task with an item reader only.
+activations are cached (from another task), divided by the time when they are not.
+``trunk_cache_reader`` is this ratio for a task that has only a history reader.
 """
 
 import argparse
@@ -24,7 +24,7 @@ PLACES: dict[str, tuple[tuple[int, ...], int]] = {
     "top1": ((7,), 0),
     "reader": ((), 8),
 }
-"""Patched blocks and queries of the item reader, by name."""
+"""Patched blocks and number of queries of the history reader, by the name of the patch."""
 
 
 def main(arguments: list[str]) -> None:
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Measure on one thread: patches in all blocks, in the top ones, or an item reader only."""
+    """Measure each patch of ``PLACES`` on one thread: one task, and many tasks for one history."""
     torch.set_num_threads(1)
     figures: dict[str, float] = {}
     rows: list[list[str]] = []
@@ -65,7 +65,10 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def _trunk_cache(options: argparse.Namespace, place: str) -> float:
-    """Time of the second request for a history over the first; each repeat has a new history."""
+    """Divide the time of the second request for a history by that of the first.
+
+    Each repeat uses a new history.
+    """
     blocks, queries = PLACES[place]
     shape = FleetShape(2, options.channels, blocks=blocks, queries=queries)
     tasks = resident_tasks(shape, trunk_cache_bytes=1 << 26)

@@ -1,4 +1,4 @@
-"""Start the service with random tasks and keep it running: other load generators use it."""
+"""Start the service with random tasks and keep it running for other load generators."""
 
 import argparse
 import signal
@@ -18,8 +18,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--items", type=int, default=20_000)
     parser.add_argument("--port", type=int, default=8100)
-    parser.add_argument("--workers", type=int, default=0, help="HTTP workers (0: by the cores)")
-    parser.add_argument("--threads", type=int, default=0, help="device threads (0: by the cores)")
+    parser.add_argument("--workers", type=int, default=0, help="HTTP workers; 0: from the cores")
+    parser.add_argument("--threads", type=int, default=0, help="device threads; 0: from the cores")
     options = parser.parse_args(arguments)
     shape = FleetShape(options.tasks, options.channels, options.items)
     with tempfile.TemporaryDirectory(prefix="peterrec-fleet-") as scratch:

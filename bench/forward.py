@@ -1,8 +1,9 @@
-"""The bare forward on one CPU core, against a loop over tasks, a gathered product and the core.
+"""The bare forward on one CPU core or on a GPU, compared with simpler forwards and peak rates.
 
-``vs_loop`` compares with the plain padded forward, run once per distinct task; ``vs_bmm`` with one
-padded float32 forward whose patches are gathered and applied by ``torch.bmm``. ``gemm_share`` is
-the useful arithmetic per second over the best rate of a large matrix product on the same core.
+``vs_loop`` compares with the plain padded forward, which runs once per distinct task. ``vs_bmm``
+compares with one padded float32 forward whose patches are gathered and applied by ``torch.bmm``.
+``gemm_share`` is the useful arithmetic per second, divided by the rate of a large matrix product on
+the same core.
 """
 
 import argparse
@@ -26,10 +27,10 @@ from bench.random_fleet import FleetShape
 from bench.report import Report
 
 LARGE = 2048
-"""Rows and columns of the large product."""
+"""Number of rows and columns of the large matrix product's operands."""
 
 SMALLEST_OF_WIDTHS = {"vs_loop", "vs_bmm_fp32", "vs_bmm_bf16", "ragged"}
-"""Figures that are reported for the width with the worst value."""
+"""Figures that are reported for the number of channels with the worst value."""
 
 OF_WIDEST = {
     *("gemm_share_fp32", "gemm_share_bf16", "floor_share", "batch1_ms", "gpu_mixed"),
@@ -44,14 +45,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--channels", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--tasks", type=int, default=500)
     parser.add_argument("--rows", type=int, default=128)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda; cuda has other figures")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda with its own figures")
     parser.add_argument("--large-rows", type=int, default=2048, help="rows that fill a GPU")
     parser.add_argument("--repeats", type=int, default=7)
     run(parser.parse_args(arguments)).show()
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Measure on one thread; all contenders answer the same rows, and answers are compared."""
+    """Measure on one thread. All contenders compute the same rows, and results are compared."""
     torch.set_num_threads(1)
     figures: dict[str, float] = {}
     rows: list[list[str]] = []
@@ -71,7 +72,7 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def measure(shape: FleetShape, options: argparse.Namespace) -> dict[str, float]:
-    """Measure all figures of one size."""
+    """Measure all figures of one backbone and task size."""
     exact, narrow = resident_tasks(shape), resident_tasks(shape, torch.bfloat16)
     chosen = np.random.default_rng(3).integers(0, shape.tasks, options.rows).tolist()
     full = random_histories(shape, np.full(options.rows, LONGEST))
@@ -107,11 +108,11 @@ def measure(shape: FleetShape, options: argparse.Namespace) -> dict[str, float]:
 
 
 class LargeProduct:
-    """A large matrix product by the fastest library that PyTorch has.
+    """A large matrix product with the fastest library that PyTorch offers.
 
-    Where available this is oneDNN with a weight laid out beforehand: PyTorch's default in float32
-    (MKL) reaches less than half its rate on processors that are not Intel's. On a processor without
-    bfloat16 products it is in float32, like our forward.
+    If available, this is oneDNN with a weight that was reordered beforehand: PyTorch's default for
+    float32 (MKL) reaches less than half of oneDNN's rate on processors that are not from Intel. On
+    a processor without bfloat16 products the product is computed in float32, like our forward.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:

@@ -1,4 +1,4 @@
-"""The forwards that the mixed forward is compared with, and the rows that all of them answer."""
+"""The forwards that the mixed forward is compared with, and the rows that all of them compute."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ MEAN_LENGTH, LONGEST = 12, 50
 
 
 def zipf_lengths(rows: int) -> np.ndarray:
-    """Lengths from 1 to 50 with a mean of about 12, most of them short."""
+    """Draw lengths from 1 to 50 with a mean of about 12; most of them are short."""
     lengths = np.arange(1, LONGEST + 1)
     weights = 1 / lengths**0.7
     drawn = np.random.default_rng(5).choice(lengths, rows, p=weights / weights.sum())
@@ -31,7 +31,7 @@ def zipf_lengths(rows: int) -> np.ndarray:
 
 
 def useful_operations(shape: FleetShape) -> float:
-    """Multiplications and additions in the products of one row of 50 items."""
+    """Count the multiplications and additions in the products of one row of 50 items."""
     spec_positions = plan(BackboneSpec(shape.items, shape.channels), LONGEST + 1).conv_positions
     conv = 2 * 3 * shape.channels**2
     patch = 2 * 2 * shape.channels * shape.geometry.bottleneck
@@ -39,7 +39,7 @@ def useful_operations(shape: FleetShape) -> float:
 
 
 def require_equal(ours: Tensor, theirs: Tensor, tolerance: float = 1e-4) -> None:
-    """Stop the measurement if user vectors differ by more than ``tolerance`` of the largest."""
+    """Stop the measurement if user vectors differ by more than ``tolerance`` · largest value."""
     error = ((ours.float() - theirs.float()).abs().max() / theirs.abs().max()).item()
     if not error <= tolerance:
         raise SystemExit(f"the contenders disagree: relative error {error:.2g}")
@@ -47,23 +47,23 @@ def require_equal(ours: Tensor, theirs: Tensor, tolerance: float = 1e-4) -> None
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of chosen tasks."""
+    """The tasks of a batch: ``chosen`` has the task number of each row."""
 
     tasks: ResidentTasks
     chosen: Sequence[int]
 
     @property
     def refs(self) -> list[SlotRef]:
-        """A slot for every row."""
+        """The slot of each row."""
         return [self.tasks.refs[task] for task in self.chosen]
 
     def mixed(self, histories: list[Tokens]) -> Tensor:
-        """All rows in one forward."""
+        """Compute the user vectors [B, C] of all rows in one mixed forward."""
         return self.tasks.forward.user_vectors(histories, self.refs)
 
     @torch.inference_mode()
     def loop(self, histories: list[Tokens]) -> Tensor:
-        """The plain padded forward once per distinct task; user vectors [B, C]."""
+        """Compute user vectors [B, C] with one plain padded forward per distinct task."""
         groups: defaultdict[int, list[int]] = defaultdict(list)
         for row, task in enumerate(self.chosen):
             groups[task].append(row)
@@ -80,13 +80,13 @@ class Batch:
 
 
 Network = Callable[[Tensor, Tensor], Tensor]
-"""Tokens int64 [B, T] and slots int64 [B] -> user vectors [B, C]."""
+"""A function from tokens int64 [B, T] and slots int64 [B] to user vectors [B, C]."""
 
 
 class GatheredForward:
     """A straightforward mixed forward: one padded batch, gathered patches, ``torch.bmm``.
 
-    All rows have one length, so nothing is masked.
+    All rows must have the same length, because nothing is masked.
     """
 
     def __init__(self, tasks: ResidentTasks, dtype: torch.dtype = torch.float32) -> None:
@@ -103,7 +103,7 @@ class GatheredForward:
                 self._norms.append((norm.weight.detach().to(dtype), norm.bias.detach().to(dtype)))
 
     def network(self, tokens: Tensor, slots: Tensor) -> Tensor:
-        """A ``Network``: convolutions as products over three concatenated taps."""
+        """A ``Network`` that computes convolutions as products over three concatenated taps."""
         x = functional.embedding(tokens, self._embedding)  # [B, T, C]
         for block in range(0, len(self._convs), 2):
             y = self._half(self._half(x, slots, block), slots, block + 1)
@@ -112,7 +112,7 @@ class GatheredForward:
         return last
 
     def _half(self, x: Tensor, slots: Tensor, at: int) -> Tensor:
-        """Convolution, patch, LayerNorm and ReLU: [B, T, C] -> [B, T, C]."""
+        """Apply one convolution, its patch, LayerNorm and ReLU: [B, T, C] -> [B, T, C]."""
         reach, length, patches = self.spec.conv_dilations[at], x.shape[1], self._patches
         padded = functional.pad(x, (0, 0, 2 * reach, 0))
         taps = [padded[:, t * reach : t * reach + length] for t in range(3)]
@@ -129,7 +129,7 @@ class GatheredForward:
     def user_vectors(
         self, histories: list[Tokens], refs: Sequence[SlotRef], network: Network | None = None
     ) -> Tensor:
-        """User vectors [B, C], computed by ``network`` if it is given."""
+        """Compute user vectors [B, C] with ``network``, or by default with ``self.network``."""
         slots = torch.tensor([ref.slot for ref in refs], device=self.device)
         tokens = frame_histories(histories, self.spec).to(self.device)
         return (network or self.network)(tokens, slots)

@@ -21,7 +21,7 @@ from peterrec.model.spec import FIRST_ITEM
 
 @dataclass(frozen=True, slots=True)
 class ResidentTasks:
-    """A forward and the slots of its tasks."""
+    """A mixed forward with loaded tasks, and the slot of each task."""
 
     backbone: Backbone
     forward: MixedForward
@@ -34,7 +34,7 @@ def resident_tasks(
     trunk_cache_bytes: int = 0,
     device: str = "cpu",
 ) -> ResidentTasks:
-    """Load every task of the shape."""
+    """Make a random backbone and load random patches for every task of ``shape``."""
     with tempfile.TemporaryDirectory() as folder:
         backbone = make_backbone(shape, Path(folder)).backbone.to(device)
     pool = WeightPool(shape.geometry.shapes(shape.channels), torch.device(device), dtype)
@@ -44,7 +44,7 @@ def resident_tasks(
 
 
 def random_histories(shape: FleetShape, lengths: np.ndarray, seed: int = 0) -> list[Tokens]:
-    """Histories of random items, one per length."""
+    """Make one history of random items for each length."""
     random = np.random.default_rng(seed)
     stop = FIRST_ITEM + shape.items
     return [random.integers(FIRST_ITEM, stop, n, dtype=np.int32) for n in lengths.tolist()]
@@ -53,7 +53,10 @@ def random_histories(shape: FleetShape, lengths: np.ndarray, seed: int = 0) -> l
 def paired_seconds(
     contenders: Mapping[str, Callable[[], object]], repeats: int
 ) -> dict[str, list[float]]:
-    """Seconds of each contender; they run in turn, so noise affects all alike. One run warms up."""
+    """Measure the seconds of each contender, after one run to warm up.
+
+    Contenders run alternately, so noise affects all of them equally.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for repeat in range(repeats + 1):
         for name, work in contenders.items():
@@ -67,5 +70,5 @@ def paired_seconds(
 
 
 def paired_ratio(seconds: Mapping[str, list[float]], slower: str, faster: str) -> float:
-    """Median over the repeats of one contender's time over another's."""
+    """Divide one contender's time by another's in each repeat; return the median."""
     return median(a / b for a, b in zip(seconds[slower], seconds[faster], strict=True))

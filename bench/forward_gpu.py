@@ -1,8 +1,8 @@
-"""The bare forward on a GPU, against the card's rate, a loop over tasks and a gathered product.
+"""The bare forward on a GPU, compared with peak rates, a loop over tasks and a gathered forward.
 
-All contenders start from histories and slots on the host, so planning counts. Times *on the device*
-are the exception: they are measured between two events that are queued while the device sleeps, so
-that the host is far ahead and its time is not included.
+All contenders start from histories and slots on the host, so their times include planning. Times
+*on the device* are the exception: they are measured between two CUDA events that are queued while
+the device sleeps. The host is then far ahead, and its time is not included.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from peterrec.model.network.collate import Tokens
 LARGE = 8192
 COPIED_BYTES = 1 << 30
 HEAD_START_CYCLES = 40_000_000
-"""Cycles that the device sleeps before a measurement: about 20 ms."""
+"""Clock cycles that the device sleeps before a measurement: about 20 ms."""
 
 READER_QUERIES, CARD_TASKS = 8, 100
 
@@ -45,8 +45,8 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
 def measure_gpu(shape: FleetShape, options: argparse.Namespace) -> dict[str, float]:
-    """Measure all figures of one size."""
-    torch.backends.cudnn.allow_tf32 = False  # the loop's convolutions would lose three digits
+    """Measure all figures of one backbone and task size."""
+    torch.backends.cudnn.allow_tf32 = False  # TF32 would cost the loop's convolutions three digits
     narrow = resident_tasks(shape, torch.bfloat16, device=options.device)
     figures = _exact(shape, options)
     for rows, suffix in ((options.rows, ""), (options.large_rows, "_large")):
@@ -57,7 +57,7 @@ def measure_gpu(shape: FleetShape, options: argparse.Namespace) -> dict[str, flo
 
 
 def _exact(shape: FleetShape, options: argparse.Namespace) -> dict[str, float]:
-    """Measure float32 against the plain loop, and with histories of mixed lengths."""
+    """Measure float32: compare with the plain loop and with histories of mixed lengths."""
     batch = _batch(resident_tasks(shape, device=options.device), shape, options.rows)
     full = _histories(shape, options.rows)
     short = random_histories(shape, zipf_lengths(options.rows))
@@ -81,7 +81,7 @@ def _exact(shape: FleetShape, options: argparse.Namespace) -> dict[str, float]:
 def _against_gathered(
     batch: Batch, histories: list[Tokens], repeats: int, suffix: str
 ) -> dict[str, float]:
-    """Measure bfloat16 against the gathered forward: eager, compiled, and as a CUDA graph."""
+    """Compare bfloat16 with the gathered forward: eager, compiled, and as a CUDA graph."""
     gathered = GatheredForward(batch.tasks, torch.bfloat16)
     run = partial(gathered.user_vectors, histories, batch.refs)
     networks = {
@@ -99,7 +99,7 @@ def _against_gathered(
 def _against_itself(
     batch: Batch, histories: list[Tokens], repeats: int, suffix: str
 ) -> dict[str, float]:
-    """Measure bfloat16 rows of different tasks against rows of one task and shorter rows."""
+    """Compare bfloat16 rows of different tasks with rows of one task and with shorter rows."""
     one = Batch(batch.tasks, [batch.chosen[0]] * len(batch.chosen))
     lengths = zipf_lengths(len(histories)).tolist()
     short: list[Tokens] = [h[-n:] for h, n in zip(histories, lengths, strict=True)]
@@ -108,7 +108,7 @@ def _against_itself(
         "one": lambda: one.mixed(histories),
         "ragged": lambda: batch.mixed(short),
     }
-    paired_seconds(contenders, 1)  # what runs again is captured
+    paired_seconds(contenders, 1)  # a shape is captured as a CUDA graph at its second run
     seconds = paired_seconds(contenders, 7 * repeats)
     on_device = device_seconds(contenders, 3 * repeats)
     return {
@@ -124,7 +124,7 @@ def _against_itself(
 def _on_device(
     tasks: ResidentTasks, shape: FleetShape, options: argparse.Namespace
 ) -> dict[str, float]:
-    """Measure times on the device and the card's best rates."""
+    """Measure times on the device, and the card's rates of products and copies."""
     rows, operations = options.large_rows, useful_operations(shape)
     many, histories = _batch(tasks, shape, rows), _histories(shape, rows)
     alone, history = Batch(tasks, [0]), histories[:1]
@@ -153,9 +153,9 @@ def _on_device(
 def _reading(
     tasks: ResidentTasks, shape: FleetShape, options: argparse.Namespace
 ) -> dict[str, float]:
-    """Measure item readers: added to every patch of the large batch, and alone.
+    """Measure history readers: in addition to every patch of the large batch, and alone.
 
-    Alone, many tasks answer one history, and each task has nothing but a reader.
+    "Alone" means that many tasks are computed for one history and each has only a reader.
     """
     both = replace(shape, queries=READER_QUERIES)
     histories = _histories(shape, options.large_rows)
@@ -186,7 +186,7 @@ def captured(gathered: GatheredForward, histories: list[Tokens], batch: Batch) -
     )
     slots = torch.zeros(len(histories), dtype=torch.int64, device="cuda")
     with torch.inference_mode():
-        gathered.user_vectors(histories, batch.refs)  # libraries prepare themselves outside
+        gathered.user_vectors(histories, batch.refs)  # libraries initialise before the capture
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -204,9 +204,9 @@ def captured(gathered: GatheredForward, histories: list[Tokens], batch: Batch) -
 def device_seconds(
     contenders: Mapping[str, Callable[[], object]], repeats: int
 ) -> dict[str, list[float]]:
-    """Seconds on the device of contenders run in turn; none may wait for the device."""
+    """Measure seconds on the device; contenders run alternately and must not wait for it."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for repeat in range(-2, repeats):  # the second time a shape is captured
+    for repeat in range(-2, repeats):  # a shape is captured at its second run
         for name, work in contenders.items():
             start, end = (_timed_event() for _ in range(2))
             torch.cuda.synchronize()
@@ -225,14 +225,14 @@ def _timed_event() -> torch.cuda.Event:
 
 
 def matrix_rate(repeats: int) -> float:
-    """Operations per second of a large bfloat16 product by PyTorch."""
+    """Measure the operations per second of a large bfloat16 matrix product in PyTorch."""
     a, b = (torch.randn(LARGE, LARGE, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     seconds = device_seconds({"product": lambda: a @ b}, repeats)["product"]
     return 2 * LARGE**3 / median(seconds)
 
 
 def copy_bandwidth(repeats: int) -> float:
-    """Bytes read and written per second by a large copy on the device."""
+    """Measure the bytes that a large copy on the device reads and writes per second."""
     source = torch.randint(0, 255, (COPIED_BYTES,), device="cuda", dtype=torch.uint8)
     target = torch.empty_like(source)
     seconds = device_seconds({"copy": lambda: target.copy_(source)}, repeats)["copy"]
@@ -240,7 +240,7 @@ def copy_bandwidth(repeats: int) -> float:
 
 
 def _fewest_bytes(tasks: ResidentTasks, chosen: Sequence[int]) -> float:
-    """Fewest bytes that a forward moves: weights and patches once, items, user vectors."""
+    """Count the least bytes that a forward moves: weights, patches, items, user vectors, once."""
     spec, pool = tasks.backbone.spec, tasks.refs[0].pool
     weights = sum(p.numel() for p in tasks.backbone.blocks.parameters()) * pool.dtype.itemsize
     embedded = len(chosen) * spec.max_input_len * spec.channels * pool.dtype.itemsize
@@ -249,7 +249,7 @@ def _fewest_bytes(tasks: ResidentTasks, chosen: Sequence[int]) -> float:
 
 
 def _batch(tasks: ResidentTasks, shape: FleetShape, rows: int) -> Batch:
-    """Rows of tasks drawn uniformly."""
+    """Make a batch of rows whose tasks are drawn uniformly."""
     return Batch(tasks, np.random.default_rng(3).integers(0, shape.tasks, rows).tolist())
 
 

@@ -1,10 +1,10 @@
 """Throughput, p99 of a batch and memory as tasks, batch, history, channels and catalog grow.
 
-In process, one thread: forward and heads through the store that the device process uses. Points of
-an axis are measured in turn, several times over, so that noise hits all alike. A picture each is
-written to ``--folder``. ``step_AXIS`` is the largest factor by which a unit of work (a row; a
-position; a multiplication; an item) becomes dearer from one point to the next: a cliff if it is
-far above 1.
+Forward and heads run in this process, on one thread, through the store that the device process
+uses. The points of an axis are measured alternately and repeatedly, so noise affects all of them
+equally. ``--folder`` gets one picture per axis. ``step_AXIS`` is the largest factor by which the
+time of a unit of work (a row; a position; a multiplication; an item) grows from one point to the
+next. A factor far above 1 is a cliff.
 """
 
 import argparse
@@ -47,9 +47,10 @@ POINT_S, FEWEST_BATCHES = 0.25, 3
 
 @dataclass(slots=True)
 class Point:
-    """One value of an axis: a batch to run, and what was seen. ``units``: work in one row.
+    """One value of an axis: the batch to run, and its measured times and memory.
 
-    ``is_separate``: it has an engine of its own, so that its memory counts from just before it.
+    ``units`` is the work in one row. ``is_separate`` means that the point has its own engine, so
+    that its memory is measured from just before the point.
     """
 
     value: int
@@ -63,11 +64,11 @@ class Point:
 
     @property
     def rows_per_s(self) -> float:
-        """Throughput of a median batch."""
+        """Rows per second of a median batch."""
         return self.rows / median(self.seconds)
 
     def unit_s(self) -> list[float]:
-        """Seconds of one unit of work, by repeat."""
+        """Seconds per unit of work, one entry per repeat."""
         return [seconds / (self.rows * self.units) for seconds in self.medians]
 
 
@@ -78,14 +79,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--most-tasks", type=int, default=10_000)
     parser.add_argument("--most-items", type=int, default=1_000_000)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--folder", type=Path, default=Path("runs/growth"), help="of the pictures")
+    parser.add_argument("--folder", type=Path, default=Path("runs/growth"), help="for pictures")
     run(parser.parse_args(arguments)).show()
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Each axis by itself."""
+    """Measure each chosen axis."""
     torch.set_num_threads(1)
-    warm = Engine(FleetShape(1, CHANNELS, items=100))  # what is compiled once counts for no axis
+    warm = Engine(FleetShape(1, CHANNELS, items=100))  # compiles the kernels beforehand
     warm.grow(1)
     warm.batch(1, 1)()
     figures: dict[str, float] = {}
@@ -105,7 +106,7 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def _measured(points: Iterator[Point], repeats: int) -> list[Point]:
-    """Make the points in their order, noting memory, then run them in turn."""
+    """Make the points in order and record their memory, then measure them alternately."""
     process = psutil.Process()
     first = last = process.memory_info().rss
     made: list[Point] = []
@@ -144,7 +145,7 @@ def _figures(axis: str, points: Sequence[Point]) -> dict[str, float]:
 
 
 def _step(smaller: Point, larger: Point) -> float:
-    """Median over the repeats of a unit's time at the larger value over that at the smaller."""
+    """Divide a unit's time at the larger value by that at the smaller; return the median."""
     return median(b / a for a, b in zip(smaller.unit_s(), larger.unit_s(), strict=True))
 
 
@@ -162,7 +163,7 @@ def _curves(points: Sequence[Point]) -> list[Curve]:
 
 
 class Engine:
-    """A store with resident tasks, and rows for them."""
+    """A slot store with loaded tasks, which makes rows for them."""
 
     def __init__(self, shape: FleetShape) -> None:
         self.shape = shape
@@ -177,12 +178,12 @@ class Engine:
         self._random = np.random.default_rng(0)
 
     def verified(self, data: bytes) -> VerifiedBundle:
-        """A bundle that may be loaded."""
+        """Make a verified bundle for the task of this number."""
         identity = BackboneIdentity(self.loaded.fingerprint, self.loaded.backbone.spec)
         return verify_bundle(data, backbone=identity, limits=BundleLimits(max_bytes=len(data)))
 
     def grow(self, tasks: int) -> None:
-        """Load until there are so many; each has slots of its own, few have weights of theirs."""
+        """Load tasks until there are ``tasks``. Each has its own slots; a few bundles repeat."""
         while len(self.tasks) < tasks:
             count = min(LOADED_AT_ONCE, tasks - len(self.tasks))
             some = [self._bundles[i % len(self._bundles)] for i in range(count)]
@@ -191,7 +192,7 @@ class Engine:
                 self.tasks.append(outcome)
 
     def rank(self, items: int) -> None:
-        """Load a task that ranks a random catalog."""
+        """Load a ranking task with a random catalog."""
         head = head_of(random_catalog(items, self.shape.channels))
         bundle = self.verified(ranking_bundle(self.shape, self.loaded, head))
         self.tasks.append(self.store.load(bundle))
@@ -199,9 +200,10 @@ class Engine:
     def batch(
         self, rows: int, tasks: int, length: int = HISTORY, row: Row = PLAIN_ROW
     ) -> Callable[[], object]:
-        """Runs rows of histories of one length, for tasks drawn uniformly from the first ones.
+        """Return a function that scores rows of one length, for tasks drawn from the first ones.
 
-        ``row`` has what a ranking returns; its handle and tokens are replaced.
+        ``row`` is the template of each row, with the options of a ranking; its handle and tokens
+        are replaced.
         """
         stop = FIRST_ITEM + self.shape.items
         made = [

@@ -1,4 +1,4 @@
-"""Pictures of what grows: a column of curves over one axis."""
+"""Plots of growth: several quantities over one axis, next to each other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One quantity over an axis."""
+    """The values of one quantity over an axis."""
 
     title: str
     x: Sequence[float]
@@ -15,7 +15,7 @@ class Curve:
 
 
 def save_plot(path: Path, axis: str, curves: Sequence[Curve]) -> None:
-    """Write a PNG with the curves beside each other, the axis logarithmic."""
+    """Write a PNG with the curves next to each other, over a logarithmic axis."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
     from matplotlib.figure import Figure
 

@@ -1,7 +1,8 @@
-"""Ranking a large catalog exactly: the top 100 with exclusions, against one product and ``topk``.
+"""Exact ranking of a large catalog with exclusions, compared with one product and ``topk``.
 
-Both run on one thread over the same weights and user vectors; the plain side holds all logits.
-``return_ms`` is what reading an evicted head back from its bundle's file takes, hashing included.
+Both sides run on one thread with the same weights and user vectors; the plain side holds all logits
+in memory. ``return_ms`` is the time to reload an evicted head from its bundle's file, including the
+check of its digest.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> None:
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Whole catalog and candidate lists, at each number of rows."""
+    """Measure the whole catalog and candidate lists, at each number of rows."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     weights = random_catalog(options.items, options.channels)
@@ -99,7 +100,7 @@ def _selections(options: argparse.Namespace, rows: int) -> list[Selection]:
 
 
 def _return_ms(options: argparse.Namespace, weights: CatalogWeights) -> float:
-    """A bundle of this catalog on the disk, read back a few times; the file is cached."""
+    """Write a bundle with this catalog and measure reading its head, with the file cached."""
     seconds = []
     with tempfile.TemporaryDirectory(prefix="peterrec-bench-") as scratch:
         path = Path(scratch) / "large.bundle"

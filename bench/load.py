@@ -1,7 +1,7 @@
 """A closed-loop HTTP/1.1 load generator: each client sends its next request after the answer.
 
-Requests are rendered beforehand and connections kept alive, so that it costs little beside the
-server on the same machine. Run in a process of its own by ``measure``.
+Requests are rendered beforehand and connections are kept alive, so the generator takes little time
+from a server on the same machine. ``measure`` runs it in a separate process.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ PATIENCE_S = 30
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """What to send where; ``bodies`` are (path, JSON text) pairs, taken in turn."""
+    """Where to send what. ``bodies`` are (path, JSON text) pairs, which are sent in rotation."""
 
     host: str
     port: int
@@ -36,7 +36,7 @@ class LoadPlan:
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """Latencies are in milliseconds; ``failed`` counts answers that were not 200."""
+    """Figures of one run: latencies in milliseconds; ``failed`` counts answers other than 200."""
 
     requests: int
     failed: int
@@ -52,13 +52,13 @@ class LoadResult:
 
     @classmethod
     def of(cls, latencies_s: Sequence[float], failed: int, seconds: float) -> Self:
-        """The result of one run's latencies."""
+        """Compute the result from the latencies of one run."""
         p50, p90, p99 = np.percentile(np.array(latencies_s) * 1000, [50, 90, 99])
         return cls(len(latencies_s), failed, seconds, float(p50), float(p90), float(p99))
 
 
 def measure(plan: LoadPlan, cpus: str | None = None) -> LoadResult:
-    """Run the plan in a process of its own, on ``cpus`` if given."""
+    """Run the plan in a separate process, pinned to ``cpus`` if given."""
     with NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(asdict(plan), file)
         file.flush()
@@ -69,7 +69,7 @@ def measure(plan: LoadPlan, cpus: str | None = None) -> LoadResult:
 
 
 class Client(asyncio.Protocol):
-    """One connection; counts an answer when its last byte has arrived."""
+    """One connection. An answer counts when its last byte has arrived."""
 
     def __init__(self, run: "Run") -> None:
         self._run = run
@@ -81,7 +81,7 @@ class Client(asyncio.Protocol):
         self._send()
 
     def data_received(self, data: bytes) -> None:
-        """Collect an answer; when it is whole, note its latency and go on."""
+        """Collect an answer. When it is complete, record its latency and send the next request."""
         self._received += data
         head, found, body = self._received.partition(b"\r\n\r\n")
         if not found or len(body) < _content_length(head):
@@ -94,7 +94,7 @@ class Client(asyncio.Protocol):
             self._send()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Tell the run, which ends with its last connection."""
+        """Report the end of this connection; the run ends with its last connection."""
         self._run.leave(error)
 
     def _send(self) -> None:
@@ -103,7 +103,7 @@ class Client(asyncio.Protocol):
 
 
 class Run:
-    """Shared by the clients of one run."""
+    """The state that the clients of one run share."""
 
     def __init__(self, plan: LoadPlan) -> None:
         self._requests = [_render(plan, path, body) for path, body in plan.bodies]
@@ -116,22 +116,22 @@ class Run:
         self._ends_at = self._counts_from + plan.seconds
 
     def next_request(self) -> bytes:
-        """The next rendered request, round and round."""
+        """Return the next rendered request, starting again after the last one."""
         self._next = (self._next + 1) % len(self._requests)
         return self._requests[self._next]
 
     def note(self, latency_s: float, is_ok: bool) -> None:
-        """Count an answer, unless the run still warms up or is over."""
+        """Count an answer, unless the run is still warming up or has ended."""
         if self._counts_from <= time.perf_counter() <= self._ends_at:
             self.latencies.append(latency_s)
             self.failed += not is_ok
 
     def is_over(self) -> bool:
-        """True when no further request is to be sent."""
+        """True when clients must send no further requests."""
         return time.perf_counter() > self._ends_at
 
     def leave(self, error: Exception | None) -> None:
-        """A connection closed; an error ends the run."""
+        """Count a closed connection; an error ends the run."""
         self._left -= 1
         if error is not None and not self.done.done():
             self.done.set_exception(error)

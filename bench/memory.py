@@ -1,7 +1,7 @@
-"""Resident bytes per additional profile task over the bytes of its weights.
+"""Resident bytes per additional profile task, divided by the bytes of its weights.
 
-Counts every process of the service, but not Redis: private memory (USS) after ``--more`` further
-tasks, less that before them. ``--patch-precision`` chooses how patches are kept.
+The growth of private memory (USS) while ``--more`` tasks are registered is counted in every process
+of the service, but not in Redis. ``--patch-precision`` chooses how patches are kept.
 """
 
 import argparse
@@ -22,7 +22,7 @@ SETTLE_S = 5.0
 def main(arguments: list[str]) -> None:
     """``python -m bench memory``."""
     parser = argparse.ArgumentParser(prog="python -m bench memory", description=__doc__)
-    parser.add_argument("--first", type=int, default=500, help="tasks there already")
+    parser.add_argument("--first", type=int, default=500, help="tasks before")
     parser.add_argument("--more", type=int, default=2000)
     parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--patch-precision", nargs="+", default=["float32", "bfloat16"])
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> None:
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Register tasks, look, register more, look again; for each precision."""
+    """For each precision, measure memory before and after registering further tasks."""
     shape = FleetShape(options.first + options.more, options.channels)
     weights = sum(
         tensor.numel() * 4
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def _growth(options: argparse.Namespace, shape: FleetShape, precision: str) -> dict[str, int]:
-    """Bytes by which each kind of process grows with the later tasks; Redis holds the registry."""
+    """Measure the growth in bytes of each kind of process. Redis holds the registry."""
     with tempfile.TemporaryDirectory(prefix="peterrec-bench-") as scratch:
         loaded = make_backbone(shape, Path(scratch) / "backbone")
         bundles = make_bundles(shape, loaded)
@@ -67,8 +67,10 @@ def _growth(options: argparse.Namespace, shape: FleetShape, precision: str) -> d
 
 
 def _settled_bytes() -> dict[str, int]:
-    """Private bytes of the service's processes, once they have given back what the last
-    registrations needed for a moment."""
+    """Measure the private bytes of the service's processes.
+
+    It waits first, until they have released the temporary memory of the last registrations.
+    """
     time.sleep(SETTLE_S)
     found: dict[str, int] = {}
     for process in psutil.Process().children(recursive=True):

@@ -1,4 +1,4 @@
-"""The cost of mixing tasks: rows of all different tasks against the same rows of one task."""
+"""The cost of mixing tasks: rows of different tasks, compared with the same rows of one task."""
 
 import argparse
 from functools import partial

@@ -1,8 +1,8 @@
-"""How near the mixed forward is to the plain float32 reference, on a trained backbone.
+"""Errors of the mixed forward relative to the plain float32 reference, on a trained backbone.
 
 A backbone is pretrained and tasks are fine-tuned on the bundled sample data, or on MovieLens if its
-folder is given; then users of the test parts are answered for every task in mixed batches. Errors
-are relative to the largest logit of a task.
+folder is given. Then mixed batches compute every task for users of the test parts. Errors are
+relative to the largest logit of a task.
 """
 
 import argparse
@@ -47,12 +47,12 @@ PRECISIONS = {
     "bf16_states": (torch.bfloat16, torch.float32),
     "bf16_patches": (torch.float32, torch.bfloat16),
 }
-"""Of products and of patches."""
+"""Number types of products and of patches, by the name of the precision."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """One task, and what the reference answers for some users: logits [n, K]."""
+    """One task, and the reference's logits [n, K] for some users."""
 
     name: str
     kind: HeadKind
@@ -65,15 +65,15 @@ def main(arguments: list[str]) -> None:
     """``python -m bench numerics``."""
     parser = argparse.ArgumentParser(prog="python -m bench numerics", description=__doc__)
     parser.add_argument("--movielens", type=Path, help="folder of MovieLens 1M or 100K")
-    parser.add_argument("--users", type=int, default=4000, help="of the sample data")
-    parser.add_argument("--rows", type=int, default=2000, help="most users judged per task")
+    parser.add_argument("--users", type=int, default=4000, help="users of the sample data")
+    parser.add_argument("--rows", type=int, default=2000, help="most users per task")
     parser.add_argument("--channels", type=int, default=64)
-    parser.add_argument("--epochs", type=int, default=3, help="of pretraining and of each task")
+    parser.add_argument("--epochs", type=int, default=3, help="for pretraining and each task")
     run(parser.parse_args(arguments)).show()
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Train, answer, compare."""
+    """Train a backbone and tasks, compute logits in each precision, and compare them."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="peterrec-bench-") as scratch:
         folder = Path(scratch)
@@ -136,7 +136,7 @@ def _labels(
 def _answered(
     name: str, kind: HeadKind, task: FinetunedTask, loaded: LoadedBackbone, most: int
 ) -> Trained:
-    """The users of the test part first; those of the others if they are too few."""
+    """Choose users of the test part first, then others if there are too few of them."""
     split = task.split
     order = np.concatenate([split.test, split.validation, split.train])[:most]
     rows = [task.examples.rows[i] for i in order]
@@ -147,7 +147,7 @@ def _answered(
 def _mixed_logits(
     tasks: Sequence[Trained], loaded: LoadedBackbone, states: torch.dtype, patches: torch.dtype
 ) -> list[Tensor]:
-    """Logits [n, K] of each task: its rows mixed with those of the others."""
+    """Compute the logits [n, K] of each task in batches that mix the rows of all tasks."""
     forward = mixed_forward(loaded.backbone, states)
     refs = _refs(tasks, loaded, patches)
     mixed = [
@@ -175,7 +175,7 @@ def _refs(tasks: Sequence[Trained], loaded: LoadedBackbone, dtype: torch.dtype) 
 
 
 def _same_bits(tasks: Sequence[Trained], loaded: LoadedBackbone) -> float:
-    """Share of rows whose float32 user vector is the same, bit by bit, alone and in a batch."""
+    """Return the share of rows whose float32 user vector has the same bits alone and in a batch."""
     forward, refs = mixed_forward(loaded.backbone), _refs(tasks, loaded, torch.float32)
     rows = tasks[0].rows[:ALONE]
     chosen = [refs[row % len(refs)] for row in range(len(rows))]
@@ -197,13 +197,13 @@ def _relative(ours: Tensor, theirs: Tensor) -> float:
 
 
 def _margin(logits: Tensor) -> Tensor:
-    """How much more probable [n] the first class of each row is than the second."""
+    """Subtract the second highest class probability of each row from the highest: [n]."""
     best = torch.softmax(logits, 1).topk(2, dim=1).values
     return best[:, 0] - best[:, 1]
 
 
 def _overlap(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Share of each row's ten best items [n] that are the same."""
+    """Return the share [n] of each row's ten best items that are in both rankings."""
     mine, reference = (logits.topk(TOP, dim=1).indices for logits in (ours, theirs))
     return (mine.unsqueeze(2) == reference.unsqueeze(1)).any(2).double().mean(1)
 

@@ -1,8 +1,9 @@
-"""End to end over HTTP against other model servers, each measured in turn with ours.
+"""End to end over HTTP, compared with other model servers that are measured alternately with ours.
 
-The peers and the driver that starts and loads them are a folder of their own (``--driver``), which
-is not part of this project: see ``bench/README.md`` for what it must offer. Server on one core,
-load on another; every peer is measured right after ours, and ratios are of such neighbours.
+The peers, and the driver that starts and loads them, are in a separate folder (``--driver``), which
+is not part of this project. ``bench/README.md`` says what it must contain. The server runs on one
+core and the load generator on another. Every peer is measured immediately after our server, and
+each ratio compares two such consecutive measurements.
 """
 
 import argparse
@@ -24,7 +25,7 @@ PLAIN = ("triton", "ray-batch", "litserve", "bentoml", "mlserver", "mlserver-nob
 GATHERED = ("triton-gather", "ray-gather", "litserve-gather", "bentoml-gather")
 
 Measured = Mapping[int, Mapping[str, float]]
-"""What the driver found at each number of clients."""
+"""The driver's figures for each number of clients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Round:
     theirs: Measured
 
     def ratio(self, figure: str, clients: int) -> float:
-        """Ours over theirs."""
+        """Our figure divided by the peer's."""
         return self.ours[clients][figure] / self.theirs[clients][figure]
 
 
@@ -47,8 +48,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--peers", nargs="+", default=[*PLAIN, *GATHERED])
     parser.add_argument("--tasks", type=int, default=500)
     parser.add_argument("--channels", type=int, default=64)
-    parser.add_argument("--clients", type=int, default=64, help="beside a single one")
-    parser.add_argument("--seconds", type=float, default=3.0, help="per window")
+    parser.add_argument("--clients", type=int, default=64, help="in addition to one client")
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds per window")
     parser.add_argument("--windows", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--port", type=int, default=8100)
@@ -58,7 +59,7 @@ def main(arguments: list[str]) -> None:
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Measure every peer beside ours, ``rounds`` times."""
+    """Measure our server and then a peer, for every peer, ``rounds`` times."""
     with our_server(options) as url:
         rounds = [
             Round(peer, _ours(options, url), _theirs(options, peer))
@@ -88,7 +89,7 @@ def run(options: argparse.Namespace) -> Report:
 
 @contextmanager
 def our_server(options: argparse.Namespace) -> Iterator[str]:
-    """The service with random tasks of the peers' shape, on the server's core."""
+    """Run the service with random tasks of the peers' shape, on the server's core."""
     shape = FleetShape(options.tasks, options.channels)
     with tempfile.TemporaryDirectory(prefix="peterrec-bench-") as scratch:
         folder = Path(scratch) / "backbone"
@@ -111,7 +112,7 @@ def _theirs(options: argparse.Namespace, peer: str) -> Measured:
 
 
 def _drive(options: argparse.Namespace, which: Sequence[str]) -> Measured:
-    """Run the driver; its lines by the number of clients."""
+    """Run the driver and return its figures by the number of clients."""
     command = [
         str(options.driver / "venvs" / "base" / "bin" / "python"), str(options.driver / "run.py"),
         *which, "--channels", str(options.channels), "--tasks", str(options.tasks),
@@ -128,7 +129,7 @@ def _drive(options: argparse.Namespace, which: Sequence[str]) -> Measured:
 
 
 def _best(rounds: Sequence[Round], clients: int) -> list[Round]:
-    """The rounds of the peer with the most requests per second."""
+    """Return the rounds of the peer with the most requests per second."""
     best = max(rounds, key=lambda each: each.theirs[clients]["rps"]).peer
     return [each for each in rounds if each.peer == best]
 

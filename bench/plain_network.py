@@ -1,4 +1,4 @@
-"""A straightforward NextItNet, which training is measured against."""
+"""A straightforward NextItNet, with which our training is compared."""
 
 import argparse
 import statistics
@@ -14,7 +14,7 @@ CLASSES = 5
 
 
 class PlainNextItNet(nn.Module):
-    """NextItNet without receptive field, packing or sampling."""
+    """NextItNet that computes every position of padded rows and a full softmax."""
 
     def __init__(self, items: int, channels: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class PlainNextItNet(nn.Module):
         self.classes = nn.Linear(channels, CLASSES)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """tokens [B, T] -> hidden [B, T, C]."""
+        """Compute hidden states [B, T, C] of tokens [B, T]."""
         x: Tensor = self.embedding(tokens)
         for block in range(0, len(self.convs), 2):
             y = x
@@ -44,19 +44,19 @@ class PlainNextItNet(nn.Module):
         return x
 
     def pretraining_loss(self, tokens: Tensor) -> Tensor:
-        """Mean cross-entropy of the next item at every position, over all items."""
+        """Compute the mean cross-entropy of the next item at every position, over all items."""
         logits = self.output(self(tokens[:, :-1]))  # [B, T, N]
         return functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
     def class_loss(self, tokens: Tensor) -> Tensor:
-        """Mean cross-entropy of a class predicted at the last position; all weights are trained."""
+        """Compute the mean cross-entropy of classes at the last position; all weights train."""
         return functional.cross_entropy(self.classes(self(tokens)[:, -1]), tokens[:, 0] % CLASSES)
 
 
 def plain_rate(
     network: PlainNextItNet, options: argparse.Namespace, loss_of: Callable[[Tensor], Tensor]
 ) -> float:
-    """Sequences per second of whole training steps, without the first one."""
+    """Measure the sequences per second of whole training steps, without the first step."""
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     generator = torch.Generator().manual_seed(0)
     shape = (options.batch, options.history + 1)

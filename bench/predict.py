@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--items", type=int, default=20_000)
     parser.add_argument("--history", type=int, default=50, help="items per history")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 16, 64])
-    parser.add_argument("--seconds", type=float, default=5.0, help="per number of clients")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds per number of clients")
     parser.add_argument("--port", type=int, default=8100)
     parser.add_argument("--server-cpus", default=None, help="cores of the server, such as 0")
     parser.add_argument("--load-cpus", default=None, help="cores of the load generator, such as 1")
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Start the service, register the tasks, and measure it at each number of clients."""
+    """Start the service, register the tasks, and measure it under load."""
     shape = FleetShape(options.tasks, options.channels, options.items)
     with tempfile.TemporaryDirectory(prefix="peterrec-bench-") as scratch:
         folder = Path(scratch) / "backbone"

@@ -1,7 +1,8 @@
-"""A service with many random tasks, as other load generators expect it.
+"""Random backbones and bundles for a service with many random tasks.
 
-Tasks ``t0`` … have 10 classes, two serial patches a block with bottleneck C/8, and weights scaled
-so that activations keep their size; items are named ``0``, ``1``, ….
+Other load generators rely on the names: tasks are ``t0``, ``t1``, …, items are ``0``, ``1``, ….
+Tasks have 10 classes and two serial patches per block with bottleneck C/8. Weights are scaled so
+that activations keep their size.
 """
 
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ PROBE_LENGTHS = (0, 1, 20, 50)
 
 @dataclass(frozen=True, slots=True)
 class FleetShape:
-    """How many tasks of which size."""
+    """The number of tasks, and the size of backbone and tasks."""
 
     tasks: int = 500
     channels: int = 64
@@ -45,12 +46,12 @@ class FleetShape:
 
     @property
     def geometry(self) -> PatchGeometry:
-        """The tasks' patches."""
+        """The geometry of each task's patch."""
         return PatchGeometry("serial2", self.channels // 8, self.blocks, queries=self.queries)
 
 
 def make_backbone(shape: FleetShape, folder: Path, seed: int = 0) -> LoadedBackbone:
-    """A random backbone saved in ``folder`` and opened again."""
+    """Save a random backbone in ``folder`` and load it from there."""
     torch.manual_seed(seed)
     spec = BackboneSpec(shape.items, shape.channels, max_len=shape.max_len)
     backbone = Backbone(spec)
@@ -67,7 +68,7 @@ def make_backbone(shape: FleetShape, folder: Path, seed: int = 0) -> LoadedBackb
 
 
 def make_patch(shape: FleetShape, task: int) -> PatchWeights:
-    """Random patch weights of one task."""
+    """Make random patch weights for one task."""
     random = np.random.default_rng((1, task))
     h, c = shape.geometry.bottleneck, shape.channels
     scales = {"patch.down": c**-0.5, "patch.query": c**-0.5}
@@ -83,7 +84,7 @@ def make_patch(shape: FleetShape, task: int) -> PatchWeights:
 
 
 def make_head(shape: FleetShape, task: int) -> Head:
-    """Random head weights of one task."""
+    """Make random head weights for one task."""
     generator = torch.Generator().manual_seed(task)
     head = Head(HeadSpec("classification", CLASSES), shape.channels, generator)
     with torch.no_grad():
@@ -92,7 +93,7 @@ def make_head(shape: FleetShape, task: int) -> Head:
 
 
 def make_bundles(shape: FleetShape, loaded: LoadedBackbone) -> Iterator[bytes]:
-    """The bundles of all tasks in order, each with true probes."""
+    """Make the bundles of all tasks in order, each with correct probes."""
     random = np.random.default_rng(7)
     histories = [
         random.integers(FIRST_ITEM, FIRST_ITEM + shape.items, length) for length in PROBE_LENGTHS

@@ -1,4 +1,4 @@
-"""Bundles with a random catalog as their head, for measurements of ranking."""
+"""Bundles with a random ranking head, for measurements of ranking."""
 
 import numpy as np
 import torch
@@ -16,13 +16,13 @@ from peterrec.patches.bundle.manifest import ManifestHead, ManifestProbes
 
 
 def random_catalog(items: int, channels: int) -> CatalogWeights:
-    """A random ranking head."""
+    """Make the weights of a random ranking head."""
     weight, bias = torch.randn(items, channels) * channels**-0.5, torch.randn(items)
     return CatalogWeights(FLOAT_BYTES * (weight.numel() + bias.numel()), weight, bias)
 
 
 def head_of(weights: CatalogWeights) -> Head:
-    """The head in the form that a trainer has it."""
+    """Convert the weights to the head module that training produces."""
     assert weights.weight is not None
     assert weights.bias is not None
     items, channels = weights.weight.shape
@@ -34,7 +34,7 @@ def head_of(weights: CatalogWeights) -> Head:
 
 
 def ranking_bundle(shape: FleetShape, loaded: LoadedBackbone, head: Head) -> bytes:
-    """The fleet's first task with this head in the place of its own, with true probes."""
+    """Make a bundle of the fleet's first task with this head instead, with correct probes."""
     contents = open_bundle(next(make_bundles(shape, loaded)))
     histories = [np.arange(FIRST_ITEM, FIRST_ITEM + length) for length in (0, 7)]
     probes = probe_tensors(loaded.backbone, make_patch(shape, 0), head, histories)

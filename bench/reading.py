@@ -1,7 +1,7 @@
 """Peak memory and speed of reading interactions, compared with holding whole text columns.
 
-The benchmark writes events of random users and skewed items as Parquet or CSV, and reads the file
-each way in a separate process.
+The benchmark writes events with uniform users and a skewed distribution of items as Parquet or CSV.
+It reads the file in each way in a separate process.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def read_in_batches(path: Path) -> int:
-    """Read as every command does; returns the number of events."""
+    """Read the file as every command does, and return the number of events."""
     source = InteractionSource(TableSource(path), order_column="timestamp")
     return len(read_histories(source).codes)
 
@@ -69,7 +69,7 @@ def read_whole(path: Path) -> int:
 
 
 def _codes(texts: pa.ChunkedArray) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    """Each row's index among the distinct texts."""
+    """Return each row's index among the distinct texts."""
     codes: np.ndarray[tuple[int], np.dtype[np.int64]]
     codes = texts.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
     return codes
@@ -82,7 +82,7 @@ def _in_own_process(read: Callable[[Path], int], path: Path) -> tuple[float, int
 
 
 def _measured(read: Callable[[Path], int], path: Path) -> tuple[float, int]:
-    """Run ``read``: its seconds, and the most bytes that this process ever held (Linux only)."""
+    """Run ``read``; return its seconds and the peak bytes of this process (Linux only)."""
     started = time.perf_counter()
     read(path)
     seconds = time.perf_counter() - started

@@ -43,14 +43,14 @@ class Site:
     port: int
 
     def bundles(self, count: int, skip: int = 0) -> list[bytes]:
-        """Make bundles that all differ; ``skip`` the first ones, which other measurements use."""
+        """Make distinct bundles, without the first ``skip``, which other measurements use."""
         shape = replace(self.shape, tasks=skip + count)
         return list(islice(make_bundles(shape, self.loaded), skip, None))
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One start of the server, with the memory of its device process when it was ready."""
+    """Times of one server start, and the memory of its device process when it was ready."""
 
     first_answer_s: float
     ready_s: float
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--writers", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--swaps", type=int, default=100)
     parser.add_argument("--counts", type=int, nargs="+", default=[100, 1000, 5000])
-    parser.add_argument("--threads", type=int, default=0, help="device threads (0: by the cores)")
+    parser.add_argument("--threads", type=int, default=0, help="device threads; 0: from the cores")
     parser.add_argument("--port", type=int, default=8100, help="first of three ports that are used")
     run(parser.parse_args(arguments)).show()
 
@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> Report:
 
 
 async def register_all(url: str, bundles: Sequence[bytes], writers: int) -> float:
-    """Return the seconds until all bundles are registered and served, by a number of writers."""
+    """Return the seconds until the given number of writers have all bundles served."""
     waiting = iter(enumerate(bundles))
 
     async def write(client: httpx.AsyncClient) -> None:
@@ -195,7 +195,7 @@ def both_starts(site: Site, count: int, settings: Settings) -> tuple[Start, Star
 
 
 def _start(site: Site, data_dir: Path, settings: Settings) -> Start:
-    """Start the server and wait until it is ready, repeating a request for the first task."""
+    """Start the server and wait until it is ready, while requesting the first task repeatedly."""
     started = time.perf_counter()
     first_answer_s = 0.0
     with (

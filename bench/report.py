@@ -1,4 +1,4 @@
-"""What a measurement gives: figures by name, the settings behind them, and the machine."""
+"""The report of a measurement: figures by name, its settings, and the machine."""
 
 import json
 import os
@@ -16,7 +16,7 @@ Setting = str | int | float | bool | Sequence[int]
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One measurement. ``figures`` are the numbers to quote; ``rows`` a table for people."""
+    """One measurement. ``figures`` are the numbers to quote; ``rows`` are a table to read."""
 
     name: str
     figures: Mapping[str, float]
@@ -25,7 +25,7 @@ class Report:
     rows: Sequence[Sequence[str]] = field(default_factory=list)
 
     def show(self) -> None:
-        """Print the table, the figures, and the whole as JSON on the last line."""
+        """Print the table, the figures and, on the last line, the whole report as JSON."""
         console = Console()
         if self.rows:
             table = Table(*self.columns, title=self.name)
@@ -44,7 +44,7 @@ class Report:
 
 
 def machine() -> dict[str, str | int]:
-    """What the figures were measured on."""
+    """Describe the machine and the versions that produced the figures."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0,

@@ -1,4 +1,4 @@
-"""The real service in processes of its own, for measurements and load generators."""
+"""The real service in separate processes, for measurements and load generators."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ UPLOADS_AT_ONCE = 8
 def serving(
     backbone: Path, data_dir: Path, port: int, cpus: str | None = None, **settings: object
 ) -> Iterator[str]:
-    """``peterrec serve`` without authentication on loopback; yields its URL when it is ready."""
+    """Run ``peterrec serve`` on loopback without authentication; yield its URL once it is ready."""
     with serving_process(backbone, data_dir, port, cpus, **settings) as process:
         url = f"http://127.0.0.1:{port}"
         wait_until_ready(url, process)
@@ -31,7 +31,7 @@ def serving(
 def serving_process(
     backbone: Path, data_dir: Path, port: int, cpus: str | None = None, **settings: object
 ) -> "Iterator[subprocess.Popen[bytes]]":
-    """``peterrec serve`` as a process, from its start; it is ended on leaving."""
+    """Run ``peterrec serve``; yield its process immediately, before it is ready."""
     environment = os.environ | {
         "PETERREC_AUTH": "off",
         "PETERREC_DATA_DIR": str(data_dir),
@@ -59,7 +59,7 @@ def serving_process(
 
 
 def wait_until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
-    """Block until /readyz answers 200; SystemExit if the server ends or takes too long."""
+    """Wait until /readyz answers 200; raise SystemExit if the server ends or takes too long."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -74,7 +74,7 @@ def wait_until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
 
 
 def register(url: str, bundles: Iterable[bytes], first: int = 0) -> float:
-    """Register bundles as tasks t0, t1, … (or from ``first`` on) over REST; seconds it took."""
+    """Register bundles as tasks t0, t1, … (or from ``first`` on) over REST; return the seconds."""
     started = time.perf_counter()
     asyncio.run(_register(url, bundles, first))
     return time.perf_counter() - started

@@ -1,8 +1,8 @@
-"""How soon a registered version answers, and what swaps cost the requests of other tasks.
+"""How soon a registered version answers, and how much swaps slow down requests of other tasks.
 
-One service under steady load on some tasks; versions of other tasks are pushed meanwhile, at a
-steady rate. A version counts as served when a request answered after the registration names its
-digest: ``swap_p99_ms`` is from the 201 to that answer. Load with and without swaps alternates.
+One service is under steady load on some tasks while versions of other tasks are pushed at a steady
+rate. A version counts as served when the answer to a request after the registration has its digest:
+``swap_p99_ms`` is the time from the 201 to that answer. Windows with and without swaps alternate.
 """
 
 import argparse
@@ -30,19 +30,19 @@ from bench.server import register, serving
 DRAWS = 2048
 
 NICENESS = 10
-"""Of the client that swaps: at 19 it would be late to see that a version is served."""
+"""Niceness of the client that swaps. At 19 it would notice too late that a version is served."""
 
 
 def main(arguments: list[str]) -> None:
     """``python -m bench swap``."""
     parser = argparse.ArgumentParser(prog="python -m bench swap", description=__doc__)
-    parser.add_argument("--tasks", type=int, default=200, help="half are loaded, half swapped")
+    parser.add_argument("--tasks", type=int, default=200, help="one half loaded, the other swapped")
     parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--history", type=int, default=50)
     parser.add_argument("--swaps", type=int, default=1000)
     parser.add_argument("--rate", type=float, default=5.0, help="swaps per second")
     parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("--windows", type=int, default=10, help="pairs, with swaps and without")
+    parser.add_argument("--windows", type=int, default=10, help="pairs: with, without swaps")
     parser.add_argument("--port", type=int, default=8100)
     parser.add_argument("--server-cpus", default="0")
     parser.add_argument("--load-cpus", default="1")
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> None:
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Alternate windows of load with and without swaps beside it."""
+    """Measure windows of load, alternately with and without concurrent swaps."""
     shape = FleetShape(options.tasks, options.channels)
     seconds = options.swaps / options.rate / options.windows
     with tempfile.TemporaryDirectory(prefix="peterrec-bench-") as scratch:
@@ -102,7 +102,7 @@ class Swaps:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Swap until the block ends."""
+        """Push versions until the ``with`` block ends."""
         self._is_stopping.clear()
         thread = threading.Thread(target=self._run_aside)
         thread.start()
@@ -113,7 +113,10 @@ class Swaps:
             thread.join()
 
     def _run_aside(self) -> None:
-        """Not on the server's cores, and behind the load on its own: it is a client beside it."""
+        """Pin this thread to the load's cores, with a lower priority than the load.
+
+        The thread is a client, so it must not take time from the server or from the load.
+        """
         pinned = ["taskset", "-pc", self._options.load_cpus, str(threading.get_native_id())]
         subprocess.run(pinned, check=True, stdout=subprocess.DEVNULL)
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
@@ -129,7 +132,7 @@ class Swaps:
                 await asyncio.sleep(max(0.0, wait))
 
     async def _swap(self, client: httpx.AsyncClient) -> None:
-        """Push the next version of a task, then ask until it answers."""
+        """Push the next version of a task, then send requests until it answers."""
         tasks, half = self._options.tasks, self._options.tasks // 2
         task = half + self._pushed % (tasks - half)
         bundle = self._bundles[(self._pushed * 7 + task) % len(self._bundles)]

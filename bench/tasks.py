@@ -1,7 +1,7 @@
-"""Does another registered task cost anybody anything? 10,000 tasks, asked uniformly, against one.
+"""The cost of additional registered tasks: 10,000 tasks, asked uniformly, compared with one.
 
-Two services run, one with a single task; they are loaded in turn, one after the other, so that
-what else the machine does hits both alike.
+Two services run, one of them with a single task. They are loaded alternately, so other load on the
+machine affects both equally.
 """
 
 import argparse
@@ -28,16 +28,16 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--history", type=int, default=50)
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=4.0, help="per window")
+    parser.add_argument("--seconds", type=float, default=4.0, help="seconds per window")
     parser.add_argument("--windows", type=int, default=7)
-    parser.add_argument("--port", type=int, default=8100, help="and the next one")
+    parser.add_argument("--port", type=int, default=8100, help="first of two ports")
     parser.add_argument("--server-cpus", default="0")
     parser.add_argument("--load-cpus", default="1")
     run(parser.parse_args(arguments)).show()
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Start both services, register, and load them in turn."""
+    """Start both services, register their tasks, and load them alternately."""
     many = FleetShape(options.tasks, options.channels)
     results: dict[int, list[LoadResult]] = {1: [], options.tasks: []}
     with ExitStack() as stack:

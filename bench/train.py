@@ -1,4 +1,4 @@
-"""Sequences per second in training, one thread, against a plain PyTorch step in the same run.
+"""Sequences per second in training on one thread, compared with a plain PyTorch step.
 
 The plain step is a straightforward NextItNet: ``torch.nn.Conv1d``, padded rows, every position
 predicted, full softmax, Adam over all parameters.
@@ -23,7 +23,7 @@ from peterrec.model.training.finetune.settings import FinetuneSettings
 from peterrec.model.training.pretrain.pretrain import PretrainSettings, pretrain
 
 TOP = (6, 7)
-"""The top two of eight blocks."""
+"""The numbers of the top two of eight blocks."""
 
 
 def main(arguments: list[str]) -> None:
@@ -35,15 +35,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--items", type=int, default=10_000)
     parser.add_argument("--sequences", type=int, default=960)
     parser.add_argument(
-        "--tasks", type=int, default=32, help="trained together and one by one; 0: none"
+        "--tasks", type=int, default=32, help="trained together and one by one; 0: skip"
     )
     parser.add_argument("--million", action="store_true", help="pretrain 1,000,000 items as well")
-    parser.add_argument("--repeats", type=int, default=3, help="paired; the median is reported")
+    parser.add_argument("--repeats", type=int, default=3, help="paired repeats; median counts")
     run(parser.parse_args(arguments)).show()
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Measure ours and the plain step in turn."""
+    """Measure our training and the plain step alternately."""
     torch.set_num_threads(1)
     histories = random_histories(options)
     plain = PlainNextItNet(options.items, options.channels)
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def _ratio(measured: dict[str, list[float]], ours: str, theirs: str) -> float:
-    """Median of each repeat's ratio, because the machine's other load changes between repeats."""
+    """Divide the rates within each repeat, where other load is alike; return the median."""
     pairs = zip(measured[ours], measured[theirs], strict=True)
     return statistics.median(one / other for one, other in pairs)
 
@@ -115,7 +115,7 @@ def _pretrain_rate(histories: Histories, options: argparse.Namespace, seed: int)
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Sequences per second of the median epoch, and of all epochs together."""
+    """Measure the sequences per second of the median epoch and of all epochs together."""
 
     steady: float
     whole: float
@@ -124,7 +124,7 @@ class Rates:
 def _top_rates(
     loaded: LoadedBackbone, histories: Histories, options: argparse.Namespace
 ) -> dict[str, float]:
-    """Patches in the top two blocks; the first four epochs also compute the blocks below."""
+    """Fine-tune the top two blocks; the first four epochs also compute the blocks below."""
     rates = _finetune_rates(loaded, histories, options, TOP)
     return {"finetune_top2": rates.steady, "finetune_top2_with_trunk": rates.whole}
 

@@ -9,7 +9,7 @@ from peterrec.model.data.histories import Histories, UserLabels
 
 
 def random_histories(options: argparse.Namespace) -> Histories:
-    """Sequences of ``history`` + 1 items drawn with Zipf-like popularity."""
+    """Make sequences of ``history`` + 1 items, drawn with Zipf-like popularity."""
     random = np.random.default_rng(0)
     weights = 1 / np.arange(1, options.items + 1) ** 0.8
     length = options.history + 1
@@ -25,7 +25,7 @@ def random_histories(options: argparse.Namespace) -> Histories:
 
 
 def random_labels(histories: Histories, seed: int = 1) -> UserLabels:
-    """A random class for every user."""
+    """Draw a random class for every user."""
     random = np.random.default_rng(seed)
     classes = random.integers(0, CLASSES, len(histories.users)).tolist()
     return UserLabels(

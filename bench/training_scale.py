@@ -1,4 +1,4 @@
-"""Training of many tasks together, and of very many items."""
+"""Training of many tasks in one run, and with a million items."""
 
 import argparse
 import multiprocessing
@@ -21,13 +21,13 @@ from peterrec.model.training.pretrain.pretrain import PretrainSettings, pretrain
 MILLION = 1_000_000
 WINDOW = 100
 WINDOWS = 12_000
-"""Number of sequences, enough to contain each of a million items at least once."""
+"""Number of training sequences: enough to contain each of a million items at least once."""
 
 
 def measure_many_tasks(
     loaded: LoadedBackbone, histories: Histories, options: argparse.Namespace
 ) -> dict[str, float]:
-    """Seconds to train tasks in one run and one by one, with patches in the top two blocks."""
+    """Measure the training of tasks in one run and one by one, in the top two blocks."""
     settings = FinetuneSettings(
         "classification",
         blocks=(6, 7),
@@ -53,14 +53,14 @@ def measure_many_tasks(
 
 
 def _mean_loss(tasks: list[FinetunedTask]) -> float:
-    """Mean validation loss of the tasks' best epochs."""
+    """Average the validation loss of the tasks' best epochs."""
     return statistics.mean(
         min(float(epoch["validation_loss"]) for epoch in task.record["epochs"]) for task in tasks
     )
 
 
 def measure_many_items() -> dict[str, float]:
-    """Pretrain a million items, with a checkpoint, in a separate process."""
+    """Pretrain with a million items and a checkpoint, in a separate process."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_pretrain_a_million)
