@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from peterrec.model.network.backbone import Backbone, DilatedConv, ResidualBlock
+from peterrec.model.network.collate import positions_read
 from peterrec.model.network.patch import PatchWeights
 from peterrec.model.network.receptive_field import ConvPlan, plan
-from peterrec.model.spec import CLS, PAD, BackboneSpec
+from peterrec.model.spec import CLS, BackboneSpec
 from peterrec.model.training.finetune.patch_stack import PatchStack
 from peterrec.model.training.products import linear
 
@@ -112,11 +113,8 @@ class Rows:
 
     @classmethod
     def of(cls, tokens: Tensor, spec: BackboneSpec) -> "Rows":
-        """Rows of collated tokens int64 [R, T]; with embedded padding every position is read."""
-        if spec.padding == "embedded":
-            lengths = torch.full_like(tokens[:, 0], tokens.shape[1])
-        else:
-            lengths = (tokens != PAD).sum(1)  # [R, T] -> [R]
+        """Rows of collated tokens int64 [R, T]."""
+        lengths = positions_read(tokens, spec).sum(1)  # [R, T] -> [R]
         return cls(tokens, lengths, int(lengths.min()))
 
 

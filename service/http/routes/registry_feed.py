@@ -1,6 +1,6 @@
 """The changes of the registry: as a stream that can be resumed, and as the audit trail."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
 from typing import Annotated, Literal
 
@@ -113,7 +113,7 @@ async def open_stream(
         str | None,
         Header(description="Sent by an EventSource when it reconnects; replaces since."),
     ] = None,
-) -> AsyncIterator[EventStream]:
+) -> AsyncGenerator[EventStream, None]:
     """Open a stream of changes for one request, and count it as long as the request lasts."""
     _require_admin(caller)
     if len(context.streams) >= MAX_STREAMS:

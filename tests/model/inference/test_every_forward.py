@@ -181,7 +181,7 @@ def cached_training(case: Case) -> Tensor:
     cache = ActivationCache(case.backbone, lowest, len(case.histories))
     rows = [torch.tensor(history, dtype=torch.int64).numpy() for history in case.histories]
     slots = cache.slots(rows).repeat(len(case.patches))
-    blocks = FieldBlocks(case.backbone, spec.frame_len, lowest)
+    blocks = FieldBlocks(case.backbone, spec.max_input_len, lowest)
     return blocks.user_vectors(cache.states(slots), stack_of(case))
 
 

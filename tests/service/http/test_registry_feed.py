@@ -1,7 +1,7 @@
 """Streams of registry changes are counted as long as they are open, and end with a drain."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,7 @@ def context(registry: Registry, tmp_path: Path) -> AdminContext:
     return AdminContext(table, Authenticator(False), link, registry, info, tmp_path, 1)
 
 
-def opening(context: AdminContext, since: int | None = None) -> AsyncIterator[EventStream]:
+def opening(context: AdminContext, since: int | None = None) -> AsyncGenerator[EventStream, None]:
     return open_stream(ANYONE, context, Response(), since, None)
 
 

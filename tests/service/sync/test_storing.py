@@ -11,6 +11,7 @@ from peterrec.patches.identity import Digest, digest_of
 from peterrec.patches.registry.registry import Registry
 from peterrec.service.errors import ErrorBody, problem_of, push_error
 from peterrec.service.protocol.messages import Validated
+from tests.patches.redis_servers import is_stored
 from tests.service.random_bundles import Workshop
 from tests.service.replicas import DeviceThread, Replica
 from tests.waiting import soon
@@ -59,7 +60,7 @@ async def test_a_bundle_that_is_only_validated_is_not_stored(
     bundle = workshop.bundle("classification", 2)
     answer = await pushed(replica, tmp_path / "pipe", bundle, store=False)
     assert answer.reasons == []
-    assert not await registry.blobs.has(digest_of(bundle))
+    assert not await is_stored(registry, digest_of(bundle))
 
 
 async def test_a_bundle_that_is_refused_is_not_stored(
