@@ -151,7 +151,7 @@ def _exchanges(text: str) -> Iterator[tuple[str, str]]:
 
 
 def is_as_shown(shown: str, printed: str) -> bool:
-    """Return True if ``printed`` matches ``shown``; ``…`` is any text, trailing blanks are ignored."""
+    """Return True if ``printed`` matches ``shown``, in which ``…`` stands for any text."""
     pattern = ".*?".join(re.escape(part) for part in _trimmed(shown).split("…"))
     return re.fullmatch(pattern, _trimmed(printed), re.DOTALL) is not None
 
