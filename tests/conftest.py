@@ -1,4 +1,4 @@
-"""A private real Redis for the whole run, and a registry with keys of its own for each test."""
+"""A private real Redis for the whole run, and a registry with its own key prefix for each test."""
 
 from collections.abc import AsyncIterator, Iterator
 from uuid import uuid4
@@ -11,7 +11,7 @@ from peterrec.patches.registry.registry import Registry, open_redis
 
 @pytest.fixture(scope="session")
 def embedded_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
-    """Shared by all tests: never stop it, never FLUSHALL."""
+    """A Redis that all tests share: never stop it, and never send FLUSHALL."""
     server = EmbeddedRedis(tmp_path_factory.mktemp("redis"))
     server.start()
     yield server
@@ -20,7 +20,7 @@ def embedded_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedde
 
 @pytest.fixture(scope="session")
 def redis_url(embedded_redis: EmbeddedRedis) -> str:
-    """Where the private Redis listens."""
+    """The URL of the private Redis."""
     return embedded_redis.url
 
 

@@ -1,4 +1,4 @@
-"""Waiting for something to become true, with a deadline instead of a sleep."""
+"""Wait until a condition is true, with a deadline instead of a fixed sleep."""
 
 import asyncio
 import time
@@ -8,7 +8,7 @@ POLL_S = 0.01
 
 
 def eventually(is_so: Callable[[], bool], within_s: float = 10.0) -> None:
-    """Return as soon as ``is_so``; fail at the deadline."""
+    """Return as soon as ``is_so()`` is true; fail at the deadline."""
     deadline = time.monotonic() + within_s
     while not is_so():
         assert time.monotonic() < deadline, f"not so within {within_s} s"
@@ -16,7 +16,7 @@ def eventually(is_so: Callable[[], bool], within_s: float = 10.0) -> None:
 
 
 async def soon(is_so: Callable[[], bool | Awaitable[bool]], within_s: float = 10.0) -> None:
-    """The same on the event loop; ``is_so`` may be a coroutine function."""
+    """Wait on the event loop until ``is_so()`` is true; it may be a coroutine function."""
     deadline = time.monotonic() + within_s
     while True:
         found = is_so()

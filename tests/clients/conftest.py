@@ -1,4 +1,4 @@
-"""Both clients behind one blocking face, against one real server."""
+"""Both clients with one blocking interface, and one real server for them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -16,7 +16,7 @@ KINDS: tuple[HeadKind, ...] = ("classification", "tags", "ranking", "value")
 
 
 class Blocking:
-    """An ``AsyncClient`` whose methods block, so that one test serves both clients."""
+    """An ``AsyncClient`` whose methods block, so that one test covers both clients."""
 
     def __init__(self, runner: asyncio.Runner, client: AsyncClient) -> None:
         self._runner = runner
@@ -37,7 +37,7 @@ Sleep = Callable[[float], None]
 
 @pytest.fixture(params=["sync", "async"])
 def make(request: pytest.FixtureRequest) -> Iterator[Make]:
-    """Makes clients of either kind; closes them at the end."""
+    """Return functions that make clients of either kind; close the clients at the end."""
     made: list[Callable[[], object]] = []
 
     def make_sync(*arguments: str, **options: Any) -> Client:  # Any: keywords of the client
@@ -45,7 +45,9 @@ def make(request: pytest.FixtureRequest) -> Iterator[Make]:
         made.append(client.close)
         return client
 
-    def make_async(*arguments: str, sleep: Sleep | None = None, **options: Any) -> Any:  # as above
+    def make_async(  # Any: keywords of the client, and a wrapper that behaves like one
+        *arguments: str, sleep: Sleep | None = None, **options: Any
+    ) -> Any:
         if sleep is not None:
             options["sleep"] = awaitable(sleep)
         client = AsyncClient(*arguments, **options)
@@ -59,7 +61,7 @@ def make(request: pytest.FixtureRequest) -> Iterator[Make]:
 
 
 def awaitable(sleep: Sleep) -> Callable[[float], Awaitable[None]]:
-    """A coroutine function that does what a function does."""
+    """Make a coroutine function that calls the given function."""
 
     async def sleeping(seconds: float) -> None:
         sleep(seconds)
@@ -88,13 +90,13 @@ def server(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture
 def client(make: Make, server: RunningServer) -> Client:
-    """A client with the first key, of either kind."""
+    """A client of either kind with the server's first key."""
     return make(server.url, server.key)
 
 
 @pytest.fixture
 def save(workshop: Workshop, tmp_path: Path) -> Callable[..., Path]:
-    """Writes a bundle file of a kind and seed."""
+    """Return a function that writes a bundle file for a kind and a seed."""
 
     def save_bundle(kind: HeadKind, seed: int) -> Path:
         path = tmp_path / f"{kind}-{seed}.bundle"

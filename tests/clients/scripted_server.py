@@ -1,4 +1,4 @@
-"""A small real HTTP server that answers by a script and remembers what it was asked."""
+"""A small real HTTP server that answers from a script and records the requests."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass(frozen=True)
 class Scripted:
-    """One answer."""
+    """One answer of the script."""
 
     status: int = 200
     body: bytes = b"[]"
@@ -24,7 +24,7 @@ class HangUp:
 
 @dataclass(frozen=True)
 class Silence:
-    """Say nothing until the server ends."""
+    """Keep the connection open without an answer until the server ends."""
 
 
 Step = Scripted | HangUp | Silence
@@ -32,7 +32,7 @@ Step = Scripted | HangUp | Silence
 
 @dataclass(frozen=True)
 class Asked:
-    """A request that arrived, and when by the test's clock."""
+    """A request that arrived, with the time of arrival on the test's clock."""
 
     method: str
     path: str
@@ -43,7 +43,7 @@ class Asked:
 
 
 class ScriptedServer:
-    """Answers each request with the next step; the last one repeats."""
+    """Answers each request with the next step of the script; the last step repeats."""
 
     def __init__(self, port: int, clock: Callable[[], float]) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -53,14 +53,14 @@ class ScriptedServer:
         self.is_over = threading.Event()
 
     def take(self, asked: Asked) -> Step:
-        """The answer to a request."""
+        """Record a request and return its answer."""
         self.asked.append(asked)
         return self.steps[min(len(self.asked), len(self.steps)) - 1]
 
 
 @contextmanager
 def scripted_server(clock: Callable[[], float]) -> Iterator[ScriptedServer]:
-    """A server on a free port until the block ends."""
+    """Run a server on a free port until the ``with`` block ends."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

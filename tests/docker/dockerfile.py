@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction, with its continued lines joined."""
+    """One instruction, with its continuation lines joined."""
 
     name: str
     text: str
@@ -18,12 +18,12 @@ class Instruction:
         return shlex.split(self.text)
 
     def assignments(self) -> dict[str, str]:
-        """Of ENV and ARG: values by name, empty if there is none."""
+        """The values that ENV or ARG assigns, by name; an ARG without a value has an empty one."""
         return {name: value for name, _, value in (word.partition("=") for word in self.words)}
 
 
 def read_dockerfile(path: Path) -> list[Instruction]:
-    """Every instruction, in order."""
+    """Return every instruction, in order."""
     text = re.sub(r"^\s*#.*\n", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     lines = re.sub(r"\\\n\s*", " ", text).splitlines()
     return [Instruction(*line.split(maxsplit=1)) for line in lines if line.strip()]

@@ -1,4 +1,4 @@
-"""PromQL of dashboards and rules: what it reads, against what the server exposes."""
+"""Compare the series that dashboards and rules read with those that the server exposes."""
 
 import re
 from collections.abc import Iterator
@@ -27,19 +27,19 @@ ROOT = Path(__file__).parent.parent.parent
 RULES = sorted((ROOT / "docker" / "prometheus" / "rules").glob("*.yml"))
 OF_PROMETHEUS = frozenset({"instance", "job"})
 CLOSED = {"outcome": frozenset(OUTCOMES), "child": frozenset(CHILDREN)}
-"""Labels whose values are known beforehand."""
+"""The labels with a fixed set of values."""
 
 
 @dataclass(frozen=True)
 class Selector:
-    """A series that a query reads: its name and the labels it is chosen by."""
+    """A series that a query reads: its name and the labels that select it."""
 
     name: str
     labels: dict[str, str]
 
 
 def exposed_labels() -> dict[str, set[str]]:
-    """Every sample that a server can expose, with its labels."""
+    """Return every sample that a server can expose, with its labels."""
     metrics = Metrics()
     for event in (
         RegistrySynced(1, 1.0),
@@ -61,26 +61,26 @@ def exposed_labels() -> dict[str, set[str]]:
 
 
 def known_labels() -> dict[str, set[str]]:
-    """What queries may read: the server's samples, the recorded ones, and Prometheus's own."""
+    """Return all series that queries may read: from the server, recorded, and of Prometheus."""
     recorded = {rule["record"]: grouping_of(rule["expr"]) for rule in rules() if "record" in rule}
     return {**exposed_labels(), **recorded, "up": set()}
 
 
 def rules() -> Iterator[dict[str, Any]]:  # Any: YAML
-    """Every recording and alerting rule."""
+    """Return every recording and alerting rule."""
     for path in RULES:
         for group in yaml.safe_load(path.read_text(encoding="utf-8"))["groups"]:
             yield from group["rules"]
 
 
 def parse(query: str) -> promql_parser.Expr:
-    """The query with Grafana's variables filled in; ValueError if it is no PromQL."""
+    """Parse a query after filling in Grafana's variables; ValueError if it is not PromQL."""
     filled = re.sub(r"\$__(rate_interval|interval|range)\b", "5m", query)
     return promql_parser.parse(filled)
 
 
 def selectors_of(query: str) -> list[Selector]:
-    """The series that a query reads."""
+    """Return the series that a query reads."""
     found = []
     for node in _nodes(query):
         if isinstance(node, promql_parser.MatrixSelector):
@@ -92,7 +92,7 @@ def selectors_of(query: str) -> list[Selector]:
 
 
 def grouping_of(query: str) -> set[str]:
-    """Labels that aggregations of a query are made by."""
+    """Return the labels that aggregations of a query group by."""
     found: set[str] = set()
     for node in _nodes(query):
         if isinstance(node, promql_parser.AggregateExpr) and node.modifier is not None:
@@ -101,7 +101,7 @@ def grouping_of(query: str) -> set[str]:
 
 
 def problems_of(query: str) -> list[str]:
-    """What a query reads that no server exposes."""
+    """Return a description of everything that a query reads but no server exposes."""
     known, found = known_labels(), []
     read: set[str] = set(OF_PROMETHEUS)
     for selector in selectors_of(query):

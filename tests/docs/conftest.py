@@ -1,4 +1,4 @@
-"""What documents run on: ``<!-- run: NAME -->`` uses the fixture ``scenario_NAME``."""
+"""Scenarios in which documents run: ``<!-- run: NAME -->`` uses the fixture ``scenario_NAME``."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Ground:
-    """Environment variables and files, by name, that a scenario's blocks find."""
+    """The environment variables and files of a scenario, by name."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
@@ -41,16 +41,16 @@ class Ground:
 
 @pytest.fixture(scope="session")
 def scenario_shell() -> Ground:
-    """An empty folder."""
+    """An empty folder and the ``peterrec`` command."""
     return Ground()
 
 
 @pytest.fixture(scope="session")
 def scenario_served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    """A server with the demo's tasks; `gender.bundle` and `gender-2.bundle` lie in the folder.
+    """A server with the demo's tasks; `gender.bundle` and `gender-2.bundle` are in the folder.
 
-    `PETERREC_URL`, `PETERREC_API_KEY` and `PETERREC_METRICS_URL` are set. All documents share it:
-    change no task that others ask; push to a name of your own.
+    `PETERREC_URL`, `PETERREC_API_KEY` and `PETERREC_METRICS_URL` are set. All documents share the
+    server, so a document must not change a task that others use; it pushes under a new name.
     """
     folder = tmp_path_factory.mktemp("documents")
     workshop = Workshop(folder / "backbone", SPEC, ITEMS)
@@ -75,5 +75,5 @@ def scenario_served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground
 
 
 def make_bundle(workshop: Workshop, task: DemoTask, seed: int) -> bytes:
-    """A bundle of random weights whose outputs have the task's names."""
+    """Make a bundle of random weights whose outputs have the task's names."""
     return workshop.bundle(task.kind, seed, outputs=len(task.names), names=task.names)

@@ -1,8 +1,8 @@
-"""Code blocks of Markdown documents: found, judged by their marks, and run.
+"""Find the code blocks of Markdown documents, check their marks, and run them.
 
-A block of a language in ``RUNNERS`` is preceded by a comment that says what becomes of it:
+A block of a language in ``RUNNERS`` has a comment before it, which says what the tests do with it:
 ``<!-- run: SCENARIO -->`` or ``<!-- shown: REASON -->``. A block of any language after
-``<!-- output -->`` must be what the block before it printed; ``…`` stands for anything.
+``<!-- output -->`` must equal the output of the block before it; ``…`` matches any text.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ TIMEOUT_S = 60
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block; ``mark`` is run, shown, output or empty, ``about`` the text after it."""
+    """A fenced block. ``mark`` is run, shown, output or empty; ``about`` is the text after it."""
 
     document: str
     line: int
@@ -38,7 +38,7 @@ class Block:
 
 
 def blocks_of(text: str, document: str) -> list[Block]:
-    """Every fenced block, in order."""
+    """Return every fenced block, in order."""
     found, previous = [], ""
     for token in MarkdownIt("commonmark").parse(text):
         if token.type == "fence":
@@ -52,7 +52,7 @@ def blocks_of(text: str, document: str) -> list[Block]:
 
 
 def problems_of(blocks: list[Block]) -> list[str]:
-    """What is wrong with the marks."""
+    """Return a description of every wrong or missing mark."""
     found = []
     for before, block in zip([None, *blocks], blocks, strict=False):
         if block.mark == "" and block.language in RUNNERS:
@@ -67,12 +67,12 @@ def problems_of(blocks: list[Block]) -> list[str]:
 
 
 def scenarios_of(blocks: list[Block]) -> list[str]:
-    """Names of the scenarios that a document's blocks run in."""
+    """Return the names of the scenarios that a document's blocks run in."""
     return list(dict.fromkeys(block.about for block in blocks if block.mark == "run"))
 
 
 def steps_of(blocks: list[Block], scenario: str) -> Iterator[tuple[Block, Block | None]]:
-    """The blocks of a scenario, each with the output that is shown for it."""
+    """Return the blocks of a scenario, each with its expected output."""
     for block, after in zip(blocks, [*blocks[1:], None], strict=True):
         if block.mark == "run" and block.about == scenario:
             yield block, after if after is not None and after.mark == "output" else None
@@ -80,14 +80,14 @@ def steps_of(blocks: list[Block], scenario: str) -> Iterator[tuple[Block, Block 
 
 @dataclass
 class Session:
-    """Where the blocks of one scenario run: one folder, one environment, one Python namespace."""
+    """Runs the blocks of one scenario in one folder, environment and Python namespace."""
 
     folder: Path
     environment: Mapping[str, str]
     names: dict[str, object] = field(default_factory=lambda: {"__name__": "__main__"})
 
     def run(self, block: Block) -> str:
-        """What the block prints; fails the test if the block fails."""
+        """Run a block and return its output; fail the test if the block fails."""
         return RUNNERS[block.language](self, block)
 
 
@@ -96,7 +96,7 @@ def _run_bash(session: Session, block: Block) -> str:
 
 
 def _run_console(session: Session, block: Block) -> str:
-    """Commands after ``$``, each followed by what it prints."""
+    """Run the commands after ``$``; return each command followed by its output."""
     for command, expected in _exchanges(block.text):
         printed = _shell(session, command, block.place)
         assert is_as_shown(expected, printed), f"{block.place}: $ {command}\n{printed}"
@@ -104,7 +104,7 @@ def _run_console(session: Session, block: Block) -> str:
 
 
 def _run_python(session: Session, block: Block) -> str:
-    """In this process, so that a traceback names the document's lines."""
+    """Run Python code in this process, so that a traceback names the document's lines."""
     code = compile("\n" * block.line + block.text, block.document, "exec")
     printed = io.StringIO()
     before = dict(os.environ)
@@ -151,7 +151,7 @@ def _exchanges(text: str) -> Iterator[tuple[str, str]]:
 
 
 def is_as_shown(shown: str, printed: str) -> bool:
-    """True if ``printed`` is ``shown``; ``…`` stands for anything, trailing blanks for nothing."""
+    """Return True if ``printed`` matches ``shown``, in which ``…`` stands for any text."""
     pattern = ".*?".join(re.escape(part) for part in _trimmed(shown).split("…"))
     return re.fullmatch(pattern, _trimmed(printed), re.DOTALL) is not None
 

@@ -1,4 +1,4 @@
-"""One server with every kind of task for all tests; others of their own where they break it."""
+"""One server with every kind of task, which all tests share unless they break their server."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +23,10 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 @pytest.fixture(scope="session")
 def server(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """Two workers; the tasks `classification`, `tags`, `ranking` and `value` are of seed 1."""
+    """A server with two workers and the tasks `classification`, `tags`, `ranking` and `value`.
+
+    The bundles of the tasks have seed 1.
+    """
     folder: Path = tmp_path_factory.mktemp("server")
     with running_server(
         workshop.folder, folder, workers=2, bundle_size_limit_bytes=BUNDLE_LIMIT
@@ -36,13 +39,13 @@ def server(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture
 def api(server: RunningServer) -> Iterator[httpx.Client]:
-    """A client with the first key."""
+    """An HTTP client with the server's first key."""
     with server.client() as client:
         yield client
 
 
 def push(client: httpx.Client, task: str, bundle: bytes, **parameters: str) -> httpx.Response:
-    """Push and insist that it worked."""
+    """Push a bundle and assert that it was accepted."""
     answer = client.post(f"/tasks/{task}/versions", content=bundle, params=parameters)
     assert answer.status_code in {200, 201}, answer.text
     return answer

@@ -1,4 +1,4 @@
-"""Many clients asking at once over keep-alive connections, and what became of every request."""
+"""Many concurrent clients over keep-alive connections, and the outcome of every request."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from tests.e2e.running import RunningServer
 
 @dataclass(frozen=True)
 class Reply:
-    """One answered request; ``asked`` is the number of the body that was sent."""
+    """One answered request. ``asked`` is the number of the body that was sent."""
 
     asked: int
     status: int
@@ -20,7 +20,7 @@ class Reply:
 
 @dataclass
 class Load:
-    """What clients saw: replies, and connections that ended without one."""
+    """The replies that clients received, and the connections that ended without a reply."""
 
     replies: list[Reply] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Load:
 
 
 class Clients:
-    """Clients that ask one path with the given bodies in turn until told to stop."""
+    """Clients that send the given bodies to one path in rotation, until ``stop`` is called."""
 
     def __init__(
         self, server: RunningServer, path: str, bodies: Sequence[object], timeout_ms: int = 20_000
@@ -45,11 +45,11 @@ class Clients:
         self.load = Load()
 
     async def run(self, count: int) -> None:
-        """Ask with ``count`` clients until ``stop``; returns when each has its last answer."""
+        """Run ``count`` clients until ``stop``; return when each has its last answer."""
         await asyncio.gather(*(self._client(number) for number in range(count)))
 
     async def ask_and_leave(self, count: int) -> None:
-        """Ask, and close the connection without waiting for the answer."""
+        """Send requests and close each connection without waiting for the answer."""
         for _ in range(count):
             _, writer = await asyncio.open_connection("127.0.0.1", self._port)
             writer.write(self._requests[0])
@@ -58,11 +58,11 @@ class Clients:
             await writer.wait_closed()
 
     def stop(self) -> None:
-        """Every client finishes the request that it has under way."""
+        """End the run; every client finishes its current request."""
         self._is_stopping = True
 
     async def answered(self, count: int) -> None:
-        """Wait for so many more answers with status 200."""
+        """Wait for ``count`` more answers with status 200."""
         wanted = self._good + count
         async with asyncio.timeout(60):
             while self._good < wanted:
@@ -91,7 +91,7 @@ class Clients:
     async def _ask(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: int
     ) -> bool:
-        """Ask once; False if the server closes the connection after its answer."""
+        """Send one request; return False if the server closes the connection after its answer."""
         writer.write(self._requests[asked])
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         status = int(head.split(" ", 2)[1])

@@ -18,12 +18,14 @@ READY_AGAIN_S = 30.0
 DEVICE_DEATHS = 'peterrec_child_restarts_total{child="device"}'
 
 Answers = dict[tuple[str, str], str]
-"""By task and the version that is asked for (empty: none): the digest that answers, or the code
-of the refusal; and under ``registered`` the digest of each alias as the registry lists it."""
+"""The digest that answers, or the code of the refusal, by task and requested version (or ``""``).
+
+The key ``("registered", "TASK ALIAS")`` has the digest of an alias as the registry lists it.
+"""
 
 
 class Replica:
-    """One `peterrec serve` at a time, on a folder that outlives it."""
+    """A replica that can be started again: its folder stays when its `peterrec serve` ends."""
 
     def __init__(self, backbone: Path, folder: Path, redis_url: str) -> None:
         self._backbone = backbone
@@ -49,25 +51,25 @@ class Replica:
         self._life.close()
 
     def kill(self) -> None:
-        """End all of its processes at once."""
+        """Kill all of its processes."""
         kill_everything(self.server)
         self.stop()
 
     def kill_device(self) -> None:
-        """End the device process alone, and see that the supervisor has noticed."""
+        """Kill only the device process, and wait until the supervisor has noticed it."""
         before = self.server.metrics().get(DEVICE_DEATHS, 0.0)
         self.server.child("device").kill()
         eventually(lambda: self.server.metrics().get(DEVICE_DEATHS) == before + 1)
 
     def wait_until_it_answers(self, task: str) -> None:
-        """Until it is ready and a device answers for a task that is never without a version."""
+        """Wait until it is ready and its device answers for ``task``, which must have a version."""
         eventually(
             lambda: self.server.is_ready() and self._answer(task, "").startswith("sha256:"),
             READY_AGAIN_S,
         )
 
     def answers(self, wanted: Answers) -> Answers:
-        """What it says now where ``wanted`` says what it should."""
+        """Return its present answers for every key of ``wanted``, the expected answers."""
         asked = [key for key in wanted if key[0] != "registered"]
         return self._registered() | {(task, name): self._answer(task, name) for task, name in asked}
 
@@ -84,7 +86,7 @@ class Replica:
         return str(answer.json()["digest" if answer.status_code == 200 else "code"])
 
     def make(self, change: Change, bundles: Mapping[Digest, bytes]) -> int:
-        """Ask for a change and insist that it is made; its revision."""
+        """Request a change, assert that it was made, and return its revision."""
         answer = self._send(change, bundles)
         assert answer.status_code in {200, 201}, f"{change}: {answer.text}"
         return int(answer.json()["registry_revision"])
@@ -108,7 +110,7 @@ class Replica:
 
 
 def expected(model: ReferenceRegistry, tasks: list[TaskId], digests: list[Digest]) -> Answers:
-    """What a replica that has caught up says of every task, alias and bundle."""
+    """Return the answers of an up-to-date replica for every task, alias and bundle."""
     found: Answers = {}
     by_name = {ref.task: task for ref, task in model.tasks.items()}
     for name in tasks:
@@ -134,7 +136,7 @@ def _expected(task: Task | None, version: str) -> str:
 def possible(
     model: ReferenceRegistry, action: EventAction, tasks: list[TaskId], digests: list[Digest]
 ) -> list[Change]:
-    """The changes of a kind that would change something now."""
+    """Return the changes with this action that would change something in the present state."""
     found = []
     for task in tasks:
         for digest in digests:

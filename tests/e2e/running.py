@@ -1,4 +1,4 @@
-"""A real `peterrec serve` as a child process, and what tests do to it from outside."""
+"""A real `peterrec serve` as a child process, and what tests can do to it from outside."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Start:
-    """The program that is started, and the current folder that it is started in."""
+    """The program to start, and the current folder to start it in."""
 
     program: Sequence[str] = (sys.executable, "-P", "-m", "peterrec")
     cwd: Path | None = None
@@ -36,7 +36,7 @@ class Start:
 
 @dataclass
 class RunningServer:
-    """One server; ``key`` is the first key that it printed, empty if it printed none."""
+    """One running server. ``key`` is the first key that it printed; empty if it printed none."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -57,13 +57,13 @@ class RunningServer:
         return (self.folder / "err.txt").read_text()
 
     def client(self, key: str | None = None) -> httpx.Client:
-        """A client with a key, by default the first one; an empty text sends none."""
+        """Open a client with ``key``, by default the first key; an empty text sends no key."""
         key = self.key if key is None else key
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         return httpx.Client(base_url=self.url, headers=headers, timeout=30, trust_env=False)
 
     def child(self, name: str) -> psutil.Process:
-        """The device process, a worker or Redis."""
+        """Return the device process, a worker or Redis."""
         found = [c for c in self.children() if name in " ".join(c.cmdline())]
         assert found, f"no {name} among {[c.cmdline() for c in self.children()]}"
         return found[0]
@@ -78,7 +78,7 @@ class RunningServer:
             return False
 
     def metrics(self) -> dict[str, float]:
-        """Every sample by its name with labels."""
+        """Read every sample, by its name with labels."""
         url = f"http://127.0.0.1:{self.metrics_port}/metrics"
         lines = httpx.get(url, trust_env=False).text.splitlines()
         samples = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
@@ -92,7 +92,7 @@ class RunningServer:
 
 
 def kill_everything(server: RunningServer) -> None:
-    """The supervisor first: it would start the others again."""
+    """Kill all processes, the supervisor first because it would restart the others."""
     processes = [psutil.Process(server.process.pid), *server.children()]
     for process in processes:
         with suppress(psutil.NoSuchProcess):
@@ -105,7 +105,7 @@ def kill_everything(server: RunningServer) -> None:
 def running_server(
     backbone: Path, folder: Path, *, start: Start = Start(), **settings: object
 ) -> Iterator[RunningServer]:
-    """Start a server and wait until it says that it serves; end it however the test ends."""
+    """Start a server, wait until it reports that it serves, and end it even if the test fails."""
     folder.mkdir(parents=True, exist_ok=True)
     port, metrics_port = free_port(), free_port()
     given = {

@@ -1,4 +1,4 @@
-"""Random backbones, patches and heads for tests: large enough weights that mistakes show."""
+"""Random backbones, patches and heads for tests, with weights large enough to reveal mistakes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,20 +18,20 @@ WEIGHT_STD = 0.3
 
 @dataclass(frozen=True)
 class RandomTask:
-    """A task's weights and the plain way to answer one history with them."""
+    """A task's weights, with the reference forward for one history."""
 
     backbone: Backbone
     patch: PatchWeights
     head: Head
 
     def user_vector(self, history: Sequence[int]) -> Tensor:
-        """User vector [C] of this history alone, by the reference."""
+        """Compute the user vector [C] of one history with the reference."""
         tokens = frame_histories([history], self.backbone.spec)
         with torch.inference_mode():
             return self.backbone.user_vectors(tokens, self.patch)[0]
 
     def logits(self, history: Sequence[int]) -> Tensor:
-        """Logits [K] of this history alone, by the reference."""
+        """Compute the logits [K] of one history with the reference."""
         with torch.inference_mode():
             return self.head.logits(self.user_vector(history).unsqueeze(0))[0]
 

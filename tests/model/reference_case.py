@@ -1,9 +1,10 @@
 """The published network, restated in plain numpy float64 with gradients derived by hand.
 
 It shares no code with ``model/`` and writes folders in the format that ``check-golden`` reads.
-``Equations`` can be set wrong on purpose: a folder written so must be refused. Each step returns
-its value and a function from the value's gradient to the input's, which adds up the gradients of
-the variables it used. All steps also take complex numbers, so that a complex step can check them.
+``Equations`` can be made wrong on purpose; ``check-golden`` must then refuse the folder. Each step
+returns its value and a backward function, which maps the value's gradient to the input's and adds
+up the gradients of the variables. All steps accept complex numbers, so that the complex-step method
+can check the gradients.
 """
 
 import json
@@ -374,7 +375,10 @@ def finetuning_loss(
 
 
 def inputs_of(net: Net, rng: np.random.Generator) -> list[dict[str, Ids]]:
-    """Rows: full; padded on the left with id 5; ending in zeros; of one item. [CLS] is id 0."""
+    """Make four rows: full, padded on the left with id 5, ending in zeros, and with one item.
+
+    [CLS] is id 0.
+    """
     inputs = []
     for batch, steps in net.shapes:
         items = rng.integers(1, net.item_size, (batch, steps))
@@ -405,7 +409,7 @@ def top(scores: Array, count: int = 5) -> Ids:
 
 
 def answers(model: Reference, given: dict[str, Ids]) -> dict[str, Recorded]:
-    """All recorded forward quantities of one input."""
+    """Compute all recorded forward quantities of one input."""
     rows = given["itemseq"]
     if model.net.kind == "finetune":
         hidden, user, _ = user_of(model, rows)
@@ -438,7 +442,7 @@ def is_trained(net: Net, name: str) -> bool:
 
 
 def training(model: Reference, given: dict[str, Ids]) -> dict[str, Array]:
-    """Gradients before training, and values and losses of five Adam steps."""
+    """Compute the gradients before training, and the values and losses of five Adam steps."""
     names = [name for name in model.weights if is_trained(model.net, name)]
     first = {name: np.zeros_like(model.weights[name]) for name in names}
     second = {name: np.zeros_like(model.weights[name]) for name in names}
@@ -533,7 +537,7 @@ def _narrow(array: Recorded) -> NDArray[np.generic]:
 
 
 def complex_step(model: Reference, given: dict[str, Ids], name: str, at: tuple[int, ...]) -> float:
-    """The derivative of the training loss by one entry of a variable, exact to rounding."""
+    """Compute the derivative of the training loss by one entry of a variable, up to rounding."""
     weights = {n: w.astype(complex) for n, w in model.weights.items()}
     weights[name][at] += 1e-30j
     return float(loss_of(Reference(model.net, weights, model.equations), given)[0].imag / 1e-30)

@@ -1,4 +1,4 @@
-"""A tiny shop in which users' groups determine their items: it is learned within a second."""
+"""A tiny data set in which the group of a user determines the items; training takes a second."""
 
 import numpy as np
 
@@ -19,7 +19,7 @@ TINY = PretrainSettings(
 
 
 def shop_histories(users: int = 120, items: int = 30, seed: int = 0) -> Histories:
-    """Histories: users of the even group take mostly even items, in runs of neighbours."""
+    """Make histories: users of the even group take mostly even items, in runs of neighbours."""
     generator = np.random.default_rng(seed)
     rows = []
     for user in range(users):
@@ -34,5 +34,5 @@ def shop_histories(users: int = 120, items: int = 30, seed: int = 0) -> Historie
 
 
 def groups(users: int = 120) -> UserLabels:
-    """Each user's group."""
+    """Return the group of each user."""
     return UserLabels({f"user-{i:03d}": (GROUPS[i % 2],) for i in range(users)}, "users.csv")

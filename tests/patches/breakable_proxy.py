@@ -1,4 +1,4 @@
-"""A network between a replica and Redis that a test may cut, silence and mend."""
+"""A proxy between a replica and Redis that a test may cut, silence and mend."""
 
 import asyncio
 import socket
@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 class Connection:
-    """One client's connection; a mute one takes what comes and says nothing, for ever."""
+    """One client's connection. A mute connection reads everything and never sends anything."""
 
     def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter | None) -> None:
         self._ends = [client] if server is None else [client, server]
@@ -39,11 +39,12 @@ class Connection:
 class BreakableProxy:
     """Forwards a TCP port to another, in a separate thread.
 
-    ``cut`` resets all connections and refuses new ones. ``silence`` leaves them open, and those
-    made meanwhile too, but nothing ever comes through them again: as when a firewall forgot them.
+    ``cut`` resets all connections and refuses new ones. After ``silence``, existing and new
+    connections stay open but transfer nothing, like connections that a firewall has dropped.
 
-    It accepts by itself, in one step with noting the client: an ``asyncio.Server`` that is closed
-    a moment later loses a client on the way, whose socket then stays open for ever.
+    The proxy accepts connections itself and registers the client in the same step. An
+    ``asyncio.Server`` that is closed immediately afterwards can lose a client that it has just
+    accepted, and the client's socket then stays open for ever.
     """
 
     def __init__(self, upstream_port: int) -> None:

@@ -31,18 +31,18 @@ LIMITS = BundleLimits(max_bytes=1 << 20, max_header_bytes=1 << 16)
 
 @dataclass(frozen=True)
 class BundleParts:
-    """What a bundle is built of; change a part and ``encode`` it, whether it fits or not."""
+    """The parts of a bundle. A test may change a part and ``encode`` it, even to an invalid one."""
 
     manifest: Manifest
     tensors: dict[str, Array]
     manifest_text: str | None = None
 
     def encode(self) -> bytes:
-        """The file's bytes with a right checksum, without any judgement of the parts."""
+        """Encode the parts with a correct checksum, without checking them."""
         return encode_file(self.manifest_text or self.manifest.to_json(), self.tensors)
 
     def with_tensors(self, **changed: Array) -> "BundleParts":
-        """Other tensors; names with ``__`` for the dot."""
+        """Replace tensors; ``__`` in a keyword stands for the dot of the tensor's name."""
         named = {name.replace("__", ".", 1): tensor for name, tensor in changed.items()}
         return replace(self, tensors=self.tensors | named)
 
@@ -50,13 +50,13 @@ class BundleParts:
         return replace(self, tensors={n: t for n, t in self.tensors.items() if n != name})
 
     def with_manifest(self, **changed: object) -> "BundleParts":
-        """Other manifest fields, unvalidated."""
+        """Replace manifest fields without validating them."""
         return replace(self, manifest=self.manifest.model_copy(update=changed))
 
 
 @dataclass(frozen=True)
 class BundleRecipe:
-    """The choices behind a made-up bundle."""
+    """The options of a generated bundle."""
 
     kind: HeadKind = "classification"
     outputs: int = 3
@@ -70,7 +70,7 @@ class BundleRecipe:
 
 
 def make_parts(recipe: BundleRecipe) -> BundleParts:
-    """Manifest and random tensors that fit each other."""
+    """Make a manifest and random tensors that fit each other."""
     outputs = 1 if recipe.kind == "value" else recipe.outputs
     manifest = _manifest(recipe, outputs)
     random = np.random.default_rng(recipe.seed)
@@ -92,7 +92,7 @@ def make_bundle(
     kind: HeadKind = "classification",
     **overrides: Any,  # Any: fields of BundleRecipe, which checks their names
 ) -> bytes:
-    """A valid bundle; ``overrides`` are fields of BundleRecipe."""
+    """Make a valid bundle; ``overrides`` are fields of BundleRecipe."""
     parts = make_parts(replace(BundleRecipe(kind=kind), **overrides))
     return build_bundle(parts.manifest, parts.tensors)
 

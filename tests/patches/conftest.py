@@ -1,4 +1,4 @@
-"""A plain Redis client, to look at what the registry has written."""
+"""A plain Redis client for tests that check what the registry has written."""
 
 from collections.abc import AsyncIterator
 

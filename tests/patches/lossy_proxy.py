@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class LossyProxy:
-    """Forwards a unix socket; the next ``answers_to_lose`` answers holding a mark are lost.
+    """Forwards a unix socket and drops the next ``answers_to_lose`` answers that contain a mark.
 
     A lost answer closes the connection, as a network failure would.
     """
@@ -19,7 +19,7 @@ class LossyProxy:
         self.answers_lost = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One client's connection, until either side closes it."""
+        """Forward one client's connection until either side closes it."""
         redis_reader, redis_writer = await asyncio.open_unix_connection(self._upstream)
         upward = asyncio.create_task(_copy(reader, redis_writer))
         try:
@@ -46,7 +46,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 @asynccontextmanager
 async def lossy_proxy(upstream: Path, socket: Path, mark: bytes) -> AsyncIterator[LossyProxy]:
-    """The proxy, listening on ``socket`` until the block ends and all clients have gone."""
+    """Run the proxy on ``socket`` until the ``with`` block ends and all clients have left."""
     proxy = LossyProxy(upstream, mark)
     server = await asyncio.start_unix_server(proxy.serve, socket)
     async with server:

@@ -23,7 +23,7 @@ HOST = "127.0.0.1"
 
 
 def connect(url: str, retries: int = 3) -> Redis:
-    """A client for a single server, as the registry opens it."""
+    """Open a client for a single server, as the registry does."""
     client = open_redis(url, retries=retries)
     assert isinstance(client, Redis)
     return client
@@ -62,7 +62,7 @@ class RedisServer:
         self.wait_for(lambda client: bool(client.ping()))
 
     def wait_for(self, is_so: Callable[[sync_redis.Redis], bool]) -> None:
-        """Until the server answers and ``is_so``."""
+        """Wait until the server answers and ``is_so(client)`` is true."""
         deadline = time.monotonic() + PATIENCE_S
         with self.client() as client:
             while not _holds(is_so, client):
@@ -70,7 +70,7 @@ class RedisServer:
                 time.sleep(POLL_S)
 
     def client(self) -> sync_redis.Redis:
-        """A blocking client, to set things up with."""
+        """Open a blocking client for the setup of a test."""
         retry = Retry(NoBackoff(), 0)
         return sync_redis.Redis(host=HOST, port=self.port, retry=retry, decode_responses=True)
 
@@ -89,7 +89,10 @@ def _holds(is_so: Callable[[sync_redis.Redis], bool], client: sync_redis.Redis) 
 
 
 def free_port() -> int:
-    """A port below those that outgoing connections get; a cluster also uses the one 10000 above."""
+    """Find a free port below the range of outgoing connections; port + 10000 is free, too.
+
+    A cluster's server also listens on port + 10000.
+    """
     for _ in range(100):
         with socket.socket() as probe:
             probe.bind((HOST, 0))
@@ -111,7 +114,7 @@ def _is_free(port: int) -> bool:
 
 @contextmanager
 def running(*servers: RedisServer) -> Iterator[None]:
-    """The servers, started one after another, killed at the end."""
+    """Start the servers one after another, and kill them at the end."""
     with ExitStack() as undo:
         for server in servers:
             undo.callback(server.kill)
@@ -120,7 +123,7 @@ def running(*servers: RedisServer) -> Iterator[None]:
 
 
 def primary_and_replica(folder: Path) -> tuple[RedisServer, RedisServer]:
-    """Two servers, the second of which is to follow the first."""
+    """Make two servers, of which the second is a replica of the first."""
     primary = RedisServer(folder, "--repl-diskless-sync-delay", "0")
     replica = RedisServer(folder, "--replicaof", HOST, str(primary.port))
     return primary, replica
@@ -132,7 +135,7 @@ def in_step(replica: RedisServer) -> None:
 
 
 class SentinelServer(RedisServer):
-    """One Sentinel that watches one primary; it alone decides."""
+    """One Sentinel that watches one primary, with a quorum of one."""
 
     def __init__(self, folder: Path, primary: RedisServer) -> None:
         super().__init__(folder)
@@ -159,13 +162,13 @@ class SentinelServer(RedisServer):
 
 
 def cluster(folder: Path, size: int = 3) -> list[RedisServer]:
-    """Servers that ``join`` makes one cluster of."""
+    """Make servers that ``join`` turns into one cluster."""
     options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
     return [RedisServer(folder, *options) for _ in range(size)]
 
 
 def join(servers: list[RedisServer]) -> None:
-    """Share out the slots among the running servers and wait until the cluster works."""
+    """Distribute the hash slots over the running servers, and wait until the cluster works."""
     cli = find_redis_server().with_name("redis-cli")
     addresses = [f"{HOST}:{server.port}" for server in servers]
     command = [str(cli), "--cluster", "create", *addresses, "--cluster-yes"]

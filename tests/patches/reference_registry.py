@@ -1,4 +1,4 @@
-"""The registry's rules written the slow and obvious way, and changes that both can make."""
+"""The registry's rules as a slow and simple reference, and changes for both of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -40,7 +40,7 @@ class Change:
 
 @dataclass(frozen=True)
 class State:
-    """What a rollback restores."""
+    """The part of a task that a rollback restores."""
 
     aliases: tuple[tuple[str, Digest], ...] = ()
     traffic: Traffic | None = None
@@ -62,7 +62,7 @@ class State:
 
 @dataclass(frozen=True)
 class Task:
-    """A task; every change makes another one, so that a copy of the whole is cheap."""
+    """A task. Every change makes a new object, so that a copy of all tasks is cheap."""
 
     revision: int = 0
     options: TaskOptions = NO_OPTIONS
@@ -95,7 +95,7 @@ class ReferenceRegistry:
         return ReferenceRegistry(self.revision, dict(self.tasks))
 
     def apply(self, change: Change) -> str | None:
-        """Make one change; the code of its refusal if it is refused."""
+        """Make one change; return the code of its refusal if it is refused."""
         task = self.tasks.get(change.ref)
         found = task.revision if task else 0
         is_guard = change.action is EventAction.TRIP_GUARD
@@ -235,7 +235,7 @@ RULES: dict[EventAction, Callable[[Task | None, Change, int], Task | None]] = {
 
 
 async def perform(registry: Registry, change: Change) -> str | int:
-    """Make a change on the real registry: the revision it gives, or the code of its refusal."""
+    """Make a change on the real registry; return its revision, or the code of its refusal."""
     try:
         return await _revision_of(registry, change)
     except PeterRecError as error:
@@ -277,7 +277,7 @@ async def _revision_of(registry: Registry, change: Change) -> int:
 
 
 def change_of(event: RegistryEvent, before: ReferenceRegistry) -> Change:
-    """The change that an entry of the audit trail records."""
+    """Return the change that an entry of the audit trail records."""
     assert event.task is not None
     judged = before.tasks.get(TaskRef(DEFAULT_TENANT, event.task), Task()).traffic_revision
     return Change(
@@ -292,7 +292,7 @@ def change_of(event: RegistryEvent, before: ReferenceRegistry) -> Change:
 
 
 def assert_same(snapshot: RegistrySnapshot, model: ReferenceRegistry) -> None:
-    """Everything replicas serve by is as the reference says."""
+    """Assert that the registry has the state of the reference, as replicas read it."""
     assert snapshot.revision == model.revision
     assert snapshot.tasks.keys() == model.tasks.keys()
     for ref, record in snapshot.tasks.items():

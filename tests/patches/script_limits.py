@@ -1,11 +1,11 @@
-"""The limits that the Lua scripts hold, read from their files."""
+"""The limits that the Lua scripts define, read from their files."""
 
 import re
 from importlib.resources import files
 
 
 def script_limit(script: str, name: str) -> int:
-    """The number of ``local NAME = number`` in a script's file."""
+    """Return the number in the line ``local NAME = number`` of a script's file."""
     text = (files("peterrec.patches.registry.scripts") / f"{script}.lua").read_text("utf-8")
     (number,) = re.findall(rf"^local {name} = (\d+)$", text, re.MULTILINE)
     return int(number)

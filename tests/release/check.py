@@ -1,9 +1,9 @@
 """``make release-check``: build both distributions and try them in a clean environment.
 
-Builds a wheel and a source distribution of the server and of the client, checks what they contain,
-installs the wheels into a new virtual environment together with another distribution whose import
-name is ``service``, and runs the demo (train, push, serve, predict) from a folder that holds a
-``model.py`` and a ``service/`` of its own.
+It builds a wheel and a source distribution of the server and of the client, and checks their
+contents. It installs the wheels into a new virtual environment, together with another distribution
+whose import name is ``service``. Then it runs the demo (train, push, serve, predict) in a folder
+that has its own ``model.py`` and ``service/``.
 """
 
 import argparse
@@ -22,7 +22,7 @@ TRAP = "raise SystemExit('a file of the current folder was imported')\n"
 
 
 def main() -> None:
-    """Build, install and try; exits with the status of the first step that fails."""
+    """Build, install and try; exit with the status of the first step that fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--torch", default="torch", help="requirement that pip installs first")
     options = parser.parse_args()
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def build(out: Path) -> list[Path]:
-    """The wheels of the client and the server, each built from its source distribution."""
+    """Build the wheels of the client and the server, each from its source distribution."""
     for project in (ROOT / "clients" / "python", ROOT):
         run(sys.executable, "-m", "build", "--outdir", out, project)
     wheels, archives = sorted(out.glob("*.whl")), sorted(out.glob("*.tar.gz"))
@@ -58,7 +58,7 @@ def require_own_names_only(wheel: Path) -> None:
 
 
 def install(environment: Path, wheels: list[Path], torch: str) -> Path:
-    """The interpreter of a new environment with the wheels and the foreign ``service``."""
+    """Install the wheels and the foreign ``service`` in a new environment; return its Python."""
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
     lock = ["--constraint", ROOT / "requirements.lock"]

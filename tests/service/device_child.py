@@ -1,4 +1,4 @@
-"""The device process as the supervisor starts it, settings from the environment."""
+"""Start the device process as the supervisor does, with settings from the environment."""
 
 from peterrec.service.processes.device_process import run_device
 from peterrec.service.settings import read_settings

@@ -1,4 +1,4 @@
-"""Messages of a device process, for tests of a worker's side."""
+"""Messages that a device process sends, for tests of workers."""
 
 from peterrec.patches.identity import Digest, TaskRef
 from peterrec.patches.registry.records import TaskEntry

@@ -1,4 +1,4 @@
-"""Bundles of random weights whose probes are true, for servers under test."""
+"""Bundles of random weights with correct probes, for servers under test."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,7 +34,7 @@ class Workshop:
     def task(
         self, kind: HeadKind, seed: int, outputs: int = 3, geometry: PatchGeometry = GEOMETRY
     ) -> RandomTask:
-        """The weights behind ``bundle``, with the plain reference to answer by."""
+        """Return the weights of ``bundle``, with the plain reference forward."""
         spec = HeadSpec(kind, 1 if kind == "value" else outputs)
         return random_task(self.loaded.backbone, geometry, spec, seed)
 
@@ -46,7 +46,7 @@ class Workshop:
         geometry: PatchGeometry = GEOMETRY,
         names: tuple[str, ...] | None = None,
     ) -> bytes:
-        """A bundle that proves itself on this backbone; seeds differ in weights only.
+        """Make a bundle with correct probes for this backbone; seeds change only the weights.
 
         ``names``: what the outputs are called, as labels or as the catalog.
         """

@@ -22,12 +22,15 @@ from peterrec.service.telemetry.events import Event
 from tests.service.random_bundles import Workshop
 
 Served = dict[str, tuple[Mapping[str, str], frozenset[str]]]
-"""By task: the digest of each alias, and the digests that take part in its traffic."""
+"""For each task: the digest of each alias, and the digests that take part in its traffic."""
 
 
 class DeviceThread:
-    """Runs one device after another and never ends: a thread that has computed may hang as it
-    ends, in what the native libraries clean up. (A server's device has the main thread.)"""
+    """A thread that runs one device after another and never ends.
+
+    A thread that has run forwards may hang when it ends, in the cleanup of native libraries. (In a
+    server, the device has the main thread.)
+    """
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[tuple[Callable[[], None], Future[None]]] = SimpleQueue()
@@ -48,9 +51,9 @@ class DeviceThread:
 
 
 class Replica:
-    """``start`` and ``stop`` the device as often as you like; the worker and the disk stay.
+    """A device that may be started and stopped repeatedly; the worker and the disk stay.
 
-    The worker's side belongs to the event loop that ``open`` ran on.
+    Use the worker's side only on the event loop that ``open`` ran on.
     """
 
     def __init__(
@@ -113,7 +116,10 @@ class Replica:
         self._context.destroy(linger=0)
 
     def served(self) -> Served:
-        """What the worker would answer with now; a bundle that it could not find is an error."""
+        """Return the digests that the worker would answer with at present.
+
+        A bundle that it cannot find is an error.
+        """
         served: Served = {}
         for entry in self.table.entries(DEFAULT_TENANT):
             aliases = {alias: entry.versions[number] for alias, number in entry.aliases.items()}

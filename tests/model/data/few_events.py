@@ -1,4 +1,4 @@
-"""Events written out row by row."""
+"""Small tables of events, written row by row."""
 
 import numpy as np
 

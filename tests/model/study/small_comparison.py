@@ -1,4 +1,4 @@
-"""A prepared folder of the tiny shop, and settings that compare on it within seconds."""
+"""A prepared folder of the tiny data set, and settings for a comparison within seconds."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ USERS = 160
 
 
 def targets() -> UserLabels:
-    """What each group takes next; one target is unknown to training users."""
+    """Make the next items of each group; training users do not know one of the targets."""
     by_user = {
         user: (f"target-{answer[0]}", f"target-{answer[0]}-{i % 3}")
         for i, (user, answer) in enumerate(groups(USERS).by_user.items())
@@ -34,7 +34,7 @@ def targets() -> UserLabels:
 
 
 def shop_corpus(name: str = "shop", labels: UserLabels | None = None) -> PreparedCorpus:
-    """A task of groups and a task of targets."""
+    """Make a corpus with one task of groups and one task of targets."""
     histories = shop_histories(USERS)
     tasks = (
         CorpusTask("group", "classification", labels or groups(USERS)),
@@ -45,7 +45,7 @@ def shop_corpus(name: str = "shop", labels: UserLabels | None = None) -> Prepare
 
 
 def workplace(folder: Path, settings: ComparisonSettings, *corpora: PreparedCorpus) -> Workplace:
-    """A prepared folder, and an output folder next to it."""
+    """Make a prepared folder, and an output folder next to it."""
     prepared = folder / "prepared"
     prepared.mkdir()
     write_corpora(prepared, corpora or (shop_corpus(),))

@@ -1,6 +1,6 @@
 """``--help`` of every command, as plain text of a fixed width.
 
-``python -m tests.service.cli.help_texts`` writes the files in ``help/`` anew; read the difference
+``python -m tests.service.cli.help_texts`` writes the files in ``help/`` again. Read the difference
 before you commit it.
 """
 
@@ -18,14 +18,14 @@ PLAIN = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
 
 
 def help_texts() -> dict[str, str]:
-    """The text of ``--help`` by command, such as ``peterrec alias set``."""
+    """Return the text of ``--help`` for each command, such as ``peterrec alias set``."""
     app = build_app()
     command = typer.main.get_command(app)
     return {" ".join(("peterrec", *path)): _help(app, path) for path in _paths(command, ())}
 
 
 def file_of(command: str) -> Path:
-    """The file that holds a command's text."""
+    """Return the path of the file with a command's text."""
     return FOLDER / f"{command.replace(' ', '-')}.txt"
 
 
@@ -43,7 +43,7 @@ def _help(app: typer.Typer, path: tuple[str, ...]) -> str:
 
 
 def write_files() -> None:
-    """Write every command's text, and delete the files of commands that are gone."""
+    """Write every command's text, and delete the files of commands that no longer exist."""
     FOLDER.mkdir(exist_ok=True)
     for stale in FOLDER.glob("*.txt"):
         stale.unlink()
