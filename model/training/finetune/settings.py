@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from peterrec.model.insertions import InsertionName
-from peterrec.model.spec import HeadKind, PatchGeometry
+from peterrec.model.kinds import KindName
+from peterrec.model.spec import PatchGeometry
 from peterrec.model.training.options import (
     STRICT,
     BatchSize,
@@ -47,7 +48,7 @@ class FinetuneSettings(LoopSettings):
     takes them once for all tasks. The other options belong to one task.
     """
 
-    kind: Annotated[HeadKind, option("What the task answers with.", "Model")]
+    kind: Annotated[KindName, option("What the task answers with.", "Model")]
     insertion: Annotated[
         InsertionName, option("Where the patch joins a convolution (PeterRec, figure 3).", "Model")
     ] = "serial2"
