@@ -13,5 +13,4 @@ KINDS: Mapping[str, Kind] = kinds_in(__name__, __path__)
 if TYPE_CHECKING:
     KindName = str
 else:
-    KindName = Literal[tuple(KINDS)]
-"""A key of ``KINDS``: settings that are read at run time check it and list the choices."""
+    KindName = Literal[*KINDS]  # an option lists the names; a type checker cannot read this

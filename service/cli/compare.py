@@ -11,7 +11,7 @@ from rich.console import Console
 from peterrec.model.study.settings import DEFAULT_METHODS, Axes, ComparisonSettings, CutSettings
 from peterrec.model.training.pretrain.settings import PretrainSettings
 from peterrec.service.cli.settings_options import FieldsOf, comma_separated, takes_settings
-from peterrec.service.jobs.options import INPUT
+from peterrec.service.jobs.options import INPUT, ItemColumn, TargetColumn, UserColumn
 
 if TYPE_CHECKING:
     from peterrec.model.documents import Document
@@ -74,12 +74,8 @@ class DataOptions:
             help="Events: a CSV or Parquet file, or a folder of such files.", rich_help_panel=INPUT
         ),
     ] = None
-    user_column: Annotated[str, typer.Option(help="Column of user ids.", rich_help_panel=INPUT)] = (
-        "user_id"
-    )
-    item_column: Annotated[str, typer.Option(help="Column of item ids.", rich_help_panel=INPUT)] = (
-        "item_id"
-    )
+    user_column: UserColumn = "user_id"
+    item_column: ItemColumn = "item_id"
     order_column: Annotated[
         str | None, typer.Option(help="Column of times of events.", rich_help_panel=INPUT)
     ] = None
@@ -96,9 +92,7 @@ class DataOptions:
             help="Events whose items the task named targets recommends.", rich_help_panel=INPUT
         ),
     ] = None
-    target_column: Annotated[
-        str, typer.Option(help="Column of item ids in --targets.", rich_help_panel=INPUT)
-    ] = "item_id"
+    target_column: TargetColumn = "item_id"
     target_order_column: Annotated[
         str | None, typer.Option(help="Column of times in --targets.", rich_help_panel=INPUT)
     ] = None

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 INPUT = "Input"
 """Title of the options about data in ``--help``."""
 
+UserColumn = Annotated[str, typer.Option(help="Column of user ids.", rich_help_panel=INPUT)]
+ItemColumn = Annotated[str, typer.Option(help="Column of item ids.", rich_help_panel=INPUT)]
+TargetColumn = Annotated[
+    str, typer.Option(help="Column of item ids in --targets.", rich_help_panel=INPUT)
+]
+
 
 @dataclass(frozen=True, slots=True)
 class EventOptions:
@@ -33,12 +39,8 @@ class EventOptions:
             rich_help_panel=INPUT,
         ),
     ]
-    user_column: Annotated[str, typer.Option(help="Column of user ids.", rich_help_panel=INPUT)] = (
-        "user_id"
-    )
-    item_column: Annotated[str, typer.Option(help="Column of item ids.", rich_help_panel=INPUT)] = (
-        "item_id"
-    )
+    user_column: UserColumn = "user_id"
+    item_column: ItemColumn = "item_id"
     order_column: Annotated[
         str | None,
         typer.Option(
@@ -92,9 +94,7 @@ class AnswerOptions:
             help="Events whose items a ranking task learns to recommend.", rich_help_panel=INPUT
         ),
     ] = None
-    target_column: Annotated[
-        str, typer.Option(help="Column of item ids in --targets.", rich_help_panel=INPUT)
-    ] = "item_id"
+    target_column: TargetColumn = "item_id"
     target_order_column: Annotated[
         str | None,
         typer.Option(help="Column of times or positions in --targets.", rich_help_panel=INPUT),

@@ -265,6 +265,7 @@ def test_a_name_that_no_bundle_may_have_is_refused(backbone, shop, tmp_path):
     [
         (["--kind", "classification"], "--labels and --label-column"),
         (["--kind", "ranking"], "--targets"),
+        (["--kind", "banana"], "'banana' is not one of"),
         (["--kind", "value", "--blocks", "some"], "--blocks"),
     ],
 )
