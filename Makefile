@@ -57,7 +57,8 @@ check: lint types test
 lock:
 	mkdir -p build && printf '%s\n' "$(TORCH)" >build/torch.txt
 	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-annotate \
-		--no-emit-index-url --upgrade --constraint build/torch.txt --output-file requirements.lock \
+		--no-emit-index-url --no-emit-package peterrec-client --upgrade \
+		--constraint build/torch.txt --output-file requirements.lock \
 		pyproject.toml clients/python/pyproject.toml
 
 # Both distributions built, installed in a clean environment in a foreign folder, and tried.
