@@ -222,7 +222,7 @@ class ServingTable:
             self._overrides[key] = served
 
     def _count(self, references: Mapping[Digest, int]) -> tuple[list[Digest], list[Digest]]:
-        """Change the reference counts; return the digests named for the first and no longer.
+        """Change the reference counts; return the digests newly named, and those no longer named.
 
         Everything served is resident, and a residency that no task names is idle.
         """
