@@ -65,9 +65,7 @@ class ServingTable:
         self.revision = 0
         self.workers: dict[Worker, WorkerState] = {}
         self._desired: Mapping[TaskRef, TaskEntry] = {}
-        self._overrides: dict[
-            TaskRef, TaskEntry
-        ] = {}  # entries as served, of tasks that are not served as desired
+        self._overrides: dict[TaskRef, TaskEntry] = {}  # served entries that are not as desired
         self._pending: set[TaskRef] = set()  # tasks that name bundles which are not resident yet
         self._withdrawn: dict[TaskRef, ActiveTraffic] = {}
         self._references: dict[Digest, int] = {}  # tasks that name a digest, if more than one
