@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> Report:
 
 
 async def register_all(url: str, bundles: Sequence[bytes], writers: int) -> float:
-    """Return the seconds until the given number of writers have all bundles served."""
+    """Return the seconds that this number of writers takes until all bundles are served."""
     waiting = iter(enumerate(bundles))
 
     async def write(client: httpx.AsyncClient) -> None:

@@ -31,7 +31,7 @@ class TaskRef(NamedTuple):
 
 
 def check_name(text: str, what: str) -> str:
-    """Return the name; InvalidName, with ``what`` the name is for, if it does not have the form."""
+    """Return the name; raise InvalidName, which says ``what`` it names, if it has another form."""
     if not _NAME.match(text):
         raise InvalidName(what, text)
     return text

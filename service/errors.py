@@ -319,7 +319,7 @@ class BundleNoRoom(BundleRejected):
 
 
 class BundleNotJudged(BundleRejected):
-    """A pushed bundle that the server could not check because of a fault of its own."""
+    """A pushed bundle that the server could not check because of an internal fault."""
 
     code = "bundle_not_judged"
     category = Category.INTERNAL
@@ -421,7 +421,7 @@ class TaskFileInvalid(PeterRecError):
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """Body of every refusal: a problem as of RFC 9457, with a stable ``code``.
+    """Body of every refusal: a problem as defined by RFC 9457, with a stable ``code``.
 
     ``error`` is code, detail and hint in one line. ``reasons``: why a pushed bundle is refused.
     ``errors``: one error per task, if a call for several tasks could answer none of them.

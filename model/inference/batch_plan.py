@@ -19,11 +19,11 @@ from peterrec.model.spec import PatchGeometry
 Indices = npt.NDArray[np.int32]
 
 SHARED_OVERDRAFT = 3
-"""How many chunks' worth of rows of one history may share one chunk and its trunk."""
+"""Size limit, in normal chunks, of a chunk whose rows have one history and share its trunk."""
 
 
 class SlotRef(NamedTuple):
-    """A row's patch: a slot of a pool of the tensors in ``PatchGeometry.shapes``."""
+    """The place of a row's patch: a slot of the weight pool for the patch's geometry."""
 
     geometry: PatchGeometry
     pool: WeightPool
@@ -119,7 +119,7 @@ def entry_block(geometry: PatchGeometry, block_count: int) -> int:
 
 
 def number_histories(newest: Sequence[Indices]) -> tuple[list[bytes], Indices]:
-    """A key for each row's history, and for each row the first row with that history [B]."""
+    """Return a key for each row's history, and the first row with the same history, both [B]."""
     keys = [history.tobytes() for history in newest]
     first: dict[bytes, int] = {}
     history_of = [first.setdefault(key, row) for row, key in enumerate(keys)]

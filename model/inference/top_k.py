@@ -17,7 +17,7 @@ LOGITS_AT_ONCE = 1 << 24
 """Upper bound on the logits held at a time (64 MiB); a single row may exceed it."""
 
 GROUP = 64
-"""Items of which only the maximum is looked at first."""
+"""Items per group. A search looks at the maxima of all groups first."""
 
 LOGITS_PER_PRODUCT = 1 << 18
 """Logits of one product (1 MiB): few enough to be in the cache when their maxima are taken."""
@@ -25,9 +25,9 @@ LOGITS_PER_PRODUCT = 1 << 18
 
 @dataclass(slots=True, eq=False)
 class CatalogWeights:
-    """A ranking head's weights, None while not on the device; there they take ``size_bytes``.
+    """A ranking head's weights, which are None while they are not on the device.
 
-    ``weight`` float32 [N, C], ``bias`` float32 [N].
+    ``weight`` float32 [N, C] and ``bias`` float32 [N] take ``size_bytes`` on the device.
     """
 
     size_bytes: int
@@ -72,7 +72,7 @@ class CatalogRanking:
     def top(
         self, users: Tensor, weights: CatalogWeights, selections: Sequence[Selection]
     ) -> list[RowScores]:
-        """The best items of user vectors [B, C], row i as selection i asks."""
+        """Return the best items for user vectors [B, C]; selection i says what row i asks for."""
         found: dict[int, RowScores] = {}
         whole: list[int] = []
         for row, selection in enumerate(selections):

@@ -130,8 +130,9 @@ def new_stream(device: torch.device) -> torch.cuda.Stream | None:
 class HugePages:
     """Memory whose small pages are collapsed to huge ones as they fill.
 
-    Rows of thousands of tasks then need fewer entries of the page table cache. Huge from the start,
-    the last page of each tensor would be half empty, which is kilobytes per task.
+    Rows of thousands of tasks then need fewer entries of the page table cache. If the pages were
+    huge from the start, the last page of each tensor would be half empty, which is kilobytes per
+    task.
     """
 
     def __init__(self, memory: mmap.mmap, start: int) -> None:

@@ -1,4 +1,4 @@
-"""One label of several."""
+"""The classification kind: one label of several."""
 
 from typing import TYPE_CHECKING
 

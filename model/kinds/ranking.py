@@ -1,4 +1,4 @@
-"""The best items of a catalog."""
+"""The ranking kind: the best items of a catalog."""
 
 from typing import TYPE_CHECKING
 

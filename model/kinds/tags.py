@@ -1,4 +1,4 @@
-"""Any number of labels, each independent of the others."""
+"""The tags kind: any number of labels, each independent of the others."""
 
 from typing import TYPE_CHECKING
 

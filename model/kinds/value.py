@@ -1,4 +1,4 @@
-"""A number."""
+"""The value kind: one number."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def _scores(logits: "Tensor") -> "Tensor":
-    """The number itself."""
+    """The logits, which are the predicted numbers themselves."""
     return logits
 
 

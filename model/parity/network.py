@@ -111,7 +111,7 @@ HEADS: dict[CaseKind, tuple[str, bool, Callable[[Head], Bindings]]] = {
     "noncausal_pretrain": (SOFTMAX_TABLE[1], True, bind_softmax_table),
     "finetune": (TARGETS, False, bind_targets),
 }
-"""By kind of case: a head variable whose first axis counts outputs, has bias, bindings."""
+"""For each kind of case: a head variable whose first axis counts outputs, has bias, bindings."""
 
 
 def _read_files(meta: CaseMeta, folder: Path) -> dict[str, Tensor]:

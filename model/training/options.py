@@ -52,7 +52,7 @@ def option(
     le: float | None = None,
     is_public: bool = True,
 ) -> Any:  # Any: pydantic declares its result so
-    """The annotation of an option: its help text, where it belongs, its bounds and outside name."""
+    """Return a field's annotation as an option: help text, panel, bounds, name outside Python."""
     extra: dict[str, Any] = {"panel": panel, "is_public": is_public}  # Any: JSON values
     return Field(alias=name, description=text, ge=ge, le=le, json_schema_extra=extra)
 

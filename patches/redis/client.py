@@ -53,7 +53,7 @@ CONNECTION_WAIT_S = 10
 SENTINEL_PORT = 26379
 CLUSTER_PORT = 6379
 SENTINEL_TIMEOUT_S = 1.0
-"""A Sentinel that does not answer delays asking the next one by this time."""
+"""Seconds after which a silent Sentinel is given up and the next one is asked."""
 
 Options = dict[str, Any]  # Any: options of redis-py, of many types
 

@@ -51,8 +51,10 @@ if sys.platform == "linux":
         sys.exit(1)
 os.execv(sys.argv[2], sys.argv[2:])
 """
-"""Asks Linux to kill it with its parent (PR_SET_PDEATHSIG) and then becomes Redis. It is a separate
-program because code between fork and exec is not safe in a process with threads."""
+"""A program that asks Linux to kill it with its parent (PR_SET_PDEATHSIG) and becomes Redis.
+
+It is a separate program because code between fork and exec is not safe in a process with threads.
+"""
 
 
 class EmbeddedRedis:

@@ -140,7 +140,7 @@ class Registry:
         actor: str,
         if_match: int | None = None,
     ) -> int:
-        """Remove an alias and return the revision; prod stays while there is traffic."""
+        """Remove an alias and return the revision; prod can't be removed while there is traffic."""
         check_name(alias, "alias")
         ref = TaskRef(tenant, task)
         return (
@@ -243,7 +243,10 @@ class Registry:
         actor: str,
         if_match: int | None = None,
     ) -> TrafficChanged:
-        """Split the task's requests; VersionNotFound, or NoProdVersion if prod names nothing."""
+        """Split the task's requests among versions.
+
+        Raises VersionNotFound, or NoProdVersion if the alias prod names no version.
+        """
         outcome = await self._change(
             scripts.PUT_TRAFFIC,
             TaskRef(tenant, task),

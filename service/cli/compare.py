@@ -37,7 +37,7 @@ PRETRAINING = FieldsOf(
 
 @dataclass(frozen=True, slots=True)
 class DataOptions:
-    """Where the data are; the tasks of all sources that are given are compared on."""
+    """Where the data are. Methods are compared on the tasks of all given sources."""
 
     movielens: Annotated[
         Path | None, typer.Option(help="Folder of MovieLens, unpacked.", rich_help_panel=INPUT)
@@ -175,7 +175,7 @@ class DataOptions:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """On what the runs are computed, how many of them, and what is written."""
+    """Where the runs are computed, how many there are, and what is written."""
 
     device: Annotated[
         Literal["cpu", "cuda"],

@@ -43,7 +43,7 @@ DataDir = Annotated[
 DEFAULT_PREFIX = "peterrec"
 DEFAULT_DATA_DIR = Path("data")
 CLI_ACTOR = "cli"
-"""Who the audit trail names for changes by these commands."""
+"""The actor that the audit trail names for changes by these commands."""
 
 
 def register(app: typer.Typer) -> None:

@@ -26,7 +26,7 @@ TIMEOUT_S = 180.0
 """Limit of one call. A change waits until the whole replica serves it."""
 
 COMPLETION_TIMEOUT_S = 2.0
-"""Limit of the call behind a completion in the shell: nobody waits longer for a tab key."""
+"""Limit of the call behind a shell completion: nobody waits longer after pressing tab."""
 
 PIPED_WIDTH = 200
 """Columns of a table that is written to a file or a pipe, which have no width themselves."""
@@ -89,9 +89,10 @@ class Server:
         if_match: int | None = None,
         params: Mapping[str, str] = {},
     ) -> Document:
-        """The answer to a change; ``if_match``: only if the task still has this revision.
+        """Make a change and return its answer.
 
-        ``body`` is a document, or the path of a file to send.
+        With ``if_match``, the change is refused unless the task still has this revision. ``body``
+        is a document, or the path of a file to send.
         """
         return json.loads(
             self.client.request(method, path, body=body, params=params, if_revision=if_match)

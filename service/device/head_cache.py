@@ -27,8 +27,8 @@ class HeadCache:
     """Bytes of heads on the device within a limit. Used by the device thread only.
 
     Small heads are never evicted. A ranking head may be evicted if it can be read from a file
-    again; room for the largest of these, alone, is always kept, so that each can be reloaded.
-    ``evicted`` are the residencies whose heads are not on the device.
+    again. The heads that are never evicted leave room for the largest of the others, so that each
+    of these can be reloaded. ``evicted`` are the residencies whose heads are not on the device.
     """
 
     def __init__(self, limit_bytes: int) -> None:

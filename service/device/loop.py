@@ -75,7 +75,7 @@ MESSAGES_PER_TURN = 1024
 """zmq messages that are read before the next batch runs."""
 
 IDLE_POLL_MS, PENDING_POLL_MS = 100, 20
-"""Milliseconds of a poll without rows, and while pending rows may reach their deadlines."""
+"""Milliseconds that a poll waits: without any rows; and with pending rows, for their deadlines."""
 
 TOKEN_BYTES = 4
 

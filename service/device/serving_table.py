@@ -65,7 +65,7 @@ class ServingTable:
         self.revision = 0
         self.workers: dict[Worker, WorkerState] = {}
         self._desired: Mapping[TaskRef, TaskEntry] = {}
-        self._overrides: dict[TaskRef, TaskEntry] = {}  # what is served, where not as desired
+        self._overrides: dict[TaskRef, TaskEntry] = {}  # served entries that are not as desired
         self._pending: set[TaskRef] = set()  # tasks that name bundles which are not resident yet
         self._withdrawn: dict[TaskRef, ActiveTraffic] = {}
         self._references: dict[Digest, int] = {}  # tasks that name a digest, if more than one
@@ -222,7 +222,7 @@ class ServingTable:
             self._overrides[key] = served
 
     def _count(self, references: Mapping[Digest, int]) -> tuple[list[Digest], list[Digest]]:
-        """Change the reference counts; return the digests named for the first and no longer.
+        """Change the reference counts; return the digests newly named, and those no longer named.
 
         Everything served is resident, and a residency that no task names is idle.
         """

@@ -36,7 +36,7 @@ WARM_UP_LENGTHS = (0, 1, 8, 64)
 """Lengths of the histories that are run before the first request."""
 
 SMALLEST_SCALE = 1e-3
-"""If all expected logits are smaller than this, errors are relative to this."""
+"""If all expected logits are smaller than this value, errors are divided by it instead."""
 
 PROBE_ROWS = 256
 """Probes that run in one forward; more would delay the requests that wait meanwhile."""

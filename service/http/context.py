@@ -46,7 +46,7 @@ class Readiness:
     is_draining: bool = False
 
     def drain(self) -> None:
-        """From now on, be unready and ask the client to reconnect with every answer."""
+        """Become unready, and from now on ask clients in every answer to reconnect."""
         self.is_draining = True
 
 

@@ -19,7 +19,7 @@ from peterrec.service.predict.schemas import (
 Document = dict[str, Any]  # Any: a JSON document
 
 REF = "#/components/schemas/{name}"
-"""Where the document keeps the schema of a body."""
+"""Prefix of the references to schemas of bodies in the document."""
 
 BODIES = (PredictRequest, PredictResponse, UsersPredictRequest, UsersPredictResponse, Problem)
 """Bodies that msgspec decodes or encodes, and FastAPI therefore does not know."""

@@ -36,7 +36,7 @@ class DomainEvents:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where the data are; the tasks of all given sources are compared on."""
+    """Where the data are. Methods are compared on the tasks of all given sources."""
 
     movielens: Path | None
     movielens_domain: str

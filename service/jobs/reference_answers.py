@@ -1,4 +1,4 @@
-"""What a bundle answers through the plain reference forward: to inspect bundles, not to serve."""
+"""The answers of a bundle through the plain reference forward, for inspection, not for serving."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,7 +81,7 @@ def probe_histories(bundles: Sequence[VerifiedBundle]) -> list[NDArray[np.int32]
 def disagreement(
     first: VerifiedBundle, second: VerifiedBundle, backbone: Backbone
 ) -> Disagreement | None:
-    """Compare two bundles' answers to the histories of both's probes; None if the kinds differ."""
+    """Compare two bundles' answers to the probes of both bundles; None if the kinds differ."""
     if first.manifest.kind != second.manifest.kind:
         return None
     histories = probe_histories([first, second])

@@ -66,7 +66,7 @@ class Catalogs:
 
 
 def _size(catalog: Catalog) -> int:
-    """A catalog beyond the limit counts as all of it, so it is cached alone."""
+    """Count a catalog's items, at most the limit, so that a larger catalog is cached alone."""
     return min(len(catalog), MAX_ITEMS)
 
 

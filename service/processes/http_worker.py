@@ -34,8 +34,8 @@ KEEP_ALIVE_S = 75
 WELCOME_TIMEOUT_S = 1.0
 """Seconds that a worker waits for its table before it accepts requests.
 
-A restarted worker so has the table at its first request; at a cold start it soon answers that it is
-not ready.
+So a restarted worker has the table at its first request. At a cold start, a worker soon answers
+that it is not ready.
 """
 
 REDIS_TIMEOUT_S = 3.0

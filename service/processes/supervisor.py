@@ -239,7 +239,7 @@ def _metrics_server(settings: Settings, metrics: Metrics) -> Iterator[int]:
 async def _embedded_redis(data_dir: Path, emit: Emit) -> AsyncIterator[str]:
     """A private Redis, restarted when it dies; yields its URL.
 
-    It ends with the thread that started it, so it has a thread for itself.
+    It ends with the thread that started it, so it runs in its own thread.
     """
     loop = asyncio.get_running_loop()
     redis = EmbeddedRedis(data_dir / "redis")

@@ -36,7 +36,7 @@ log = structlog.get_logger()
 Result = TypeVar("Result")
 
 UPLOADS_KEPT = 256
-"""The newest uploads, this many, stay cached even if no alias names them yet."""
+"""Number of the newest uploads that stay cached even if no alias names them yet."""
 
 BATCH_BUNDLES = 64
 """Bundles that are fetched, verified and validated together; their probes fill one forward."""

@@ -116,7 +116,7 @@ def ready() -> Call[Readiness]:
 def request(
     method: str, path: str, body: object, params: Mapping[str, str], if_revision: int | None
 ) -> Call[bytes]:
-    """Any call, answered by the body as it came. Changes are repeated only if unsent."""
+    """Make any call and return its body unchanged. Changes are repeated only if unsent."""
     is_change = method != "GET"
     return Call(
         method,

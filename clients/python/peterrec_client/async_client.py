@@ -153,11 +153,11 @@ class AsyncClient:
         params: Mapping[str, str] = {},
         if_revision: int | None = None,
     ) -> bytes:
-        """The body of the server's answer to any call; see ``Client.request``."""
+        """Make any call and return the body of the answer; see ``Client.request``."""
         return await self._run(administering.request(method, path, body, params, if_revision))
 
     async def events(self, since: int | None = None) -> AsyncIterator[Event]:
-        """The registry's changes as they happen; see ``Client.events``."""
+        """Yield the registry's changes as they happen; see ``Client.events``."""
         options = {"params": following.parameters(since), "timeout": following.TIMEOUTS}
         with following.translated_errors(str(self._http.base_url)):
             async with aconnect_sse(self._http, "GET", following.PATH, **options) as source:

@@ -74,7 +74,7 @@ class Reply:
 
     @property
     def cause(self) -> None:
-        """None: the connection did not break."""
+        """Always None, because the connection did not break."""
         return
 
     @property

@@ -14,7 +14,7 @@ from peterrec_client.errors import PeterRecError, not_understood, unreachable
 PATH = "/registry/events"
 
 SILENCE_TIMEOUT_S = 180.0
-"""A stream without a byte for this long is taken for broken; servers send a comment more often."""
+"""Seconds without a byte after which a stream counts as broken; comments come more often."""
 
 TIMEOUTS = httpx.Timeout(SILENCE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
 

@@ -174,15 +174,15 @@ class Client:
         params: Mapping[str, str] = {},
         if_revision: int | None = None,
     ) -> bytes:
-        """The body of the server's answer to a call that has no method of its own.
+        """Make a call that has no separate method, and return the body of the answer.
 
-        ``body`` is sent as JSON, a ``Path`` as the bytes of that file. ``if_revision``: only if the
-        task still has this revision, else ``StaleRevision``.
+        ``body`` is sent as JSON, a ``Path`` as the bytes of that file. With ``if_revision``, the
+        task must still have this revision, else ``StaleRevision`` is raised.
         """
         return self._run(administering.request(method, path, body, params, if_revision))
 
     def events(self, since: int | None = None) -> Iterator[Event]:
-        """The registry's changes as they happen, or those after revision ``since`` first.
+        """Yield the registry's changes as they happen; with ``since``, first those after it.
 
         Each is an entry of the audit trail. The stream ends when the server stops; follow again
         from the last ``revision`` seen. It has no deadline and is not retried.

@@ -32,7 +32,7 @@ AGE_RANGES = {
     50: "45-49",
     56: "50-55",
 }
-"""Ranges of age by the first year above each range."""
+"""Names of the age ranges, by the first age above each range."""
 
 OLDEST = "56 and over"
 

@@ -8,7 +8,8 @@ that numba compiles.
 
 What it gains, on one core of a Xeon with AMX: the forward reaches 0.66 to 0.92 of the rate of a
 large bfloat16 product (``gemm_share_bf16`` of ``bench forward``) where products through the library
-reached 0.364. Against a batched bfloat16 product it is 3.8 to 7.5 times as fast, before 4 to 5.
+reached 0.364. It is 3.8 to 7.5 times as fast as a batched bfloat16 product; with products through
+the library it was 4 to 5 times as fast.
 """
 
 import ctypes

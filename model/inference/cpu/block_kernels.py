@@ -33,7 +33,7 @@ from peterrec.model.inference.cpu.simd import (
 from peterrec.model.inference.cpu.winograd import PRODUCTS
 
 CONV_ARGS, PATCH_ARGS = 10, 12
-"""Numbers int64 in the arguments of a convolution (``ConvArgs``) and of a patch (``PatchArgs``)."""
+"""Count of int64 numbers in the arguments of a convolution (``ConvArgs``) and a patch."""
 
 MICRO_BATCH_POSITIONS = 256
 """Positions of a micro-batch, but at least those of the longest sequence."""

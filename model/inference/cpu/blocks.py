@@ -373,8 +373,12 @@ class PackedBlocks:
 
 
 PatchArgs = tuple[int, int, int, int, int, int, int, int, int, int, int, int]
-"""Kernel mode, bottleneck, patches per slot, index; addresses of down, its bias, up, its bias;
-norms per slot, index, addresses of weight and bias."""
+"""The arguments of a patch, as numbers and addresses.
+
+The kernel mode, the bottleneck, the patches per slot, and the index among them. The addresses of
+down, its bias, up and its bias. The norms per slot, the index among them, and the addresses of
+weight and bias.
+"""
 
 UNPATCHED: PatchArgs = (0,) * 12
 

@@ -85,9 +85,9 @@ def multiply_in_tiles(
 ):  # fmt: skip
     """Compute ``y = start + x W`` of bfloat16 rows x [count, depth], y float32 [count, columns].
 
-    Lines are ``.._step`` bytes apart. If not 0, ``rest`` is how many bytes further in each line the
-    remainders of x's rounding are, and ``rest_`` the address of those of W. Rows are read and
-    written up to the next multiple of 16.
+    Lines are ``.._step`` bytes apart. If ``rest`` is not 0, it is the offset in bytes at which each
+    line has the remainders of x's rounding, and ``rest_`` is the address of those of W. Rows are
+    read and written up to the next multiple of 16.
     """
     for r in range(0, count, BLOCK):
         x, y, is_one = x_ + r * x_step, y_ + r * y_step, count - r <= ROWS

@@ -49,7 +49,7 @@ B, B2, B3 = (np.float32(winograd.B**n) for n in (1, 2, 3))
 SQUARES = np.float32(winograd.A**2 + winograd.B**2)
 OUTPUTS, PRODUCTS = winograd.OUTPUTS, winograd.PRODUCTS
 FEWEST_SHARED = PRODUCTS // 3 + 1
-"""Outputs of a tile at least, if it has more taps than products and so is transformed."""
+"""A transformed tile has at least this many outputs: with fewer, its taps take fewer products."""
 
 
 def packed_panels(weight: Tensor, panel: int = PANEL) -> Tensor:

@@ -115,7 +115,7 @@ class ChunkPlanner:
     def _recall(
         self, keys: Sequence[bytes], entries: Sequence[int], cache: ActivationCache
     ) -> tuple[list[int], dict[int, dict[int, Tensor]]]:
-        """Rows to run from the start; and by block those that continue, with their activations."""
+        """Split rows into those that start anew and, by block, those with cached activations."""
         if not cache.is_on or not any(entries):
             return list(range(len(keys))), {}
         fresh: list[int] = []

@@ -150,7 +150,7 @@ def take_inputs(x, at, missing, tiles, tile_count, skipped, zero_row, s, centre,
 
 @njit
 def gelu(x):
-    """The tanh form: x·sigmoid(2·sqrt(2/π)·(x + 0.044715·x³))."""
+    """GELU in its tanh form: x·sigmoid(2·sqrt(2/π)·(x + 0.044715·x³))."""
     power = mul(x, fma(mul(x, x), splat(GELU_CUBIC), splat(GELU_LINEAR)))
     return div(x, add(splat(ONE), exp2(power)))
 

@@ -30,7 +30,7 @@ def has_features(*names: str) -> bool:
 
 
 HAS_WIDE_REGISTERS = has_features("avx512f")
-"""Sixteen numbers fit a register."""
+"""True if sixteen float32 numbers fit into one register."""
 
 _ROUNDS, _MASKS_HALVES = has_features("avx512bf16"), has_features("avx512bw", "avx512vl")
 
@@ -193,7 +193,7 @@ def store_first(context: Any, pointer: Any, index: Any, value: Any, count: Any) 
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
 def store_pairs(context: Any, address: Any, offset: Any, low: Any, high: Any) -> Any:
-    """Store sixteen pairs of bfloat16, a number from each vector, ``offset`` bytes on."""
+    """Store sixteen pairs of bfloat16, one number from either vector, ``offset`` bytes on."""
 
     def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
         place, (a, b) = builder.add(args[0], args[1]), (builder.bitcast(v, _BITS) for v in args[2:])

@@ -79,7 +79,7 @@ class DeviceSegment:
 
 
 class ChunkGraph:
-    """All launches for one key over fixed addresses; pools that move make another key."""
+    """All launches for one key, over fixed addresses. When a pool moves, its key changes."""
 
     def __init__(
         self,

@@ -116,7 +116,7 @@ def _pool_user_vectors(  # type: ignore[no-untyped-def]  # Triton compiles it
 def spread(
     sequence_of: Tensor, level_starts: Tensor, offsets: Tensor, counts: Tensor, most: int
 ) -> None:
-    """Write the sequence of every entry: int32, level i from ``level_starts[i]`` · rows on.
+    """Write each entry's sequence, int32; level i begins at number ``level_starts[i]`` · rows.
 
     offsets [levels, ≥ rows + 1] and counts [levels, rows] say which entries a sequence has; counts
     are at most ``most``.

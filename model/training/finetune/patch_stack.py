@@ -51,7 +51,7 @@ class PatchStack:
         )
 
     def join(self, conv_out: Tensor, conv_in: Tensor, block: int, conv: int) -> Tensor:
-        """A convolution's output [G·B, M, C] with every task's patch grafted into its own rows."""
+        """Join every task's patch to its own rows of a convolution's output [G·B, M, C]."""
         at = self.geometry.conv_index(block, conv)
         if at is None:
             return conv_out

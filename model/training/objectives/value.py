@@ -1,4 +1,4 @@
-"""A number: mean squared error of standardised targets."""
+"""The objective of value tasks: mean squared error of standardised targets."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
@@ -30,7 +30,7 @@ class ValueObjective:
 
     @classmethod
     def learn_outputs(cls, examples: Examples, train: Rows) -> tuple[str, ...]:
-        """Nothing: the one output has no name."""
+        """Return nothing: the only output has no name."""
         distinct = {float(examples.answers[i][0]) for i in train.tolist()}
         if len(distinct) < 2:
             raise TooFewClasses(
@@ -48,7 +48,7 @@ class ValueObjective:
         return HeadSpec("value", 1)
 
     def prior(self, rows: Tensor) -> Tensor:
-        """The mean."""
+        """The mean of the targets: the best answer that ignores the history."""
         return self.targets[rows].mean(0)
 
     def learn_scale(self, rows: Tensor) -> None:

@@ -16,7 +16,7 @@ from peterrec.model.training.options import (
 )
 
 Start = Literal["spectral", "random"]
-"""Where item embeddings begin (``model/training/pretrain/spectral.py``)."""
+"""How item embeddings start (``model/training/pretrain/spectral.py``)."""
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -66,7 +66,7 @@ class PretrainSettings:
     ] = "auto"
     start: Annotated[
         Start,
-        option("Item embeddings' start: factors of who took what (spectral), or random values."),
+        option("Start of item embeddings: user-item singular vectors (spectral), or random."),
     ] = "spectral"
     contrast_weight: Annotated[
         float,

@@ -1,4 +1,4 @@
-"""Item embeddings to start pretraining from: the leading factors of who took what."""
+"""Item embeddings to start pretraining from: singular vectors of the user × item matrix."""
 
 from collections.abc import Sequence
 

@@ -26,5 +26,7 @@ if TYPE_CHECKING:
     AnyPrediction = Prediction
 else:
     AnyPrediction = reduce(or_, KINDS.values())
-"""The answers of all kinds, told apart by their tag. The union is known only at run time, since any
-file of this folder adds to it."""
+"""The union of the answers of all kinds, which their tags distinguish.
+
+It is known only at run time, since every file of this folder adds a kind to it.
+"""
