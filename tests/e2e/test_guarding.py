@@ -148,6 +148,7 @@ def test_a_guard_acts_while_redis_is_away_and_tells_it_later(workshop, tmp_path,
         assert serves_only(api, task, prod)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_users_keep_their_version_when_the_device_process_dies(workshop, tmp_path, task):
     bundles = [workshop.bundle("classification", seed) for seed in (44, 45)]
@@ -165,6 +166,7 @@ def test_users_keep_their_version_when_the_device_process_dies(workshop, tmp_pat
         assert set(before) == set(digests)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_two_replicas_that_judge_the_same_traffic_end_it_once(
     workshop, tmp_path, redis_url, redis_prefix, task

@@ -142,6 +142,7 @@ def operations(fleet: Fleet) -> list[tuple[Callable[[EventAction], None], EventA
     return list(zip(steps, fleet.choice.sample(CHANGES, len(CHANGES)), strict=True))
 
 
+@pytest.mark.slow
 def test_after_every_change_and_every_death_each_replica_serves_exactly_what_is_registered(
     fleet: Fleet,
 ) -> None:

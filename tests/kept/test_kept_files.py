@@ -103,6 +103,7 @@ def test_a_kept_checkpoint_resumes_to_the_weights_of_the_uninterrupted_run(tmp_p
         np.testing.assert_allclose(found[name], expected[name], atol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_kept_archive_is_imported_and_served_with_its_recorded_answers(
     tmp_path: Path, redis_url: str, redis_prefix: str
 ) -> None:

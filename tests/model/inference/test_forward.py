@@ -169,6 +169,7 @@ def test_in_bfloat16_what_lies_beside_the_products_is_not_rounded() -> None:
     assert torch.equal(found, expected.expand_as(found))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", [4, 8, 16])
 def test_rounding_in_bfloat16_does_not_add_up_from_block_to_block(blocks: int) -> None:
     geometry = PatchGeometry("serial2", 8, tuple(range(blocks)), has_norms=True)

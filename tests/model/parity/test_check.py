@@ -347,6 +347,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(exit_info.value.code or 0)
 
 
+@pytest.mark.slow
 def test_check_golden_exits_0_when_all_is_met(
     recorded: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

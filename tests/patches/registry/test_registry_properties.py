@@ -243,7 +243,7 @@ async def restore(redis: Redis, prefix: str, dumped: dict[bytes, bytes | None]) 
         await redis.restore(key, 0, value)
 
 
-TestAnySequence = RegistryMachine.TestCase
+TestAnySequence = pytest.mark.slow(RegistryMachine.TestCase)
 TestAnySequence.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
 
 
