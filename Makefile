@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DATA ?=
 ONCE ?=
-PYTEST := $(BIN)/pytest -n 2 --dist loadscope
+PYTEST := $(BIN)/pytest -n 3 --dist loadscope
 # The interpreters that `make test-pythons` looks for; those that are missing are named and skipped.
 PYTHONS ?= python3.11 python3.12 python3.13
 

@@ -69,6 +69,7 @@ def killed(
         yield server.key, registering
 
 
+@pytest.mark.slow
 def test_every_registration_that_was_answered_survives_the_end_of_all_processes(
     killed: tuple[str, Registering], workshop: Workshop, tmp_path: Path
 ) -> None:

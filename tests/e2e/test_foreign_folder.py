@@ -132,6 +132,7 @@ def test_processes_that_training_spawns_import_no_module_of_the_current_folder(f
     assert folder.imported() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [INSTALLED, AS_MODULE], ids=["installed", "module"])
 def test_a_server_and_its_processes_import_no_module_of_the_current_folder(
     folder, workshop, tmp_path, program

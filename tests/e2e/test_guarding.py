@@ -127,6 +127,7 @@ def test_what_a_guard_ended_no_rollback_brings_back(api, task, workshop):
     assert (back["version"], back["traffic"]) == (3, None)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_guard_acts_while_redis_is_away_and_tells_it_later(workshop, tmp_path, task):
     bundle = workshop.bundle("classification", seed=42)

@@ -126,6 +126,7 @@ def test_what_changed_meanwhile_is_served_within_two_seconds_of_the_mending(
         assert answered(client) == digests
 
 
+@pytest.mark.slow
 def test_a_server_that_restarts_meanwhile_serves_its_copy_but_for_a_damaged_file(
     server: RunningServer,
     folder: Path,

@@ -35,6 +35,7 @@ def restarts(server: RunningServer, child: str) -> float:
     return server.metrics()[f'peterrec_child_restarts_total{{child="{child}"}}']
 
 
+@pytest.mark.slow
 async def test_rows_that_wait_when_the_device_process_dies_are_answered_by_the_next(fragile):
     clients = Clients(fragile, "/tasks/classification/predict", [{"history": [1, 2]}])
     running = asyncio.create_task(clients.run(CLIENTS))

@@ -27,6 +27,7 @@ def expected_scores(workshop, seed):
     return np.stack([kind.scores(task.logits(row).unsqueeze(0))[0].numpy() for row in rows])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 async def test_re_registering_under_load_loses_and_mixes_nothing(server, workshop):
     bundles = [workshop.bundle("classification", seed) for seed in SEEDS]

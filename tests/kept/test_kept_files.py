@@ -126,6 +126,7 @@ def test_a_kept_archive_is_imported_and_served_with_its_recorded_answers(
         assert api.post("/tasks/score/versions", content=value).status_code == 201
 
 
+@pytest.mark.slow
 def test_a_server_without_its_redis_serves_the_kept_local_copy(tmp_path: Path) -> None:
     cache = tmp_path / "data" / "cache"
     cache.mkdir(parents=True)

@@ -139,6 +139,7 @@ def test_histories_that_differ_only_before_what_is_read_share_their_trunk() -> N
     assert torch.equal(found, found[:1].expand_as(found))
 
 
+@pytest.mark.slow
 def test_bfloat16_storage_stays_close_to_the_reference() -> None:
     spec = BackboneSpec(60, 32, (1, 4, 2), max_len=20)
     backbone = random_backbone(spec)

@@ -149,6 +149,7 @@ def test_after_the_time_limit_nothing_starts_and_the_report_says_what_is_missing
     assert f"**{sum(unit.planned for unit in units)} runs are missing**" in text
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_results_as_one(place, units, tmp_path):
     (tmp_path / "backbones").symlink_to(place.out / "backbones")
     settings = replace(SETTINGS, tasks=("group",), methods=("fineall",))

@@ -48,6 +48,7 @@ def results(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_follow_the_losses_of_one(results, name):
     alone = json.loads((results / f"{name}-alone.json").read_text())

@@ -68,6 +68,7 @@ def test_the_exact_loss_is_chosen_for_small_catalogs_and_by_name():
     assert choose_loss("full", FULL_SOFTMAX_LIMIT + 1) == "full"
 
 
+@pytest.mark.slow
 def test_the_sampled_gradient_is_that_of_the_exact_loss_on_average(problem):
     hidden, weight, bias, targets = problem
     weight = (0.3 * torch.randn(9000, 6, generator=seeded(1))).requires_grad_(True)

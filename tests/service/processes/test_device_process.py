@@ -130,6 +130,7 @@ async def test_what_another_replica_registers_is_served_with_the_references_answ
     np.testing.assert_allclose(found, probabilities(workshop, 1, history), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 async def test_a_killed_device_process_comes_back_with_everything_it_served(
     replica: Replica, registry: Registry, workshop: Workshop
 ) -> None:
@@ -208,6 +209,7 @@ def own_redis(tmp_path: Path) -> Iterator[EmbeddedRedis]:
     server.stop()
 
 
+@pytest.mark.slow
 async def test_a_replica_that_restarts_while_redis_is_away_serves_its_last_known_good_copy(
     workshop: Workshop, tmp_path: Path, own_redis: EmbeddedRedis
 ) -> None:

@@ -241,7 +241,7 @@ def expected(model: ReferenceRegistry) -> Served:
     return served
 
 
-TestReplicas = ConvergenceMachine.TestCase
+TestReplicas = pytest.mark.slow(ConvergenceMachine.TestCase)
 TestReplicas.settings = settings(
     max_examples=EXAMPLES,
     stateful_step_count=20,

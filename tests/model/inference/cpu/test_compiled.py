@@ -37,6 +37,7 @@ def _run(folder: Path) -> tuple[int, int]:
     return int(copied), int(hits)
 
 
+@pytest.mark.slow
 def test_a_kernel_is_compiled_anew_when_what_it_calls_has_changed(tmp_path: Path) -> None:
     (tmp_path / "peterrec").mkdir()
     (tmp_path / "peterrec" / "__init__.py").touch()

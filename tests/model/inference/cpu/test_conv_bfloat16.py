@@ -88,6 +88,7 @@ def _refs(tasks: list[RandomTask], channels: int, dtype: torch.dtype) -> list[Sl
     return refs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec",
     [

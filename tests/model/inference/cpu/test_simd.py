@@ -60,6 +60,7 @@ print("equal")
 NARROW = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+f16c,+bmi,+bmi2"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processor", [{}, NARROW], ids=["this one", "without AVX-512"])
 @pytest.mark.parametrize("program", [LOAD_PARTS, STORE_PARTS], ids=["read", "written"])
 def test_so_many_numbers_are_moved_as_are_wanted(processor: dict[str, str], program: str) -> None:

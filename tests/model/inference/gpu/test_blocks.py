@@ -82,6 +82,7 @@ FEW = GEOMETRIES[:2]
 SMALL = BackboneSpec(60, 16, (1, 4, 2), max_len=20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec",
     [

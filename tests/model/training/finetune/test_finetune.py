@@ -57,6 +57,7 @@ def values() -> UserLabels:
     return UserLabels(by_user, "values.csv")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "answers", "metric", "is_better_higher"),
     [

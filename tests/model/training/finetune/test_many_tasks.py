@@ -72,6 +72,7 @@ def assert_same_task(together, alone):
     assert together.metrics == pytest.approx(alone.metrics, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", [(1,), None])
 def test_tasks_of_any_kind_and_size_end_together_as_they_end_alone(loaded, blocks):
     settings = replace(SETTINGS, blocks=blocks)
