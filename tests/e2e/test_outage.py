@@ -87,6 +87,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 def test_answers_go_on_and_every_change_is_refused_with_a_time_to_try_again(
     server: RunningServer, away: str, digests: dict[str, str], workshop: Workshop
 ) -> None:

@@ -24,6 +24,7 @@ def digests(api, task, workshop) -> list[str]:
     return with_two_versions(api, task, *bundles)
 
 
+@pytest.mark.slow
 def test_a_canary_answers_its_share_of_the_users_and_each_user_always(server, api, task, digests):
     put_traffic(api, task, prod_weight=70, canary=[{"version": 2, "weight": 30}])
     first = [ask(api, task, user) for user in range(USERS)]

@@ -57,6 +57,7 @@ def test_two_processes_follow_the_losses_of_one(results, name):
         assert together == pytest.approx(alone, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_all_processes_end_with_the_same_weights(results, name):
     first, second = (read_tensors(results / f"{name}-{rank}.safetensors") for rank in (0, 1))

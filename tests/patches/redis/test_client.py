@@ -116,6 +116,7 @@ async def test_a_cluster_that_is_away_is_unavailable() -> None:
             await registry.feed.revision()
 
 
+@pytest.mark.slow
 async def test_the_registry_follows_its_primary_through_a_sentinel_s_failover(
     tmp_path: Path,
 ) -> None:

@@ -79,6 +79,7 @@ def best(workshop: Workshop, seed: int, history: list[int]) -> list[int]:
     return logits.argsort(descending=True)[:TOP].tolist()
 
 
+@pytest.mark.slow
 async def test_tasks_whose_heads_take_turns_answer_like_the_reference(
     replica: Replica, registry: Registry, workshop: Workshop
 ) -> None:

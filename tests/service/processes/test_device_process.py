@@ -120,6 +120,7 @@ def probabilities(workshop: Workshop, seed: int, history: list[int]) -> np.ndarr
     return np.asarray(exponentials / exponentials.sum())
 
 
+@pytest.mark.slow
 async def test_what_another_replica_registers_is_served_with_the_references_answer(
     replica: Replica, registry: Registry, workshop: Workshop
 ) -> None:
@@ -177,6 +178,7 @@ async def test_a_good_upload_is_validated_and_a_bad_one_refused_with_its_reason(
     assert "checksum_mismatch" in [reason.code for reason in refused.reasons]
 
 
+@pytest.mark.slow
 async def test_a_server_with_trusted_keys_admits_only_what_one_of_them_signed(
     workshop: Workshop, tmp_path: Path, redis_url: str, redis_prefix: str
 ) -> None:

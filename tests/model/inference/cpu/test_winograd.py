@@ -117,6 +117,7 @@ def _multiply(x, wide, narrow, rows, y, z, count, inputs, width):
     multiply_narrow(x_, narrow_, rows, float_pointer(z), count, inputs, width)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [16, 17, 64, 80])
 @pytest.mark.parametrize("count", [1, 4, 7, 13])
 @pytest.mark.parametrize("taps", [1, 3])
