@@ -11,7 +11,7 @@ PYTEST := $(BIN)/pytest -n 3 --dist loadscope
 # The interpreters that `make test-pythons` looks for; those that are missing are named and skipped.
 PYTHONS ?= python3.11 python3.12 python3.13
 
-.PHONY: setup demo test test-all test-pythons check lint types lock release-check clean
+.PHONY: setup demo test test-slow test-all test-pythons check lint types lock release-check clean
 
 setup: $(READY)
 
@@ -31,9 +31,12 @@ demo: $(READY)
 test: $(READY)
 	$(PYTEST) -m "not gpu and not slow"
 
-# Everything that needs no GPU: also the exhaustive searches and the documents' commands.
-test-all: $(READY)
-	$(PYTEST) -m "not gpu"
+# Exhaustive searches, kills and restarts of servers, the documents' commands.
+test-slow: $(READY)
+	$(PYTEST) -m "not gpu and slow"
+
+# Everything that needs no GPU.
+test-all: test test-slow
 
 # The everyday suite on every supported Python that is installed, each in an environment of its own.
 test-pythons:

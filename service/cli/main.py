@@ -55,6 +55,3 @@ def main() -> None:
             console.print(f"  {error.hint}", markup=False)
         sys.exit(exit_status(error))
 
-
-if __name__ == "__main__":
-    main()
