@@ -54,4 +54,3 @@ def main() -> None:
         if error.hint:
             console.print(f"  {error.hint}", markup=False)
         sys.exit(exit_status(error))
-
