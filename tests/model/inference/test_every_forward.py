@@ -138,7 +138,9 @@ def _position(x: Tensor, layer: DilatedConv, t: int, is_causal: bool) -> Tensor:
 
 
 def _patched(y: Tensor, out: Tensor, patch: PatchWeights, block: int, conv: int) -> Tensor:
-    read = PLACES[patch.geometry.insertion]
+    name = patch.geometry.insertion
+    assert name in PLACES, f"state in PLACES what the bottlenecks of {name} read"
+    read = PLACES[name]
     if read[conv] is None or block not in patch.geometry.blocks:
         return out
     place = patch.geometry.blocks.index(block)
@@ -313,7 +315,10 @@ def test_the_packed_forward_of_pretraining_computes_the_plain_network(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("one", "other"), list(combinations(NAMES, 2)))
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(a, b) for a, b in combinations(NAMES, 2) if PLACES.get(a, a) != PLACES.get(b, b)],
+)
 def test_a_forward_that_took_one_insertion_for_another_would_be_seen(one: str, other: str) -> None:
     cases = [make_case(name, True, "exact", False, False) for name in (one, other)]
     vectors = [torch.stack([by_hand(c.backbone, *row) for row in c.rows()]) for c in cases]
