@@ -4,6 +4,7 @@ FastAPI writes the document from the declarations of the routes. Raw routes decl
 ``raw_operation``, and ``add_schemas`` adds the schemas that these refer to.
 """
 
+from inspect import cleandoc
 from typing import Any
 
 import msgspec
@@ -162,6 +163,9 @@ def raw_operation(
 def add_schemas(document: Document) -> None:
     """Add the schemas of all bodies in ``BODIES`` to a document."""
     _, schemas = msgspec.json.schema_components(BODIES, ref_template=REF)
+    for schema in schemas.values():
+        if "description" in schema:  # a docstring, which msgspec before 0.23 leaves indented
+            schema["description"] = cleandoc(schema["description"])
     document["components"]["schemas"].update(schemas)
 
 

@@ -79,7 +79,8 @@ def _parse_instance(raw: msgspec.Raw, at: int) -> Instance | PeterRecError:
 
 
 def _malformed(error: Exception, within: str = "$") -> MalformedRequest:
-    if isinstance(error, UnicodeDecodeError):
+    if isinstance(error, UnicodeDecodeError) or "Invalid UTF-8" in str(error):
+        # msgspec raises the first before version 0.23, and a DecodeError since.
         return MalformedRequest("the body is not UTF-8.", hint=_HINT)
     text, _, place = str(error).partition(" - at `")
     where = within + place.removesuffix("`").removeprefix("$")
