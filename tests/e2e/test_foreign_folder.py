@@ -104,6 +104,7 @@ def test_no_command_imports_a_module_of_the_current_folder(folder):
     assert folder.imported() == []
 
 
+@pytest.mark.slow
 def test_data_training_and_bundles_import_no_module_of_the_current_folder(
     folder, workshop, tmp_path
 ):

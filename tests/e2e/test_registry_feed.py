@@ -208,6 +208,7 @@ def test_the_trail_is_read_in_pages_and_exported_whole(api, task):
     assert late["is_complete"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 async def test_what_is_no_longer_kept_is_said_to_be_lost(
     workshop, tmp_path, redis_url, redis_prefix

@@ -25,6 +25,7 @@ def serve(**settings: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_given_registry_and_no_authentication_need_neither_redis_nor_key_of_ours(
     workshop, tmp_path, redis_url, redis_prefix
 ):

@@ -157,6 +157,7 @@ def test_the_place_of_epsilon_in_adam_is_noticed(tmp_path: Path) -> None:
     assert {quantity.kind for quantity in reports_of(tmp_path)["wrong"].misses} >= {"after"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "array",
     [

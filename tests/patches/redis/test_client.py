@@ -100,6 +100,7 @@ async def test_a_cluster_of_three_holds_the_registry(tmp_path: Path) -> None:
             assert (await registry.blobs.get(digests[0])).data == b"0"
 
 
+@pytest.mark.slow
 async def test_many_tasks_may_use_a_cluster_from_the_start(tmp_path: Path) -> None:
     nodes = cluster(tmp_path)
     with running(*nodes):

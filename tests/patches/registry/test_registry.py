@@ -508,6 +508,7 @@ async def test_an_event_as_a_document_has_only_what_concerns_it(registry: Regist
     assert document.keys() == {"revision", "action", "actor", "at", "tenant", "key_id"}
 
 
+@pytest.mark.slow
 async def test_the_oldest_events_are_dropped(registry: Registry) -> None:
     for start in range(0, EVENTS_KEPT + 500, 500):
         options = [TaskOptions(str(start + index)) for index in range(500)]
@@ -643,6 +644,7 @@ async def test_a_dry_run_counts_what_would_be_freed_and_frees_nothing(
     assert await registry.blobs.totals() == Collected(1, len(b"kept"))
 
 
+@pytest.mark.slow
 async def test_more_blobs_than_one_script_frees_are_all_collected(registry: Registry) -> None:
     for index in range(230):
         await registry.blobs.put(Blob(str(index).encode()))

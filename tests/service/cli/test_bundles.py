@@ -195,6 +195,7 @@ def test_the_reference_gives_what_the_trainer_saw(workshop: Workshop) -> None:
     np.testing.assert_allclose(found, bundle.tensors["probe.logits"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bundles_of_different_kinds_have_no_disagreement(
     workshop: Workshop, tmp_path: Path
 ) -> None:

@@ -92,6 +92,7 @@ async def test_tasks_whose_heads_take_turns_answer_like_the_reference(
         assert indices == best(workshop, RANKINGS[task], history)
 
 
+@pytest.mark.slow
 async def test_a_task_whose_head_can_not_be_read_is_refused_and_the_others_go_on(
     replica: Replica, registry: Registry, workshop: Workshop
 ) -> None:

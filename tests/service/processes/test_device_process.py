@@ -146,6 +146,7 @@ async def test_a_killed_device_process_comes_back_with_everything_it_served(
     await replica.served("gender", digest)
 
 
+@pytest.mark.slow
 async def test_a_deleted_task_leaves_the_table(
     replica: Replica, registry: Registry, workshop: Workshop
 ) -> None:

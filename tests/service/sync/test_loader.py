@@ -96,6 +96,7 @@ async def stored(registry: Registry, bundles: Sequence[bytes]) -> list[Digest]:
     return list(await asyncio.gather(*(registry.blobs.put(Blob(data)) for data in bundles)))
 
 
+@pytest.mark.slow
 async def test_many_bundles_load_in_batches_and_are_served_as_they_arrive(
     replica: Replica, registry: Registry, bundles: list[bytes]
 ) -> None:

@@ -118,6 +118,7 @@ def test_bfloat16_stays_close_to_the_reference(channels: int) -> None:
     assert mix.worst_error(rows) <= BFLOAT16_TOLERANCE  # replayed
 
 
+@pytest.mark.slow
 def test_a_row_alone_equals_the_reference() -> None:
     mix = Mix(SMALL)
     for row in mix.random_rows([7] * len(mix.tasks)):
