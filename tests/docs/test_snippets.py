@@ -32,6 +32,7 @@ def test_every_block_says_whether_it_is_run(document):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # the guide of training trains a dozen times
 @pytest.mark.parametrize(("document", "scenario"), RUNS)
 def test_the_blocks_of_a_document_do_what_it_says(document, scenario, request, tmp_path):
     ground: Ground = request.getfixturevalue(f"scenario_{scenario}")
