@@ -254,6 +254,20 @@ async def test_a_wrong_password_is_named_as_such_and_not_shown(primary: RedisSer
                 assert "wrong-one" not in str(refused.value)
 
 
+def _key_usage(is_ca: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not is_ca,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=is_ca,
+        crl_sign=is_ca,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
 def make_certificates(folder: Path) -> None:
     """A certificate authority and a server certificate for the loopback address."""
     authority, server = (Ed25519PrivateKey.generate() for _ in range(2))
@@ -273,6 +287,14 @@ def make_certificates(folder: Path) -> None:
             .add_extension(
                 x509.SubjectAlternativeName([x509.IPAddress(ip_address(HOST))]), critical=False
             )
+            .add_extension(  # Python 3.13 asks for the identifiers of both keys and the CA's use
+                x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False
+            )
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()),
+                critical=False,
+            )
+            .add_extension(_key_usage(is_ca), critical=True)
             .sign(authority, None)
         )
 
