@@ -2,10 +2,11 @@
 
 import json
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from peterrec.model.documents import Document
 from peterrec.service.cli.server_options import (
     DEFAULT_URL,
     ApiKey,
@@ -22,8 +23,6 @@ SHOWN = 50
 """Changes that the table shows without ``--limit``."""
 
 AUDIT_PATH = "/registry/audit"
-
-Document = dict[str, Any]  # Any: JSON documents, whose shape the server's OpenAPI document defines
 
 
 def register(app: typer.Typer) -> None:

@@ -1,10 +1,11 @@
 """Commands that show and change which version answers: aliases, traffic and rollback."""
 
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import quote
 
 import typer
 
+from peterrec.model.documents import Document
 from peterrec.service.cli.server_options import (
     DEFAULT_URL,
     ApiKey,
@@ -22,7 +23,6 @@ from peterrec.service.cli.shared_options import AsJson
 WHOLE = 100
 """Sum of all weights if ``--prod-weight`` is not given, so that canaries' weights are per cent."""
 
-Document = dict[str, Any]  # Any: JSON documents, whose shape the server's OpenAPI document defines
 
 Alias = Annotated[
     str, typer.Argument(metavar="ALIAS", help="Name of the alias; prod is the one that answers.")

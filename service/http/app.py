@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Router
 from starlette.types import Message, Receive, Scope, Send
 
+from peterrec.model.documents import Document
 from peterrec.model.errors import PeterRecError
 from peterrec.service.errors import (
     InternalError,
@@ -22,7 +23,7 @@ from peterrec.service.errors import (
 )
 from peterrec.service.http.asgi import ClientLeft, Header, Headers, RequestHead, encode_json
 from peterrec.service.http.context import AdminContext, PredictContext
-from peterrec.service.http.openapi import DESCRIPTION, REFUSALS, Document, add_schemas
+from peterrec.service.http.openapi import DESCRIPTION, REFUSALS, add_schemas
 from peterrec.service.http.routes import (
     aliases,
     backbone,

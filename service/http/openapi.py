@@ -5,10 +5,10 @@ FastAPI writes the document from the declarations of the routes. Raw routes decl
 """
 
 from inspect import cleandoc
-from typing import Any
 
 import msgspec
 
+from peterrec.model.documents import Document
 from peterrec.service.errors import Problem
 from peterrec.service.predict.schemas import (
     PredictRequest,
@@ -16,8 +16,6 @@ from peterrec.service.predict.schemas import (
     UsersPredictRequest,
     UsersPredictResponse,
 )
-
-Document = dict[str, Any]  # Any: a JSON document
 
 REF = "#/components/schemas/{name}"
 """Prefix of the references to schemas of bodies in the document."""

@@ -3,7 +3,6 @@
 import platform
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from peterrec.model.data.examples import Examples, join_answers, keep_frequent
 from peterrec.model.data.histories import Histories, UserLabels
 from peterrec.model.data.splits import UserSplit, split_users
 from peterrec.model.data.vocabulary import Vocabulary, require_known, tokenize
+from peterrec.model.documents import Document
 from peterrec.model.files.backbone_folder import LoadedBackbone
 from peterrec.model.network.backbone import new_patch
 from peterrec.model.network.heads import Head
@@ -35,7 +35,6 @@ from peterrec.model.training.objectives import OBJECTIVES
 
 __all__ = ["FinetuneSettings", "FinetunedTask", "finetune", "prepare_examples"]
 
-Document = dict[str, Any]  # Any: a JSON document
 
 BASELINE_PREFIX = "baseline_"
 """Prefix of the metrics of the best answer that ignores the history."""

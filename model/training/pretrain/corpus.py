@@ -9,12 +9,12 @@ from torch import Tensor
 from peterrec.model.data.histories import Histories
 from peterrec.model.data.splits import split_users
 from peterrec.model.data.vocabulary import Vocabulary, build_vocabulary, tokenize
+from peterrec.model.documents import Document
 from peterrec.model.errors import SplitEmpty
 from peterrec.model.training.batches import bucketed_batches
 from peterrec.model.training.options import LossName
 from peterrec.model.training.pretrain.examples import TokenRow, Windows, cut_windows
 from peterrec.model.training.pretrain.settings import PretrainSettings
-from peterrec.model.training.pretrain.state import Document
 from peterrec.model.training.softmax import PRETRAINING_LIMIT, choose_loss
 
 MOST_VALIDATION_WINDOWS = 2_000

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from peterrec.model.data.histories import Histories
 from peterrec.model.data.vocabulary import Vocabulary
+from peterrec.model.documents import Document
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.progress import OnProgress, Progress, no_progress
 from peterrec.model.spec import FIRST_ITEM
@@ -27,7 +28,6 @@ from peterrec.model.training.pretrain.packed_blocks import pack, packed_states
 from peterrec.model.training.pretrain.settings import Precision, PretrainSettings
 from peterrec.model.training.pretrain.spectral import spectral_embedding
 from peterrec.model.training.pretrain.state import (
-    Document,
     PretrainingState,
     restore_checkpoint,
     save_checkpoint,

@@ -4,12 +4,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from peterrec.model.documents import Document
 from peterrec.model.errors import CheckpointMismatch
 from peterrec.model.files.tensors import read_tensors, write_tensors
 from peterrec.model.network.backbone import Backbone
@@ -18,8 +18,6 @@ from peterrec.model.training.loop import EpochRecord, Epochs, backward
 from peterrec.model.training.pretrain.lazy_rows import LazyRows
 from peterrec.model.training.pretrain.settings import PretrainSettings
 from peterrec.model.training.softmax import OutputLayer
-
-Document = dict[str, Any]  # Any: a JSON document
 
 CHECKPOINT = "checkpoint.safetensors"
 

@@ -6,12 +6,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from peterrec.model.documents import Document
 from peterrec.service.http.openapi import (
     PREDICT_REQUESTS,
     PREDICT_RESPONSES,
     USERS_REQUESTS,
     USERS_RESPONSES,
-    Document,
 )
 from peterrec.service.predict.schemas import (
     PredictRequest,
