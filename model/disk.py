@@ -7,6 +7,7 @@ what it will write is checked at its start by ``require_writable_file`` or
 
 import errno
 import os
+import re
 import resource
 import shutil
 import stat
@@ -83,6 +84,17 @@ _KINDS: Mapping[int, _Kind] = {
     ),
 }
 
+_NUMBER = re.compile(r"(?:os error|errno) (\d+)", re.IGNORECASE)
+"""How libraries write an error's number into a text."""
+
+_NUMBERS: Mapping[type[OSError], int] = {
+    FileNotFoundError: errno.ENOENT,
+    PermissionError: errno.EACCES,
+    IsADirectoryError: errno.EISDIR,
+    NotADirectoryError: errno.ENOTDIR,
+    FileExistsError: errno.EEXIST,
+}
+
 _OTHER = "Check the disk and the connection to it, then repeat the command."
 
 
@@ -101,16 +113,17 @@ def refusal(
     if isinstance(error, ValueError):
         return PathUnusable(f"{str(path)!r} can't be {doing}: {error}.", hint=_NAME)
     subject = _subject(error, path)
-    known = _KINDS.get(error.errno or 0)
+    number = _number_of(error)
+    known = _KINDS.get(number)
     if known is None:
         text = error.strerror or str(error) or type(error).__name__
         return FileSystemRefusal(f"{subject} can't be {doing}: {text}.", hint=_OTHER)
     reason, hint = known.reason, known.hint
-    if error.errno == errno.ENOENT and not _has_current_folder() and not subject.is_absolute():
+    if number == errno.ENOENT and not _has_current_folder() and not subject.is_absolute():
         reason, hint = "the current folder no longer exists", "Change to another folder."
-    elif error.errno == errno.ENOTDIR:
+    elif number == errno.ENOTDIR:
         reason = _file_within(subject) or reason
-    elif error.errno in (errno.EACCES, errno.EPERM):
+    elif number in (errno.EACCES, errno.EPERM):
         reason = f"{reason} for user {os.geteuid()}"
     elif known.refusal is DiskFull:
         reason = f"{reason}{_bytes_text(subject, wanted_bytes)}"
@@ -221,8 +234,29 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def append_line(path: Path, text: str) -> None:
+    """Add a line to a UTF-8 file, whole or not at all unless the process is killed meanwhile.
+
+    A line that was cut by a killed process is ended first, so that it spoils no other line.
+    """
+    line = text.encode() + b"\n"
+    with refusals(path, doing="written", wanted_bytes=len(line)), path.open("ab+", 0) as file:
+        size = file.tell()
+        if size:
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        try:
+            if file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, "")
+        except OSError:
+            file.truncate(size)
+            raise
+
+
 @contextmanager
-def folder_in_one_step(folder: Path, *, last: str = "") -> Iterator[Path]:
+def folder_in_one_step(
+    folder: Path, *, last: str = "", wanted_bytes: int | None = None
+) -> Iterator[Path]:
     """Give the block an empty folder to write files to, and move them to ``folder`` at its end.
 
     Nothing gets a final name unless the block succeeds and everything is on the disk. Files are
@@ -230,11 +264,11 @@ def folder_in_one_step(folder: Path, *, last: str = "") -> Iterator[Path]:
     old and new ones. Other files of the folder stay.
     """
     make_folder(folder)
-    with refusals(folder, doing="written"):
+    with refusals(folder, doing="written", wanted_bytes=wanted_bytes):
         _remove_abandoned(folder, f".*{PARTIAL}")
         staging = Path(tempfile.mkdtemp(prefix=".", suffix=PARTIAL, dir=folder))
     try:
-        with _written_as({staging: folder}, folder, None):
+        with _written_as({staging: folder}, folder, wanted_bytes):
             yield staging
             _move_all(staging, folder, last)
     finally:
@@ -259,12 +293,14 @@ def _written_as(names: Mapping[Path, Path], path: Path, wanted_bytes: int | None
     """Refusals that call an unfinished file by its final name."""
     try:
         yield
+    except (ConnectionError, TimeoutError):
+        raise  # of a network that the block reads from
     except OSError as error:
         given, doing = _subject(error, path), "written" if not _has_name(error) else "used"
         for unfinished, final in names.items():
             if given.is_relative_to(unfinished):
                 given, doing = final / given.relative_to(unfinished), "written"
-        plain = OSError(error.errno, error.strerror or str(error))
+        plain = OSError(_number_of(error), error.strerror or str(error))
         raise refusal(plain, given, doing=doing, wanted_bytes=wanted_bytes) from error
 
 
@@ -365,6 +401,14 @@ def _longest_name(folder: Path) -> int:
     with suppress(OSError, ValueError):
         return os.pathconf(folder, "PC_NAME_MAX")
     return LONGEST_NAME
+
+
+def _number_of(error: OSError) -> int:
+    """The error's number, from its text if a library left it out; 0 if it is unknown."""
+    if error.errno:
+        return error.errno
+    found = _NUMBER.search(str(error))
+    return int(found.group(1)) if found else _NUMBERS.get(type(error), 0)
 
 
 def _subject(error: OSError, path: Path | None) -> Path:

@@ -14,6 +14,7 @@ import pytest
 
 from peterrec.model import disk
 from peterrec.model.disk import (
+    append_line,
     file_in_one_step,
     folder_in_one_step,
     make_folder,
@@ -85,11 +86,22 @@ def test_a_new_file_has_the_usual_permissions(tmp_path):
     assert stat.S_IMODE((tmp_path / "secret").stat().st_mode) == 0o600
 
 
-def test_a_failed_write_keeps_the_old_file_and_removes_its_own(tmp_path):
-    write_bytes(tmp_path / "file", b"old")
-    with pytest.raises(RuntimeError), file_in_one_step(tmp_path / "file") as partial:
+def write_half(path: Path) -> None:
+    with file_in_one_step(path) as partial:
         partial.write_bytes(b"half")
         raise RuntimeError
+
+
+def write_files(folder: Path, **sizes: int) -> None:
+    with folder_in_one_step(folder) as staging:
+        for name, size in sizes.items():
+            (staging / name).write_bytes(bytes(size))
+
+
+def test_a_failed_write_keeps_the_old_file_and_removes_its_own(tmp_path):
+    write_bytes(tmp_path / "file", b"old")
+    with pytest.raises(RuntimeError):
+        write_half(tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == b"old"
     assert names(tmp_path) == ["file"]
 
@@ -123,9 +135,8 @@ def test_a_full_disk_keeps_the_old_file_and_tells_the_bytes(tmp_path, small_file
 
 def test_a_full_disk_leaves_none_of_a_folders_files(tmp_path, small_files):
     (tmp_path / "one").write_bytes(b"old")
-    with pytest.raises(DiskFull) as caught, folder_in_one_step(tmp_path) as staging:
-        (staging / "one").write_bytes(b"new")
-        (staging / "two").write_bytes(bytes(5000))
+    with pytest.raises(DiskFull) as caught:
+        write_files(tmp_path, one=3, two=5000)
     assert str(tmp_path) in caught.value.message
     assert ".partial" not in caught.value.message
     assert (tmp_path / "one").read_bytes() == b"old"
@@ -145,9 +156,8 @@ def test_a_folder_keeps_its_other_files_and_gets_the_named_file_last(tmp_path):
 
 def test_a_folder_with_a_folder_in_a_files_place_gets_no_file_at_all(tmp_path):
     (tmp_path / "b").mkdir()
-    with pytest.raises(PathUnusable), folder_in_one_step(tmp_path) as staging:
-        (staging / "a").touch()
-        (staging / "b").touch()
+    with pytest.raises(PathUnusable):
+        write_files(tmp_path, a=0, b=0)
     assert names(tmp_path) == ["b"]
 
 
@@ -297,7 +307,7 @@ def test_a_file_of_somebody_else_in_a_common_folder_is_refused_at_start(tmp_path
 
 def test_too_little_space_is_refused_before_anything_is_written(tmp_path):
     require_space(tmp_path / "new", 1)
-    with pytest.raises(DiskFull, match="bytes are wanted, .* bytes are free"):
+    with pytest.raises(DiskFull, match=r"bytes are wanted, .* bytes are free"):
         require_space(tmp_path / "new", 1 << 60)
     with pytest.raises(DiskFull):
         require_writable_file(tmp_path / "file", free_bytes=1 << 60)
@@ -323,6 +333,26 @@ def test_a_current_folder_that_was_removed_is_told(tmp_path, monkeypatch):
         require_writable_folder(Path("out"))
     with pytest.raises(PathMissing, match="current folder no longer exists"):
         write_bytes(Path("out") / "file", b"")
+
+
+def test_a_line_is_added_whole_or_not_at_all(tmp_path, small_files):
+    journal = tmp_path / "journal"
+    append_line(journal, "x" * 600)
+    with pytest.raises(DiskFull, match="501 bytes are wanted"):
+        append_line(journal, "y" * 500)
+    append_line(journal, "ö")
+    assert journal.read_text(encoding="utf-8").splitlines() == ["x" * 600, "ö"]
+
+
+def test_a_line_that_a_killed_process_cut_spoils_no_other_line(tmp_path):
+    (tmp_path / "journal").write_text("whole\ncu")
+    append_line(tmp_path / "journal", "next")
+    assert (tmp_path / "journal").read_text().splitlines() == ["whole", "cu", "next"]
+
+
+def test_the_number_within_a_librarys_text_is_understood():
+    assert isinstance(refusal(OSError("I/O error: full (os error 28)"), Path("f")), DiskFull)
+    assert isinstance(refusal(FileNotFoundError("no such file"), Path("f")), PathMissing)
 
 
 @pytest.mark.parametrize("number", sorted(errno.errorcode))

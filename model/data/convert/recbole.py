@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from peterrec.model.data.files import write_halves
 from peterrec.model.data.interactions import InteractionSource, read_histories
 from peterrec.model.data.tables import TablePart, TableSource, header_types, read_batches
+from peterrec.model.disk import folder_in_one_step, require_writable_folder
 from peterrec.model.errors import DataFileMissing, NumberUnreadable
 
 ORDER = "timestamp"
@@ -38,13 +39,14 @@ def convert_recbole(folder: Path, out: Path) -> ConvertedRecBole:
         raise DataFileMissing(
             f"{folder} has no .inter file.", hint="Give the folder of one RecBole data set."
         )
-    out.mkdir(parents=True, exist_ok=True)
+    require_writable_folder(out)
     order = ORDER if ORDER in header_types(inter) else None
     histories = read_histories(InteractionSource(TableSource(inter), order_column=order))
-    for suffix, path in files.items():
-        if path is not None:
-            _write_table(path, out / f"{NAMES[suffix]}.parquet")
-    write_halves(histories, out)
+    with folder_in_one_step(out) as place:
+        for suffix, path in files.items():
+            if path is not None:
+                _write_table(path, place / f"{NAMES[suffix]}.parquet")
+        write_halves(histories, place)
     written = tuple(NAMES[suffix] for suffix, path in files.items() if path is not None)
     return ConvertedRecBole(
         len(histories.users), len(histories.items), len(histories.codes), written

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from peterrec.model.errors import TensorFileInvalid
+from peterrec.model.errors import PathMissing, PathUnusable, TensorFileInvalid
 from peterrec.model.files.tensors import (
     read_arrays,
     read_tensors,
@@ -39,9 +39,10 @@ def test_writing_leaves_no_partial_file(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_missing_or_a_folder_is_refused(tmp_path: Path) -> None:
-    for path in (tmp_path / "lost.safetensors", tmp_path):
-        with pytest.raises(TensorFileInvalid, match="not a readable safetensors file"):
-            read_tensors(path)
+    with pytest.raises(PathMissing, match=r"lost\.safetensors can't be read"):
+        read_tensors(tmp_path / "lost.safetensors")
+    with pytest.raises(PathUnusable, match="it is a folder"):
+        read_tensors(tmp_path)
 
 
 def test_every_truncated_safetensors_file_is_refused(tmp_path: Path) -> None:
