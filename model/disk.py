@@ -198,13 +198,14 @@ def make_folder(folder: Path, mode: int = 0o777) -> None:
 
 @contextmanager
 def file_in_one_step(
-    path: Path, *, wanted_bytes: int | None = None, mode: int = 0o666
+    path: Path, *, wanted_bytes: int | None = None, mode: int = 0o666, replaces: bool = True
 ) -> Iterator[Path]:
     """Give the block another path to write to, and move the result to ``path`` if it succeeds.
 
     A reader sees the old file or the complete new one, also after a crash of the machine. If the
     block fails, what it wrote is removed. ``wanted_bytes`` is for the message of a full disk.
-    The folder is created. A link is followed: the file that it names is replaced.
+    The folder is created. A link is followed: the file that it names is replaced. Without
+    ``replaces``, a file that exists by then is kept, and the new one is refused.
     """
     _require_text(path)
     with refusals(path, doing="written", wanted_bytes=wanted_bytes):
@@ -216,16 +217,17 @@ def file_in_one_step(
         with _written_as({partial: path}, path, wanted_bytes):
             yield partial
             _sync(partial)
-            partial.replace(target)
+            _give_name(partial, target, replaces)
             _sync_folder(target.parent)
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o666, replaces: bool = True) -> None:
     """Write a file in one step, see ``file_in_one_step``."""
-    with file_in_one_step(path, wanted_bytes=len(data), mode=mode) as partial:
+    size = len(data)
+    with file_in_one_step(path, wanted_bytes=size, mode=mode, replaces=replaces) as partial:
         partial.write_bytes(data)
 
 
@@ -311,6 +313,20 @@ def _new_partial(target: Path, mode: int) -> Path:
     partial = target.with_name(f".{name}.{token_hex(4)}{PARTIAL}")
     os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
     return partial
+
+
+def _give_name(partial: Path, target: Path, replaces: bool) -> None:
+    if replaces:
+        partial.replace(target)
+        return
+    try:
+        os.link(partial, target)  # unlike a renaming, it never replaces a file
+    except FileExistsError:
+        raise
+    except OSError as error:  # some file systems have no second names of a file
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, "", str(target)) from error
+        partial.replace(target)
 
 
 def _remove_abandoned(folder: Path, pattern: str) -> None:
