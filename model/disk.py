@@ -154,14 +154,28 @@ def require_writable_folder(folder: Path, free_bytes: int = 0) -> None:
     _require_text(folder)
     with refusals(folder, doing="written"):
         existing = _deepest_existing(folder)
-        if existing == folder:
-            number, name = tempfile.mkstemp(prefix=".", suffix=PARTIAL, dir=folder)
-            os.close(number)
-            Path(name).unlink()
-        else:  # a folder, because it is what would be made there
-            Path(tempfile.mkdtemp(prefix=".", suffix=PARTIAL, dir=existing)).rmdir()
+        if not existing.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "", str(folder))
+    trial = existing / f".{token_hex(4)}{PARTIAL}"
+    with _written_as({trial: folder}, folder, None):
+        _try(trial, as_folder=existing != folder)
     if free_bytes:
         require_space(folder, free_bytes)
+
+
+def _try(trial: Path, *, as_folder: bool) -> None:
+    """Make a file or folder and remove it."""
+    try:
+        if as_folder:
+            trial.mkdir()
+            trial.rmdir()
+        else:
+            os.close(os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            trial.unlink()
+    except FileNotFoundError as error:  # the folder is there, but made by the system, as in /proc
+        if not trial.parent.exists() or not _has_current_folder():
+            raise
+        raise PermissionError(errno.EPERM, "", str(trial)) from error
 
 
 def require_writable_file(path: Path, free_bytes: int = 0) -> None:

@@ -41,7 +41,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def write_plainly(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors into a file that gets its final name later; OSError if that fails."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    _save(lambda: safetensors.torch.save_file(plain, path))
+    _save(path, lambda: safetensors.torch.save_file(plain, path))
 
 
 def bytes_of(tensors: Mapping[str, Tensor]) -> int:
@@ -76,13 +76,20 @@ def write_arrays(path: Path, arrays: Mapping[str, NumpyArray]) -> None:
     }
     wanted = sum(array.nbytes for array in plain.values())
     with file_in_one_step(path, wanted_bytes=wanted) as partial:
-        _save(lambda: safetensors.numpy.save_file(plain, partial, {TEXTS: json.dumps(texts)}))
+        metadata = {TEXTS: json.dumps(texts)}
+        _save(partial, lambda: safetensors.numpy.save_file(plain, partial, metadata))
 
 
-def _save(save: Callable[[], None]) -> None:
-    """Save a file; OSError if that fails, as its number is in the text of the library's error."""
+def _save(path: Path, save: Callable[[], None]) -> None:
+    """Save a file; OSError if that fails, as its number is in the text of the library's error.
+
+    The library replaces the file by one that only its owner may read, so the mode is restored.
+    """
+    path.touch()
+    mode = path.stat().st_mode
     try:
         save()
+        path.chmod(mode)
     except safetensors.SafetensorError as error:
         raise OSError(str(error)) from error
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from peterrec.model.disk import require_writable_file, require_writable_folder
 from peterrec.service.cli.settings_options import takes_settings
 from peterrec.service.cli.shared_options import AsJson, Out
 from peterrec.service.jobs.options import EventOptions
@@ -45,6 +46,7 @@ def convert(
     out: Out,
 ) -> None:
     """Turn a public data set into Parquet files that the other commands read."""
+    require_writable_folder(out)
     CONVERTERS[dataset](folder, out)
 
 
@@ -99,6 +101,7 @@ def sample_data(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the generator.")] = 0,
 ) -> None:
     """Generate the data of a small shop, to try every command with."""
+    require_writable_folder(out)
     from peterrec.model.data.sample_data import write_sample_data
 
     write_sample_data(out, users, seed)
@@ -118,6 +121,7 @@ def data_info(
 
     if plot is not None:
         require_picture(plot)
+        require_writable_file(plot)
     info = describe_events(read_events(events.source()))
     if plot is not None:
         draw_data(info, plot)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from peterrec.model.data.tables import list_files
-from peterrec.model.disk import folder_in_one_step, require_writable_folder
+from peterrec.model.disk import folder_in_one_step
 from peterrec.model.errors import DataFileEmpty, DataFileMissing, DataFileUnreadable
 
 PADDING = "0"
@@ -43,7 +43,6 @@ def convert_coldrec(path: Path, out: Path) -> list[ColdRecFile]:
     files = [file for file in list_files(path) if file.name.endswith((".csv", ".csv.gz"))]
     if not files:
         raise DataFileMissing(f"{path} is not a ColdRec .csv file.", hint="Check the path.")
-    require_writable_folder(out)
     return [_convert_file(file, out / file.name.split(".csv")[0]) for file in files]
 
 

@@ -17,7 +17,7 @@ from peterrec.model.data.files import history_lengths, write_all, write_columns,
 from peterrec.model.data.histories import Histories
 from peterrec.model.data.interactions import Events, InteractionSource, histories_of, read_histories
 from peterrec.model.data.tables import TableSource, read_parts, text_column
-from peterrec.model.disk import folder_in_one_step, require_writable_folder
+from peterrec.model.disk import folder_in_one_step
 from peterrec.model.errors import DataFileMissing, DataFileUnreadable
 
 FAVOURITES = 3
@@ -103,7 +103,6 @@ class ConvertedMovieLens:
 
 def convert_movielens(folder: Path, out: Path) -> ConvertedMovieLens:
     """Write interactions, histories, targets, tags, items and, if known, users as Parquet."""
-    require_writable_folder(out)
     data = read_movielens(folder)
     with folder_in_one_step(out) as place:
         write_all(data.histories, place / "interactions.parquet")

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from peterrec.model.data.files import write_halves
 from peterrec.model.data.interactions import InteractionSource, read_histories
 from peterrec.model.data.tables import TablePart, TableSource, header_types, read_batches
-from peterrec.model.disk import folder_in_one_step, require_writable_folder
+from peterrec.model.disk import folder_in_one_step
 from peterrec.model.errors import DataFileMissing, NumberUnreadable
 
 ORDER = "timestamp"
@@ -39,7 +39,6 @@ def convert_recbole(folder: Path, out: Path) -> ConvertedRecBole:
         raise DataFileMissing(
             f"{folder} has no .inter file.", hint="Give the folder of one RecBole data set."
         )
-    require_writable_folder(out)
     order = ORDER if ORDER in header_types(inter) else None
     histories = read_histories(InteractionSource(TableSource(inter), order_column=order))
     with folder_in_one_step(out) as place:
