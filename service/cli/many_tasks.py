@@ -36,12 +36,13 @@ def finetune_many(
     overwrite: Overwrite = False,
 ) -> None:
     """Train many tasks' patches and heads together, and write a bundle for each."""
-    from peterrec.model.files.backbone_folder import load_backbone
-    from peterrec.service.jobs.progress_bar import ProgressBars
     from peterrec.service.jobs.task_file import read_task_file
-    from peterrec.service.jobs.train_many import ManyJob, run_finetune_many
 
     entries = read_task_file(tasks)
+    from peterrec.model.files.backbone_folder import load_backbone
+    from peterrec.service.jobs.progress_bar import ProgressBars
+    from peterrec.service.jobs.train_many import ManyJob, run_finetune_many
+
     loaded = load_backbone(backbone)
     patch["blocks"] = parse_blocks(blocks, len(loaded.backbone.blocks))
     job = ManyJob(events, time, entries, tasks.parent, patch, overwrite)
