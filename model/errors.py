@@ -109,6 +109,18 @@ class ColumnMissing(DataError):
     code = "data_column_missing"
 
 
+class ColumnsInvalid(DataError):
+    """Names were given for the columns of a table, but do not fit it."""
+
+    code = "data_columns_invalid"
+
+
+class DelimiterInvalid(DataError):
+    """A delimiter is not one character that can stand between fields."""
+
+    code = "data_delimiter_invalid"
+
+
 class ValueMissing(DataError):
     """A row has no user or no item."""
 
