@@ -123,6 +123,12 @@ class DelimiterInvalid(DataError):
     code = "data_delimiter_invalid"
 
 
+class ListsInvalid(DataError):
+    """A column of lists does not fit another one, or its lists are not sequences of events."""
+
+    code = "data_lists_invalid"
+
+
 class ValueMissing(DataError):
     """A row has no user or no item."""
 

@@ -170,7 +170,7 @@ def require_picture(path: Path) -> None:
 
 
 def require_matplotlib(instead: str) -> None:
-    """Raise PlottingMissing without matplotlib; ``instead`` is a sentence on what else can be done."""
+    """Raise PlottingMissing without matplotlib; ``instead`` says what else can be done."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:

@@ -96,7 +96,7 @@ def require_known(histories: TokenHistories, max_unknown_share: float, source: s
         f"({histories.unknown_share:.1%}) name items outside the backbone's vocabulary and "
         f"{len(unreadable)} of {len(histories.users)} users{_example(unreadable)} have no known "
         f"item; the limit is {max_unknown_share:.1%}.",
-        hint="Check the item column, or pretrain on these items. A higher `max_unknown_share` allows more.",
+        hint="Check the item column, or pretrain on these items. Or raise `max_unknown_share`.",
     )
 
 

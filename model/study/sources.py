@@ -263,7 +263,7 @@ def _table(path: str, entry: Document, folder: Path) -> TableSource:
     return TableSource(
         folder / path,
         entry.get("delimiter"),
+        None if columns is None else tuple(columns),
         tuple(Condition.parse(text) for text in entry.get("where", ())),
-        columns=None if columns is None else tuple(columns),
-        missing=tuple(entry.get("missing", ())),
+        tuple(entry.get("missing", ())),
     )

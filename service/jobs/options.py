@@ -340,7 +340,7 @@ def table_source(
     return TableSource(
         path,
         form.delimiter,
+        None if columns is None else tuple(columns.split(",")),
         tuple(Condition.parse(text) for text in where or ()),
-        columns=None if columns is None else tuple(columns.split(",")),
         missing=tuple(form.missing or ()),
     )

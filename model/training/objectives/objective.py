@@ -88,7 +88,7 @@ def learnable_labels(examples: Examples, train: Rows) -> tuple[str, ...]:
     if untrained:
         raise SplitEmpty(
             f"{_names(untrained)} not seen with any user of the training part.",
-            hint="Merge rare labels. A higher `min_label_count` leaves them out; another `seed` splits otherwise.",
+            hint="Merge rare labels. Or raise `min_label_count`, or choose another `seed`.",
         )
     return tuple(sorted(counts))
 
