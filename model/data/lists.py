@@ -45,7 +45,7 @@ def unfolded(part: TablePart, user: str, columns: Sequence[str]) -> Iterator[Tab
         raise ListsInvalid(
             f"{part.place(0, lists[0])}: {lists[0]!r} has lists, but {other!r} has one value in "
             "each row.",
-            hint="Name two columns of lists. Or leave `order_column` out if the lists are in order.",
+            hint="Name two columns of lists. Or leave `order_column` out: lists are in order.",
         )
     arrays = {column: _lists_of(part, column) for column in lists}
     lengths = _common_lengths(part, arrays)
@@ -150,6 +150,18 @@ def _continues(before: list[object], after: list[object]) -> bool:
     if len(after) > len(before):
         return after[: len(before)] == before
     return len(after) == len(before) > 1 and after[:-1] == before[1:] and after != before
+
+
+def refuse_unread_lists(part: TablePart, item: str) -> None:
+    """Refuse to read only the items of RecBole's samples, whose lists hold the earlier events."""
+    lists = f"{item}_list"
+    if part.file is not None and lists in part.file.lists:
+        raise ListsInvalid(
+            f"{part.name} has the lists {lists!r} of the items before {item!r}: its rows are "
+            "samples, not events.",
+            hint="Put the events together with `peterrec convert recbole`. Or read the lists "
+            f"alone: `item_column` {lists}.",
+        )
 
 
 def _refuse_written_lists(part: TablePart, column: str) -> None:
