@@ -158,6 +158,10 @@ TEXTS: dict[str, Make] = {
     "csv with spaces": written("e.csv", " ", "space"),
     "csv without a header": written("e.csv", columns=NAMES),
     "tsv without a header": written("e.tsv", "\t", columns=NAMES),
+    "csv without a header, with a byte-order mark": written("e.csv", columns=NAMES, encode=marked),
+    "csv.gz with a byte-order mark": written(
+        "e.csv.gz", encode=lambda data: gzip.compress(marked(data))
+    ),
     "csv.gz": written("e.csv.gz", encode=gzip.compress),
     "csv.zst": in_a_folder(written("e.csv.zst", encode=zstandard.compress)),
     "tsv.gz": in_a_folder(written("e.tsv.gz", "\t", encode=gzip.compress)),

@@ -416,6 +416,7 @@ def columns_error(path: Path, *wanted: str) -> ColumnMissing:
         ("user_id\titem_id\nu\ta\n", "item_id", "Give `delimiter` tab."),
         ("user_id, item_id\nu, a\n", "item_id", "Did you mean ' item_id'?"),
         ("User_ID,Item_ID\nu,a\n", "item_id", "Did you mean 'Item_ID'?"),
+        ("user_id:token,item_id:token\nu,a\n", "item_id", "Did you mean 'item_id:token'?"),
         ("user_id,itemId\nu,a\n", "item_id", "Did you mean 'itemId'?"),
         ("user_id,item_ids\nu,a\n", "item_id", "Did you mean 'item_ids'?"),
         ("u1,i5,17\nu2,i7,19\n", "item_id", "no header, name its columns"),
