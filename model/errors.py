@@ -36,7 +36,9 @@ class PeterRecError(Exception):
     """The base of every error that we raise on purpose.
 
     ``code`` is part of the API: rename one only with a changelog entry. ``hint`` says what
-    the user can do.
+    the user can do. It names settings in backticks, as Python and task files spell them, such as
+    `order_column`. The command line shows those that the command has as its options, and leaves
+    out sentences about others; so each sentence must be complete without the next.
     """
 
     code: ClassVar[str] = "internal"
@@ -138,6 +140,12 @@ class DelimiterInvalid(DataError):
     """A delimiter is not one character that can stand between fields."""
 
     code = "data_delimiter_invalid"
+
+
+class ListsInvalid(DataError):
+    """A column of lists does not fit another one, or its lists are not sequences of events."""
+
+    code = "data_lists_invalid"
 
 
 class ValueMissing(DataError):

@@ -531,7 +531,8 @@ def _form_by_name(path: Path, reading: Reading, packing: Packing) -> TextForm:
                 f"{path} is a RecBole file, which has names of its own.",
                 hint="Leave `columns` out for it.",
             )
-        return TextForm("\t", has_quotes=False, has_types=True, packing=packing)
+        delimiter = "\t" if reading.delimiter is None else reading.delimiter
+        return TextForm(delimiter, has_quotes=False, has_types=True, packing=packing)
     by_name = next((d for suffix, d in BY_SUFFIX.items() if bare.endswith(suffix)), ",")
     delimiter = by_name if reading.delimiter is None else reading.delimiter
     return TextForm(delimiter, has_header=reading.columns is None, packing=packing)

@@ -138,10 +138,10 @@ def test_every_other_file_is_named_with_the_reason(tmp_path):
     put(tmp_path / "notes.txt")
     put(tmp_path / "schema.json", "{}")
     put(tmp_path / "a.csv.crc", b"\0")
-    os.symlink(tmp_path / "a.csv", tmp_path / "latest.csv")
-    os.link(tmp_path / "a.csv", tmp_path / "again.csv")
-    os.symlink(tmp_path / "gone.csv", tmp_path / "link.csv")
-    os.symlink(tmp_path, tmp_path / "round")
+    (tmp_path / "latest.csv").symlink_to(tmp_path / "a.csv")
+    (tmp_path / "again.csv").hardlink_to(tmp_path / "a.csv")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "gone.csv")
+    (tmp_path / "round").symlink_to(tmp_path)
     found = find_data_files(tmp_path)
     assert names_of(found) == ["a.csv"]
     assert sorted(found.left_out) == [
@@ -220,7 +220,7 @@ def test_a_column_that_two_folders_give_is_refused(tmp_path):
 
 def test_paths_that_are_no_files_are_named(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    os.symlink("gone", tmp_path / "link")
+    (tmp_path / "link").symlink_to("gone")
     (tmp_path / "empty").mkdir()
     put(tmp_path / "others" / "a.log")
     put(tmp_path / "blank" / "a.csv", "")
