@@ -99,6 +99,25 @@ class DataFileUnreadable(DataError):
     code = "data_file_unreadable"
 
 
+class DataFileChanged(DataError):
+    """A data file changed or vanished while it was read."""
+
+    code = "data_file_changed"
+
+
+class TableInvalid(DataError):
+    """An object that was given as a table gives no Arrow stream, or breaks off."""
+
+    code = "data_table_invalid"
+
+
+class ScratchFull(PeterRecError):
+    """The folder for what does not fit into memory has no room, or cannot be used."""
+
+    code = "scratch_full"
+    category = Category.NO_ROOM
+
+
 class DataFileEmpty(DataError):
     """A data file has no rows, or a column of answers has no values."""
 
@@ -133,6 +152,18 @@ class ValueMissing(DataError):
     """A row has no user or no item."""
 
     code = "data_value_missing"
+
+
+class MissingText(DataError):
+    """A text such as NaN or NULL stands where a value is expected; nobody said what it means."""
+
+    code = "data_missing_text"
+
+
+class ValueTypeInvalid(DataError):
+    """A column's type, or one of its values, cannot be written exactly as an id or a label."""
+
+    code = "data_value_type_invalid"
 
 
 class OrderUnreadable(DataError):
