@@ -135,10 +135,6 @@ class JointObjective:
             metrics |= {f"{name}/{metric}": value for metric, value in found.items()}
         return metrics
 
-    def finish(self) -> None:
-        for objective in self._objectives:
-            objective.finish()
-
 
 def join_tasks(
     tasks: Sequence[TaskData], splits: Sequence[UserSplit]

@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from peterrec.model.errors import InvalidSpec
 from peterrec.model.insertions import InsertionName
 from peterrec.model.kinds import KINDS, Kind
+from peterrec.model.kinds.value import ValueScale
 from peterrec.model.spec import (
     CLS,
     MASK,
@@ -107,7 +108,8 @@ class ManifestHead(_Part):
     """The head: its shape, and how its outputs are named and scaled.
 
     Logits are divided by ``temperature`` before they are decoded. ``threshold`` is the probability
-    from which a tag counts as present.
+    from which a tag counts as present. ``scale`` and ``shift`` are those of a value's ``ValueScale``;
+    they are written only where they change something, as older readers do not know them.
     """
 
     kind: HeadKind
@@ -116,6 +118,13 @@ class ManifestHead(_Part):
     labels: tuple[Label, ...] | None = Field(default=None, fail_fast=True)
     threshold: float = Field(default=0.5, ge=0.0, le=1.0)
     temperature: float = Field(default=1.0, ge=1e-3, le=1e3)
+    scale: float = Field(default=1.0, gt=0.0, exclude_if=lambda scale: scale == 1.0)
+    shift: float = Field(default=0.0, exclude_if=lambda shift: shift == 0.0)
+
+    @property
+    def value_scale(self) -> ValueScale:
+        """The line from the logit to the answer of a value task."""
+        return ValueScale(self.scale, self.shift)
 
     def spec(self) -> HeadSpec:
         """Convert this part into the model's form."""
@@ -134,6 +143,8 @@ class ManifestHead(_Part):
             self.spec()
         except InvalidSpec as error:
             raise ValueError(error.message) from error
+        if KINDS[self.kind].outputs != "number" and self.value_scale != ValueScale():
+            raise ValueError(f"a {self.kind} head has neither scale nor shift")
         problem = self._label_problem()
         if problem:
             raise PydanticCustomError("labels_mismatch", "{problem}", {"problem": problem})

@@ -20,7 +20,6 @@ from peterrec.model.training.finetune.finetune import (
     finetune,
     prepare_examples,
 )
-from peterrec.model.training.objectives import OBJECTIVES
 from peterrec.model.training.pretrain.pretrain import PretrainedBackbone, PretrainSettings, pretrain
 from peterrec.model.training.pretrain.state import CHECKPOINT, remove_checkpoint
 from peterrec.service.errors import OutputExists
@@ -126,7 +125,7 @@ def run_evaluate(backbone: Path, job: EvaluateJob) -> tuple[dict[str, float], in
     histories = read_histories(job.interactions)
     examples = prepare_examples(loaded, histories, labels, job.max_unknown_share)
     examples = keep_frequent(examples, job.min_label_count)
-    objective = OBJECTIVES[manifest.kind].of(task.outputs, examples)
+    objective = task.objective(examples)
     rows = np.arange(len(examples.users), dtype=np.int64)
     if job.part == "test":
         seed = manifest.provenance.seed

@@ -2,7 +2,7 @@
 
 import platform
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from peterrec.model.data.splits import UserSplit, split_users
 from peterrec.model.data.vocabulary import Vocabulary, require_known, tokenize
 from peterrec.model.documents import Document
 from peterrec.model.files.backbone_folder import LoadedBackbone
+from peterrec.model.kinds.value import ValueScale
 from peterrec.model.network.backbone import new_patch
 from peterrec.model.network.heads import Head
 from peterrec.model.network.patch import Patch, PatchWeights
@@ -31,7 +32,7 @@ from peterrec.model.training.finetune.objective_of_head import HeadObjective
 from peterrec.model.training.finetune.run import FinetuneRun
 from peterrec.model.training.finetune.settings import FinetuneSettings
 from peterrec.model.training.loop import EpochRecord
-from peterrec.model.training.objectives import OBJECTIVES
+from peterrec.model.training.objectives import OBJECTIVES, Objective, ScaledObjective
 
 __all__ = ["FinetuneSettings", "FinetunedTask", "finetune", "prepare_examples"]
 
@@ -46,7 +47,8 @@ class FinetunedTask:
 
     ``outputs`` are labels, tags or catalog items in the order of the head's rows; empty for a
     value. ``examples`` and ``split`` are the users it was trained, validated and tested on. Logits
-    are divided by ``temperature``, which was fitted on the validation part.
+    are divided by ``temperature``, which was fitted on the validation part. ``scale`` makes a value
+    of the logit.
     """
 
     geometry: PatchGeometry
@@ -58,6 +60,7 @@ class FinetunedTask:
     split: UserSplit
     record: Document
     temperature: float = 1.0
+    scale: ValueScale = field(default_factory=ValueScale)
 
     @property
     def patch_weights(self) -> PatchWeights:
@@ -167,7 +170,13 @@ def finished_task(task: PreparedTask, loaded: LoadedBackbone, training: Training
             "software": {"python": platform.python_version(), "torch": torch.__version__},
         },
         temperature=training.temperature,
+        scale=scale_of(task.head_objective.objective),
     )
+
+
+def scale_of(objective: Objective) -> ValueScale:
+    """The line from a logit to the answer; it changes nothing unless the task answers a number."""
+    return objective.scale if isinstance(objective, ScaledObjective) else ValueScale()
 
 
 def prepare_examples(

@@ -149,9 +149,8 @@ class ManyTasksRun:
             on_progress(
                 Progress("fine-tune", done if active else total, total, f"{len(active)} tasks")
             )
-        for prepared, progress in zip(self._tasks, self._progress, strict=True):
+        for progress in self._progress:
             progress.epochs.restore_best()
-            prepared.head_objective.finish()
 
     @torch.no_grad()
     def training(self, task: int, seconds: float) -> Training:

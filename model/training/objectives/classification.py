@@ -63,11 +63,12 @@ class ClassificationObjective:
         logits, targets = predictions, self.targets[rows]
         best = logits.argmax(1)
         metrics = {
-            "accuracy": (best == targets).float().mean().item(),
+            "accuracy": (best == targets).double().mean().item(),
             "macro_f1": macro_f1(best, targets, logits.shape[1]),
         }
         if logits.shape[1] == 2:
-            metrics["auc"] = area_under_roc(logits[:, 1] - logits[:, 0], targets == 1)
+            odds = logits[:, 1].double() - logits[:, 0].double()
+            metrics["auc"] = area_under_roc(odds, targets == 1)
         return metrics
 
     def samples(self, predictions: Tensor, rows: Tensor) -> Samples:

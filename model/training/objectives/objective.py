@@ -14,6 +14,7 @@ from torch import Tensor
 
 from peterrec.model.data.examples import Examples
 from peterrec.model.errors import LabelSeenOnce, LabelUnknown, SplitEmpty
+from peterrec.model.kinds.value import ValueScale
 from peterrec.model.network.heads import Head
 from peterrec.model.spec import HeadSpec
 from peterrec.model.training.calibration import Samples
@@ -65,13 +66,15 @@ class ProbableObjective(Objective, Protocol):
 
 @runtime_checkable
 class ScaledObjective(Objective, Protocol):
-    """An objective that trains its head on standardised targets, so that it starts at zero."""
+    """An objective that trains its head on standardised targets, so that it starts at zero.
+
+    ``scale`` is the line from the head's logit to the answer; its bundle carries it.
+    """
+
+    scale: ValueScale
 
     def learn_scale(self, rows: Tensor) -> None:
-        """Learn the mean and the scale of the targets of some rows."""
-
-    def restore_scale(self, head: Head) -> None:
-        """Change the trained head so that it answers on the targets' own scale."""
+        """Learn the scale from the targets of some rows."""
 
 
 def learnable_labels(examples: Examples, train: Rows) -> tuple[str, ...]:
