@@ -41,6 +41,9 @@ MAX_PROBES = 256
 MAX_PROBE_COLUMNS = 4096
 """Most outputs whose logits a bundle may record for each probe."""
 
+MOST_NOTES = 4096
+"""Most characters of a provenance's notes."""
+
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Label = Annotated[str, Field(min_length=1, max_length=256)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -175,7 +178,7 @@ class Provenance(_Part):
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)]
     software: str = Field(min_length=1, max_length=128)
     created_at: AwareDatetime
-    notes: str | None = Field(default=None, max_length=4096)
+    notes: str | None = Field(default=None, max_length=MOST_NOTES)
 
 
 class Manifest(_Part):

@@ -23,6 +23,7 @@ from peterrec.model.training.finetune.finetune import FinetunedTask
 from peterrec.model.training.objectives import OBJECTIVES, Objective, ScaledObjective
 from peterrec.patches.bundle.bundle import Catalog, Manifest, build_bundle
 from peterrec.patches.bundle.manifest import (
+    MOST_NOTES,
     ManifestHead,
     ManifestInput,
     ManifestPatch,
@@ -125,11 +126,22 @@ def _manifest(
 def _provenance(task: FinetunedTask) -> Provenance:
     data = task.record["data"]
     digest = sha256(f"{data['histories_digest']}/{data['labels_digest']}".encode()).hexdigest()
-    notes = {key: task.record[key] for key in ("settings", "data", "best_epoch", "seconds")}
     return Provenance(
         data_digest=digest,
         seed=task.record["settings"]["seed"],
         software=f"peterrec-serving {version('peterrec-serving')}, torch {torch.__version__}",
         created_at=datetime.now(UTC),
-        notes=json.dumps(notes),
+        notes=_notes(task),
     )
+
+
+def _notes(task: FinetunedTask) -> str:
+    """The record of the training as JSON, without what does not fit: texts go first."""
+    notes = {key: task.record[key] for key in ("settings", "data", "best_epoch", "seconds")}
+    data = dict(notes["data"])
+    for too_long in ("", "answers", "warnings"):
+        data.pop(too_long, None)
+        text = json.dumps(notes | {"data": data})
+        if len(text) <= MOST_NOTES:
+            break
+    return text

@@ -3,7 +3,6 @@
 Also the checks that kinds with labels share.
 """
 
-from collections import Counter
 from collections.abc import Iterable
 from typing import ClassVar, Protocol, Self, runtime_checkable
 
@@ -18,6 +17,7 @@ from peterrec.model.kinds.value import ValueScale
 from peterrec.model.network.heads import Head
 from peterrec.model.spec import HeadSpec
 from peterrec.model.training.calibration import Samples
+from peterrec.model.training.objectives.summary import AnswerSummary
 
 Rows = npt.NDArray[np.int64]
 
@@ -33,7 +33,14 @@ class Objective(Protocol):
 
     @classmethod
     def learn_outputs(cls, examples: Examples, train: Rows) -> tuple[str, ...]:
-        """Labels, tags or catalog in the order of the head's rows; empty for a number."""
+        """Labels, tags or catalog in the order of the head's rows; empty for a number.
+
+        Answers from which nothing can be learned are refused.
+        """
+
+    @classmethod
+    def summary(cls, examples: Examples, rows: Rows) -> AnswerSummary:
+        """What the answers of some rows are, and what is doubtful about them."""
 
     @classmethod
     def of(cls, outputs: tuple[str, ...], examples: Examples) -> Self:
@@ -79,18 +86,19 @@ class ScaledObjective(Objective, Protocol):
 
 def learnable_labels(examples: Examples, train: Rows) -> tuple[str, ...]:
     """All labels in alphabetical order; refused if one cannot be both learned and checked."""
-    counts = Counter(label for answer in examples.answers for label in answer)
+    counts = examples.counts()
     once = sorted(label for label, count in counts.items() if count == 1)
     if once:
         raise LabelSeenOnce(
-            f"{_names(once)} seen with a single user, too few to learn and to check.",
+            f"{examples.source}: {_names(once)} seen with a single user, too few to learn and to "
+            "check.",
             hint="Merge rare labels, or leave them out with --min-label-count 2.",
         )
     trained = {label for i in train.tolist() for label in examples.answers[i]}
     untrained = sorted(set(counts) - trained)
     if untrained:
         raise SplitEmpty(
-            f"{_names(untrained)} not seen with any user of the training part.",
+            f"{examples.source}: {_names(untrained)} not seen with any user of the training part.",
             hint="Leave rare labels out with --min-label-count, or choose another --seed.",
         )
     return tuple(sorted(counts))

@@ -2,17 +2,29 @@
 
 import math
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from peterrec.model.data.examples import Examples
+from peterrec.model.errors import TooFewClasses, ValuesUnresolved
 from peterrec.model.kinds.value import ValueScale
 from peterrec.model.network.heads import Head
 from peterrec.model.spec import HeadSpec
+from peterrec.model.training.objectives.doubtful_numbers import Numbers, doubts_of_numbers
 from peterrec.model.training.objectives.objective import Rows
+from peterrec.model.training.objectives.summary import AnswerSummary, counted
+
+FARTHEST = 2.0**24
+"""Standard deviations of the training users beyond which a value is refused: beside its error, a
+sum in float32 loses the errors of the others."""
+
+FEWEST_RESOLVED = 1000
+"""Different numbers that are enough for a head, even if float32 merges others of a large set."""
 
 
 @dataclass(slots=True)
@@ -32,12 +44,28 @@ class ValueObjective:
     @classmethod
     def learn_outputs(cls, examples: Examples, train: Rows) -> tuple[str, ...]:
         """Return nothing: the only output has no name."""
+        numbers = _numbers(examples)
+        _require_different(examples, train, numbers)
+        _require_resolved(examples, numbers, mean_and_deviation(torch.from_numpy(numbers[train])))
         return ()
 
     @classmethod
+    def summary(cls, examples: Examples, rows: Rows) -> AnswerSummary:
+        numbers = _numbers(examples)[rows]
+        distinct, line = np.unique(numbers), mean_and_deviation(torch.from_numpy(numbers))
+        spread = line.scale if len(distinct) > 1 else 0
+        text = (
+            f"{examples.source}: {counted(len(rows), 'user')} with "
+            f"{counted(len(distinct), 'different value')} from {distinct[0]:.15g} to "
+            f"{distinct[-1]:.15g}, mean {line.shift:.15g}, standard deviation {spread:.6g}."
+        )
+        texts = [examples.answers[i][0] for i in rows.tolist()]
+        users = [examples.users[i] for i in rows.tolist()]
+        return AnswerSummary(text, tuple(doubts_of_numbers(numbers, texts, users)))
+
+    @classmethod
     def of(cls, outputs: tuple[str, ...], examples: Examples) -> Self:
-        numbers = [[float(answer[0])] for answer in examples.answers]
-        return cls(torch.tensor(numbers, dtype=torch.float64))
+        return cls(torch.from_numpy(_numbers(examples)).unsqueeze(1))
 
     @property
     def head_spec(self) -> HeadSpec:
@@ -96,6 +124,46 @@ def _unit(numbers: Tensor) -> float:
     """A power of two near the largest absolute number; 1 for zeros."""
     largest = numbers.abs().max().item()
     return 2.0 ** (math.frexp(largest)[1] - 1) if largest else 1.0
+
+
+def _numbers(examples: Examples) -> Numbers:
+    return np.array([float(answer[0]) for answer in examples.answers], dtype=np.float64)
+
+
+def _require_different(examples: Examples, train: Rows, numbers: Numbers) -> None:
+    found = numbers[train]
+    if (found != found[0]).any():
+        return
+    texts = sorted({Decimal(examples.answers[i][0]) for i in train.tolist()})
+    if len(texts) > 1:
+        raise ValuesUnresolved(
+            f"{examples.source}: the values {texts[0]} to {texts[-1]} are one number in float64, "
+            f"{found[0]:.17g}.",
+            hint="Subtract a constant from them.",
+        )
+    raise TooFewClasses(
+        f"{examples.source}: all {len(train):,} training users have the value {texts[0]}.",
+        hint="A constant needs no model.",
+    )
+
+
+def _require_resolved(examples: Examples, numbers: Numbers, line: ValueScale) -> None:
+    """Refuse numbers of which many are equal in float32 after they were standardised."""
+    distinct = np.unique(numbers)
+    with np.errstate(over="ignore"):
+        standard = ((distinct - line.shift) / line.scale).astype(np.float32)
+    kept = len(np.unique(standard))
+    is_coarse = kept < FEWEST_RESOLVED and (len(distinct) - kept) * 4 > len(distinct)
+    if not is_coarse and np.abs(standard).max() <= FARTHEST:
+        return
+    unit = np.abs(numbers).max()
+    at = int(np.abs(numbers / unit - np.median(numbers) / unit).argmax())
+    raise ValuesUnresolved(
+        f"{examples.source}: user {examples.users[at]!r} has the value {examples.answers[at][0]}, "
+        f"beside which float32 cannot tell the others apart; their median is "
+        f"{np.median(np.delete(numbers, at)):.15g}.",
+        hint="Correct or leave out such values, or train on their logarithm.",
+    )
 
 
 KIND = ValueObjective

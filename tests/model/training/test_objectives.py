@@ -104,7 +104,7 @@ def test_users_without_a_tag_stay_when_rare_tags_are_left_out():
 
 def test_a_single_class_is_refused():
     examples = make_examples(("x",), ("x",))
-    with pytest.raises(TooFewClasses, match="all users have the label 'x'"):
+    with pytest.raises(TooFewClasses, match="all users with a history have the label 'x'"):
         OBJECTIVES["classification"].learn_outputs(examples, everyone(examples))
 
 
