@@ -182,6 +182,12 @@ class ValuesUnresolved(DataError):
     code = "data_values_unresolved"
 
 
+class LabelTooLong(DataError):
+    """A label has more characters than a bundle can carry."""
+
+    code = "data_label_too_long"
+
+
 class LabelUnknown(DataError):
     """A label is not one of a trained task's labels."""
 

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 Number = TypeVar("Number", float, "Tensor")
 
 
+LARGEST = 1e250
+"""Largest scale and shift: with them, the answer of any float32 logit is a finite float64."""
+
+
 @dataclass(frozen=True, slots=True)
 class ValueScale:
     """The line from a head's logit to the number that a value task answers with.

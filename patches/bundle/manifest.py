@@ -17,9 +17,10 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from peterrec.model.errors import InvalidSpec
 from peterrec.model.insertions import InsertionName
 from peterrec.model.kinds import KINDS, Kind
-from peterrec.model.kinds.value import ValueScale
+from peterrec.model.kinds.value import LARGEST, ValueScale
 from peterrec.model.spec import (
     CLS,
+    LONGEST_LABEL,
     MASK,
     PAD,
     UNK,
@@ -45,7 +46,7 @@ MOST_NOTES = 4096
 """Most characters of a provenance's notes."""
 
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Label = Annotated[str, Field(min_length=1, max_length=256)]
+Label = Annotated[str, Field(min_length=1, max_length=LONGEST_LABEL)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Index = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
@@ -111,8 +112,8 @@ class ManifestHead(_Part):
     """The head: its shape, and how its outputs are named and scaled.
 
     Logits are divided by ``temperature`` before they are decoded. ``threshold`` is the probability
-    from which a tag counts as present. ``scale`` and ``shift`` are those of a value's ``ValueScale``;
-    they are written only where they change something, as older readers do not know them.
+    from which a tag counts as present. ``scale`` and ``shift`` are those of ``ValueScale``; they are
+    written only where they change something, as older readers do not know them.
     """
 
     kind: HeadKind
@@ -121,8 +122,10 @@ class ManifestHead(_Part):
     labels: tuple[Label, ...] | None = Field(default=None, fail_fast=True)
     threshold: float = Field(default=0.5, ge=0.0, le=1.0)
     temperature: float = Field(default=1.0, ge=1e-3, le=1e3)
-    scale: float = Field(default=1.0, gt=0.0, exclude_if=lambda scale: scale == 1.0)
-    shift: float = Field(default=0.0, exclude_if=lambda shift: shift == 0.0)
+    scale: float = Field(default=1.0, gt=0.0, le=LARGEST, exclude_if=lambda scale: scale == 1.0)
+    shift: float = Field(
+        default=0.0, ge=-LARGEST, le=LARGEST, exclude_if=lambda shift: shift == 0.0
+    )
 
     @property
     def value_scale(self) -> ValueScale:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from peterrec.model.data.examples import Examples
-from peterrec.model.errors import LabelSeenOnce, LabelUnknown, SplitEmpty
+from peterrec.model.errors import LabelSeenOnce, LabelTooLong, LabelUnknown, SplitEmpty
 from peterrec.model.kinds.value import ValueScale
 from peterrec.model.network.heads import Head
-from peterrec.model.spec import HeadSpec
+from peterrec.model.spec import LONGEST_LABEL, HeadSpec
 from peterrec.model.training.calibration import Samples
 from peterrec.model.training.objectives.summary import AnswerSummary
 
@@ -87,6 +87,13 @@ class ScaledObjective(Objective, Protocol):
 def learnable_labels(examples: Examples, train: Rows) -> tuple[str, ...]:
     """All labels in alphabetical order; refused if one cannot be both learned and checked."""
     counts = examples.counts()
+    longest = max(counts, key=len)
+    if len(longest) > LONGEST_LABEL:
+        raise LabelTooLong(
+            f"{examples.source}: the label {longest[:40]!r}… has {len(longest):,} characters; "
+            f"{LONGEST_LABEL} is the limit.",
+            hint="Shorten it, or check the label column: it may hold free text.",
+        )
     once = sorted(label for label, count in counts.items() if count == 1)
     if once:
         raise LabelSeenOnce(

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from peterrec.model.data.examples import Examples
 from peterrec.model.errors import TooFewClasses, ValuesUnresolved
-from peterrec.model.kinds.value import ValueScale
+from peterrec.model.kinds.value import LARGEST, ValueScale
 from peterrec.model.network.heads import Head
 from peterrec.model.spec import HeadSpec
 from peterrec.model.training.objectives.doubtful_numbers import Numbers, doubts_of_numbers
@@ -149,21 +149,25 @@ def _require_different(examples: Examples, train: Rows, numbers: Numbers) -> Non
 
 def _require_resolved(examples: Examples, numbers: Numbers, line: ValueScale) -> None:
     """Refuse numbers of which many are equal in float32 after they were standardised."""
-    distinct = np.unique(numbers)
-    with np.errstate(over="ignore"):
-        standard = ((distinct - line.shift) / line.scale).astype(np.float32)
-    kept = len(np.unique(standard))
-    is_coarse = kept < FEWEST_RESOLVED and (len(distinct) - kept) * 4 > len(distinct)
-    if not is_coarse and np.abs(standard).max() <= FARTHEST:
-        return
     unit = np.abs(numbers).max()
-    at = int(np.abs(numbers / unit - np.median(numbers) / unit).argmax())
+    if max(unit, line.scale) <= LARGEST and _is_resolved(np.unique(numbers), line):
+        return
+    at = int(np.abs(numbers / unit - np.median(numbers / unit)).argmax())
     raise ValuesUnresolved(
         f"{examples.source}: user {examples.users[at]!r} has the value {examples.answers[at][0]}, "
         f"beside which float32 cannot tell the others apart; their median is "
-        f"{np.median(np.delete(numbers, at)):.15g}.",
+        f"{np.median(np.delete(numbers, at)):.15g}, and {LARGEST:g} is the limit.",
         hint="Correct or leave out such values, or train on their logarithm.",
     )
+
+
+def _is_resolved(distinct: Numbers, line: ValueScale) -> bool:
+    """True if hardly any of the numbers are equal in float32 on the line, and none is too far."""
+    with np.errstate(over="ignore"):
+        standard = ((distinct - line.shift) / line.scale).astype(np.float32)
+    kept = len(np.unique(standard))
+    is_fine = kept >= FEWEST_RESOLVED or (len(distinct) - kept) * 4 <= len(distinct)
+    return is_fine and bool(np.abs(standard).max() <= FARTHEST)
 
 
 KIND = ValueObjective

@@ -18,6 +18,7 @@ from peterrec.model.errors import (
     LabelsContinuous,
     LabelSeenOnce,
     LabelsTooRare,
+    LabelTooLong,
     SplitEmpty,
     TooFewClasses,
     ValuesUnresolved,
@@ -142,6 +143,11 @@ def test_a_continuous_column_as_classes_is_refused_as_a_matter_for_a_value_task(
     with pytest.raises(LabelsContinuous, match="50 users have 50 different labels") as refused:
         learn("classification", singles(i / 7 for i in range(50)))
     assert "value task" in refused.value.hint
+
+
+def test_a_label_that_no_bundle_can_carry_is_refused_before_training():
+    with pytest.raises(LabelTooLong, match="has 300 characters; 256 is the limit"):
+        learn("classification", singles(["x" * 300, "y"] * 20))
 
 
 def test_a_column_of_ids_as_classes_is_refused():
