@@ -112,8 +112,8 @@ class ManifestHead(_Part):
     """The head: its shape, and how its outputs are named and scaled.
 
     Logits are divided by ``temperature`` before they are decoded. ``threshold`` is the probability
-    from which a tag counts as present. ``scale`` and ``shift`` are those of ``ValueScale``; they are
-    written only where they change something, as older readers do not know them.
+    from which a tag counts as present. ``scale`` and ``shift`` are those of ``ValueScale``; they
+    are written only where they change something, as older readers do not know them.
     """
 
     kind: HeadKind
