@@ -166,17 +166,17 @@ def require_picture(path: Path) -> None:
             f"{path} ends neither in {' nor in '.join(SUFFIXES)}.",
             hint="Give the file one of these endings.",
         )
-    require_matplotlib("leave --plot out")
+    require_matplotlib("Or leave `plot` out.")
 
 
 def require_matplotlib(instead: str) -> None:
-    """Raise PlottingMissing without matplotlib; ``instead`` says what else the user can do."""
+    """Raise PlottingMissing without matplotlib; ``instead`` says what else can be done."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise PlottingMissing(
             "matplotlib is not installed.",
-            hint=f"pip install 'peterrec-serving[compare]', or {instead}.",
+            hint=f"Install it: pip install 'peterrec-serving[compare]'. {instead}",
         ) from error
 
 

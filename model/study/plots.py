@@ -23,7 +23,7 @@ MARKS = "osv^Dx*P<>"
 
 def draw_plots(report: Report, folder: Path) -> list[Path]:
     """Write every picture that the tables have points for, as PNG and SVG; return the paths."""
-    require_matplotlib("give --no-plots")
+    require_matplotlib("Or give `no_plots`.")
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for table in report["tables"]:

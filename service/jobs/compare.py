@@ -70,7 +70,7 @@ def prepare(job: CompareJob) -> Path:
     if not corpora:
         raise ComparisonSettingsInvalid(
             "there is nothing to compare on.",
-            hint="Give --movielens, --events, --task-list, --interactions or --prepared.",
+            hint="Give `movielens`, `events`, `task_list`, `interactions` or `prepared`.",
         )
     folder = job.out / PREPARED
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def run_comparison(
 ) -> tuple[Report, list[Path]]:
     """Prepare the data, execute the runs that are missing, write tables and plots."""
     if job.has_plots:
-        require_matplotlib("give --no-plots")
+        require_matplotlib("Or give `no_plots`.")
     place = Workplace(prepare(job), job.out, job.settings, job.device)
     units = compare(place, job.effort, on_progress, notice)
     write_report(place, units)
