@@ -215,6 +215,30 @@ class LabelSeenOnce(DataError):
     code = "data_label_seen_once"
 
 
+class LabelsTooRare(DataError):
+    """No label has as many users as the smallest number that was asked for."""
+
+    code = "data_labels_too_rare"
+
+
+class LabelsContinuous(DataError):
+    """A column of classes has about as many different labels as users."""
+
+    code = "data_labels_continuous"
+
+
+class ValuesUnresolved(DataError):
+    """Beside the largest of the values, float32 cannot tell the others apart."""
+
+    code = "data_values_unresolved"
+
+
+class LabelTooLong(DataError):
+    """A label has more characters than a bundle can carry."""
+
+    code = "data_label_too_long"
+
+
 class LabelUnknown(DataError):
     """A label is not one of a trained task's labels."""
 
@@ -225,6 +249,12 @@ class TooFewClasses(DataError):
     """The answers of a task do not vary: there is one class, or one value."""
 
     code = "data_too_few_classes"
+
+
+class TooFewItems(DataError):
+    """All histories consist of one item, so there is nothing to predict."""
+
+    code = "data_too_few_items"
 
 
 class SplitEmpty(DataError):

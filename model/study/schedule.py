@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 
-from peterrec.model.progress import OnProgress, Progress
+from peterrec.model.progress import Notice, OnProgress, Progress, no_notice
 from peterrec.model.study.backbones import backbone_folder, ensure_backbone
 from peterrec.model.study.corpus import PreparedCorpus, choose_tasks
 from peterrec.model.study.methods import METHODS, PRIOR, Rates, Variant, choose_variants
 from peterrec.model.study.results import RunResult
 from peterrec.model.study.run import RunSpec, Workplace, corpora_at, execute, run_key
+from peterrec.model.study.task_data import check_task
 
 JOURNAL = "runs.jsonl"
 
@@ -117,10 +118,18 @@ class Effort:
     time_limit_s: float = math.inf
 
 
-def compare(place: Workplace, effort: Effort, on_progress: OnProgress) -> list[Unit]:
-    """Run what is not in the journal; return the units with all results so far."""
+def compare(
+    place: Workplace, effort: Effort, on_progress: OnProgress, notice: Notice = no_notice
+) -> list[Unit]:
+    """Run what is not in the journal; return the units with all results so far.
+
+    Tasks that cannot be learned or measured are refused before anything is trained.
+    """
     deadline = time.monotonic() + effort.time_limit_s
     units = plan_units(place)
+    for corpus, task in dict.fromkeys((unit.corpus, t) for unit in units for t in unit.tasks):
+        prepared = corpora_at(place.prepared)[corpus]
+        check_task(prepared, task, place.settings.min_label_count, notice)
     _recall(place, units)
     with _pool(effort.jobs) as start:
         _pretrain(place, units, start, effort.jobs, on_progress)

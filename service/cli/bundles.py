@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from peterrec.model.errors import PeterRecError
+from peterrec.model.kinds import KINDS
 from peterrec.patches.bundle.bundle import BundleLimits, open_bundle, read_manifest
 from peterrec.patches.bundle.diff import BundleMetadata, OpenedBundle, compare_bundles
 from peterrec.patches.bundle.signatures import TrustedKeys, check_signatures
@@ -165,10 +166,14 @@ def _print_refusal(file: Path, error: PeterRecError, as_json: bool) -> None:
         console.print(f"  {reason['code']}: {line}", markup=False)
 
 
+def _compared(kind: str) -> str:
+    return "value" if KINDS[kind].outputs == "number" else "logit"
+
+
 def _disagreement_rows(measured: "Disagreement") -> list[tuple[str, str]]:
     return [
         ("disagreement", f"{measured.divergence:.4g} ({ANSWERS[measured.kind].divergence_text})"),
         ("  on", f"{measured.histories} histories of both bundles' probes"),
-        ("  largest change", f"{measured.largest_change:.4g} of a logit"),
+        ("  largest change", f"{measured.largest_change:.4g} of a {_compared(measured.kind)}"),
         ("  compared", f"{measured.common_outputs} outputs that both have"),
     ]

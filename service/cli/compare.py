@@ -274,7 +274,7 @@ def compare(
         print(f"Wrote {prepare(job)}")
         return
     with ProgressBars() as bars:
-        document, pictures = run_comparison(job, bars)
+        document, pictures = run_comparison(job, bars, bars.note)
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = PIPE_WIDTH

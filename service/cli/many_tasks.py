@@ -46,7 +46,7 @@ def finetune_many(
     entries = read_task_file(tasks)
     job = ManyJob(events, time, entries, tasks.parent, patch, overwrite)
     with ProgressBars() as bars:
-        trained = run_finetune_many(loaded, job, bars)
+        trained = run_finetune_many(loaded, job, bars, bars.note)
     bundle = Column("bundle", no_wrap=True)
     table = Table(bundle, "test users", "metric", "value", "no history", "ECE: raw, calibrated")
     for out, task in trained:

@@ -61,7 +61,7 @@ def pretrain(
 
     The processes of torchrun share the work of every step.
     """
-    from peterrec.model.progress import no_progress
+    from peterrec.model.progress import no_notice, no_progress
     from peterrec.service.jobs.progress_bar import ProgressBars
     from peterrec.service.jobs.torchrun import place_of
     from peterrec.service.jobs.train import run_pretrain
@@ -70,7 +70,13 @@ def pretrain(
     with place_of(device) as place, ProgressBars() as bars:
         on_progress = bars if place.workers.writes else no_progress
         trained, fingerprint = run_pretrain(
-            events.source(until), settings, out, on_existing, on_progress, place
+            events.source(until),
+            settings,
+            out,
+            on_existing,
+            on_progress,
+            place,
+            bars.note if place.workers.writes else no_notice,
         )
     if not place.workers.writes:
         return
@@ -108,7 +114,7 @@ def finetune(
         overwrite=overwrite,
     )
     with ProgressBars() as bars:
-        task = run_finetune(loaded, job, settings, bars)
+        task = run_finetune(loaded, job, settings, bars, bars.note)
     data = task.record["data"]
     _print_metrics(f"{out}, {data['test_users']} test users", task.metrics)
     if "ece" in task.metrics:
@@ -133,6 +139,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a bundle again, on the users of any files, by the plain forward."""
+    from peterrec.service.jobs.progress_bar import ProgressBars
     from peterrec.service.jobs.train import EvaluateJob, run_evaluate
 
     job = EvaluateJob(
@@ -142,7 +149,8 @@ def evaluate(
         part=part,
         **split,
     )
-    metrics, users = run_evaluate(backbone, job)
+    with ProgressBars() as bars:
+        metrics, users = run_evaluate(backbone, job, bars.note)
     if as_json:
         print(json.dumps({"users": users, "metrics": metrics}))
     else:

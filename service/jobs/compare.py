@@ -11,7 +11,7 @@ from peterrec.model.data.interactions import InteractionSource
 from peterrec.model.data.statistics import require_matplotlib
 from peterrec.model.documents import Document
 from peterrec.model.errors import ComparisonSettingsInvalid
-from peterrec.model.progress import OnProgress
+from peterrec.model.progress import Notice, OnProgress, no_notice
 from peterrec.model.study.corpus import PreparedCorpus, shuffled, write_corpora
 from peterrec.model.study.markdown import cells_of, header_of
 from peterrec.model.study.plots import draw_plots
@@ -78,12 +78,14 @@ def prepare(job: CompareJob) -> Path:
     return folder
 
 
-def run_comparison(job: CompareJob, on_progress: OnProgress) -> tuple[Report, list[Path]]:
+def run_comparison(
+    job: CompareJob, on_progress: OnProgress, notice: Notice = no_notice
+) -> tuple[Report, list[Path]]:
     """Prepare the data, execute the runs that are missing, write tables and plots."""
     if job.has_plots:
         require_matplotlib("Or give `no_plots`.")
     place = Workplace(prepare(job), job.out, job.settings, job.device)
-    units = compare(place, job.effort, on_progress)
+    units = compare(place, job.effort, on_progress, notice)
     write_report(place, units)
     document = report_of(place, units)
     return document, draw_plots(document, job.out / PLOTS) if job.has_plots else []

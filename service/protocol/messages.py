@@ -130,7 +130,8 @@ ToDevice = Predict | Cancel | Hello | TableAck | Validate | Sync | Goodbye | Tra
 class BundleEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A resident bundle: what a worker needs to bind rows and to name results.
 
-    ``catalog_path`` is the local bundle file that a ranking head's item ids are read from.
+    ``catalog_path`` is the local bundle file that a ranking head's item ids are read from;
+    ``scale`` and ``shift`` are those of a value's ``ValueScale``.
     """
 
     handle: Handle
@@ -140,6 +141,8 @@ class BundleEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     labels: tuple[str, ...]
     threshold: float
     catalog_path: str
+    scale: float = 1.0
+    shift: float = 0.0
 
     def shared(self) -> Self:
         """Return an equal entry that shares its texts with other entries.
@@ -151,6 +154,8 @@ class BundleEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
             kind=shared(self.kind),
             labels=shared(self.labels),
             threshold=shared(self.threshold),
+            scale=shared(self.scale),
+            shift=shared(self.shift),
         )
 
 

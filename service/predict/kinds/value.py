@@ -1,5 +1,6 @@
 """Answers of value tasks: a number."""
 
+from peterrec.model.kinds.value import ValueScale
 from peterrec.service.predict.kinds.descriptor import (
     AnswerKind,
     Prediction,
@@ -17,7 +18,9 @@ class ValuePrediction(Prediction, frozen=True, kw_only=True, tag="value"):
 
 
 def _decode(subject: Subject, result: RowResult) -> ValuePrediction:
-    return ValuePrediction(value=scores_of(result)[0], **used_fields(subject))
+    (score,), bundle = scores_of(result), subject.bundle
+    value = ValueScale(bundle.scale, bundle.shift).apply(score)
+    return ValuePrediction(value=value, **used_fields(subject))
 
 
 def _divergence(first: ValuePrediction, second: ValuePrediction) -> float:
