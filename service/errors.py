@@ -15,6 +15,7 @@ from peterrec.patches.errors import (
     BundleRejected,
     BundleTooLarge,
     BundleUnsafe,
+    OutputsDiffer,
     Reason,
     RegistryDenied,
     RegistryFailed,
@@ -181,6 +182,20 @@ class BundleNotReady(PeterRecError):
         super().__init__(
             f"this server has not loaded the bundle {what}.",
             hint="Try again shortly. If it persists, see the server's log for the reason.",
+        )
+
+
+class BundleUnservable(PeterRecError):
+    """The bundle that should answer can never be loaded by this server, so retries are in vain."""
+
+    code = "bundle_refused"
+    category = Category.CONFLICT
+
+    def __init__(self, task: str, version: int, reason: str) -> None:
+        super().__init__(
+            f"this server refuses the bundle of version {version} of task {task!r}: {reason}.",
+            hint="Trying again does not help: the task's owner has to push a bundle for this "
+            "server's backbone.",
         )
 
 
@@ -423,7 +438,8 @@ class TaskFileInvalid(PeterRecError):
 class Problem(msgspec.Struct, frozen=True):
     """Body of every refusal: a problem as defined by RFC 9457, with a stable ``code``.
 
-    ``error`` is code, detail and hint in one line. ``reasons``: why a pushed bundle is refused.
+    ``error`` is code, detail and hint in one line. ``reasons``: why a pushed bundle is refused, or
+    how the outputs of a version differ.
     ``errors``: one error per task, if a call for several tasks could answer none of them.
     """
 
@@ -468,6 +484,8 @@ def problem_of(error: PeterRecError, request_id: str) -> Problem:
         error = error.first
     if isinstance(error, BundleRejected):
         reasons = [ErrorBody(each.code, each.message, each.hint) for each in error.reasons]
+    if isinstance(error, OutputsDiffer):
+        reasons = [ErrorBody(error.code, each, "") for each in error.differences]
     status = HTTP_STATUS[error.category]
     return Problem(
         type=f"urn:peterrec:error:{error.code}",

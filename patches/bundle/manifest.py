@@ -107,7 +107,7 @@ class ManifestHead(_Part):
     """The head: its shape, and how its outputs are named and scaled.
 
     Logits are divided by ``temperature`` before they are decoded. ``threshold`` is the probability
-    from which a tag counts as present.
+    from which a tag counts as present. ``unit`` says what a number counts, such as days.
     """
 
     kind: HeadKind
@@ -116,6 +116,7 @@ class ManifestHead(_Part):
     labels: tuple[Label, ...] | None = Field(default=None, fail_fast=True)
     threshold: float = Field(default=0.5, ge=0.0, le=1.0)
     temperature: float = Field(default=1.0, ge=1e-3, le=1e3)
+    unit: Label | None = None
 
     def spec(self) -> HeadSpec:
         """Convert this part into the model's form."""
@@ -137,6 +138,8 @@ class ManifestHead(_Part):
         problem = self._label_problem()
         if problem:
             raise PydanticCustomError("labels_mismatch", "{problem}", {"problem": problem})
+        if self.unit is not None and KINDS[self.kind].outputs != "number":
+            raise ValueError(f"a {self.kind} head has no unit")
         return self
 
     def _label_problem(self) -> str | None:
@@ -191,8 +194,14 @@ class Manifest(_Part):
         return KINDS[self.kind]
 
     def to_json(self) -> str:
-        """Encode in the canonical form, so that equal manifests give equal bytes."""
-        return compact_json(self.model_dump(mode="json", by_alias=True), sort_keys=True)
+        """Encode in the canonical form, so that equal manifests give equal bytes.
+
+        A head without a unit has no such field, as in bundles that are older than units.
+        """
+        document = self.model_dump(mode="json", by_alias=True)
+        if self.head.unit is None:
+            del document["head"]["unit"]
+        return compact_json(document, sort_keys=True)
 
 
 def parse_manifest(text: str, findings: Findings) -> Manifest | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import Depends, Header, Request, Response
+from fastapi import Depends, Header, Query, Request, Response
 from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BaseModel, ConfigDict
 
@@ -154,6 +154,13 @@ def admin_task(caller: Principal, task: str) -> TaskId:
 
 IfMatch = Annotated[
     str | None, Header(description='Make the change only if the task has this ETag: `"17"`.')
+]
+AllowNewOutputs = Annotated[
+    bool,
+    Query(
+        description="Whether the answers may have other outputs than until now: another kind, "
+        "other labels, another catalog or another unit."
+    ),
 ]
 IfNoneMatch = Annotated[
     str | None, Header(description="`*`: make the change only if the task does not exist yet.")

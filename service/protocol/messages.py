@@ -163,10 +163,19 @@ class KeyEntry(msgspec.Struct, frozen=True, array_like=True):
     scopes: list[str]
 
 
+class RefusedBundle(msgspec.Struct, frozen=True, array_like=True):
+    """A bundle that this server will never load, and the first reason: its code and message."""
+
+    digest: Digest
+    code: str
+    message: str
+
+
 class TableUpdate(msgspec.Struct, frozen=True, array_like=True, tag=20):
     """A change of what is served; ``is_full`` replaces everything the worker knew.
 
     ``keys`` is None if unchanged. ``bundles`` are new residencies, ``tasks`` new or changed tasks.
+    ``refused`` are all bundles that tasks name in vain; None if unchanged.
     """
 
     epoch: int
@@ -178,6 +187,7 @@ class TableUpdate(msgspec.Struct, frozen=True, array_like=True, tag=20):
     removed_bundles: list[Digest]
     removed_tasks: list[TaskRef]
     keys: list[KeyEntry] | None = None
+    refused: list[RefusedBundle] | None = None
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=21):

@@ -141,10 +141,15 @@ class AliasMoved(Changed, frozen=True, kw_only=True):
 
 
 class RolledBack(AliasMoved, frozen=True, kw_only=True):
-    """The whole state that was restored, and where the requested alias points now."""
+    """The whole state that was restored, and where the requested alias points now.
+
+    ``new_outputs`` lists how that version's answers differ from those before in kind, labels,
+    catalog or unit.
+    """
 
     aliases: Mapping[str, Alias]
     traffic: Traffic | None
+    new_outputs: tuple[str, ...] = ()
 
 
 class Backbone(Struct, frozen=True, kw_only=True):

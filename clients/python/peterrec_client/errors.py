@@ -69,6 +69,10 @@ class Conflict(PeterRecError):
     """409: the task's state does not allow it, such as a task without a prod version."""
 
 
+class OutputsDiffer(Conflict):
+    """409: the version's answers have another kind, labels, catalog or unit; see ``reasons``."""
+
+
 class StaleRevision(PeterRecError):
     """412: the task changed since ``if_revision``; read it again."""
 
@@ -132,6 +136,9 @@ BY_STATUS: Mapping[int, type[PeterRecError]] = {
 }
 """The error of each status. Other statuses from 500 are ServerFailed, the rest UnexpectedAnswer."""
 
+BY_CODE: Mapping[str, type[PeterRecError]] = {"outputs_differ": OutputsDiffer}
+"""Errors of their own among those of one status."""
+
 _decode_problem = msgspec.json.Decoder(Problem).decode
 
 
@@ -140,7 +147,8 @@ def refusal(status: int, body: bytes, *, is_retryable: bool) -> PeterRecError:
     fallback = ServerFailed if status >= 500 else UnexpectedAnswer
     error = BY_STATUS.get(status, fallback)
     try:
-        return error(_decode_problem(body), status)
+        problem = _decode_problem(body)
+        return BY_CODE.get(problem.code, error)(problem, status)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         shown = body[:SHOWN_CHARACTERS].decode(errors="replace")
         return error(

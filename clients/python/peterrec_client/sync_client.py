@@ -118,6 +118,7 @@ class Client:
         *,
         alias: str | None = "prod",
         validate_only: bool = False,
+        allow_new_outputs: bool = False,
         if_revision: int | None = None,
     ) -> Pushed:
         """Register a ``.bundle`` file and point ``alias`` at it. When this returns, it is served.
@@ -127,7 +128,11 @@ class Client:
         changes nothing. With ``if_revision``, nothing happens unless the task still has this
         revision: else ``StaleRevision`` is raised.
         """
-        return self._run(administering.push(task, Path(path), alias, validate_only, if_revision))
+        return self._run(
+            administering.push(
+                task, Path(path), alias, validate_only, allow_new_outputs, if_revision
+            )
+        )
 
     def tasks(self) -> list[Task]:
         """List the tasks that this key may use or administer, by name."""
@@ -138,10 +143,21 @@ class Client:
         return self._run(administering.task(name))
 
     def set_alias(
-        self, task: str, version: int | str, *, alias: str = "prod", if_revision: int | None = None
+        self,
+        task: str,
+        version: int | str,
+        *,
+        alias: str = "prod",
+        allow_new_outputs: bool = False,
+        if_revision: int | None = None,
     ) -> AliasMoved:
-        """Point an alias at a version, by its number or digest. The version of ``prod`` answers."""
-        return self._run(administering.set_alias(task, alias, version, if_revision))
+        """Point an alias at a version, by its number or digest. The version of ``prod`` answers.
+
+        ``OutputsDiffer`` is raised as by ``push``.
+        """
+        return self._run(
+            administering.set_alias(task, alias, version, allow_new_outputs, if_revision)
+        )
 
     def rollback(
         self, task: str, *, alias: str = "prod", if_revision: int | None = None
@@ -149,7 +165,8 @@ class Client:
         """Restore a task's previous state: all aliases and the traffic.
 
         Each further call goes back one more step. States in which ``alias`` named no version are
-        skipped, so it always names one afterwards.
+        skipped, so it always names one afterwards. ``new_outputs`` of the result lists how the
+        answers' outputs differ from those before, if they do.
         """
         return self._run(administering.rollback(task, alias, if_revision))
 
