@@ -54,12 +54,21 @@ OUTCOMES: Mapping[Category, str] = {
 """Label ``outcome`` of the request metrics; every other category counts as ``client_error``."""
 
 
+SEVERITY = ("error", "rejected", "deadline", "client_error")
+"""Outcomes in the order in which one stands for several: a fault of ours is not hidden by others,
+and what may succeed later comes before what the caller has to change."""
+
+
 class ErrorBody(msgspec.Struct, frozen=True):
-    """One error inside an answer that also holds results, or one reason of a refused push."""
+    """One error inside an answer that also holds results, or one reason of a refused push.
+
+    ``retryable`` says whether the same call may succeed later.
+    """
 
     code: str
     message: str
     hint: str
+    retryable: bool = False
 
 
 class MalformedRequest(PeterRecError):
@@ -170,6 +179,8 @@ class VersionNotServed(PeterRecError):
             f"{', '.join(listed) or 'none'}.",
             hint=f"Give it an alias so that it stays loaded: PUT /tasks/{task}/aliases/…",
         )
+        self.task = task
+        self.version = version
 
 
 class BundleNotReady(PeterRecError):
@@ -440,7 +451,8 @@ class Problem(msgspec.Struct, frozen=True):
 
     ``error`` is code, detail and hint in one line. ``reasons``: why a pushed bundle is refused, or
     how the outputs of a version differ.
-    ``errors``: one error per task, if a call for several tasks could answer none of them.
+    ``errors``: the error of each task, or of each instance by its number from 0, if a call for
+    several could answer none of them.
     """
 
     type: str
@@ -457,10 +469,14 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class NothingAnswered(PeterRecError):
-    """A call for several tasks could answer none; its status is that of the first error."""
+    """A call for several tasks or instances could answer none.
+
+    ``errors`` are by task, or by the number of the instance. The gravest stands for all of them:
+    ``SEVERITY`` says which outcome that is, and the first comes before its equals.
+    """
 
     def __init__(self, errors: Mapping[str, PeterRecError]) -> None:
-        self.first = next(iter(errors.values()))
+        self.first = min(errors.values(), key=lambda error: SEVERITY.index(outcome_of(error)))
         self.errors = errors
         super().__init__(self.first.message, hint=self.first.hint)
 
@@ -470,9 +486,14 @@ def category_of(error: PeterRecError) -> Category:
     return error.first.category if isinstance(error, NothingAnswered) else error.category
 
 
+def outcome_of(error: PeterRecError) -> str:
+    """Return the label ``outcome`` under which the metrics count an error."""
+    return OUTCOMES.get(category_of(error), "client_error")
+
+
 def error_body(error: PeterRecError) -> ErrorBody:
     """Return the error in the form that answers with other results use."""
-    return ErrorBody(error.code, error.message, error.hint)
+    return ErrorBody(error.code, error.message, error.hint, error.is_retryable)
 
 
 def problem_of(error: PeterRecError, request_id: str) -> Problem:

@@ -8,8 +8,10 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -118,6 +120,14 @@ class ManifestHead(_Part):
     temperature: float = Field(default=1.0, ge=1e-3, le=1e3)
     unit: Label | None = None
 
+    @model_serializer(mode="wrap")
+    def _without_absent_unit(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Leave out a unit that is not given, as in bundles that are older than units."""
+        document: dict[str, object] = dump(self)
+        if self.unit is None:
+            del document["unit"]
+        return document
+
     def spec(self) -> HeadSpec:
         """Convert this part into the model's form."""
         return HeadSpec(self.kind, self.outputs, self.has_bias)
@@ -194,14 +204,8 @@ class Manifest(_Part):
         return KINDS[self.kind]
 
     def to_json(self) -> str:
-        """Encode in the canonical form, so that equal manifests give equal bytes.
-
-        A head without a unit has no such field, as in bundles that are older than units.
-        """
-        document = self.model_dump(mode="json", by_alias=True)
-        if self.head.unit is None:
-            del document["head"]["unit"]
-        return compact_json(document, sort_keys=True)
+        """Encode in the canonical form, so that equal manifests give equal bytes."""
+        return compact_json(self.model_dump(mode="json", by_alias=True), sort_keys=True)
 
 
 def parse_manifest(text: str, findings: Findings) -> Manifest | None:

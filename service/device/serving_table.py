@@ -294,4 +294,5 @@ class ServingTable:
             labels=residency.labels,
             threshold=residency.threshold,
             catalog_path=residency.catalog_path,
+            unit=residency.unit,
         )

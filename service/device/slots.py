@@ -71,6 +71,7 @@ class Residency(msgspec.Struct, frozen=True, gc=False):
     head_slot: int
     catalog_path: str = ""
     catalog: CatalogWeights | None = None
+    unit: str = ""
 
     @property
     def patch(self) -> SlotRef:
@@ -254,6 +255,7 @@ class SlotStore:
             head_slot=slot if head_ref.slot == slot else head_ref.slot,  # the same int, if equal
             catalog_path=catalog_path if head_ref.catalog else "",
             catalog=head_ref.catalog,
+            unit=shared(head.unit or ""),
         )
         self.resident[residency.handle] = self.by_digest[residency.digest] = residency
         self.patch_bytes += pool.slot_bytes

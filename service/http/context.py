@@ -20,6 +20,7 @@ from peterrec.service.errors import MalformedRequest
 from peterrec.service.http.auth import Authenticator, Principal
 from peterrec.service.predict.device_link import DeviceLink
 from peterrec.service.predict.predictor import Predictor
+from peterrec.service.predict.registered_versions import RegisteredVersions
 from peterrec.service.predict.task_table import TaskTable
 from peterrec.service.telemetry.events import Emit
 
@@ -52,13 +53,14 @@ class Readiness:
 
 @dataclass(frozen=True, slots=True)
 class PredictContext:
-    """Collaborators of the prediction routes."""
+    """Collaborators of the prediction routes. ``registered``: asked about refused versions only."""
 
     table: TaskTable
     authenticator: Authenticator
     predictor: Predictor
     emit: Emit
     request_timeout_ms: int
+    registered: RegisteredVersions
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,12 +90,7 @@ class TaskTable:
         return entry
 
     def entries(self, tenant: str) -> Iterable[TaskEntry]:
-        """Return all of the tenant's tasks in the order of their names, answered or not.
-
-        Raises DeviceUnavailable before the first table has arrived.
-        """
-        if not self.epoch:
-            raise DeviceUnavailable
+        """Return all of the tenant's tasks in the order of their names, answered or not."""
         return sorted(self._tasks.get(tenant, {}).values(), key=lambda entry: entry.task)
 
     def resolve(

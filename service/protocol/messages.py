@@ -130,7 +130,8 @@ ToDevice = Predict | Cancel | Hello | TableAck | Validate | Sync | Goodbye | Tra
 class BundleEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A resident bundle: what a worker needs to bind rows and to name results.
 
-    ``catalog_path`` is the local bundle file that a ranking head's item ids are read from.
+    ``catalog_path`` is the local bundle file that a ranking head's item ids are read from. ``unit``
+    is that of a number, or empty.
     """
 
     handle: Handle
@@ -140,6 +141,7 @@ class BundleEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     labels: tuple[str, ...]
     threshold: float
     catalog_path: str
+    unit: str = ""
 
     def shared(self) -> Self:
         """Return an equal entry that shares its texts with other entries.
@@ -151,6 +153,7 @@ class BundleEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
             kind=shared(self.kind),
             labels=shared(self.labels),
             threshold=shared(self.threshold),
+            unit=shared(self.unit),
         )
 
 

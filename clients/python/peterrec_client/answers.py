@@ -9,11 +9,15 @@ from peterrec_client.kinds import Prediction
 
 
 class Reason(Struct, frozen=True):
-    """Why something was refused: a stable code, a message for people, and what to do about it."""
+    """Why something was refused: a stable code, a message for people, and what to do about it.
+
+    ``retryable`` says whether the same call may succeed later.
+    """
 
     code: str
     message: str
     hint: str = ""
+    retryable: bool = False
 
 
 class FailedInstance(Struct, frozen=True):

@@ -28,8 +28,8 @@ class PeterRecError(Exception):
     ``code`` is stable and meant for programs. ``status`` is the HTTP status, or None if no answer
     came. ``hint`` says what to do, ``request_id`` finds the request in the server's log, and
     ``retryable`` says whether the same call may succeed later. ``reasons`` lists everything against
-    a refused bundle. If a call for several tasks could answer none of them, ``errors`` has one
-    reason per task.
+    a refused bundle, or how a version's outputs differ. If a call for several tasks or users could
+    answer none of them, ``errors`` has one reason per task, or per user by its number from 0.
     """
 
     def __init__(self, problem: Problem, status: int | None = None) -> None:

@@ -95,7 +95,8 @@ class Client:
         """Predict one task for 1 to 256 users, in their order, all by one bundle.
 
         An instance is a history, or an ``Instance`` with its own parameters. One that can't be
-        answered is a ``FailedInstance`` in its place; if it is the only one, its error is raised.
+        answered is a ``FailedInstance`` in its place; if none can, the gravest error is raised, and
+        its ``errors`` has all of them by the instance's number.
         """
         return self._run(predicting.predict_many(task, instances, options))
 
@@ -107,7 +108,8 @@ class Client:
     ) -> UserPrediction:
         """Predict up to 512 tasks for one user, all from one registry revision.
 
-        Tasks that can't be answered are in ``errors``; if none can, the first error is raised.
+        Tasks that can't be answered are in ``errors``; if none can, the gravest error is raised.
+        "all" are the registered tasks that the key may ask.
         """
         return self._run(predicting.predict_user(history, tasks, options))
 
