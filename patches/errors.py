@@ -238,9 +238,11 @@ class VersionNotFound(PeterRecError):
     code = "version_not_found"
     category = Category.NOT_FOUND
 
-    def __init__(self, task: str, version: str) -> None:
+    def __init__(self, task: str, version: str, served: str = "") -> None:
+        others = f"; these are served: {served}" if served else ""
         super().__init__(
-            f"task {task!r} has no version {version}.", hint=f"GET /tasks/{task} lists them."
+            f"task {task!r} has no version {version:.80}{others}.",
+            hint=f"GET /tasks/{task} lists them.",
         )
 
 

@@ -174,9 +174,9 @@ class VersionNotServed(PeterRecError):
             f"{number} ({', '.join(aliases)})" if aliases else f"{number}"
             for number, aliases in sorted(served.items())
         ]
+        self.served = ", ".join(listed) or "none"
         super().__init__(
-            f"version {version:.80} of task {task!r} is not served; these are: "
-            f"{', '.join(listed) or 'none'}.",
+            f"version {version:.80} of task {task!r} is not served; these are: {self.served}.",
             hint=f"Give it an alias so that it stays loaded: PUT /tasks/{task}/aliases/…",
         )
         self.task = task

@@ -89,7 +89,8 @@ def _catalog_difference(before: Catalog, after: Catalog) -> list[str]:
     if had == has:
         return []
     gone, new = had - has, has - had
-    lines = [f"{len(gone):,} items gone ({_first(gone, before)})"] if gone else []
+    plural = "" if len(gone) == 1 else "s"
+    lines = [f"{len(gone):,} item{plural} gone ({_first(gone, before)})"] if gone else []
     lines += [f"{len(new):,} new ({_first(new, after)})"] if new else []
     return [f"catalog: {', '.join(lines)} of {len(had):,}"]
 

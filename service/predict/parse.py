@@ -62,12 +62,13 @@ def parse_users_predict(body: bytes) -> UsersPredictRequest:
 
 def _contradictory(request: PredictRequest) -> MalformedRequest:
     """Return the error of a body whose parts are right, but not together."""
+    needed = "the body needs either history or instances"
     if request.history is UNSET and request.instances is UNSET:
         hint = f"Send one user's history: {PREDICT.example}; an empty list is a cold start. {DOCS}"
-        return MalformedRequest("the body has neither history nor instances.", hint=hint)
+        return MalformedRequest(f"{needed}; it has neither.", hint=hint)
     if request.history is not UNSET and request.instances is not UNSET:
         hint = f"Make the history an entry of instances. {DOCS}"
-        return MalformedRequest("the body has both history and instances.", hint=hint)
+        return MalformedRequest(f"{needed}; it has both.", hint=hint)
     hint = f"`user_id` belongs in each entry of `instances`. {DOCS}"
     return MalformedRequest("the body has one user_id for several instances.", hint=hint)
 

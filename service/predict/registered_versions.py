@@ -37,7 +37,7 @@ class RegisteredVersions:
             return error
         known = await self._read(tenant, TaskId(error.task))
         is_known = known is None or error.version.removeprefix("sha256:") in known
-        return error if is_known else VersionNotFound(error.task, error.version)
+        return error if is_known else VersionNotFound(error.task, error.version, error.served)
 
     async def _read(self, tenant: TenantId, task: TaskId) -> Collection[str] | None:
         """Return the numbers and digests of all versions of a task; None if that is not known."""

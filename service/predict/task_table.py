@@ -123,7 +123,7 @@ class TaskTable:
         refused = None if digest is None else self._refused.get(digest)
         if refused is None:
             raise BundleNotReady(f"of task {entry.task!r}")
-        raise BundleUnservable(entry.task, number, f"{refused.code}: {refused.message}")
+        raise BundleUnservable(entry.task, number, refused.reason)
 
     def _split(self, entry: TaskEntry, active: ActiveTraffic) -> Split | None:
         """Return the task's traffic, made once per table for all requests.
@@ -161,8 +161,8 @@ class TaskTable:
 def _find(entry: TaskEntry, wanted: VersionName) -> tuple[int, str | None]:
     """Return the number of the version that is asked for, and the alias if one was given."""
     text = str(wanted)
-    if text.isdecimal() and len(text) <= MAX_DIGITS:
-        if int(text) in entry.numbers:
+    if text.isdecimal():
+        if len(text) <= MAX_DIGITS and int(text) in entry.numbers:
             return int(text), None
         raise _not_served(entry, text)
     number = _named_by(entry, text)

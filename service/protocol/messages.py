@@ -167,11 +167,10 @@ class KeyEntry(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RefusedBundle(msgspec.Struct, frozen=True, array_like=True):
-    """A bundle that this server will never load, and the first reason: its code and message."""
+    """A bundle that this server will never load, and why: the first few codes and messages."""
 
     digest: Digest
-    code: str
-    message: str
+    reason: str
 
 
 class TableUpdate(msgspec.Struct, frozen=True, array_like=True, tag=20):

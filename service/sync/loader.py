@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from peterrec.model.errors import PeterRecError
-from peterrec.patches.errors import BundleRejected, RegistryUnavailable
+from peterrec.patches.errors import BundleRejected, Reason, RegistryUnavailable
 from peterrec.patches.identity import Digest
 from peterrec.service.device.load import Failures
 from peterrec.service.device.slots import LocalBundle
@@ -19,6 +19,9 @@ RETRY_FETCH_S = 0.2
 
 RETRY_LOAD_S = 2.0
 """Seconds until a bundle is loaded again after an error that can pass, such as a full disk."""
+
+REASONS_TOLD = 5
+"""Reasons against a refused bundle that callers of its task are told."""
 
 FLIP_INTERVAL_S = 0.25
 """Seconds between table changes while many bundles load: those loaded are served already."""
@@ -161,7 +164,9 @@ class BundleLoader:
 
 
 def _refused_bundle(digest: Digest, error: BundleRejected | ProbeFailed) -> RefusedBundle:
+    found: Sequence[Reason] = (Reason(error.code, error.message),)
     if isinstance(error, BundleRejected):
-        reason = error.reasons[0]
-        return RefusedBundle(digest, str(reason.code), reason.message)
-    return RefusedBundle(digest, error.code, error.message)
+        found = error.reasons
+    reasons = [f"{reason.code}: {reason.message}" for reason in found[:REASONS_TOLD]]
+    more = [f"{len(found) - REASONS_TOLD} more"] if len(found) > REASONS_TOLD else []
+    return RefusedBundle(digest, "; ".join([*reasons, *more]))

@@ -45,6 +45,7 @@ class Workshop:
         outputs: int = 3,
         geometry: PatchGeometry = GEOMETRY,
         names: tuple[str, ...] | None = None,
+        unit: str | None = None,
     ) -> bytes:
         """Make a bundle with correct probes for this backbone; seeds change only the weights.
 
@@ -58,6 +59,7 @@ class Workshop:
             outputs=outputs,
             labels=names,
             catalog=names,
+            unit=unit,
             seed=seed,
             name=kind,
             backbone=self.identity,

@@ -74,9 +74,8 @@ def test_a_task_without_prod_is_not_active_while_another_alias_loads(table):
 
 
 def test_a_bundle_that_this_server_refuses_is_no_reason_to_try_again(table):
-    refused = RefusedBundle(DIGEST_B, "backbone_mismatch", "the bundle is for backbone 9c02")
-    change = replace(update(2, tasks=[loading_films()]), refused=[refused])
-    table.apply(change)
+    refused = RefusedBundle(DIGEST_B, "backbone_mismatch: it is for 9c02")
+    table.apply(replace(update(2, tasks=[loading_films()]), refused=[refused]))
     for version in (None, "prod", 1):
         with pytest.raises(BundleUnservable, match="backbone_mismatch") as raised:
             table.resolve(ACME, "films", version)
@@ -84,7 +83,7 @@ def test_a_bundle_that_this_server_refuses_is_no_reason_to_try_again(table):
 
 
 def test_a_bundle_that_is_not_refused_any_more_is_loading_again(table):
-    refused = RefusedBundle(DIGEST_B, "backbone_mismatch", "the bundle is for backbone 9c02")
+    refused = RefusedBundle(DIGEST_B, "backbone_mismatch: it is for 9c02")
     table.apply(replace(update(2, tasks=[loading_films()]), refused=[refused]))
     table.apply(replace(update(3), refused=[]))
     with pytest.raises(BundleNotReady):
