@@ -70,8 +70,8 @@ class Settings(BaseSettings):
     max_batch_rows: Positive = Field(256, description="Maximum number of histories in one forward.")
     max_queue_rows: Positive = Field(
         8192,
-        description="Maximum number of rows that wait at one time; more are refused with 429, and a "
-        "call that has more by itself (up to 512) with 413.",
+        description="Maximum number of rows that wait at one time; more are refused with 429, and "
+        "a call that has more by itself (up to 512) with 413.",
     )
     request_timeout_ms: Annotated[int, Field(ge=1, le=600_000)] = Field(
         2000,

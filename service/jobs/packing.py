@@ -103,6 +103,7 @@ def _manifest(
             has_bias=spec.has_bias,
             labels=task.outputs if KINDS[spec.kind].has_labels else None,
             temperature=task.temperature,
+            unit=task.record["settings"]["unit"],
         ),
         probes=ManifestProbes(count=probe_shape[0], columns=probe_shape[1]),
         metrics=task.metrics,
