@@ -15,6 +15,7 @@ from rich.table import Table
 
 from peterrec.model.disk import refusal
 from peterrec.model.errors import PeterRecError
+from peterrec.patches.errors import OutputsDiffer
 from peterrec.service.cli.bundle_text import printable
 from peterrec.service.errors import Interrupted, OutputClosed, ServerRefused, ServerUnreachable
 
@@ -146,7 +147,8 @@ def _translated(
             "unexpected_answer", error.message, "Is this a PeterRec server?", error.status
         )
     reasons = "".join(f"\n  - {reason.code}: {reason.message}" for reason in error.reasons)
-    message = f"the bundle is refused:{reasons}" if reasons else error.message
+    is_bundle_refused = bool(reasons) and error.code != OutputsDiffer.code
+    message = f"the bundle is refused:{reasons}" if is_bundle_refused else error.message
     return ServerRefused(error.code, message, error.hint, error.status)
 
 
@@ -185,6 +187,13 @@ ApiKey = Annotated[
 Task = Annotated[
     str, typer.Argument(metavar="TASK", autocompletion=complete_task, help="Name of the task.")
 ]
+AllowNewOutputs = Annotated[
+    bool,
+    typer.Option(
+        "--allow-new-outputs",
+        help="Let the answers have another kind, other labels, another catalog or another unit.",
+    ),
+]
 IfMatch = Annotated[
     int | None,
     typer.Option(
@@ -193,6 +202,11 @@ IfMatch = Annotated[
         help="Change the task only if it still has this revision; otherwise exit with status 4.",
     ),
 ]
+
+
+def outputs_parameter(*, allow_new_outputs: bool) -> dict[str, str]:
+    """The parameter that lets a change give the answers other outputs; none by default."""
+    return {"allow_new_outputs": "true"} if allow_new_outputs else {}
 
 
 def print_json(document: object) -> None:

@@ -13,9 +13,11 @@ from peterrec.model.errors import PeterRecError
 from peterrec.service.cli.failures import failure_of
 from peterrec.service.cli.server_options import (
     DEFAULT_URL,
+    AllowNewOutputs,
     ApiKey,
     IfMatch,
     Url,
+    outputs_parameter,
     print_json,
     print_table,
     server,
@@ -147,11 +149,13 @@ def push(
     validate_only: Annotated[
         bool, typer.Option(help="Only validate the bundle; change nothing.")
     ] = False,
+    allow_new_outputs: AllowNewOutputs = False,
     if_match: IfMatch = None,
     as_json: AsJson = False,
 ) -> None:
     """Register a bundle on a running server and, through its alias, let it answer."""
     parameters = {"alias": alias, "validate_only": str(validate_only).lower()}
+    parameters |= outputs_parameter(allow_new_outputs=allow_new_outputs)
     with server(url, api_key) as to:
         pushed = push_bundle(to, file, task, parameters, if_match)
     if as_json:
