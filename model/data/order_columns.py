@@ -193,7 +193,7 @@ def _numbers(part: TablePart, column: str) -> pa.Array:
     if found is None:
         raise OrderUnreadable(
             f"{part.place(0, column)}: values of type {kind} are neither numbers nor times.",
-            hint="Name another column with --order-column, or write it as numbers or times.",
+            hint="Write the column as numbers or times. Or name another `order_column`.",
         )
     _refuse(part, column, array.is_null(nan_is_null=True))
     return found(part, column, array)
@@ -315,7 +315,7 @@ def _unreadable(part: TablePart, column: str, row: int) -> OrderUnreadable:
     return OrderUnreadable(
         f"{part.place(row, column)}: {_value(part, column, row)!r} is neither a number nor a "
         "timestamp.",
-        hint="Correct the row, or name another column with --order-column.",
+        hint="Correct the row. Or name another `order_column`.",
     )
 
 

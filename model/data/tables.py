@@ -191,7 +191,29 @@ def _file_parts(
             table = _with_partitions(table, file, wanted)
             rows = np.arange(first, first + table.num_rows, dtype=np.int64)
             first += table.num_rows
-            yield TablePart(source.name, file, table, rows, source.missing), share
+            part = TablePart(source.name, file, table, rows, source.missing)
+            _require_same_as_folders(part, file, wanted)
+            yield part, share
+
+
+def _require_same_as_folders(part: TablePart, file: DataFile, wanted: list[str]) -> None:
+    """Refuse a column that the file has and its folders give otherwise."""
+    for name, value in file.partitions:
+        if name not in wanted or name not in file.names:
+            continue
+        encoded = _distinct(part, name)
+        same = encoded.dictionary.is_null()
+        if value is not None:
+            same = Condition(name, value).matches(encoded.dictionary)
+        missing = pa.scalar(value is None)
+        is_same = pc.fill_null(same.take(encoded.indices), missing).to_numpy(zero_copy_only=False)
+        if not is_same.all():
+            row = int(np.argmin(is_same))
+            raise DataFileUnreadable(
+                f"{part.place(row, name)}: {part.table[name][row].as_py()!r}, but its folder says "
+                f"{name}={value}.",
+                hint="Rename the folder, or leave the column out of the file.",
+            )
 
 
 def _with_partitions(table: pa.Table, file: DataFile, wanted: list[str]) -> pa.Table:
