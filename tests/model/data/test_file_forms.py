@@ -307,7 +307,7 @@ SMALL_TYPES: dict[str, Make] = {
     str(kind): parquet(ids_as(kind))
     for kind in (
         *(pa.int8(), pa.uint8(), pa.int16(), pa.uint16(), pa.int32(), pa.uint32()),
-        *(pa.float32(), pa.float64(), pa.decimal128(5, 2), pa.decimal256(50, 2)),
+        *(pa.float32(), pa.float64(), pa.decimal128(21, 2), pa.decimal256(50, 2)),
     )
 }
 
