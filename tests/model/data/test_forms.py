@@ -527,7 +527,7 @@ def test_a_column_in_the_file_and_in_its_folder_must_say_the_same(tmp_path, name
         else:
             pq.write_table(table, path)
 
-    write(tmp_path / "same" / "day=07" / name, [7, 7])
+    write(tmp_path / "same" / "day=7" / name, [7, 7])
     write(tmp_path / "same" / "day=__HIVE_DEFAULT_PARTITION__" / name, [None, None])
     (part, *_) = read_parts(TableSource(tmp_path / "same"), ["user_id", "day"])
     assert part.table["user_id"].to_pylist() == ["u", "v"]
