@@ -321,9 +321,8 @@ def _require_order(source: InteractionSource, observer: ReadingObserver) -> None
             hint="Name it: `order_column`.",
         )
     data = source.table.data
-    files = (
-        ", files in the order of their names" if isinstance(data, Path) and data.is_dir() else ""
-    )
+    is_folder = isinstance(data, Path) and data.is_dir()
+    files = ", files in the order of their names" if is_folder else ""
     observer.notice(
         f"{source.table.name}: no order column is named, so events are taken in the order of the "
         f"rows{files}."

@@ -1,5 +1,6 @@
 """A task's answers from tables: one label, one number, or any number of tags per user."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from peterrec.model.data.histories import UserLabels
 from peterrec.model.data.tables import TablePart, TableSource, read_parts
 from peterrec.model.data.values import read_texts
 from peterrec.model.errors import DataFileEmpty, LabelDuplicate, NumberUnreadable
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ def read_labels(source: LabelSource) -> UserLabels:
 def read_values(source: LabelSource) -> UserLabels:
     """One finite number per user, as text."""
     for row in _label_rows(source):
-        if row.text and not _is_finite_number(row.text):
+        if row.text and not is_number(row.text):
             raise NumberUnreadable(
                 f"{row.place}: {row.text!r} is not a finite number.",
                 hint="Correct or empty the field.",
@@ -92,8 +95,6 @@ def _label_rows(source: LabelSource) -> Iterator[_LabelRow]:
             yield _LabelRow(user, text or "", part, row, source.column)
 
 
-def _is_finite_number(text: str) -> bool:
-    try:
-        return bool(np.isfinite(float(text)))
-    except ValueError:
-        return False
+def is_number(text: str) -> bool:
+    """True for a finite decimal number, such as ``-1.5e3``; not for ``1_000``, as in Python."""
+    return bool(NUMBER.fullmatch(text)) and bool(np.isfinite(float(text)))

@@ -1,8 +1,8 @@
 """Tables from text files, Parquet files or memory, read in batches with the place of every row.
 
-DuckDB parses texts, and Arrow reads Parquet (decision 0083 says why). Neither has line numbers, since
-quoted fields may contain line breaks, and empty lines are not rows. So when an error needs a line
-number, the file is read again up to it.
+DuckDB parses texts, and Arrow reads Parquet (decision 0083 says why). Neither has line numbers,
+since quoted fields may contain line breaks, and empty lines are not rows. So when an error needs a
+line number, the file is read again up to it.
 """
 
 import csv
@@ -16,7 +16,6 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from peterrec.model.data import engine
@@ -356,7 +355,7 @@ class _Filters:
 
     def __init__(self, where: Sequence[Condition]) -> None:
         self._where = where
-        self._matched = {condition: 0 for condition in where}
+        self._matched = dict.fromkeys(where, 0)
         self._kept = 0
         self._seen: dict[str, dict[str, None]] = {condition.column: {} for condition in where}
 
@@ -364,13 +363,10 @@ class _Filters:
         """The rows that meet all conditions."""
         kept = np.ones(part.table.num_rows, dtype=np.bool_)
         for condition in self._where:
-            encoded = _distinct(part, condition.column)
-            matches = condition.matches(encoded.dictionary)
-            found = pc.fill_null(matches.take(encoded.indices), False).to_numpy(
-                zero_copy_only=False
-            )
+            values = _comparable(part, condition.column)
+            found = condition.matches(values).to_numpy(zero_copy_only=False)
             self._matched[condition] += int(found.sum())
-            self._remember(condition.column, encoded.dictionary)
+            self._remember(condition.column, values)
             kept &= found
         self._kept += int(kept.sum())
         return part.filtered(kept)
@@ -378,7 +374,7 @@ class _Filters:
     def _remember(self, column: str, values: pa.Array) -> None:
         seen = self._seen[column]
         if len(seen) < SHOWN_VALUES:
-            few = values.slice(0, SHOWN_VALUES).to_pylist()
+            few = values.slice(0, PARQUET_BATCH_ROWS).unique().to_pylist()
             seen.update(dict.fromkeys(str(value) for value in few if value is not None))
 
     def require_matches(self, name: str) -> None:
@@ -402,8 +398,8 @@ class _Filters:
         )
 
 
-def _distinct(part: TablePart, column: str) -> pa.DictionaryArray:
-    """A column with each distinct value once."""
+def _comparable(part: TablePart, column: str) -> pa.Array:
+    """A column whose values a filter can compare."""
     values = one_array(part.table[column])
     kind = values.type
     if pa.types.is_nested(kind) or isinstance(kind, pa.BaseExtensionType):
@@ -411,9 +407,7 @@ def _distinct(part: TablePart, column: str) -> pa.DictionaryArray:
             f"{part.place(0, column)}: values of type {kind} cannot be filtered.",
             hint="Filter by a column of texts, numbers, truths or times.",
         )
-    if pa.types.is_float16(kind):
-        values = values.cast(pa.float32())
-    return values.dictionary_encode()
+    return values.cast(pa.float32()) if pa.types.is_float16(kind) else values
 
 
 def one_array(values: pa.ChunkedArray) -> pa.Array:

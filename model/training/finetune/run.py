@@ -73,10 +73,9 @@ class FinetuneRun:
         objective.prepare(torch.from_numpy(split.train))
 
     def train(self, on_progress: OnProgress) -> None:
-        """Run the epochs and keep the best one's weights, the head in its final form."""
+        """Run the epochs and keep the best one's weights."""
         train = partial(self._train_epoch, on_progress)
         self.epochs.run(train, self._validate, len(self._split.train))
-        self._objective.finish()
 
     def _train_epoch(self, on_progress: OnProgress) -> float:
         """Make one pass over the training users; returns the mean loss per user."""
