@@ -3,7 +3,7 @@
 A value's text is what a text file would have: integers and decimals digit by digit, truths as
 ``true`` and ``false``, dates and times in ISO's form. Numbers that their type has rounded, or
 cannot be ids, are refused. NaN, null, the empty text and blanks are the same: no value. A text such
-as ``NULL`` is refused, unless somebody has said that it means no value.
+as ``NULL`` is refused, unless somebody has said what it means.
 
 What a single value cannot tell is settled for a column as a whole (see ``settled``). Decision 0084
 has the rules and their reasons.
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -22,7 +23,7 @@ from peterrec.model.errors import MissingText, ValueMissing, ValueTypeInvalid
 
 MISSING_TEXTS = (
     *("NaN", "nan", "NULL", "Null", "null", "NA", "<NA>", "N/A", "n/a", "#N/A"),
-    *("None", "NaT", "\\N", "<null>"),
+    *("None", "NaT", "\\N", "<null>", "(null)", "[NULL]", "NAN", "-nan", "-NaN", "#NA"),
 )
 """How programs write that there is no value. In a text file, they may also be values."""
 
@@ -45,14 +46,29 @@ def texts_of(part: TablePart, column: str, has_fractions: bool = False) -> pa.Di
         raise _inexact(part, column, row)
     trimmed = pc.utf8_trim_whitespace(texts)
     is_missing = pc.or_kleene(pc.equal(trimmed, ""), _is_one_of(trimmed, part.missing))
-    doubtful = pc.and_not_kleene(_is_one_of(trimmed, MISSING_TEXTS), is_missing)
+    doubtful = pc.and_not_kleene(_is_one_of(trimmed, doubtful_texts(part.missing)), is_missing)
     if (row := _first_row(encoded, doubtful)) is not None:
-        raise MissingText(
-            f"{part.place(row, column)}: the text {part.table[column][row].as_py()!r}.",
-            hint="If it means that there is no value, say so with `missing`, or empty the field.",
-        )
+        raise missing_text(part.place(row, column), part.table[column][row].as_py())
     texts = pc.if_else(is_missing, pa.scalar(None, pa.string()), texts)
     return pa.DictionaryArray.from_arrays(encoded.indices, texts)
+
+
+def doubtful_texts(missing: Sequence[str]) -> tuple[str, ...]:
+    """Texts that may mean that there is no value; none if ``missing`` has the empty text.
+
+    The empty text always is no value. Who names it says that ``missing`` is complete, and that all
+    other texts are values, such as ``NA`` for Namibia.
+    """
+    return () if "" in missing else MISSING_TEXTS
+
+
+def missing_text(place: str, text: str) -> MissingText:
+    """The error of a text that may mean that there is no value."""
+    return MissingText(
+        f"{place}: the text {text!r} may mean that there is no value.",
+        hint="If it does, name it with `missing`, or empty the field. If it is a value, name an "
+        "empty text with `missing`: then only empty fields are without a value.",
+    )
 
 
 def require_values(part: TablePart, column: str, texts: pa.DictionaryArray) -> None:
@@ -68,15 +84,26 @@ def require_values(part: TablePart, column: str, texts: pa.DictionaryArray) -> N
         )
 
 
-def read_texts(
+@dataclass(frozen=True, slots=True)
+class CodedColumn:
+    """A column of a table as settled texts, each once, and its rows as indices of them.
+
+    ``codes`` has an array int64 for each part of the table; -1 is a missing value.
+    """
+
+    texts: tuple[str, ...]
+    codes: list[npt.NDArray[np.int64]]
+
+
+def read_codes(
     parts: Sequence[TablePart],
     column: str,
     observer: ReadingObserver = SILENT,
     *,
     allows_missing: bool = False,
     has_fractions: bool = False,
-) -> list[list[str | None]]:
-    """A column of all parts of a table as settled texts; None is missing, if that is allowed."""
+) -> CodedColumn:
+    """A column of all parts of a table; what it was decided to mean is told to the observer."""
     found = [texts_of(part, column, has_fractions) for part in parts]
     if not allows_missing:
         for part, texts in zip(parts, found, strict=True):
@@ -86,10 +113,19 @@ def read_texts(
     known = settled(raw, column, parts[0].source if parts else "")
     for notice in known.notices:
         observer.notice(notice)
-    return [
-        known.texts.take(pc.index_in(texts.dictionary, raw)).take(texts.indices).to_pylist()
-        for texts in found
-    ]
+    merged = known.texts.dictionary_encode()  # settled texts may be equal
+    codes = []
+    for texts in found:
+        own = merged.indices.take(pc.index_in(texts.dictionary, raw)).take(texts.indices)
+        codes.append(own.fill_null(-1).to_numpy().astype(np.int64))
+    return CodedColumn(tuple(merged.dictionary.to_pylist()), codes)
+
+
+def read_texts(parts: Sequence[TablePart], column: str) -> list[list[str]]:
+    """A column of all parts of a table as settled texts; a missing value is refused."""
+    column_codes = read_codes(parts, column)
+    texts = np.array(column_codes.texts, dtype=np.object_)
+    return [texts[codes].tolist() for codes in column_codes.codes]
 
 
 @dataclass(frozen=True, slots=True)
