@@ -1,7 +1,7 @@
 """The hierarchy of all errors: each has a stable code, a category, a message and a hint.
 
-The errors of this package follow by subject: files, tables, training data, training, the published
-code, and comparisons.
+The errors of this package follow by subject: the file system, files, tables, training data,
+training, the published code, and comparisons.
 """
 
 from enum import StrEnum
@@ -57,6 +57,40 @@ class PeterRecError(Exception):
     def __str__(self) -> str:
         text = f"{self.code}: {self.message}"
         return f"{text} {self.hint}" if self.hint else text
+
+
+class FileSystemRefusal(PeterRecError):
+    """The operating system refuses to read or write a path, for a reason without its own class."""
+
+    code = "file_system_failed"
+    category = Category.INTERNAL
+
+
+class PathNotPermitted(FileSystemRefusal):
+    """This user may not read or write a path, or its file system is read-only."""
+
+    code = "path_not_permitted"
+
+
+class PathUnusable(FileSystemRefusal):
+    """A path is a folder where a file is needed or the reverse, or a name that cannot be used."""
+
+    code = "path_unusable"
+    category = Category.MALFORMED
+
+
+class PathMissing(FileSystemRefusal):
+    """A path does not exist, or no longer."""
+
+    code = "path_missing"
+    category = Category.NOT_FOUND
+
+
+class DiskFull(FileSystemRefusal):
+    """A file system, a quota or a limit of the process has no room for what must be written."""
+
+    code = "disk_full"
+    category = Category.NO_ROOM
 
 
 class InvalidSpec(PeterRecError):

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from peterrec.model.data.interactions import Events
+from peterrec.model.disk import file_in_one_step
 from peterrec.model.documents import Document
 from peterrec.model.errors import PictureUnwritable, PlottingMissing
 
@@ -191,9 +192,9 @@ def draw_data(info: DataInfo, path: Path) -> None:
     lengths, popularity = figure.subplots(1, 2)
     _histogram(lengths, info.lengths, "events of a user", f"{info.users:,} users")
     _histogram(popularity, info.popularity, "events of an item", f"{info.items:,} items")
-    path.parent.mkdir(parents=True, exist_ok=True)
     dateless = {"Date": None} if path.suffix == ".svg" else {}
-    figure.savefig(path, dpi=150, metadata=dateless)
+    with file_in_one_step(path) as partial:
+        figure.savefig(partial, format=path.suffix[1:], dpi=150, metadata=dateless)
 
 
 def _histogram(axes: "Axes", counts: Counts, label: str, title: str) -> None:

@@ -112,8 +112,9 @@ class ManifestHead(_Part):
     """The head: its shape, and how its outputs are named and scaled.
 
     Logits are divided by ``temperature`` before they are decoded. ``threshold`` is the probability
-    from which a tag counts as present. ``scale`` and ``shift`` are those of ``ValueScale``; they
-    are written only where they change something, as older readers do not know them.
+    from which a tag counts as present. ``scale`` and ``shift`` are those of ``ValueScale``;
+    ``unit`` says what a number counts, such as days. The three are written only where they change
+    something, as older readers do not know them.
     """
 
     kind: HeadKind
@@ -126,6 +127,7 @@ class ManifestHead(_Part):
     shift: float = Field(
         default=0.0, ge=-LARGEST, le=LARGEST, exclude_if=lambda shift: shift == 0.0
     )
+    unit: Label | None = Field(default=None, exclude_if=lambda unit: unit is None)
 
     @property
     def value_scale(self) -> ValueScale:
@@ -154,6 +156,8 @@ class ManifestHead(_Part):
         problem = self._label_problem()
         if problem:
             raise PydanticCustomError("labels_mismatch", "{problem}", {"problem": problem})
+        if self.unit is not None and KINDS[self.kind].outputs != "number":
+            raise ValueError(f"a {self.kind} head has no unit")
         return self
 
     def _label_problem(self) -> str | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from peterrec.model.disk import require_writable_file, require_writable_folder
 from peterrec.service.cli.settings_options import takes_settings
 from peterrec.service.cli.shared_options import AsJson, Out
 from peterrec.service.jobs.options import EventOptions, TableOptions
@@ -51,6 +52,7 @@ def convert(
     """
     if dataset is not Format.RECBOLE and table != TableOptions():
         raise typer.BadParameter(f"the options of the input are for recbole, not for {dataset}")
+    require_writable_folder(out)
     CONVERTERS[dataset](folder, out, table)
 
 
@@ -105,6 +107,7 @@ def sample_data(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the generator.")] = 0,
 ) -> None:
     """Generate the data of a small shop, to try every command with."""
+    require_writable_folder(out)
     from peterrec.model.data.sample_data import write_sample_data
 
     write_sample_data(out, users, seed)
@@ -124,6 +127,7 @@ def data_info(
 
     if plot is not None:
         require_picture(plot)
+        require_writable_file(plot)
     info = describe_events(read_events(events.source()))
     if plot is not None:
         draw_data(info, plot)

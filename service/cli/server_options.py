@@ -13,9 +13,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from peterrec.model.disk import refusal
 from peterrec.model.errors import PeterRecError
+from peterrec.patches.errors import OutputsDiffer
 from peterrec.service.cli.bundle_text import printable
-from peterrec.service.errors import ServerRefused, ServerUnreachable
+from peterrec.service.errors import Interrupted, OutputClosed, ServerRefused, ServerUnreachable
 
 if TYPE_CHECKING:
     import peterrec_client
@@ -38,12 +40,17 @@ Document = Any  # Any: JSON documents, whose shape the server's OpenAPI document
 
 
 class ExitStatus(IntEnum):
-    """Exit statuses of a failed command; 2 is a mistake on the command line itself."""
+    """Exit statuses of a failed command; 2 is a mistake on the command line itself.
+
+    The last two are those of programs that a signal ends: 128 and its number.
+    """
 
     REFUSED = 1
     NOT_FOUND = 3
     STALE = 4
     UNAVAILABLE = 5
+    INTERRUPTED = 130
+    OUTPUT_CLOSED = 141
 
 
 _STATUSES: Mapping[int, ExitStatus] = {
@@ -61,6 +68,10 @@ def exit_status(error: PeterRecError) -> ExitStatus:
     """The exit status of a command that failed with this error."""
     if isinstance(error, ServerUnreachable):
         return ExitStatus.UNAVAILABLE
+    if isinstance(error, Interrupted):
+        return ExitStatus.INTERRUPTED
+    if isinstance(error, OutputClosed):
+        return ExitStatus.OUTPUT_CLOSED
     if isinstance(error, ServerRefused):
         return _STATUSES.get(error.status, ExitStatus.REFUSED)
     return ExitStatus.REFUSED
@@ -136,7 +147,8 @@ def _translated(
             "unexpected_answer", error.message, "Is this a PeterRec server?", error.status
         )
     reasons = "".join(f"\n  - {reason.code}: {reason.message}" for reason in error.reasons)
-    message = f"the bundle is refused:{reasons}" if reasons else error.message
+    is_bundle_refused = bool(reasons) and error.code != OutputsDiffer.code
+    message = f"the bundle is refused:{reasons}" if is_bundle_refused else error.message
     return ServerRefused(error.code, message, error.hint, error.status)
 
 
@@ -154,7 +166,7 @@ def push(
             "POST", task_path(task, "/versions"), file, if_match=if_match, params=params
         )
     except OSError as error:
-        raise ServerRefused("file_unreadable", f"{file}: {error.strerror}.", "") from error
+        raise refusal(error, file, doing="read") from error
 
 
 def complete_task(context: typer.Context, incomplete: str) -> list[str]:
@@ -175,6 +187,13 @@ ApiKey = Annotated[
 Task = Annotated[
     str, typer.Argument(metavar="TASK", autocompletion=complete_task, help="Name of the task.")
 ]
+AllowNewOutputs = Annotated[
+    bool,
+    typer.Option(
+        "--allow-new-outputs",
+        help="Let the answers have another kind, other labels, another catalog or another unit.",
+    ),
+]
 IfMatch = Annotated[
     int | None,
     typer.Option(
@@ -183,6 +202,11 @@ IfMatch = Annotated[
         help="Change the task only if it still has this revision; otherwise exit with status 4.",
     ),
 ]
+
+
+def outputs_parameter(*, allow_new_outputs: bool) -> dict[str, str]:
+    """The parameter that lets a change give the answers other outputs; none by default."""
+    return {"allow_new_outputs": "true"} if allow_new_outputs else {}
 
 
 def print_json(document: object) -> None:

@@ -74,6 +74,7 @@ class Residency(msgspec.Struct, frozen=True, gc=False):
     catalog: CatalogWeights | None = None
     scale: float = 1.0
     shift: float = 0.0
+    unit: str = ""
 
     @property
     def patch(self) -> SlotRef:
@@ -259,6 +260,7 @@ class SlotStore:
             catalog=head_ref.catalog,
             scale=shared(head.scale),
             shift=shared(head.shift),
+            unit=shared(head.unit or ""),
         )
         self.resident[residency.handle] = self.by_digest[residency.digest] = residency
         self.patch_bytes += pool.slot_bytes

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import Depends, Header, Request, Response
+from fastapi import Depends, Header, Query, Request, Response
 from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BaseModel, ConfigDict
 
@@ -20,6 +20,7 @@ from peterrec.service.errors import MalformedRequest
 from peterrec.service.http.auth import Authenticator, Principal
 from peterrec.service.predict.device_link import DeviceLink
 from peterrec.service.predict.predictor import Predictor
+from peterrec.service.predict.registered_versions import RegisteredVersions
 from peterrec.service.predict.task_table import TaskTable
 from peterrec.service.telemetry.events import Emit
 
@@ -52,13 +53,14 @@ class Readiness:
 
 @dataclass(frozen=True, slots=True)
 class PredictContext:
-    """Collaborators of the prediction routes."""
+    """Collaborators of the prediction routes. ``registered``: asked about refused versions only."""
 
     table: TaskTable
     authenticator: Authenticator
     predictor: Predictor
     emit: Emit
     request_timeout_ms: int
+    registered: RegisteredVersions
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,13 @@ def admin_task(caller: Principal, task: str) -> TaskId:
 
 IfMatch = Annotated[
     str | None, Header(description='Make the change only if the task has this ETag: `"17"`.')
+]
+AllowNewOutputs = Annotated[
+    bool,
+    Query(
+        description="Whether the answers may have other outputs than until now: another kind, "
+        "other labels, another catalog or another unit."
+    ),
 ]
 IfNoneMatch = Annotated[
     str | None, Header(description="`*`: make the change only if the task does not exist yet.")

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from peterrec.model.data.interactions import InteractionSource
 from peterrec.model.data.statistics import require_matplotlib
+from peterrec.model.disk import read_bytes
 from peterrec.model.documents import Document
 from peterrec.model.errors import ComparisonSettingsInvalid
 from peterrec.model.progress import Notice, OnProgress, no_notice
@@ -73,7 +74,6 @@ def prepare(job: CompareJob) -> Path:
             hint="Give `movielens`, `events`, `task_list`, `interactions` or `prepared`.",
         )
     folder = job.out / PREPARED
-    folder.mkdir(parents=True, exist_ok=True)
     write_corpora(folder, corpora)
     return folder
 
@@ -115,8 +115,8 @@ def _corpora(sources: Sources, cut: Cut) -> Iterator[PreparedCorpus]:
 
 def _read_task_list(path: Path) -> Document:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return tomllib.loads(read_bytes(path).decode())
+    except ValueError as error:
         raise ComparisonSettingsInvalid(
             f"{path} is not a readable TOML file: {error}.",
             hint="See docs/compare.md for the form.",

@@ -116,6 +116,7 @@ def _manifest(
             temperature=task.temperature,
             scale=task.scale.scale,
             shift=task.scale.shift,
+            unit=task.record["settings"]["unit"],
         ),
         probes=ManifestProbes(count=probe_shape[0], columns=probe_shape[1]),
         metrics=task.metrics,

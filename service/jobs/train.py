@@ -1,5 +1,7 @@
 """The work of the training commands: read the data, train or evaluate, save the result."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,10 +10,10 @@ import numpy as np
 
 from peterrec.model.data.interactions import InteractionSource, read_histories
 from peterrec.model.data.splits import split_users
-from peterrec.model.errors import SplitEmpty
+from peterrec.model.disk import read_bytes, write_bytes
+from peterrec.model.errors import FileSystemRefusal, SplitEmpty
 from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone, save_backbone
 from peterrec.model.files.backbone_info import SPEC
-from peterrec.model.files.tensors import write_tensors
 from peterrec.model.progress import Notice, OnProgress, no_notice
 from peterrec.model.training.evaluation import evaluate_task
 from peterrec.model.training.finetune.doubts import doubts_of_histories, doubts_of_part
@@ -82,23 +84,43 @@ def run_pretrain(
     fingerprint.
     """
     _prepare_folder(out, on_existing)
-    trained = pretrain(
-        read_histories(interactions),
-        settings,
-        checkpoints=out,
-        resume=on_existing == "resume",
-        on_progress=on_progress,
-        workers=place.workers,
-        device=place.device,
-        notice=notice,
-    )
+    histories = read_histories(interactions)
+    with _telling_what_is_kept(out):
+        trained = pretrain(
+            histories,
+            settings,
+            checkpoints=out,
+            resume=on_existing == "resume",
+            on_progress=on_progress,
+            workers=place.workers,
+            device=place.device,
+            notice=notice,
+        )
     if not place.workers.writes:
         return trained, ""
-    write_tensors(out / OUTPUT_LAYER, trained.output.state_dict())
     items = list(trained.vocabulary.items)
-    fingerprint = save_backbone(out, trained.backbone, items, trained.record)
+    layer = {OUTPUT_LAYER: trained.output.state_dict()}
+    with _telling_what_is_kept(out):
+        fingerprint = save_backbone(out, trained.backbone, items, trained.record, layer)
     remove_checkpoint(out)
     return trained, fingerprint
+
+
+def kept_of(out: Path) -> str:
+    """What an unfinished pretraining leaves in its folder, and how to go on from it."""
+    if (out / CHECKPOINT).exists():
+        return f"The last complete checkpoint is kept in {out}: go on from it with --resume."
+    return "No epoch was complete, so no checkpoint is kept."
+
+
+@contextmanager
+def _telling_what_is_kept(out: Path) -> Iterator[None]:
+    """Add to a refusal of the disk what it leaves."""
+    try:
+        yield
+    except FileSystemRefusal as error:
+        error.hint = f"{error.hint} {kept_of(out)}"
+        raise
 
 
 def run_finetune(
@@ -120,10 +142,7 @@ def run_finetune(
 
 def write_bundle(out: Path, data: bytes) -> None:
     """Write a bundle in one step: readers see the old file or the complete new one."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    partial.write_bytes(data)
-    partial.replace(out)
+    write_bytes(out, data)
 
 
 def run_evaluate(
@@ -131,7 +150,7 @@ def run_evaluate(
 ) -> tuple[dict[str, float], int]:
     """Metrics of a bundle, computed by the plain forward, and the number of users."""
     loaded = load_backbone(backbone)
-    task = unpack_task(job.bundle.read_bytes(), loaded)
+    task = unpack_task(read_bytes(job.bundle), loaded)
     manifest = task.bundle.manifest
     labels = job.answers.read(manifest.kind)
     histories = read_histories(job.interactions)

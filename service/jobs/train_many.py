@@ -7,6 +7,7 @@ from typing import Any
 
 from peterrec.model.data.histories import UserLabels
 from peterrec.model.data.interactions import read_histories
+from peterrec.model.disk import require_writable_file
 from peterrec.model.files.backbone_folder import LoadedBackbone
 from peterrec.model.progress import Notice, OnProgress, no_notice
 from peterrec.model.training.finetune.finetune import FinetunedTask
@@ -50,6 +51,8 @@ def run_finetune_many(
 ) -> list[tuple[Path, FinetunedTask]]:
     """Train all tasks and write their bundles; nothing is written unless all succeed."""
     outs = [job.folder / entry.out for entry in job.tasks]
+    for out in outs:
+        require_writable_file(out)
     existing = [str(out) for out in outs if out.exists()]
     if existing and not job.overwrite:
         raise OutputExists(

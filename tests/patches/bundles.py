@@ -67,6 +67,7 @@ class BundleRecipe:
     geometry: PatchGeometry = field(default_factory=lambda: PatchGeometry("serial2", 2, (0, 1)))
     labels: tuple[str, ...] | None = None
     catalog: tuple[str, ...] | None = None
+    unit: str | None = None
     probe_count: int = 2
     line: ValueScale = field(default_factory=ValueScale)
 
@@ -112,6 +113,7 @@ def _manifest(recipe: BundleRecipe, outputs: int) -> Manifest:
             labels=labels if KINDS[recipe.kind].has_labels else None,
             scale=recipe.line.scale,
             shift=recipe.line.shift,
+            unit=recipe.unit,
         ),
         probes=ManifestProbes(count=recipe.probe_count, columns=outputs),
         metrics={"accuracy": 0.5},

@@ -48,6 +48,7 @@ class Workshop:
         geometry: PatchGeometry = GEOMETRY,
         names: tuple[str, ...] | None = None,
         line: ValueScale = STANDARD,
+        unit: str | None = None,
     ) -> bytes:
         """Make a bundle with correct probes for this backbone; seeds change only the weights.
 
@@ -62,6 +63,7 @@ class Workshop:
             outputs=outputs,
             labels=names,
             catalog=names,
+            unit=unit,
             seed=seed,
             name=kind,
             backbone=self.identity,

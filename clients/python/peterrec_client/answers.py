@@ -9,11 +9,15 @@ from peterrec_client.kinds import Prediction
 
 
 class Reason(Struct, frozen=True):
-    """Why something was refused: a stable code, a message for people, and what to do about it."""
+    """Why something was refused: a stable code, a message for people, and what to do about it.
+
+    ``retryable`` says whether the same call may succeed later.
+    """
 
     code: str
     message: str
     hint: str = ""
+    retryable: bool = False
 
 
 class FailedInstance(Struct, frozen=True):
@@ -141,10 +145,15 @@ class AliasMoved(Changed, frozen=True, kw_only=True):
 
 
 class RolledBack(AliasMoved, frozen=True, kw_only=True):
-    """The whole state that was restored, and where the requested alias points now."""
+    """The whole state that was restored, and where the requested alias points now.
+
+    ``new_outputs`` lists how that version's answers differ from those before in kind, labels,
+    catalog or unit.
+    """
 
     aliases: Mapping[str, Alias]
     traffic: Traffic | None
+    new_outputs: tuple[str, ...] = ()
 
 
 class Backbone(Struct, frozen=True, kw_only=True):

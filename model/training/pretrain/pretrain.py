@@ -29,6 +29,7 @@ from peterrec.model.training.pretrain.settings import Precision, PretrainSetting
 from peterrec.model.training.pretrain.spectral import spectral_embedding
 from peterrec.model.training.pretrain.state import (
     PretrainingState,
+    require_room,
     restore_checkpoint,
     save_checkpoint,
 )
@@ -78,6 +79,8 @@ def pretrain(
     for warning in corpus.metadata["warnings"]:
         notice(warning)
     state = _new_state(corpus, settings, device)
+    if checkpoints is not None and workers.writes:
+        require_room(checkpoints, state)
     identity = {**_plain(settings), "data_digest": corpus.metadata["data_digest"]}
     if resume and checkpoints is not None:
         restore_checkpoint(checkpoints, state, identity)

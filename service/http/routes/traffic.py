@@ -5,11 +5,11 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
-from peterrec.patches.errors import InvalidTraffic
 from peterrec.patches.identity import TaskId, TaskRef
-from peterrec.patches.registry.records import TaskDetail, TrafficChanged, VersionRecord
+from peterrec.patches.registry.records import TaskDetail, TrafficChanged
 from peterrec.patches.registry.traffic import PROD, Canary, Guard, Traffic
 from peterrec.service.http.context import (
+    AllowNewOutputs,
     Caller,
     ClosedModel,
     Context,
@@ -98,18 +98,26 @@ async def put_traffic(
     task: str,
     body: TrafficRequest,
     response: Response,
+    allow_new_outputs: AllowNewOutputs = False,
     if_match: IfMatch = None,
 ) -> TrafficChangedView:
     """Split the task's requests among versions from now on.
 
     A user keeps the same version as long as the weights stay the same. If a version exceeds a bound
-    of the guard, the guard removes the traffic and writes the reason into the audit trail.
+    of the guard, the guard removes the traffic and writes the reason into the audit trail. Refused
+    (409 outputs_differ) if a version's answers say other things than prod's, unless
+    allow_new_outputs is true.
     """
     name, registry = admin_task(caller, task), context.registry
     expected = expected_revision(if_match)
     detail = await registry.get_task(caller.tenant, name)
     changed = await registry.put_traffic(
-        caller.tenant, name, traffic_of(body, detail), caller.key_id, expected
+        caller.tenant,
+        name,
+        traffic_of(body, detail),
+        caller.key_id,
+        expected,
+        allow_new_outputs=allow_new_outputs,
     )
     await context.wait_until_served_as(
         TaskRef(caller.tenant, name), changed.revision, lambda task: task.traffic is not None
@@ -136,7 +144,6 @@ def traffic_of(body: TrafficRequest, detail: TaskDetail) -> Traffic:
     """Build the traffic of a request; its versions are looked up among those of the task."""
     canary = [pick_version(detail, each.version) for each in body.canary]
     shadow = [pick_version(detail, version) for version in body.shadow]
-    _refuse_other_kinds(detail, [*canary, *shadow])
     return Traffic(
         prod_weight=body.prod_weight,
         canary=tuple(
@@ -146,23 +153,6 @@ def traffic_of(body: TrafficRequest, detail: TaskDetail) -> Traffic:
         shadow=tuple(found.digest for found in shadow),
         guard=None if body.guard is None else Guard(**body.guard.model_dump()),
     )
-
-
-def _refuse_other_kinds(detail: TaskDetail, versions: list[VersionRecord]) -> None:
-    """Raise InvalidTraffic if a version is of another kind than prod.
-
-    Requests for one kind have fields that other kinds do not understand.
-    """
-    target = detail.record.aliases.get(PROD)
-    prods = [each for each in detail.versions if target and each.digest == target.digest]
-    for prod in prods:
-        for other in versions:
-            if other.summary.kind != prod.summary.kind:
-                raise InvalidTraffic(
-                    f"version {other.version} is a {other.summary.kind} bundle, that of prod is "
-                    f"a {prod.summary.kind} bundle.",
-                    hint="Register a bundle of another kind as a new task.",
-                )
 
 
 def _changed(task: TaskId, changed: TrafficChanged, detail: TaskDetail) -> TrafficChangedView:

@@ -173,10 +173,15 @@ class AliasMovedView(Changed):
 
 
 class RolledBackView(AliasMovedView):
-    """The restored state of a task: all aliases and the traffic."""
+    """The restored state of a task: all aliases and the traffic.
+
+    ``new_outputs`` lists how the answers of the alias's version differ in kind, labels, catalog or
+    unit from those before the rollback; it is empty if they do not.
+    """
 
     aliases: dict[str, AliasView]
     traffic: TrafficView | None
+    new_outputs: list[str]
 
 
 def numbers_of(detail: TaskDetail) -> dict[Digest, int]:
