@@ -212,7 +212,7 @@ class RunOptions:
         ),
     ] = False
     plots: Annotated[
-        bool, typer.Option(help="Draw plots; needs matplotlib.", rich_help_panel=TRAINING)
+        bool, typer.Option(help="Draw plots.", rich_help_panel=TRAINING)
     ] = True
 
 
