@@ -17,7 +17,7 @@ from peterrec.model.files.backbone_folder import LoadedBackbone
 from peterrec.model.network.backbone import new_patch
 from peterrec.model.network.heads import Head
 from peterrec.model.network.patch import Patch, PatchWeights
-from peterrec.model.progress import OnProgress, no_progress
+from peterrec.model.progress import OnProgress, Progress, no_progress
 from peterrec.model.spec import PatchGeometry
 from peterrec.model.training.batches import seeded
 from peterrec.model.training.evaluation import (
@@ -120,6 +120,7 @@ def finetune(
     in addition to those of the best answer that ignores the history (``baseline_…``).
     """
     started = time.perf_counter()
+    on_progress(Progress("joining histories and answers"))
     task = prepare_task(loaded, histories, labels, settings)
     listener(started_task(task, loaded))
     head_objective, split, examples = task.head_objective, task.split, task.examples
@@ -141,9 +142,10 @@ def finetune(
     )
     run.train(on_progress, listener)
     model = TaskModel(loaded.backbone, task.patch.weights(), head_objective.head)
-    temperature = calibrate_task(model, head_objective.objective, examples, split.validation)
+    objective = head_objective.objective
+    temperature = calibrate_task(model, objective, examples, split.validation, on_progress)
     tested = time.perf_counter()
-    metrics = evaluate_task(model, head_objective.objective, examples, split.test, temperature)
+    metrics = evaluate_task(model, objective, examples, split.test, temperature, on_progress)
     ended = time.perf_counter()
     training = Training(
         run.epochs.records, run.epochs.best, metrics, ended - started, temperature, ended - tested
