@@ -26,6 +26,14 @@ from peterrec.model.training.evaluation import (
     evaluate_prior,
     evaluate_task,
 )
+from peterrec.model.training.events import (
+    PartMeasured,
+    TrainingEnded,
+    TrainingListener,
+    TrainingStarted,
+    machine_of,
+    unheard,
+)
 from peterrec.model.training.finetune.encoders import CachedPatchedBackbone, patch_encoder
 from peterrec.model.training.finetune.objective_of_head import HeadObjective
 from peterrec.model.training.finetune.run import FinetuneRun
@@ -38,6 +46,10 @@ __all__ = ["FinetuneSettings", "FinetunedTask", "finetune", "prepare_examples"]
 
 BASELINE_PREFIX = "baseline_"
 """Prefix of the metrics of the best answer that ignores the history."""
+
+MOST_VALIDATION_SCORES = 5_000_000
+"""Most scores (validation users times outputs) that metrics are computed from after every epoch:
+about 50 ms. Above it, as with large catalogs, the validation loss alone is recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +95,7 @@ class Training:
     """The epochs of a trained task, its metrics on the test part, and its temperature.
 
     ``temperature`` is fitted on the validation part; the metrics include its calibration error.
+    ``seconds`` are those of the whole training, ``test_seconds`` those of the test.
     """
 
     epochs: list[EpochRecord]
@@ -90,6 +103,7 @@ class Training:
     metrics: dict[str, float]
     seconds: float
     temperature: float
+    test_seconds: float
 
 
 def finetune(
@@ -98,6 +112,7 @@ def finetune(
     labels: UserLabels,
     settings: FinetuneSettings,
     on_progress: OnProgress = no_progress,
+    listener: TrainingListener = unheard,
 ) -> FinetunedTask:
     """Train a patch and head on one task's answers; keep the epoch with the best validation loss.
 
@@ -106,6 +121,7 @@ def finetune(
     """
     started = time.perf_counter()
     task = prepare_task(loaded, histories, labels, settings)
+    listener(started_task(task, loaded))
     head_objective, split, examples = task.head_objective, task.split, task.examples
     variants = settings.trunk_variants if settings.item_dropout else 1
     histories_met = variants * len(split.train) + len(split.validation)
@@ -114,14 +130,25 @@ def finetune(
     )
     if not isinstance(encoder, CachedPatchedBackbone):
         variants = 0
-    run = FinetuneRun(encoder, head_objective, examples, split, settings, variants=variants)
-    run.train(on_progress)
+    run = FinetuneRun(
+        encoder,
+        head_objective,
+        examples,
+        split,
+        settings,
+        variants=variants,
+        tracks_metrics=tracks_metrics(task),
+    )
+    run.train(on_progress, listener)
     model = TaskModel(loaded.backbone, task.patch.weights(), head_objective.head)
     temperature = calibrate_task(model, head_objective.objective, examples, split.validation)
+    tested = time.perf_counter()
     metrics = evaluate_task(model, head_objective.objective, examples, split.test, temperature)
-    seconds = time.perf_counter() - started
-    training = Training(run.epochs.records, run.epochs.best, metrics, seconds, temperature)
-    return finished_task(task, loaded, training)
+    ended = time.perf_counter()
+    training = Training(
+        run.epochs.records, run.epochs.best, metrics, ended - started, temperature, ended - tested
+    )
+    return finished_task(task, loaded, training, listener)
 
 
 def prepare_task(
@@ -143,10 +170,33 @@ def prepare_task(
     return PreparedTask(settings, examples, split, outputs, patch, head_objective, metadata)
 
 
-def finished_task(task: PreparedTask, loaded: LoadedBackbone, training: Training) -> FinetunedTask:
+def started_task(task: PreparedTask, loaded: LoadedBackbone) -> TrainingStarted:
+    """What a listener hears of a task before its first epoch."""
+    return TrainingStarted(
+        "finetune",
+        settings=asdict(task.settings),
+        data={**task.metadata, "outputs": task.head_objective.objective.head_spec.outputs},
+        machine=machine_of(loaded.backbone.embedding.weight.device),
+        backbone=loaded.fingerprint,
+    )
+
+
+def tracks_metrics(task: PreparedTask) -> bool:
+    """Whether metrics are computed after every epoch: not if they need too many scores."""
+    outputs = task.head_objective.objective.head_spec.outputs
+    return len(task.split.validation) * outputs <= MOST_VALIDATION_SCORES
+
+
+def finished_task(
+    task: PreparedTask,
+    loaded: LoadedBackbone,
+    training: Training,
+    listener: TrainingListener = unheard,
+) -> FinetunedTask:
     """A trained task with its record; its metrics include those of the baseline."""
     baseline = evaluate_prior(task.head_objective.objective, task.split.train, task.split.test)
     metrics = training.metrics | {BASELINE_PREFIX + k: value for k, value in baseline.items()}
+    _report_end(task, training, metrics, listener)
     return FinetunedTask(
         geometry=task.patch.geometry,
         patch=task.patch.folded(),
@@ -167,6 +217,17 @@ def finished_task(task: PreparedTask, loaded: LoadedBackbone, training: Training
             "software": {"python": platform.python_version(), "torch": torch.__version__},
         },
         temperature=training.temperature,
+    )
+
+
+def _report_end(
+    task: PreparedTask, training: Training, metrics: dict[str, float], listener: TrainingListener
+) -> None:
+    best = training.best_epoch + 1
+    rows, seconds = len(task.split.test), round(training.test_seconds, 3)
+    listener(PartMeasured(best, "test", metrics=metrics, rows=rows, seconds=seconds))
+    listener(
+        TrainingEnded(best, len(training.epochs), round(training.seconds, 3), training.temperature)
     )
 
 

@@ -12,10 +12,12 @@ from peterrec.model.data.splits import UserSplit
 from peterrec.model.errors import SplitEmpty
 from peterrec.model.progress import OnProgress, Progress
 from peterrec.model.training.batches import TokenRow, bucketed_batches, drop_items, seeded
+from peterrec.model.training.events import TrainingListener, report_epochs, unheard
 from peterrec.model.training.finetune.encoders import Encoder, UserRows
 from peterrec.model.training.finetune.objective_of_head import TrainedObjective
 from peterrec.model.training.finetune.settings import LoopSettings
 from peterrec.model.training.loop import (
+    EpochPlan,
     Epochs,
     backward,
     current_rate,
@@ -72,10 +74,16 @@ class FinetuneRun:
         self._rates = schedule(self._optimizer, [shape, shape])
         objective.prepare(torch.from_numpy(split.train))
 
-    def train(self, on_progress: OnProgress) -> None:
+    def train(self, on_progress: OnProgress, listener: TrainingListener = unheard) -> None:
         """Run the epochs and keep the best one's weights, the head in its final form."""
-        train = partial(self._train_epoch, on_progress)
-        self.epochs.run(train, self._validate, len(self._split.train))
+        plan = EpochPlan(
+            partial(self._train_epoch, on_progress),
+            self._validate,
+            len(self._split.train),
+            len(self._split.validation),
+            self._optimizer,
+        )
+        self.epochs.run(plan, lambda: report_epochs(listener, self.epochs.records[-1:]))
         self._objective.finish()
 
     def _train_epoch(self, on_progress: OnProgress) -> float:

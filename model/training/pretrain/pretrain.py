@@ -2,6 +2,7 @@
 
 import math
 import platform
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,7 +18,15 @@ from peterrec.model.progress import OnProgress, Progress, no_progress
 from peterrec.model.spec import FIRST_ITEM
 from peterrec.model.training.batches import seeded
 from peterrec.model.training.data_parallel import ALONE, Workers
-from peterrec.model.training.loop import rising_then_falling, schedule
+from peterrec.model.training.events import (
+    TrainingEnded,
+    TrainingListener,
+    TrainingStarted,
+    machine_of,
+    report_epochs,
+    unheard,
+)
+from peterrec.model.training.loop import EpochPlan, rising_then_falling, schedule
 from peterrec.model.training.metrics import rank_metrics, ranks_of
 from peterrec.model.training.pretrain.corpus import Corpus, prepare_corpus
 from peterrec.model.training.pretrain.examples import (
@@ -63,6 +72,7 @@ def pretrain(
     checkpoints: Path | None = None,
     resume: bool = False,
     on_progress: OnProgress = no_progress,
+    listener: TrainingListener = unheard,
     workers: Workers = ALONE,
     device: torch.device = CPU,
 ) -> PretrainedBackbone:
@@ -70,8 +80,10 @@ def pretrain(
 
     With a ``checkpoints`` folder, every epoch leaves a checkpoint there; ``resume`` continues from
     it and gives the result of the uninterrupted run, bit for bit on the same machine. With several
-    ``workers`` each of them makes this call, and each returns the same result.
+    ``workers`` each of them makes this call, and each returns the same result; the ``listener`` of
+    the first one hears of the run.
     """
+    started = time.perf_counter()
     corpus = prepare_corpus(histories, settings)
     state = _new_state(corpus, settings, device)
     identity = {**_plain(settings), "data_digest": corpus.metadata["data_digest"]}
@@ -79,15 +91,34 @@ def pretrain(
         restore_checkpoint(checkpoints, state, identity)
     run = _Run(state, corpus, settings, on_progress, workers)
 
-    def save() -> None:
+    heard = listener if workers.writes else unheard
+    heard(_started(state, corpus, settings, workers))
+    report_epochs(heard, state.epochs.records)
+
+    def after_epoch() -> None:
+        report_epochs(heard, state.epochs.records[-1:])
         if checkpoints is not None and workers.writes:
             save_checkpoint(checkpoints, state, identity)
 
-    state.epochs.run(run.train_epoch, run.validate, len(corpus.train.windows), after_epoch=save)
+    state.epochs.run(run.plan(), after_epoch)
+    seconds = round(time.perf_counter() - started, 3)
+    heard(TrainingEnded(state.epochs.best + 1, len(state.epochs), seconds))
     state.to(CPU)
     state.backbone.requires_grad_(False).eval()
     record = _record(state, corpus, settings)
     return PretrainedBackbone(state.backbone, state.output, corpus.vocabulary, record)
+
+
+def _started(
+    state: PretrainingState, corpus: Corpus, settings: PretrainSettings, workers: Workers
+) -> TrainingStarted:
+    return TrainingStarted(
+        "pretrain",
+        settings=_plain(settings),
+        data={**corpus.metadata, "loss": corpus.loss},
+        machine=machine_of(state.device, workers.count),
+        epochs_done=len(state.epochs),
+    )
 
 
 def _new_state(
@@ -126,6 +157,16 @@ class _Run:
         steps = math.ceil(len(corpus.train.windows) / settings.batch_size)
         shape = rising_then_falling(settings.epochs * steps)
         self._rates = schedule(state.optimizer, [shape], len(state.epochs) * steps)
+
+    def plan(self) -> EpochPlan:
+        """How the run makes its epochs."""
+        return EpochPlan(
+            self.train_epoch,
+            self.validate,
+            len(self._corpus.train.windows),
+            len(self._corpus.validation.windows),
+            self._state.optimizer,
+        )
 
     def train_epoch(self) -> float:
         """Make one pass over the training windows; returns the mean item loss per target."""
