@@ -49,7 +49,8 @@ def finetune_many(
         trained = run_finetune_many(loaded, job, bars)
     bundle = Column("bundle", no_wrap=True)
     table = Table(bundle, "test users", "metric", "value", "no history", "ECE: raw, calibrated")
-    for out, task in trained:
+    for out, packed in trained:
+        task = packed.task
         name = next(iter(task.metrics))
         baseline = task.metrics.get(f"baseline_{name}")
         without_history = "" if baseline is None else f"{baseline:.4f}"

@@ -108,7 +108,7 @@ def finetune(
         overwrite=overwrite,
     )
     with ProgressBars() as bars:
-        task = run_finetune(loaded, job, settings, bars)
+        task = run_finetune(loaded, job, settings, bars).task
     data = task.record["data"]
     _print_metrics(f"{out}, {data['test_users']} test users", task.metrics)
     if "ece" in task.metrics:
@@ -133,16 +133,18 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a bundle again, on the users of any files, by the plain forward."""
+    from peterrec.model.files.backbone_folder import load_backbone
     from peterrec.service.jobs.train import EvaluateJob, run_evaluate
 
+    loaded = load_backbone(backbone)
     job = EvaluateJob(
-        bundle=bundle,
+        bundle=bundle.read_bytes(),
         interactions=events.source(time.end_of_histories),
         answers=answers_of(events, answers, time),
         part=part,
         **split,
     )
-    metrics, users = run_evaluate(backbone, job)
+    metrics, users = run_evaluate(loaded, job)
     if as_json:
         print(json.dumps({"users": users, "metrics": metrics}))
     else:

@@ -1,6 +1,6 @@
 """The work of the training commands: read the data, train or evaluate, save the result."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +9,7 @@ import numpy as np
 from peterrec.model.data.examples import keep_frequent
 from peterrec.model.data.interactions import InteractionSource, read_histories
 from peterrec.model.data.splits import split_users
-from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone, save_backbone
+from peterrec.model.files.backbone_folder import LoadedBackbone, fingerprint_of, save_backbone
 from peterrec.model.files.backbone_info import SPEC
 from peterrec.model.files.tensors import write_tensors
 from peterrec.model.progress import OnProgress
@@ -38,13 +38,21 @@ Part = Literal["test", "all"]
 
 @dataclass(frozen=True, slots=True)
 class FinetuneJob:
-    """What to fine-tune on, and the bundle to write."""
+    """What to fine-tune on, and the bundle to write; without ``out`` no file is written."""
 
     interactions: InteractionSource
     answers: Answers
-    out: Path
+    out: Path | None
     name: str
     overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PackedTask:
+    """A fine-tuned task and its bundle."""
+
+    task: FinetunedTask
+    bundle: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +63,7 @@ class EvaluateJob:
     the users that fine-tuning kept apart.
     """
 
-    bundle: Path
+    bundle: bytes = field(repr=False)
     interactions: InteractionSource
     answers: Answers
     part: Part
@@ -68,17 +76,18 @@ class EvaluateJob:
 def run_pretrain(
     interactions: InteractionSource,
     settings: PretrainSettings,
-    out: Path,
+    out: Path | None,
     on_existing: OnExisting,
     on_progress: OnProgress,
     place: Place,
 ) -> tuple[PretrainedBackbone, str]:
     """Pretrain into a folder; return the result and the backbone's fingerprint.
 
-    If several processes train together, only the first one writes; the others get an empty
-    fingerprint.
+    Without a folder there are no checkpoints, and nothing is written. If several processes train
+    together, only the first one writes; the others get an empty fingerprint.
     """
-    _prepare_folder(out, on_existing)
+    if out is not None:
+        _prepare_folder(out, on_existing)
     trained = pretrain(
         read_histories(interactions),
         settings,
@@ -90,23 +99,35 @@ def run_pretrain(
     )
     if not place.workers.writes:
         return trained, ""
+    if out is None:
+        backbone = trained.backbone
+        items = list(trained.vocabulary.items)
+        return trained, fingerprint_of(backbone.spec, items, backbone.state_dict())
+    return trained, write_backbone(out, trained)
+
+
+def write_backbone(out: Path, trained: PretrainedBackbone) -> str:
+    """Write a pretrained backbone's folder and return its fingerprint."""
+    out.mkdir(parents=True, exist_ok=True)
     write_tensors(out / OUTPUT_LAYER, trained.output.state_dict())
     items = list(trained.vocabulary.items)
     fingerprint = save_backbone(out, trained.backbone, items, trained.record)
     remove_checkpoint(out)
-    return trained, fingerprint
+    return fingerprint
 
 
 def run_finetune(
     loaded: LoadedBackbone, job: FinetuneJob, settings: FinetuneSettings, on_progress: OnProgress
-) -> FinetunedTask:
+) -> PackedTask:
     """Fine-tune a task and write its bundle."""
-    if job.out.exists() and not job.overwrite:
+    if job.out is not None and job.out.exists() and not job.overwrite:
         raise OutputExists(f"{job.out} exists.", hint="Give another --out, or --overwrite.")
     labels = job.answers.read(settings.kind)
     task = finetune(loaded, read_histories(job.interactions), labels, settings, on_progress)
-    write_bundle(job.out, pack_task(task, loaded, job.name))
-    return task
+    packed = PackedTask(task, pack_task(task, loaded, job.name))
+    if job.out is not None:
+        write_bundle(job.out, packed.bundle)
+    return packed
 
 
 def write_bundle(out: Path, data: bytes) -> None:
@@ -117,10 +138,9 @@ def write_bundle(out: Path, data: bytes) -> None:
     partial.replace(out)
 
 
-def run_evaluate(backbone: Path, job: EvaluateJob) -> tuple[dict[str, float], int]:
+def run_evaluate(loaded: LoadedBackbone, job: EvaluateJob) -> tuple[dict[str, float], int]:
     """Metrics of a bundle, computed by the plain forward, and the number of users."""
-    loaded = load_backbone(backbone)
-    task = unpack_task(job.bundle.read_bytes(), loaded)
+    task = unpack_task(job.bundle, loaded)
     manifest = task.bundle.manifest
     labels = job.answers.read(manifest.kind)
     histories = read_histories(job.interactions)
