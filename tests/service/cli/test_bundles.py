@@ -26,7 +26,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def run_json(*arguments: object, expected: int = 0) -> Any:  # Any: a JSON document
     done = run(*arguments, "--json")
-    assert (done.returncode, done.stderr) == (expected, "")
+    assert done.returncode == expected, done.stderr
     return json.loads(done.stdout)
 
 
