@@ -1,4 +1,4 @@
-"""Options that commands of several groups take: each is written once."""
+"""Options that commands of several groups take, each written once, and how they print notices."""
 
 from pathlib import Path
 from typing import Annotated
@@ -24,3 +24,8 @@ Blocks = Annotated[str, field_option(FinetuneSettings, "blocks")]
 """The blocks to patch, as text: it is read when the backbone's number of blocks is known."""
 
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
+
+
+def print_notice(text: str) -> None:
+    """Print a sentence that a person should know to stderr."""
+    typer.echo(text, err=True)

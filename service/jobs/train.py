@@ -1,5 +1,6 @@
 """The work of the training commands: read the data, train or evaluate, save the result."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from peterrec.model.files.backbone_info import SPEC
 from peterrec.model.files.tensors import write_tensors
 from peterrec.model.progress import OnProgress
 from peterrec.model.training.evaluation import evaluate_task
+from peterrec.model.training.events import unheard
 from peterrec.model.training.finetune.finetune import (
     FinetunedTask,
     FinetuneSettings,
@@ -23,9 +25,11 @@ from peterrec.model.training.finetune.finetune import (
 from peterrec.model.training.objectives import OBJECTIVES
 from peterrec.model.training.pretrain.pretrain import PretrainedBackbone, PretrainSettings, pretrain
 from peterrec.model.training.pretrain.state import CHECKPOINT, remove_checkpoint
+from peterrec.model.training.training_file import TRAINING_FILE, training_file_of
 from peterrec.service.errors import OutputExists
 from peterrec.service.jobs.options import Answers
 from peterrec.service.jobs.packing import pack_task, unpack_task
+from peterrec.service.jobs.recording import Recording
 from peterrec.service.jobs.torchrun import Place
 
 OUTPUT_LAYER = "pretraining_output.safetensors"
@@ -72,6 +76,7 @@ def run_pretrain(
     on_existing: OnExisting,
     on_progress: OnProgress,
     place: Place,
+    recording: Recording = Recording(),
 ) -> tuple[PretrainedBackbone, str]:
     """Pretrain into a folder; return the result and the backbone's fingerprint.
 
@@ -79,33 +84,44 @@ def run_pretrain(
     fingerprint.
     """
     _prepare_folder(out, on_existing)
-    trained = pretrain(
-        read_histories(interactions),
-        settings,
-        checkpoints=out,
-        resume=on_existing == "resume",
-        on_progress=on_progress,
-        workers=place.workers,
-        device=place.device,
-    )
-    if not place.workers.writes:
-        return trained, ""
-    write_tensors(out / OUTPUT_LAYER, trained.output.state_dict())
-    items = list(trained.vocabulary.items)
-    fingerprint = save_backbone(out, trained.backbone, items, trained.record)
+    writes = place.workers.writes
+    name = out.absolute().name
+    followed = recording.of(out / TRAINING_FILE, name) if writes else nullcontext(unheard)
+    with followed as listener:
+        trained = pretrain(
+            read_histories(interactions),
+            settings,
+            checkpoints=out,
+            resume=on_existing == "resume",
+            on_progress=on_progress,
+            listener=listener,
+            workers=place.workers,
+            device=place.device,
+        )
+        if not writes:
+            return trained, ""
+        write_tensors(out / OUTPUT_LAYER, trained.output.state_dict())
+        items = list(trained.vocabulary.items)
+        fingerprint = save_backbone(out, trained.backbone, items, trained.record)
     remove_checkpoint(out)
     return trained, fingerprint
 
 
 def run_finetune(
-    loaded: LoadedBackbone, job: FinetuneJob, settings: FinetuneSettings, on_progress: OnProgress
+    loaded: LoadedBackbone,
+    job: FinetuneJob,
+    settings: FinetuneSettings,
+    on_progress: OnProgress,
+    recording: Recording = Recording(),
 ) -> FinetunedTask:
     """Fine-tune a task and write its bundle."""
     if job.out.exists() and not job.overwrite:
         raise OutputExists(f"{job.out} exists.", hint="Give another --out, or --overwrite.")
-    labels = job.answers.read(settings.kind)
-    task = finetune(loaded, read_histories(job.interactions), labels, settings, on_progress)
-    write_bundle(job.out, pack_task(task, loaded, job.name))
+    with recording.of(training_file_of(job.out), job.name) as listener:
+        labels = job.answers.read(settings.kind)
+        histories = read_histories(job.interactions)
+        task = finetune(loaded, histories, labels, settings, on_progress, listener)
+        write_bundle(job.out, pack_task(task, loaded, job.name))
     return task
 
 
