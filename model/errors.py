@@ -145,13 +145,6 @@ class PictureUnwritable(DataError):
     code = "data_picture_unwritable"
 
 
-class PlottingMissing(PeterRecError):
-    """Matplotlib is needed for a picture and is not installed."""
-
-    code = "plotting_missing"
-    category = Category.UNAVAILABLE
-
-
 class LabelDuplicate(DataError):
     """A user has a second label in a task with one label per user."""
 

@@ -33,6 +33,7 @@ ROOMS = {
         "errors",
         "settings",
         "system",
+        "pages",
         "protocol",
         "telemetry",
         "device",

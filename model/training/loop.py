@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from peterrec.model.errors import TrainingDiverged
+from peterrec.model.progress import OnProgress, Progress
 
 WARM_UP_SHARE = 0.02
 """Share of all steps in which pretraining's learning rate rises from 0, before it falls to 0."""
@@ -150,6 +151,31 @@ class Epochs:
             cuda_peak_bytes=torch.cuda.max_memory_allocated(device) if is_cuda else None,
             ended_at=now(),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class RunProgress:
+    """Reports how far a run is: in batches, over all epochs, those of validation included."""
+
+    phase: str
+    epochs: int
+    train_batches: int
+    validation_batches: int
+    on_progress: OnProgress
+
+    def training(self, epoch: int, batches: int, loss: float | None = None) -> None:
+        """Report training batches of an epoch, which counts from 0, and the mean loss so far."""
+        self._report(epoch, batches, "" if loss is None else f", loss {loss:.3f}")
+
+    def validating(self, epoch: int, batches: int) -> None:
+        """Report validation batches of an epoch whose training batches are all done."""
+        self._report(epoch, self.train_batches + batches, ", validating")
+
+    def _report(self, epoch: int, batches: int, note: str) -> None:
+        per_epoch = self.train_batches + self.validation_batches
+        done, total = epoch * per_epoch + batches, self.epochs * per_epoch
+        note = f"epoch {epoch + 1}/{self.epochs}{note}"
+        self.on_progress(Progress(self.phase, done, total, note, "batches"))
 
 
 def now() -> str:

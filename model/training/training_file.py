@@ -19,6 +19,7 @@ from peterrec.model.training.events import (
     PartMeasured,
     TrainingEvent,
     TrainingStarted,
+    events_of,
 )
 
 TRAINING_FILE = "training.jsonl"
@@ -133,6 +134,16 @@ class TrainingFile:
             return
         self._end += len(data)
         self._waiting.clear()
+
+
+def write_training_file(path: Path, record: Document) -> None:
+    """Write the lines of a run that has ended, from its record."""
+    file = TrainingFile(path)
+    try:
+        for event in events_of(record):
+            file.hear(event)
+    finally:
+        file.close()
 
 
 @dataclass(frozen=True, slots=True)

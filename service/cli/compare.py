@@ -211,9 +211,7 @@ class RunOptions:
             "the prior.",
         ),
     ] = False
-    plots: Annotated[
-        bool, typer.Option(help="Draw plots; needs matplotlib.", rich_help_panel=TRAINING)
-    ] = True
+    plots: Annotated[bool, typer.Option(help="Draw plots.", rich_help_panel=TRAINING)] = True
 
 
 def register(app: typer.Typer) -> None:

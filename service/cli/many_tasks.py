@@ -9,12 +9,7 @@ from rich.table import Column, Table
 
 from peterrec.model.training.finetune.settings import FinetuneSettings
 from peterrec.service.cli.settings_options import FieldsOf, takes_settings
-from peterrec.service.cli.shared_options import (
-    BackboneFolder,
-    Blocks,
-    Overwrite,
-    print_notice,
-)
+from peterrec.service.cli.shared_options import BackboneFolder, Blocks, Overwrite
 from peterrec.service.jobs.options import EventOptions, TimeOptions, parse_blocks
 from peterrec.service.jobs.tracking.options import TrackOptions
 
@@ -54,10 +49,11 @@ def finetune_many(
     entries = read_task_file(tasks)
     job = ManyJob(events, time, entries, tasks.parent, patch, overwrite)
     with ProgressBars() as bars:
-        trained = run_finetune_many(loaded, job, bars, Recording(tracking, print_notice))
+        trained = run_finetune_many(loaded, job, bars, Recording(tracking, bars.line))
     bundle = Column("bundle", no_wrap=True)
     table = Table(bundle, "test users", "metric", "value", "no history", "ECE: raw, calibrated")
-    for out, task in trained:
+    for out, packed in trained:
+        task = packed.task
         name = next(iter(task.metrics))
         baseline = task.metrics.get(f"baseline_{name}")
         without_history = "" if baseline is None else f"{baseline:.4f}"

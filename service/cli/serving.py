@@ -10,17 +10,10 @@ from urllib.parse import quote
 import typer
 
 from peterrec.model.errors import PeterRecError
-from peterrec.service.cli.server_options import (
-    DEFAULT_URL,
-    ApiKey,
-    IfMatch,
-    Url,
-    print_json,
-    print_table,
-    server,
-)
-from peterrec.service.cli.server_options import push as push_bundle
+from peterrec.service.cli.server_options import ApiKey, IfMatch, Url, print_json, print_table
 from peterrec.service.cli.shared_options import AsJson
+from peterrec.service.jobs.server_calls import DEFAULT_URL, server
+from peterrec.service.jobs.server_calls import push as push_bundle
 
 if TYPE_CHECKING:
     from peterrec.service.settings import Settings

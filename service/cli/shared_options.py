@@ -1,4 +1,4 @@
-"""Options that commands of several groups take, each written once, and how they print notices."""
+"""Options that commands of several groups take: each is written once."""
 
 from pathlib import Path
 from typing import Annotated
@@ -24,8 +24,3 @@ Blocks = Annotated[str, field_option(FinetuneSettings, "blocks")]
 """The blocks to patch, as text: it is read when the backbone's number of blocks is known."""
 
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
-
-
-def print_notice(text: str) -> None:
-    """Print a sentence that a person should know to stderr."""
-    typer.echo(text, err=True)

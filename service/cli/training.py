@@ -13,13 +13,7 @@ from rich.table import Table
 from peterrec.model.training.finetune.settings import FinetuneSettings
 from peterrec.model.training.pretrain.settings import PretrainSettings
 from peterrec.service.cli.settings_options import FieldsOf, takes_settings
-from peterrec.service.cli.shared_options import (
-    AsJson,
-    BackboneFolder,
-    Blocks,
-    Overwrite,
-    print_notice,
-)
+from peterrec.service.cli.shared_options import AsJson, BackboneFolder, Blocks, Overwrite
 from peterrec.service.jobs.options import (
     INPUT,
     AnswerOptions,
@@ -85,7 +79,7 @@ def pretrain(
             on_existing,
             on_progress,
             place,
-            Recording(tracking, print_notice),
+            Recording(tracking, bars.line),
         )
     if not place.workers.writes:
         return
@@ -125,7 +119,8 @@ def finetune(
         overwrite=overwrite,
     )
     with ProgressBars() as bars:
-        task = run_finetune(loaded, job, settings, bars, Recording(tracking, print_notice))
+        packed = run_finetune(loaded, job, settings, bars, Recording(tracking, bars.line))
+    task = packed.task
     data = task.record["data"]
     _print_metrics(f"{out}, {data['test_users']} test users", task.metrics)
     if "ece" in task.metrics:
@@ -150,16 +145,18 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a bundle again, on the users of any files, by the plain forward."""
+    from peterrec.model.files.backbone_folder import load_backbone
     from peterrec.service.jobs.train import EvaluateJob, run_evaluate
 
+    loaded = load_backbone(backbone)
     job = EvaluateJob(
-        bundle=bundle,
+        bundle=bundle.read_bytes(),
         interactions=events.source(time.end_of_histories),
         answers=answers_of(events, answers, time),
         part=part,
         **split,
     )
-    metrics, users = run_evaluate(backbone, job)
+    metrics, users = run_evaluate(loaded, job)
     if as_json:
         print(json.dumps({"users": users, "metrics": metrics}))
     else:

@@ -8,7 +8,6 @@ from pathlib import Path
 from rich.table import Table
 
 from peterrec.model.data.interactions import InteractionSource
-from peterrec.model.data.statistics import require_matplotlib
 from peterrec.model.documents import Document
 from peterrec.model.errors import ComparisonSettingsInvalid
 from peterrec.model.progress import OnProgress
@@ -80,8 +79,6 @@ def prepare(job: CompareJob) -> Path:
 
 def run_comparison(job: CompareJob, on_progress: OnProgress) -> tuple[Report, list[Path]]:
     """Prepare the data, execute the runs that are missing, write tables and plots."""
-    if job.has_plots:
-        require_matplotlib("give --no-plots")
     place = Workplace(prepare(job), job.out, job.settings, job.device)
     units = compare(place, job.effort, on_progress)
     write_report(place, units)

@@ -28,29 +28,31 @@ class Recording:
     warnings: Sequence[str] = field(default_factory=list)
 
     @contextmanager
-    def of(self, path: Path, name: str) -> Iterator[TrainingListener]:
-        """A listener that writes a run's events to ``path`` and tells the tracker.
+    def of(self, path: Path | None, name: str) -> Iterator[TrainingListener]:
+        """A listener that writes a run's events to ``path``, if given, and tells the tracker.
 
         Refused here if the file can't be written or the tracker can't be reached: open it before
         the data are read. Afterwards nothing that goes wrong with either ends the training.
         """
-        file = TrainingFile(path, self.warnings, self.on_notice)
+        file = None if path is None else TrainingFile(path, self.warnings, self.on_notice)
         tracker = None
         failed = True
         try:
             tracker = self._tracker(name)
 
             def hear(event: TrainingEvent) -> None:
-                file.hear(event)
+                if file is not None:
+                    file.hear(event)
                 if tracker is not None:
                     tracker.hear(event)
 
             yield hear
             failed = False
         finally:
-            file.close()
+            if file is not None:
+                file.close()
             if tracker is not None:
-                tracker.close([path], failed)
+                tracker.close([] if path is None else [path], failed)
 
     def _tracker(self, name: str) -> SafeTracker | None:
         kind = self.options.track

@@ -1,7 +1,7 @@
 """The work of the training commands: read the data, train or evaluate, save the result."""
 
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -10,12 +10,12 @@ import numpy as np
 from peterrec.model.data.examples import keep_frequent
 from peterrec.model.data.interactions import InteractionSource, read_histories
 from peterrec.model.data.splits import split_users
-from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone, save_backbone
+from peterrec.model.files.backbone_folder import LoadedBackbone, fingerprint_of, save_backbone
 from peterrec.model.files.backbone_info import SPEC
 from peterrec.model.files.tensors import write_tensors
 from peterrec.model.progress import OnProgress
 from peterrec.model.training.evaluation import evaluate_task
-from peterrec.model.training.events import unheard
+from peterrec.model.training.events import TrainingListener, unheard
 from peterrec.model.training.finetune.finetune import (
     FinetunedTask,
     FinetuneSettings,
@@ -25,7 +25,11 @@ from peterrec.model.training.finetune.finetune import (
 from peterrec.model.training.objectives import OBJECTIVES
 from peterrec.model.training.pretrain.pretrain import PretrainedBackbone, PretrainSettings, pretrain
 from peterrec.model.training.pretrain.state import CHECKPOINT, remove_checkpoint
-from peterrec.model.training.training_file import TRAINING_FILE, training_file_of
+from peterrec.model.training.training_file import (
+    TRAINING_FILE,
+    training_file_of,
+    write_training_file,
+)
 from peterrec.service.errors import OutputExists
 from peterrec.service.jobs.options import Answers
 from peterrec.service.jobs.packing import pack_task, unpack_task
@@ -42,13 +46,21 @@ Part = Literal["test", "all"]
 
 @dataclass(frozen=True, slots=True)
 class FinetuneJob:
-    """What to fine-tune on, and the bundle to write."""
+    """What to fine-tune on, and the bundle to write; without ``out`` no file is written."""
 
     interactions: InteractionSource
     answers: Answers
-    out: Path
+    out: Path | None
     name: str
     overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PackedTask:
+    """A fine-tuned task and its bundle."""
+
+    task: FinetunedTask
+    bundle: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +71,7 @@ class EvaluateJob:
     the users that fine-tuning kept apart.
     """
 
-    bundle: Path
+    bundle: bytes = field(repr=False)
     interactions: InteractionSource
     answers: Answers
     part: Part
@@ -72,7 +84,7 @@ class EvaluateJob:
 def run_pretrain(
     interactions: InteractionSource,
     settings: PretrainSettings,
-    out: Path,
+    out: Path | None,
     on_existing: OnExisting,
     on_progress: OnProgress,
     place: Place,
@@ -80,14 +92,12 @@ def run_pretrain(
 ) -> tuple[PretrainedBackbone, str]:
     """Pretrain into a folder; return the result and the backbone's fingerprint.
 
-    If several processes train together, only the first one writes; the others get an empty
-    fingerprint.
+    Without a folder there are no checkpoints, and nothing is written. If several processes train
+    together, only the first one writes; the others get an empty fingerprint.
     """
-    _prepare_folder(out, on_existing)
-    writes = place.workers.writes
-    name = out.absolute().name
-    followed = recording.of(out / TRAINING_FILE, name) if writes else nullcontext(unheard)
-    with followed as listener:
+    if out is not None:
+        _prepare_folder(out, on_existing)
+    with _followed(recording, out, place) as listener:
         trained = pretrain(
             read_histories(interactions),
             settings,
@@ -98,13 +108,39 @@ def run_pretrain(
             workers=place.workers,
             device=place.device,
         )
-        if not writes:
+        if not place.workers.writes:
             return trained, ""
-        write_tensors(out / OUTPUT_LAYER, trained.output.state_dict())
-        items = list(trained.vocabulary.items)
-        fingerprint = save_backbone(out, trained.backbone, items, trained.record)
+        if out is not None:
+            return trained, _write_folder(out, trained)
+    items = list(trained.vocabulary.items)
+    return trained, fingerprint_of(trained.backbone.spec, items, trained.backbone.state_dict())
+
+
+def _followed(
+    recording: Recording, out: Path | None, place: Place
+) -> AbstractContextManager[TrainingListener]:
+    """The listener of a pretraining; of several processes, only the first one has one."""
+    if not place.workers.writes:
+        return nullcontext(unheard)
+    if out is None:
+        return recording.of(None, "backbone")
+    return recording.of(out / TRAINING_FILE, out.absolute().name)
+
+
+def write_backbone(out: Path, trained: PretrainedBackbone) -> str:
+    """Write the folder of a backbone that was trained in memory; return its fingerprint."""
+    fingerprint = _write_folder(out, trained)
+    write_training_file(out / TRAINING_FILE, trained.record)
+    return fingerprint
+
+
+def _write_folder(out: Path, trained: PretrainedBackbone) -> str:
+    out.mkdir(parents=True, exist_ok=True)
+    write_tensors(out / OUTPUT_LAYER, trained.output.state_dict())
+    items = list(trained.vocabulary.items)
+    fingerprint = save_backbone(out, trained.backbone, items, trained.record)
     remove_checkpoint(out)
-    return trained, fingerprint
+    return fingerprint
 
 
 def run_finetune(
@@ -113,16 +149,25 @@ def run_finetune(
     settings: FinetuneSettings,
     on_progress: OnProgress,
     recording: Recording = Recording(),
-) -> FinetunedTask:
+) -> PackedTask:
     """Fine-tune a task and write its bundle."""
-    if job.out.exists() and not job.overwrite:
+    if job.out is not None and job.out.exists() and not job.overwrite:
         raise OutputExists(f"{job.out} exists.", hint="Give another --out, or --overwrite.")
-    with recording.of(training_file_of(job.out), job.name) as listener:
+    path = None if job.out is None else training_file_of(job.out)
+    with recording.of(path, job.name) as listener:
         labels = job.answers.read(settings.kind)
         histories = read_histories(job.interactions)
         task = finetune(loaded, histories, labels, settings, on_progress, listener)
-        write_bundle(job.out, pack_task(task, loaded, job.name))
-    return task
+        packed = PackedTask(task, pack_task(task, loaded, job.name))
+        if job.out is not None:
+            write_bundle(job.out, packed.bundle)
+    return packed
+
+
+def write_task(out: Path, packed: PackedTask) -> None:
+    """Write the bundle of a task that was trained in memory, and beside it how it was trained."""
+    write_bundle(out, packed.bundle)
+    write_training_file(training_file_of(out), packed.task.record)
 
 
 def write_bundle(out: Path, data: bytes) -> None:
@@ -133,10 +178,9 @@ def write_bundle(out: Path, data: bytes) -> None:
     partial.replace(out)
 
 
-def run_evaluate(backbone: Path, job: EvaluateJob) -> tuple[dict[str, float], int]:
+def run_evaluate(loaded: LoadedBackbone, job: EvaluateJob) -> tuple[dict[str, float], int]:
     """Metrics of a bundle, computed by the plain forward, and the number of users."""
-    loaded = load_backbone(backbone)
-    task = unpack_task(job.bundle.read_bytes(), loaded)
+    task = unpack_task(job.bundle, loaded)
     manifest = task.bundle.manifest
     labels = job.answers.read(manifest.kind)
     histories = read_histories(job.interactions)

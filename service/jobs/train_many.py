@@ -11,7 +11,6 @@ from peterrec.model.data.interactions import read_histories
 from peterrec.model.files.backbone_folder import LoadedBackbone
 from peterrec.model.progress import OnProgress
 from peterrec.model.training.events import TrainingListener
-from peterrec.model.training.finetune.finetune import FinetunedTask
 from peterrec.model.training.finetune.many_tasks import TaskToTrain, finetune_many
 from peterrec.model.training.training_file import training_file_of
 from peterrec.service.errors import OutputExists
@@ -19,27 +18,27 @@ from peterrec.service.jobs.options import EventOptions, TimeOptions, answers_of
 from peterrec.service.jobs.packing import pack_task
 from peterrec.service.jobs.recording import Recording
 from peterrec.service.jobs.task_file import TaskEntry
-from peterrec.service.jobs.train import write_bundle
+from peterrec.service.jobs.train import PackedTask, write_bundle
 
 
 @dataclass(frozen=True, slots=True)
 class ManyJob:
     """Tasks to train together.
 
-    ``folder`` is what their paths are relative to, ``patch`` has the fields of ``FinetuneSettings``
-    that all of them share.
+    ``folder`` is what their paths are relative to; None writes no files. ``patch`` has the fields
+    of ``FinetuneSettings`` that all of them share.
     """
 
     events: EventOptions
     time: TimeOptions
     tasks: tuple[TaskEntry, ...]
-    folder: Path
+    folder: Path | None
     patch: Mapping[str, Any]  # Any: values of FinetuneSettings
     overwrite: bool = False
 
     def answers(self, entry: TaskEntry) -> UserLabels:
         """One task's answers."""
-        options = entry.answers.within(self.folder)
+        options = entry.answers if self.folder is None else entry.answers.within(self.folder)
         answers = answers_of(self.events, options, self.time, entry.delimiter)
         return answers.read(entry.settings.kind)
 
@@ -54,10 +53,10 @@ def run_finetune_many(
     job: ManyJob,
     on_progress: OnProgress,
     recording: Recording = Recording(),
-) -> list[tuple[Path, FinetunedTask]]:
+) -> list[tuple[Path, PackedTask]]:
     """Train all tasks and write their bundles; no bundle is written unless all succeed."""
-    outs = [job.folder / entry.out for entry in job.tasks]
-    existing = [str(out) for out in outs if out.exists()]
+    outs = [(job.folder or Path()) / entry.out for entry in job.tasks]
+    existing = [str(out) for out in outs if out.exists() and job.folder is not None]
     if existing and not job.overwrite:
         raise OutputExists(
             f"{', '.join(existing)} exists.", hint="Give other names, or --overwrite."
@@ -65,13 +64,19 @@ def run_finetune_many(
     names = [entry.bundle_name for entry in job.tasks]
     with ExitStack() as runs:
         listeners = [
-            runs.enter_context(recording.of(training_file_of(out), name))
+            runs.enter_context(
+                recording.of(None if job.folder is None else training_file_of(out), name)
+            )
             for out, name in zip(outs, names, strict=True)
         ]
         tasks = [job.task(*pair) for pair in zip(job.tasks, listeners, strict=True)]
         histories = read_histories(job.events.source(job.time.end_of_histories))
         trained = finetune_many(loaded, histories, tasks, on_progress)
-        bundles = [pack_task(task, loaded, name) for task, name in zip(trained, names, strict=True)]
-        for out, data in zip(outs, bundles, strict=True):
-            write_bundle(out, data)
-    return list(zip(outs, trained, strict=True))
+        packed = [
+            PackedTask(task, pack_task(task, loaded, name))
+            for task, name in zip(trained, names, strict=True)
+        ]
+        if job.folder is not None:
+            for out, each in zip(outs, packed, strict=True):
+                write_bundle(out, each.bundle)
+    return list(zip(outs, packed, strict=True))

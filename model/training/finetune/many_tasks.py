@@ -84,7 +84,10 @@ def finetune_many(
     Only random draws differ: tasks that read the same history share its item dropout.
     """
     started = time.perf_counter()
-    prepared = [prepare_task(loaded, histories, task.labels, task.settings) for task in tasks]
+    prepared = []
+    for done, given in enumerate(tasks):
+        on_progress(Progress("joining histories and answers", done, len(tasks), unit="tasks"))
+        prepared.append(prepare_task(loaded, histories, given.labels, given.settings))
     _require_trainable(loaded.backbone, prepared)
     listeners = [task.listener for task in tasks]
     for task, listener in zip(prepared, listeners, strict=True):
@@ -92,10 +95,11 @@ def finetune_many(
     run = ManyTasksRun(loaded, prepared, listeners)
     run.train(on_progress)
     seconds = (time.perf_counter() - started) / len(tasks)
-    return [
-        finished_task(task, loaded, run.training(at, seconds), listener)
-        for at, (task, listener) in enumerate(zip(prepared, listeners, strict=True))
-    ]
+    finished = []
+    for at, (task, listener) in enumerate(zip(prepared, listeners, strict=True)):
+        on_progress(Progress("evaluating", at, len(tasks), unit="tasks"))
+        finished.append(finished_task(task, loaded, run.training(at, seconds), listener))
+    return finished
 
 
 def _require_trainable(backbone: Backbone, tasks: Sequence[PreparedTask]) -> None:
@@ -165,9 +169,8 @@ class ManyTasksRun:
             ended = [t for t in active if self._progress[t].done == _batch_count(self._tasks[t])]
             self._finish_epochs(ended)
             active = [t for t in active if not self._progress[t].epochs.are_over]
-            on_progress(
-                Progress("fine-tune", done if active else total, total, f"{len(active)} tasks")
-            )
+            note = f"{len(active)} tasks"
+            on_progress(Progress("fine-tuning", done, total, note, "batches"))
         for prepared, progress in zip(self._tasks, self._progress, strict=True):
             progress.epochs.restore_best()
             prepared.head_objective.finish()
