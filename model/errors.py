@@ -207,6 +207,20 @@ class CheckpointMismatch(PeterRecError):
     category = Category.INCOMPATIBLE
 
 
+class TrainingFileUnwritable(PeterRecError):
+    """The file that tells of a training can't be opened for writing."""
+
+    code = "training_file_unwritable"
+    category = Category.CONFLICT
+
+
+class TrainingFileInvalid(PeterRecError):
+    """A ``training.jsonl`` can't be read, or is not of the form that this version knows."""
+
+    code = "training_file_invalid"
+    category = Category.MALFORMED
+
+
 class TasksDiffer(PeterRecError):
     """Tasks cannot be trained in one run, for example because their patches differ."""
 

@@ -401,6 +401,20 @@ class OutputExists(PeterRecError):
     category = Category.CONFLICT
 
 
+class TrackerMissing(PeterRecError):
+    """The library of a tracker is not installed."""
+
+    code = "tracker_missing"
+    category = Category.UNAVAILABLE
+
+
+class TrackerUnavailable(PeterRecError):
+    """A tracker can't be reached, or does not take a run, before a training begins."""
+
+    code = "tracker_unavailable"
+    category = Category.UNAVAILABLE
+
+
 class TaskUnpackable(PeterRecError):
     """A task whose names or metrics the bundle format does not accept."""
 

@@ -11,6 +11,7 @@ from peterrec.model.training.finetune.settings import FinetuneSettings
 from peterrec.service.cli.settings_options import FieldsOf, takes_settings
 from peterrec.service.cli.shared_options import BackboneFolder, Blocks, Overwrite
 from peterrec.service.jobs.options import EventOptions, TimeOptions, parse_blocks
+from peterrec.service.jobs.tracking.options import TrackOptions
 
 COMMON = FieldsOf(
     FinetuneSettings, of_panel="Model", without=frozenset({"kind", "has_cls", "blocks"})
@@ -32,12 +33,14 @@ def finetune_many(
     ],
     time: TimeOptions,
     patch: Annotated[dict[str, Any], COMMON],
+    tracking: TrackOptions,
     blocks: Blocks = "none",
     overwrite: Overwrite = False,
 ) -> None:
     """Train many tasks' patches and heads together, and write a bundle for each."""
     from peterrec.model.files.backbone_folder import load_backbone
     from peterrec.service.jobs.progress_bar import ProgressBars
+    from peterrec.service.jobs.recording import Recording
     from peterrec.service.jobs.task_file import read_task_file
     from peterrec.service.jobs.train_many import ManyJob, run_finetune_many
 
@@ -46,7 +49,7 @@ def finetune_many(
     entries = read_task_file(tasks)
     job = ManyJob(events, time, entries, tasks.parent, patch, overwrite)
     with ProgressBars() as bars:
-        trained = run_finetune_many(loaded, job, bars)
+        trained = run_finetune_many(loaded, job, bars, Recording(tracking, bars.line))
     bundle = Column("bundle", no_wrap=True)
     table = Table(bundle, "test users", "metric", "value", "no history", "ECE: raw, calibrated")
     for out, packed in trained:

@@ -22,6 +22,7 @@ from peterrec.service.jobs.options import (
     answers_of,
     parse_blocks,
 )
+from peterrec.service.jobs.tracking.options import TrackOptions
 
 if TYPE_CHECKING:
     from peterrec.service.jobs.train import OnExisting
@@ -44,6 +45,7 @@ def pretrain(
     events: EventOptions,
     out: Annotated[Path, typer.Option(help="Backbone folder to write.")],
     settings: PretrainSettings,
+    tracking: TrackOptions,
     until: Annotated[
         str | None,
         typer.Option(
@@ -63,6 +65,7 @@ def pretrain(
     """
     from peterrec.model.progress import no_progress
     from peterrec.service.jobs.progress_bar import ProgressBars
+    from peterrec.service.jobs.recording import Recording
     from peterrec.service.jobs.torchrun import place_of
     from peterrec.service.jobs.train import run_pretrain
 
@@ -70,7 +73,13 @@ def pretrain(
     with place_of(device) as place, ProgressBars() as bars:
         on_progress = bars if place.workers.writes else no_progress
         trained, fingerprint = run_pretrain(
-            events.source(until), settings, out, on_existing, on_progress, place
+            events.source(until),
+            settings,
+            out,
+            on_existing,
+            on_progress,
+            place,
+            Recording(tracking, bars.line),
         )
     if not place.workers.writes:
         return
@@ -87,6 +96,7 @@ def finetune(
     answers: AnswerOptions,
     time: TimeOptions,
     settings: Annotated[FinetuneSettings, FieldsOf(FinetuneSettings, without=PATCHED_BLOCKS)],
+    tracking: TrackOptions,
     name: Annotated[
         str | None, typer.Option(help="Name in the bundle's manifest; default: the file's name.")
     ] = None,
@@ -96,6 +106,7 @@ def finetune(
     """Train one task's patch and head on a frozen backbone, and write its bundle."""
     from peterrec.model.files.backbone_folder import load_backbone
     from peterrec.service.jobs.progress_bar import ProgressBars
+    from peterrec.service.jobs.recording import Recording
     from peterrec.service.jobs.train import FinetuneJob, run_finetune
 
     loaded = load_backbone(backbone)
@@ -108,7 +119,8 @@ def finetune(
         overwrite=overwrite,
     )
     with ProgressBars() as bars:
-        task = run_finetune(loaded, job, settings, bars).task
+        packed = run_finetune(loaded, job, settings, bars, Recording(tracking, bars.line))
+    task = packed.task
     data = task.record["data"]
     _print_metrics(f"{out}, {data['test_users']} test users", task.metrics)
     if "ece" in task.metrics:

@@ -1,5 +1,6 @@
 """The work of the training commands: read the data, train or evaluate, save the result."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from peterrec.model.files.backbone_info import SPEC
 from peterrec.model.files.tensors import write_tensors
 from peterrec.model.progress import OnProgress
 from peterrec.model.training.evaluation import evaluate_task
+from peterrec.model.training.events import TrainingListener, unheard
 from peterrec.model.training.finetune.finetune import (
     FinetunedTask,
     FinetuneSettings,
@@ -23,9 +25,15 @@ from peterrec.model.training.finetune.finetune import (
 from peterrec.model.training.objectives import OBJECTIVES
 from peterrec.model.training.pretrain.pretrain import PretrainedBackbone, PretrainSettings, pretrain
 from peterrec.model.training.pretrain.state import CHECKPOINT, remove_checkpoint
+from peterrec.model.training.training_file import (
+    TRAINING_FILE,
+    training_file_of,
+    write_training_file,
+)
 from peterrec.service.errors import OutputExists
 from peterrec.service.jobs.options import Answers
 from peterrec.service.jobs.packing import pack_task, unpack_task
+from peterrec.service.jobs.recording import Recording
 from peterrec.service.jobs.torchrun import Place
 
 OUTPUT_LAYER = "pretraining_output.safetensors"
@@ -80,6 +88,7 @@ def run_pretrain(
     on_existing: OnExisting,
     on_progress: OnProgress,
     place: Place,
+    recording: Recording = Recording(),
 ) -> tuple[PretrainedBackbone, str]:
     """Pretrain into a folder; return the result and the backbone's fingerprint.
 
@@ -88,26 +97,44 @@ def run_pretrain(
     """
     if out is not None:
         _prepare_folder(out, on_existing)
-    trained = pretrain(
-        read_histories(interactions),
-        settings,
-        checkpoints=out,
-        resume=on_existing == "resume",
-        on_progress=on_progress,
-        workers=place.workers,
-        device=place.device,
-    )
+    with _followed(recording, out, place) as listener:
+        trained = pretrain(
+            read_histories(interactions),
+            settings,
+            checkpoints=out,
+            resume=on_existing == "resume",
+            on_progress=on_progress,
+            listener=listener,
+            workers=place.workers,
+            device=place.device,
+        )
+        if not place.workers.writes:
+            return trained, ""
+        if out is not None:
+            return trained, _write_folder(out, trained)
+    items = list(trained.vocabulary.items)
+    return trained, fingerprint_of(trained.backbone.spec, items, trained.backbone.state_dict())
+
+
+def _followed(
+    recording: Recording, out: Path | None, place: Place
+) -> AbstractContextManager[TrainingListener]:
+    """The listener of a pretraining; of several processes, only the first one has one."""
     if not place.workers.writes:
-        return trained, ""
+        return nullcontext(unheard)
     if out is None:
-        backbone = trained.backbone
-        items = list(trained.vocabulary.items)
-        return trained, fingerprint_of(backbone.spec, items, backbone.state_dict())
-    return trained, write_backbone(out, trained)
+        return recording.of(None, "backbone")
+    return recording.of(out / TRAINING_FILE, out.absolute().name)
 
 
 def write_backbone(out: Path, trained: PretrainedBackbone) -> str:
-    """Write a pretrained backbone's folder and return its fingerprint."""
+    """Write the folder of a backbone that was trained in memory; return its fingerprint."""
+    fingerprint = _write_folder(out, trained)
+    write_training_file(out / TRAINING_FILE, trained.record)
+    return fingerprint
+
+
+def _write_folder(out: Path, trained: PretrainedBackbone) -> str:
     out.mkdir(parents=True, exist_ok=True)
     write_tensors(out / OUTPUT_LAYER, trained.output.state_dict())
     items = list(trained.vocabulary.items)
@@ -117,17 +144,30 @@ def write_backbone(out: Path, trained: PretrainedBackbone) -> str:
 
 
 def run_finetune(
-    loaded: LoadedBackbone, job: FinetuneJob, settings: FinetuneSettings, on_progress: OnProgress
+    loaded: LoadedBackbone,
+    job: FinetuneJob,
+    settings: FinetuneSettings,
+    on_progress: OnProgress,
+    recording: Recording = Recording(),
 ) -> PackedTask:
     """Fine-tune a task and write its bundle."""
     if job.out is not None and job.out.exists() and not job.overwrite:
         raise OutputExists(f"{job.out} exists.", hint="Give another --out, or --overwrite.")
-    labels = job.answers.read(settings.kind)
-    task = finetune(loaded, read_histories(job.interactions), labels, settings, on_progress)
-    packed = PackedTask(task, pack_task(task, loaded, job.name))
-    if job.out is not None:
-        write_bundle(job.out, packed.bundle)
+    path = None if job.out is None else training_file_of(job.out)
+    with recording.of(path, job.name) as listener:
+        labels = job.answers.read(settings.kind)
+        histories = read_histories(job.interactions)
+        task = finetune(loaded, histories, labels, settings, on_progress, listener)
+        packed = PackedTask(task, pack_task(task, loaded, job.name))
+        if job.out is not None:
+            write_bundle(job.out, packed.bundle)
     return packed
+
+
+def write_task(out: Path, packed: PackedTask) -> None:
+    """Write the bundle of a task that was trained in memory, and beside it how it was trained."""
+    write_bundle(out, packed.bundle)
+    write_training_file(training_file_of(out), packed.task.record)
 
 
 def write_bundle(out: Path, data: bytes) -> None:

@@ -38,7 +38,7 @@ from peterrec.model.training.finetune.encoders import CachedPatchedBackbone, pat
 from peterrec.model.training.finetune.objective_of_head import HeadObjective
 from peterrec.model.training.finetune.run import FinetuneRun
 from peterrec.model.training.finetune.settings import FinetuneSettings
-from peterrec.model.training.loop import EpochRecord
+from peterrec.model.training.loop import EpochRecord, now
 from peterrec.model.training.objectives import OBJECTIVES
 
 __all__ = ["FinetuneSettings", "FinetunedTask", "finetune", "prepare_examples"]
@@ -79,7 +79,10 @@ class FinetunedTask:
 
 @dataclass(frozen=True, slots=True)
 class PreparedTask:
-    """A task before training: its users and answers, an untrained patch and head."""
+    """A task before training: its users and answers, an untrained patch and head.
+
+    ``started_at`` is the time at which it was prepared, in UTC.
+    """
 
     settings: FinetuneSettings
     examples: Examples
@@ -88,6 +91,7 @@ class PreparedTask:
     patch: Patch
     head_objective: HeadObjective
     metadata: Document
+    started_at: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +173,7 @@ def prepare_task(
     patch = new_patch(loaded.backbone, settings.geometry(len(loaded.backbone.blocks)), generator)
     head_objective = HeadObjective(objective, loaded.backbone.spec.channels, generator)
     metadata = _metadata(histories, labels, examples, split)
-    return PreparedTask(settings, examples, split, outputs, patch, head_objective, metadata)
+    return PreparedTask(settings, examples, split, outputs, patch, head_objective, metadata, now())
 
 
 def started_task(task: PreparedTask, loaded: LoadedBackbone) -> TrainingStarted:
@@ -180,6 +184,7 @@ def started_task(task: PreparedTask, loaded: LoadedBackbone) -> TrainingStarted:
         data={**task.metadata, "outputs": task.head_objective.objective.head_spec.outputs},
         machine=machine_of(loaded.backbone.embedding.weight.device),
         backbone=loaded.fingerprint,
+        time=task.started_at,
     )
 
 
@@ -198,7 +203,7 @@ def finished_task(
     """A trained task with its record; its metrics include those of the baseline."""
     baseline = evaluate_prior(task.head_objective.objective, task.split.train, task.split.test)
     metrics = training.metrics | {BASELINE_PREFIX + k: value for k, value in baseline.items()}
-    _report_end(task, training, metrics, listener)
+    ended = _report_end(task, training, metrics, listener)
     return FinetunedTask(
         geometry=task.patch.geometry,
         patch=task.patch.folded(),
@@ -210,12 +215,16 @@ def finished_task(
         record={
             "settings": asdict(task.settings),
             "backbone": loaded.fingerprint,
-            "data": task.metadata,
+            "data": {**task.metadata, "outputs": task.head_objective.objective.head_spec.outputs},
             "best_epoch": training.best_epoch,
             "epochs": [asdict(epoch) for epoch in training.epochs],
             "metrics": metrics,
             "temperature": training.temperature,
-            "seconds": round(training.seconds, 3),
+            "seconds": ended.seconds,
+            "test_seconds": round(training.test_seconds, 3),
+            "machine": machine_of(loaded.backbone.embedding.weight.device),
+            "started_at": task.started_at,
+            "ended_at": ended.time,
             "software": {"python": platform.python_version(), "torch": torch.__version__},
         },
         temperature=training.temperature,
@@ -224,13 +233,14 @@ def finished_task(
 
 def _report_end(
     task: PreparedTask, training: Training, metrics: dict[str, float], listener: TrainingListener
-) -> None:
+) -> TrainingEnded:
     best = training.best_epoch + 1
     rows, seconds = len(task.split.test), round(training.test_seconds, 3)
     listener(PartMeasured(best, "test", metrics=metrics, rows=rows, seconds=seconds))
-    listener(
-        TrainingEnded(best, len(training.epochs), round(training.seconds, 3), training.temperature)
-    )
+    whole = round(training.seconds, 3)
+    ended = TrainingEnded(best, len(training.epochs), whole, training.temperature)
+    listener(ended)
+    return ended
 
 
 def prepare_examples(

@@ -94,7 +94,8 @@ def pretrain(
     run = _Run(state, corpus, settings, on_progress, workers)
 
     heard = listener if workers.writes else unheard
-    heard(_started(state, corpus, settings, workers))
+    about = _started(state, corpus, settings, workers)
+    heard(about)
     report_epochs(heard, state.epochs.records)
 
     def after_epoch() -> None:
@@ -104,10 +105,16 @@ def pretrain(
 
     state.epochs.run(run.plan(), after_epoch)
     seconds = round(time.perf_counter() - started, 3)
-    heard(TrainingEnded(state.epochs.best + 1, len(state.epochs), seconds))
+    ended = TrainingEnded(state.epochs.best + 1, len(state.epochs), seconds)
+    heard(ended)
     state.to(CPU)
     state.backbone.requires_grad_(False).eval()
-    record = _record(state, corpus, settings)
+    record = {
+        **_record(state, corpus, settings),
+        "machine": about.machine,
+        "started_at": about.time,
+        "ended_at": ended.time,
+    }
     return PretrainedBackbone(state.backbone, state.output, corpus.vocabulary, record)
 
 
