@@ -28,9 +28,10 @@ from peterrec.service.device.slots import Residency, SlotStore
 from peterrec.service.predict.catalogs import Catalogs
 from peterrec.service.predict.device_link import BoundRow, Results
 from peterrec.service.predict.item_ids import ItemVocabulary
+from peterrec.service.predict.kinds import AnyPrediction
 from peterrec.service.predict.parse import parse_predict
 from peterrec.service.predict.predictor import Predictor, TaskQuestions
-from peterrec.service.predict.schemas import PredictResponse
+from peterrec.service.predict.schemas import FailedRow, PredictResponse
 from peterrec.service.predict.task_table import TaskTable
 from peterrec.service.protocol.messages import BundleEntry, TableUpdate, TrafficSeen
 from peterrec.service.protocol.served_task import Role
@@ -104,7 +105,7 @@ class LocalDevice:
         served, answered = predicted.tasks[0]
         if isinstance(served, PeterRecError):
             raise served
-        answers = []
+        answers: list[AnyPrediction | FailedRow] = []
         for place, (answer, _) in enumerate(answered):
             if isinstance(answer, PeterRecError):
                 raise _placed(answer, place if len(answered) > 1 else None)

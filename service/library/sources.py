@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from peterrec.model.kinds import KINDS
 from peterrec.service.jobs.options import (
@@ -32,8 +34,8 @@ def event_options(interactions: Histories | Listed, given: Given) -> EventOption
     """Where the events are, in a table or in lists."""
     options = _with_texts(taken(EventOptions, given), "where")
     if is_table(interactions):
-        return EventOptions(as_source(interactions), **options)
-    events = EventOptions(None, **options)  # type: ignore[arg-type]  # set below
+        return EventOptions(interactions=as_source(interactions), **options)
+    events = EventOptions(interactions=Path(), **options)  # the table is set below
     table = listed(interactions).table(events.user_column, events.item_column)
     return replace(events, interactions=table, order_column=POSITION)
 
@@ -45,7 +47,9 @@ def time_options(given: Given) -> TimeOptions:
     )
 
 
-def task_answers(interactions: Histories | Listed, events: EventOptions, kind: str, given: Given) -> Answers:
+def task_answers(
+    interactions: Histories | Listed, events: EventOptions, kind: str, given: Given
+) -> Answers:
     """A task's answers, in a table, in the order of the histories, or by user."""
     histories = None if is_table(interactions) else listed(interactions)
     options = answer_options(histories, events.user_column, kind, given)
@@ -75,7 +79,7 @@ def answer_options(
     return options
 
 
-def _with_texts(options: dict[str, object], name: str) -> dict[str, object]:
+def _with_texts(options: dict[str, Any], name: str) -> dict[str, Any]:  # Any: their values
     """The options with a single filter as a list of filters."""
     where = options.get(name)
     return {**options, name: [where]} if isinstance(where, str) else options

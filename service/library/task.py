@@ -219,7 +219,7 @@ class Task:
         exclude: Collection[ItemId] | None,
         candidates: Collection[ItemId] | None,
     ) -> Iterator[Instance]:
-        selection = {
+        selection: dict[str, Any] = {  # Any: lists of items, or None
             name: None if given is None else sequence(given, f"a list of items as {name}")
             for name, given in (("exclude", exclude), ("candidates", candidates))
         }
@@ -234,7 +234,9 @@ class Task:
             yield from self._listed_instances(histories, selection)
 
     def _listed_instances(
-        self, histories: object, selection: Mapping[str, Sequence[ItemId] | None]
+        self,
+        histories: object,
+        selection: Mapping[str, Any],  # Any: as above
     ) -> Iterator[Instance]:
         for place, each in enumerate(sequence(histories, "a list of histories")):
             if isinstance(each, Instance):
