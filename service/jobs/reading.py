@@ -38,6 +38,10 @@ class ConsoleObserver:
             self.notices.append(text)
             self._bars.line(f"note: {text}")
 
+    def line(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._bars.line(text)
+
     def progress(self, progress: Progress) -> None:
         """Move the bar of a step."""
         self._bars(progress)
