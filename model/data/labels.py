@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from peterrec.model.data.histories import UserLabels
+from peterrec.model.data.observer import SILENT, ReadingObserver
 from peterrec.model.data.tables import TablePart, TableSource, read_parts
 from peterrec.model.data.values import read_texts
 from peterrec.model.errors import DataFileEmpty, LabelDuplicate, NumberUnreadable
@@ -23,10 +24,10 @@ class LabelSource:
     user_column: str = "user_id"
 
 
-def read_labels(source: LabelSource) -> UserLabels:
+def read_labels(source: LabelSource, observer: ReadingObserver = SILENT) -> UserLabels:
     """One label per user. An empty label means none; a second row of a user is refused."""
     by_user: dict[str, tuple[str, ...]] = {}
-    for row in _label_rows(source):
+    for row in _label_rows(source, observer):
         if row.user in by_user:
             raise LabelDuplicate(
                 f"{row.place}: user {row.user!r} has a second label {row.text!r} after "
@@ -38,24 +39,26 @@ def read_labels(source: LabelSource) -> UserLabels:
     return _labels(by_user, source)
 
 
-def read_values(source: LabelSource) -> UserLabels:
+def read_values(source: LabelSource, observer: ReadingObserver = SILENT) -> UserLabels:
     """One finite number per user, as text."""
-    for row in _label_rows(source):
+    for row in _label_rows(source, observer):
         if row.text and not is_number(row.text):
             raise NumberUnreadable(
                 f"{row.place}: {row.text!r} is not a finite number.",
                 hint="Correct or empty the field.",
             )
-    return read_labels(source)
+    return read_labels(source, observer)
 
 
-def read_tags(source: LabelSource, separator: str | None = None) -> UserLabels:
+def read_tags(
+    source: LabelSource, separator: str | None = None, observer: ReadingObserver = SILENT
+) -> UserLabels:
     """Any number of tags per user, from several rows or from one field split at ``separator``.
 
     A user whose field is empty has no tags, which is an answer too. A repeated tag counts once.
     """
     by_user: dict[str, dict[str, None]] = {}
-    for row in _label_rows(source):
+    for row in _label_rows(source, observer):
         tags = row.text.split(separator) if separator else [row.text]
         own = by_user.setdefault(row.user, {})
         own.update(dict.fromkeys(tag.strip() for tag in tags if tag.strip()))
@@ -84,9 +87,9 @@ class _LabelRow:
         return self.part.place(self.row, self.column)
 
 
-def _label_rows(source: LabelSource) -> Iterator[_LabelRow]:
+def _label_rows(source: LabelSource, observer: ReadingObserver) -> Iterator[_LabelRow]:
     """Every row of a label table; an empty field is an empty text."""
-    parts = read_parts(source.table, [source.user_column, source.column])
+    parts = read_parts(source.table, [source.user_column, source.column], observer)
     users = read_texts(parts, source.user_column)
     texts = read_texts(parts, source.column, allows_missing=True, has_fractions=True)
     for part, part_users, part_texts in zip(parts, users, texts, strict=True):

@@ -1,7 +1,6 @@
 """Statistics and a picture of a table of interactions.
 
-They show sizes, the lengths of histories, the popularity of items, repetitions, ties and times. The
-picture needs matplotlib, which is optional; the statistics do not.
+They show sizes, the lengths of histories, the popularity of items, repetitions, ties and times.
 """
 
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ import numpy.typing as npt
 from peterrec.model.data.interactions import Events
 from peterrec.model.disk import file_in_one_step
 from peterrec.model.documents import Document
-from peterrec.model.errors import PictureUnwritable, PlottingMissing
+from peterrec.model.errors import PictureUnwritable
 
 Counts = npt.NDArray[np.int64]
 
@@ -167,18 +166,6 @@ def require_picture(path: Path) -> None:
             f"{path} ends neither in {' nor in '.join(SUFFIXES)}.",
             hint="Give the file one of these endings.",
         )
-    require_matplotlib("Or leave `plot` out.")
-
-
-def require_matplotlib(instead: str) -> None:
-    """Raise PlottingMissing without matplotlib; ``instead`` says what else can be done."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise PlottingMissing(
-            "matplotlib is not installed.",
-            hint=f"Install it: pip install 'peterrec-serving[compare]'. {instead}",
-        ) from error
 
 
 def draw_data(info: DataInfo, path: Path) -> None:

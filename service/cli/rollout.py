@@ -7,7 +7,6 @@ import typer
 
 from peterrec.model.documents import Document
 from peterrec.service.cli.server_options import (
-    DEFAULT_URL,
     AllowNewOutputs,
     ApiKey,
     IfMatch,
@@ -16,11 +15,10 @@ from peterrec.service.cli.server_options import (
     outputs_parameter,
     print_json,
     print_table,
-    server,
     short,
-    task_path,
 )
 from peterrec.service.cli.shared_options import AsJson
+from peterrec.service.jobs.server_calls import DEFAULT_URL, server, task_path
 
 WHOLE = 100
 """Sum of all weights if ``--prod-weight`` is not given, so that canaries' weights are per cent."""
