@@ -337,7 +337,8 @@ def table_source(
     path: Path, form: TextOptions, columns: str | None, where: list[str] | None
 ) -> "TableSource":
     """A table at a path; ``columns`` and ``where`` are written as on the command line."""
-    from peterrec.model.data.tables import Condition, TableSource
+    from peterrec.model.data.filters import Condition
+    from peterrec.model.data.tables import TableSource
 
     return TableSource(
         path,

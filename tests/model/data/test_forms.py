@@ -9,6 +9,7 @@ import os
 import sqlite3
 import tarfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import openpyxl
@@ -519,7 +520,7 @@ def test_recboles_types_and_parquets_lists_are_known(tmp_path):
 
 @pytest.mark.parametrize("name", ["x.csv", "x.parquet"])
 def test_a_column_in_the_file_and_in_its_folder_must_say_the_same(tmp_path, name):
-    def write(path: Path, days: list[int | None]) -> None:
+    def write(path: Path, days: Sequence[int | None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         table = pa.table({"user_id": ["u", "v"], "day": days})
         if name == "x.csv":
