@@ -434,6 +434,19 @@ class DownloadFailed(PeterRecError):
     category = Category.UNAVAILABLE
 
 
+class ArgumentInvalid(PeterRecError, ValueError):
+    """An argument of a function of the library that cannot be used."""
+
+    code = "argument_invalid"
+    category = Category.MALFORMED
+
+
+class EstimatorsMissing(PeterRecError, ImportError):
+    """The estimators need scikit-learn, which is not installed."""
+
+    code = "scikit_learn_missing"
+
+
 class TaskFileInvalid(PeterRecError):
     """A file that does not hold a valid list of tasks."""
 

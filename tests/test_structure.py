@@ -42,6 +42,7 @@ ROOMS = {
         "http",
         "processes",
         "jobs",
+        "library",
         "cli",
     ),
 }

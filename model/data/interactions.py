@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from peterrec.model.data.histories import Histories, UserLabels
+from peterrec.model.data.observer import SILENT, ReadingObserver
 from peterrec.model.data.order_columns import Kind, OrderColumn, OrderValues
 from peterrec.model.data.tables import TablePart, TableSource, as_text, read_batches, require_values
 from peterrec.model.errors import FilterMatchesNothing, OrderUnreadable
@@ -107,7 +108,7 @@ class Events:
         return _scrambled(user_hashes[user] ^ _scrambled(item_hashes[item]))
 
 
-def read_events(source: InteractionSource) -> Events:
+def read_events(source: InteractionSource, observer: ReadingObserver = SILENT) -> Events:
     """All events of a source, in the files' order.
 
     Files are read batch after batch into integers, so they may be larger than memory. An event
@@ -146,18 +147,18 @@ def read_events(source: InteractionSource) -> Events:
     )
 
 
-def read_histories(source: InteractionSource) -> Histories:
+def read_histories(source: InteractionSource, observer: ReadingObserver = SILENT) -> Histories:
     """Every user's items in order (see the module).
 
     Reading takes 16 bytes of memory for each event (8 without an order column), and putting them
     in order about 20 more.
     """
-    return histories_of(read_events(source))
+    return histories_of(read_events(source, observer))
 
 
-def read_targets(source: InteractionSource) -> UserLabels:
+def read_targets(source: InteractionSource, observer: ReadingObserver = SILENT) -> UserLabels:
     """Each user's target items, oldest first; a repeated target counts once."""
-    return targets_of(read_events(source))
+    return targets_of(read_events(source, observer))
 
 
 def histories_of(events: Events) -> Histories:

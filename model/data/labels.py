@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from peterrec.model.data.histories import UserLabels
+from peterrec.model.data.observer import SILENT, ReadingObserver
 from peterrec.model.data.tables import TablePart, TableSource, read_parts, text_column
 from peterrec.model.errors import DataFileEmpty, LabelDuplicate, NumberUnreadable
 
@@ -19,7 +20,7 @@ class LabelSource:
     user_column: str = "user_id"
 
 
-def read_labels(source: LabelSource) -> UserLabels:
+def read_labels(source: LabelSource, observer: ReadingObserver = SILENT) -> UserLabels:
     """One label per user. An empty label means none; a second row of a user is refused."""
     by_user: dict[str, tuple[str, ...]] = {}
     for row in _label_rows(source):
@@ -34,7 +35,7 @@ def read_labels(source: LabelSource) -> UserLabels:
     return _labels(by_user, source)
 
 
-def read_values(source: LabelSource) -> UserLabels:
+def read_values(source: LabelSource, observer: ReadingObserver = SILENT) -> UserLabels:
     """One finite number per user, as text."""
     for row in _label_rows(source):
         if row.text and not _is_finite_number(row.text):
@@ -42,10 +43,12 @@ def read_values(source: LabelSource) -> UserLabels:
                 f"{row.place}: {row.text!r} is not a finite number.",
                 hint="Correct or empty the field.",
             )
-    return read_labels(source)
+    return read_labels(source, observer)
 
 
-def read_tags(source: LabelSource, separator: str | None = None) -> UserLabels:
+def read_tags(
+    source: LabelSource, separator: str | None = None, observer: ReadingObserver = SILENT
+) -> UserLabels:
     """Any number of tags per user, from several rows or from one field split at ``separator``.
 
     A user whose field is empty has no tags, which is an answer too. A repeated tag counts once.

@@ -179,12 +179,12 @@ def _pretrain(
     place: Workplace, units: list[Unit], start: Start, jobs: int, on_progress: OnProgress
 ) -> None:
     needed = list(dict.fromkeys((unit.corpus, unit.variant.is_causal) for unit in units))
-    on_progress(Progress("pretraining", 0, len(needed)))
+    on_progress(Progress("pretraining", 0, len(needed), unit="backbones"))
     threads = max(1, jobs // max(1, len(needed)))
     futures = [start(pretrain_kind, place, corpus, kind, threads) for corpus, kind in needed]
     for done, future in enumerate(futures, 1):
         future.result()
-        on_progress(Progress("pretraining", done, len(needed)))
+        on_progress(Progress("pretraining", done, len(needed), unit="backbones"))
 
 
 def pretrain_kind(place: Workplace, corpus_name: str, is_causal: bool, threads: int) -> None:
@@ -201,6 +201,8 @@ def _run_units(
 ) -> None:
     total = sum(unit.planned for unit in units)
     running: dict[Future[RunResult], tuple[Unit, RunSpec]] = {}
+    known = sum(len(unit.results) for unit in units)
+    on_progress(Progress("comparing", known, total, unit="runs"))
     with (place.out / JOURNAL).open("a", encoding="utf-8") as journal:
         while True:
             if time.monotonic() < limits.deadline:
@@ -216,7 +218,7 @@ def _run_units(
                 journal.write(line + "\n")
                 journal.flush()
                 done = sum(len(unit.results) for unit in units)
-                on_progress(Progress("runs", done, total, spec.name))
+                on_progress(Progress("comparing", done, total, spec.name, "runs"))
 
 
 def _next_runs(

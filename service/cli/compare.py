@@ -11,6 +11,7 @@ from rich.console import Console
 from peterrec.model.study.settings import DEFAULT_METHODS, Axes, ComparisonSettings, CutSettings
 from peterrec.model.training.pretrain.settings import PretrainSettings
 from peterrec.service.cli.settings_options import FieldsOf, comma_separated, takes_settings
+from peterrec.service.cli.shared_options import Quiet
 from peterrec.service.jobs.options import INPUT, ItemColumn, TargetColumn, UserColumn
 
 if TYPE_CHECKING:
@@ -227,12 +228,13 @@ def compare(
     axes: Axes,
     pretraining: Annotated[PretrainSettings, PRETRAINING],
     run: RunOptions,
+    quiet: Quiet = False,
 ) -> None:
     """Train and evaluate the paper's methods on the same users, with mean and spread over seeds."""
     from peterrec.model.study.schedule import Effort
     from peterrec.model.study.sources import Cut
     from peterrec.service.jobs.compare import CompareJob, prepare, rich_tables, run_comparison
-    from peterrec.service.jobs.progress_bar import ProgressBars
+    from peterrec.service.jobs.reading import observing
 
     job = CompareJob(
         sources=data.sources(),
@@ -250,10 +252,12 @@ def compare(
         shuffles_labels=run.shuffle_labels,
     )
     if run.prepare_only:
-        print(f"Wrote {prepare(job)}")
+        with observing(quiet) as observer:
+            folder = prepare(job, observer)
+        print(f"Wrote {folder}")
         return
-    with ProgressBars() as bars:
-        document, pictures = run_comparison(job, bars)
+    with observing(quiet) as observer:
+        document, pictures = run_comparison(job, observer)
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = PIPE_WIDTH

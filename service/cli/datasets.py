@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from peterrec.service.cli.settings_options import takes_settings
-from peterrec.service.cli.shared_options import AsJson, Out
+from peterrec.service.cli.shared_options import AsJson, Out, Quiet
 from peterrec.service.jobs.options import EventOptions
 
 if TYPE_CHECKING:
+    from peterrec.model.data.observer import ReadingObserver
     from peterrec.model.data.statistics import DataInfo, Spread
 
 
@@ -43,34 +44,44 @@ def convert(
         Path, typer.Argument(metavar="DIR", help="Folder of the published files, unpacked.")
     ],
     out: Out,
+    quiet: Quiet = False,
 ) -> None:
     """Turn a public data set into Parquet files that the other commands read."""
-    CONVERTERS[dataset](folder, out)
+    from peterrec.service.jobs.reading import observing
+
+    with observing(quiet) as observer:
+        said = CONVERTERS[dataset](folder, out, observer)
+    print("\n".join(said))
 
 
-def _convert_movielens(folder: Path, out: Path) -> None:
+def _convert_movielens(folder: Path, out: Path, observer: "ReadingObserver") -> list[str]:
     from peterrec.model.data.convert.movielens import convert_movielens
 
-    done = convert_movielens(folder, out)
-    print(f"{out}: {done.events} events of {done.users} users on {done.items} items")
+    done = convert_movielens(folder, out, observer)
+    said = [f"{out}: {done.events} events of {done.users} users on {done.items} items"]
     if not done.has_profiles:
-        print("this form of the data set has no user attributes: no users.parquet is written")
+        said += ["this form of the data set has no user attributes: no users.parquet is written"]
+    return said
 
 
-def _convert_coldrec(folder: Path, out: Path) -> None:
+def _convert_coldrec(folder: Path, out: Path, observer: "ReadingObserver") -> list[str]:
     from peterrec.model.data.convert.coldrec import convert_coldrec
 
-    for file in convert_coldrec(folder, out):
-        answers = f", {file.answers} answers" if file.answers else ""
-        print(f"{out / file.name}: {file.events} events of {file.users} users{answers}")
+    return [
+        f"{out / file.name}: {file.events} events of {file.users} users"
+        + (f", {file.answers} answers" if file.answers else "")
+        for file in convert_coldrec(folder, out, observer)
+    ]
 
 
-def _convert_recbole(folder: Path, out: Path) -> None:
+def _convert_recbole(folder: Path, out: Path, observer: "ReadingObserver") -> list[str]:
     from peterrec.model.data.convert.recbole import convert_recbole
 
-    done = convert_recbole(folder, out)
-    print(f"{out}: {done.events} events of {done.users} users on {done.items} items")
-    print(f"tables: {', '.join(done.tables)}, histories, targets")
+    done = convert_recbole(folder, out, observer)
+    return [
+        f"{out}: {done.events} events of {done.users} users on {done.items} items",
+        f"tables: {', '.join(done.tables)}, histories, targets",
+    ]
 
 
 CONVERTERS = {
@@ -83,12 +94,13 @@ CONVERTERS = {
 def download(
     dataset: Annotated[Download, typer.Argument(help="Data set to download.")],
     out: Out,
+    quiet: Quiet = False,
 ) -> None:
     """Download a public data set from its publisher; its licence applies to you."""
     from peterrec.service.jobs.download import download_movielens_1m
     from peterrec.service.jobs.progress_bar import ProgressBars
 
-    with ProgressBars() as bars:
+    with ProgressBars(quiet) as bars:
         download_movielens_1m(out, bars)
     print(f"{out}: MovieLens-1M, for research only; do not redistribute it, see its README")
 
@@ -97,11 +109,14 @@ def sample_data(
     out: Out,
     users: Annotated[int, typer.Option(min=20, help="Number of users to generate.")] = 4000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the generator.")] = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Generate the data of a small shop, to try every command with."""
     from peterrec.model.data.sample_data import write_sample_data
+    from peterrec.service.jobs.progress_bar import ProgressBars
 
-    write_sample_data(out, users, seed)
+    with ProgressBars(quiet) as bars:
+        write_sample_data(out, users, seed, bars)
     print(f"{out}: a shop of {users} users")
 
 

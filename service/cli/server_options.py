@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from peterrec.model.errors import PeterRecError
-from peterrec.service.cli.bundle_text import printable
 from peterrec.service.errors import ServerRefused, ServerUnreachable
 from peterrec.service.jobs.server_calls import DEFAULT_URL, server
+from peterrec.service.system.texts import printable
 
 COMPLETION_TIMEOUT_S = 2.0
 """Limit of the call behind a shell completion: nobody waits longer after pressing tab."""

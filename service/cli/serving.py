@@ -10,8 +10,10 @@ from urllib.parse import quote
 import typer
 
 from peterrec.model.errors import PeterRecError
+from peterrec.model.progress import Progress
 from peterrec.service.cli.server_options import ApiKey, IfMatch, Url, print_json, print_table
-from peterrec.service.cli.shared_options import AsJson
+from peterrec.service.cli.shared_options import AsJson, Quiet
+from peterrec.service.jobs.progress_bar import ProgressBars
 from peterrec.service.jobs.server_calls import DEFAULT_URL, server
 from peterrec.service.jobs.server_calls import push as push_bundle
 
@@ -133,10 +135,12 @@ def push(
     ] = False,
     if_match: IfMatch = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Register a bundle on a running server and, through its alias, let it answer."""
     parameters = {"alias": alias, "validate_only": str(validate_only).lower()}
-    with server(url, api_key) as to:
+    with server(url, api_key) as to, ProgressBars(quiet) as bars:
+        bars(Progress("pushing: the server verifies the bundle and loads it"))
         pushed = push_bundle(to, file, task, parameters, if_match)
     if as_json:
         print_json(pushed)

@@ -10,10 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from peterrec.model.progress import Progress
 from peterrec.model.training.finetune.settings import FinetuneSettings
 from peterrec.model.training.pretrain.settings import PretrainSettings
 from peterrec.service.cli.settings_options import FieldsOf, takes_settings
-from peterrec.service.cli.shared_options import AsJson, BackboneFolder, Blocks, Overwrite
+from peterrec.service.cli.shared_options import AsJson, BackboneFolder, Blocks, Overwrite, Quiet
 from peterrec.service.jobs.options import (
     INPUT,
     AnswerOptions,
@@ -58,28 +59,27 @@ def pretrain(
     ] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     overwrite: Overwrite = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a backbone on users' histories, without labels; torchrun may start several processes.
 
     The processes of torchrun share the work of every step.
     """
-    from peterrec.model.progress import no_progress
-    from peterrec.service.jobs.progress_bar import ProgressBars
+    from peterrec.service.jobs.reading import observing
     from peterrec.service.jobs.recording import Recording
     from peterrec.service.jobs.torchrun import place_of
     from peterrec.service.jobs.train import run_pretrain
 
     on_existing = _on_existing(resume, overwrite)
-    with place_of(device) as place, ProgressBars() as bars:
-        on_progress = bars if place.workers.writes else no_progress
+    with place_of(device) as place, observing(quiet or not place.workers.writes) as observer:
         trained, fingerprint = run_pretrain(
             events.source(until),
             settings,
             out,
             on_existing,
-            on_progress,
+            observer,
             place,
-            Recording(tracking, bars.line),
+            Recording(tracking, observer.line, observer.notices),
         )
     if not place.workers.writes:
         return
@@ -102,15 +102,14 @@ def finetune(
     ] = None,
     blocks: Blocks = "all",
     overwrite: Overwrite = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train one task's patch and head on a frozen backbone, and write its bundle."""
     from peterrec.model.files.backbone_folder import load_backbone
-    from peterrec.service.jobs.progress_bar import ProgressBars
+    from peterrec.service.jobs.reading import observing
     from peterrec.service.jobs.recording import Recording
     from peterrec.service.jobs.train import FinetuneJob, run_finetune
 
-    loaded = load_backbone(backbone)
-    settings = replace(settings, blocks=parse_blocks(blocks, len(loaded.backbone.blocks)))
     job = FinetuneJob(
         interactions=events.source(time.end_of_histories),
         answers=answers_of(events, answers, time),
@@ -118,8 +117,12 @@ def finetune(
         name=name or out.name.removesuffix(".bundle"),
         overwrite=overwrite,
     )
-    with ProgressBars() as bars:
-        packed = run_finetune(loaded, job, settings, bars, Recording(tracking, bars.line))
+    with observing(quiet) as observer:
+        observer.progress(Progress("loading the backbone"))
+        loaded = load_backbone(backbone)
+        settings = replace(settings, blocks=parse_blocks(blocks, len(loaded.backbone.blocks)))
+        recording = Recording(tracking, observer.line, observer.notices)
+        packed = run_finetune(loaded, job, settings, observer, recording)
     task = packed.task
     data = task.record["data"]
     _print_metrics(f"{out}, {data['test_users']} test users", task.metrics)
@@ -143,12 +146,13 @@ def evaluate(
         typer.Option(help="Evaluate all users, or only those that fine-tuning kept apart (test)."),
     ] = "all",
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure a bundle again, on the users of any files, by the plain forward."""
     from peterrec.model.files.backbone_folder import load_backbone
+    from peterrec.service.jobs.reading import observing
     from peterrec.service.jobs.train import EvaluateJob, run_evaluate
 
-    loaded = load_backbone(backbone)
     job = EvaluateJob(
         bundle=bundle.read_bytes(),
         interactions=events.source(time.end_of_histories),
@@ -156,7 +160,9 @@ def evaluate(
         part=part,
         **split,
     )
-    metrics, users = run_evaluate(loaded, job)
+    with observing(quiet) as observer:
+        observer.progress(Progress("loading the backbone"))
+        metrics, users = run_evaluate(load_backbone(backbone), job, observer)
     if as_json:
         print(json.dumps({"users": users, "metrics": metrics}))
     else:

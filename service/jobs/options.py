@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from peterrec.model.data.observer import SILENT, ReadingObserver
 from peterrec.model.kinds import KINDS
 from peterrec.model.spec import HeadKind
 
@@ -152,24 +153,25 @@ class Answers:
     since: str | None = None
     before: str | None = None
 
-    def read(self, kind: HeadKind) -> "UserLabels":
+    def read(self, kind: HeadKind, observer: ReadingObserver = SILENT) -> "UserLabels":
         """The answers of a task of this kind."""
         from peterrec.model.data.interactions import read_targets
         from peterrec.model.data.labels import LabelSource, read_labels, read_tags, read_values
 
         form = KINDS[kind].answers
         if form == "items":
-            return read_targets(self._targets())
+            return read_targets(self.targets(), observer)
         given = self.options
         if given.labels is None or given.label_column is None:
             raise typer.BadParameter(f"a {kind} task needs --labels and --label-column")
         table = _table(given.labels, self.delimiter, given.answers_where)
         source = LabelSource(table, given.label_column, self.user_column)
         if form == "tags":
-            return read_tags(source, given.tag_separator)
-        return read_values(source) if form == "number" else read_labels(source)
+            return read_tags(source, given.tag_separator, observer)
+        read = read_values if form == "number" else read_labels
+        return read(source, observer)
 
-    def _targets(self) -> "InteractionSource":
+    def targets(self) -> "InteractionSource":
         from peterrec.model.data.interactions import InteractionSource
 
         given = self.options

@@ -1,8 +1,8 @@
 """Progress of long steps, on stderr: bars on a terminal, and now and then a line elsewhere.
 
-A step that takes less than ``SHOWN_AFTER_S`` leaves no trace, wherever it is shown. A longer one has a bar
-with its rate and remaining time on a terminal, and a plain line every ``LINE_EVERY_S`` in a file, a
-pipe or a terminal that cannot move its cursor. Both end with one line that says how long it took.
+A step that takes less than ``SHOWN_AFTER_S`` leaves no trace. A longer one has a bar with its rate
+and remaining time on a terminal, and a plain line every ``LINE_EVERY_S`` in a file, a pipe or a
+terminal that cannot move its cursor. Both end with one line that says how long it took.
 """
 
 import math
@@ -20,6 +20,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 
 from peterrec.model.progress import Progress
+from peterrec.service.system.texts import printable
 
 SHOWN_AFTER_S = 2.0
 """Seconds after which a step is shown."""
@@ -137,7 +138,7 @@ class ProgressBars:
         """Print a line for a person, above the bar if there is one."""
         if not self._is_quiet:
             with self._lock:
-                self._console.print(text, markup=False)
+                self._console.print(printable(text), markup=False)
 
     def _end_phase(self) -> None:
         """End the step that is under way; if it was a long one, say what it took."""
@@ -203,7 +204,7 @@ def size_text(count: float) -> str:
         if count < 999.5:
             return f"{count:.0f} bytes" if unit == "bytes" else f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:,.4g} GB" if count >= 1000 else f"{count:.3g} GB"
+    return f"{count:,.0f} GB" if count >= 1000 else f"{count:.3g} GB"
 
 
 def duration(seconds: float) -> str:

@@ -1,5 +1,8 @@
 """What commands say while they read tables: files, notices and progress, on stderr."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from peterrec.model.data.observer import FilesRead
 from peterrec.model.progress import Progress
 from peterrec.service.jobs.progress_bar import ProgressBars, size_text
@@ -35,9 +38,20 @@ class ConsoleObserver:
             self.notices.append(text)
             self._bars.line(f"note: {text}")
 
+    def line(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._bars.line(text)
+
     def progress(self, progress: Progress) -> None:
         """Move the bar of a step."""
         self._bars(progress)
+
+
+@contextmanager
+def observing(is_quiet: bool = False) -> Iterator[ConsoleObserver]:
+    """The observer of one command, with its bars on stderr for the length of the block."""
+    with ProgressBars(is_quiet) as bars:
+        yield ConsoleObserver(bars)
 
 
 def files_line(read: FilesRead) -> str:

@@ -9,11 +9,12 @@ import numpy as np
 
 from peterrec.model.data.examples import keep_frequent
 from peterrec.model.data.interactions import InteractionSource, read_histories
+from peterrec.model.data.observer import SILENT, ReadingObserver
 from peterrec.model.data.splits import split_users
 from peterrec.model.files.backbone_folder import LoadedBackbone, fingerprint_of, save_backbone
 from peterrec.model.files.backbone_info import SPEC
 from peterrec.model.files.tensors import write_tensors
-from peterrec.model.progress import OnProgress
+from peterrec.model.progress import Progress
 from peterrec.model.training.evaluation import evaluate_task
 from peterrec.model.training.events import TrainingListener, unheard
 from peterrec.model.training.finetune.finetune import (
@@ -86,7 +87,7 @@ def run_pretrain(
     settings: PretrainSettings,
     out: Path | None,
     on_existing: OnExisting,
-    on_progress: OnProgress,
+    observer: ReadingObserver,
     place: Place,
     recording: Recording = Recording(),
 ) -> tuple[PretrainedBackbone, str]:
@@ -99,11 +100,11 @@ def run_pretrain(
         _prepare_folder(out, on_existing)
     with _followed(recording, out, place) as listener:
         trained = pretrain(
-            read_histories(interactions),
+            read_histories(interactions, observer),
             settings,
             checkpoints=out,
             resume=on_existing == "resume",
-            on_progress=on_progress,
+            on_progress=observer.progress,
             listener=listener,
             workers=place.workers,
             device=place.device,
@@ -111,6 +112,7 @@ def run_pretrain(
         if not place.workers.writes:
             return trained, ""
         if out is not None:
+            observer.progress(Progress("writing the backbone"))
             return trained, _write_folder(out, trained)
     items = list(trained.vocabulary.items)
     return trained, fingerprint_of(trained.backbone.spec, items, trained.backbone.state_dict())
@@ -147,7 +149,7 @@ def run_finetune(
     loaded: LoadedBackbone,
     job: FinetuneJob,
     settings: FinetuneSettings,
-    on_progress: OnProgress,
+    observer: ReadingObserver,
     recording: Recording = Recording(),
 ) -> PackedTask:
     """Fine-tune a task and write its bundle."""
@@ -155,9 +157,10 @@ def run_finetune(
         raise OutputExists(f"{job.out} exists.", hint="Give another --out, or --overwrite.")
     path = None if job.out is None else training_file_of(job.out)
     with recording.of(path, job.name) as listener:
-        labels = job.answers.read(settings.kind)
-        histories = read_histories(job.interactions)
-        task = finetune(loaded, histories, labels, settings, on_progress, listener)
+        labels = job.answers.read(settings.kind, observer)
+        histories = read_histories(job.interactions, observer)
+        task = finetune(loaded, histories, labels, settings, observer.progress, listener)
+        observer.progress(Progress("packing the bundle"))
         packed = PackedTask(task, pack_task(task, loaded, job.name))
         if job.out is not None:
             write_bundle(job.out, packed.bundle)
@@ -178,12 +181,16 @@ def write_bundle(out: Path, data: bytes) -> None:
     partial.replace(out)
 
 
-def run_evaluate(loaded: LoadedBackbone, job: EvaluateJob) -> tuple[dict[str, float], int]:
+def run_evaluate(
+    loaded: LoadedBackbone, job: EvaluateJob, observer: ReadingObserver = SILENT
+) -> tuple[dict[str, float], int]:
     """Metrics of a bundle, computed by the plain forward, and the number of users."""
+    observer.progress(Progress("verifying the bundle"))
     task = unpack_task(job.bundle, loaded)
     manifest = task.bundle.manifest
-    labels = job.answers.read(manifest.kind)
-    histories = read_histories(job.interactions)
+    labels = job.answers.read(manifest.kind, observer)
+    histories = read_histories(job.interactions, observer)
+    observer.progress(Progress("joining histories and answers"))
     examples = prepare_examples(loaded, histories, labels, job.max_unknown_share)
     examples = keep_frequent(examples, job.min_label_count)
     objective = OBJECTIVES[manifest.kind].of(task.outputs, examples)
@@ -192,7 +199,9 @@ def run_evaluate(loaded: LoadedBackbone, job: EvaluateJob) -> tuple[dict[str, fl
         seed = manifest.provenance.seed
         rows = split_users(examples.users, job.validation_share, job.test_share, seed).test
     temperature = manifest.head.temperature
-    return evaluate_task(task.model, objective, examples, rows, temperature), len(rows)
+    on_progress = observer.progress
+    metrics = evaluate_task(task.model, objective, examples, rows, temperature, on_progress)
+    return metrics, len(rows)
 
 
 def _prepare_folder(out: Path, on_existing: OnExisting) -> None:

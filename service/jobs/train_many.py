@@ -8,8 +8,9 @@ from typing import Any
 
 from peterrec.model.data.histories import UserLabels
 from peterrec.model.data.interactions import read_histories
+from peterrec.model.data.observer import ReadingObserver
 from peterrec.model.files.backbone_folder import LoadedBackbone
-from peterrec.model.progress import OnProgress
+from peterrec.model.progress import Progress
 from peterrec.model.training.events import TrainingListener
 from peterrec.model.training.finetune.many_tasks import TaskToTrain, finetune_many
 from peterrec.model.training.training_file import training_file_of
@@ -36,22 +37,24 @@ class ManyJob:
     patch: Mapping[str, Any]  # Any: values of FinetuneSettings
     overwrite: bool = False
 
-    def answers(self, entry: TaskEntry) -> UserLabels:
+    def answers(self, entry: TaskEntry, observer: ReadingObserver) -> UserLabels:
         """One task's answers."""
         options = entry.answers if self.folder is None else entry.answers.within(self.folder)
         answers = answers_of(self.events, options, self.time, entry.delimiter)
-        return answers.read(entry.settings.kind)
+        return answers.read(entry.settings.kind, observer)
 
-    def task(self, entry: TaskEntry, listener: TrainingListener) -> TaskToTrain:
+    def task(
+        self, entry: TaskEntry, listener: TrainingListener, observer: ReadingObserver
+    ) -> TaskToTrain:
         """One task's answers and settings."""
         settings = replace(entry.settings, **self.patch)
-        return TaskToTrain(self.answers(entry), settings, listener)
+        return TaskToTrain(self.answers(entry, observer), settings, listener)
 
 
 def run_finetune_many(
     loaded: LoadedBackbone,
     job: ManyJob,
-    on_progress: OnProgress,
+    observer: ReadingObserver,
     recording: Recording = Recording(),
 ) -> list[tuple[Path, PackedTask]]:
     """Train all tasks and write their bundles; no bundle is written unless all succeed."""
@@ -69,9 +72,11 @@ def run_finetune_many(
             )
             for out, name in zip(outs, names, strict=True)
         ]
-        tasks = [job.task(*pair) for pair in zip(job.tasks, listeners, strict=True)]
-        histories = read_histories(job.events.source(job.time.end_of_histories))
-        trained = finetune_many(loaded, histories, tasks, on_progress)
+        pairs = zip(job.tasks, listeners, strict=True)
+        tasks = [job.task(entry, listener, observer) for entry, listener in pairs]
+        histories = read_histories(job.events.source(job.time.end_of_histories), observer)
+        trained = finetune_many(loaded, histories, tasks, observer.progress)
+        observer.progress(Progress("packing the bundles"))
         packed = [
             PackedTask(task, pack_task(task, loaded, name))
             for task, name in zip(trained, names, strict=True)

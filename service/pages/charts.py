@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from peterrec.service.pages.page import Figure, printable
+from peterrec.service.pages.page import Figure
+from peterrec.service.system.texts import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,12 +10,13 @@ escaped by the template, whatever ids and labels contain.
     part = fragment([table])                                       # for _repr_html_
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING
+
+from peterrec.service.system.texts import printable
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -112,14 +113,6 @@ def shown(cell: Cell) -> str:
     if isinstance(cell, int):
         return f"{cell:,}"
     return f"{cell:.4g}" if isinstance(cell, float) else printable(cell)
-
-
-def printable(text: str) -> str:
-    """A text whose control characters, which HTML does not allow, are replaced by U+FFFD."""
-    return _CONTROL.sub("\ufffd", text)
-
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 @cache

@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 
 from peterrec.model.data.files import write_halves
 from peterrec.model.data.interactions import InteractionSource, read_histories
+from peterrec.model.data.observer import SILENT, ReadingObserver
 from peterrec.model.data.tables import TablePart, TableSource, header_types, read_batches
 from peterrec.model.errors import DataFileMissing, NumberUnreadable
+from peterrec.model.progress import Progress
 
 ORDER = "timestamp"
 NAMES = {".inter": "interactions", ".user": "users", ".item": "items"}
@@ -30,7 +32,9 @@ class ConvertedRecBole:
     tables: tuple[str, ...]
 
 
-def convert_recbole(folder: Path, out: Path) -> ConvertedRecBole:
+def convert_recbole(
+    folder: Path, out: Path, observer: ReadingObserver = SILENT
+) -> ConvertedRecBole:
     """Write interactions, histories and targets, and tables of users and items if there are any."""
     files = {suffix: _only_file(folder, suffix) for suffix in NAMES}
     inter = files[".inter"]
@@ -38,6 +42,7 @@ def convert_recbole(folder: Path, out: Path) -> ConvertedRecBole:
         raise DataFileMissing(
             f"{folder} has no .inter file.", hint="Give the folder of one RecBole data set."
         )
+    observer.progress(Progress("converting RecBole's tables"))
     out.mkdir(parents=True, exist_ok=True)
     order = ORDER if ORDER in header_types(inter) else None
     histories = read_histories(InteractionSource(TableSource(inter), order_column=order))

@@ -99,6 +99,7 @@ def finetune_many(
     for at, (task, listener) in enumerate(zip(prepared, listeners, strict=True)):
         on_progress(Progress("evaluating", at, len(tasks), unit="tasks"))
         finished.append(finished_task(task, loaded, run.training(at, seconds), listener))
+    on_progress(Progress("evaluating", len(tasks), len(tasks), unit="tasks"))
     return finished
 
 
