@@ -13,6 +13,7 @@ COMMAND_GROUPS = (
     "training",
     "datasets",
     "many_tasks",
+    "report",
     "compare",
     "reference",
     "bundles",

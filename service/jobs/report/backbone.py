@@ -15,7 +15,7 @@ from peterrec.service.jobs.report.task import length_groups, length_text
 from peterrec.service.pages.charts import histogram
 from peterrec.service.pages.page import Part, Section, Table, Text, table
 
-POPULARITY = "by popularity"
+POPULARITY = "popularity"
 
 PARTS = (("the most popular 1 %", 0.01), ("the next 9 %", 0.1), ("the other 90 %", 1.0))
 """Parts of the vocabulary, ordered by popularity, by their ends."""
@@ -31,7 +31,10 @@ def about_section(loaded: LoadedBackbone) -> Section:
         ("vocabulary", f"{spec.item_count:,} items"),
         ("network", f"{len(spec.dilations)} blocks of {spec.channels} channels"),
         ("dilations", ", ".join(map(str, spec.dilations))),
-        ("reads", f"the newest {spec.max_len} items, {'causal' if spec.is_causal else 'non-causal'}"),
+        (
+            "reads",
+            f"the newest {spec.max_len} items, {'causal' if spec.is_causal else 'non-causal'}",
+        ),
         ("parameters", f"{parameters:,}, of which {items:,} in the item embedding"),
     ]
     return Section("What it is", [table("The backbone", ("", ""), rows)])
@@ -129,6 +132,8 @@ def _vocabulary(found: NextItems) -> list[Part]:
     text = f"{found.unknown_share:.2%} of the events name items that the backbone does not know."
     return [
         table("hr@20 by popularity of the next item", header, rows),
-        histogram("Events of each item", trained, "events of the training users", is_logarithmic=True),
+        histogram(
+            "Events of each item", trained, "events of the training users", is_logarithmic=True
+        ),
         Text(text),
     ]

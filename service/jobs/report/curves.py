@@ -6,11 +6,10 @@ from typing import Any
 from peterrec.model.documents import Document
 from peterrec.model.training.training_file import TrainingLog
 from peterrec.service.pages.charts import Line, line_chart
-from peterrec.service.pages.page import Cell, Figure, Part, Section, Table, Text, table
+from peterrec.service.pages.page import Figure, Part, Section, Table, Text, table
 
 LONGEST_VALUE = 200
 """Characters of a setting; anybody may have written them."""
-
 
 
 def training_section(log: TrainingLog, metric: str | None) -> Section:
@@ -38,7 +37,7 @@ def value_text(value: object) -> str:
         value = ", ".join(map(str, value))
     if isinstance(value, float):
         return f"{value:.6g}"
-    text = "" if value is None else str(value)
+    text = "not set" if value is None else str(value)
     return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"
 
 
@@ -62,7 +61,11 @@ def _outcome(log: TrainingLog) -> Iterator[Text]:
 
 def _curve(title: str, field: str, parts: Mapping[str, list[Document]]) -> Figure:
     lines = [
-        Line(name, [line["epoch"] for line in own if field in line], [line[field] for line in own if field in line])
+        Line(
+            name,
+            [line["epoch"] for line in own if field in line],
+            [line[field] for line in own if field in line],
+        )
         for name, own in parts.items()
     ]
     return line_chart(title, [line for line in lines if len(line.x)], "epoch", field)
@@ -85,12 +88,18 @@ def _epochs(train: list[Document], validation: list[Document]) -> Table:
                 None if memory is None else f"{memory / 1e6:,.0f} MB",
             )
         )
-    header = ("epoch", "training loss", "validation loss", "learning rate", "seconds", "rows/s", "memory")
+    header = (
+        "epoch",
+        "training loss",
+        "validation loss",
+        "learning rate",
+        "seconds",
+        "rows/s",
+        "memory",
+    )
     return table("Epochs", header, rows)
 
 
 def _warnings(log: TrainingLog) -> Iterator[Text]:
     for warning in log.started.get("warnings", []):
         yield Text(str(warning)[: 5 * LONGEST_VALUE], is_notice=True)
-
-

@@ -93,7 +93,7 @@ def gains_of(ranks: Ints) -> dict[str, Metric]:
 
 
 def _states(loaded: LoadedBackbone, rows: list[TokenRow]) -> Tensor:
-    """States [B, C] that predict the last item: those of ``[CLS]``, or those of a mask in its place."""
+    """States [B, C] that predict the last item: of ``[CLS]``, or of a mask in the item's place."""
     backbone, spec = loaded.backbone, loaded.backbone.spec
     if spec.is_causal:
         return backbone.user_vectors(frame_histories([row[:-1] for row in rows], spec))

@@ -11,6 +11,7 @@ from peterrec.model.spec import FIRST_ITEM
 from peterrec.model.training.evaluation import defined
 from peterrec.model.training.finetune.finetune import BASELINE_PREFIX
 from peterrec.model.training.intervals import Estimate, Ints, difference, estimates
+from peterrec.model.training.objectives import OBJECTIVES
 from peterrec.model.training.training_file import (
     TrainingLog,
     read_training_file,
@@ -84,12 +85,15 @@ def about_section(file: BundleFile) -> Section:
     head, provenance = manifest.head, manifest.provenance
     rows: list[tuple[Cell, ...]] = [
         ("name", manifest.name),
-        ("kind", f"{head.kind}, {head.outputs:,} outputs"),
+        ("kind", f"{head.kind}, {head.outputs:,} output{'s' if head.outputs != 1 else ''}"),
         *([("labels", value_text(head.labels))] if head.labels else []),
         ("version", format_digest(file.digest)),
         ("backbone", manifest.backbone),
         ("patch", _patch_text(manifest)),
-        ("trained", f"{provenance.created_at.isoformat(timespec='seconds')}, {provenance.software}"),
+        (
+            "trained",
+            f"{provenance.created_at.isoformat(timespec='seconds')}, {provenance.software}",
+        ),
     ]
     return Section("What it is", [table("The bundle", ("", ""), rows)])
 
@@ -127,7 +131,8 @@ def history_section(file: BundleFile) -> Section:
     log, reason = file.log()
     if log is None:
         return Section("How it was trained", [Text(reason, is_notice=True)])
-    return training_section(log, next(iter(file.manifest.metrics), None))
+    objective = OBJECTIVES.get(file.manifest.kind)
+    return training_section(log, None if objective is None else objective.primary_metric)
 
 
 def test_sections(tested: TestedTask, shows_samples: bool) -> list[Section]:
@@ -148,7 +153,9 @@ def _plain_metrics(tested: TestedTask) -> Table:
     rows = torch.from_numpy(tested.rows)
     found = defined(tested.objective.metrics(tested.predictions, rows))
     prior = defined(tested.objective.metrics(tested.baselines[PRIOR], rows))
-    shown = [(name, number(value), _number_or_dash(prior.get(name))) for name, value in found.items()]
+    shown = [
+        (name, number(value), _number_or_dash(prior.get(name))) for name, value in found.items()
+    ]
     return table("Metrics", ("metric", "this task", PRIOR), shown)
 
 
@@ -191,7 +198,7 @@ def _metrics(tested: TestedTask, report: KindReport) -> Table:
 
 def _by_length(tested: TestedTask, report: KindReport) -> Table:
     own = report.metrics(tested, tested.predictions)
-    name = next(iter(own))
+    name = report.of_groups or next(iter(own))
     prior = report.metrics(tested, tested.baselines[PRIOR])[name]
     groups = length_groups(tested.lengths)
     present: list[int] = np.unique(groups).tolist()
@@ -234,7 +241,9 @@ def _users(tested: TestedTask) -> Sequence[Part]:
         "test": tested.split.test,
     }
     users = [(name, len(rows)) for name, rows in sizes.items()]
-    parts: list[Part] = [table("Users by part", ("part", "users"), [*users, ("measured", len(tested.rows))])]
+    parts: list[Part] = [
+        table("Users by part", ("part", "users"), [*users, ("measured", len(tested.rows))])
+    ]
     parts.append(histogram("Length of the histories", tested.lengths, "items", is_logarithmic=True))
     counts = sorted(tested.train_counts().items(), key=lambda pair: (-pair[1], pair[0]))[:25]
     if counts and tested.kind != "value":
@@ -259,14 +268,24 @@ def _samples(tested: TestedTask, report: KindReport) -> Section:
                 answer.given,
             )
         )
-    header = ("user", "items", "newest items, the newest last", "right answer", "this task's answer")
-    return Section(f"{len(rows)} users", [table("From the shortest history to the longest", header, rows)])
+    header = (
+        "user",
+        "items",
+        "newest items, the newest last",
+        "right answer",
+        "this task's answer",
+    )
+    return Section(
+        f"{len(rows)} users", [table("From the shortest history to the longest", header, rows)]
+    )
 
 
 def _newest(tested: TestedTask, row: int) -> str:
     items = tested.examples.items
     tokens = tested.examples.rows[row][-NEWEST:].tolist()
-    return ", ".join(_id(items[token - FIRST_ITEM]) if token >= FIRST_ITEM else "?" for token in tokens)
+    return ", ".join(
+        _id(items[token - FIRST_ITEM]) if token >= FIRST_ITEM else "?" for token in tokens
+    )
 
 
 def _id(text: str) -> str:

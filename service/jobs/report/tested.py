@@ -209,9 +209,7 @@ def _baselines(
     measured = torch.from_numpy(rows)
     prior = objective.prior(torch.from_numpy(train))
     parts = torch.split(measured, EVALUATION_ROWS)
-    found = {
-        PRIOR: torch.cat([objective.predictions(prior.expand(len(p), -1), p) for p in parts])
-    }
+    found = {PRIOR: torch.cat([objective.predictions(prior.expand(len(p), -1), p) for p in parts])}
     linear = linear_logits(kind, examples, objective, train, rows)
     if linear is not None:
         pairs = zip(torch.split(linear, EVALUATION_ROWS), parts, strict=True)

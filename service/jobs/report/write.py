@@ -1,4 +1,4 @@
-"""The work of ``peterrec report``: read what there is, measure what the data allow, write a page."""
+"""The work of ``peterrec report``: read what there is, measure what the data allow, and write."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,22 +27,25 @@ from peterrec.service.jobs.report import task as of_task
 from peterrec.service.jobs.report.curves import training_section
 from peterrec.service.jobs.report.kinds import REPORTS
 from peterrec.service.jobs.report.next_items import predict_last_items
-from peterrec.service.jobs.report.tested import TestedTask, examples_of, recorded_training, test_task
+from peterrec.service.jobs.report.tested import (
+    TestedTask,
+    examples_of,
+    recorded_training,
+    test_task,
+)
 from peterrec.service.jobs.train import OUTPUT_LAYER, Part
 from peterrec.service.pages.page import Section, Text, page, table
 
 MAKES_MORE = {
     "task": "With --backbone, --interactions and the options of the answers (such as --labels and "
-    "--label-column), this page also has metrics beside simple baselines with intervals, metrics by "
-    "history length and by class, what is mistaken for what, calibration, and sample users.",
-    "backbone": "With --interactions, this page also has a summary of the data, and next-item metrics "
-    "beside popularity, with intervals, by history length and by popularity.",
+    "--label-column), this page also has metrics beside simple baselines with intervals, metrics "
+    "by history length and by class, what is mistaken for what, calibration, and sample users.",
+    "backbone": "With --interactions, this page also has a summary of the data, and next-item "
+    "metrics beside popularity, with intervals, by history length and by popularity.",
 }
 """What data would add to the page of each sort."""
 
-PERSONAL = (
-    "This page shows ids and items of single users. --no-samples leaves them out."
-)
+PERSONAL = "This page shows ids and items of single users. --no-samples leaves them out."
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +194,10 @@ def data_section(info: DataInfo) -> Section:
         ("items", info.items),
         ("items of a user", f"median {lengths['median']:g}, 95 % have at most {lengths['p95']:g}"),
         ("events that repeat an item of the user", f"{info.repeated_share:.1%}"),
-        *([("first event", info.times.first), ("last event", info.times.last)] if info.times else []),
+        *(
+            [("first event", info.times.first), ("last event", info.times.last)]
+            if info.times
+            else []
+        ),
     ]
     return Section("The data", [table("Events", ("", ""), rows)])

@@ -81,7 +81,9 @@ def _confusion(tested: TestedTask) -> Table:
         groups = [*([at] for at in largest.tolist()), rest.tolist()]
         counts = np.array([[counts[np.ix_(a, b)].sum() for b in groups] for a in groups])
         labels = [*(labels[at] for at in largest.tolist()), OTHERS]
-    caption = "Users of each class (rows) by the answer (columns); darker is a larger share of a row"
+    caption = (
+        "Users of each class (rows) by the answer (columns); darker is a larger share of a row"
+    )
     return matrix(caption, labels, counts.tolist())
 
 

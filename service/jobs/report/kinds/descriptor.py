@@ -36,13 +36,15 @@ class KindReport:
 
     ``metrics`` measures predictions by name, as the objective does, the most important first; the
     names of those of which less is better are in ``less_is_better``. ``sections`` are what this
-    kind alone has. ``answer`` says the answer to the user at a place of the rows.
+    kind alone has. ``answer`` says the answer to the user at a place of the rows. ``of_groups`` is
+    the metric by which groups of users are compared, which may be small; "" is the first one.
     """
 
     metrics: Callable[[TestedTask, Tensor], Metrics]
     sections: Callable[[TestedTask], Sequence[Section]]
     answer: Callable[[TestedTask, int], SampleAnswer]
     less_is_better: frozenset[str] = frozenset()
+    of_groups: str = ""
 
 
 def within(metric: Metric, members: Bools) -> Metric:
@@ -81,7 +83,8 @@ def calibration_section(tested: TestedTask, samples: Samples, what: str) -> Sect
         "ranges of probability. Chance alone gives an error above 0.",
     )
     return Section(
-        "Can its probabilities be believed?", [_diagram(tested, samples, what), shown, _ranges(tested, samples)]
+        "Can its probabilities be believed?",
+        [_diagram(tested, samples, what), shown, _ranges(tested, samples)],
     )
 
 
@@ -109,7 +112,12 @@ def _diagram(tested: TestedTask, samples: Samples, what: str) -> Figure:
 
 def _ranges(tested: TestedTask, samples: Samples) -> Table:
     rows = [
-        (f"{each.low:.0%} to {each.high:.0%}", each.samples, number(each.confidence), number(each.accuracy))
+        (
+            f"{each.low:.0%} to {each.high:.0%}",
+            each.samples,
+            number(each.confidence),
+            number(each.accuracy),
+        )
         for each in reliability(samples, tested.temperature)
     ]
     header = ("probability", "answers", "mean probability", "share right")

@@ -77,7 +77,11 @@ def _by_popularity(tested: TestedTask) -> Table:
             metrics[f"{who}{each}"] = mean_of(sums, np.bincount(users, own, count))
     found = estimates(metrics, count)
     rows = [
-        (name, int((group == each).sum()), *(in_words(found[f"{who}{each}"]) for who in ("task", PRIOR)))
+        (
+            name,
+            int((group == each).sum()),
+            *(in_words(found[f"{who}{each}"]) for who in ("task", PRIOR)),
+        )
         for each, name in enumerate(names)
         if (group == each).any()
     ]

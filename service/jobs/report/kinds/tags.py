@@ -53,7 +53,7 @@ def _sections(tested: TestedTask) -> Sequence[Section]:
     samples = tag_samples(tested.predictions, present)
     return [
         Section("By tag", [_tags(tested)]),
-        calibration_section(tested, samples, "the likelier answer, has the tag or has it not"),
+        calibration_section(tested, samples, "the likelier of having a tag and not having it"),
     ]
 
 

@@ -107,4 +107,6 @@ def _answer(tested: TestedTask, at: int) -> SampleAnswer:
     return SampleAnswer(tested.answers[at][0], f"{float(tested.scores[at, 0]):,.6g}")
 
 
-KIND = KindReport(_metrics, _sections, _answer, less_is_better=frozenset({"rmse", "mae"}))
+KIND = KindReport(
+    _metrics, _sections, _answer, less_is_better=frozenset({"rmse", "mae"}), of_groups="mae"
+)
