@@ -7,7 +7,8 @@ import numpy as np
 
 from peterrec.model.data.histories import UserLabels
 from peterrec.model.data.observer import SILENT, ReadingObserver
-from peterrec.model.data.tables import TablePart, TableSource, read_parts, text_column
+from peterrec.model.data.tables import TablePart, TableSource, read_parts
+from peterrec.model.data.values import read_texts
 from peterrec.model.errors import DataFileEmpty, LabelDuplicate, NumberUnreadable
 
 
@@ -23,7 +24,7 @@ class LabelSource:
 def read_labels(source: LabelSource, observer: ReadingObserver = SILENT) -> UserLabels:
     """One label per user. An empty label means none; a second row of a user is refused."""
     by_user: dict[str, tuple[str, ...]] = {}
-    for row in _label_rows(source):
+    for row in _label_rows(source, observer):
         if row.user in by_user:
             raise LabelDuplicate(
                 f"{row.place}: user {row.user!r} has a second label {row.text!r} after "
@@ -37,7 +38,7 @@ def read_labels(source: LabelSource, observer: ReadingObserver = SILENT) -> User
 
 def read_values(source: LabelSource, observer: ReadingObserver = SILENT) -> UserLabels:
     """One finite number per user, as text."""
-    for row in _label_rows(source):
+    for row in _label_rows(source, observer):
         if row.text and not _is_finite_number(row.text):
             raise NumberUnreadable(
                 f"{row.place}: {row.text!r} is not a finite number.",
@@ -54,7 +55,7 @@ def read_tags(
     A user whose field is empty has no tags, which is an answer too. A repeated tag counts once.
     """
     by_user: dict[str, dict[str, None]] = {}
-    for row in _label_rows(source):
+    for row in _label_rows(source, observer):
         tags = row.text.split(separator) if separator else [row.text]
         own = by_user.setdefault(row.user, {})
         own.update(dict.fromkeys(tag.strip() for tag in tags if tag.strip()))
@@ -64,10 +65,10 @@ def read_tags(
 def _labels(by_user: dict[str, tuple[str, ...]], source: LabelSource) -> UserLabels:
     if not any(by_user.values()):
         raise DataFileEmpty(
-            f"{source.table.path}, column {source.column!r}: no user has a value.",
+            f"{source.table.name}, column {source.column!r}: no user has a value.",
             hint="Check the column.",
         )
-    return UserLabels(by_user, str(source.table.path))
+    return UserLabels(by_user, source.table.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +84,14 @@ class _LabelRow:
         return self.part.place(self.row, self.column)
 
 
-def _label_rows(source: LabelSource) -> Iterator[_LabelRow]:
+def _label_rows(source: LabelSource, observer: ReadingObserver) -> Iterator[_LabelRow]:
     """Every row of a label table; an empty field is an empty text."""
-    for part in read_parts(source.table, [source.user_column, source.column]):
-        users = text_column([part], source.user_column).to_pylist()
-        texts = text_column([part], source.column, allows_nulls=True).to_pylist()
-        for row, (user, text) in enumerate(zip(users, texts, strict=True)):
+    parts = read_parts(source.table, [source.user_column, source.column], observer)
+    users = read_texts(parts, source.user_column)
+    texts = read_texts(parts, source.column, allows_missing=True, has_fractions=True)
+    for part, part_users, part_texts in zip(parts, users, texts, strict=True):
+        for row, (user, text) in enumerate(zip(part_users, part_texts, strict=True)):
+            assert user is not None
             yield _LabelRow(user, text or "", part, row, source.column)
 
 

@@ -9,7 +9,7 @@ import typer
 
 from peterrec.service.cli.settings_options import takes_settings
 from peterrec.service.cli.shared_options import AsJson, Out, Quiet
-from peterrec.service.jobs.options import EventOptions
+from peterrec.service.jobs.options import EventOptions, TableOptions
 
 if TYPE_CHECKING:
     from peterrec.model.data.observer import ReadingObserver
@@ -32,7 +32,7 @@ class Download(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
-    app.command()(convert)
+    app.command()(takes_settings(convert))
     app.command()(download)
     app.command("sample-data")(sample_data)
     app.command("data-info")(takes_settings(data_info))
@@ -44,17 +44,25 @@ def convert(
         Path, typer.Argument(metavar="DIR", help="Folder of the published files, unpacked.")
     ],
     out: Out,
+    table: TableOptions,
     quiet: Quiet = False,
 ) -> None:
-    """Turn a public data set into Parquet files that the other commands read."""
+    """Turn a public data set into Parquet files that the other commands read.
+
+    The options of the input are for RecBole's files, whose columns have names of your choice.
+    """
     from peterrec.service.jobs.reading import observing
 
+    if dataset is not Format.RECBOLE and table != TableOptions():
+        raise typer.BadParameter(f"the options of the input are for recbole, not for {dataset}")
     with observing(quiet) as observer:
-        said = CONVERTERS[dataset](folder, out, observer)
+        said = CONVERTERS[dataset](folder, out, table, observer)
     print("\n".join(said))
 
 
-def _convert_movielens(folder: Path, out: Path, observer: "ReadingObserver") -> list[str]:
+def _convert_movielens(
+    folder: Path, out: Path, _: TableOptions, observer: "ReadingObserver"
+) -> list[str]:
     from peterrec.model.data.convert.movielens import convert_movielens
 
     done = convert_movielens(folder, out, observer)
@@ -64,7 +72,9 @@ def _convert_movielens(folder: Path, out: Path, observer: "ReadingObserver") -> 
     return said
 
 
-def _convert_coldrec(folder: Path, out: Path, observer: "ReadingObserver") -> list[str]:
+def _convert_coldrec(
+    folder: Path, out: Path, _: TableOptions, observer: "ReadingObserver"
+) -> list[str]:
     from peterrec.model.data.convert.coldrec import convert_coldrec
 
     return [
@@ -74,10 +84,12 @@ def _convert_coldrec(folder: Path, out: Path, observer: "ReadingObserver") -> li
     ]
 
 
-def _convert_recbole(folder: Path, out: Path, observer: "ReadingObserver") -> list[str]:
+def _convert_recbole(
+    folder: Path, out: Path, table: TableOptions, observer: "ReadingObserver"
+) -> list[str]:
     from peterrec.model.data.convert.recbole import convert_recbole
 
-    done = convert_recbole(folder, out, observer)
+    done = convert_recbole(table.source_of(folder), out, observer)
     return [
         f"{out}: {done.events} events of {done.users} users on {done.items} items",
         f"tables: {', '.join(done.tables)}, histories, targets",

@@ -62,7 +62,7 @@ def run_finetune_many(
     existing = [str(out) for out in outs if out.exists() and job.folder is not None]
     if existing and not job.overwrite:
         raise OutputExists(
-            f"{', '.join(existing)} exists.", hint="Give other names, or --overwrite."
+            f"{', '.join(existing)} exists.", hint="Give other names, or `overwrite`."
         )
     names = [entry.bundle_name for entry in job.tasks]
     with ExitStack() as runs:
