@@ -434,6 +434,13 @@ class OutputExists(PeterRecError):
     category = Category.CONFLICT
 
 
+class ReportSubjectUnknown(PeterRecError):
+    """What a report is asked for is neither a bundle nor a backbone folder."""
+
+    code = "report_subject_unknown"
+    category = Category.NOT_FOUND
+
+
 class TrackerMissing(PeterRecError):
     """The library of a tracker is not installed."""
 
