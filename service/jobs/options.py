@@ -67,7 +67,8 @@ Missing = Annotated[
     list[str] | None,
     typer.Option(
         metavar="TEXT",
-        help="A text that stands for no value, such as NULL; repeatable.",
+        help="A text that stands for no value, such as NULL; repeatable. An empty text says that "
+        "all others are values, even NULL and NA.",
         rich_help_panel=INPUT,
     ),
 ]

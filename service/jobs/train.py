@@ -224,7 +224,8 @@ def run_evaluate(
         rows = split_users(examples.users, job.validation_share, job.test_share, seed).test
         if not len(rows):
             raise SplitEmpty(
-                "there is no test part with --test-share 0.", hint="Give the share of fine-tuning."
+                "a test share of 0 leaves nothing to measure on.",
+                hint="Give the `test_share` of fine-tuning.",
             )
     summary = OBJECTIVES[manifest.kind].summary(examples, rows)
     doubts = (*doubts_of_histories(examples), *doubts_of_part(examples, rows, "evaluated"))

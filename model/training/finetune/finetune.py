@@ -186,7 +186,7 @@ def prepare_task(
     summary = kind.summary(examples, np.arange(len(examples.users)))
     notice(summary.text)
     outputs = kind.learn_outputs(examples, split.train)
-    task_doubts = doubts_of_task(examples, split, settings.min_label_count)
+    task_doubts = doubts_of_task(examples, split)
     warnings = [*summary.doubts, *task_doubts]
     for warning in warnings:
         notice(warning)
