@@ -1,7 +1,7 @@
 """The hierarchy of all errors: each has a stable code, a category, a message and a hint.
 
-The errors of this package follow by subject: files, tables, training data, training, the published
-code, and comparisons.
+The errors of this package follow by subject: the file system, files, tables, training data,
+training, the published code, and comparisons.
 """
 
 from enum import StrEnum
@@ -36,7 +36,9 @@ class PeterRecError(Exception):
     """The base of every error that we raise on purpose.
 
     ``code`` is part of the API: rename one only with a changelog entry. ``hint`` says what
-    the user can do.
+    the user can do. It names settings in backticks, as Python and task files spell them, such as
+    `order_column`. The command line shows those that the command has as its options, and leaves
+    out sentences about others; so each sentence must be complete without the next.
     """
 
     code: ClassVar[str] = "internal"
@@ -55,6 +57,40 @@ class PeterRecError(Exception):
     def __str__(self) -> str:
         text = f"{self.code}: {self.message}"
         return f"{text} {self.hint}" if self.hint else text
+
+
+class FileSystemRefusal(PeterRecError):
+    """The operating system refuses to read or write a path, for a reason without its own class."""
+
+    code = "file_system_failed"
+    category = Category.INTERNAL
+
+
+class PathNotPermitted(FileSystemRefusal):
+    """This user may not read or write a path, or its file system is read-only."""
+
+    code = "path_not_permitted"
+
+
+class PathUnusable(FileSystemRefusal):
+    """A path is a folder where a file is needed or the reverse, or a name that cannot be used."""
+
+    code = "path_unusable"
+    category = Category.MALFORMED
+
+
+class PathMissing(FileSystemRefusal):
+    """A path does not exist, or no longer."""
+
+    code = "path_missing"
+    category = Category.NOT_FOUND
+
+
+class DiskFull(FileSystemRefusal):
+    """A file system, a quota or a limit of the process has no room for what must be written."""
+
+    code = "disk_full"
+    category = Category.NO_ROOM
 
 
 class InvalidSpec(PeterRecError):
@@ -97,6 +133,25 @@ class DataFileUnreadable(DataError):
     code = "data_file_unreadable"
 
 
+class DataFileChanged(DataError):
+    """A data file changed or vanished while it was read."""
+
+    code = "data_file_changed"
+
+
+class TableInvalid(DataError):
+    """An object that was given as a table gives no Arrow stream, or breaks off."""
+
+    code = "data_table_invalid"
+
+
+class ScratchFull(PeterRecError):
+    """The folder for what does not fit into memory has no room, or cannot be used."""
+
+    code = "scratch_full"
+    category = Category.NO_ROOM
+
+
 class DataFileEmpty(DataError):
     """A data file has no rows, or a column of answers has no values."""
 
@@ -109,10 +164,40 @@ class ColumnMissing(DataError):
     code = "data_column_missing"
 
 
+class ColumnsInvalid(DataError):
+    """Names were given for the columns of a table, but do not fit it."""
+
+    code = "data_columns_invalid"
+
+
+class DelimiterInvalid(DataError):
+    """A delimiter is not one character that can stand between fields."""
+
+    code = "data_delimiter_invalid"
+
+
+class ListsInvalid(DataError):
+    """A column of lists does not fit another one, or its lists are not sequences of events."""
+
+    code = "data_lists_invalid"
+
+
 class ValueMissing(DataError):
     """A row has no user or no item."""
 
     code = "data_value_missing"
+
+
+class MissingText(DataError):
+    """A text such as NaN or NULL stands where a value is expected; nobody said what it means."""
+
+    code = "data_missing_text"
+
+
+class ValueTypeInvalid(DataError):
+    """A column's type, or one of its values, cannot be written exactly as an id or a label."""
+
+    code = "data_value_type_invalid"
 
 
 class OrderUnreadable(DataError):
@@ -164,6 +249,30 @@ class LabelSeenOnce(DataError):
     code = "data_label_seen_once"
 
 
+class LabelsTooRare(DataError):
+    """No label has as many users as the smallest number that was asked for."""
+
+    code = "data_labels_too_rare"
+
+
+class LabelsContinuous(DataError):
+    """A column of classes has about as many different labels as users."""
+
+    code = "data_labels_continuous"
+
+
+class ValuesUnresolved(DataError):
+    """Beside the largest of the values, float32 cannot tell the others apart."""
+
+    code = "data_values_unresolved"
+
+
+class LabelTooLong(DataError):
+    """A label has more characters than a bundle can carry."""
+
+    code = "data_label_too_long"
+
+
 class LabelUnknown(DataError):
     """A label is not one of a trained task's labels."""
 
@@ -174,6 +283,12 @@ class TooFewClasses(DataError):
     """The answers of a task do not vary: there is one class, or one value."""
 
     code = "data_too_few_classes"
+
+
+class TooFewItems(DataError):
+    """All histories consist of one item, so there is nothing to predict."""
+
+    code = "data_too_few_items"
 
 
 class SplitEmpty(DataError):

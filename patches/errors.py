@@ -433,6 +433,19 @@ class EmbeddedRedisFailed(PeterRecError):
     category = Category.UNAVAILABLE
 
 
+class NoSocketFolder(PeterRecError):
+    """There is no place for the sockets by which the processes of a server talk."""
+
+    code = "no_socket_folder"
+    category = Category.UNAVAILABLE
+
+    def __init__(self, reasons: Sequence[str]) -> None:
+        super().__init__(
+            f"no folder for sockets can be made: {'; '.join(reasons)}.",
+            hint="Set TMPDIR to a writable folder with a short path.",
+        )
+
+
 class DataDirectoryInUse(PeterRecError):
     code = "data_directory_in_use"
     category = Category.CONFLICT

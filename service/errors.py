@@ -1,7 +1,7 @@
 """All errors of the service, the HTTP status of each category, and the problem+json body.
 
 Five groups: what a request is refused for, why a row has no answer, why a pushed bundle is refused,
-why a process cannot start, and what the training commands refuse in addition to the model's errors.
+why a process cannot start, and what commands refuse in addition to the model's errors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -397,6 +397,13 @@ class SettingsInvalid(PeterRecError):
     category = Category.MALFORMED
 
 
+class AnswersNotGiven(PeterRecError):
+    """A task's kind needs answers that the options do not name."""
+
+    code = "answers_not_given"
+    category = Category.MALFORMED
+
+
 class AddressInUse(PeterRecError):
     code = "address_in_use"
     category = Category.CONFLICT
@@ -404,7 +411,7 @@ class AddressInUse(PeterRecError):
     def __init__(self, host: str, port: int, reason: OSError) -> None:
         super().__init__(
             f"cannot listen on {host} port {port}: {reason.strerror}.",
-            hint="Choose another --port or --metrics-port, or stop what listens there.",
+            hint="Stop what listens there, or choose another port: `port` or `metrics_port`.",
         )
 
 
@@ -565,6 +572,37 @@ class ServerRefused(PeterRecError):
     def code(self) -> str:  # type: ignore[override]  # the server's code, not one of this process
         """The server's code."""
         return self.refused_code
+
+
+class Interrupted(PeterRecError):
+    """Somebody stopped the command, by Ctrl-C; the hint says what is kept."""
+
+    code = "interrupted"
+
+
+class OutputClosed(PeterRecError):
+    """The program that read the command's output has ended."""
+
+    code = "output_closed"
+
+
+class OutOfMemory(PeterRecError):
+    """The memory of this machine or of the graphics card is not enough."""
+
+    code = "out_of_memory"
+    category = Category.NO_ROOM
+
+
+class UnexpectedFailure(PeterRecError):
+    """A fault of ours: an exception that nobody expected."""
+
+    code = "unexpected_failure"
+
+
+class ProcessLost(PeterRecError):
+    """A process that a training needs has ended."""
+
+    code = "process_lost"
 
 
 class ServerUnreachable(PeterRecError):

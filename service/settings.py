@@ -51,6 +51,11 @@ class Settings(BaseSettings):
         1.0,
         description="Seconds between two reads of the registry's revision without a notification.",
     )
+    kernel_cache_dir: Path | None = Field(
+        None,
+        description="Folder of compiled kernels, which only this user may write. If unset: beside "
+        "the installed package, or in the user's cache, or else in `PETERREC_DATA_DIR`.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
         description="Device that computes predictions. `auto` takes the GPU if there is one.",
@@ -105,6 +110,10 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Lowest severity of the log lines that are written."
+    )
+    traceback: bool = Field(
+        False,
+        description="Whether failed commands also print the Python traceback of the failure.",
     )
     device_endpoint: str = Field(
         "", description="Socket of the device process; set by the supervisor."
@@ -174,6 +183,11 @@ def read_settings(**overrides: object) -> Settings:
 def _describe(location: tuple[int | str, ...], message: str) -> str:
     text = message.removeprefix("Value error, ")
     return f"{PREFIX}{str(location[0]).upper()}: {text}" if location else text
+
+
+def shows_tracebacks() -> bool:
+    """Whether ``PETERREC_TRACEBACK`` asks for tracebacks; for commands that read no settings."""
+    return os.environ.get(f"{PREFIX}TRACEBACK", "").lower() in ("1", "true", "yes", "on")
 
 
 def is_loopback(host: str) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from peterrec.model.data.files import PositionedEvents, write_columns, write_events
+from peterrec.model.disk import folder_in_one_step
 
 INTERESTS = (
     "camping",
@@ -57,12 +58,13 @@ def write_sample_data(out: Path, users: int = 4000, seed: int = 0) -> None:
     people = _make_people(users, generator)
     events = _make_clicks(people, generator)
     names = _user_names(users)
-    write_events(out / "interactions.parquet", events)
-    write_events(out / "histories.parquet", events.select(events.history_mask()))
-    write_events(out / "targets.parquet", _make_purchases(people, generator))
-    _write_users(out / "users.parquet", people, generator)
-    write_columns(out / "tags.parquet", _tag_rows(people, names))
-    _write_items(out / "items.parquet")
+    with folder_in_one_step(out) as folder:
+        write_events(folder / "interactions.parquet", events)
+        write_events(folder / "histories.parquet", events.select(events.history_mask()))
+        write_events(folder / "targets.parquet", _make_purchases(people, generator))
+        _write_users(folder / "users.parquet", people, generator)
+        write_columns(folder / "tags.parquet", _tag_rows(people, names))
+        _write_items(folder / "items.parquet")
 
 
 def _user_names(users: int) -> list[str]:

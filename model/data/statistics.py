@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from peterrec.model.data.interactions import Events
+from peterrec.model.disk import file_in_one_step
 from peterrec.model.documents import Document
 from peterrec.model.errors import PictureUnwritable, PlottingMissing
 
@@ -166,17 +167,17 @@ def require_picture(path: Path) -> None:
             f"{path} ends neither in {' nor in '.join(SUFFIXES)}.",
             hint="Give the file one of these endings.",
         )
-    require_matplotlib("leave --plot out")
+    require_matplotlib("Or leave `plot` out.")
 
 
 def require_matplotlib(instead: str) -> None:
-    """Raise PlottingMissing without matplotlib; ``instead`` says what else the user can do."""
+    """Raise PlottingMissing without matplotlib; ``instead`` says what else can be done."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise PlottingMissing(
             "matplotlib is not installed.",
-            hint=f"pip install 'peterrec-serving[compare]', or {instead}.",
+            hint=f"Install it: pip install 'peterrec-serving[compare]'. {instead}",
         ) from error
 
 
@@ -191,9 +192,9 @@ def draw_data(info: DataInfo, path: Path) -> None:
     lengths, popularity = figure.subplots(1, 2)
     _histogram(lengths, info.lengths, "events of a user", f"{info.users:,} users")
     _histogram(popularity, info.popularity, "events of an item", f"{info.items:,} items")
-    path.parent.mkdir(parents=True, exist_ok=True)
     dateless = {"Date": None} if path.suffix == ".svg" else {}
-    figure.savefig(path, dpi=150, metadata=dateless)
+    with file_in_one_step(path) as partial:
+        figure.savefig(partial, format=path.suffix[1:], dpi=150, metadata=dateless)
 
 
 def _histogram(axes: "Axes", counts: Counts, label: str, title: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from peterrec.model.disk import refusals
 from peterrec.patches.bundle.contents import Contents, check_tensors, manifest_of, read_contents
 from peterrec.patches.bundle.format import BundleLimits
 from peterrec.patches.bundle.header import (
@@ -181,7 +182,7 @@ def read_manifest(source: bytes | Path, limits: BundleLimits | None = None) -> M
 def _beginning(source: bytes | Path, limits: BundleLimits) -> tuple[memoryview, int]:
     if not isinstance(source, Path):
         return memoryview(source), len(source)
-    with source.open("rb") as file:
+    with refusals(source, doing="read"), source.open("rb") as file:
         length = file.read(LENGTH_BYTES)
         claimed = min(int.from_bytes(length, "little"), limits.max_header_bytes)
         return memoryview(length + file.read(claimed)), source.stat().st_size

@@ -28,7 +28,7 @@ def finetune_many(
     events: EventOptions,
     tasks: Annotated[
         Path,
-        typer.Option(exists=True, dir_okay=False, help="TOML file of the tasks and their bundles."),
+        typer.Option(help="TOML file of the tasks and their bundles."),
     ],
     time: TimeOptions,
     patch: Annotated[dict[str, Any], COMMON],
@@ -41,12 +41,12 @@ def finetune_many(
     from peterrec.service.jobs.task_file import read_task_file
     from peterrec.service.jobs.train_many import ManyJob, run_finetune_many
 
+    entries = read_task_file(tasks)
     loaded = load_backbone(backbone)
     patch["blocks"] = parse_blocks(blocks, len(loaded.backbone.blocks))
-    entries = read_task_file(tasks)
     job = ManyJob(events, time, entries, tasks.parent, patch, overwrite)
     with ProgressBars() as bars:
-        trained = run_finetune_many(loaded, job, bars)
+        trained = run_finetune_many(loaded, job, bars, bars.note)
     bundle = Column("bundle", no_wrap=True)
     table = Table(bundle, "test users", "metric", "value", "no history", "ECE: raw, calibrated")
     for out, task in trained:

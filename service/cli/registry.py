@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from peterrec.model.disk import require_writable_file
 from peterrec.patches.identity import format_digest
 from peterrec.service.cli.bundle_text import print_rows, printable
 from peterrec.service.cli.shared_options import AsJson, AsJsonLines
@@ -116,6 +117,7 @@ def export(
     """Write the whole registry into one archive; the registry may be changed meanwhile."""
     from peterrec.patches.backup.exporting import export_archive
 
+    require_writable_file(file)
     with _address(redis_url, data_dir) as url:
         manifest = _run(url, redis_prefix, lambda registry: export_archive(registry.store, file))
     if as_json:
@@ -129,7 +131,7 @@ def export(
 def import_(
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="Archive to read (.tar)."),
+        typer.Argument(metavar="FILE", help="Archive to read (.tar)."),
     ],
     redis_url: RedisUrl = None,
     redis_prefix: Prefix = DEFAULT_PREFIX,
@@ -267,7 +269,7 @@ def _address(redis_url: str | None, data_dir: Path, *, may_create: bool = False)
         return
     if not folder.exists() and not may_create:
         raise RegistryUnavailable(
-            f"there is no registry in {data_dir}.", hint="Give --redis-url or another --data-dir."
+            f"there is no registry in {data_dir}.", hint="Give `redis_url` or another `data_dir`."
         )
     redis = EmbeddedRedis(folder)
     try:

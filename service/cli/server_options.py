@@ -13,10 +13,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from peterrec.model.disk import refusal
 from peterrec.model.errors import PeterRecError
 from peterrec.patches.errors import OutputsDiffer
 from peterrec.service.cli.bundle_text import printable
-from peterrec.service.errors import ServerRefused, ServerUnreachable
+from peterrec.service.errors import Interrupted, OutputClosed, ServerRefused, ServerUnreachable
 
 if TYPE_CHECKING:
     import peterrec_client
@@ -39,12 +40,17 @@ Document = Any  # Any: JSON documents, whose shape the server's OpenAPI document
 
 
 class ExitStatus(IntEnum):
-    """Exit statuses of a failed command; 2 is a mistake on the command line itself."""
+    """Exit statuses of a failed command; 2 is a mistake on the command line itself.
+
+    The last two are those of programs that a signal ends: 128 and its number.
+    """
 
     REFUSED = 1
     NOT_FOUND = 3
     STALE = 4
     UNAVAILABLE = 5
+    INTERRUPTED = 130
+    OUTPUT_CLOSED = 141
 
 
 _STATUSES: Mapping[int, ExitStatus] = {
@@ -62,6 +68,10 @@ def exit_status(error: PeterRecError) -> ExitStatus:
     """The exit status of a command that failed with this error."""
     if isinstance(error, ServerUnreachable):
         return ExitStatus.UNAVAILABLE
+    if isinstance(error, Interrupted):
+        return ExitStatus.INTERRUPTED
+    if isinstance(error, OutputClosed):
+        return ExitStatus.OUTPUT_CLOSED
     if isinstance(error, ServerRefused):
         return _STATUSES.get(error.status, ExitStatus.REFUSED)
     return ExitStatus.REFUSED
@@ -130,7 +140,7 @@ def _translated(
         cause = error.__cause__ or error.message
         return ServerUnreachable(
             f"no server answers at {url}: {cause}.",
-            hint="Start one with `peterrec serve`, or give --url.",
+            hint="Start one with `peterrec serve`, or give `url`.",
         )
     if error.code == f"http_{error.status}":  # the client's code for an answer without a problem
         return ServerRefused(
@@ -156,7 +166,7 @@ def push(
             "POST", task_path(task, "/versions"), file, if_match=if_match, params=params
         )
     except OSError as error:
-        raise ServerRefused("file_unreadable", f"{file}: {error.strerror}.", "") from error
+        raise refusal(error, file, doing="read") from error
 
 
 def complete_task(context: typer.Context, incomplete: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Commands of the training group: pretrain a backbone, fine-tune and evaluate tasks."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from peterrec.model.disk import require_writable_file, require_writable_folder
 from peterrec.model.training.finetune.settings import FinetuneSettings
 from peterrec.model.training.pretrain.settings import PretrainSettings
+from peterrec.service.cli.failures import interruption_keeps
 from peterrec.service.cli.settings_options import FieldsOf, takes_settings
 from peterrec.service.cli.shared_options import AsJson, BackboneFolder, Blocks, Overwrite
 from peterrec.service.jobs.options import (
@@ -61,16 +64,28 @@ def pretrain(
 
     The processes of torchrun share the work of every step.
     """
-    from peterrec.model.progress import no_progress
+    if os.environ.get("RANK", "0") == "0":  # only the first process of torchrun writes
+        require_writable_folder(out)
+    from peterrec.model.progress import no_notice, no_progress
     from peterrec.service.jobs.progress_bar import ProgressBars
     from peterrec.service.jobs.torchrun import place_of
-    from peterrec.service.jobs.train import run_pretrain
+    from peterrec.service.jobs.train import kept_of, run_pretrain
 
     on_existing = _on_existing(resume, overwrite)
-    with place_of(device) as place, ProgressBars() as bars:
+    with (
+        interruption_keeps(lambda: kept_of(out)),
+        place_of(device) as place,
+        ProgressBars() as bars,
+    ):
         on_progress = bars if place.workers.writes else no_progress
         trained, fingerprint = run_pretrain(
-            events.source(until), settings, out, on_existing, on_progress, place
+            events.source(until),
+            settings,
+            out,
+            on_existing,
+            on_progress,
+            place,
+            bars.note if place.workers.writes else no_notice,
         )
     if not place.workers.writes:
         return
@@ -94,6 +109,7 @@ def finetune(
     overwrite: Overwrite = False,
 ) -> None:
     """Train one task's patch and head on a frozen backbone, and write its bundle."""
+    require_writable_file(out)
     from peterrec.model.files.backbone_folder import load_backbone
     from peterrec.service.jobs.progress_bar import ProgressBars
     from peterrec.service.jobs.train import FinetuneJob, run_finetune
@@ -108,7 +124,7 @@ def finetune(
         overwrite=overwrite,
     )
     with ProgressBars() as bars:
-        task = run_finetune(loaded, job, settings, bars)
+        task = run_finetune(loaded, job, settings, bars, bars.note)
     data = task.record["data"]
     _print_metrics(f"{out}, {data['test_users']} test users", task.metrics)
     if "ece" in task.metrics:
@@ -119,9 +135,7 @@ def finetune(
 
 def evaluate(
     backbone: BackboneFolder,
-    bundle: Annotated[
-        Path, typer.Option(exists=True, dir_okay=False, help="Bundle file to evaluate.")
-    ],
+    bundle: Annotated[Path, typer.Option(help="Bundle file to evaluate.")],
     events: EventOptions,
     answers: AnswerOptions,
     time: TimeOptions,
@@ -133,6 +147,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a bundle again, on the users of any files, by the plain forward."""
+    from peterrec.service.jobs.progress_bar import ProgressBars
     from peterrec.service.jobs.train import EvaluateJob, run_evaluate
 
     job = EvaluateJob(
@@ -142,7 +157,8 @@ def evaluate(
         part=part,
         **split,
     )
-    metrics, users = run_evaluate(backbone, job)
+    with ProgressBars() as bars:
+        metrics, users = run_evaluate(backbone, job, bars.note)
     if as_json:
         print(json.dumps({"users": users, "metrics": metrics}))
     else:

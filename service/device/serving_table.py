@@ -294,5 +294,7 @@ class ServingTable:
             labels=residency.labels,
             threshold=residency.threshold,
             catalog_path=residency.catalog_path,
+            scale=residency.scale,
+            shift=residency.shift,
             unit=residency.unit,
         )

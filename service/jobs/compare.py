@@ -9,9 +9,10 @@ from rich.table import Table
 
 from peterrec.model.data.interactions import InteractionSource
 from peterrec.model.data.statistics import require_matplotlib
+from peterrec.model.disk import read_bytes
 from peterrec.model.documents import Document
 from peterrec.model.errors import ComparisonSettingsInvalid
-from peterrec.model.progress import OnProgress
+from peterrec.model.progress import Notice, OnProgress, no_notice
 from peterrec.model.study.corpus import PreparedCorpus, shuffled, write_corpora
 from peterrec.model.study.markdown import cells_of, header_of
 from peterrec.model.study.plots import draw_plots
@@ -70,20 +71,21 @@ def prepare(job: CompareJob) -> Path:
     if not corpora:
         raise ComparisonSettingsInvalid(
             "there is nothing to compare on.",
-            hint="Give --movielens, --events, --task-list, --interactions or --prepared.",
+            hint="Give `movielens`, `events`, `task_list`, `interactions` or `prepared`.",
         )
     folder = job.out / PREPARED
-    folder.mkdir(parents=True, exist_ok=True)
     write_corpora(folder, corpora)
     return folder
 
 
-def run_comparison(job: CompareJob, on_progress: OnProgress) -> tuple[Report, list[Path]]:
+def run_comparison(
+    job: CompareJob, on_progress: OnProgress, notice: Notice = no_notice
+) -> tuple[Report, list[Path]]:
     """Prepare the data, execute the runs that are missing, write tables and plots."""
     if job.has_plots:
-        require_matplotlib("give --no-plots")
+        require_matplotlib("Or give `no_plots`.")
     place = Workplace(prepare(job), job.out, job.settings, job.device)
-    units = compare(place, job.effort, on_progress)
+    units = compare(place, job.effort, on_progress, notice)
     write_report(place, units)
     document = report_of(place, units)
     return document, draw_plots(document, job.out / PLOTS) if job.has_plots else []
@@ -113,8 +115,8 @@ def _corpora(sources: Sources, cut: Cut) -> Iterator[PreparedCorpus]:
 
 def _read_task_list(path: Path) -> Document:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return tomllib.loads(read_bytes(path).decode())
+    except ValueError as error:
         raise ComparisonSettingsInvalid(
             f"{path} is not a readable TOML file: {error}.",
             hint="See docs/compare.md for the form.",

@@ -36,6 +36,14 @@ class ProgressBars:
     ) -> None:
         self._bars.stop()
 
+    def line(self, text: str) -> None:
+        """Print a line above the bars."""
+        self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Print a sentence that a person should know."""
+        self.line(f"note: {text}")
+
     def __call__(self, progress: Progress) -> None:
         """Move the bar of a phase."""
         if progress.phase not in self._tasks:

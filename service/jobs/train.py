@@ -1,23 +1,27 @@
 """The work of the training commands: read the data, train or evaluate, save the result."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from peterrec.model.data.examples import keep_frequent
 from peterrec.model.data.interactions import InteractionSource, read_histories
 from peterrec.model.data.splits import split_users
+from peterrec.model.disk import read_bytes, write_bytes
+from peterrec.model.errors import FileSystemRefusal, SplitEmpty
 from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone, save_backbone
 from peterrec.model.files.backbone_info import SPEC
-from peterrec.model.files.tensors import write_tensors
-from peterrec.model.progress import OnProgress
+from peterrec.model.progress import Notice, OnProgress, no_notice
 from peterrec.model.training.evaluation import evaluate_task
+from peterrec.model.training.finetune.doubts import doubts_of_histories, doubts_of_part
 from peterrec.model.training.finetune.finetune import (
     FinetunedTask,
     FinetuneSettings,
     finetune,
+    learnable_examples,
     prepare_examples,
 )
 from peterrec.model.training.objectives import OBJECTIVES
@@ -72,6 +76,7 @@ def run_pretrain(
     on_existing: OnExisting,
     on_progress: OnProgress,
     place: Place,
+    notice: Notice = no_notice,
 ) -> tuple[PretrainedBackbone, str]:
     """Pretrain into a folder; return the result and the backbone's fingerprint.
 
@@ -79,58 +84,91 @@ def run_pretrain(
     fingerprint.
     """
     _prepare_folder(out, on_existing)
-    trained = pretrain(
-        read_histories(interactions),
-        settings,
-        checkpoints=out,
-        resume=on_existing == "resume",
-        on_progress=on_progress,
-        workers=place.workers,
-        device=place.device,
-    )
+    histories = read_histories(interactions)
+    with _telling_what_is_kept(out):
+        trained = pretrain(
+            histories,
+            settings,
+            checkpoints=out,
+            resume=on_existing == "resume",
+            on_progress=on_progress,
+            workers=place.workers,
+            device=place.device,
+            notice=notice,
+        )
     if not place.workers.writes:
         return trained, ""
-    write_tensors(out / OUTPUT_LAYER, trained.output.state_dict())
     items = list(trained.vocabulary.items)
-    fingerprint = save_backbone(out, trained.backbone, items, trained.record)
+    layer = {OUTPUT_LAYER: trained.output.state_dict()}
+    with _telling_what_is_kept(out):
+        fingerprint = save_backbone(out, trained.backbone, items, trained.record, layer)
     remove_checkpoint(out)
     return trained, fingerprint
 
 
+def kept_of(out: Path) -> str:
+    """What an unfinished pretraining leaves in its folder, and how to go on from it."""
+    if (out / CHECKPOINT).exists():
+        return f"The last complete checkpoint is kept in {out}: go on from it with --resume."
+    return "No epoch was complete, so no checkpoint is kept."
+
+
+@contextmanager
+def _telling_what_is_kept(out: Path) -> Iterator[None]:
+    """Add to a refusal of the disk what it leaves."""
+    try:
+        yield
+    except FileSystemRefusal as error:
+        error.hint = f"{error.hint} {kept_of(out)}"
+        raise
+
+
 def run_finetune(
-    loaded: LoadedBackbone, job: FinetuneJob, settings: FinetuneSettings, on_progress: OnProgress
+    loaded: LoadedBackbone,
+    job: FinetuneJob,
+    settings: FinetuneSettings,
+    on_progress: OnProgress,
+    notice: Notice = no_notice,
 ) -> FinetunedTask:
     """Fine-tune a task and write its bundle."""
     if job.out.exists() and not job.overwrite:
-        raise OutputExists(f"{job.out} exists.", hint="Give another --out, or --overwrite.")
+        raise OutputExists(f"{job.out} exists.", hint="Give another `out`, or `overwrite`.")
     labels = job.answers.read(settings.kind)
-    task = finetune(loaded, read_histories(job.interactions), labels, settings, on_progress)
+    histories = read_histories(job.interactions)
+    task = finetune(loaded, histories, labels, settings, on_progress, notice=notice)
     write_bundle(job.out, pack_task(task, loaded, job.name))
     return task
 
 
 def write_bundle(out: Path, data: bytes) -> None:
     """Write a bundle in one step: readers see the old file or the complete new one."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    partial.write_bytes(data)
-    partial.replace(out)
+    write_bytes(out, data)
 
 
-def run_evaluate(backbone: Path, job: EvaluateJob) -> tuple[dict[str, float], int]:
+def run_evaluate(
+    backbone: Path, job: EvaluateJob, notice: Notice = no_notice
+) -> tuple[dict[str, float], int]:
     """Metrics of a bundle, computed by the plain forward, and the number of users."""
     loaded = load_backbone(backbone)
-    task = unpack_task(job.bundle.read_bytes(), loaded)
+    task = unpack_task(read_bytes(job.bundle), loaded)
     manifest = task.bundle.manifest
     labels = job.answers.read(manifest.kind)
     histories = read_histories(job.interactions)
     examples = prepare_examples(loaded, histories, labels, job.max_unknown_share)
-    examples = keep_frequent(examples, job.min_label_count)
-    objective = OBJECTIVES[manifest.kind].of(task.outputs, examples)
+    examples = learnable_examples(manifest.kind, examples, job.min_label_count)
+    objective = task.objective(examples)
     rows = np.arange(len(examples.users), dtype=np.int64)
     if job.part == "test":
         seed = manifest.provenance.seed
         rows = split_users(examples.users, job.validation_share, job.test_share, seed).test
+        if not len(rows):
+            raise SplitEmpty(
+                "there is no test part with --test-share 0.", hint="Give the share of fine-tuning."
+            )
+    summary = OBJECTIVES[manifest.kind].summary(examples, rows)
+    doubts = (*doubts_of_histories(examples), *doubts_of_part(examples, rows, "evaluated"))
+    for text in (summary.text, *doubts):
+        notice(text)
     temperature = manifest.head.temperature
     return evaluate_task(task.model, objective, examples, rows, temperature), len(rows)
 
@@ -141,10 +179,10 @@ def _prepare_folder(out: Path, on_existing: OnExisting) -> None:
         remove_checkpoint(out)
     elif SPEC in found:
         raise OutputExists(
-            f"{out} holds a finished backbone.", hint="Give another --out, or --overwrite."
+            f"{out} holds a finished backbone.", hint="Give another `out`, or `overwrite`."
         )
     elif found and on_existing == "refuse":
         raise OutputExists(
             f"{out} holds the checkpoint of an unfinished run.",
-            hint="Continue it with --resume, or start again with --overwrite.",
+            hint="Continue it with `resume`, or start again with `overwrite`.",
         )

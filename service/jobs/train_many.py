@@ -7,8 +7,9 @@ from typing import Any
 
 from peterrec.model.data.histories import UserLabels
 from peterrec.model.data.interactions import read_histories
+from peterrec.model.disk import require_writable_file
 from peterrec.model.files.backbone_folder import LoadedBackbone
-from peterrec.model.progress import OnProgress
+from peterrec.model.progress import Notice, OnProgress, no_notice
 from peterrec.model.training.finetune.finetune import FinetunedTask
 from peterrec.model.training.finetune.many_tasks import TaskToTrain, finetune_many
 from peterrec.service.errors import OutputExists
@@ -41,22 +42,25 @@ class ManyJob:
 
     def task(self, entry: TaskEntry) -> TaskToTrain:
         """One task's answers and settings."""
-        return TaskToTrain(self.answers(entry), replace(entry.settings, **self.patch))
+        settings = replace(entry.settings, **self.patch)
+        return TaskToTrain(self.answers(entry), settings, entry.bundle_name)
 
 
 def run_finetune_many(
-    loaded: LoadedBackbone, job: ManyJob, on_progress: OnProgress
+    loaded: LoadedBackbone, job: ManyJob, on_progress: OnProgress, notice: Notice = no_notice
 ) -> list[tuple[Path, FinetunedTask]]:
     """Train all tasks and write their bundles; nothing is written unless all succeed."""
     outs = [job.folder / entry.out for entry in job.tasks]
+    for out in outs:
+        require_writable_file(out)
     existing = [str(out) for out in outs if out.exists()]
     if existing and not job.overwrite:
         raise OutputExists(
-            f"{', '.join(existing)} exists.", hint="Give other names, or --overwrite."
+            f"{', '.join(existing)} exists.", hint="Give other names, or `overwrite`."
         )
     tasks = [job.task(entry) for entry in job.tasks]
     histories = read_histories(job.events.source(job.time.end_of_histories))
-    trained = finetune_many(loaded, histories, tasks, on_progress)
+    trained = finetune_many(loaded, histories, tasks, on_progress, notice)
     names = [entry.bundle_name for entry in job.tasks]
     bundles = [pack_task(task, loaded, name) for task, name in zip(trained, names, strict=True)]
     for out, data in zip(outs, bundles, strict=True):

@@ -130,8 +130,9 @@ ToDevice = Predict | Cancel | Hello | TableAck | Validate | Sync | Goodbye | Tra
 class BundleEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A resident bundle: what a worker needs to bind rows and to name results.
 
-    ``catalog_path`` is the local bundle file that a ranking head's item ids are read from. ``unit``
-    is that of a number, or empty.
+    ``catalog_path`` is the local bundle file that a ranking head's item ids are read from;
+    ``scale`` and ``shift`` are those of a value's ``ValueScale``, and ``unit`` is what it counts, or
+    empty.
     """
 
     handle: Handle
@@ -141,6 +142,8 @@ class BundleEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     labels: tuple[str, ...]
     threshold: float
     catalog_path: str
+    scale: float = 1.0
+    shift: float = 0.0
     unit: str = ""
 
     def shared(self) -> Self:
@@ -153,6 +156,8 @@ class BundleEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
             kind=shared(self.kind),
             labels=shared(self.labels),
             threshold=shared(self.threshold),
+            scale=shared(self.scale),
+            shift=shared(self.shift),
             unit=shared(self.unit),
         )
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from peterrec.model.data.tables import list_files
+from peterrec.model.data.forms import find_data_files
+from peterrec.model.disk import folder_in_one_step
 from peterrec.model.errors import DataFileEmpty, DataFileMissing, DataFileUnreadable
 
 PADDING = "0"
@@ -39,24 +40,25 @@ def convert_coldrec(path: Path, out: Path) -> list[ColdRecFile]:
     A fine-tuning file also gives ``NAME/targets.parquet``, whose column ``target`` is what
     ``--target-column`` or ``--label-column`` names.
     """
-    files = [file for file in list_files(path) if file.name.endswith((".csv", ".csv.gz"))]
+    found = (file.path for file in find_data_files(path).files)
+    files = [file for file in found if file.name.endswith((".csv", ".csv.gz"))]
     if not files:
         raise DataFileMissing(f"{path} is not a ColdRec .csv file.", hint="Check the path.")
     return [_convert_file(file, out / file.name.split(".csv")[0]) for file in files]
 
 
 def _convert_file(path: Path, out: Path) -> ColdRecFile:
-    out.mkdir(parents=True, exist_ok=True)
-    with _Rows(out / "histories.parquet", "item_id") as items:
-        targets = _Rows(out / "targets.parquet", "target")
-        with targets:
-            for user, history, answers in _users(path):
-                items.add(user, history)
-                targets.add(user, answers)
-    if not items.users:
-        raise DataFileEmpty(f"{path} has no users.", hint="Check the file.")
-    if not targets.rows:
-        (out / "targets.parquet").unlink()
+    with folder_in_one_step(out) as place:
+        with _Rows(place / "histories.parquet", "item_id") as items:
+            targets = _Rows(place / "targets.parquet", "target")
+            with targets:
+                for user, history, answers in _users(path):
+                    items.add(user, history)
+                    targets.add(user, answers)
+        if not items.users:
+            raise DataFileEmpty(f"{path} has no users.", hint="Check the file.")
+        if not targets.rows:
+            (place / "targets.parquet").unlink()
     return ColdRecFile(out.name, items.users, items.rows, targets.rows)
 
 
@@ -132,8 +134,6 @@ class _Rows:
         if kind is None:
             self._flush()
         self._writer.close()
-        if kind is not None:
-            self.path.unlink()
 
     def add(self, user: str, values: list[str]) -> None:
         """Add one user's values, in order."""

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ import numpy.typing as npt
 from peterrec.model.data.files import history_lengths, write_all, write_columns, write_halves
 from peterrec.model.data.histories import Histories
 from peterrec.model.data.interactions import Events, InteractionSource, histories_of, read_histories
-from peterrec.model.data.tables import TableSource, read_parts, text_column
+from peterrec.model.data.tables import TableSource, read_parts
+from peterrec.model.data.values import read_texts
+from peterrec.model.disk import folder_in_one_step
 from peterrec.model.errors import DataFileMissing, DataFileUnreadable
 
 FAVOURITES = 3
@@ -103,13 +106,13 @@ class ConvertedMovieLens:
 def convert_movielens(folder: Path, out: Path) -> ConvertedMovieLens:
     """Write interactions, histories, targets, tags, items and, if known, users as Parquet."""
     data = read_movielens(folder)
-    out.mkdir(parents=True, exist_ok=True)
-    write_all(data.histories, out / "interactions.parquet")
-    write_halves(data.histories, out)
-    write_columns(out / "tags.parquet", _favourite_genres(data.histories, data.films))
-    _write_films(out / "items.parquet", data.films)
-    if data.profiles:
-        _write_profiles(out / "users.parquet", data.profiles)
+    with folder_in_one_step(out) as place:
+        write_all(data.histories, place / "interactions.parquet")
+        write_halves(data.histories, place)
+        write_columns(place / "tags.parquet", _favourite_genres(data.histories, data.films))
+        _write_films(place / "items.parquet", data.films)
+        if data.profiles:
+            _write_profiles(place / "users.parquet", data.profiles)
     return ConvertedMovieLens(
         len(data.histories.users),
         len(data.histories.items),
@@ -242,8 +245,9 @@ def _films_100k(folder: Path) -> Iterator[Film]:
 def _films_csv(folder: Path) -> Iterator[Film]:
     columns = ("movieId", "title", "genres")
     parts = read_parts(TableSource(folder / "movies.csv"), columns)
-    texts = (text_column(parts, column).to_pylist() for column in columns)
+    texts = (chain.from_iterable(read_texts(parts, column)) for column in columns)
     for item, title, genres in zip(*texts, strict=True):
+        assert item is not None and title is not None and genres is not None
         yield Film(item, title, tuple(g for g in genres.split("|") if not g.startswith("(")))
 
 

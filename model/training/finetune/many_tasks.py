@@ -20,7 +20,7 @@ from peterrec.model.data.histories import Histories, UserLabels
 from peterrec.model.errors import TasksDiffer, TrunkTooLarge
 from peterrec.model.files.backbone_folder import LoadedBackbone
 from peterrec.model.network.backbone import Backbone
-from peterrec.model.progress import OnProgress, Progress, no_progress
+from peterrec.model.progress import Notice, OnProgress, Progress, no_notice, no_progress
 from peterrec.model.spec import PatchGeometry
 from peterrec.model.training.batches import bucketed_batches, seeded
 from peterrec.model.training.calibration import fit_temperature
@@ -59,10 +59,14 @@ two products in its cache: 32 tasks of 128 rows took 324 ms in one forward, 120 
 
 @dataclass(frozen=True, slots=True)
 class TaskToTrain:
-    """A task's answers and settings. All tasks of a run must patch the same places."""
+    """A task's answers and settings. All tasks of a run must patch the same places.
+
+    ``name`` is the task in messages.
+    """
 
     labels: UserLabels
     settings: FinetuneSettings
+    name: str = ""
 
 
 def finetune_many(
@@ -70,13 +74,17 @@ def finetune_many(
     histories: Histories,
     tasks: Sequence[TaskToTrain],
     on_progress: OnProgress = no_progress,
+    notice: Notice = no_notice,
 ) -> list[FinetunedTask]:
     """Train all tasks in one run; each ends as ``finetune`` would have trained it alone.
 
     Only random draws differ: tasks that read the same history share its item dropout.
     """
     started = time.perf_counter()
-    prepared = [prepare_task(loaded, histories, task.labels, task.settings) for task in tasks]
+    prepared = [
+        prepare_task(loaded, histories, task.labels, task.settings, _named(task.name, notice))
+        for task in tasks
+    ]
     _require_trainable(loaded.backbone, prepared)
     run = ManyTasksRun(loaded, prepared)
     run.train(on_progress)
@@ -84,6 +92,10 @@ def finetune_many(
     return [
         finished_task(task, loaded, run.training(at, seconds)) for at, task in enumerate(prepared)
     ]
+
+
+def _named(task: str, notice: Notice) -> Notice:
+    return (lambda text: notice(f"{task}: {text}")) if task else notice
 
 
 def _require_trainable(backbone: Backbone, tasks: Sequence[PreparedTask]) -> None:
@@ -149,9 +161,8 @@ class ManyTasksRun:
             on_progress(
                 Progress("fine-tune", done if active else total, total, f"{len(active)} tasks")
             )
-        for prepared, progress in zip(self._tasks, self._progress, strict=True):
+        for progress in self._progress:
             progress.epochs.restore_best()
-            prepared.head_objective.finish()
 
     @torch.no_grad()
     def training(self, task: int, seconds: float) -> Training:

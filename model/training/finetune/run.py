@@ -49,7 +49,7 @@ class FinetuneRun:
         if not len(split.validation) or not len(split.test):
             raise SplitEmpty(
                 "fine-tuning needs users to validate with and to test with.",
-                hint="Give positive --validation-share and --test-share.",
+                hint="Give a positive `validation_share` and `test_share`.",
             )
         objective.head.to(encoder.device)
         self._encoder = encoder
@@ -73,10 +73,9 @@ class FinetuneRun:
         objective.prepare(torch.from_numpy(split.train))
 
     def train(self, on_progress: OnProgress) -> None:
-        """Run the epochs and keep the best one's weights, the head in its final form."""
+        """Run the epochs and keep the best one's weights."""
         train = partial(self._train_epoch, on_progress)
         self.epochs.run(train, self._validate, len(self._split.train))
-        self._objective.finish()
 
     def _train_epoch(self, on_progress: OnProgress) -> float:
         """Make one pass over the training users; returns the mean loss per user."""

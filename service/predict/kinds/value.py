@@ -4,6 +4,7 @@ from typing import Annotated
 
 from msgspec import UNSET, Meta, UnsetType
 
+from peterrec.model.kinds.value import ValueScale
 from peterrec.service.predict.kinds.descriptor import (
     AnswerKind,
     Prediction,
@@ -24,8 +25,9 @@ class ValuePrediction(Prediction, frozen=True, kw_only=True, tag="value"):
 
 
 def _decode(subject: Subject, result: RowResult) -> ValuePrediction:
-    unit = subject.bundle.unit or UNSET
-    return ValuePrediction(value=scores_of(result)[0], unit=unit, **used_fields(subject))
+    (score,), bundle = scores_of(result), subject.bundle
+    value = ValueScale(bundle.scale, bundle.shift).apply(score)
+    return ValuePrediction(value=value, unit=bundle.unit or UNSET, **used_fields(subject))
 
 
 def _divergence(first: ValuePrediction, second: ValuePrediction) -> float:

@@ -180,7 +180,7 @@ def test_histories_without_two_items_are_refused():
     histories = Histories(
         tuple("abcd"), ("x", "y"), np.array([0, 1, 0, 1]), np.array([0, 1, 2, 3, 4])
     )
-    with pytest.raises(SplitEmpty, match="sequences of two items or more"):
+    with pytest.raises(SplitEmpty, match="each of the 4 users has one event"):
         pretrain(histories, TINY)
 
 
