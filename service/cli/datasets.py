@@ -111,9 +111,10 @@ def download(
     quiet: Quiet = False,
 ) -> None:
     """Download a public data set from its publisher; its licence applies to you."""
-    from peterrec.service.jobs.download import download_movielens_1m
+    from peterrec.service.jobs.download import UNPACKED_BYTES, download_movielens_1m
     from peterrec.service.jobs.progress_bar import ProgressBars
 
+    require_writable_folder(out, UNPACKED_BYTES)
     with ProgressBars(quiet) as bars:
         download_movielens_1m(out, bars)
     print(f"{out}: MovieLens-1M, for research only; do not redistribute it, see its README")

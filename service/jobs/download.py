@@ -7,7 +7,7 @@ from typing import IO
 
 import httpx
 
-from peterrec.model.disk import folder_in_one_step, refusals, require_writable_folder
+from peterrec.model.disk import folder_in_one_step, refusals
 from peterrec.model.progress import OnProgress, Progress
 from peterrec.service.errors import DownloadFailed
 
@@ -27,7 +27,6 @@ TIMEOUT_S = 30.0
 
 def download_movielens_1m(out: Path, on_progress: OnProgress, url: str = MOVIELENS_1M) -> None:
     """Download and unpack MovieLens-1M; its README allows research, but no redistribution."""
-    require_writable_folder(out, UNPACKED_BYTES)
     temporary = Path(gettempdir())
     with refusals(temporary, doing="written"), TemporaryFile() as archive:
         try:
