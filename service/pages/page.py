@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from peterrec.model.disk import write_text
 from peterrec.service.system.texts import printable
 
 if TYPE_CHECKING:
