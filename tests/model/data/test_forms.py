@@ -338,6 +338,7 @@ def test_a_header_that_begins_like_another_form_is_a_header(tmp_path, header):
         ("a.csv.gz", zstandard.compress(TEXT.encode()), "text", "zstd"),
         ("a.csv", arrow_bytes("parquet"), "parquet", "none"),
     ],
+    ids=["gzip", "zstd", "plain", "zstd as gzip", "parquet"],
 )
 def test_packed_texts_and_parquet_under_a_wrong_name_are_read_as_what_they_are(
     tmp_path, name, data, container, packing
