@@ -245,20 +245,35 @@ def on_one_scale(one: Events, other: Events) -> tuple[Events, Events]:
             hint="Write both order columns as numbers of one unit, or both as timestamps.",
         )
     scale = max(one.time_scale, other.time_scale)
-    return _scaled(one, scale), _scaled(other, scale)
+    one, other = _scaled(one, scale), _scaled(other, scale)
+    is_unsigned = any(e.time is not None and e.time.dtype == np.uint64 for e in (one, other))
+    return (_unsigned(one), _unsigned(other)) if is_unsigned else (one, other)
 
 
 def _scaled(events: Events, scale: int) -> Events:
     factor = 10 ** (scale - events.time_scale)
     if events.time is None or factor == 1:
         return events
-    largest = int(np.iinfo(np.int64).max)
-    if np.abs(events.time).max(initial=0) > largest // factor:
-        raise OrderUnreadable(
-            f"{events.source}: its times do not fit into 64 bits in units of 1e-{scale}.",
-            hint="Write both order columns in one unit.",
-        )
+    if np.abs(events.time).max(initial=0) > np.iinfo(np.int64).max // factor:
+        raise _incomparable(events)
     return replace(events, time=events.time * factor, time_scale=scale)
+
+
+def _unsigned(events: Events) -> Events:
+    """Events whose times are compared with integers of more than 63 bits."""
+    if events.time is None or events.time.dtype == np.uint64:
+        return events
+    if events.time.min(initial=0) < 0 or events.time.dtype != np.int64:
+        raise _incomparable(events)
+    return replace(events, time=events.time.astype(np.uint64))
+
+
+def _incomparable(events: Events) -> OrderUnreadable:
+    return OrderUnreadable(
+        f"{events.source}: no 64-bit numbers hold its times exactly beside those of the other "
+        "table.",
+        hint="Write both order columns in one unit, as integers or timestamps.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -201,12 +201,9 @@ def _require_same_as_folders(part: TablePart, file: DataFile, wanted: list[str])
     for name, value in file.partitions:
         if name not in wanted or name not in file.names:
             continue
-        encoded = _distinct(part, name)
-        same = encoded.dictionary.is_null()
-        if value is not None:
-            same = Condition(name, value).matches(encoded.dictionary)
-        missing = pa.scalar(value is None)
-        is_same = pc.fill_null(same.take(encoded.indices), missing).to_numpy(zero_copy_only=False)
+        values = _comparable(part, name)
+        same = values.is_null() if value is None else Condition(name, value).matches(values)
+        is_same = same.to_numpy(zero_copy_only=False)
         if not is_same.all():
             row = int(np.argmin(is_same))
             raise DataFileUnreadable(

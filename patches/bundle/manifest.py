@@ -112,9 +112,9 @@ class ManifestHead(_Part):
     """The head: its shape, and how its outputs are named and scaled.
 
     Logits are divided by ``temperature`` before they are decoded. ``threshold`` is the probability
-    from which a tag counts as present. ``scale`` and ``shift`` are those of ``ValueScale``;
-    ``unit`` says what a number counts, such as days. The three are written only where they change
-    something, as older readers do not know them.
+    from which a tag counts as present. ``scale`` and ``shift`` are those of ``ValueScale``; they
+    are written only where they change something, as older readers do not know them. ``unit`` says
+    what a number counts, such as days.
     """
 
     kind: HeadKind
@@ -123,11 +123,11 @@ class ManifestHead(_Part):
     labels: tuple[Label, ...] | None = Field(default=None, fail_fast=True)
     threshold: float = Field(default=0.5, ge=0.0, le=1.0)
     temperature: float = Field(default=1.0, ge=1e-3, le=1e3)
+    unit: Label | None = Field(default=None, exclude_if=lambda unit: unit is None)
     scale: float = Field(default=1.0, gt=0.0, le=LARGEST, exclude_if=lambda scale: scale == 1.0)
     shift: float = Field(
         default=0.0, ge=-LARGEST, le=LARGEST, exclude_if=lambda shift: shift == 0.0
     )
-    unit: Label | None = Field(default=None, exclude_if=lambda unit: unit is None)
 
     @property
     def value_scale(self) -> ValueScale:

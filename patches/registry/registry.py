@@ -414,7 +414,7 @@ class _Compared:
 def _compared(outputs: Mapping[Digest, Outputs]) -> _Compared:
     """Compare two versions' outputs; blocks for about a second per million items of a catalog."""
     before, after = outputs.values()
-    digests = {digest: each.digest for digest, each in outputs.items()}
+    digests = {str(digest): each.digest for digest, each in outputs.items()}
     return _Compared(digests, tuple(output_differences(before, after)))
 
 

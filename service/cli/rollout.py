@@ -7,7 +7,6 @@ import typer
 
 from peterrec.model.documents import Document
 from peterrec.service.cli.server_options import (
-    DEFAULT_URL,
     AllowNewOutputs,
     ApiKey,
     IfMatch,
@@ -16,11 +15,10 @@ from peterrec.service.cli.server_options import (
     outputs_parameter,
     print_json,
     print_table,
-    server,
     short,
-    task_path,
 )
 from peterrec.service.cli.shared_options import AsJson
+from peterrec.service.jobs.server_calls import DEFAULT_URL, server, task_path
 
 WHOLE = 100
 """Sum of all weights if ``--prod-weight`` is not given, so that canaries' weights are per cent."""
@@ -124,6 +122,7 @@ def rollback(
         return
     print(f"{task}: {alias} names version {back['version']}; {_traffic_line(back['traffic'])}.")
     print(f"  {back['digest']} at registry revision {back['registry_revision']}")
+    _print_if_not_served(back)
     if back["new_outputs"]:
         print(f"  its answers have other outputs than before: {'; '.join(back['new_outputs'])}.")
 
@@ -165,6 +164,7 @@ def set_alias(
         print_json(moved)
         return
     print(f"{task}: {alias} names version {moved['version']}; before: {short(moved['previous'])}.")
+    _print_if_not_served(moved)
 
 
 def delete_alias(
@@ -339,3 +339,11 @@ def _print_traffic(task: str, changed: Document, as_json: bool) -> None:
     before, after = _traffic_line(changed["previous"]), _traffic_line(changed["traffic"])
     print(f"{task}: {after}; before: {before}.")
     print(f"  at registry revision {changed['registry_revision']}")
+    _print_if_not_served(changed)
+
+
+def _print_if_not_served(changed: Document) -> None:
+    if not changed["is_served"]:
+        print(
+            "  this server has not loaded it and answers as before; GET /tasks/… shows what serves."
+        )

@@ -91,21 +91,22 @@ class AdminContext:
 
     async def wait_until_served_as(
         self, ref: TaskRef, revision: int, is_so: Callable[[TaskEntry], bool]
-    ) -> None:
-        """Wait until the replica serves a task as of a registry revision.
+    ) -> bool:
+        """Wait until the replica serves a task as of a registry revision; False if it does not.
 
         A version that was not in use may have to be loaded again. Returns without it if that takes
-        longer than ``LOAD_TIMEOUT_S``.
+        longer than ``LOAD_TIMEOUT_S``: its bundle may be one that this server refuses.
         """
         await self.wait_until_served(revision)
         if self._is_served(ref, revision, is_so):
-            return
+            return True
         deadline = time.monotonic() + LOAD_TIMEOUT_S
         while not self._is_served(ref, revision, is_so):
             left_s = deadline - time.monotonic()
             if left_s <= 0 or not await self.table.turn(left_s):
-                return
+                return False
         await self.wait_until_served(revision)
+        return True
 
     def _is_served(self, ref: TaskRef, revision: int, is_so: Callable[[TaskEntry], bool]) -> bool:
         entry = self.table.entry(*ref)

@@ -232,21 +232,21 @@ class Answers:
 
         form = KINDS[kind].answers
         if form == "items":
-            return read_targets(self._targets(), observer)
+            return read_targets(self.targets(), observer)
         given = self.options
         if given.labels is None or given.label_column is None:
             raise AnswersNotGiven(
                 f"a {kind} task needs a table of answers.",
                 hint="Give `labels` and `label_column`.",
             )
-        table = self._table(given.labels)
+        table = self.table(given.labels)
         source = LabelSource(table, given.label_column, self.user_column)
         if form == "tags":
             return read_tags(source, given.tag_separator, observer)
         read = read_values if form == "number" else read_labels
         return read(source, observer)
 
-    def _targets(self) -> "InteractionSource":
+    def targets(self) -> "InteractionSource":
         from peterrec.model.data.interactions import InteractionSource
 
         given = self.options
@@ -256,7 +256,7 @@ class Answers:
                 hint="Give `targets`. A `cut_off` takes them from the interactions.",
             )
         return InteractionSource(
-            self._table(given.targets),
+            self.table(given.targets),
             self.user_column,
             given.target_column,
             given.target_order_column,
@@ -264,7 +264,8 @@ class Answers:
             self.before,
         )
 
-    def _table(self, path: Path) -> "TableSource":
+    def table(self, path: Path) -> "TableSource":
+        """A table of answers at a path."""
         given = self.options
         return table_source(path, self, given.answers_columns, given.answers_where)
 
@@ -338,7 +339,8 @@ def table_source(
     path: Path, form: TextOptions, columns: str | None, where: list[str] | None
 ) -> "TableSource":
     """A table at a path; ``columns`` and ``where`` are written as on the command line."""
-    from peterrec.model.data.tables import Condition, TableSource
+    from peterrec.model.data.filters import Condition
+    from peterrec.model.data.tables import TableSource
 
     return TableSource(
         path,

@@ -75,6 +75,13 @@ def schema_hint(form: BodyForm, problem: str, path: str) -> str:
     return f"{hint} {DOCS}"
 
 
+def query_hint(form: BodyForm, name: str) -> str:
+    """Say where in the body the name of a query parameter belongs."""
+    places = [path for path, fields in form.places.items() if name in fields]
+    where = f"`{name}` belongs in {_names_of(places)}" if places else "Send everything in the body"
+    return f"{where}: {form.example}. {DOCS}"
+
+
 def syntax_hint(form: BodyForm, body: bytes) -> str:
     """Say what to change about bytes that are not JSON."""
     text = body.lstrip()

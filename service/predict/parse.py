@@ -1,6 +1,7 @@
 """JSON bodies → typed requests; an error names the place in the body."""
 
 from typing import NamedTuple
+from urllib.parse import parse_qs
 
 import msgspec
 from msgspec import UNSET
@@ -12,6 +13,7 @@ from peterrec.service.predict.body_hints import (
     PREDICT,
     PREDICT_USER,
     BodyForm,
+    query_hint,
     schema_hint,
     syntax_hint,
 )
@@ -58,6 +60,18 @@ def parse_users_predict(body: bytes) -> UsersPredictRequest:
         return _decode_users_request(body)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise _malformed(PREDICT_USER, body, error) from error
+
+
+def query_refused(form: BodyForm, query: bytes) -> MalformedRequest:
+    """Return the error of a prediction with parameters in its URL, which has none.
+
+    They are refused because a version or number of items there would be ignored.
+    """
+    name = next(iter(parse_qs(query.decode("latin-1"), keep_blank_values=True)), "")
+    return MalformedRequest(
+        f"a prediction has no query parameters, such as {name[:60]!r}.",
+        hint=query_hint(form, name),
+    )
 
 
 def _contradictory(request: PredictRequest) -> MalformedRequest:

@@ -119,3 +119,39 @@ def test_a_version_that_does_not_exist_is_not_found_by_its_owner_either(api, ver
     assert (read.status_code, read.json()["code"]) == (404, "version_not_found")
     deleted = api.delete(f"/tasks/value/versions/{version}")
     assert deleted.status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        (f"{ONE}?version=1", "`version` belongs in `parameters`"),
+        (f"{ONE}?top_k=3", "`top_k` belongs in an entry of `instances` or in `parameters`"),
+        (f"{CARD}?tasks=all", "`tasks` belongs in the top level of the body"),
+        (f"{CARD}?debug", "Send everything in the body"),
+    ],
+)
+def test_a_parameter_in_the_url_of_a_prediction_is_refused_rather_than_ignored(api, path, hint):
+    answer = api.post(path, json={"history": [1], "tasks": "all"})
+    assert (answer.status_code, answer.json()["code"]) == (400, "malformed_request")
+    assert hint in answer.json()["hint"]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("validate-only", "Is 'validate_only' meant?"),
+        ("validateOnly", "Is 'validate_only' meant?"),
+        ("allow_new_output", "Is 'allow_new_outputs' meant?"),
+        ("dry_run", "There are alias, allow_new_outputs, validate_only."),
+    ],
+)
+def test_a_misspelt_parameter_of_a_push_registers_nothing(api, workshop, name, hint):
+    bundle = workshop.bundle("value", 77)
+    answer = api.post("/tasks/misspelt/versions", content=bundle, params={name: "true"})
+    assert (answer.status_code, answer.json()["code"]) == (400, "malformed_request")
+    assert hint in answer.json()["hint"]
+    assert api.get("/tasks/misspelt").status_code == 404
+
+
+def test_probes_of_health_may_have_any_parameter(api):
+    assert api.get("/readyz?verbose=1").status_code == 200

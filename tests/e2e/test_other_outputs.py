@@ -1,5 +1,8 @@
 """A task goes on answering what its callers expect, unless somebody says otherwise."""
 
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from uuid import uuid4
 
 import pytest
@@ -167,3 +170,33 @@ def test_the_command_lists_the_differences_and_takes_the_permission(
     assert split.stderr.startswith("outputs_differ")
     allowed = run(server, "traffic", "set", task, "--canary", "1=5", "--allow-new-outputs")
     assert allowed.returncode == 0, allowed.stderr
+
+
+def test_every_answer_has_the_labels_of_the_version_that_it_names_while_they_change(
+    server, api, workshop, task
+):
+    orders = [("f", "m", "x"), ("x", "m", "f")]
+    for seed, names in enumerate(orders, 1):
+        push(api, task, workshop.bundle("classification", seed, names=names), **ALLOWED)
+    seen: Counter[int] = Counter()
+    body = {"instances": [{"history": [number]} for number in range(20)]}
+
+    def ask() -> None:
+        with server.client() as client:
+            while not is_done.is_set():
+                found = client.post(f"/tasks/{task}/predict", json=body).json()
+                expected = orders[found["version"] - 1]
+                for each in found["predictions"]:
+                    seen[found["version"]] += tuple(each["scores"]) == expected
+                    seen[0] += tuple(each["scores"]) != expected
+
+    is_done = Event()
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask)
+        for number in range(30):
+            version = {"version": 1 + number % 2}
+            assert api.put(f"/tasks/{task}/aliases/prod", json=version, params=ALLOWED).is_success
+        is_done.set()
+        asking.result()
+    assert seen[0] == 0
+    assert min(seen[1], seen[2]) > 0

@@ -83,8 +83,8 @@ def test_a_card_without_any_answer_counts_each_task_by_its_own_error(server, api
     body = {"history": [1], "tasks": [other, {"task": task, "version": 99}]}
     answer = api.post("/users/predict", json=body)
     assert (answer.status_code, answer.json()["code"]) == (409, "task_not_active")
-    for name in (other, task):
-        eventually(lambda name=name: counted(server, "requests", name) == {"client_error": 1})
+    eventually(lambda: counted(server, "requests", other) == {"client_error": 1})
+    eventually(lambda: counted(server, "requests", task) == {"client_error": 1})
 
 
 def test_all_are_all_registered_tasks_whether_they_can_be_answered_or_not(api, workshop, task):
@@ -132,3 +132,7 @@ async def test_a_bundle_of_another_backbone_is_an_error_that_no_retry_cures(
         assert card["errors"]["old"]["code"] == "bundle_refused"
         assert card["errors"]["old"]["retryable"] is False
         eventually(lambda: counted(server, "requests", "old") == {"client_error": 2})
+        detail = client.get("/tasks/old").json()
+        assert (detail["aliases"]["prod"]["version"], detail["served"]) == (1, {})
+        moved = client.put("/tasks/old/aliases/next", json={"version": 1}).json()
+        assert (moved["version"], moved["is_served"]) == (1, False)

@@ -109,9 +109,13 @@ class Task(Struct, frozen=True, kw_only=True):
 
 
 class TaskDetail(Task, frozen=True, kw_only=True):
-    """A task with its versions, oldest first."""
+    """A task with its versions, oldest first.
+
+    ``served`` has the aliases by version number as the answering replica serves them.
+    """
 
     versions: tuple[Version, ...]
+    served: Mapping[str, int] = {}
 
 
 class Pushed(Struct, frozen=True, kw_only=True):
@@ -136,12 +140,16 @@ class Changed(Struct, frozen=True, kw_only=True):
 
 
 class AliasMoved(Changed, frozen=True, kw_only=True):
-    """Where an alias points now; ``previous`` is the digest that it named before."""
+    """Where an alias points now; ``previous`` is the digest that it named before.
+
+    ``is_served`` is False if the replica has not loaded the version and answers by the one before.
+    """
 
     alias: str
     version: int
     digest: str
     previous: str | None
+    is_served: bool = True
 
 
 class RolledBack(AliasMoved, frozen=True, kw_only=True):

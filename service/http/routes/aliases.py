@@ -94,13 +94,13 @@ async def put_alias(
         expected_revision(if_match),
         allow_new_outputs=allow_new_outputs,
     )
-    await context.wait_until_served_as(
+    is_served = await context.wait_until_served_as(
         TaskRef(caller.tenant, name),
         moved.revision,
         lambda served: served.aliases.get(alias) == moved.current.version,
     )
     set_etag(response, moved.revision)
-    return AliasMovedView(**_moved(name, alias, moved))
+    return AliasMovedView(**_moved(name, alias, moved), is_served=is_served)
 
 
 @router.delete("/{task}/aliases/{alias}")
@@ -143,7 +143,7 @@ async def rollback(
     detail = await registry.get_task(caller.tenant, name)
     back = await registry.rollback(caller.tenant, name, caller.key_id, alias, expected)
     numbers = {each: target.version for each, target in back.aliases.items()}
-    await context.wait_until_served_as(
+    is_served = await context.wait_until_served_as(
         TaskRef(caller.tenant, name),
         back.revision,
         lambda served: served.aliases == numbers and (not back.traffic or bool(served.traffic)),
@@ -154,6 +154,7 @@ async def rollback(
         aliases={each: AliasView.of(target) for each, target in back.aliases.items()},
         traffic=TrafficView.of(back.traffic, numbers_of(detail)),
         new_outputs=list(back.new_outputs),
+        is_served=is_served,
     )
 
 

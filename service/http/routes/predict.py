@@ -38,10 +38,11 @@ from peterrec.service.http.openapi import (
     raw_operation,
 )
 from peterrec.service.http.raw_route import Call, RawRoute
+from peterrec.service.predict.body_hints import PREDICT, PREDICT_USER, BodyForm
 from peterrec.service.predict.canary import Answered
 from peterrec.service.predict.item_ids import MappedHistory
 from peterrec.service.predict.kinds import Prediction
-from peterrec.service.predict.parse import parse_predict, parse_users_predict
+from peterrec.service.predict.parse import parse_predict, parse_users_predict, query_refused
 from peterrec.service.predict.predictor import TaskAnswers, TaskQuestions
 from peterrec.service.predict.questions import Question
 from peterrec.service.predict.schemas import (
@@ -144,7 +145,10 @@ def _authenticate(context: PredictContext, call: Call) -> Principal:
     return principal
 
 
-def _read(call: Call) -> Awaitable[bytes]:
+def _read(call: Call, form: BodyForm) -> Awaitable[bytes]:
+    query = call.scope["query_string"]
+    if query:
+        raise query_refused(form, query)
     return read_body(
         call.receive,
         call.head.content_length,
@@ -156,7 +160,7 @@ def _read(call: Call) -> Awaitable[bytes]:
 async def _predict(context: PredictContext, call: Call, task: str) -> None:
     principal = _authenticate(context, call)
     deadline = call.started + call.head.timeout_s(context.request_timeout_ms)
-    body = await _read(call)
+    body = await _read(call, PREDICT)
     context.table.existing(principal.tenant, task)
     call.tasks = (task,)
     principal.require("predict", task)
@@ -200,7 +204,7 @@ async def _predict(context: PredictContext, call: Call, task: str) -> None:
 async def _users_predict(context: PredictContext, call: Call) -> None:
     principal = _authenticate(context, call)
     deadline = call.started + call.head.timeout_s(context.request_timeout_ms)
-    request = parse_users_predict(await _read(call))
+    request = parse_users_predict(await _read(call, PREDICT_USER))
     choices = _choices(context.table, request, principal)
     call.rows = 1
     call.tasks = [_label(context.table, principal, choice.task) for choice in choices]

@@ -68,10 +68,14 @@ class TaskTrafficView(BaseModel):
 
 
 class TrafficChangedView(Changed):
-    """The traffic after and before a change; null means that prod answers alone."""
+    """The traffic after and before a change; null means that prod answers alone.
+
+    ``is_served`` is false if this replica has not loaded one of the versions: prod answers alone.
+    """
 
     traffic: TrafficView | None
     previous: TrafficView | None
+    is_served: bool
 
 
 @router.get("")
@@ -119,11 +123,11 @@ async def put_traffic(
         expected,
         allow_new_outputs=allow_new_outputs,
     )
-    await context.wait_until_served_as(
+    is_served = await context.wait_until_served_as(
         TaskRef(caller.tenant, name), changed.revision, lambda task: task.traffic is not None
     )
     set_etag(response, changed.revision)
-    return _changed(name, changed, detail)
+    return _changed(name, changed, detail, is_served=is_served)
 
 
 @router.delete("")
@@ -137,7 +141,7 @@ async def delete_traffic(
     changed = await registry.clear_traffic(caller.tenant, name, caller.key_id, expected)
     await context.wait_until_served(changed.revision)
     set_etag(response, changed.revision)
-    return _changed(name, changed, detail)
+    return _changed(name, changed, detail, is_served=True)
 
 
 def traffic_of(body: TrafficRequest, detail: TaskDetail) -> Traffic:
@@ -155,11 +159,14 @@ def traffic_of(body: TrafficRequest, detail: TaskDetail) -> Traffic:
     )
 
 
-def _changed(task: TaskId, changed: TrafficChanged, detail: TaskDetail) -> TrafficChangedView:
+def _changed(
+    task: TaskId, changed: TrafficChanged, detail: TaskDetail, *, is_served: bool
+) -> TrafficChangedView:
     numbers = numbers_of(detail)
     return TrafficChangedView(
         task=task,
         registry_revision=changed.revision,
         traffic=TrafficView.of(changed.current, numbers),
         previous=TrafficView.of(changed.previous, numbers),
+        is_served=is_served,
     )

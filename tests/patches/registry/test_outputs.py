@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -29,7 +30,11 @@ async def store(registry: Registry, bundle: bytes) -> tuple[Digest, VersionSumma
     return verified.digest, VersionSummary.of(verified)
 
 
-async def add(registry: Registry, bundle: bytes, **options: object) -> Digest:
+async def add(
+    registry: Registry,
+    bundle: bytes,
+    **options: Any,  # Any: options of add_version
+) -> Digest:
     digest, summary = await store(registry, bundle)
     await registry.add_version(*REF, digest, summary, "ann", **options)
     return digest
