@@ -334,7 +334,7 @@ class _Filters:
 
     def __init__(self, where: Sequence[Condition]) -> None:
         self._where = where
-        self._matched = {condition: 0 for condition in where}
+        self._matched = dict.fromkeys(where, 0)
         self._kept = 0
         self._seen: dict[str, dict[str, None]] = {condition.column: {} for condition in where}
 

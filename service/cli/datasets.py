@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from peterrec.model.progress import Progress
 from peterrec.service.cli.settings_options import takes_settings
 from peterrec.service.cli.shared_options import AsJson, Out, Quiet
-from peterrec.service.jobs.options import EventOptions, TableOptions
+from peterrec.service.jobs.options import AnswerOptions, EventOptions, TableOptions, TimeOptions
 
 if TYPE_CHECKING:
     from peterrec.model.data.observer import ReadingObserver
-    from peterrec.model.data.statistics import DataInfo, Spread
 
 
 class Format(StrEnum):
@@ -134,60 +134,37 @@ def sample_data(
 
 def data_info(
     events: EventOptions,
+    answers: AnswerOptions,
+    time: TimeOptions,
     plot: Annotated[
         Path | None, typer.Option(help="Draw histograms into this .png or .svg file.")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write everything as one HTML page into this file.")
+    ] = None,
+    sample: Annotated[
+        bool, typer.Option(help="Show the history of one user, who may be a person.")
+    ] = True,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Print statistics of a table of interactions: read them before you train on it."""
-    from peterrec.model.data.interactions import read_events
-    from peterrec.model.data.statistics import describe_events, draw_data, require_picture
+    """Show what would be trained on, by the options of `pretrain` and `finetune`.
+
+    Read it before you train.
+    """
+    from peterrec.service.jobs.data_info import DataInfoJob, describe_data
+    from peterrec.service.jobs.data_page import draw_data, page_of, require_picture
+    from peterrec.service.jobs.data_text import screen_of
+    from peterrec.service.jobs.reading import observing
+    from peterrec.service.pages.page import write_page
 
     if plot is not None:
         require_picture(plot)
-    info = describe_events(read_events(events.source()))
-    if plot is not None:
-        draw_data(info, plot)
-    if as_json:
-        print(json.dumps(info.to_json()))
-    else:
-        _print_info(str(events.interactions), info)
-
-
-def _print_info(title: str, info: "DataInfo") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("", "", title=title, show_header=False)
-    for name, value in _info_rows(info):
-        table.add_row(name, value)
-    Console(highlight=False).print(table)
-
-
-def _info_rows(info: "DataInfo") -> list[tuple[str, str]]:
-    rows = [
-        ("users", f"{info.users:,}"),
-        ("items", f"{info.items:,}"),
-        ("events", f"{info.events:,}"),
-        ("sparsity", f"{info.sparsity:.4%} of all pairs never seen"),
-        ("events of a user", _spread(info.length_spread)),
-        ("users with one event", f"{info.single_event_users:,}"),
-        ("events of an item", _spread(info.popularity_spread)),
-        ("items with one event", f"{info.single_event_items:,}"),
-        *((f"events on the top {name}", f"{share:.1%}") for name, share in info.top_shares.items()),
-        ("repeats an earlier item", f"{info.repeated_share:.2%} of events"),
-    ]
-    if info.times is None or info.duplicate_share is None:
-        return [*rows, ("order", "the file's; give the column of times with --order-column")]
-    return [
-        *rows,
-        ("same item at the same time", f"{info.duplicate_share:.2%} of events"),
-        ("tied with another event", f"{info.times.tied_share:.2%} of events, ordered by a hash"),
-        ("first", info.times.first),
-        ("last", info.times.last),
-    ]
-
-
-def _spread(spread: "Spread") -> str:
-    quantiles = ", ".join(f"{name} {value:g}" for name, value in spread.quantiles.items())
-    return f"{quantiles}, max {spread.largest:,}, mean {spread.mean:.1f}"
+    with observing(quiet) as observer:
+        report = describe_data(DataInfoJob(events, answers, time, sample), observer)
+        observer.progress(Progress("drawing"))
+        if plot is not None:
+            draw_data(report, plot)
+        if html is not None:
+            write_page(html, page_of(report))
+    print(json.dumps(report.to_json()) if as_json else "\n".join(screen_of(report)))

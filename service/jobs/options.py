@@ -238,7 +238,7 @@ class Answers:
                 f"a {kind} task needs a table of answers.",
                 hint="Give `labels` and `label_column`.",
             )
-        table = self._table(given.labels)
+        table = self.table(given.labels)
         source = LabelSource(table, given.label_column, self.user_column)
         if form == "tags":
             return read_tags(source, given.tag_separator, observer)
@@ -255,7 +255,7 @@ class Answers:
                 hint="Give `targets`. A `cut_off` takes them from the interactions.",
             )
         return InteractionSource(
-            self._table(given.targets),
+            self.table(given.targets),
             self.user_column,
             given.target_column,
             given.target_order_column,
@@ -263,7 +263,8 @@ class Answers:
             self.before,
         )
 
-    def _table(self, path: Path) -> "TableSource":
+    def table(self, path: Path) -> "TableSource":
+        """A table of answers at a path."""
         given = self.options
         return table_source(path, self, given.answers_columns, given.answers_where)
 

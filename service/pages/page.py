@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peterrec.service.system.texts import printable
@@ -97,6 +98,12 @@ def matrix(caption: str, labels: Sequence[str], counts: Sequence[Sequence[int]])
 def page(title: str, sections: Sequence[Section], lead: Sequence[Text] = ()) -> str:
     """A complete HTML document. ``lead`` stands below the title, before the first section."""
     return _template("page.html").render(title=title, sections=sections, lead=lead)
+
+
+def write_page(path: Path, html: str) -> None:
+    """Write a page into a file, and create its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(html, encoding="utf-8")
 
 
 def fragment(parts: Sequence[Part], title: str = "") -> str:
