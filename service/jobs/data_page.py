@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peterrec.model.data.statistics import AnswersInfo, DataInfo, Frequent, Spread, Times
+from peterrec.model.disk import file_in_one_step
 from peterrec.model.errors import PictureUnwritable
 from peterrec.service.jobs.data_info import DataReport
 from peterrec.service.jobs.progress_bar import size_text
@@ -222,6 +223,6 @@ def draw_data(report: DataReport, path: Path) -> None:
         items.set_yticks(range(len(names)), map(short_label, names))
         items.invert_yaxis()
         items.set_title("most frequent items")
-        path.parent.mkdir(parents=True, exist_ok=True)
         dateless = {"Date": None} if path.suffix == ".svg" else {}
-        canvas.savefig(path, dpi=150, metadata=dateless)
+        with file_in_one_step(path) as partial:
+            canvas.savefig(partial, format=path.suffix[1:], dpi=150, metadata=dateless)
