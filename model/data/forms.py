@@ -664,7 +664,8 @@ def _missing(file: DataFile, wanted: Sequence[str], column: str) -> ColumnMissin
 
 def _similar(file: DataFile, column: str) -> str | None:
     """A question about the name that is most like the missing one, if there is one."""
-    plain = {_plain(name): name for name in file.columns}
+    plain = {_plain(name.partition(":")[0]): name for name in file.columns}
+    plain |= {_plain(name): name for name in file.columns}
     same = plain.get(_plain(column))
     if same is None and f"{column}_list" in file.lists:
         same = f"{column}_list"

@@ -15,6 +15,7 @@ from peterrec.model.data.interactions import (
     Flags,
     InteractionSource,
     histories_of,
+    on_one_scale,
     read_events,
     targets_of,
 )
@@ -27,7 +28,7 @@ from peterrec.model.errors import ComparisonSettingsInvalid
 from peterrec.model.kinds import KINDS
 from peterrec.model.spec import HeadKind
 from peterrec.model.study.corpus import COMPARED_KINDS, CorpusTask, PreparedCorpus
-from peterrec.model.study.cutoffs import cuts_after, first_times, is_past, require_past
+from peterrec.model.study.cutoffs import Cuts, cuts_after, first_times, is_past, require_past
 from peterrec.model.study.settings import CutSettings
 
 
@@ -170,7 +171,7 @@ def _direction(source: str, target: str, parts: dict[str, Events], cut: Cut) -> 
     inputs precede; earlier events in the target domain are then neither inputs nor targets.
     Pretraining also reads the later source events of users who are not held out.
     """
-    events, every = parts[source], parts[target]
+    events, every = on_one_scale(parts[source], parts[target])
     cuts = cuts_after(events, every, cut.min_history) if cut.min_history else first_times(every)
     targets = every.select(~is_past(every, cuts) & _belongs(every, cuts))
     inputs = events.select(is_past(events, cuts) & _belongs(events, cuts))
@@ -188,7 +189,7 @@ def _direction(source: str, target: str, parts: dict[str, Events], cut: Cut) -> 
     return cut.corpus(name, histories, tasks, metadata, histories_of(events))
 
 
-def _belongs(events: Events, cuts: dict[str, float]) -> Flags:
+def _belongs(events: Events, cuts: Cuts) -> Flags:
     """True for events of users who have a cut."""
     has_cut = np.array([user in cuts for user in events.users])
     flags: Flags = has_cut[events.user]
@@ -250,6 +251,7 @@ def _file_corpus(
             observer,
         )
         if entry.get("drop_future", False):
+            events, targets = on_one_scale(events, targets)
             events = events.select(is_past(events, first_times(targets)))
         require_past(events, targets)
         tasks.append(CorpusTask(task["name"], kind, targets_of(targets, cut.most_targets)))

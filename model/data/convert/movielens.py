@@ -252,7 +252,9 @@ def _films_csv(folder: Path) -> Iterator[Film]:
     parts = read_parts(TableSource(folder / "movies.csv"), columns)
     texts = (chain.from_iterable(read_texts(parts, column)) for column in columns)
     for item, title, genres in zip(*texts, strict=True):
-        assert item is not None and title is not None and genres is not None
+        assert item is not None
+        assert title is not None
+        assert genres is not None
         yield Film(item, title, tuple(g for g in genres.split("|") if not g.startswith("(")))
 
 

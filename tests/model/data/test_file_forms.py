@@ -158,6 +158,10 @@ TEXTS: dict[str, Make] = {
     "csv with spaces": written("e.csv", " ", "space"),
     "csv without a header": written("e.csv", columns=NAMES),
     "tsv without a header": written("e.tsv", "\t", columns=NAMES),
+    "csv without a header, with a byte-order mark": written("e.csv", columns=NAMES, encode=marked),
+    "csv.gz with a byte-order mark": written(
+        "e.csv.gz", encode=lambda data: gzip.compress(marked(data))
+    ),
     "csv.gz": written("e.csv.gz", encode=gzip.compress),
     "csv.zst": in_a_folder(written("e.csv.zst", encode=zstandard.compress)),
     "tsv.gz": in_a_folder(written("e.tsv.gz", "\t", encode=gzip.compress)),
@@ -303,7 +307,7 @@ SMALL_TYPES: dict[str, Make] = {
     str(kind): parquet(ids_as(kind))
     for kind in (
         *(pa.int8(), pa.uint8(), pa.int16(), pa.uint16(), pa.int32(), pa.uint32()),
-        *(pa.float32(), pa.float64(), pa.decimal128(5, 2), pa.decimal256(50, 2)),
+        *(pa.float32(), pa.float64(), pa.decimal128(21, 2), pa.decimal256(50, 2)),
     )
 }
 
