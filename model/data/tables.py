@@ -267,7 +267,7 @@ def _reason(error: Exception) -> str:
 def _parquet(file: DataFile, columns: list[str]) -> Iterator[tuple[pa.Table, float]]:
     with pq.ParquetFile(file.path, buffer_size=PARQUET_BUFFER_BYTES, pre_buffer=False) as parquet:
         done, total = 0, max(1, parquet.metadata.num_rows)
-        yield parquet.schema_arrow.empty_table().select(columns), 0.0
+        yield _without_views(parquet.schema_arrow.empty_table().select(columns)), 0.0
         # A file of which folders give all columns still has as many rows as any of its own.
         for batch in parquet.iter_batches(PARQUET_BATCH_ROWS, columns=columns or file.names[:1]):
             done += batch.num_rows
@@ -299,7 +299,7 @@ def _memory_parts(
         yield TablePart(
             source.name,
             None,
-            reader.schema.empty_table().select(wanted),
+            _without_views(reader.schema.empty_table().select(wanted)),
             np.empty(0, dtype=np.int64),
             source.missing,
         )
