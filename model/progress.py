@@ -1,4 +1,4 @@
-"""Progress reports of long steps."""
+"""What long steps report while they work: progress, and sentences for a person."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,3 +26,11 @@ OnProgress = Callable[[Progress], None]
 
 def no_progress(progress: Progress) -> None:
     """Ignore a progress report."""
+
+
+Notice = Callable[[str], None]
+"""Called with a sentence that a person should know: what data are, or what is doubtful."""
+
+
+def no_notice(text: str) -> None:
+    """Ignore a sentence."""

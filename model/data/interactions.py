@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from peterrec.model.data.event_store import Codes, EventColumns, EventStore, TimeForm, open_store
 from peterrec.model.data.histories import Histories, UserLabels
-from peterrec.model.data.lists import refuse_unread_lists, unfolded
+from peterrec.model.data.lists import notice_of_written_lists, refuse_unread_lists, unfolded
 from peterrec.model.data.observer import SILENT, ReadingObserver
 from peterrec.model.data.order_columns import EPOCHS, Kind, OrderColumn, OrderValues
 from peterrec.model.data.tables import TablePart, TableSource, read_batches
@@ -306,6 +306,10 @@ def _filled(
         users, items = store.name_users(), store.name_items()
         for notice in (*users.notices, *items.notices, *_mixed_units(store, columns)):
             observer.notice(notice)
+        if store.count == len(users.texts):
+            lists = notice_of_written_lists(items.texts, source.item_column, name)
+            if lists is not None:
+                observer.notice(lists)
         yield _Filled(
             store,
             tuple(users.texts.to_pylist()),

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from peterrec.model.data.files import PositionedEvents, write_columns, write_events
+from peterrec.model.disk import folder_in_one_step
 from peterrec.model.progress import OnProgress, Progress, no_progress
 
 INTERESTS = (
@@ -61,12 +62,13 @@ def write_sample_data(
     events = _make_clicks(people, generator, on_progress)
     names = _user_names(users)
     on_progress(Progress("writing tables"))
-    write_events(out / "interactions.parquet", events)
-    write_events(out / "histories.parquet", events.select(events.history_mask()))
-    write_events(out / "targets.parquet", _make_purchases(people, generator))
-    _write_users(out / "users.parquet", people, generator)
-    write_columns(out / "tags.parquet", _tag_rows(people, names))
-    _write_items(out / "items.parquet")
+    with folder_in_one_step(out) as folder:
+        write_events(folder / "interactions.parquet", events)
+        write_events(folder / "histories.parquet", events.select(events.history_mask()))
+        write_events(folder / "targets.parquet", _make_purchases(people, generator))
+        _write_users(folder / "users.parquet", people, generator)
+        write_columns(folder / "tags.parquet", _tag_rows(people, names))
+        _write_items(folder / "items.parquet")
 
 
 def _user_names(users: int) -> list[str]:

@@ -9,6 +9,7 @@ import csv
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -281,10 +282,32 @@ def _text(
     yield pa.schema([(column, pa.string()) for column in columns]).empty_table(), 0.0
     read = columns or file.names[:1]
     above = 1 if file.form.has_header else 0
-    for batch in engine.scan_text(connection, file, read):
-        table = pa.Table.from_batches([batch.slice(above)]).rename_columns(read)
-        above = 0
-        yield table, max(0.0, connection.query_progress() / 100)
+    done = 0
+    try:
+        for batch in engine.scan_text(connection, file, read):
+            table = pa.Table.from_batches([batch.slice(above if done == 0 else 0)])
+            done += batch.num_rows
+            yield table.rename_columns(read), max(0.0, connection.query_progress() / 100)
+    except duckdb.Error:
+        if first_fault(file) is not None:
+            raise
+        # DuckDB does not read lines that end now in one way and now in another.
+        yield from ((table, 1.0) for table in _records(file, read, max(done, above)))
+
+
+RECORDS_AT_ONCE = 1 << 16
+"""Rows of a text file in memory that Python reads; it does so at a tenth of DuckDB's speed."""
+
+
+def _records(file: DataFile, columns: list[str], done: int) -> Iterator[pa.Table]:
+    """Columns of a text table without its first rows, counting the header."""
+    assert file.form is not None
+    places = [file.names.index(column) for column in columns]
+    rows = (fields for _, fields in islice(records(file.path, file.form), done, None))
+    while some := list(islice(rows, RECORDS_AT_ONCE)):
+        values = [[fields[place] or None for fields in some] for place in places]
+        arrays = [pa.array(column, pa.string()) for column in values]
+        yield pa.table(dict(zip(columns, arrays, strict=True)))
 
 
 def _memory_parts(

@@ -9,6 +9,7 @@ import numpy as np
 
 from peterrec.model.data.convert.movielens import Film, MovieLens, read_movielens
 from peterrec.model.data.files import history_lengths
+from peterrec.model.data.filters import Condition
 from peterrec.model.data.histories import Histories, UserLabels
 from peterrec.model.data.interactions import (
     Events,
@@ -22,7 +23,7 @@ from peterrec.model.data.interactions import (
 from peterrec.model.data.labels import LabelSource, read_labels
 from peterrec.model.data.observer import SILENT, ReadingObserver
 from peterrec.model.data.splits import split_users
-from peterrec.model.data.tables import Condition, TableSource
+from peterrec.model.data.tables import TableSource
 from peterrec.model.documents import Document
 from peterrec.model.errors import ComparisonSettingsInvalid
 from peterrec.model.kinds import KINDS

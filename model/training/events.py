@@ -6,7 +6,7 @@ report between epochs only, so that listening changes neither a result nor the s
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from typing import Literal
 
@@ -121,7 +121,11 @@ def events_of(record: Document) -> list[TrainingEvent]:
 
     Records of earlier versions lack times, rows and memory.
     """
-    records = [EpochRecord(**epoch) for epoch in record["epochs"]]
+    known = {each.name for each in fields(EpochRecord)}
+    records = [
+        EpochRecord(**{name: value for name, value in epoch.items() if name in known})
+        for epoch in record["epochs"]
+    ]
     data = dict(record["data"]) | {name: record[name] for name in ("loss",) if name in record}
     started = TrainingStarted(
         "finetune" if "metrics" in record else "pretrain",

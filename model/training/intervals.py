@@ -30,6 +30,9 @@ SHARE = 95
 
 FEWEST_USERS = 2
 
+SMALLEST_WIDTH = 1e-12
+"""Width of an interval, as a share of the value, that is not told from 0."""
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:
@@ -46,7 +49,8 @@ class Metric:
 class Estimate:
     """A metric's value, and the interval that it would be in for most other samples of users.
 
-    The ends are None where no interval was computed.
+    The ends are None where no interval can be told: of one user, of a metric that takes too long,
+    and where all resamples agree, such as on two users who are both right.
     """
 
     value: float
@@ -87,6 +91,8 @@ def _estimate(value: float, resampled: list[float]) -> Estimate:
         return Estimate(value)
     outside = (100 - SHARE) / 2
     low, high = np.percentile(finite, [outside, 100 - outside]).tolist()
+    if high - low <= SMALLEST_WIDTH * max(1.0, abs(value)):
+        return Estimate(value)
     return Estimate(value, min(low, value), max(high, value))
 
 
@@ -114,7 +120,8 @@ def macro_f1_of(predicted: Ints, targets: Ints, classes: int) -> Metric:
         chosen = np.bincount(predicted, weights, classes)
         present = np.bincount(targets, weights, classes)
         occurs = chosen + present > 0
-        return float(np.mean(2 * hits[occurs] / (chosen + present)[occurs]))
+        total = float(np.sum(2 * hits[occurs] / (chosen + present)[occurs]))
+        return _ratio(total, float(occurs.sum()))
 
     return Metric(macro_f1, 4 * len(targets))
 
@@ -144,8 +151,7 @@ def explained_share_of(errors: Floats, targets: Floats) -> Metric:
     squares, centred = errors**2, targets - targets.mean()
 
     def explained(weights: Floats) -> float:
-        users = float(weights.sum())
-        mean = float(weights @ centred) / users
+        mean = _ratio(float(weights @ centred), float(weights.sum()))
         spread = float(weights @ (centred - mean) ** 2)
         return 1 - _ratio(float(weights @ squares), spread)
 

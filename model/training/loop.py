@@ -105,7 +105,15 @@ class Epochs:
         return len(self) >= self._limit or len(self) - 1 - self.best >= self._patience
 
     def add(self, record: EpochRecord) -> None:
-        """Add a finished epoch; copy its weights if it is the best one."""
+        """Add a finished epoch; copy its weights if it is the best one.
+
+        A validation loss that is not finite raises TrainingDiverged.
+        """
+        if not math.isfinite(record.validation_loss):
+            raise TrainingDiverged(
+                f"the validation loss is {record.validation_loss} after epoch {record.epoch + 1}.",
+                hint="Lower the learning rate.",
+            )
         self.records.append(record)
         if self.best == len(self) - 1:
             weights = self._trained.state_dict()

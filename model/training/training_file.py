@@ -95,7 +95,7 @@ class TrainingFile:
         except OSError as error:
             raise TrainingFileUnwritable(
                 f"{path} can't be written: {error.strerror}.",
-                hint="Give an --out in a folder that can be written.",
+                hint="Give an `out` in a folder that can be written.",
             ) from error
 
     def hear(self, event: TrainingEvent) -> None:
@@ -177,12 +177,22 @@ def read_training_file(path: Path) -> TrainingLog | None:
     documents = [_parse(path, number, line) for number, line in enumerate(lines, 1)]
     if not documents:
         return None
-    started, *rest = documents
+    started = documents[0]
     if started.get("schema") != SCHEMA:
         raise TrainingFileInvalid(
             f"{path}, line 1: the schema is {started.get('schema')!r}, not {SCHEMA!r}.",
             hint="Use the version of peterrec that wrote it.",
         )
+    return _log(documents)
+
+
+def log_of(record: Document) -> TrainingLog | None:
+    """The lines of a run from the record that it left; None if the record tells of no epochs."""
+    return _log([line_of(event) for event in events_of(record)]) if record.get("epochs") else None
+
+
+def _log(documents: list[Document]) -> TrainingLog:
+    started, *rest = documents
     measured = tuple(line for line in rest if line.get("event") == "measured")
     ended = next((line for line in rest if line.get("event") == "ended"), None)
     return TrainingLog(started, measured, ended)

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from peterrec.model.errors import PeterRecError
+from peterrec.model.kinds.value import ValueScale
 from peterrec.patches.bundle.bundle import Catalog, Contents, Manifest, format_digest
 from peterrec.patches.bundle.diff import (
     BundleDifference,
@@ -47,6 +48,7 @@ def manifest_rows(manifest: Manifest) -> Rows:
         *([("labels", _some(head.labels, len(head.labels)))] if head.labels else []),
         *([("threshold", f"{head.threshold}")] if manifest.described_kind.has_threshold else []),
         ("temperature", f"{head.temperature}"),
+        *([] if head.value_scale == ValueScale() else [("value", _value_line(head.value_scale))]),
         ("backbone", manifest.backbone),
         ("input", f"{framing.max_len} items, {framing.padding} padding, {direction}"),
         ("patch", _patch(manifest)),
@@ -152,6 +154,10 @@ def refusal_document(error: PeterRecError) -> list[dict[str, str]]:
     if isinstance(error, BundleRejected):
         return [{"code": r.code, "message": r.message, "hint": r.hint} for r in error.reasons]
     return [{"code": error.code, "message": error.message, "hint": error.hint}]
+
+
+def _value_line(line: ValueScale) -> str:
+    return f"{line.scale} · logit + {line.shift}"
 
 
 def _patch(manifest: Manifest) -> str:

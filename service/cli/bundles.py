@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from peterrec.model.disk import read_bytes
 from peterrec.model.errors import PeterRecError
+from peterrec.model.kinds import KINDS
 from peterrec.model.progress import OnProgress, Progress
 from peterrec.patches.bundle.bundle import BundleLimits, open_bundle, read_manifest
 from peterrec.patches.bundle.diff import BundleMetadata, OpenedBundle, compare_bundles
@@ -35,13 +37,11 @@ if TYPE_CHECKING:
     from peterrec.model.files.backbone_folder import LoadedBackbone
     from peterrec.service.jobs.reference_answers import Disagreement
 
-File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Bundle file.")]
+File = Annotated[Path, typer.Argument(help="Bundle file.")]
 Backbone = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        exists=True,
-        file_okay=False,
         help="Backbone folder to check the bundle with.",
     ),
 ]
@@ -49,7 +49,6 @@ Trusted = Annotated[
     list[Path] | None,
     typer.Option(
         "--trusted-key",
-        exists=True,
         help="Public key or folder of *.pub files; one of the keys must have signed. Repeatable.",
     ),
 ]
@@ -92,7 +91,7 @@ def verify(
     except PeterRecError as error:
         _print_refusal(file, error, as_json)
         raise typer.Exit(1) from error
-    digest = format_digest(digest_of(file.read_bytes()))
+    digest = format_digest(digest_of(read_bytes(file)))
     if as_json:
         document = {"file": str(file), "is_accepted": True, "digest": digest, "reasons": []}
         print(json.dumps({**document, "signed_by": list(signed_by)}, indent=1))
@@ -133,7 +132,7 @@ def diff(
 
 
 def _open(file: Path) -> OpenedBundle:
-    data = file.read_bytes()
+    data = read_bytes(file)
     contents = open_bundle(data)
     return OpenedBundle(contents, BundleMetadata.of(contents, digest_of(data), len(data)))
 
@@ -144,7 +143,7 @@ def _check(
     """The trusted keys that signed the bundle; BundleRejected or ProbeFailed if a check fails."""
     on_progress(Progress("verifying the bundle"))
     if backbone is None:
-        contents = open_bundle(file.read_bytes(), trusted_keys=trusted)
+        contents = open_bundle(read_bytes(file), trusted_keys=trusted)
         return check_signatures(contents, trusted, Findings())
     from peterrec.model.files.backbone_folder import load_backbone
     from peterrec.service.jobs.reference_answers import check_probes
@@ -190,10 +189,14 @@ def _print_refusal(file: Path, error: PeterRecError, as_json: bool) -> None:
         console.print(f"  {reason['code']}: {line}", markup=False)
 
 
+def _compared(kind: str) -> str:
+    return "value" if KINDS[kind].outputs == "number" else "logit"
+
+
 def _disagreement_rows(measured: "Disagreement") -> list[tuple[str, str]]:
     return [
         ("disagreement", f"{measured.divergence:.4g} ({ANSWERS[measured.kind].divergence_text})"),
         ("  on", f"{measured.histories} histories of both bundles' probes"),
-        ("  largest change", f"{measured.largest_change:.4g} of a logit"),
+        ("  largest change", f"{measured.largest_change:.4g} of a {_compared(measured.kind)}"),
         ("  compared", f"{measured.common_outputs} outputs that both have"),
     ]

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
+from peterrec.model.disk import require_writable_folder
 from peterrec.model.study.settings import DEFAULT_METHODS, Axes, ComparisonSettings, CutSettings
 from peterrec.model.training.pretrain.settings import PretrainSettings
+from peterrec.service.cli.failures import interruption_keeps
 from peterrec.service.cli.settings_options import FieldsOf, comma_separated, takes_settings
 from peterrec.service.cli.shared_options import Quiet
 from peterrec.service.jobs.options import (
@@ -250,6 +252,7 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Train and evaluate the paper's methods on the same users, with mean and spread over seeds."""
+    require_writable_folder(out)
     from peterrec.model.study.schedule import Effort
     from peterrec.model.study.sources import Cut
     from peterrec.service.jobs.compare import CompareJob, prepare, rich_tables, run_comparison
@@ -275,7 +278,8 @@ def compare(
             folder = prepare(job, observer)
         print(f"Wrote {folder}")
         return
-    with observing(quiet) as observer:
+    kept = f"Finished runs are kept in {out}: repeat the command to go on."
+    with interruption_keeps(lambda: kept), observing(quiet) as observer:
         document, pictures = run_comparison(job, observer)
     console = Console(highlight=False)
     if not console.is_terminal:

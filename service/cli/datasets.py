@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from peterrec.model.disk import require_writable_file, require_writable_folder
 from peterrec.model.progress import Progress
 from peterrec.service.cli.settings_options import takes_settings
 from peterrec.service.cli.shared_options import AsJson, Out, Quiet
@@ -55,6 +56,7 @@ def convert(
 
     if dataset is not Format.RECBOLE and table != TableOptions():
         raise typer.BadParameter(f"the options of the input are for recbole, not for {dataset}")
+    require_writable_folder(out)
     with observing(quiet) as observer:
         said = CONVERTERS[dataset](folder, out, table, observer)
     print("\n".join(said))
@@ -109,9 +111,10 @@ def download(
     quiet: Quiet = False,
 ) -> None:
     """Download a public data set from its publisher; its licence applies to you."""
-    from peterrec.service.jobs.download import download_movielens_1m
+    from peterrec.service.jobs.download import UNPACKED_BYTES, download_movielens_1m
     from peterrec.service.jobs.progress_bar import ProgressBars
 
+    require_writable_folder(out, UNPACKED_BYTES)
     with ProgressBars(quiet) as bars:
         download_movielens_1m(out, bars)
     print(f"{out}: MovieLens-1M, for research only; do not redistribute it, see its README")
@@ -124,6 +127,7 @@ def sample_data(
     quiet: Quiet = False,
 ) -> None:
     """Generate the data of a small shop, to try every command with."""
+    require_writable_folder(out)
     from peterrec.model.data.sample_data import write_sample_data
     from peterrec.service.jobs.progress_bar import ProgressBars
 
@@ -160,6 +164,9 @@ def data_info(
 
     if plot is not None:
         require_picture(plot)
+        require_writable_file(plot)
+    if html is not None:
+        require_writable_file(html)
     with observing(quiet) as observer:
         report = describe_data(DataInfoJob(events, answers, time, sample), observer)
         observer.progress(Progress("drawing"))

@@ -30,7 +30,7 @@ def finetune_many(
     events: EventOptions,
     tasks: Annotated[
         Path,
-        typer.Option(exists=True, dir_okay=False, help="TOML file of the tasks and their bundles."),
+        typer.Option(help="TOML file of the tasks and their bundles."),
     ],
     time: TimeOptions,
     patch: Annotated[dict[str, Any], COMMON],
@@ -40,13 +40,14 @@ def finetune_many(
     quiet: Quiet = False,
 ) -> None:
     """Train many tasks' patches and heads together, and write a bundle for each."""
+    from peterrec.service.jobs.task_file import read_task_file
+
+    entries = read_task_file(tasks)
     from peterrec.model.files.backbone_folder import load_backbone
     from peterrec.service.jobs.reading import observing
     from peterrec.service.jobs.recording import Recording
-    from peterrec.service.jobs.task_file import read_task_file
     from peterrec.service.jobs.train_many import ManyJob, run_finetune_many
 
-    entries = read_task_file(tasks)
     with observing(quiet) as observer:
         observer.progress(Progress("loading the backbone"))
         loaded = load_backbone(backbone)

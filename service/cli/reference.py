@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from peterrec.model.disk import require_writable_folder
 from peterrec.service.cli.shared_options import AsJson, Quiet
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def import_reference(
     quiet: Quiet = False,
 ) -> None:
     """Convert a checkpoint of the published code into a backbone folder."""
+    require_writable_folder(out)
     from peterrec.model.parity.import_checkpoint import ImportSettings
     from peterrec.model.parity.import_checkpoint import import_reference as write_folder
     from peterrec.model.progress import Progress

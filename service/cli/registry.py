@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from peterrec.model.disk import require_writable_file
 from peterrec.patches.identity import format_digest
 from peterrec.service.cli.bundle_text import print_rows
 from peterrec.service.cli.shared_options import AsJson, AsJsonLines, Quiet
@@ -119,6 +120,7 @@ def export(
     """Write the whole registry into one archive; the registry may be changed meanwhile."""
     from peterrec.patches.backup.exporting import export_archive
 
+    require_writable_file(file)
     with _address(redis_url, data_dir) as url, ProgressBars(quiet) as bars:
         manifest = _run(
             url, redis_prefix, lambda registry: export_archive(registry.store, file, bars)
@@ -134,7 +136,7 @@ def export(
 def import_(
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="Archive to read (.tar)."),
+        typer.Argument(metavar="FILE", help="Archive to read (.tar)."),
     ],
     redis_url: RedisUrl = None,
     redis_prefix: Prefix = DEFAULT_PREFIX,

@@ -1,6 +1,7 @@
 """Commands of the training group: pretrain a backbone, fine-tune and evaluate tasks."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from peterrec.model.disk import require_writable_file, require_writable_folder
 from peterrec.model.progress import Progress
 from peterrec.model.training.finetune.settings import FinetuneSettings
 from peterrec.model.training.pretrain.settings import PretrainSettings
+from peterrec.service.cli.failures import interruption_keeps
 from peterrec.service.cli.settings_options import FieldsOf, takes_settings
 from peterrec.service.cli.shared_options import AsJson, BackboneFolder, Blocks, Overwrite, Quiet
 from peterrec.service.jobs.options import (
@@ -65,13 +68,19 @@ def pretrain(
 
     The processes of torchrun share the work of every step.
     """
+    if os.environ.get("RANK", "0") == "0":  # only the first process of torchrun writes
+        require_writable_folder(out)
     from peterrec.service.jobs.reading import observing
     from peterrec.service.jobs.recording import Recording
     from peterrec.service.jobs.torchrun import place_of
-    from peterrec.service.jobs.train import run_pretrain
+    from peterrec.service.jobs.train import kept_of, run_pretrain
 
     on_existing = _on_existing(resume, overwrite)
-    with place_of(device) as place, observing(quiet or not place.workers.writes) as observer:
+    with (
+        interruption_keeps(lambda: kept_of(out)),
+        place_of(device) as place,
+        observing(quiet or not place.workers.writes) as observer,
+    ):
         trained, fingerprint = run_pretrain(
             events.source(until),
             settings,
@@ -105,6 +114,7 @@ def finetune(
     quiet: Quiet = False,
 ) -> None:
     """Train one task's patch and head on a frozen backbone, and write its bundle."""
+    require_writable_file(out)
     from peterrec.model.files.backbone_folder import load_backbone
     from peterrec.service.jobs.reading import observing
     from peterrec.service.jobs.recording import Recording
@@ -134,9 +144,7 @@ def finetune(
 
 def evaluate(
     backbone: BackboneFolder,
-    bundle: Annotated[
-        Path, typer.Option(exists=True, dir_okay=False, help="Bundle file to evaluate.")
-    ],
+    bundle: Annotated[Path, typer.Option(help="Bundle file to evaluate.")],
     events: EventOptions,
     answers: AnswerOptions,
     time: TimeOptions,

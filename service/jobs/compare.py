@@ -9,6 +9,7 @@ from rich.table import Table
 
 from peterrec.model.data.interactions import InteractionSource
 from peterrec.model.data.observer import ReadingObserver
+from peterrec.model.disk import read_bytes
 from peterrec.model.documents import Document
 from peterrec.model.errors import ComparisonSettingsInvalid
 from peterrec.model.progress import Progress
@@ -74,7 +75,6 @@ def prepare(job: CompareJob, observer: ReadingObserver) -> Path:
             hint="Give `movielens`, `events`, `task_list`, `interactions` or `prepared`.",
         )
     folder = job.out / PREPARED
-    folder.mkdir(parents=True, exist_ok=True)
     write_corpora(folder, corpora)
     return folder
 
@@ -82,7 +82,7 @@ def prepare(job: CompareJob, observer: ReadingObserver) -> Path:
 def run_comparison(job: CompareJob, observer: ReadingObserver) -> tuple[Report, list[Path]]:
     """Prepare the data, execute the runs that are missing, write tables and plots."""
     place = Workplace(prepare(job, observer), job.out, job.settings, job.device)
-    units = compare(place, job.effort, observer.progress)
+    units = compare(place, job.effort, observer.progress, observer.notice)
     observer.progress(Progress("writing tables and plots"))
     write_report(place, units)
     document = report_of(place, units)
@@ -113,8 +113,8 @@ def _corpora(sources: Sources, cut: Cut, observer: ReadingObserver) -> Iterator[
 
 def _read_task_list(path: Path) -> Document:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return tomllib.loads(read_bytes(path).decode())
+    except ValueError as error:
         raise ComparisonSettingsInvalid(
             f"{path} is not a readable TOML file: {error}.",
             hint="See docs/compare.md for the form.",

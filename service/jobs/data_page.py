@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peterrec.model.data.statistics import AnswersInfo, DataInfo, Frequent, Spread, Times
+from peterrec.model.disk import file_in_one_step
 from peterrec.model.errors import PictureUnwritable
 from peterrec.service.jobs.data_info import DataReport
 from peterrec.service.jobs.progress_bar import size_text
@@ -37,11 +38,11 @@ def page_of(report: DataReport) -> str:
     """A self-contained page of everything that is known of the data."""
     sections = [
         Section("Files", list(_files(report))),
-        Section("Summary", [_summary(report.events), *_bounds(report)]),
-        Section("Users and items", list(_charts(report.events))),
+        Section("Summary", [summary_table(report.events), *_bounds(report)]),
+        Section("Users and items", list(charts_of(report.events))),
     ]
     if report.events.times is not None:
-        sections.append(Section("Time", list(_time(report.order_column, report.events.times))))
+        sections.append(Section("Time", list(time_parts(report.order_column, report.events.times))))
     if report.answers is not None:
         sections.append(Section("Answers", list(_answers(report.answers))))
     if report.events.sample is not None:
@@ -75,7 +76,8 @@ def _bounds(report: DataReport) -> Iterator[Part]:
         yield Text(f"Of the table's events, {report.bounds}.")
 
 
-def _summary(info: DataInfo) -> Part:
+def summary_table(info: DataInfo) -> Part:
+    """How many events, users and items there are, and how they are distributed."""
     rows: list[tuple[Cell, ...]] = [
         ("events", info.events),
         ("users", info.users),
@@ -102,7 +104,8 @@ def _spread(spread: Spread) -> str:
     return f"{quantiles}, max {spread.largest:,}, mean {spread.mean:.1f}"
 
 
-def _charts(info: DataInfo) -> Iterator[Part]:
+def charts_of(info: DataInfo) -> Iterator[Part]:
+    """The distributions of history lengths and popularity, and the most frequent items."""
     yield histogram("Lengths of histories", info.lengths, "events of a user", "", True)
     yield histogram("Popularity of items", info.popularity, "events of an item", "", True)
     names, counts = _names_and_counts(info.top_items)
@@ -113,7 +116,8 @@ def _names_and_counts(values: Sequence[Frequent]) -> tuple[list[str], list[int]]
     return [value.value for value in values], [value.count for value in values]
 
 
-def _time(column: str | None, times: Times) -> Iterator[Part]:
+def time_parts(column: str | None, times: Times) -> Iterator[Part]:
+    """The range of the order column, and the events over time."""
     zone = times.zone or "none"
     rows: list[tuple[Cell, ...]] = [
         ("column", column),
@@ -220,6 +224,6 @@ def draw_data(report: DataReport, path: Path) -> None:
         items.set_yticks(range(len(names)), map(short_label, names))
         items.invert_yaxis()
         items.set_title("most frequent items")
-        path.parent.mkdir(parents=True, exist_ok=True)
         dateless = {"Date": None} if path.suffix == ".svg" else {}
-        canvas.savefig(path, dpi=150, metadata=dateless)
+        with file_in_one_step(path) as partial:
+            canvas.savefig(partial, format=path.suffix[1:], dpi=150, metadata=dateless)

@@ -67,7 +67,8 @@ Missing = Annotated[
     list[str] | None,
     typer.Option(
         metavar="TEXT",
-        help="A text that stands for no value, such as NULL; repeatable.",
+        help="A text that stands for no value, such as NULL; repeatable. An empty text says that "
+        "all others are values, even NULL and NA.",
         rich_help_panel=INPUT,
     ),
 ]
@@ -338,7 +339,8 @@ def table_source(
     path: Path, form: TextOptions, columns: str | None, where: list[str] | None
 ) -> "TableSource":
     """A table at a path; ``columns`` and ``where`` are written as on the command line."""
-    from peterrec.model.data.tables import Condition, TableSource
+    from peterrec.model.data.filters import Condition
+    from peterrec.model.data.tables import TableSource
 
     return TableSource(
         path,

@@ -1,26 +1,29 @@
 """The work of the training commands: read the data, train or evaluate, save the result."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from peterrec.model.data.examples import keep_frequent
 from peterrec.model.data.interactions import InteractionSource, read_histories
 from peterrec.model.data.observer import SILENT, ReadingObserver
 from peterrec.model.data.splits import split_users
+from peterrec.model.disk import write_bytes
+from peterrec.model.errors import FileSystemRefusal, SplitEmpty
 from peterrec.model.files.backbone_folder import LoadedBackbone, fingerprint_of, save_backbone
 from peterrec.model.files.backbone_info import SPEC
-from peterrec.model.files.tensors import write_tensors
 from peterrec.model.progress import Progress
 from peterrec.model.training.evaluation import evaluate_task
 from peterrec.model.training.events import TrainingListener, unheard
+from peterrec.model.training.finetune.doubts import doubts_of_histories, doubts_of_part
 from peterrec.model.training.finetune.finetune import (
     FinetunedTask,
     FinetuneSettings,
     finetune,
+    learnable_examples,
     prepare_examples,
 )
 from peterrec.model.training.objectives import OBJECTIVES
@@ -99,16 +102,19 @@ def run_pretrain(
     if out is not None:
         _prepare_folder(out, on_existing)
     with _followed(recording, out, place) as listener:
-        trained = pretrain(
-            read_histories(interactions, observer),
-            settings,
-            checkpoints=out,
-            resume=on_existing == "resume",
-            on_progress=observer.progress,
-            listener=listener,
-            workers=place.workers,
-            device=place.device,
-        )
+        histories = read_histories(interactions, observer)
+        with _telling_what_is_kept(out):
+            trained = pretrain(
+                histories,
+                settings,
+                checkpoints=out,
+                resume=on_existing == "resume",
+                on_progress=observer.progress,
+                listener=listener,
+                workers=place.workers,
+                device=place.device,
+                notice=observer.notice,
+            )
         if not place.workers.writes:
             return trained, ""
         if out is not None:
@@ -137,12 +143,31 @@ def write_backbone(out: Path, trained: PretrainedBackbone) -> str:
 
 
 def _write_folder(out: Path, trained: PretrainedBackbone) -> str:
-    out.mkdir(parents=True, exist_ok=True)
-    write_tensors(out / OUTPUT_LAYER, trained.output.state_dict())
     items = list(trained.vocabulary.items)
-    fingerprint = save_backbone(out, trained.backbone, items, trained.record)
+    layer = {OUTPUT_LAYER: trained.output.state_dict()}
+    with _telling_what_is_kept(out):
+        fingerprint = save_backbone(out, trained.backbone, items, trained.record, layer)
     remove_checkpoint(out)
     return fingerprint
+
+
+def kept_of(out: Path) -> str:
+    """What an unfinished pretraining leaves in its folder, and how to go on from it."""
+    if (out / CHECKPOINT).exists():
+        return f"The last complete checkpoint is kept in {out}: go on from it with `resume`."
+    return "No epoch was complete, so no checkpoint is kept."
+
+
+@contextmanager
+def _telling_what_is_kept(out: Path | None) -> Iterator[None]:
+    """Add to a refusal of the disk what it leaves."""
+    try:
+        yield
+    except FileSystemRefusal as error:
+        if out is None:
+            raise
+        error.hint = f"{error.hint} {kept_of(out)}"
+        raise
 
 
 def run_finetune(
@@ -159,7 +184,9 @@ def run_finetune(
     with recording.of(path, job.name) as listener:
         labels = job.answers.read(settings.kind, observer)
         histories = read_histories(job.interactions, observer)
-        task = finetune(loaded, histories, labels, settings, observer.progress, listener)
+        task = finetune(
+            loaded, histories, labels, settings, observer.progress, listener, observer.notice
+        )
         observer.progress(Progress("packing the bundle"))
         packed = PackedTask(task, pack_task(task, loaded, job.name))
         if job.out is not None:
@@ -175,10 +202,7 @@ def write_task(out: Path, packed: PackedTask) -> None:
 
 def write_bundle(out: Path, data: bytes) -> None:
     """Write a bundle in one step: readers see the old file or the complete new one."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    partial.write_bytes(data)
-    partial.replace(out)
+    write_bytes(out, data)
 
 
 def run_evaluate(
@@ -192,12 +216,21 @@ def run_evaluate(
     histories = read_histories(job.interactions, observer)
     observer.progress(Progress("joining histories and answers"))
     examples = prepare_examples(loaded, histories, labels, job.max_unknown_share)
-    examples = keep_frequent(examples, job.min_label_count)
-    objective = OBJECTIVES[manifest.kind].of(task.outputs, examples)
+    examples = learnable_examples(manifest.kind, examples, job.min_label_count)
+    objective = task.objective(examples)
     rows = np.arange(len(examples.users), dtype=np.int64)
     if job.part == "test":
         seed = manifest.provenance.seed
         rows = split_users(examples.users, job.validation_share, job.test_share, seed).test
+        if not len(rows):
+            raise SplitEmpty(
+                "a test share of 0 leaves nothing to measure on.",
+                hint="Give the `test_share` of fine-tuning.",
+            )
+    summary = OBJECTIVES[manifest.kind].summary(examples, rows)
+    doubts = (*doubts_of_histories(examples), *doubts_of_part(examples, rows, "evaluated"))
+    for text in (summary.text, *doubts):
+        observer.notice(text)
     temperature = manifest.head.temperature
     on_progress = observer.progress
     metrics = evaluate_task(task.model, objective, examples, rows, temperature, on_progress)

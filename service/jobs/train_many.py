@@ -9,6 +9,7 @@ from typing import Any
 from peterrec.model.data.histories import UserLabels
 from peterrec.model.data.interactions import read_histories
 from peterrec.model.data.observer import ReadingObserver
+from peterrec.model.disk import require_writable_file
 from peterrec.model.files.backbone_folder import LoadedBackbone
 from peterrec.model.progress import Progress
 from peterrec.model.training.events import TrainingListener
@@ -48,7 +49,7 @@ class ManyJob:
     ) -> TaskToTrain:
         """One task's answers and settings."""
         settings = replace(entry.settings, **self.patch)
-        return TaskToTrain(self.answers(entry, observer), settings, listener)
+        return TaskToTrain(self.answers(entry, observer), settings, entry.bundle_name, listener)
 
 
 def run_finetune_many(
@@ -59,6 +60,9 @@ def run_finetune_many(
 ) -> list[tuple[Path, PackedTask]]:
     """Train all tasks and write their bundles; no bundle is written unless all succeed."""
     outs = [(job.folder or Path()) / entry.out for entry in job.tasks]
+    if job.folder is not None:
+        for out in outs:
+            require_writable_file(out)
     existing = [str(out) for out in outs if out.exists() and job.folder is not None]
     if existing and not job.overwrite:
         raise OutputExists(
@@ -75,7 +79,7 @@ def run_finetune_many(
         pairs = zip(job.tasks, listeners, strict=True)
         tasks = [job.task(entry, listener, observer) for entry, listener in pairs]
         histories = read_histories(job.events.source(job.time.end_of_histories), observer)
-        trained = finetune_many(loaded, histories, tasks, observer.progress)
+        trained = finetune_many(loaded, histories, tasks, observer.progress, observer.notice)
         observer.progress(Progress("packing the bundles"))
         packed = [
             PackedTask(task, pack_task(task, loaded, name))

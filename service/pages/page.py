@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from peterrec.model.disk import write_text
 from peterrec.service.system.texts import printable
 
 if TYPE_CHECKING:
@@ -104,8 +105,7 @@ def page(title: str, sections: Sequence[Section], lead: Sequence[Text] = ()) -> 
 
 def write_page(path: Path, html: str) -> None:
     """Write a page into a file, and create its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding="utf-8")
+    write_text(path, html)
 
 
 def fragment(parts: Sequence[Part], title: str = "") -> str:

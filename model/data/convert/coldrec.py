@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from peterrec.model.data.forms import find_data_files
 from peterrec.model.data.observer import SILENT, FilesRead, ReadingObserver
+from peterrec.model.disk import folder_in_one_step
 from peterrec.model.errors import DataFileEmpty, DataFileMissing, DataFileUnreadable
 from peterrec.model.progress import Progress
 
@@ -53,19 +54,19 @@ def convert_coldrec(path: Path, out: Path, observer: ReadingObserver = SILENT) -
 
 
 def _convert_file(path: Path, out: Path, observer: ReadingObserver) -> ColdRecFile:
-    out.mkdir(parents=True, exist_ok=True)
-    with _Rows(out / "histories.parquet", "item_id") as items:
-        targets = _Rows(out / "targets.parquet", "target")
-        with targets:
-            for done, (user, history, answers) in enumerate(_users(path)):
-                if done % REPORT_EVERY == 0:
-                    observer.progress(Progress(f"converting {path.name}", done, unit="users"))
-                items.add(user, history)
-                targets.add(user, answers)
-    if not items.users:
-        raise DataFileEmpty(f"{path} has no users.", hint="Check the file.")
-    if not targets.rows:
-        (out / "targets.parquet").unlink()
+    with folder_in_one_step(out) as place:
+        with _Rows(place / "histories.parquet", "item_id") as items:
+            targets = _Rows(place / "targets.parquet", "target")
+            with targets:
+                for done, (user, history, answers) in enumerate(_users(path)):
+                    if done % REPORT_EVERY == 0:
+                        observer.progress(Progress(f"converting {path.name}", done, unit="users"))
+                    items.add(user, history)
+                    targets.add(user, answers)
+        if not items.users:
+            raise DataFileEmpty(f"{path} has no users.", hint="Check the file.")
+        if not targets.rows:
+            (place / "targets.parquet").unlink()
     return ColdRecFile(out.name, items.users, items.rows, targets.rows)
 
 
@@ -141,8 +142,6 @@ class _Rows:
         if kind is None:
             self._flush()
         self._writer.close()
-        if kind is not None:
-            self.path.unlink()
 
     def add(self, user: str, values: list[str]) -> None:
         """Add one user's values, in order."""

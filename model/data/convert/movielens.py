@@ -20,6 +20,7 @@ from peterrec.model.data.interactions import Events, InteractionSource, historie
 from peterrec.model.data.observer import SILENT, ReadingObserver
 from peterrec.model.data.tables import TableSource, read_parts
 from peterrec.model.data.values import read_texts
+from peterrec.model.disk import folder_in_one_step
 from peterrec.model.errors import DataFileMissing, DataFileUnreadable
 from peterrec.model.progress import Progress
 
@@ -110,13 +111,13 @@ def convert_movielens(
     """Write interactions, histories, targets, tags, items and, if known, users as Parquet."""
     data = read_movielens(folder, observer)
     observer.progress(Progress("writing tables"))
-    out.mkdir(parents=True, exist_ok=True)
-    write_all(data.histories, out / "interactions.parquet")
-    write_halves(data.histories, out)
-    write_columns(out / "tags.parquet", _favourite_genres(data.histories, data.films))
-    _write_films(out / "items.parquet", data.films)
-    if data.profiles:
-        _write_profiles(out / "users.parquet", data.profiles)
+    with folder_in_one_step(out) as place:
+        write_all(data.histories, place / "interactions.parquet")
+        write_halves(data.histories, place)
+        write_columns(place / "tags.parquet", _favourite_genres(data.histories, data.films))
+        _write_films(place / "items.parquet", data.films)
+        if data.profiles:
+            _write_profiles(place / "users.parquet", data.profiles)
     return ConvertedMovieLens(
         len(data.histories.users),
         len(data.histories.items),

@@ -2,23 +2,30 @@
 
 import platform
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from peterrec.model.data.examples import Examples, join_answers, keep_frequent
+from peterrec.model.data.examples import (
+    Examples,
+    join_answers,
+    keep_frequent,
+    require_shared_users,
+)
 from peterrec.model.data.histories import Histories, UserLabels
 from peterrec.model.data.splits import UserSplit, split_users
 from peterrec.model.data.vocabulary import Vocabulary, require_known, tokenize
 from peterrec.model.documents import Document
 from peterrec.model.files.backbone_folder import LoadedBackbone
+from peterrec.model.kinds import KINDS
+from peterrec.model.kinds.value import ValueScale
 from peterrec.model.network.backbone import new_patch
 from peterrec.model.network.heads import Head
 from peterrec.model.network.patch import Patch, PatchWeights
-from peterrec.model.progress import OnProgress, Progress, no_progress
-from peterrec.model.spec import PatchGeometry
+from peterrec.model.progress import Notice, OnProgress, Progress, no_notice, no_progress
+from peterrec.model.spec import HeadKind, PatchGeometry
 from peterrec.model.training.batches import seeded
 from peterrec.model.training.evaluation import (
     TaskModel,
@@ -34,12 +41,13 @@ from peterrec.model.training.events import (
     machine_of,
     unheard,
 )
+from peterrec.model.training.finetune.doubts import doubts_of_task
 from peterrec.model.training.finetune.encoders import CachedPatchedBackbone, patch_encoder
 from peterrec.model.training.finetune.objective_of_head import HeadObjective
 from peterrec.model.training.finetune.run import FinetuneRun
 from peterrec.model.training.finetune.settings import FinetuneSettings
 from peterrec.model.training.loop import EpochRecord, now
-from peterrec.model.training.objectives import OBJECTIVES
+from peterrec.model.training.objectives import OBJECTIVES, Objective, ScaledObjective
 
 __all__ = ["FinetuneSettings", "FinetunedTask", "finetune", "prepare_examples"]
 
@@ -58,7 +66,8 @@ class FinetunedTask:
 
     ``outputs`` are labels, tags or catalog items in the order of the head's rows; empty for a
     value. ``examples`` and ``split`` are the users it was trained, validated and tested on. Logits
-    are divided by ``temperature``, which was fitted on the validation part.
+    are divided by ``temperature``, which was fitted on the validation part. ``scale`` makes a value
+    of the logit.
     """
 
     geometry: PatchGeometry
@@ -70,6 +79,7 @@ class FinetunedTask:
     split: UserSplit
     record: Document
     temperature: float = 1.0
+    scale: ValueScale = field(default_factory=ValueScale)
 
     @property
     def patch_weights(self) -> PatchWeights:
@@ -117,15 +127,17 @@ def finetune(
     settings: FinetuneSettings,
     on_progress: OnProgress = no_progress,
     listener: TrainingListener = unheard,
+    notice: Notice = no_notice,
 ) -> FinetunedTask:
     """Train a patch and head on one task's answers; keep the epoch with the best validation loss.
 
     Users are split into training, validation and test parts. Metrics are those of the test part,
-    in addition to those of the best answer that ignores the history (``baseline_…``).
+    in addition to those of the best answer that ignores the history (``baseline_…``). What the
+    answers are, and what is doubtful about them, is told before training begins.
     """
     started = time.perf_counter()
     on_progress(Progress("joining histories and answers"))
-    task = prepare_task(loaded, histories, labels, settings)
+    task = prepare_task(loaded, histories, labels, settings, notice)
     listener(started_task(task, loaded))
     head_objective, split, examples = task.head_objective, task.split, task.examples
     variants = settings.trunk_variants if settings.item_dropout else 1
@@ -158,21 +170,32 @@ def finetune(
 
 
 def prepare_task(
-    loaded: LoadedBackbone, histories: Histories, labels: UserLabels, settings: FinetuneSettings
+    loaded: LoadedBackbone,
+    histories: Histories,
+    labels: UserLabels,
+    settings: FinetuneSettings,
+    notice: Notice = no_notice,
 ) -> PreparedTask:
     """Split a task's users, and build its untrained patch and head."""
     examples = prepare_examples(loaded, histories, labels, settings.max_unknown_share)
-    examples = keep_frequent(examples, settings.min_label_count)
+    examples = learnable_examples(settings.kind, examples, settings.min_label_count)
     split = split_users(
         examples.users, settings.validation_share, settings.test_share, settings.seed
     )
     kind = OBJECTIVES[settings.kind]
+    summary = kind.summary(examples, np.arange(len(examples.users)))
+    notice(summary.text)
     outputs = kind.learn_outputs(examples, split.train)
+    task_doubts = doubts_of_task(examples, split)
+    warnings = [*summary.doubts, *task_doubts]
+    for warning in warnings:
+        notice(warning)
     objective = kind.of(outputs, examples)
     generator = seeded(settings.seed, "patch")
     patch = new_patch(loaded.backbone, settings.geometry(len(loaded.backbone.blocks)), generator)
     head_objective = HeadObjective(objective, loaded.backbone.spec.channels, generator)
     metadata = _metadata(histories, labels, examples, split)
+    metadata |= {"answers": summary.text, "warnings": warnings}
     return PreparedTask(settings, examples, split, outputs, patch, head_objective, metadata, now())
 
 
@@ -228,7 +251,13 @@ def finished_task(
             "software": {"python": platform.python_version(), "torch": torch.__version__},
         },
         temperature=training.temperature,
+        scale=scale_of(task.head_objective.objective),
     )
+
+
+def scale_of(objective: Objective) -> ValueScale:
+    """The line from a logit to the answer; it changes nothing unless the task answers a number."""
+    return objective.scale if isinstance(objective, ScaledObjective) else ValueScale()
 
 
 def _report_end(
@@ -247,11 +276,18 @@ def prepare_examples(
     loaded: LoadedBackbone, histories: Histories, labels: UserLabels, max_unknown_share: float
 ) -> Examples:
     """The labelled users' histories as tokens; fails if too many of their items are unknown."""
+    require_shared_users(histories.users, labels)
     vocabulary = Vocabulary(tuple(loaded.items))
     wanted = np.flatnonzero([user in labels.by_user for user in histories.users])
-    known = tokenize(histories.select(wanted) if len(wanted) else histories, vocabulary)
+    known = tokenize(histories.select(wanted), vocabulary)
     require_known(known, max_unknown_share, "the histories")
     return join_answers(known, labels, vocabulary.items)
+
+
+def learnable_examples(kind: HeadKind, examples: Examples, min_label_count: int) -> Examples:
+    """The examples without answers that too few users have; numbers are never too rare."""
+    is_number = KINDS[kind].answers == "number"
+    return examples if is_number else keep_frequent(examples, min_label_count)
 
 
 def _metadata(

@@ -76,7 +76,7 @@ class FinetuneRun:
         objective.prepare(torch.from_numpy(split.train))
 
     def train(self, on_progress: OnProgress, listener: TrainingListener = unheard) -> None:
-        """Run the epochs and keep the best one's weights, the head in its final form."""
+        """Run the epochs and keep the best one's weights."""
         settings, split = self._settings, self._split
         batches = math.ceil(len(split.train) / settings.batch_size)
         validation_batches = math.ceil(len(split.validation) / VALIDATION_ROWS)
@@ -91,7 +91,6 @@ class FinetuneRun:
             self._optimizer,
         )
         self.epochs.run(plan, lambda: report_epochs(listener, self.epochs.records[-1:]))
-        self._objective.finish()
 
     def _train_epoch(self, progress: RunProgress) -> float:
         """Make one pass over the training users; returns the mean loss per user."""

@@ -14,7 +14,7 @@ from peterrec.model.data.histories import Histories
 from peterrec.model.data.vocabulary import Vocabulary
 from peterrec.model.documents import Document
 from peterrec.model.network.backbone import Backbone
-from peterrec.model.progress import OnProgress, Progress, no_progress
+from peterrec.model.progress import Notice, OnProgress, Progress, no_notice, no_progress
 from peterrec.model.spec import FIRST_ITEM
 from peterrec.model.training.batches import seeded
 from peterrec.model.training.data_parallel import ALONE, Workers
@@ -38,6 +38,7 @@ from peterrec.model.training.pretrain.settings import Precision, PretrainSetting
 from peterrec.model.training.pretrain.spectral import spectral_embedding
 from peterrec.model.training.pretrain.state import (
     PretrainingState,
+    require_room,
     restore_checkpoint,
     save_checkpoint,
 )
@@ -75,19 +76,25 @@ def pretrain(
     listener: TrainingListener = unheard,
     workers: Workers = ALONE,
     device: torch.device = CPU,
+    notice: Notice = no_notice,
 ) -> PretrainedBackbone:
     """Train a backbone; the epoch with the lowest validation loss wins. The result is on the CPU.
 
     With a ``checkpoints`` folder, every epoch leaves a checkpoint there; ``resume`` continues from
     it and gives the result of the uninterrupted run, bit for bit on the same machine. With several
     ``workers`` each of them makes this call, and each returns the same result; the ``listener`` of
-    the first one hears of the run.
+    the first one hears of the run. What is doubtful about the histories is told before training
+    begins.
     """
     started = time.perf_counter()
     on_progress(Progress("cutting histories into sequences"))
     corpus = prepare_corpus(histories, settings)
+    for warning in corpus.metadata["warnings"]:
+        notice(warning)
     on_progress(Progress("making the first weights"))
     state = _new_state(corpus, settings, device)
+    if checkpoints is not None and workers.writes:
+        require_room(checkpoints, state)
     identity = {**_plain(settings), "data_digest": corpus.metadata["data_digest"]}
     if resume and checkpoints is not None:
         restore_checkpoint(checkpoints, state, identity)

@@ -78,10 +78,20 @@ def test_equal_users_give_equal_intervals_whatever_else_is_measured():
 
 
 def test_a_difference_of_metrics_has_its_own_narrower_interval():
-    one, other = mean_of(SCORES), mean_of(SCORES - 0.1)
-    found = estimates({"gain": difference(one, other)}, USERS)["gain"]
-    assert found.low == pytest.approx(0.1)
-    assert found.high == pytest.approx(0.1)
+    noise = np.random.default_rng(3).normal(0, 0.01, USERS)
+    one, other = mean_of(SCORES), mean_of(SCORES - 0.1 + noise)
+    found = estimates({"gain": difference(one, other), "one": one}, USERS)
+    gain, alone = found["gain"], found["one"]
+    assert gain.value == pytest.approx(0.1 - noise.mean())
+    assert gain.low is not None
+    assert gain.high is not None
+    assert alone.low is not None
+    assert alone.high is not None
+    assert gain.high - gain.low < 0.1 * (alone.high - alone.low)
+
+
+def test_users_who_all_agree_have_no_interval_instead_of_one_without_width():
+    assert estimates({"accuracy": mean_of(np.ones(9))}, 9)["accuracy"].low is None
 
 
 def test_an_interval_contains_its_metric_even_if_the_metric_is_biased():

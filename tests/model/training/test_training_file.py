@@ -146,7 +146,8 @@ def test_each_of_many_tasks_is_heard_of_by_its_own_listener(loaded, tmp_path):
     files = [TrainingFile(tmp_path / f"{name}.training.jsonl") for name in ("one", "two")]
     settings = [replace(SETTINGS, epochs=epochs) for epochs in (1, 3)]
     tasks = [
-        TaskToTrain(groups(), own, file.hear) for own, file in zip(settings, files, strict=True)
+        TaskToTrain(groups(), own, listener=file.hear)
+        for own, file in zip(settings, files, strict=True)
     ]
     trained = finetune_many(loaded, shop_histories(), tasks)
     logs = [read_training_file(tmp_path / f"{name}.training.jsonl") for name in ("one", "two")]

@@ -140,7 +140,7 @@ def test_progress_is_reported_for_every_batch(loaded):
 
 def test_labels_of_strangers_are_refused(loaded):
     answers = UserLabels({"a": ("x",), "b": ("y",)}, "users.csv")
-    with pytest.raises(HistoriesMissing, match=r"none of the 2 users of users\.csv"):
+    with pytest.raises(HistoriesMissing, match=r"users\.csv: none of the 2 users has a hist"):
         finetune(loaded, shop_histories(), answers, SETTINGS)
 
 
