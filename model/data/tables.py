@@ -172,9 +172,9 @@ def _parts(
             for part, share in _file_parts(connection, source, file, wanted):
                 yield part
                 done = min(found.size, before + round(share * file.size))
-                observer.progress(Progress("reading", done, found.size))
+                observer.progress(Progress("reading", done, found.size, unit="bytes"))
             before += file.size
-    observer.progress(Progress("reading", found.size, found.size))
+    observer.progress(Progress("reading", found.size, found.size, unit="bytes"))
 
 
 def _file_parts(
@@ -331,7 +331,7 @@ def _memory_parts(
             rows = np.arange(first, first + table.num_rows, dtype=np.int64)
             first += table.num_rows
             yield TablePart(source.name, None, table, rows, source.missing)
-            observer.progress(Progress("reading", first, max(first, total)))
+            observer.progress(Progress("reading", first, total, unit="rows"))
 
 
 def _small_batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
