@@ -25,7 +25,7 @@ from peterrec_client.kinds.value import ValuePrediction
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-    from sklearn.utils import check_consistent_length, check_random_state
+    from sklearn.utils import assert_all_finite, check_consistent_length, check_random_state
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_is_fitted, column_or_1d
 except ImportError as error:
@@ -35,6 +35,9 @@ except ImportError as error:
 
 OPTIONS = tuple(k for k in keywords_of(FinetuneSettings) if k.name != "seed")
 """Parameters that every estimator has; ``random_state`` stands for the seed."""
+
+FEWEST_SAMPLES = 3
+"""Users that fine-tuning needs: one each to train, validate and test with."""
 
 Matrix = npt.NDArray[np.float64]
 Seed = int | np.random.RandomState | None
@@ -77,6 +80,11 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
             raise ArgumentInvalid(
                 f"{type(self).__name__} has no backbone.",
                 hint="Give backbone=, a folder or what peterrec.pretrain returned.",
+            )
+        if len(histories) < FEWEST_SAMPLES:
+            raise ArgumentInvalid(
+                f"n_samples={len(histories)} leaves no users to train, validate and test with.",
+                hint=f"Give {FEWEST_SAMPLES} samples or more.",
             )
         options: dict[str, Any] = {each.name: getattr(self, each.name) for each in OPTIONS}
         options |= {form: answers, "seed": self._seed(), "progress": self.progress}
@@ -121,6 +129,8 @@ class ProfileClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]  # a
         labels = column_or_1d(labels, warn=True)
         check_classification_targets(labels)
         self.classes_ = np.unique(labels)
+        if len(self.classes_) < 2:
+            raise ArgumentInvalid("y has one class only.", hint="A task needs two classes.")
         self._texts = _texts_of(self.classes_.tolist())
         self.task_ = self._train(histories, [str(each) for each in labels.tolist()], "labels")
         return self
@@ -132,8 +142,9 @@ class ProfileClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]  # a
 
     def predict(self, X: object) -> npt.NDArray[Any]:  # Any: the type of the labels
         """The most probable class of each sample."""
-        classes: npt.NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
-        return classes
+        best = self.predict_proba(X).argmax(axis=1)
+        predicted: npt.NDArray[Any] = self.classes_[best]
+        return predicted
 
 
 class ProfileRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]  # as above
@@ -145,6 +156,7 @@ class ProfileRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]  # as 
         """Fine-tune a task on histories and one number for each."""
         histories, numbers = _samples(X, y)
         numbers = column_or_1d(numbers, dtype=np.float64, warn=True)
+        assert_all_finite(numbers, input_name="y")
         self.task_ = self._train(histories, numbers.tolist(), "labels")
         return self
 
@@ -280,6 +292,8 @@ _parameters(Recommender.__init__)
 
 def histories_of(X: Any) -> list[Sequence[ItemId]]:  # Any: a list, an array, a Series, a column
     """One history for each sample; of a table with one column of lists, that column."""
+    if hasattr(X, "tocsr"):
+        raise TypeError("sparse X is not supported: X is a list of histories.")
     if hasattr(X, "shape") and len(X.shape) == 2 and not isinstance(X, np.ndarray):
         X = np.asarray(X, dtype=object)
     rows = sequence(X, "a list of histories as X")
