@@ -36,7 +36,9 @@ class PeterRecError(Exception):
     """The base of every error that we raise on purpose.
 
     ``code`` is part of the API: rename one only with a changelog entry. ``hint`` says what
-    the user can do.
+    the user can do. It names settings in backticks, as Python and task files spell them, such as
+    `order_column`. The command line shows those that the command has as its options, and leaves
+    out sentences about others; so each sentence must be complete without the next.
     """
 
     code: ClassVar[str] = "internal"
@@ -97,6 +99,25 @@ class DataFileUnreadable(DataError):
     code = "data_file_unreadable"
 
 
+class DataFileChanged(DataError):
+    """A data file changed or vanished while it was read."""
+
+    code = "data_file_changed"
+
+
+class TableInvalid(DataError):
+    """An object that was given as a table gives no Arrow stream, or breaks off."""
+
+    code = "data_table_invalid"
+
+
+class ScratchFull(PeterRecError):
+    """The folder for what does not fit into memory has no room, or cannot be used."""
+
+    code = "scratch_full"
+    category = Category.NO_ROOM
+
+
 class DataFileEmpty(DataError):
     """A data file has no rows, or a column of answers has no values."""
 
@@ -109,10 +130,40 @@ class ColumnMissing(DataError):
     code = "data_column_missing"
 
 
+class ColumnsInvalid(DataError):
+    """Names were given for the columns of a table, but do not fit it."""
+
+    code = "data_columns_invalid"
+
+
+class DelimiterInvalid(DataError):
+    """A delimiter is not one character that can stand between fields."""
+
+    code = "data_delimiter_invalid"
+
+
+class ListsInvalid(DataError):
+    """A column of lists does not fit another one, or its lists are not sequences of events."""
+
+    code = "data_lists_invalid"
+
+
 class ValueMissing(DataError):
     """A row has no user or no item."""
 
     code = "data_value_missing"
+
+
+class MissingText(DataError):
+    """A text such as NaN or NULL stands where a value is expected; nobody said what it means."""
+
+    code = "data_missing_text"
+
+
+class ValueTypeInvalid(DataError):
+    """A column's type, or one of its values, cannot be written exactly as an id or a label."""
+
+    code = "data_value_type_invalid"
 
 
 class OrderUnreadable(DataError):

@@ -371,6 +371,13 @@ class SettingsInvalid(PeterRecError):
     category = Category.MALFORMED
 
 
+class AnswersNotGiven(PeterRecError):
+    """A task's kind needs answers that the options do not name."""
+
+    code = "answers_not_given"
+    category = Category.MALFORMED
+
+
 class AddressInUse(PeterRecError):
     code = "address_in_use"
     category = Category.CONFLICT
@@ -378,7 +385,7 @@ class AddressInUse(PeterRecError):
     def __init__(self, host: str, port: int, reason: OSError) -> None:
         super().__init__(
             f"cannot listen on {host} port {port}: {reason.strerror}.",
-            hint="Choose another --port or --metrics-port, or stop what listens there.",
+            hint="Stop what listens there, or choose another port: `port` or `metrics_port`.",
         )
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from peterrec.model.data.histories import UserLabels
-from peterrec.model.data.tables import TablePart, TableSource, read_parts, text_column
+from peterrec.model.data.tables import TablePart, TableSource, read_parts
+from peterrec.model.data.values import read_texts
 from peterrec.model.errors import DataFileEmpty, LabelDuplicate, NumberUnreadable
 
 
@@ -61,10 +62,10 @@ def read_tags(source: LabelSource, separator: str | None = None) -> UserLabels:
 def _labels(by_user: dict[str, tuple[str, ...]], source: LabelSource) -> UserLabels:
     if not any(by_user.values()):
         raise DataFileEmpty(
-            f"{source.table.path}, column {source.column!r}: no user has a value.",
+            f"{source.table.name}, column {source.column!r}: no user has a value.",
             hint="Check the column.",
         )
-    return UserLabels(by_user, str(source.table.path))
+    return UserLabels(by_user, source.table.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +83,12 @@ class _LabelRow:
 
 def _label_rows(source: LabelSource) -> Iterator[_LabelRow]:
     """Every row of a label table; an empty field is an empty text."""
-    for part in read_parts(source.table, [source.user_column, source.column]):
-        users = text_column([part], source.user_column).to_pylist()
-        texts = text_column([part], source.column, allows_nulls=True).to_pylist()
-        for row, (user, text) in enumerate(zip(users, texts, strict=True)):
+    parts = read_parts(source.table, [source.user_column, source.column])
+    users = read_texts(parts, source.user_column)
+    texts = read_texts(parts, source.column, allows_missing=True, has_fractions=True)
+    for part, part_users, part_texts in zip(parts, users, texts, strict=True):
+        for row, (user, text) in enumerate(zip(part_users, part_texts, strict=True)):
+            assert user is not None
             yield _LabelRow(user, text or "", part, row, source.column)
 
 

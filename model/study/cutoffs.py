@@ -59,7 +59,7 @@ def _require_earlier(inputs: Events, targets: Events, times: OrderValues) -> Non
             f"{inputs.source}: user {user!r} has item {inputs.items[inputs.item[late[0]]]!r} at "
             f"{times[late[0]]}, but a target at {cuts[user]:.16g} in {targets.source}. "
             f"{others} other users also have inputs that are not before their first target.",
-            hint="Give histories that end before the targets, or --drop-future to cut them there.",
+            hint="Give histories that end before the targets. Or cut them there: `drop_future`.",
         )
 
 
@@ -73,7 +73,7 @@ def _require_disjoint(inputs: Events, targets: Events) -> None:
             raise FutureItem(
                 f"{inputs.source}: item {inputs.items[item]!r} of user {inputs.users[user]!r} is "
                 f"also a target in {targets.source}, and no time says which came first.",
-                hint="Name time columns with --order-column and --target-order-column.",
+                hint="Name columns of times with `order_column` and `target_order_column`.",
             )
 
 
@@ -90,6 +90,6 @@ def _times_of(events: Events) -> OrderValues:
     if events.time is None:
         raise OrderUnreadable(
             f"{events.source} has no times to cut it by.",
-            hint="Name time columns with --order-column and --target-order-column.",
+            hint="Name columns of times with `order_column` and `target_order_column`.",
         )
     return events.time

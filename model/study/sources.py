@@ -188,6 +188,14 @@ def _belongs(events: Events, cuts: dict[str, float]) -> Flags:
     return flags
 
 
+TASK_LIST_SETTINGS = (
+    *("interactions", "pretrain_interactions", "labels", "targets", "kind", "name"),
+    *("user_column", "item_column", "order_column", "drop_future", "label_column"),
+    *("target_column", "target_order_column", "where", "delimiter", "columns", "missing"),
+)
+"""Names of the settings in a task list: those of a data set, and those of its tasks."""
+
+
 def file_corpora(document: Document, folder: Path, cut: Cut) -> list[PreparedCorpus]:
     """Corpora of a task list (see docs/compare.md); paths are relative to ``folder``."""
     try:
@@ -251,5 +259,11 @@ def _kind(task: Document) -> HeadKind:
 
 
 def _table(path: str, entry: Document, folder: Path) -> TableSource:
-    where = tuple(Condition.parse(text) for text in entry.get("where", ()))
-    return TableSource(folder / path, entry.get("delimiter", ","), where)
+    columns = entry.get("columns")
+    return TableSource(
+        folder / path,
+        entry.get("delimiter"),
+        None if columns is None else tuple(columns),
+        tuple(Condition.parse(text) for text in entry.get("where", ())),
+        tuple(entry.get("missing", ())),
+    )

@@ -11,7 +11,16 @@ from rich.console import Console
 from peterrec.model.study.settings import DEFAULT_METHODS, Axes, ComparisonSettings, CutSettings
 from peterrec.model.training.pretrain.settings import PretrainSettings
 from peterrec.service.cli.settings_options import FieldsOf, comma_separated, takes_settings
-from peterrec.service.jobs.options import INPUT, ItemColumn, TargetColumn, UserColumn
+from peterrec.service.jobs.options import (
+    INPUT,
+    ColumnNames,
+    Delimiter,
+    ItemColumn,
+    Missing,
+    TargetColumn,
+    UserColumn,
+    table_source,
+)
 
 if TYPE_CHECKING:
     from peterrec.model.documents import Document
@@ -79,6 +88,9 @@ class DataOptions:
     order_column: Annotated[
         str | None, typer.Option(help="Column of times of events.", rich_help_panel=INPUT)
     ] = None
+    delimiter: Delimiter = None
+    columns: ColumnNames = None
+    missing: Missing = None
     labels: Annotated[
         Path | None, typer.Option(help="Table of labels, by user.", rich_help_panel=INPUT)
     ] = None
@@ -124,7 +136,6 @@ class DataOptions:
 
     def _domain_events(self) -> "DomainEvents | None":
         from peterrec.model.data.interactions import InteractionSource
-        from peterrec.model.data.tables import TableSource
         from peterrec.service.jobs.compare import DomainEvents
 
         if self.events is None:
@@ -133,7 +144,10 @@ class DataOptions:
         if len(names) != 2 or self.order_column is None:
             raise typer.BadParameter("--events needs --domains ONE,OTHER and --order-column")
         source = InteractionSource(
-            TableSource(self.events), self.user_column, self.item_column, self.order_column
+            table_source(self.events, self, self.columns, None),
+            self.user_column,
+            self.item_column,
+            self.order_column,
         )
         return DomainEvents(source, self.domain_column, (names[0], names[1]))
 
@@ -152,9 +166,14 @@ class DataOptions:
             "item_column": self.item_column,
             "order_column": self.order_column,
             "drop_future": self.drop_future,
-            "tasks": tasks,
+            "columns": None if self.columns is None else self.columns.split(","),
+            **self._text(),
+            "tasks": [{**task, **self._text()} for task in tasks],
         }
         return {"corpora": {"own": corpus}}
+
+    def _text(self) -> "Document":
+        return {"delimiter": self.delimiter, "missing": self.missing or ()}
 
     def _tasks(self) -> "list[Document]":
         tasks: list[Document] = [

@@ -9,7 +9,7 @@ import typer
 
 from peterrec.service.cli.settings_options import takes_settings
 from peterrec.service.cli.shared_options import AsJson, Out
-from peterrec.service.jobs.options import EventOptions
+from peterrec.service.jobs.options import EventOptions, TableOptions
 
 if TYPE_CHECKING:
     from peterrec.model.data.statistics import DataInfo, Spread
@@ -31,7 +31,7 @@ class Download(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
-    app.command()(convert)
+    app.command()(takes_settings(convert))
     app.command()(download)
     app.command("sample-data")(sample_data)
     app.command("data-info")(takes_settings(data_info))
@@ -43,12 +43,18 @@ def convert(
         Path, typer.Argument(metavar="DIR", help="Folder of the published files, unpacked.")
     ],
     out: Out,
+    table: TableOptions,
 ) -> None:
-    """Turn a public data set into Parquet files that the other commands read."""
-    CONVERTERS[dataset](folder, out)
+    """Turn a public data set into Parquet files that the other commands read.
+
+    The options of the input are for RecBole's files, whose columns have names of your choice.
+    """
+    if dataset is not Format.RECBOLE and table != TableOptions():
+        raise typer.BadParameter(f"the options of the input are for recbole, not for {dataset}")
+    CONVERTERS[dataset](folder, out, table)
 
 
-def _convert_movielens(folder: Path, out: Path) -> None:
+def _convert_movielens(folder: Path, out: Path, _: TableOptions) -> None:
     from peterrec.model.data.convert.movielens import convert_movielens
 
     done = convert_movielens(folder, out)
@@ -57,7 +63,7 @@ def _convert_movielens(folder: Path, out: Path) -> None:
         print("this form of the data set has no user attributes: no users.parquet is written")
 
 
-def _convert_coldrec(folder: Path, out: Path) -> None:
+def _convert_coldrec(folder: Path, out: Path, _: TableOptions) -> None:
     from peterrec.model.data.convert.coldrec import convert_coldrec
 
     for file in convert_coldrec(folder, out):
@@ -65,10 +71,10 @@ def _convert_coldrec(folder: Path, out: Path) -> None:
         print(f"{out / file.name}: {file.events} events of {file.users} users{answers}")
 
 
-def _convert_recbole(folder: Path, out: Path) -> None:
+def _convert_recbole(folder: Path, out: Path, table: TableOptions) -> None:
     from peterrec.model.data.convert.recbole import convert_recbole
 
-    done = convert_recbole(folder, out)
+    done = convert_recbole(table.source_of(folder), out)
     print(f"{out}: {done.events} events of {done.users} users on {done.items} items")
     print(f"tables: {', '.join(done.tables)}, histories, targets")
 

@@ -5,6 +5,7 @@ from importlib import import_module
 
 import typer
 from rich.console import Console
+from typer.main import get_command
 
 from peterrec.model.errors import PeterRecError
 from peterrec.service.system.program import import_nothing_from_current_folder
@@ -43,14 +44,19 @@ def build_app() -> typer.Typer:
 def main() -> None:
     """Run the command line; an error of ours becomes a message on stderr and an exit status."""
     import_nothing_from_current_folder()
+    app = build_app()
     try:
-        build_app()()
+        app()
     except PeterRecError as error:
+        from peterrec.service.cli.hints import names_of_settings
         from peterrec.service.cli.server_options import exit_status
+        from peterrec.service.jobs.hints import hint_for
+
+        hint = hint_for(error.hint, names_of_settings(get_command(app), sys.argv[1:]))
 
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         console.print(f"[red]{error.code}[/red]: ", end="")
         console.print(error.message, markup=False)
-        if error.hint:
-            console.print(f"  {error.hint}", markup=False)
+        if hint:
+            console.print(f"  {hint}", markup=False)
         sys.exit(exit_status(error))

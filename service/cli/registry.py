@@ -267,7 +267,7 @@ def _address(redis_url: str | None, data_dir: Path, *, may_create: bool = False)
         return
     if not folder.exists() and not may_create:
         raise RegistryUnavailable(
-            f"there is no registry in {data_dir}.", hint="Give --redis-url or another --data-dir."
+            f"there is no registry in {data_dir}.", hint="Give `redis_url` or another `data_dir`."
         )
     redis = EmbeddedRedis(folder)
     try:

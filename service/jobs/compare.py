@@ -69,7 +69,7 @@ def prepare(job: CompareJob) -> Path:
     if not corpora:
         raise ComparisonSettingsInvalid(
             "there is nothing to compare on.",
-            hint="Give --movielens, --events, --task-list, --interactions or --prepared.",
+            hint="Give `movielens`, `events`, `task_list`, `interactions` or `prepared`.",
         )
     folder = job.out / PREPARED
     folder.mkdir(parents=True, exist_ok=True)

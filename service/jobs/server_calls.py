@@ -84,7 +84,7 @@ def _translated(
         cause = error.__cause__ or error.message
         return ServerUnreachable(
             f"no server answers at {url}: {cause}.",
-            hint="Start one with `peterrec serve`, or give --url.",
+            hint="Start one with `peterrec serve`, or give `url`.",
         )
     if error.code == f"http_{error.status}":  # the client's code for an answer without a problem
         return ServerRefused(

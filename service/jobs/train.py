@@ -121,7 +121,7 @@ def run_finetune(
 ) -> PackedTask:
     """Fine-tune a task and write its bundle."""
     if job.out is not None and job.out.exists() and not job.overwrite:
-        raise OutputExists(f"{job.out} exists.", hint="Give another --out, or --overwrite.")
+        raise OutputExists(f"{job.out} exists.", hint="Give another `out`, or `overwrite`.")
     labels = job.answers.read(settings.kind)
     task = finetune(loaded, read_histories(job.interactions), labels, settings, on_progress)
     packed = PackedTask(task, pack_task(task, loaded, job.name))
@@ -161,10 +161,10 @@ def _prepare_folder(out: Path, on_existing: OnExisting) -> None:
         remove_checkpoint(out)
     elif SPEC in found:
         raise OutputExists(
-            f"{out} holds a finished backbone.", hint="Give another --out, or --overwrite."
+            f"{out} holds a finished backbone.", hint="Give another `out`, or `overwrite`."
         )
     elif found and on_existing == "refuse":
         raise OutputExists(
             f"{out} holds the checkpoint of an unfinished run.",
-            hint="Continue it with --resume, or start again with --overwrite.",
+            hint="Continue it with `resume`, or start again with `overwrite`.",
         )

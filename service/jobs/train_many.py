@@ -51,7 +51,7 @@ def run_finetune_many(
     existing = [str(out) for out in outs if out.exists() and job.folder is not None]
     if existing and not job.overwrite:
         raise OutputExists(
-            f"{', '.join(existing)} exists.", hint="Give other names, or --overwrite."
+            f"{', '.join(existing)} exists.", hint="Give other names, or `overwrite`."
         )
     tasks = [job.task(entry) for entry in job.tasks]
     histories = read_histories(job.events.source(job.time.end_of_histories))

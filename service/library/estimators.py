@@ -97,7 +97,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
 
     def _answers(self, X: object, **options: Any) -> list[Any]:  # Any: answers of one kind
         check_is_fitted(self, "task_")
-        with errors_in_python():
+        with errors_in_python(()):
             histories = histories_of(X)
         task: Task = self.task_
         return list(task.predict(histories, device=self.device, progress=self.progress, **options))
@@ -312,7 +312,7 @@ def _is_cell(row: object) -> bool:
 
 
 def _samples(X: object, y: object) -> tuple[list[Sequence[ItemId]], Any]:  # Any: y, not checked
-    with errors_in_python():
+    with errors_in_python(()):
         histories = histories_of(X)
     if y is None:
         raise ValueError("requires y to be passed, but the target y is None")
@@ -325,7 +325,7 @@ def _following(X: object, y: object) -> tuple[list[Sequence[ItemId]], list[Seque
     if y is not None:
         histories, given = _samples(X, y)
         return histories, [sequence(own, "a list of items in y") for own in sequence(given, "y")]
-    with errors_in_python():
+    with errors_in_python(()):
         histories = [row for row in histories_of(X) if len(row) > 1]
     return [row[:-1] for row in histories], [row[-1:] for row in histories]
 

@@ -15,7 +15,9 @@ class EventKeywords(TypedDict, total=False):
     user_column: str
     item_column: str
     order_column: str | None
-    delimiter: str
+    delimiter: str | None
+    columns: str | Sequence[str] | None
+    missing: Sequence[str] | None
     where: Sequence[str] | None
 
 
@@ -28,6 +30,7 @@ class AnswerKeywords(TypedDict, total=False):
     targets: Histories | None
     target_column: str
     target_order_column: str | None
+    answers_columns: str | Sequence[str] | None
     answers_where: Sequence[str] | None
 
 

@@ -240,7 +240,7 @@ def _entry(
         answers=answer_options(histories, user_column, str(kind), given),
         settings=settings_of(FinetuneSettings, given),
         name=name,
-        delimiter=str(given.get("delimiter", ",")),
+        delimiter=None if given.get("delimiter") is None else str(given["delimiter"]),
     )
 
 

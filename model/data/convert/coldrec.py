@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from peterrec.model.data.tables import list_files
+from peterrec.model.data.forms import find_data_files
 from peterrec.model.errors import DataFileEmpty, DataFileMissing, DataFileUnreadable
 
 PADDING = "0"
@@ -39,7 +39,8 @@ def convert_coldrec(path: Path, out: Path) -> list[ColdRecFile]:
     A fine-tuning file also gives ``NAME/targets.parquet``, whose column ``target`` is what
     ``--target-column`` or ``--label-column`` names.
     """
-    files = [file for file in list_files(path) if file.name.endswith((".csv", ".csv.gz"))]
+    found = (file.path for file in find_data_files(path).files)
+    files = [file for file in found if file.name.endswith((".csv", ".csv.gz"))]
     if not files:
         raise DataFileMissing(f"{path} is not a ColdRec .csv file.", hint="Check the path.")
     return [_convert_file(file, out / file.name.split(".csv")[0]) for file in files]

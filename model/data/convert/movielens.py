@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ import numpy.typing as npt
 from peterrec.model.data.files import history_lengths, write_all, write_columns, write_halves
 from peterrec.model.data.histories import Histories
 from peterrec.model.data.interactions import Events, InteractionSource, histories_of, read_histories
-from peterrec.model.data.tables import TableSource, read_parts, text_column
+from peterrec.model.data.tables import TableSource, read_parts
+from peterrec.model.data.values import read_texts
 from peterrec.model.errors import DataFileMissing, DataFileUnreadable
 
 FAVOURITES = 3
@@ -242,8 +244,9 @@ def _films_100k(folder: Path) -> Iterator[Film]:
 def _films_csv(folder: Path) -> Iterator[Film]:
     columns = ("movieId", "title", "genres")
     parts = read_parts(TableSource(folder / "movies.csv"), columns)
-    texts = (text_column(parts, column).to_pylist() for column in columns)
+    texts = (chain.from_iterable(read_texts(parts, column)) for column in columns)
     for item, title, genres in zip(*texts, strict=True):
+        assert item is not None and title is not None and genres is not None
         yield Film(item, title, tuple(g for g in genres.split("|") if not g.startswith("(")))
 
 

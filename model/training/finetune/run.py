@@ -51,7 +51,7 @@ class FinetuneRun:
         if not len(split.validation) or not len(split.test):
             raise SplitEmpty(
                 "fine-tuning needs users to validate with and to test with.",
-                hint="Give positive --validation-share and --test-share.",
+                hint="Give a positive `validation_share` and `test_share`.",
             )
         objective.head.to(encoder.device)
         self._encoder = encoder

@@ -81,14 +81,14 @@ def learnable_labels(examples: Examples, train: Rows) -> tuple[str, ...]:
     if once:
         raise LabelSeenOnce(
             f"{_names(once)} seen with a single user, too few to learn and to check.",
-            hint="Merge rare labels, or leave them out with --min-label-count 2.",
+            hint="Merge rare labels. A `min_label_count` of 2 leaves them out.",
         )
     trained = {label for i in train.tolist() for label in examples.answers[i]}
     untrained = sorted(set(counts) - trained)
     if untrained:
         raise SplitEmpty(
             f"{_names(untrained)} not seen with any user of the training part.",
-            hint="Leave rare labels out with --min-label-count, or choose another --seed.",
+            hint="Merge rare labels. Or raise `min_label_count`, or choose another `seed`.",
         )
     return tuple(sorted(counts))
 

@@ -75,7 +75,7 @@ def prepare_corpus(histories: Histories, settings: PretrainSettings) -> Corpus:
         raise SplitEmpty(
             f"{len(split.train)} training and {len(split.validation)} validation users give "
             f"{len(train.windows)} and {len(validation.windows)} sequences of two items or more.",
-            hint="Give more users or longer histories, or another --validation-share.",
+            hint="Give more users or longer histories. Another `validation_share` may help, too.",
         )
     metadata = {
         "data_digest": histories.digest(),

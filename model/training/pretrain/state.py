@@ -112,5 +112,5 @@ def _require_same(path: Path, found: Document, given: Document) -> None:
         changes = ", ".join(f"{key} {found.get(key)!r} → {given[key]!r}" for key in differing)
         raise CheckpointMismatch(
             f"{path} belongs to a run with other settings or data: {changes}.",
-            hint="Repeat the first run's options, or start anew with --overwrite.",
+            hint="Repeat the first run's options. To start anew, give `overwrite`.",
         )

@@ -41,7 +41,7 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_importing_peterrec_imports_nothing_heavy():
     program = (
         "import sys, peterrec\n"
-        "heavy = {'torch', 'numpy', 'pyarrow', 'pandas', 'sklearn', 'typer', 'pydantic', 'duckdb'}\n"
+        "heavy = {'torch', 'numpy', 'pyarrow', 'pandas', 'sklearn', 'pydantic', 'duckdb'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
     done = subprocess.run(
@@ -78,7 +78,7 @@ def test_an_estimator_lists_the_options_of_fine_tuning():
 
 
 def test_a_misspelt_argument_is_a_type_error_with_a_suggestion():
-    with pytest.raises(TypeError, match="'epohcs'. Did you mean 'epochs'"):
+    with pytest.raises(TypeError, match=r"'epohcs'\. Did you mean 'epochs'"):
         peterrec.pretrain([["a"]], epohcs=1)
 
 
