@@ -89,6 +89,7 @@ def scan_text(
 ) -> pa.RecordBatchReader:
     """Columns of a text table as texts, in the file's order; an empty field is null.
 
+    A header is the first row: DuckDB would take an empty line before it for one.
     Rows of another number of fields, broken quotes and bytes that are not UTF-8 are errors of
     DuckDB or pyarrow, raised while the batches are taken.
     """
@@ -99,7 +100,7 @@ def scan_text(
         glob.escape(str(file.path)),  # DuckDB takes a path for a pattern
         columns={f"c{place}": "VARCHAR" for place in range(len(file.names))},
         auto_detect=False,
-        header=file.form.has_header,
+        header=False,
         delimiter=file.form.delimiter,
         quotechar=quote,
         escapechar=quote,

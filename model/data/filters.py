@@ -66,7 +66,7 @@ class Condition:
             found = _equals(values.cast(pa.date32()).cast(pa.int32()), _units(wanted, NS_PER_DAY))
         elif types.is_timestamp(kind):
             found = _equals(values.cast(pa.int64()), _units(wanted, UNIT_NS[kind.unit]))
-        elif types.is_string(kind):
+        elif types.is_string(kind) or types.is_large_string(kind):
             found = _equals_text(values, wanted)
         else:
             found = _equals(values, None)

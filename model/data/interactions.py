@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from peterrec.model.data.event_store import Codes, EventColumns, EventStore, TimeForm, open_store
 from peterrec.model.data.histories import Histories, UserLabels
+from peterrec.model.data.lists import refuse_unread_lists, unfolded
 from peterrec.model.data.observer import SILENT, ReadingObserver
 from peterrec.model.data.order_columns import EPOCHS, Kind, OrderColumn, OrderValues
 from peterrec.model.data.tables import TablePart, TableSource, read_batches
@@ -269,8 +270,7 @@ def _filled(source: InteractionSource, observer: ReadingObserver) -> Iterator[_F
     _require_order(source, observer)
     columns = EventColumns(name, source.user_column, source.item_column, source.order_column)
     with open_store(columns) as store:
-        wanted = [source.user_column, source.item_column]
-        for part in read_batches(source.table, wanted + ([order.column] if order else []), observer):
+        for part in _parts(source, observer):
             _add(store, part, order, source)
         if not store.count:
             raise FilterMatchesNothing(
@@ -288,6 +288,14 @@ def _filled(source: InteractionSource, observer: ReadingObserver) -> Iterator[_F
         )
 
 
+def _parts(source: InteractionSource, observer: ReadingObserver) -> Iterator[TablePart]:
+    """The table with one row per event, also if it has one per user with lists of items."""
+    values = [source.item_column, *([source.order_column] if source.order_column else [])]
+    for part in read_batches(source.table, [source.user_column, *values], observer):
+        refuse_unread_lists(part, source.item_column)
+        yield from unfolded(part, source.user_column, values)
+
+
 def _require_order(source: InteractionSource, observer: ReadingObserver) -> None:
     """Refuse a cut-off without an order column, and tell what order is taken without one."""
     if source.order_column is not None:
@@ -298,7 +306,9 @@ def _require_order(source: InteractionSource, observer: ReadingObserver) -> None
             hint="Name it with --order-column, that of targets with --target-order-column.",
         )
     data = source.table.data
-    files = ", files in the order of their names" if isinstance(data, Path) and data.is_dir() else ""
+    files = (
+        ", files in the order of their names" if isinstance(data, Path) and data.is_dir() else ""
+    )
     observer.notice(
         f"{source.table.name}: no order column is named, so events are taken in the order of the "
         f"rows{files}."

@@ -5,6 +5,7 @@ values stand between spaces in one field. Rows keep the number of the row that t
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -81,7 +82,7 @@ def _part_of(
         name: values[name] if name in values else part.table[name].take(pa.array(parents))
         for name in part.table.column_names
     }
-    return TablePart(part.name, part.file, pa.table(columns), part.rows[parents], part.missing)
+    return replace(part, table=pa.table(columns), rows=part.rows[parents])
 
 
 def _lists_of(part: TablePart, column: str) -> pa.Array:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from peterrec.model.data.observer import SILENT, ReadingObserver
 from peterrec.model.data.scalars import NS_PER_SECOND, instant_of, number_of
-from peterrec.model.data.tables import TablePart
+from peterrec.model.data.tables import TablePart, one_array
 from peterrec.model.errors import OrderUnreadable
 
 OrderValues = npt.NDArray[np.int64 | np.uint64 | np.float64]
@@ -187,12 +187,7 @@ class OrderColumn:
 
 def _numbers(part: TablePart, column: str) -> pa.Array:
     """A column's values in one of the types that keep their order."""
-    values = part.table[column]
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
-    array = values.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks)
+    array = one_array(part.table[column])
     kind = array.type
     found = next((read for is_kind, read in READERS if is_kind(kind)), None)
     if found is None:
@@ -281,7 +276,6 @@ READERS: tuple[
     (pa.types.is_timestamp, _timestamps),
     (pa.types.is_string, _texts),
     (pa.types.is_large_string, _texts),
-    (pa.types.is_string_view, _texts),
     (pa.types.is_null, _signed),
 )
 """How the values of each type are read."""

@@ -259,9 +259,13 @@ def _parquet(file: DataFile, columns: list[str]) -> Iterator[tuple[pa.Table, flo
 def _text(
     connection: engine.Connection, file: DataFile, columns: list[str]
 ) -> Iterator[tuple[pa.Table, float]]:
+    assert file.form is not None
     yield pa.schema([(column, pa.string()) for column in columns]).empty_table(), 0.0
-    for batch in engine.scan_text(connection, file, columns or file.names[:1]):
-        table = pa.Table.from_batches([batch]).rename_columns(columns or file.names[:1])
+    read = columns or file.names[:1]
+    above = 1 if file.form.has_header else 0
+    for batch in engine.scan_text(connection, file, read):
+        table = pa.Table.from_batches([batch.slice(above)]).rename_columns(read)
+        above = 0
         yield table, max(0.0, connection.query_progress() / 100)
 
 
@@ -340,7 +344,9 @@ class _Filters:
         for condition in self._where:
             encoded = _distinct(part, condition.column)
             matches = condition.matches(encoded.dictionary)
-            found = pc.fill_null(matches.take(encoded.indices), False).to_numpy(zero_copy_only=False)
+            found = pc.fill_null(matches.take(encoded.indices), False).to_numpy(
+                zero_copy_only=False
+            )
             self._matched[condition] += int(found.sum())
             self._remember(condition.column, encoded.dictionary)
             kept &= found
@@ -376,20 +382,37 @@ class _Filters:
 
 def _distinct(part: TablePart, column: str) -> pa.DictionaryArray:
     """A column with each distinct value once."""
-    values = part.table[column]
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
+    values = one_array(part.table[column])
     kind = values.type
-    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        values = values.cast(pa.string())
-    if pa.types.is_float16(kind):
-        values = values.cast(pa.float32())
     if pa.types.is_nested(kind) or isinstance(kind, pa.BaseExtensionType):
         raise ValueTypeInvalid(
             f"{part.place(0, column)}: values of type {kind} cannot be filtered.",
             hint="Filter by a column of texts, numbers, truths or times.",
         )
-    return values.dictionary_encode().combine_chunks()
+    if pa.types.is_float16(kind):
+        values = values.cast(pa.float32())
+    return values.dictionary_encode()
+
+
+def one_array(values: pa.ChunkedArray) -> pa.Array:
+    """A column as one array of plain values: not dictionary-encoded, and texts of one kind.
+
+    Texts of more than 2 GiB keep 64-bit offsets.
+    """
+    chunks = [_plain(chunk) for chunk in values.chunks] or [_plain(pa.nulls(0, values.type))]
+    if len(chunks) == 1:
+        return chunks[0]
+    if pa.types.is_string(chunks[0].type) and sum(chunk.nbytes for chunk in chunks) >= 2**31:
+        chunks = [chunk.cast(pa.large_string()) for chunk in chunks]
+    return pa.concat_arrays(chunks)
+
+
+def _plain(values: pa.Array) -> pa.Array:
+    types = pa.types
+    if types.is_dictionary(values.type):
+        return _plain(values.dictionary).take(values.indices)
+    is_small = types.is_large_string(values.type) and values.nbytes < 2**31
+    return values.cast(pa.string()) if is_small or types.is_string_view(values.type) else values
 
 
 def line_of_row(file: DataFile, row: int) -> int:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from peterrec.model.data.observer import SILENT, ReadingObserver
-from peterrec.model.data.tables import TablePart
+from peterrec.model.data.tables import TablePart, one_array
 from peterrec.model.errors import MissingText, ValueMissing, ValueTypeInvalid
 
 MISSING_TEXTS = (
@@ -139,12 +139,11 @@ def _encoded(part: TablePart, column: str) -> pa.DictionaryArray:
     kind = values.type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-        values = values.cast(kind)
-    if isinstance(kind, pa.ExtensionType):
+    if isinstance(kind, pa.BaseExtensionType):
         return _plain_extension(part, column, values).dictionary_encode()
     if not any(is_kind(kind) for is_kind in (*TEXTS, *BYTES, *PLAIN, *NUMBERS)):
         raise _bad_type(part, column, kind)
-    return values.dictionary_encode().combine_chunks()
+    return one_array(values).dictionary_encode()
 
 
 TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
@@ -166,7 +165,7 @@ def _plain_extension(part: TablePart, column: str, values: pa.ChunkedArray) -> p
         return pa.array([None if v is None else str(v) for v in values.to_pylist()], pa.string())
     if kind.extension_name in ("arrow.json", "arrow.bool8"):
         plain = pa.bool_() if kind.extension_name == "arrow.bool8" else pa.string()
-        return pa.chunked_array([chunk.storage for chunk in values.chunks]).cast(plain)
+        return one_array(pa.chunked_array([chunk.storage for chunk in values.chunks])).cast(plain)
     raise _bad_type(part, column, kind)
 
 
@@ -216,8 +215,10 @@ def _texts_of_floats(values: pa.Array, has_fractions: bool) -> tuple[pa.Array, p
     integers = pc.if_else(pc.and_(whole, is_exact), values, pa.scalar(0.0, values.type))
     digits = pc.binary_join_element_wise(integers.cast(pa.int64()).cast(pa.string()), ".0", "")
     texts = pc.if_else(whole, digits, values.cast(pa.string()))
-    bad = pc.and_(whole, pc.invert(is_exact)) if has_fractions else (
-        pc.invert(pc.and_(whole, is_exact))
+    bad = (
+        pc.and_(whole, pc.invert(is_exact))
+        if has_fractions
+        else (pc.invert(pc.and_(whole, is_exact)))
     )
     return texts, bad
 

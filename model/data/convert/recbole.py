@@ -150,9 +150,10 @@ def _write_table(source: TableSource, files: tuple[DataFile, ...], out: Path) ->
     types = dict(zip(files[0].names, files[0].types, strict=True))
     schema = pa.schema([(name, TYPES[kind]) for name, kind in types.items()])
     with pq.ParquetWriter(out, schema) as writer:
-        for part in read_batches(source, list(types)):
-            columns = [_typed(part, name, kind) for name, kind in types.items()]
-            writer.write_table(pa.table(columns, schema=schema))
+        for file in files:  # not their folder, in which the output may lie
+            for part in read_batches(replace(source, data=file.path), list(types)):
+                columns = [_typed(part, name, kind) for name, kind in types.items()]
+                writer.write_table(pa.table(columns, schema=schema))
 
 
 def _typed(part: TablePart, column: str, kind: str) -> pa.ChunkedArray:

@@ -49,10 +49,10 @@ def by_user(histories: Histories) -> dict[str, tuple[str, ...]]:
 def read(
     path: Path,
     order: str | None = None,
-    delimiter: str = ",",
+    delimiter: str | None = None,
     where: tuple[Condition, ...] = (),
 ) -> dict[str, tuple[str, ...]]:
-    source = TableSource(path, delimiter, where)
+    source = TableSource(path, delimiter, where=where)
     return by_user(read_histories(InteractionSource(source, order_column=order)))
 
 
