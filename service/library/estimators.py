@@ -11,7 +11,9 @@ from typing import Any, ClassVar, Self, Unpack
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
+from peterrec.model.data.values import settled
 from peterrec.model.training.finetune.settings import FinetuneSettings
 from peterrec.service.errors import ArgumentInvalid, EstimatorsMissing
 from peterrec.service.library.backbone import BackboneOrPath, DeviceName, as_backbone
@@ -131,14 +133,14 @@ class ProfileClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]  # a
         self.classes_ = np.unique(labels)
         if len(self.classes_) < 2:
             raise ArgumentInvalid("y has one class only.", hint="A task needs two classes.")
-        self._texts = _texts_of(self.classes_.tolist())
+        self._columns = _columns_of(self.classes_.tolist())
         self.task_ = self._train(histories, [str(each) for each in labels.tolist()], "labels")
         return self
 
     def predict_proba(self, X: object) -> Matrix:
         """Probabilities [samples, classes], in the order of ``classes_``."""
         answers: list[ClassificationPrediction] = self._answers(X)
-        return _matrix([answer.scores for answer in answers], self._texts)
+        return _matrix([answer.scores for answer in answers], self._columns)
 
     def predict(self, X: object) -> npt.NDArray[Any]:  # Any: the type of the labels
         """The most probable class of each sample."""
@@ -190,7 +192,7 @@ class TagsClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]  # as a
             self.classes_ = np.arange(given.shape[1])
         else:
             self.classes_ = np.unique([tag for own in tags for tag in own])
-        self._texts = _texts_of(self.classes_.tolist())
+        self._columns = _columns_of(self.classes_.tolist())
         answers = [[str(tag) for tag in own] for own in tags]
         self.task_ = self._train(histories, answers, "labels")
         return self
@@ -198,20 +200,21 @@ class TagsClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]  # as a
     def predict_proba(self, X: object) -> Matrix:
         """Probability of each tag [samples, tags], in the order of ``classes_``."""
         answers: list[TagsPrediction] = self._answers(X)
-        return _matrix([answer.scores for answer in answers], self._texts)
+        return _matrix([answer.scores for answer in answers], self._columns)
 
     def predict(self, X: object) -> npt.NDArray[np.int64]:
         """A matrix of zeros and ones [samples, tags]: which tags reach the threshold."""
         answers: list[TagsPrediction] = self._answers(X)
         applying = [{tag.label: 1.0 for tag in answer.tags} for answer in answers]
-        return _matrix(applying, self._texts).astype(np.int64)
+        return _matrix(applying, self._columns).astype(np.int64)
 
     def score(self, X: object, y: object, sample_weight: object = None) -> float:
         """The share of samples whose tags are all predicted rightly."""
         _, given = _samples(X, y)
         if not (isinstance(given, np.ndarray) and given.ndim == 2):
-            marked = [{str(tag): 1.0 for tag in own} for own in _tag_lists(given)]
-            given = _matrix(marked, self._texts).astype(np.int64)
+            columns = {tag: column for column, tag in enumerate(self.classes_.tolist())}
+            marked = [dict.fromkeys(own, 1.0) for own in _tag_lists(given)]
+            given = _matrix(marked, columns).astype(np.int64)
         return float(super().score(X, given, sample_weight))
 
 
@@ -250,7 +253,7 @@ class Recommender(_Estimator):
     def fit(self, X: object, y: object = None) -> Self:
         """Fine-tune a task on histories and the items that followed each."""
         histories, targets = _following(X, y)
-        self._items = {str(item): item for own in targets for item in own}
+        self._items = _texts_of([item for own in targets for item in own])
         self.task_ = self._train(histories, targets, "targets")
         return self
 
@@ -279,11 +282,8 @@ class Recommender(_Estimator):
     def score(self, X: object, y: object = None) -> float:
         """The share of users who took one of the recommended items (hit rate)."""
         histories, targets = _following(X, y)
-        texts = [{str(item) for item in own} for own in targets]
         found = self.recommend(histories)
-        hits = [
-            any(str(item) in own for item in items) for items, own in zip(found, texts, strict=True)
-        ]
+        hits = [not set(own).isdisjoint(items) for items, own in zip(found, targets, strict=True)]
         return float(np.mean(hits))
 
 
@@ -336,17 +336,26 @@ def _tag_lists(y: Any) -> list[Sequence[Hashable]]:  # Any: lists of tags, or a 
     return [sequence(own, "a list of tags in y") for own in sequence(y, "a list of tag lists as y")]
 
 
-def _texts_of(classes: Sequence[Hashable]) -> dict[str, int]:
-    """The column of each class by its text in the bundle."""
-    texts = {str(each): column for column, each in enumerate(classes)}
-    if len(texts) < len(classes):
+def _texts_of(values: Sequence[Hashable]) -> dict[str, Any]:  # Any: one of the values
+    """The distinct values of a column by their texts in the bundle, as the readers write them."""
+    distinct = list(dict.fromkeys(values))
+    texts = settled(pa.array(list(map(str, distinct)), pa.string()), "y", "y").texts.to_pylist()
+    found = dict(zip(texts, distinct, strict=True))
+    if len(found) < len(distinct):
         raise ArgumentInvalid(
-            "two classes have the same text.", hint="Give labels of one type, such as 1 or '1'."
+            "two values of y have the same text.",
+            hint="Give values of one type, such as 1 or '1', without blanks around them.",
         )
-    return texts
+    return found
 
 
-def _matrix(rows: Sequence[Any], columns: dict[str, int]) -> Matrix:  # Any: scores by text
+def _columns_of(classes: Sequence[Hashable]) -> dict[str, int]:
+    """The column of each class by its text."""
+    place = {each: column for column, each in enumerate(classes)}
+    return {text: place[each] for text, each in _texts_of(classes).items()}
+
+
+def _matrix(rows: Sequence[Any], columns: dict[Any, int]) -> Matrix:  # Any: scores by class
     """Values by text as a matrix; what has no value is 0, what has no column is left out."""
     matrix = np.zeros((len(rows), len(columns)))
     for place, row in enumerate(rows):

@@ -177,11 +177,11 @@ def finetune_many(
 def finetune_settings(
     given: Mapping[str, object], backbone: Backbone, base: FinetuneSettings | None = None
 ) -> FinetuneSettings:
-    """Settings of fine-tuning; ``blocks`` may be a text, as on the command line."""
+    """Settings of fine-tuning; ``blocks`` may be a text, as on the command line: all is None."""
     values = dict(given)
-    blocks = values.get("blocks")
-    if isinstance(blocks, str):
-        values["blocks"] = parse_blocks(blocks, len(backbone.spec.dilations))
+    blocks = values.get("blocks", None if base is None else base.blocks)
+    if blocks is None or isinstance(blocks, str):
+        values["blocks"] = parse_blocks(blocks or "all", len(backbone.spec.dilations))
     if base is None and values.get("kind") not in KINDS:
         raise ArgumentInvalid(
             f"kind={values.get('kind')!r} is no kind of task.", hint=f"Give {', '.join(KINDS)}."

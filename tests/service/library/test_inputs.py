@@ -130,13 +130,19 @@ def test_a_user_without_tags_is_a_user(shop, backbone):
     ("labels", "reason"),
     [
         (["x", "y"], "2 answers do not fit 3 histories"),
-        ("x", "x does not exist"),
+        ("x.csv", r"x\.csv does not exist"),
         (5, "int '5'"),
     ],
 )
 def test_labels_that_do_not_fit_the_histories_are_refused(labels, reason, backbone):
     with pytest.raises((ArgumentInvalid, DataError), match=reason):
-        peterrec.finetune(backbone, [["a"], ["b"], ["c"]], kind="classification", labels=labels)
+        peterrec.finetune(
+            backbone,
+            [[backbone.items[0]]] * 3,
+            kind="classification",
+            labels=labels,
+            label_column="y",
+        )
 
 
 def test_a_list_of_labels_needs_a_list_of_histories(shop, backbone):
@@ -157,7 +163,7 @@ def test_errors_name_arguments_instead_of_options(shop, backbone):
     with pytest.raises(peterrec.PeterRecError) as refused:
         peterrec.finetune(backbone, shop.path("histories"), kind="classification")
     assert "--" not in str(refused.value)
-    assert "label_column=" in str(refused.value)
+    assert "`label_column`" in str(refused.value)
 
 
 def test_a_refused_column_names_the_argument(shop):

@@ -88,8 +88,10 @@ def test_fine_tuning_gives_the_commands_bundle(kind, folder, tasks, shop, tmp_pa
         *("--order-column", "position", "--kind", kind, option, shop.path(table), *rest),
         *("--out", tmp_path / f"{kind}.bundle", *COMMANDS_FINETUNE),
     )
-    written = (tmp_path / f"{kind}.bundle").read_bytes()
-    assert contents_of(written) == contents_of(tasks[kind].bundle)
+    written = contents_of((tmp_path / f"{kind}.bundle").read_bytes())
+    trained = contents_of(tasks[kind].bundle)
+    assert written[1] == trained[1]
+    assert written[0] == trained[0]
 
 
 def test_a_bundle_is_written_once_and_opened_again(tasks, backbone, tmp_path):
@@ -207,7 +209,7 @@ def test_settings_and_arguments_can_be_mixed(backbone, shop):
 def test_an_interrupted_run_is_refused_and_continued_as_by_the_command(shop, tmp_path):
     given = {"order_column": "position", "out": tmp_path / "bb", **PRETRAIN}
     peterrec.pretrain(shop.path("histories"), **given)
-    with pytest.raises(OutputExists, match=r"overwrite=True"):
+    with pytest.raises(OutputExists, match="`overwrite`"):
         peterrec.pretrain(shop.path("histories"), **given)
     peterrec.pretrain(shop.path("histories"), overwrite=True, **given)
     with pytest.raises(ArgumentInvalid, match="exclude each other"):
@@ -239,7 +241,8 @@ def test_objects_have_an_html_form_that_names_them(kind, backbone, tasks):
     html = task._repr_html_()
     assert kind in html
     assert task.digest[:19] in html
-    assert next(iter(task.metrics)) in task.metrics._repr_html_()
+    assert "no history" in task.metrics._repr_html_()
+    assert all(name.removeprefix("baseline_") in html for name in task.metrics)
 
 
 def test_an_html_form_does_not_run_what_a_label_says(backbone, shop):
