@@ -16,6 +16,7 @@ ROOMS = {
     "model": (
         "errors",
         "documents",
+        "disk",
         "insertions",
         "kinds",
         "spec",

@@ -6,7 +6,7 @@ report between epochs only, so that listening changes neither a result nor the s
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from typing import Literal
 
@@ -34,7 +34,7 @@ class TrainingStarted:
     machine: Document
     backbone: str | None = None
     epochs_done: int = 0
-    time: str = field(default_factory=lambda: now())
+    time: str | None = field(default_factory=lambda: now())
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class TrainingEnded:
     epochs: int
     seconds: float
     temperature: float | None = None
-    time: str = field(default_factory=lambda: now())
+    time: str | None = field(default_factory=lambda: now())
 
 
 TrainingEvent = TrainingStarted | PartMeasured | TrainingEnded
@@ -114,6 +114,36 @@ def report_epochs(listener: TrainingListener, records: Sequence[EpochRecord]) ->
     for record in records:
         for part in parts_of(record):
             listener(part)
+
+
+def events_of(record: Document) -> list[TrainingEvent]:
+    """What a listener has heard of a run, from the record that the run left.
+
+    Records of earlier versions lack times, rows and memory.
+    """
+    known = {each.name for each in fields(EpochRecord)}
+    records = [
+        EpochRecord(**{name: value for name, value in epoch.items() if name in known})
+        for epoch in record["epochs"]
+    ]
+    data = dict(record["data"]) | {name: record[name] for name in ("loss",) if name in record}
+    started = TrainingStarted(
+        "finetune" if "metrics" in record else "pretrain",
+        settings=record["settings"],
+        data=data,
+        machine=record.get("machine", record.get("software", {})),
+        backbone=record.get("backbone"),
+        time=record.get("started_at"),
+    )
+    parts = [part for each in records for part in parts_of(each)]
+    best, time = record["best_epoch"] + 1, record.get("ended_at")
+    if "metrics" in record:
+        rows, seconds = data["test_users"], record.get("test_seconds")
+        metrics = record["metrics"]
+        test = PartMeasured(best, "test", None, metrics, rows, seconds, time=time)
+        parts.append(test)
+    ended = TrainingEnded(best, len(records), record["seconds"], record.get("temperature"), time)
+    return [started, *parts, ended]
 
 
 def machine_of(device: torch.device, processes: int = 1) -> Document:

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from peterrec.model.errors import TrainingDiverged
+from peterrec.model.progress import OnProgress, Progress
 
 WARM_UP_SHARE = 0.02
 """Share of all steps in which pretraining's learning rate rises from 0, before it falls to 0."""
@@ -104,7 +105,15 @@ class Epochs:
         return len(self) >= self._limit or len(self) - 1 - self.best >= self._patience
 
     def add(self, record: EpochRecord) -> None:
-        """Add a finished epoch; copy its weights if it is the best one."""
+        """Add a finished epoch; copy its weights if it is the best one.
+
+        A validation loss that is not finite raises TrainingDiverged.
+        """
+        if not math.isfinite(record.validation_loss):
+            raise TrainingDiverged(
+                f"the validation loss is {record.validation_loss} after epoch {record.epoch + 1}.",
+                hint="Lower the learning rate.",
+            )
         self.records.append(record)
         if self.best == len(self) - 1:
             weights = self._trained.state_dict()
@@ -150,6 +159,31 @@ class Epochs:
             cuda_peak_bytes=torch.cuda.max_memory_allocated(device) if is_cuda else None,
             ended_at=now(),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class RunProgress:
+    """Reports how far a run is: in batches, over all epochs, those of validation included."""
+
+    phase: str
+    epochs: int
+    train_batches: int
+    validation_batches: int
+    on_progress: OnProgress
+
+    def training(self, epoch: int, batches: int, loss: float | None = None) -> None:
+        """Report training batches of an epoch, which counts from 0, and the mean loss so far."""
+        self._report(epoch, batches, "" if loss is None else f", loss {loss:.3f}")
+
+    def validating(self, epoch: int, batches: int) -> None:
+        """Report validation batches of an epoch whose training batches are all done."""
+        self._report(epoch, self.train_batches + batches, ", validating")
+
+    def _report(self, epoch: int, batches: int, note: str) -> None:
+        per_epoch = self.train_batches + self.validation_batches
+        done, total = epoch * per_epoch + batches, self.epochs * per_epoch
+        note = f"epoch {epoch + 1}/{self.epochs}{note}"
+        self.on_progress(Progress(self.phase, done, total, note, "batches"))
 
 
 def now() -> str:

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from peterrec.model.errors import PeterRecError
-from peterrec.service.cli.bundle_text import printable
-from peterrec.service.errors import ServerRefused, ServerUnreachable
+from peterrec.service.errors import Interrupted, OutputClosed, ServerRefused, ServerUnreachable
 from peterrec.service.jobs.server_calls import DEFAULT_URL, server
+from peterrec.service.system.texts import printable
 
 COMPLETION_TIMEOUT_S = 2.0
 """Limit of the call behind a shell completion: nobody waits longer after pressing tab."""
@@ -25,12 +25,17 @@ SHORT_DIGEST = len("sha256:") + 12
 
 
 class ExitStatus(IntEnum):
-    """Exit statuses of a failed command; 2 is a mistake on the command line itself."""
+    """Exit statuses of a failed command; 2 is a mistake on the command line itself.
+
+    The last two are those of programs that a signal ends: 128 and its number.
+    """
 
     REFUSED = 1
     NOT_FOUND = 3
     STALE = 4
     UNAVAILABLE = 5
+    INTERRUPTED = 130
+    OUTPUT_CLOSED = 141
 
 
 _STATUSES: Mapping[int, ExitStatus] = {
@@ -48,6 +53,10 @@ def exit_status(error: PeterRecError) -> ExitStatus:
     """The exit status of a command that failed with this error."""
     if isinstance(error, ServerUnreachable):
         return ExitStatus.UNAVAILABLE
+    if isinstance(error, Interrupted):
+        return ExitStatus.INTERRUPTED
+    if isinstance(error, OutputClosed):
+        return ExitStatus.OUTPUT_CLOSED
     if isinstance(error, ServerRefused):
         return _STATUSES.get(error.status, ExitStatus.REFUSED)
     return ExitStatus.REFUSED
@@ -71,6 +80,13 @@ ApiKey = Annotated[
 Task = Annotated[
     str, typer.Argument(metavar="TASK", autocompletion=complete_task, help="Name of the task.")
 ]
+AllowNewOutputs = Annotated[
+    bool,
+    typer.Option(
+        "--allow-new-outputs",
+        help="Let the answers have another kind, other labels, another catalog or another unit.",
+    ),
+]
 IfMatch = Annotated[
     int | None,
     typer.Option(
@@ -79,6 +95,11 @@ IfMatch = Annotated[
         help="Change the task only if it still has this revision; otherwise exit with status 4.",
     ),
 ]
+
+
+def outputs_parameter(*, allow_new_outputs: bool) -> dict[str, str]:
+    """The parameter that lets a change give the answers other outputs; none by default."""
+    return {"allow_new_outputs": "true"} if allow_new_outputs else {}
 
 
 def print_json(document: object) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from peterrec.model.disk import refusal
+from peterrec.patches.errors import OutputsDiffer
 from peterrec.service.errors import ServerRefused, ServerUnreachable
 
 if TYPE_CHECKING:
@@ -91,7 +93,8 @@ def _translated(
             "unexpected_answer", error.message, "Is this a PeterRec server?", error.status
         )
     reasons = "".join(f"\n  - {reason.code}: {reason.message}" for reason in error.reasons)
-    message = f"the bundle is refused:{reasons}" if reasons else error.message
+    is_bundle_refused = bool(reasons) and error.code != OutputsDiffer.code
+    message = f"the bundle is refused:{reasons}" if is_bundle_refused else error.message
     return ServerRefused(error.code, message, error.hint, error.status)
 
 
@@ -109,4 +112,4 @@ def push(
             "POST", task_path(task, "/versions"), file, if_match=if_match, params=params
         )
     except OSError as error:
-        raise ServerRefused("file_unreadable", f"{file}: {error.strerror}.", "") from error
+        raise refusal(error, file, doing="read") from error

@@ -29,12 +29,13 @@ from peterrec.model.training.pretrain.settings import PretrainSettings
 from peterrec.service.errors import ArgumentInvalid
 from peterrec.service.jobs.hints import hint_for
 from peterrec.service.jobs.options import AnswerOptions, EventOptions, TimeOptions
+from peterrec.service.jobs.tracking.options import TrackOptions
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
 Settings = TypeVar("Settings")
 
-COMMANDS_CLASSES = (EventOptions, AnswerOptions, TimeOptions)
+COMMANDS_CLASSES = (EventOptions, AnswerOptions, TimeOptions, TrackOptions)
 """Classes whose fields are written for typer; the fields of other classes are ``Option``s."""
 
 PARAMETERS = frozenset({"interactions", "kind"})
@@ -203,6 +204,7 @@ def option_types() -> str:
         "EventKeywords": ("Where events are and how their table is read.", EventOptions),
         "AnswerKeywords": ("Where a task's answers are.", AnswerOptions),
         "TimeKeywords": ("How events are split in time.", TimeOptions),
+        "TrackKeywords": ("The tracker that follows a training.", TrackOptions),
         "PretrainKeywords": ("What shapes a pretraining run.", PretrainSettings),
         "FinetuneKeywords": ("What shapes a fine-tuning run.", FinetuneSettings),
     }

@@ -41,6 +41,13 @@ class TimeKeywords(TypedDict, total=False):
     until: str | None
 
 
+class TrackKeywords(TypedDict, total=False):
+    """The tracker that follows a training."""
+
+    track: Literal["tensorboard", "mlflow"] | None
+    track_to: str | None
+
+
 class PretrainKeywords(TypedDict, total=False):
     """What shapes a pretraining run."""
 
@@ -84,4 +91,5 @@ class FinetuneKeywords(TypedDict, total=False):
     test_share: float
     min_label_count: int
     max_unknown_share: float
+    unit: str | None
     trunk_variants: int

@@ -209,7 +209,8 @@ class Task:
                 assert isinstance(call.body, bytes)
                 found = call.read(on.answer(self._bundle.digest, self.name, call.body))
                 answers += [answer for answer in found if isinstance(answer, Prediction)]
-                bars(Progress("predict", at + len(part), len(instances), unit="users"))
+                done = at + len(part)
+                bars.progress(Progress("predicting", done, len(instances), unit="users"))
         return answers
 
     def _instances(

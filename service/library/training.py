@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
+from peterrec.model.data.observer import SILENT
 from peterrec.model.files.backbone_folder import LoadedBackbone, fingerprint_of
 from peterrec.model.kinds import KINDS, KindName
-from peterrec.model.progress import no_progress
 from peterrec.model.training.finetune.settings import FinetuneSettings
 from peterrec.model.training.options import options_of
 from peterrec.model.training.pretrain.settings import PretrainSettings
@@ -85,7 +85,7 @@ def pretrain(
             chosen,
             folder,
             _on_existing(resume, overwrite),
-            bars if place.workers.writes else no_progress,
+            bars if place.workers.writes else SILENT,
             place,
         )
     items, weights = list(trained.vocabulary.items), trained.backbone.state_dict()

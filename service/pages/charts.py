@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from hashlib import sha256
 from html import escape
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from peterrec.service.pages.page import Figure, printable
+from peterrec.service.pages.page import Figure
+from peterrec.service.system.texts import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,7 +89,7 @@ def bar_chart(
 
     Without a description, the figure is described by its labels and values.
     """
-    names = [_short(label) for label in labels]
+    names = [short_label(label) for label in labels]
     texts = [f"{value:,.4g}" if value % 1 else f"{value:,.0f}" for value in values]
 
     def draw(axes: "Axes") -> None:
@@ -116,7 +117,12 @@ def line_chart(
             colour, dash = SERIES[place % len(SERIES)], DASHES[place % len(DASHES)]
             marker = "o" if len(line.x) < MOST_BINS else ""
             axes.plot(
-                line.x, line.y, color=colour, linestyle=dash, marker=marker, label=_short(line.name)
+                line.x,
+                line.y,
+                color=colour,
+                linestyle=dash,
+                marker=marker,
+                label=short_label(line.name),
             )
             if line.low is not None and line.high is not None:
                 axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.2, linewidth=0)
@@ -137,25 +143,50 @@ def histogram(
 ) -> Figure:
     """How many values fall into bins; counts above 0 may have bins that grow and a log scale."""
     numbers = np.asarray(values)
-    edges = bin_edges(numbers, is_logarithmic)
 
     def draw(axes: "Axes") -> None:
-        axes.hist(numbers, bins=[float(edge) for edge in edges], color=SERIES[0])
-        axes.axvline(float(np.median(numbers)), color=INK, linestyle=":", label="median")
-        if is_logarithmic:
-            axes.set_xscale("log")
-            axes.set_yscale("log")
-        axes.set_xlabel(label)
-        axes.set_ylabel("how many")
-        axes.legend(frameon=False)
+        draw_histogram(axes, numbers, label, is_logarithmic)
 
     ends = f"from {numbers.min():,.6g} to {numbers.max():,.6g}, median {np.median(numbers):,.6g}"
     return drawing(title, description or f"{len(numbers):,} values of {label}, {ends}.", draw)
 
 
-def bin_edges(values: npt.NDArray[np.generic], is_logarithmic: bool) -> npt.NDArray[np.float64]:
+def draw_histogram(
+    axes: "Axes", numbers: npt.NDArray[Any], label: str, is_logarithmic: bool
+) -> None:  # Any: a number's type
+    """Draw bars and the median on axes, in the first colour of their style."""
+    axes.hist(numbers, bins=[float(edge) for edge in bin_edges(numbers, is_logarithmic)])
+    axes.axvline(float(np.median(numbers)), color=_ink(), linestyle=":", label="median")
+    if is_logarithmic:
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(_plain_number)
+            axis.set_minor_formatter(_number_of_few)
+    axes.set_xlabel(label)
+    axes.set_ylabel("how many")
+    axes.legend(frameon=False)
+
+
+def _plain_number(value: float, _: int | None = None) -> str:
+    return f"{value:,.0f}" if value >= 1 else ""
+
+
+def _number_of_few(value: float, _: int | None = None) -> str:
+    """A number between two powers of ten if it begins with 2 or 5, so that labels do not touch."""
+    return _plain_number(value) if f"{value:.0e}"[0] in "25" else ""
+
+
+def _ink() -> str:
+    """The colour of texts in the current style."""
+    from matplotlib import rcParams
+
+    return str(rcParams["text.color"])
+
+
+def bin_edges(values: npt.NDArray[Any], is_logarithmic: bool) -> npt.NDArray[np.float64]:
     """Bins of equal width, or of equal ratio for counts; no bin of counts is narrower than 1."""
-    low, high = float(values.min()), float(values.max())  # type: ignore[attr-defined]  # numbers
+    low, high = float(values.min()), float(values.max())  # Any: a number's type
     if is_logarithmic:
         edges = np.unique(np.geomspace(1, high + 1, MOST_BINS).round())
         return edges if high > 1 else np.array([1.0, 2.0])
@@ -173,14 +204,18 @@ def _words_of(line: Line) -> str:
     return f"{line.name}: {ends}, smallest {finite.min():.4g}, largest {finite.max():.4g}"
 
 
-def _short(label: str) -> str:
+def short_label(label: str) -> str:
+    """A label that fits beside a bar."""
     text = printable(label)
     return text if len(text) <= LONGEST_LABEL else text[: LONGEST_LABEL - 1] + "…"
 
 
 def _style() -> dict[str, object]:
     """Matplotlib's settings: the page's colours, texts as texts, and equal files for equal data."""
+    from cycler import cycler
+
     return {
+        "axes.prop_cycle": cycler(color=SERIES),
         "svg.fonttype": "none",
         "svg.hashsalt": "peterrec",
         "text.parse_math": False,

@@ -10,12 +10,15 @@ escaped by the template, whatever ids and labels contain.
     part = fragment([table])                                       # for _repr_html_
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from peterrec.model.disk import write_text
+from peterrec.service.system.texts import printable
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -98,6 +101,11 @@ def page(title: str, sections: Sequence[Section], lead: Sequence[Text] = ()) -> 
     return _template("page.html").render(title=title, sections=sections, lead=lead)
 
 
+def write_page(path: Path, html: str) -> None:
+    """Write a page into a file, and create its folder."""
+    write_text(path, html)
+
+
 def fragment(parts: Sequence[Part], title: str = "") -> str:
     """A ``<div>`` with its own style, to be shown within another page such as a notebook."""
     return _template("fragment.html").render(parts=parts, title=title)
@@ -112,14 +120,6 @@ def shown(cell: Cell) -> str:
     if isinstance(cell, int):
         return f"{cell:,}"
     return f"{cell:.4g}" if isinstance(cell, float) else printable(cell)
-
-
-def printable(text: str) -> str:
-    """A text whose control characters, which HTML does not allow, are replaced by U+FFFD."""
-    return _CONTROL.sub("\ufffd", text)
-
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 @cache

@@ -20,7 +20,7 @@ from peterrec.model.data.histories import Histories, UserLabels
 from peterrec.model.errors import TasksDiffer, TrunkTooLarge
 from peterrec.model.files.backbone_folder import LoadedBackbone
 from peterrec.model.network.backbone import Backbone
-from peterrec.model.progress import OnProgress, Progress, no_progress
+from peterrec.model.progress import Notice, OnProgress, Progress, no_notice, no_progress
 from peterrec.model.spec import PatchGeometry
 from peterrec.model.training.batches import bucketed_batches, seeded
 from peterrec.model.training.calibration import fit_temperature
@@ -65,11 +65,12 @@ two products in its cache: 32 tasks of 128 rows took 324 ms in one forward, 120 
 class TaskToTrain:
     """A task's answers and settings. All tasks of a run must patch the same places.
 
-    The ``listener`` hears of this task alone.
+    ``name`` is the task in messages. The ``listener`` hears of this task alone.
     """
 
     labels: UserLabels
     settings: FinetuneSettings
+    name: str = ""
     listener: TrainingListener = unheard
 
 
@@ -78,13 +79,18 @@ def finetune_many(
     histories: Histories,
     tasks: Sequence[TaskToTrain],
     on_progress: OnProgress = no_progress,
+    notice: Notice = no_notice,
 ) -> list[FinetunedTask]:
     """Train all tasks in one run; each ends as ``finetune`` would have trained it alone.
 
     Only random draws differ: tasks that read the same history share its item dropout.
     """
     started = time.perf_counter()
-    prepared = [prepare_task(loaded, histories, task.labels, task.settings) for task in tasks]
+    prepared = []
+    for done, given in enumerate(tasks):
+        on_progress(Progress("joining histories and answers", done, len(tasks), unit="tasks"))
+        told = _named(given.name, notice)
+        prepared.append(prepare_task(loaded, histories, given.labels, given.settings, told))
     _require_trainable(loaded.backbone, prepared)
     listeners = [task.listener for task in tasks]
     for task, listener in zip(prepared, listeners, strict=True):
@@ -92,10 +98,16 @@ def finetune_many(
     run = ManyTasksRun(loaded, prepared, listeners)
     run.train(on_progress)
     seconds = (time.perf_counter() - started) / len(tasks)
-    return [
-        finished_task(task, loaded, run.training(at, seconds), listener)
-        for at, (task, listener) in enumerate(zip(prepared, listeners, strict=True))
-    ]
+    finished = []
+    for at, (task, listener) in enumerate(zip(prepared, listeners, strict=True)):
+        on_progress(Progress("evaluating", at, len(tasks), unit="tasks"))
+        finished.append(finished_task(task, loaded, run.training(at, seconds), listener))
+    on_progress(Progress("evaluating", len(tasks), len(tasks), unit="tasks"))
+    return finished
+
+
+def _named(task: str, notice: Notice) -> Notice:
+    return (lambda text: notice(f"{task}: {text}")) if task else notice
 
 
 def _require_trainable(backbone: Backbone, tasks: Sequence[PreparedTask]) -> None:
@@ -165,12 +177,10 @@ class ManyTasksRun:
             ended = [t for t in active if self._progress[t].done == _batch_count(self._tasks[t])]
             self._finish_epochs(ended)
             active = [t for t in active if not self._progress[t].epochs.are_over]
-            on_progress(
-                Progress("fine-tune", done if active else total, total, f"{len(active)} tasks")
-            )
-        for prepared, progress in zip(self._tasks, self._progress, strict=True):
+            note = f"{len(active)} tasks"
+            on_progress(Progress("fine-tuning", done if active else total, total, note, "batches"))
+        for progress in self._progress:
             progress.epochs.restore_best()
-            prepared.head_objective.finish()
 
     @torch.no_grad()
     def training(self, task: int, seconds: float) -> Training:
