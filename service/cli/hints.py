@@ -1,11 +1,7 @@
 """Hints as a command's user can follow them: settings become options that the command has."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
-
-_SETTING = re.compile(r"`([a-z][a-z_]*)`")
-_BETWEEN_SENTENCES = re.compile(r"(?<=[.;?]) ")
 
 
 class Parameter(Protocol):
@@ -23,13 +19,6 @@ class Command(Protocol):
     @property
     def params(self) -> Sequence[Parameter]:
         """The command's parameters."""
-
-
-def hint_for(hint: str, names: Mapping[str, str]) -> str:
-    """The hint with each setting as ``names`` spells it, without sentences on other settings."""
-    sentences = _BETWEEN_SENTENCES.split(hint)
-    known = [s for s in sentences if all(name in names for name in _SETTING.findall(s))]
-    return _SETTING.sub(lambda found: names[found[1]], " ".join(known))
 
 
 def names_of_settings(root: Command, arguments: Sequence[str]) -> dict[str, str]:
