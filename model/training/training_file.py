@@ -95,7 +95,7 @@ class TrainingFile:
         except OSError as error:
             raise TrainingFileUnwritable(
                 f"{path} can't be written: {error.strerror}.",
-                hint="Give an --out in a folder that can be written.",
+                hint="Give an `out` in a folder that can be written.",
             ) from error
 
     def hear(self, event: TrainingEvent) -> None:

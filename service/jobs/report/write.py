@@ -80,7 +80,7 @@ def is_backbone(subject: Path) -> bool:
 def run_report(job: ReportJob, out: Path, overwrite: bool) -> None:
     """Write the page."""
     if out.exists() and not overwrite:
-        raise OutputExists(f"{out} exists.", hint="Give another --out, or --overwrite.")
+        raise OutputExists(f"{out} exists.", hint="Give another `out`, or `overwrite`.")
     html = report_page(job)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(out.name + ".partial")
