@@ -1,7 +1,7 @@
 """The work of ``peterrec report``: read what there is, measure what the data allow, and write."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from peterrec.model.training.training_file import (
 )
 from peterrec.patches.bundle.bundle import read_manifest
 from peterrec.service.errors import OutputExists, ReportSubjectUnknown
+from peterrec.service.jobs.data_page import charts_of, summary_table, time_parts
 from peterrec.service.jobs.options import Answers
 from peterrec.service.jobs.packing import unpack_task
 from peterrec.service.jobs.report import backbone as of_backbone
@@ -34,7 +35,7 @@ from peterrec.service.jobs.report.tested import (
     test_task,
 )
 from peterrec.service.jobs.train import OUTPUT_LAYER, Part
-from peterrec.service.pages.page import Section, Text, page, table
+from peterrec.service.pages.page import Section, Text, page
 
 MAKES_MORE = {
     "task": "With --backbone, --interactions and the options of the answers (such as --labels and "
@@ -53,7 +54,8 @@ class ReportJob:
     """What to report on, and the data to measure it on, if there are any.
 
     ``subject`` is a bundle or a backbone folder. A bundle is measured if ``backbone``,
-    ``interactions`` and ``answers`` are given, a backbone if ``interactions`` are.
+    ``interactions`` and ``answers`` are given, a backbone if ``interactions`` are. ``notices`` are
+    read after the data: what the observer was told while they were read.
     """
 
     subject: Path
@@ -62,7 +64,8 @@ class ReportJob:
     answers: Answers | None = None
     part: Part = "test"
     shows_samples: bool = True
-    observer: ReadingObserver = field(default=SILENT)
+    observer: ReadingObserver = SILENT
+    notices: Sequence[str] = ()
 
 
 def is_backbone(subject: Path) -> bool:
@@ -115,7 +118,7 @@ def _task_page(job: ReportJob) -> str:
     shows_samples = job.shows_samples and manifest.kind in REPORTS
     lead += [Text(PERSONAL, is_notice=True)] if shows_samples else []
     measured = of_task.test_sections(tested, job.shows_samples)
-    info = data_section(describe_events(events))
+    info = _data_section(job, describe_events(events, job.observer.progress))
     return page(title, [about, *measured, info, history, recorded], lead)
 
 
@@ -154,7 +157,7 @@ def _backbone_page(job: ReportJob) -> str:
     if job.interactions is None:
         return page(title, [about, *after], [Text(MAKES_MORE["backbone"], is_notice=True)])
     events = read_events(job.interactions, job.observer)
-    info = data_section(describe_events(events))
+    info = _data_section(job, describe_events(events, job.observer.progress))
     measured, notices = _next_items(loaded, job, histories_of(events))
     return page(title, [about, *measured, info, *after], notices)
 
@@ -185,19 +188,10 @@ def _next_items(
     return of_backbone.next_item_sections(found), notices
 
 
-def data_section(info: DataInfo) -> Section:
-    """A summary of the events that were given."""
-    lengths = info.length_spread.quantiles
-    rows = [
-        ("events", info.events),
-        ("users", info.users),
-        ("items", info.items),
-        ("items of a user", f"median {lengths['median']:g}, 95 % have at most {lengths['p95']:g}"),
-        ("events that repeat an item of the user", f"{info.repeated_share:.1%}"),
-        *(
-            [("first event", info.times.first), ("last event", info.times.last)]
-            if info.times
-            else []
-        ),
-    ]
-    return Section("The data", [table("Events", ("", ""), rows)])
+def _data_section(job: ReportJob, info: DataInfo) -> Section:
+    """A summary of the events that were given, and what was noticed while they were read."""
+    notices = [Text(notice, is_notice=True) for notice in job.notices]
+    parts = [*notices, summary_table(info), *charts_of(info)]
+    if job.interactions is not None and info.times is not None:
+        parts += time_parts(job.interactions.order_column, info.times)
+    return Section("The data", parts)

@@ -44,7 +44,7 @@ def open_tracker(kind: TrackerName, target: str | None, name: str) -> Tracker:
 def missing(kind: TrackerName, error: ImportError) -> TrackerMissing:
     """The error of a tracker whose library is not installed."""
     return TrackerMissing(
-        f"the tracker {kind} needs a library that is not installed: {error}.",
+        f"--track {kind} needs a library that is not installed: {error}.",
         hint=f"pip install 'peterrec-serving[{kind}]', or leave `track` out.",
     )
 
