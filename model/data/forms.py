@@ -646,10 +646,9 @@ def _missing(file: DataFile, missing: Sequence[str]) -> ColumnMissing:
             hint="Name every column in the file's order with `columns`.",
         )
     place = f"{file.path}, line 1 split at {at}: there is no column {column!r}, only {found}."
-    own = {name for name, _ in file.partitions}
     for other in USUAL:
         names = [_name_and_type(t, file.form)[0] for t in _split(file.path, file.form, other)]
-        if other != file.form.delimiter and {*missing} <= {*names, *own}:
+        if other != file.form.delimiter and {*missing} <= {*names}:
             return ColumnMissing(
                 f"{place} Split at {describe_delimiter(other)}, line 1 has it.",
                 hint=f"Give `delimiter` {describe_delimiter(other)}.",

@@ -1,6 +1,11 @@
 """Hints as a command's user can follow them: settings become options that the command has."""
 
+<<<<<<< HEAD
 from collections.abc import Iterable, Mapping, Sequence
+=======
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+>>>>>>> forms
 from typing import Protocol
 
 
@@ -21,13 +26,48 @@ class Command(Protocol):
         """The command's parameters."""
 
 
+<<<<<<< HEAD
 def names_of_settings(root: Command, arguments: Sequence[str]) -> dict[str, str]:
     """Each setting of the command that the arguments call, as its user writes it.
+=======
+Names = Mapping[str, str | None]
+"""Settings as a command's user writes them; None for those that only other commands have."""
 
-    Settings in a file of tasks keep their names; a comparison reads all of them from there.
+
+def hint_for(hint: str, names: Names) -> str:
+    """The hint with each setting as ``names`` spells it, without sentences on others' settings.
+>>>>>>> forms
+
+    Other words in backticks, such as fields of the HTTP API, stay as they are.
     """
-    command = command_of(root, arguments)
-    options = {option[2:].replace("-", "_"): option for option in long_options(command)}
+    sentences = _BETWEEN_SENTENCES.split(hint)
+    ours = [s for s in sentences if all(names.get(name, "") is not None for name in _settings(s))]
+    return _SETTING.sub(lambda found: names.get(found[1]) or found[0], " ".join(ours))
+
+
+def _settings(text: str) -> list[str]:
+    found: list[str] = _SETTING.findall(text)
+    return found
+
+
+def names_of_settings(root: Command, arguments: Sequence[str]) -> dict[str, str | None]:
+    """The settings of all commands, as the user of the one that the arguments call writes them."""
+    own = _own_settings(command_of(root, arguments), arguments)
+    return dict.fromkeys(_all_settings(root)) | own
+
+
+def _all_settings(command: Command) -> Iterator[str]:
+    yield from _options(command)
+    for inner in _commands_in(command).values():
+        yield from _all_settings(inner)
+
+
+def _own_settings(command: Command, arguments: Sequence[str]) -> dict[str, str]:
+    """A command's options. Settings in a file of tasks keep their names.
+
+    A comparison reads all of them from its file, if that is given.
+    """
+    options = _options(command)
     if command.name == "finetune-many":
         from peterrec.service.jobs.task_file import TASK_SETTINGS
 
@@ -43,11 +83,20 @@ def command_of(root: Command, arguments: Sequence[str]) -> Command:
     """The command that the arguments call."""
     command = root
     for argument in arguments:
-        commands: Mapping[str, Command] = getattr(command, "commands", {})
-        if argument not in commands:
+        if argument not in _commands_in(command):
             break
-        command = commands[argument]
+        command = _commands_in(command)[argument]
     return command
+
+
+def _commands_in(command: Command) -> Mapping[str, Command]:
+    found: Mapping[str, Command] = getattr(command, "commands", {})
+    return found
+
+
+def _options(command: Command) -> dict[str, str]:
+    """The options of a command by the settings that they set."""
+    return {option[2:].replace("-", "_"): option for option in long_options(command)}
 
 
 def long_options(command: Command) -> list[str]:
