@@ -231,7 +231,7 @@ class TaskNotFound(PeterRecError):
     category = Category.NOT_FOUND
 
     def __init__(self, task: str) -> None:
-        super().__init__(f"task {task!r} does not exist.", hint="GET /tasks lists the tasks.")
+        super().__init__(f"task {task[:128]!r} does not exist.", hint="GET /tasks lists the tasks.")
 
 
 class VersionNotFound(PeterRecError):
