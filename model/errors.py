@@ -230,13 +230,6 @@ class PictureUnwritable(DataError):
     code = "data_picture_unwritable"
 
 
-class PlottingMissing(PeterRecError):
-    """Matplotlib is needed for a picture and is not installed."""
-
-    code = "plotting_missing"
-    category = Category.UNAVAILABLE
-
-
 class LabelDuplicate(DataError):
     """A user has a second label in a task with one label per user."""
 
@@ -327,6 +320,20 @@ class CheckpointMismatch(PeterRecError):
 
     code = "checkpoint_mismatch"
     category = Category.INCOMPATIBLE
+
+
+class TrainingFileUnwritable(PeterRecError):
+    """The file that tells of a training can't be opened for writing."""
+
+    code = "training_file_unwritable"
+    category = Category.CONFLICT
+
+
+class TrainingFileInvalid(PeterRecError):
+    """A ``training.jsonl`` can't be read, or is not of the form that this version knows."""
+
+    code = "training_file_invalid"
+    category = Category.MALFORMED
 
 
 class TasksDiffer(PeterRecError):

@@ -434,6 +434,27 @@ class OutputExists(PeterRecError):
     category = Category.CONFLICT
 
 
+class ReportSubjectUnknown(PeterRecError):
+    """What a report is asked for is neither a bundle nor a backbone folder."""
+
+    code = "report_subject_unknown"
+    category = Category.NOT_FOUND
+
+
+class TrackerMissing(PeterRecError):
+    """The library of a tracker is not installed."""
+
+    code = "tracker_missing"
+    category = Category.UNAVAILABLE
+
+
+class TrackerUnavailable(PeterRecError):
+    """A tracker can't be reached, or does not take a run, before a training begins."""
+
+    code = "tracker_unavailable"
+    category = Category.UNAVAILABLE
+
+
 class TaskUnpackable(PeterRecError):
     """A task whose names or metrics the bundle format does not accept."""
 
@@ -444,6 +465,19 @@ class TaskUnpackable(PeterRecError):
 class DownloadFailed(PeterRecError):
     code = "download_failed"
     category = Category.UNAVAILABLE
+
+
+class ArgumentInvalid(PeterRecError, ValueError):
+    """An argument of a function of the library that cannot be used."""
+
+    code = "argument_invalid"
+    category = Category.MALFORMED
+
+
+class EstimatorsMissing(PeterRecError, ImportError):
+    """The estimators need scikit-learn, which is not installed."""
+
+    code = "scikit_learn_missing"
 
 
 class TaskFileInvalid(PeterRecError):

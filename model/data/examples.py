@@ -117,7 +117,7 @@ def keep_frequent(examples: Examples, min_count: int) -> Examples:
         raise LabelsTooRare(
             f"{examples.source}: no answer has {min_count} users with a history; the most frequent "
             f"is {text!r} with {most}.",
-            hint="Lower --min-label-count.",
+            hint="Lower `min_label_count`.",
         )
     kept = [tuple(text for text in answer if text not in dropped) for answer in examples.answers]
     stays = [bool(new) or not old for new, old in zip(kept, examples.answers, strict=True)]

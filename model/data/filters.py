@@ -49,7 +49,7 @@ class Condition:
         return f"{self.column}={self.value}"
 
     def matches(self, values: pa.Array) -> pa.Array:
-        """Which of some values of the column equal the filter's: a mask without nulls."""
+        """Which of the column's values equal the filter's: a mask without nulls."""
         wanted = self.value.strip()
         types = pa.types
         kind = values.type

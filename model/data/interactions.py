@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from peterrec.model.data.event_store import Codes, EventColumns, EventStore, TimeForm, open_store
 from peterrec.model.data.histories import Histories, UserLabels
-from peterrec.model.data.lists import refuse_unread_lists, unfolded
+from peterrec.model.data.lists import notice_of_written_lists, refuse_unread_lists, unfolded
 from peterrec.model.data.observer import SILENT, ReadingObserver
 from peterrec.model.data.order_columns import EPOCHS, Kind, OrderColumn, OrderValues
 from peterrec.model.data.tables import TablePart, TableSource, read_batches
@@ -175,7 +175,13 @@ def read_histories(source: InteractionSource, observer: ReadingObserver = SILENT
     The histories take 8 bytes for each event; reading and sorting take no more than a constant
     beside them, whatever the number of events.
     """
-    with _filled(source, observer) as filled:
+    return _read_in_order(source, observer)
+
+
+def _read_in_order(
+    source: InteractionSource, observer: ReadingObserver, takes_samples: bool = False
+) -> Histories:
+    with _filled(source, observer, takes_samples) as filled:
         store = filled.store
         codes = np.empty(store.count, dtype=np.int64)
         lengths = np.zeros(len(filled.users), dtype=np.int64)
@@ -197,8 +203,12 @@ def read_histories(source: InteractionSource, observer: ReadingObserver = SILENT
 
 
 def read_targets(source: InteractionSource, observer: ReadingObserver = SILENT) -> UserLabels:
-    """Each user's target items, oldest first; a repeated target counts once."""
-    return _as_targets(read_histories(source, observer), source.table.name)
+    """Each user's target items, oldest first; a repeated target counts once.
+
+    The items of RecBole's training samples may be targets, though they are no histories.
+    """
+    histories = _read_in_order(source, observer, takes_samples=True)
+    return _as_targets(histories, source.table.name)
 
 
 def histories_of(events: Events) -> Histories:
@@ -235,20 +245,35 @@ def on_one_scale(one: Events, other: Events) -> tuple[Events, Events]:
             hint="Write both order columns as numbers of one unit, or both as timestamps.",
         )
     scale = max(one.time_scale, other.time_scale)
-    return _scaled(one, scale), _scaled(other, scale)
+    one, other = _scaled(one, scale), _scaled(other, scale)
+    is_unsigned = any(e.time is not None and e.time.dtype == np.uint64 for e in (one, other))
+    return (_unsigned(one), _unsigned(other)) if is_unsigned else (one, other)
 
 
 def _scaled(events: Events, scale: int) -> Events:
     factor = 10 ** (scale - events.time_scale)
     if events.time is None or factor == 1:
         return events
-    largest = int(np.iinfo(np.int64).max)
-    if np.abs(events.time).max(initial=0) > largest // factor:
-        raise OrderUnreadable(
-            f"{events.source}: its times do not fit into 64 bits in units of 1e-{scale}.",
-            hint="Write both order columns in one unit.",
-        )
+    if np.abs(events.time).max(initial=0) > np.iinfo(np.int64).max // factor:
+        raise _incomparable(events)
     return replace(events, time=events.time * factor, time_scale=scale)
+
+
+def _unsigned(events: Events) -> Events:
+    """Events whose times are compared with integers of more than 63 bits."""
+    if events.time is None or events.time.dtype == np.uint64:
+        return events
+    if events.time.min(initial=0) < 0 or events.time.dtype != np.int64:
+        raise _incomparable(events)
+    return replace(events, time=events.time.astype(np.uint64))
+
+
+def _incomparable(events: Events) -> OrderUnreadable:
+    return OrderUnreadable(
+        f"{events.source}: no 64-bit numbers hold its times exactly beside those of the other "
+        "table.",
+        hint="Write both order columns in one unit, as integers or timestamps.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,14 +288,16 @@ class _Filled:
 
 
 @contextmanager
-def _filled(source: InteractionSource, observer: ReadingObserver) -> Iterator[_Filled]:
+def _filled(
+    source: InteractionSource, observer: ReadingObserver, takes_samples: bool = False
+) -> Iterator[_Filled]:
     """Read all events of a source into a store."""
     name = source.table.name
     order = None if source.order_column is None else OrderColumn(source.order_column, observer)
     _require_order(source, observer)
     columns = EventColumns(name, source.user_column, source.item_column, source.order_column)
     with open_store(columns) as store:
-        for part in _parts(source, observer):
+        for part in _parts(source, observer, takes_samples):
             _add(store, part, order, source)
         if not store.count:
             raise FilterMatchesNothing(
@@ -279,6 +306,10 @@ def _filled(source: InteractionSource, observer: ReadingObserver) -> Iterator[_F
         users, items = store.name_users(), store.name_items()
         for notice in (*users.notices, *items.notices, *_mixed_units(store, columns)):
             observer.notice(notice)
+        if store.count == len(users.texts):
+            lists = notice_of_written_lists(items.texts, source.item_column, name)
+            if lists is not None:
+                observer.notice(lists)
         yield _Filled(
             store,
             tuple(users.texts.to_pylist()),
@@ -288,11 +319,14 @@ def _filled(source: InteractionSource, observer: ReadingObserver) -> Iterator[_F
         )
 
 
-def _parts(source: InteractionSource, observer: ReadingObserver) -> Iterator[TablePart]:
+def _parts(
+    source: InteractionSource, observer: ReadingObserver, takes_samples: bool
+) -> Iterator[TablePart]:
     """The table with one row per event, also if it has one per user with lists of items."""
     values = [source.item_column, *([source.order_column] if source.order_column else [])]
     for part in read_batches(source.table, [source.user_column, *values], observer):
-        refuse_unread_lists(part, source.item_column)
+        if not takes_samples:
+            refuse_unread_lists(part, source.item_column)
         yield from unfolded(part, source.user_column, values)
 
 
@@ -303,12 +337,11 @@ def _require_order(source: InteractionSource, observer: ReadingObserver) -> None
     if source.since or source.before:
         raise OrderUnreadable(
             "a cut-off needs an order column.",
-            hint="Name it with --order-column, that of targets with --target-order-column.",
+            hint="Name it: `order_column`.",
         )
     data = source.table.data
-    files = (
-        ", files in the order of their names" if isinstance(data, Path) and data.is_dir() else ""
-    )
+    is_folder = isinstance(data, Path) and data.is_dir()
+    files = ", files in the order of their names" if is_folder else ""
     observer.notice(
         f"{source.table.name}: no order column is named, so events are taken in the order of the "
         f"rows{files}."

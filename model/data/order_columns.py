@@ -1,8 +1,8 @@
 """Order columns: positions, dates or times that keep their exact order, and bounds for them.
 
-Numbers are 64-bit integers where all are whole, decimals where they have fractions, and floats where
-a table has floats. Times are microseconds since 1970, or nanoseconds if some need them. What none of
-these can hold is refused: events that the column tells apart do not become ties in silence.
+Numbers are 64-bit integers where all are whole, decimals where they have fractions, and floats
+where a table has floats. Times are microseconds since 1970, or nanoseconds if some need them. What
+none of these can hold is refused: events that the column tells apart do not become ties in silence.
 """
 
 import re
@@ -123,8 +123,8 @@ class OrderColumn:
             self._has_zone = has_zone
         if self._has_zone != has_zone:
             self._tell(
-                f"{part.name}: some times in column {self.column!r} have a zone and some have none; "
-                "those without are taken as UTC."
+                f"{part.source}: some times in column {self.column!r} have a zone, and some have "
+                "none; those without are taken as UTC."
             )
 
     def _tell(self, text: str) -> None:
@@ -179,8 +179,8 @@ class OrderColumn:
             )
         bound = Decimal(instant * EPOCHS[unit]) / NS_PER_SECOND
         self._tell(
-            f"column {self.column!r} has {unit} since 1970, by the size of its numbers: the cut-off "
-            f"{text} is {bound.normalize():f} there, in UTC."
+            f"column {self.column!r} has {unit} since 1970, by the size of its numbers: the "
+            f"cut-off {text} is {bound.normalize():f} there, in UTC."
         )
         return bound
 
@@ -193,7 +193,7 @@ def _numbers(part: TablePart, column: str) -> pa.Array:
     if found is None:
         raise OrderUnreadable(
             f"{part.place(0, column)}: values of type {kind} are neither numbers nor times.",
-            hint="Name another column with --order-column, or write it as numbers or times.",
+            hint="Write the column as numbers or times. Or name another `order_column`.",
         )
     _refuse(part, column, array.is_null(nan_is_null=True))
     return found(part, column, array)
@@ -315,7 +315,7 @@ def _unreadable(part: TablePart, column: str, row: int) -> OrderUnreadable:
     return OrderUnreadable(
         f"{part.place(row, column)}: {_value(part, column, row)!r} is neither a number nor a "
         "timestamp.",
-        hint="Correct the row, or name another column with --order-column.",
+        hint="Correct the row. Or name another `order_column`.",
     )
 
 
@@ -324,8 +324,8 @@ def _refuse_inexact(part: TablePart, column: str, bad: pa.Array) -> None:
     if row >= 0:
         kind = part.table[column].type
         raise OrderUnreadable(
-            f"{part.place(row, column)}: {_value(part, column, row)!r} of type {kind} does not keep "
-            "its order exactly: numbers next to it are the same to the type, or to 64 bits.",
+            f"{part.place(row, column)}: {_value(part, column, row)!r} of type {kind} does not "
+            "keep its order exactly: numbers next to it are the same to the type, or to 64 bits.",
             hint="Write the column as integers or timestamps, from data that were never floats.",
         )
 

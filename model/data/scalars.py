@@ -6,7 +6,7 @@ from decimal import Decimal
 import pyarrow as pa
 
 NUMBER = r"[+-]?(0|[1-9][0-9]*)(\.[0-9]*)?([eE][+-]?[0-9]{1,3})?"
-"""Texts that are numbers. A text with a leading zero, such as 007, is a name."""
+"""Texts of a column that are numbers. One with a leading zero, such as 007, is a name."""
 
 TRUTHS = {"true": True, "false": False}
 
@@ -23,9 +23,10 @@ TIME_TYPES = (
 
 
 def number_of(text: str) -> Decimal | None:
-    """The exact number that a text is, or None."""
-    text = text.strip()
-    return Decimal(text) if re.fullmatch(NUMBER, text) else None
+    """The exact number that somebody writes, perhaps with leading zeros, or None."""
+    found = re.fullmatch(r"\s*([+-]?)0*([0-9].*)", text, re.DOTALL)
+    written = "".join(found.groups()).strip() if found else ""
+    return Decimal(written) if re.fullmatch(NUMBER, written, re.ASCII) else None
 
 
 def truth_of(text: str) -> bool | None:

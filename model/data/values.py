@@ -3,16 +3,17 @@
 A value's text is what a text file would have: integers and decimals digit by digit, truths as
 ``true`` and ``false``, dates and times in ISO's form. Numbers that their type has rounded, or
 cannot be ids, are refused. NaN, null, the empty text and blanks are the same: no value. A text such
-as ``NULL`` is refused, unless somebody has said that it means no value.
+as ``NULL`` is refused, unless somebody has said what it means.
 
 What a single value cannot tell is settled for a column as a whole (see ``settled``). Decision 0084
 has the rules and their reasons.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -22,7 +23,7 @@ from peterrec.model.errors import MissingText, ValueMissing, ValueTypeInvalid
 
 MISSING_TEXTS = (
     *("NaN", "nan", "NULL", "Null", "null", "NA", "<NA>", "N/A", "n/a", "#N/A"),
-    *("None", "NaT", "\\N", "<null>"),
+    *("None", "NaT", "\\N", "<null>", "(null)", "[NULL]", "NAN", "-nan", "-NaN", "#NA"),
 )
 """How programs write that there is no value. In a text file, they may also be values."""
 
@@ -33,63 +34,92 @@ WHOLE = r"^-?(0|[1-9][0-9]*)(\.0+)?$"
 """An integer, perhaps as a program writes it that had turned the column into floats."""
 
 
-def texts_of(part: TablePart, column: str, has_fractions: bool = False) -> pa.DictionaryArray:
-    """A column as texts, each distinct one once; a missing value is null.
+def texts_of(part: TablePart, column: str, has_fractions: bool = False) -> pa.Array:
+    """A column as texts; a missing value is null, and blanks around a text are still there.
 
-    Blanks around a text are still there. ``has_fractions`` admits numbers such as 2.5, which may be
-    labels but no ids. Errors name the place of the first bad value.
+    ``has_fractions`` admits numbers such as 2.5, which may be labels but no ids. Errors name the
+    place of the first bad value.
     """
-    encoded = _encoded(part, column)
-    texts, bad = _texts(encoded.dictionary, has_fractions)
-    if (row := _first_row(encoded, bad)) is not None:
+    texts, bad = _texts(part, column, has_fractions)
+    if (row := pc.index(bad, True).as_py()) >= 0:
         raise _inexact(part, column, row)
     trimmed = pc.utf8_trim_whitespace(texts)
-    is_missing = pc.or_kleene(pc.equal(trimmed, ""), _is_one_of(trimmed, part.missing))
-    doubtful = pc.and_not_kleene(_is_one_of(trimmed, MISSING_TEXTS), is_missing)
-    if (row := _first_row(encoded, doubtful)) is not None:
-        raise MissingText(
-            f"{part.place(row, column)}: the text {part.table[column][row].as_py()!r}.",
-            hint="If it means that there is no value, say so with `missing`, or empty the field.",
-        )
-    texts = pc.if_else(is_missing, pa.scalar(None, pa.string()), texts)
-    return pa.DictionaryArray.from_arrays(encoded.indices, texts)
+    possible = doubtful_texts(part.missing)
+    if not pc.any(_is_one_of(trimmed, ("", *possible, *part.missing))).as_py():
+        return texts
+    is_missing = _is_one_of(trimmed, ("", *part.missing))
+    doubtful = pc.and_(_is_one_of(trimmed, possible), pc.invert(is_missing))
+    if (row := pc.index(doubtful, True).as_py()) >= 0:
+        raise missing_text(part.place(row, column), texts[row].as_py())
+    return pc.if_else(is_missing, pa.scalar(None, texts.type), texts)
 
 
-def require_values(part: TablePart, column: str, texts: pa.DictionaryArray) -> None:
+def doubtful_texts(missing: Sequence[str]) -> tuple[str, ...]:
+    """Texts that may mean that there is no value; none if ``missing`` has the empty text.
+
+    The empty text always is no value. Who names it says that ``missing`` is complete, and that all
+    other texts are values, such as ``NA`` for Namibia.
+    """
+    return () if "" in missing else MISSING_TEXTS
+
+
+def missing_text(place: str, text: str) -> MissingText:
+    """The error of a text that may mean that there is no value."""
+    return MissingText(
+        f"{place}: the text {text!r} may mean that there is no value.",
+        hint="If it does, name it with `missing`, or empty the field. If it is a value, name an "
+        "empty text with `missing`: then only empty fields are without a value.",
+    )
+
+
+def require_values(part: TablePart, column: str, texts: pa.Array) -> None:
     """Refuse texts of a column with a missing one; the error names the place of the first."""
-    missing = pc.is_null(texts.dictionary)
-    row = _first_row(texts, missing)
-    if texts.indices.null_count:
-        first = pc.index(pc.is_null(texts.indices), True).as_py()
-        row = first if row is None else min(row, first)
-    if row is not None:
+    if texts.null_count:
+        row = pc.index(texts.is_null(), True).as_py()
         raise ValueMissing(
             f"{part.place(row, column)}: the value is missing.", hint="Fill it or remove the row."
         )
 
 
-def read_texts(
+@dataclass(frozen=True, slots=True)
+class CodedColumn:
+    """A column of a table as settled texts, each once, and its rows as indices of them.
+
+    ``codes`` has an array int64 for each part of the table; -1 is a missing value.
+    """
+
+    texts: tuple[str, ...]
+    codes: list[npt.NDArray[np.int64]]
+
+
+def read_codes(
     parts: Sequence[TablePart],
     column: str,
     observer: ReadingObserver = SILENT,
     *,
     allows_missing: bool = False,
     has_fractions: bool = False,
-) -> list[list[str | None]]:
-    """A column of all parts of a table as settled texts; None is missing, if that is allowed."""
+) -> CodedColumn:
+    """A column of all parts of a table; what it was decided to mean is told to the observer."""
     found = [texts_of(part, column, has_fractions) for part in parts]
     if not allows_missing:
         for part, texts in zip(parts, found, strict=True):
             require_values(part, column, texts)
-    chunks = [texts.dictionary for texts in found]
-    raw = pc.drop_null(pa.chunked_array(chunks, pa.string()).unique())
+    raw = pc.drop_null(pa.chunked_array(found, pa.string()).unique())
     known = settled(raw, column, parts[0].source if parts else "")
     for notice in known.notices:
         observer.notice(notice)
-    return [
-        known.texts.take(pc.index_in(texts.dictionary, raw)).take(texts.indices).to_pylist()
-        for texts in found
-    ]
+    merged = known.texts.dictionary_encode()  # settled texts may be equal
+    indices = (merged.indices.take(pc.index_in(texts, raw)).fill_null(-1) for texts in found)
+    codes = [own.to_numpy(zero_copy_only=False).astype(np.int64) for own in indices]
+    return CodedColumn(tuple(merged.dictionary.to_pylist()), codes)
+
+
+def read_texts(parts: Sequence[TablePart], column: str) -> list[list[str]]:
+    """A column of all parts of a table as settled texts; a missing value is refused."""
+    found = read_codes(parts, column)
+    texts = np.array(found.texts, dtype=np.object_)
+    return [texts[codes].tolist() for codes in found.codes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,52 +163,60 @@ def settled(texts: pa.Array, column: str, source: str) -> Settled:
     return Settled(texts, tuple(notices))
 
 
-def _encoded(part: TablePart, column: str) -> pa.DictionaryArray:
-    """Each distinct value of a column once, as its own type has it."""
-    values = part.table[column]
-    kind = values.type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if isinstance(kind, pa.BaseExtensionType):
-        return _plain_extension(part, column, values).dictionary_encode()
-    if not any(is_kind(kind) for is_kind in (*TEXTS, *BYTES, *PLAIN, *NUMBERS)):
-        raise _bad_type(part, column, kind)
-    return one_array(values).dictionary_encode()
-
-
-TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-BYTES = (
-    *(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view),
-    pa.types.is_fixed_size_binary,
-)
+TEXTS = (pa.types.is_string, pa.types.is_large_string)
 PLAIN = (
     *(pa.types.is_null, pa.types.is_boolean, pa.types.is_integer),
     *(pa.types.is_date, pa.types.is_timestamp, pa.types.is_time),
 )
-NUMBERS = (pa.types.is_decimal, pa.types.is_float32, pa.types.is_float64)
+FLOATS = (pa.types.is_float32, pa.types.is_float64)
+BYTES = (
+    *(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view),
+    pa.types.is_fixed_size_binary,
+)
 
 
-def _plain_extension(part: TablePart, column: str, values: pa.ChunkedArray) -> pa.Array:
-    """The texts of an extension type that is a text in other words; others are refused."""
+def _texts(part: TablePart, column: str, has_fractions: bool) -> tuple[pa.Array, pa.Array]:
+    """A column's texts, and which of its values cannot be written exactly."""
+    values = one_array(part.table[column])
     kind = values.type
-    if kind.extension_name == "arrow.uuid":
-        return pa.array([None if v is None else str(v) for v in values.to_pylist()], pa.string())
-    if kind.extension_name in ("arrow.json", "arrow.bool8"):
-        plain = pa.bool_() if kind.extension_name == "arrow.bool8" else pa.string()
-        return one_array(pa.chunked_array([chunk.storage for chunk in values.chunks])).cast(plain)
-    raise _bad_type(part, column, kind)
-
-
-def _texts(values: pa.Array, has_fractions: bool) -> tuple[pa.Array, pa.Array]:
-    """Texts of distinct values, and which of the values cannot be written exactly."""
-    kind = values.type
-    if any(is_kind(kind) for is_kind in BYTES):
-        return _texts_of_bytes(values)
-    if pa.types.is_decimal(kind):
-        return _texts_of_decimals(values, has_fractions)
-    if kind in EXACT_BELOW:
+    if any(is_kind(kind) for is_kind in TEXTS):
+        return values, NONE_BAD
+    if any(is_kind(kind) for is_kind in PLAIN):
+        return values.cast(pa.string()), NONE_BAD
+    if any(is_kind(kind) for is_kind in FLOATS):
         return _texts_of_floats(values, has_fractions)
-    return values.cast(pa.string()), pa.array(np.zeros(len(values), dtype=np.bool_))
+    if pa.types.is_decimal(kind):
+        return _of_distinct(values, lambda distinct: _texts_of_decimals(distinct, has_fractions))
+    if any(is_kind(kind) for is_kind in BYTES):
+        return _of_distinct(values, _texts_of_bytes)
+    if isinstance(kind, pa.BaseExtensionType) and kind.extension_name in EXTENSIONS:
+        return EXTENSIONS[kind.extension_name](values), NONE_BAD
+    raise ValueTypeInvalid(
+        f"{part.place(0, column)}: values of type {kind} can be neither ids nor labels.",
+        hint="Write the column as texts or integers.",
+    )
+
+
+NONE_BAD = pa.array([], pa.bool_())
+"""No value is bad."""
+
+EXTENSIONS: dict[str, Callable[[pa.Array], pa.Array]] = {
+    "arrow.uuid": lambda values: pa.array(
+        [None if value is None else str(value) for value in values.to_pylist()], pa.string()
+    ),
+    "arrow.json": lambda values: values.storage.cast(pa.string()),
+    "arrow.bool8": lambda values: values.storage.cast(pa.bool_()).cast(pa.string()),
+}
+"""Types in other words that can be texts."""
+
+
+def _of_distinct(
+    values: pa.Array, texts_of_values: Callable[[pa.Array], tuple[pa.Array, pa.Array]]
+) -> tuple[pa.Array, pa.Array]:
+    """What a slow function says of each distinct value, for all values."""
+    encoded = values.dictionary_encode()
+    texts, bad = texts_of_values(encoded.dictionary)
+    return texts.take(encoded.indices), bad.take(encoded.indices)
 
 
 def _texts_of_bytes(values: pa.Array) -> tuple[pa.Array, pa.Array]:
@@ -224,24 +262,7 @@ def _texts_of_floats(values: pa.Array, has_fractions: bool) -> tuple[pa.Array, p
 
 
 def _is_one_of(texts: pa.Array, wanted: Sequence[str]) -> pa.Array:
-    return pc.is_in(texts, pa.array(wanted, pa.string()))
-
-
-def _first_row(encoded: pa.DictionaryArray, flags: pa.Array) -> int | None:
-    """The first row whose value is flagged among the distinct values."""
-    flagged = np.flatnonzero(flags.fill_null(False).to_numpy(zero_copy_only=False))
-    if not len(flagged):
-        return None
-    codes = encoded.indices.fill_null(-1).to_numpy()
-    rows = np.flatnonzero(np.isin(codes, flagged))
-    return int(rows[0]) if len(rows) else None
-
-
-def _bad_type(part: TablePart, column: str, kind: pa.DataType) -> ValueTypeInvalid:
-    return ValueTypeInvalid(
-        f"{part.place(0, column)}: values of type {kind} can be neither ids nor labels.",
-        hint="Write the column as texts or integers.",
-    )
+    return pc.is_in(texts, pa.array(wanted, texts.type))
 
 
 def _inexact(part: TablePart, column: str, row: int) -> ValueTypeInvalid:

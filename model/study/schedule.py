@@ -189,12 +189,12 @@ def _pretrain(
     place: Workplace, units: list[Unit], start: Start, jobs: int, on_progress: OnProgress
 ) -> None:
     needed = list(dict.fromkeys((unit.corpus, unit.variant.is_causal) for unit in units))
-    on_progress(Progress("pretraining", 0, len(needed)))
+    on_progress(Progress("pretraining", 0, len(needed), unit="backbones"))
     threads = max(1, jobs // max(1, len(needed)))
     futures = [start(pretrain_kind, place, corpus, kind, threads) for corpus, kind in needed]
     for done, future in enumerate(futures, 1):
         future.result()
-        on_progress(Progress("pretraining", done, len(needed)))
+        on_progress(Progress("pretraining", done, len(needed), unit="backbones"))
 
 
 def pretrain_kind(place: Workplace, corpus_name: str, is_causal: bool, threads: int) -> None:
@@ -211,6 +211,8 @@ def _run_units(
 ) -> None:
     total = sum(unit.planned for unit in units)
     running: dict[Future[RunResult], tuple[Unit, RunSpec]] = {}
+    known = sum(len(unit.results) for unit in units)
+    on_progress(Progress("comparing", known, total, unit="runs"))
     while True:
         if time.monotonic() < limits.deadline:
             for unit, spec in _next_runs(units, running, limits.jobs):
@@ -224,7 +226,7 @@ def _run_units(
             unit.results[spec] = json.loads(line)  # as the journal is read
             append_line(place.out / JOURNAL, line)
             done = sum(len(unit.results) for unit in units)
-            on_progress(Progress("runs", done, total, spec.name))
+            on_progress(Progress("comparing", done, total, spec.name, "runs"))
 
 
 def _next_runs(

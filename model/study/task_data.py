@@ -72,7 +72,7 @@ def check_task(corpus: PreparedCorpus, name: str, min_label_count: int, notice: 
     data = task_data(corpus, name, list(corpus.histories.items), min_label_count)
     examples, everybody = data.examples, np.arange(len(data.examples.users))
     summary = OBJECTIVES[data.kind].summary(examples, everybody)
-    doubts = (*summary.doubts, *doubts_of_task(examples, data.split, min_label_count))
+    doubts = (*summary.doubts, *doubts_of_task(examples, data.split))
     for text in (summary.text, *doubts):
         notice(f"{corpus.name}/{name}: {text}")
 
@@ -93,7 +93,7 @@ def _require_parts(name: str, split: UserSplit) -> None:
     if empty:
         raise SplitEmpty(
             f"{name}: no user with a known history and an answer is in the {empty[0]} part.",
-            hint="Give more users or larger shares.",
+            hint="Give more users. Or raise `validation_share` or `test_share`.",
         )
 
 
@@ -117,7 +117,7 @@ def _without_rare(labels: UserLabels, part_of: dict[str, int], least: int) -> Us
         raise LabelsTooRare(
             f"{labels.source}: no label has {least} training users with a history; the most "
             f"frequent has {max(counts.values(), default=0)}.",
-            hint="Lower --min-label-count.",
+            hint="Lower `min_label_count`.",
         )
     return UserLabels(kept, labels.source)
 

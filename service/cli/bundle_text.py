@@ -19,6 +19,7 @@ from peterrec.patches.bundle.diff import (
 )
 from peterrec.patches.bundle.manifest import ManifestPatch
 from peterrec.patches.errors import BundleRejected
+from peterrec.service.system.texts import printable
 
 NAMES_SHOWN = 10
 """Labels or items that are printed of a longer list."""
@@ -35,11 +36,6 @@ def print_rows(console: Console, rows: Iterable[tuple[str, str]]) -> None:
     for name, found in rows:
         line = Text.assemble((f"{printable(name):<{NAME_WIDTH}}", "bold"), printable(found))
         console.print(line, soft_wrap=True)
-
-
-def printable(found: str) -> str:
-    """The text with control characters escaped: labels and notes come from the bundle's author."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in found)
 
 
 def manifest_rows(manifest: Manifest) -> Rows:

@@ -24,6 +24,7 @@ COMMAND_GROUPS = (
     "training",
     "datasets",
     "many_tasks",
+    "report",
     "compare",
     "reference",
     "bundles",

@@ -7,20 +7,22 @@ import typer
 
 from peterrec.model.documents import Document
 from peterrec.service.cli.server_options import (
-    DEFAULT_URL,
     AllowNewOutputs,
     ApiKey,
     IfMatch,
     Task,
     Url,
-    outputs_parameter,
     print_json,
     print_table,
-    server,
     short,
-    task_path,
 )
 from peterrec.service.cli.shared_options import AsJson
+from peterrec.service.jobs.server_calls import (
+    DEFAULT_URL,
+    outputs_parameter,
+    server,
+    task_path,
+)
 
 WHOLE = 100
 """Sum of all weights if ``--prod-weight`` is not given, so that canaries' weights are per cent."""

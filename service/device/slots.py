@@ -208,7 +208,7 @@ class SlotStore:
         self.head_cache.touch([row.handle for row in rows])
         residencies = [self.resident[row.handle] for row in rows]
         users = self._forward.user_vectors(
-            [np.frombuffer(row.tokens, np.int32) for row in rows],
+            [np.frombuffer(bytearray(row.tokens), np.int32) for row in rows],
             [residency.patch for residency in residencies],
         )
         return self._heads.scores(

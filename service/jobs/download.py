@@ -7,7 +7,7 @@ from typing import IO
 
 import httpx
 
-from peterrec.model.disk import folder_in_one_step, refusals, require_writable_folder
+from peterrec.model.disk import folder_in_one_step, refusals
 from peterrec.model.progress import OnProgress, Progress
 from peterrec.service.errors import DownloadFailed
 
@@ -27,11 +27,11 @@ TIMEOUT_S = 30.0
 
 def download_movielens_1m(out: Path, on_progress: OnProgress, url: str = MOVIELENS_1M) -> None:
     """Download and unpack MovieLens-1M; its README allows research, but no redistribution."""
-    require_writable_folder(out, UNPACKED_BYTES)
     temporary = Path(gettempdir())
     with refusals(temporary, doing="written"), TemporaryFile() as archive:
         try:
             _fetch(url, archive, on_progress)
+            on_progress(Progress("unpacking"))
             _unpack(archive, out)
         except httpx.HTTPError as error:
             raise DownloadFailed(
@@ -53,7 +53,7 @@ def _fetch(url: str, archive: IO[bytes], on_progress: OnProgress) -> None:
             archive.write(chunk)
             if archive.tell() > LARGEST_BYTES:
                 raise DownloadFailed(f"{url} is larger than {LARGEST_BYTES} bytes.")
-            on_progress(Progress("download", archive.tell(), max(total, archive.tell())))
+            on_progress(Progress("downloading", archive.tell(), total, unit="bytes"))
 
 
 def _unpack(archive: IO[bytes], out: Path) -> None:

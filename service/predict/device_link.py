@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 import zmq
@@ -118,6 +118,21 @@ class Results(NamedTuple):
 
     rows: list[RowResult]
     shadows: list[RowResult | None]
+
+
+class RowLink(Protocol):
+    """Where a predictor sends its rows: the device process, or the device of this process."""
+
+    async def predict(
+        self, rows: Sequence[BoundRow], deadline: float, shadows: Sequence[BoundRow] = ()
+    ) -> Results:
+        """Results of rows, in their order; everything is sent before the first await."""
+
+    def rebind(self, row: BoundRow) -> BoundRow | None:
+        """The row bound to its bundle's present residency; None if it has left the device."""
+
+    def send_traffic(self, seen: TrafficSeen) -> None:
+        """Report what was seen of a task's traffic."""
 
 
 @dataclass(slots=True, eq=False)

@@ -131,8 +131,7 @@ class BundleEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A resident bundle: what a worker needs to bind rows and to name results.
 
     ``catalog_path`` is the local bundle file that a ranking head's item ids are read from;
-    ``scale`` and ``shift`` are those of a value's ``ValueScale``; ``unit`` is what it counts, or
-    empty.
+    ``scale`` and ``shift`` are those of a value's ``ValueScale``; ``unit`` may be empty.
     """
 
     handle: Handle

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import socket
 import stat
 import subprocess
@@ -33,6 +32,8 @@ from peterrec.model.errors import (
     PathNotPermitted,
     PathUnusable,
 )
+from tests.full_disk import files_of_at_most
+from tests.unprivileged import obey_permissions
 
 NOBODY = 65534
 
@@ -40,36 +41,40 @@ NOBODY = 65534
 @pytest.fixture
 def small_files() -> Iterator[None]:
     """In the test, a file of this process may have 1000 bytes: a disk that is full after them."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with files_of_at_most(1000):
+        yield
 
 
 def names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def as_somebody_else(statement: str, *arguments: Path) -> subprocess.CompletedProcess[str]:
-    """Run a statement in a process that may not do everything, also if the tests run as root."""
+def refused(statement: str, place: Path, user: int | None = None) -> str:
+    """What a child process says that may not do everything, also if the tests run as root.
+
+    With ``user``, it becomes that user before the statement; only root's children can.
+    """
     program = (
         "import os, sys\n"
         "from pathlib import Path\n"
         "from peterrec.model.disk import *\n"
         "from peterrec.model.errors import PeterRecError\n"
-        f"if os.geteuid() == 0: os.setgid({NOBODY}); os.setuid({NOBODY})\n"
-        "given = [Path(argument) for argument in sys.argv[1:]]\n"
+        f"{'' if user is None else f'os.setuid({user})'}\n"
+        "place = Path(sys.argv[1])\n"
         "try:\n"
         f"    {statement}\n"
         "except PeterRecError as error:\n"
         "    print(error)\n"
     )
-    return subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)],
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(place)],
+        preexec_fn=obey_permissions,
         capture_output=True,
         text=True,
         check=False,
     )
+    assert done.stderr == ""
+    return done.stdout
 
 
 def test_a_file_is_written_with_its_folders_and_nothing_else(tmp_path):
@@ -269,12 +274,13 @@ def test_checking_leaves_nothing_behind(tmp_path):
 @pytest.mark.parametrize(
     "statement",
     [
-        "require_writable_folder(given[0])",
-        "require_writable_folder(given[0] / 'new' / 'deep')",
-        "require_writable_file(given[0] / 'file')",
-        "write_bytes(given[0] / 'file', b'')",
-        "make_folder(given[0] / 'new')",
-        "read_bytes(given[0] / 'secret')",
+        "require_writable_folder(place)",
+        "require_writable_folder(place / 'new' / 'deep')",
+        "require_writable_file(place / 'file')",
+        "write_bytes(place / 'file', b'')",
+        "make_folder(place / 'new')",
+        "append_line(place / 'lines', '')",
+        "read_bytes(place / 'secret')",
     ],
 )
 def test_what_this_user_may_not_do_is_refused_with_the_user(tmp_path, statement):
@@ -283,14 +289,10 @@ def test_what_this_user_may_not_do_is_refused_with_the_user(tmp_path, statement)
     (place / "secret").touch()
     (place / "secret").chmod(0)
     place.chmod(0o555)
-    opened = [tmp_path, *tmp_path.parents]
-    for folder in opened[:3]:  # pytest's folders are closed to others
-        folder.chmod(folder.stat().st_mode | 0o555)
-    done = as_somebody_else(statement, place)
+    said = refused(statement, place)
     place.chmod(0o755)
-    assert done.stdout.startswith("path_not_permitted: "), done.stderr
-    assert "permission denied for user" in done.stdout
-    assert str(place) in done.stdout
+    assert said.startswith(f"path_not_permitted: {place}")
+    assert f"permission denied for user {os.geteuid()}" in said
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file of somebody else")
@@ -299,10 +301,10 @@ def test_a_file_of_somebody_else_in_a_common_folder_is_refused_at_start(tmp_path
     place.mkdir()
     place.chmod(0o1777)
     (place / "file").touch()
-    for folder in [tmp_path, *tmp_path.parents][:3]:
+    for folder in [tmp_path, *tmp_path.parents][:3]:  # pytest's folders are closed to others
         folder.chmod(folder.stat().st_mode | 0o555)
-    done = as_somebody_else("require_writable_file(given[0])", place / "file")
-    assert done.stdout.startswith("path_not_permitted: "), done.stderr
+    said = refused("require_writable_file(place / 'file')", place, user=NOBODY)
+    assert said.startswith(f"path_not_permitted: {place / 'file'}")
 
 
 def test_too_little_space_is_refused_before_anything_is_written(tmp_path):

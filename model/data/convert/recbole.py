@@ -25,6 +25,7 @@ from peterrec.model.data.observer import SILENT, ReadingObserver
 from peterrec.model.data.tables import TablePart, TableSource, read_batches
 from peterrec.model.disk import folder_in_one_step
 from peterrec.model.errors import DataFileMissing, ListsInvalid, NumberUnreadable
+from peterrec.model.progress import Progress
 
 ORDER = "timestamp"
 NAMES = {".user": "users", ".item": "items"}
@@ -62,6 +63,7 @@ def convert_recbole(
     if source.order_column is None and all(ORDER in file.names for file in found.files):
         source = replace(source, order_column=ORDER)
     histories = _histories(source, found, observer)
+    observer.progress(Progress("writing tables"))
     tables = {suffix: file for suffix, file in others.items() if file is not None}
     with folder_in_one_step(out) as place:
         _write_table(source.table, found.files, place / "interactions.parquet")

@@ -5,6 +5,7 @@ numba keeps the code next to the kernel's file or in the user's cache.
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -43,9 +44,12 @@ class _Cache(FunctionCache):  # type: ignore[misc]  # numba is untyped
         """The compiled kernel; None if there is none, or if it cannot be read."""
         try:
             return super().load_overload(signature, target_context)
-        except (OSError, EOFError, UnpicklingError) as error:
+        except (EOFError, UnpicklingError):  # damaged: begin anew
+            with suppress(OSError):
+                self.flush()
+        except OSError as error:
             _tell(f"compiled kernels can't be read: {error}")
-            return None
+        return None
 
     def save_overload(self, signature: Any, data: Any) -> None:
         """Keep a compiled kernel, if the disk has room."""

@@ -18,12 +18,12 @@ MISSED_SHARE = 0.5
 """Share of users without a known history from which the two tables' ids are doubtful."""
 
 
-def doubts_of_task(examples: Examples, split: UserSplit, min_label_count: int) -> Iterator[str]:
+def doubts_of_task(examples: Examples, split: UserSplit) -> Iterator[str]:
     """A sentence for each doubt about the users that a task is trained and measured on."""
     yield from doubts_of_histories(examples)
     if examples.dropped:
         yield (
-            f"--min-label-count {min_label_count} left out {len(examples.dropped):,} answers: "
+            f"{len(examples.dropped):,} answers are left out, as they have too few users: "
             f"{listed(examples.dropped, len(examples.users))}."
         )
     if len(split.train) < FEW_TRAINED:

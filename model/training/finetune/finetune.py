@@ -24,7 +24,7 @@ from peterrec.model.kinds.value import ValueScale
 from peterrec.model.network.backbone import new_patch
 from peterrec.model.network.heads import Head
 from peterrec.model.network.patch import Patch, PatchWeights
-from peterrec.model.progress import Notice, OnProgress, no_notice, no_progress
+from peterrec.model.progress import Notice, OnProgress, Progress, no_notice, no_progress
 from peterrec.model.spec import HeadKind, PatchGeometry
 from peterrec.model.training.batches import seeded
 from peterrec.model.training.evaluation import (
@@ -33,12 +33,20 @@ from peterrec.model.training.evaluation import (
     evaluate_prior,
     evaluate_task,
 )
+from peterrec.model.training.events import (
+    PartMeasured,
+    TrainingEnded,
+    TrainingListener,
+    TrainingStarted,
+    machine_of,
+    unheard,
+)
 from peterrec.model.training.finetune.doubts import doubts_of_task
 from peterrec.model.training.finetune.encoders import CachedPatchedBackbone, patch_encoder
 from peterrec.model.training.finetune.objective_of_head import HeadObjective
 from peterrec.model.training.finetune.run import FinetuneRun
 from peterrec.model.training.finetune.settings import FinetuneSettings
-from peterrec.model.training.loop import EpochRecord
+from peterrec.model.training.loop import EpochRecord, now
 from peterrec.model.training.objectives import OBJECTIVES, Objective, ScaledObjective
 
 __all__ = ["FinetuneSettings", "FinetunedTask", "finetune", "prepare_examples"]
@@ -46,6 +54,10 @@ __all__ = ["FinetuneSettings", "FinetunedTask", "finetune", "prepare_examples"]
 
 BASELINE_PREFIX = "baseline_"
 """Prefix of the metrics of the best answer that ignores the history."""
+
+MOST_VALIDATION_SCORES = 5_000_000
+"""Most scores (validation users times outputs) that metrics are computed from after every epoch:
+about 50 ms. Above it, as with large catalogs, the validation loss alone is recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +89,10 @@ class FinetunedTask:
 
 @dataclass(frozen=True, slots=True)
 class PreparedTask:
-    """A task before training: its users and answers, an untrained patch and head."""
+    """A task before training: its users and answers, an untrained patch and head.
+
+    ``started_at`` is the time at which it was prepared, in UTC.
+    """
 
     settings: FinetuneSettings
     examples: Examples
@@ -86,6 +101,7 @@ class PreparedTask:
     patch: Patch
     head_objective: HeadObjective
     metadata: Document
+    started_at: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +109,7 @@ class Training:
     """The epochs of a trained task, its metrics on the test part, and its temperature.
 
     ``temperature`` is fitted on the validation part; the metrics include its calibration error.
+    ``seconds`` are those of the whole training, ``test_seconds`` those of the test.
     """
 
     epochs: list[EpochRecord]
@@ -100,6 +117,7 @@ class Training:
     metrics: dict[str, float]
     seconds: float
     temperature: float
+    test_seconds: float
 
 
 def finetune(
@@ -108,6 +126,7 @@ def finetune(
     labels: UserLabels,
     settings: FinetuneSettings,
     on_progress: OnProgress = no_progress,
+    listener: TrainingListener = unheard,
     notice: Notice = no_notice,
 ) -> FinetunedTask:
     """Train a patch and head on one task's answers; keep the epoch with the best validation loss.
@@ -117,7 +136,9 @@ def finetune(
     answers are, and what is doubtful about them, is told before training begins.
     """
     started = time.perf_counter()
+    on_progress(Progress("joining histories and answers"))
     task = prepare_task(loaded, histories, labels, settings, notice)
+    listener(started_task(task, loaded))
     head_objective, split, examples = task.head_objective, task.split, task.examples
     variants = settings.trunk_variants if settings.item_dropout else 1
     histories_met = variants * len(split.train) + len(split.validation)
@@ -126,14 +147,26 @@ def finetune(
     )
     if not isinstance(encoder, CachedPatchedBackbone):
         variants = 0
-    run = FinetuneRun(encoder, head_objective, examples, split, settings, variants=variants)
-    run.train(on_progress)
+    run = FinetuneRun(
+        encoder,
+        head_objective,
+        examples,
+        split,
+        settings,
+        variants=variants,
+        tracks_metrics=tracks_metrics(task),
+    )
+    run.train(on_progress, listener)
     model = TaskModel(loaded.backbone, task.patch.weights(), head_objective.head)
-    temperature = calibrate_task(model, head_objective.objective, examples, split.validation)
-    metrics = evaluate_task(model, head_objective.objective, examples, split.test, temperature)
-    seconds = time.perf_counter() - started
-    training = Training(run.epochs.records, run.epochs.best, metrics, seconds, temperature)
-    return finished_task(task, loaded, training)
+    objective = head_objective.objective
+    temperature = calibrate_task(model, objective, examples, split.validation, on_progress)
+    tested = time.perf_counter()
+    metrics = evaluate_task(model, objective, examples, split.test, temperature, on_progress)
+    ended = time.perf_counter()
+    training = Training(
+        run.epochs.records, run.epochs.best, metrics, ended - started, temperature, ended - tested
+    )
+    return finished_task(task, loaded, training, listener)
 
 
 def prepare_task(
@@ -153,7 +186,7 @@ def prepare_task(
     summary = kind.summary(examples, np.arange(len(examples.users)))
     notice(summary.text)
     outputs = kind.learn_outputs(examples, split.train)
-    task_doubts = doubts_of_task(examples, split, settings.min_label_count)
+    task_doubts = doubts_of_task(examples, split)
     warnings = [*summary.doubts, *task_doubts]
     for warning in warnings:
         notice(warning)
@@ -163,13 +196,37 @@ def prepare_task(
     head_objective = HeadObjective(objective, loaded.backbone.spec.channels, generator)
     metadata = _metadata(histories, labels, examples, split)
     metadata |= {"answers": summary.text, "warnings": warnings}
-    return PreparedTask(settings, examples, split, outputs, patch, head_objective, metadata)
+    return PreparedTask(settings, examples, split, outputs, patch, head_objective, metadata, now())
 
 
-def finished_task(task: PreparedTask, loaded: LoadedBackbone, training: Training) -> FinetunedTask:
+def started_task(task: PreparedTask, loaded: LoadedBackbone) -> TrainingStarted:
+    """What a listener hears of a task before its first epoch."""
+    return TrainingStarted(
+        "finetune",
+        settings=asdict(task.settings),
+        data={**task.metadata, "outputs": task.head_objective.objective.head_spec.outputs},
+        machine=machine_of(loaded.backbone.embedding.weight.device),
+        backbone=loaded.fingerprint,
+        time=task.started_at,
+    )
+
+
+def tracks_metrics(task: PreparedTask) -> bool:
+    """Whether metrics are computed after every epoch: not if they need too many scores."""
+    outputs = task.head_objective.objective.head_spec.outputs
+    return len(task.split.validation) * outputs <= MOST_VALIDATION_SCORES
+
+
+def finished_task(
+    task: PreparedTask,
+    loaded: LoadedBackbone,
+    training: Training,
+    listener: TrainingListener = unheard,
+) -> FinetunedTask:
     """A trained task with its record; its metrics include those of the baseline."""
     baseline = evaluate_prior(task.head_objective.objective, task.split.train, task.split.test)
     metrics = training.metrics | {BASELINE_PREFIX + k: value for k, value in baseline.items()}
+    ended = _report_end(task, training, metrics, listener)
     return FinetunedTask(
         geometry=task.patch.geometry,
         patch=task.patch.folded(),
@@ -181,12 +238,16 @@ def finished_task(task: PreparedTask, loaded: LoadedBackbone, training: Training
         record={
             "settings": asdict(task.settings),
             "backbone": loaded.fingerprint,
-            "data": task.metadata,
+            "data": {**task.metadata, "outputs": task.head_objective.objective.head_spec.outputs},
             "best_epoch": training.best_epoch,
             "epochs": [asdict(epoch) for epoch in training.epochs],
             "metrics": metrics,
             "temperature": training.temperature,
-            "seconds": round(training.seconds, 3),
+            "seconds": ended.seconds,
+            "test_seconds": round(training.test_seconds, 3),
+            "machine": machine_of(loaded.backbone.embedding.weight.device),
+            "started_at": task.started_at,
+            "ended_at": ended.time,
             "software": {"python": platform.python_version(), "torch": torch.__version__},
         },
         temperature=training.temperature,
@@ -197,6 +258,18 @@ def finished_task(task: PreparedTask, loaded: LoadedBackbone, training: Training
 def scale_of(objective: Objective) -> ValueScale:
     """The line from a logit to the answer; it changes nothing unless the task answers a number."""
     return objective.scale if isinstance(objective, ScaledObjective) else ValueScale()
+
+
+def _report_end(
+    task: PreparedTask, training: Training, metrics: dict[str, float], listener: TrainingListener
+) -> TrainingEnded:
+    best = training.best_epoch + 1
+    rows, seconds = len(task.split.test), round(training.test_seconds, 3)
+    listener(PartMeasured(best, "test", metrics=metrics, rows=rows, seconds=seconds))
+    whole = round(training.seconds, 3)
+    ended = TrainingEnded(best, len(training.epochs), whole, training.temperature)
+    listener(ended)
+    return ended
 
 
 def prepare_examples(

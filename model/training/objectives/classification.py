@@ -99,7 +99,7 @@ def _require_classes(examples: Examples) -> None:
     counts, users = examples.counts(), len(examples.users)
     if len(counts) == 1:
         (label,) = counts
-        left = f"; --min-label-count left out {listed(examples.dropped, users)}"
+        left = f"; left out, with too few users, are {listed(examples.dropped, users)}"
         raise TooFewClasses(
             f"{examples.source}: all users with a history have the label {label!r}"
             f"{left if examples.dropped else ''}.",

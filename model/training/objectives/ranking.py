@@ -129,7 +129,7 @@ def _doubts(examples: Examples, rows: Rows) -> Iterator[str]:
     if 2 * taken > counts.total():
         yield (
             f"{taken / counts.total():.0%} of the targets are in the same user's history, so the "
-            "answer is given away: histories must end before the targets begin (--cut-off)."
+            "answer is given away: histories must end before the targets begin."
         )
 
 

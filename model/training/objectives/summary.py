@@ -43,7 +43,7 @@ def doubts_of_small(counts: Counter[str], noun: str) -> list[str]:
     more = f" and {len(small) - LISTED:,} more" if len(small) > LISTED else ""
     return [
         f"Fewer than {SMALL_CLASS} users have the {noun} {shown}{more}: too few to learn it well, "
-        f"and hardly any are in the test part. --min-label-count {SMALL_CLASS} leaves such out."
+        "and hardly any are in the test part. Merge such, or leave them out."
     ]
 
 

@@ -40,19 +40,19 @@ def require_sequences(
     if not len(held_out.users):
         raise SplitEmpty(
             "there are no validation users to choose the best epoch with.",
-            hint="Give a positive --validation-share.",
+            hint="Give a positive `validation_share`.",
         )
     if counts["training"] and not any(len(row) for row in held_out.rows):
         raise SplitEmpty(
             f"no item of the {len(held_out.users):,} validation users is one of the training "
             "users' items.",
-            hint="Check the item column: it may be an id of the event. Or lower --min-count.",
+            hint="Check the item column: it may be an id of the event. Or lower `min_count`.",
         )
     raise SplitEmpty(
         f"{users} give {counts['training']:,} and {counts['validation']:,} histories of two known "
         "items or more.",
-        hint="Give more users or longer histories, lower --min-count, or give another "
-        "--validation-share.",
+        hint="Give more users or longer histories, lower `min_count`. Or give another "
+        "`validation_share`.",
     )
 
 
@@ -62,7 +62,7 @@ def require_items(vocabulary: Vocabulary) -> None:
         raise TooFewItems(
             f"the training users' histories have one item, {vocabulary.items[0]!r}, so there is "
             "nothing to predict.",
-            hint="Check the item column, --where and --min-count.",
+            hint="Check the item column. Also check `where` and `min_count`.",
         )
 
 

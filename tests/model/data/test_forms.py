@@ -9,10 +9,12 @@ import os
 import sqlite3
 import tarfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import openpyxl
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.feather
 import pyarrow.orc
 import pyarrow.parquet as pq
@@ -20,7 +22,9 @@ import pytest
 import zstandard
 
 from peterrec.model.data.delimiters import parse_delimiter
+from peterrec.model.data.filters import Condition
 from peterrec.model.data.forms import DataFiles, find_data_files, require_columns
+from peterrec.model.data.tables import TableSource, read_parts
 from peterrec.model.errors import (
     ColumnMissing,
     ColumnsInvalid,
@@ -334,6 +338,7 @@ def test_a_header_that_begins_like_another_form_is_a_header(tmp_path, header):
         ("a.csv.gz", zstandard.compress(TEXT.encode()), "text", "zstd"),
         ("a.csv", arrow_bytes("parquet"), "parquet", "none"),
     ],
+    ids=["gzip", "zstd", "plain", "zstd as gzip", "parquet"],
 )
 def test_packed_texts_and_parquet_under_a_wrong_name_are_read_as_what_they_are(
     tmp_path, name, data, container, packing
@@ -417,6 +422,7 @@ def columns_error(path: Path, *wanted: str) -> ColumnMissing:
         ("user_id, item_id\nu, a\n", "item_id", "Did you mean ' item_id'?"),
         ("User_ID,Item_ID\nu,a\n", "item_id", "Did you mean 'Item_ID'?"),
         ("user_id:token,item_id:token\nu,a\n", "item_id", "Did you mean 'item_id:token'?"),
+        ("sep=;\nuser_id;item_id\nu;a\n", "item_id", "Delete line 1"),
         ("user_id,itemId\nu,a\n", "item_id", "Did you mean 'itemId'?"),
         ("user_id,item_ids\nu,a\n", "item_id", "Did you mean 'item_ids'?"),
         ("u1,i5,17\nu2,i7,19\n", "item_id", "no header, name its columns"),
@@ -430,6 +436,11 @@ def test_a_missing_column_comes_with_what_may_be_meant(tmp_path, text, wanted, a
     error = columns_error(put(tmp_path / "a.csv", text), wanted)
     assert f"line 1 split at ',': there is no column {wanted!r}" in error.message
     assert advice in error.hint
+
+
+def test_a_recbole_file_with_commas_is_told_to_be_one(tmp_path):
+    error = columns_error(put(tmp_path / "a.inter", "user_id:token,item_id:token\n"), "item_id")
+    assert error.hint == "Give `delimiter` ','."
 
 
 def test_a_column_is_missing_from_the_file_that_is_named(tmp_path):
@@ -512,3 +523,33 @@ def test_recboles_types_and_parquets_lists_are_known(tmp_path):
     table = pa.table({"user": ["u"], "items": [["a", "b"]]})
     pq.write_table(table, tmp_path / "b.parquet")
     assert find_data_files(tmp_path / "b.parquet").files[0].lists == ("items",)
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.parquet"])
+def test_a_column_in_the_file_and_in_its_folder_must_say_the_same(tmp_path, name):
+    def write(path: Path, days: Sequence[int | None]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table = pa.table({"user_id": ["u", "v"], "day": days})
+        if name == "x.csv":
+            pyarrow.csv.write_csv(table, path)
+        else:
+            pq.write_table(table, path)
+
+    write(tmp_path / "same" / "day=7" / name, [7, 7])
+    write(tmp_path / "same" / "day=__HIVE_DEFAULT_PARTITION__" / name, [None, None])
+    (part, *_) = read_parts(TableSource(tmp_path / "same"), ["user_id", "day"])
+    assert part.table["user_id"].to_pylist() == ["u", "v"]
+    for days in ([7, 8], [7, None]):
+        write(tmp_path / "other" / "day=7" / name, days)
+        with pytest.raises(
+            DataFileUnreadable, match=r"column 'day': .*, but its folder says day=7"
+        ):
+            read_parts(TableSource(tmp_path / "other"), ["day"])
+
+
+def test_a_partition_column_filters_and_is_missing_where_its_folder_says_so(tmp_path):
+    put(tmp_path / "domain=a" / "x.csv", "user_id,item_id\nu,a\n")
+    put(tmp_path / "domain=__HIVE_DEFAULT_PARTITION__" / "x.csv", "user_id,item_id\nv,b\n")
+    where = (Condition("domain", "a"),)
+    found = read_parts(TableSource(tmp_path, where=where), ["user_id"])
+    assert [user for part in found for user in part.table["user_id"].to_pylist()] == ["u"]

@@ -53,13 +53,13 @@ def test_a_vocabulary_cut_to_one_item_is_refused():
 def test_a_vocabulary_cut_that_leaves_nothing_is_refused():
     with pytest.raises(UnknownItems, match="no item occurs 10000 times") as refused:
         prepare_corpus(shop_histories(), replace(TINY, min_count=10_000))
-    assert "--min-count" in refused.value.hint
+    assert "`min_count`" in refused.value.hint
 
 
 def test_no_validation_users_are_refused_with_the_option():
     with pytest.raises(SplitEmpty, match="no validation users") as refused:
         prepare_corpus(shop_histories(), replace(TINY, validation_share=0.0))
-    assert "--validation-share" in refused.value.hint
+    assert "`validation_share`" in refused.value.hint
 
 
 def test_too_few_histories_of_two_known_items_are_refused_with_both_numbers():

@@ -125,7 +125,7 @@ def test_a_constant_label_is_refused_with_the_label_and_the_table(loaded):
 
 def test_one_class_after_the_filter_is_refused_with_what_was_left_out():
     kept = keep_frequent(singles(["m"] * 30 + ["f"] * 3), 5)
-    with pytest.raises(TooFewClasses, match="label 'm'; --min-label-count left out 'f' 3"):
+    with pytest.raises(TooFewClasses, match="label 'm'; left out, with too few users, are 'f' 3"):
         learn("classification", kept)
 
 
@@ -297,7 +297,7 @@ def test_few_users_constant_parts_and_poor_histories_are_warned_of():
     examples = replace(singles(["x", "y"] * 20), rows=[np.array([FIRST_ITEM])] * 40)
     examples = replace(examples, without_history=60)
     split = UserSplit(np.arange(30), np.arange(30, 40, 2), np.arange(31, 40, 2))
-    told = list(doubts_of_task(examples, split, 1))
+    told = list(doubts_of_task(examples, split))
     assert "60 of 100 users have no known history" in told[0]
     assert "All histories consist of one item" in told[1]
     assert "Only 30 users to train on" in told[2]
@@ -310,7 +310,7 @@ def test_histories_of_one_item_each_are_warned_of():
     rows = [np.array([FIRST_ITEM + i % 2]) for i in range(80)]
     examples = replace(singles(["x", "y"] * 40), rows=rows)
     split = split_users(examples.users, 0.1, 0.1, 0)
-    assert "Every history has only one item" in " ".join(doubts_of_task(examples, split, 1))
+    assert "Every history has only one item" in " ".join(doubts_of_task(examples, split))
 
 
 def test_tasks_that_are_trained_together_tell_their_names(loaded):

@@ -9,14 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from peterrec.model.errors import PathMissing
-from peterrec.service.cli.server_options import (
-    ExitStatus,
-    exit_status,
-    push,
-    server,
-    task_path,
-)
+from peterrec.service.cli.server_options import ExitStatus, exit_status
 from peterrec.service.errors import ServerRefused, ServerUnreachable
+from peterrec.service.jobs.server_calls import push, server, task_path
 
 PROBLEM = {
     "code": "bundle_rejected",

@@ -90,6 +90,7 @@ def test_a_backbone_folder_holds_weights_record_and_output_layer(backbone, loade
         OUTPUT_LAYER,
         "spec.json",
         "training.json",
+        "training.jsonl",
         "vocabulary.json",
     }
     assert loaded.record["settings"]["channels"] == 8
