@@ -179,8 +179,8 @@ class Task:
 
         ``task`` is the name to register it for, by default its own. Without ``url`` and ``api_key``
         the variables ``PETERREC_URL`` and ``PETERREC_API_KEY`` are read, as by the command. The
-        server verifies the bundle and runs its probes; a refusal lists every reason. It also refuses
-        a bundle whose kind, labels, catalog or unit are not those that the alias's callers get now
+        server verifies the bundle and runs its probes; a refusal lists every reason. It refuses a
+        bundle, too, whose kind, labels, catalog or unit are not those that callers get now
         (``outputs_differ``), unless ``allow_new_outputs`` is given.
         """
         url = url or os.environ.get("PETERREC_URL") or DEFAULT_URL
