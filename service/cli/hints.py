@@ -1,11 +1,6 @@
 """Hints as a command's user can follow them: settings become options that the command has."""
 
-<<<<<<< HEAD
-from collections.abc import Iterable, Mapping, Sequence
-=======
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
->>>>>>> forms
 from typing import Protocol
 
 
@@ -24,30 +19,6 @@ class Command(Protocol):
     @property
     def params(self) -> Sequence[Parameter]:
         """The command's parameters."""
-
-
-<<<<<<< HEAD
-def names_of_settings(root: Command, arguments: Sequence[str]) -> dict[str, str]:
-    """Each setting of the command that the arguments call, as its user writes it.
-=======
-Names = Mapping[str, str | None]
-"""Settings as a command's user writes them; None for those that only other commands have."""
-
-
-def hint_for(hint: str, names: Names) -> str:
-    """The hint with each setting as ``names`` spells it, without sentences on others' settings.
->>>>>>> forms
-
-    Other words in backticks, such as fields of the HTTP API, stay as they are.
-    """
-    sentences = _BETWEEN_SENTENCES.split(hint)
-    ours = [s for s in sentences if all(names.get(name, "") is not None for name in _settings(s))]
-    return _SETTING.sub(lambda found: names.get(found[1]) or found[0], " ".join(ours))
-
-
-def _settings(text: str) -> list[str]:
-    found: list[str] = _SETTING.findall(text)
-    return found
 
 
 def names_of_settings(root: Command, arguments: Sequence[str]) -> dict[str, str | None]:
