@@ -170,7 +170,7 @@ def test_files_of_several_types_are_one_order(tmp_path, late, early):
     ],
 )
 def test_files_whose_types_no_number_holds_are_refused(tmp_path, one, other):
-    with pytest.raises(OrderUnreadable, match="column 'at'.* exactly"):
+    with pytest.raises(OrderUnreadable, match=r"column 'at'.* exactly"):
         order_of(files(tmp_path, one, other))
 
 
