@@ -1,7 +1,7 @@
 """The hierarchy of all errors: each has a stable code, a category, a message and a hint.
 
-The errors of this package follow by subject: files, tables, training data, training, the published
-code, and comparisons.
+The errors of this package follow by subject: the file system, files, tables, training data,
+training, the published code, and comparisons.
 """
 
 from enum import StrEnum
@@ -57,6 +57,40 @@ class PeterRecError(Exception):
     def __str__(self) -> str:
         text = f"{self.code}: {self.message}"
         return f"{text} {self.hint}" if self.hint else text
+
+
+class FileSystemRefusal(PeterRecError):
+    """The operating system refuses to read or write a path, for a reason without its own class."""
+
+    code = "file_system_failed"
+    category = Category.INTERNAL
+
+
+class PathNotPermitted(FileSystemRefusal):
+    """This user may not read or write a path, or its file system is read-only."""
+
+    code = "path_not_permitted"
+
+
+class PathUnusable(FileSystemRefusal):
+    """A path is a folder where a file is needed or the reverse, or a name that cannot be used."""
+
+    code = "path_unusable"
+    category = Category.MALFORMED
+
+
+class PathMissing(FileSystemRefusal):
+    """A path does not exist, or no longer."""
+
+    code = "path_missing"
+    category = Category.NOT_FOUND
+
+
+class DiskFull(FileSystemRefusal):
+    """A file system, a quota or a limit of the process has no room for what must be written."""
+
+    code = "disk_full"
+    category = Category.NO_ROOM
 
 
 class InvalidSpec(PeterRecError):
@@ -196,13 +230,6 @@ class PictureUnwritable(DataError):
     code = "data_picture_unwritable"
 
 
-class PlottingMissing(PeterRecError):
-    """Matplotlib is needed for a picture and is not installed."""
-
-    code = "plotting_missing"
-    category = Category.UNAVAILABLE
-
-
 class LabelDuplicate(DataError):
     """A user has a second label in a task with one label per user."""
 
@@ -215,6 +242,30 @@ class LabelSeenOnce(DataError):
     code = "data_label_seen_once"
 
 
+class LabelsTooRare(DataError):
+    """No label has as many users as the smallest number that was asked for."""
+
+    code = "data_labels_too_rare"
+
+
+class LabelsContinuous(DataError):
+    """A column of classes has about as many different labels as users."""
+
+    code = "data_labels_continuous"
+
+
+class ValuesUnresolved(DataError):
+    """Beside the largest of the values, float32 cannot tell the others apart."""
+
+    code = "data_values_unresolved"
+
+
+class LabelTooLong(DataError):
+    """A label has more characters than a bundle can carry."""
+
+    code = "data_label_too_long"
+
+
 class LabelUnknown(DataError):
     """A label is not one of a trained task's labels."""
 
@@ -225,6 +276,12 @@ class TooFewClasses(DataError):
     """The answers of a task do not vary: there is one class, or one value."""
 
     code = "data_too_few_classes"
+
+
+class TooFewItems(DataError):
+    """All histories consist of one item, so there is nothing to predict."""
+
+    code = "data_too_few_items"
 
 
 class SplitEmpty(DataError):
@@ -263,6 +320,20 @@ class CheckpointMismatch(PeterRecError):
 
     code = "checkpoint_mismatch"
     category = Category.INCOMPATIBLE
+
+
+class TrainingFileUnwritable(PeterRecError):
+    """The file that tells of a training can't be opened for writing."""
+
+    code = "training_file_unwritable"
+    category = Category.CONFLICT
+
+
+class TrainingFileInvalid(PeterRecError):
+    """A ``training.jsonl`` can't be read, or is not of the form that this version knows."""
+
+    code = "training_file_invalid"
+    category = Category.MALFORMED
 
 
 class TasksDiffer(PeterRecError):

@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -50,6 +51,11 @@ class Settings(BaseSettings):
         1.0,
         description="Seconds between two reads of the registry's revision without a notification.",
     )
+    kernel_cache_dir: Path | None = Field(
+        None,
+        description="Folder of compiled kernels, which only this user may write. If unset: beside "
+        "the installed package, or in the user's cache, or else in `PETERREC_DATA_DIR`.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
         description="Device that computes predictions. `auto` takes the GPU if there is one.",
@@ -68,7 +74,9 @@ class Settings(BaseSettings):
     )
     max_batch_rows: Positive = Field(256, description="Maximum number of histories in one forward.")
     max_queue_rows: Positive = Field(
-        8192, description="Maximum number of rows that wait at one time; more are refused with 429."
+        8192,
+        description="Maximum number of rows that wait at one time; more are refused with 429, and "
+        "a call that has more by itself (up to 512) with 413.",
     )
     request_timeout_ms: Annotated[int, Field(ge=1, le=600_000)] = Field(
         2000,
@@ -103,6 +111,10 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Lowest severity of the log lines that are written."
     )
+    traceback: bool = Field(
+        False,
+        description="Whether failed commands also print the Python traceback of the failure.",
+    )
     device_endpoint: str = Field(
         "", description="Socket of the device process; set by the supervisor."
     )
@@ -111,13 +123,25 @@ class Settings(BaseSettings):
     )
 
     @model_validator(mode="after")
-    def _auth_off_stays_on_this_machine(self) -> Self:
+    def _agrees_with_itself(self) -> Self:
+        contradictions = list(self._contradictions())
+        if contradictions:
+            raise ValueError("; ".join(contradictions))
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
         if self.auth == "off" and not is_loopback(self.host):
-            raise ValueError(
+            yield (
                 f"auth is off but host {self.host} is reachable from outside; "
                 "use host 127.0.0.1 or leave auth on"
             )
-        return self
+        if self.port == self.metrics_port != 0:
+            yield f"the API and the metrics can't both listen on port {self.port}"
+        if self.request_timeout_ms > 1000 * self.drain_timeout_s:
+            yield (
+                f"a request may take {self.request_timeout_ms} ms ({PREFIX}REQUEST_TIMEOUT_MS) but "
+                f"a stop waits for it for {self.drain_timeout_s:g} s ({PREFIX}DRAIN_TIMEOUT_S) only"
+            )
 
     @property
     def worker_count(self) -> int:
@@ -159,6 +183,11 @@ def read_settings(**overrides: object) -> Settings:
 def _describe(location: tuple[int | str, ...], message: str) -> str:
     text = message.removeprefix("Value error, ")
     return f"{PREFIX}{str(location[0]).upper()}: {text}" if location else text
+
+
+def shows_tracebacks() -> bool:
+    """Whether ``PETERREC_TRACEBACK`` asks for tracebacks; for commands that read no settings."""
+    return os.environ.get(f"{PREFIX}TRACEBACK", "").lower() in ("1", "true", "yes", "on")
 
 
 def is_loopback(host: str) -> bool:

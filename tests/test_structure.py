@@ -16,6 +16,7 @@ ROOMS = {
     "model": (
         "errors",
         "documents",
+        "disk",
         "insertions",
         "kinds",
         "spec",
@@ -33,6 +34,7 @@ ROOMS = {
         "errors",
         "settings",
         "system",
+        "pages",
         "protocol",
         "telemetry",
         "device",
@@ -41,6 +43,7 @@ ROOMS = {
         "http",
         "processes",
         "jobs",
+        "library",
         "cli",
     ),
 }

@@ -1,6 +1,7 @@
 """The Parquet tables that converters and the sample shop write.
 
-A folder has every user's events: all of them, those that tasks may read, and the later ones.
+A folder has every user's events: all of them, those that tasks may read, and the later ones. The
+functions write to final names; call them within ``folder_in_one_step``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,8 +65,7 @@ def write_events(path: Path, events: PositionedEvents, **columns: Column) -> Non
 
 
 def write_columns(path: Path, columns: Mapping[str, Column]) -> None:
-    """Write one Parquet file with these columns, and create its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write one Parquet file with these columns."""
     pq.write_table(pa.table(dict(columns)), path)
 
 

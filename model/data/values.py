@@ -3,7 +3,7 @@
 A value's text is what a text file would have: integers and decimals digit by digit, truths as
 ``true`` and ``false``, dates and times in ISO's form. Numbers that their type has rounded, or
 cannot be ids, are refused. NaN, null, the empty text and blanks are the same: no value. A text such
-as ``NULL`` is refused, unless somebody has said that it means no value.
+as ``NULL`` is refused, unless somebody has said what it means.
 
 What a single value cannot tell is settled for a column as a whole (see ``settled``). Decision 0084
 has the rules and their reasons.
@@ -12,6 +12,8 @@ has the rules and their reasons.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,7 +23,7 @@ from peterrec.model.errors import MissingText, ValueMissing, ValueTypeInvalid
 
 MISSING_TEXTS = (
     *("NaN", "nan", "NULL", "Null", "null", "NA", "<NA>", "N/A", "n/a", "#N/A"),
-    *("None", "NaT", "\\N", "<null>"),
+    *("None", "NaT", "\\N", "<null>", "(null)", "[NULL]", "NAN", "-nan", "-NaN", "#NA"),
 )
 """How programs write that there is no value. In a text file, they may also be values."""
 
@@ -42,16 +44,32 @@ def texts_of(part: TablePart, column: str, has_fractions: bool = False) -> pa.Ar
     if (row := pc.index(bad, True).as_py()) >= 0:
         raise _inexact(part, column, row)
     trimmed = pc.utf8_trim_whitespace(texts)
-    if not pc.any(_is_one_of(trimmed, ("", *MISSING_TEXTS, *part.missing))).as_py():
+    possible = doubtful_texts(part.missing)
+    if not pc.any(_is_one_of(trimmed, ("", *possible, *part.missing))).as_py():
         return texts
     is_missing = _is_one_of(trimmed, ("", *part.missing))
-    doubtful = pc.and_(_is_one_of(trimmed, MISSING_TEXTS), pc.invert(is_missing))
+    doubtful = pc.and_(_is_one_of(trimmed, possible), pc.invert(is_missing))
     if (row := pc.index(doubtful, True).as_py()) >= 0:
-        raise MissingText(
-            f"{part.place(row, column)}: the text {texts[row].as_py()!r}.",
-            hint="If it means that there is no value, say so with `missing`, or empty the field.",
-        )
+        raise missing_text(part.place(row, column), texts[row].as_py())
     return pc.if_else(is_missing, pa.scalar(None, texts.type), texts)
+
+
+def doubtful_texts(missing: Sequence[str]) -> tuple[str, ...]:
+    """Texts that may mean that there is no value; none if ``missing`` has the empty text.
+
+    The empty text always is no value. Who names it says that ``missing`` is complete, and that all
+    other texts are values, such as ``NA`` for Namibia.
+    """
+    return () if "" in missing else MISSING_TEXTS
+
+
+def missing_text(place: str, text: str) -> MissingText:
+    """The error of a text that may mean that there is no value."""
+    return MissingText(
+        f"{place}: the text {text!r} may mean that there is no value.",
+        hint="If it does, name it with `missing`, or empty the field. If it is a value, name an "
+        "empty text with `missing`: then only empty fields are without a value.",
+    )
 
 
 def require_values(part: TablePart, column: str, texts: pa.Array) -> None:
@@ -63,15 +81,26 @@ def require_values(part: TablePart, column: str, texts: pa.Array) -> None:
         )
 
 
-def read_texts(
+@dataclass(frozen=True, slots=True)
+class CodedColumn:
+    """A column of a table as settled texts, each once, and its rows as indices of them.
+
+    ``codes`` has an array int64 for each part of the table; -1 is a missing value.
+    """
+
+    texts: tuple[str, ...]
+    codes: list[npt.NDArray[np.int64]]
+
+
+def read_codes(
     parts: Sequence[TablePart],
     column: str,
     observer: ReadingObserver = SILENT,
     *,
     allows_missing: bool = False,
     has_fractions: bool = False,
-) -> list[list[str | None]]:
-    """A column of all parts of a table as settled texts; None is missing, if that is allowed."""
+) -> CodedColumn:
+    """A column of all parts of a table; what it was decided to mean is told to the observer."""
     found = [texts_of(part, column, has_fractions) for part in parts]
     if not allows_missing:
         for part, texts in zip(parts, found, strict=True):
@@ -80,7 +109,17 @@ def read_texts(
     known = settled(raw, column, parts[0].source if parts else "")
     for notice in known.notices:
         observer.notice(notice)
-    return [known.texts.take(pc.index_in(texts, raw)).to_pylist() for texts in found]
+    merged = known.texts.dictionary_encode()  # settled texts may be equal
+    indices = (merged.indices.take(pc.index_in(texts, raw)).fill_null(-1) for texts in found)
+    codes = [own.to_numpy(zero_copy_only=False).astype(np.int64) for own in indices]
+    return CodedColumn(tuple(merged.dictionary.to_pylist()), codes)
+
+
+def read_texts(parts: Sequence[TablePart], column: str) -> list[list[str]]:
+    """A column of all parts of a table as settled texts; a missing value is refused."""
+    found = read_codes(parts, column)
+    texts = np.array(found.texts, dtype=np.object_)
+    return [texts[codes].tolist() for codes in found.codes]
 
 
 @dataclass(frozen=True, slots=True)

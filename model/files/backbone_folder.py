@@ -2,16 +2,24 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
+from peterrec.model.disk import folder_in_one_step
 from peterrec.model.documents import Document
 from peterrec.model.errors import BackboneFolderInvalid
-from peterrec.model.files.backbone_info import SPEC, VOCABULARY, read_info, read_json, write_json
-from peterrec.model.files.tensors import read_tensors, require_shapes, write_tensors
+from peterrec.model.files.backbone_info import SPEC, VOCABULARY, read_info, read_json
+from peterrec.model.files.tensors import (
+    bytes_of,
+    read_tensors,
+    require_shapes,
+    write_plainly,
+)
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.spec import BackboneSpec, vocabulary_digest
 
@@ -45,20 +53,33 @@ def save_backbone(
     backbone: Backbone,
     items: list[str],
     record: Document,
+    others: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}),
 ) -> str:
-    """Write the folder and return the backbone's fingerprint."""
+    """Write the folder and return the backbone's fingerprint.
+
+    ``others`` are further tensor files by name. All files get their names when all are complete,
+    the spec last: without it a folder holds no backbone, and its fingerprint tells a mix.
+    """
     if len(items) != backbone.spec.item_count or len(set(items)) != len(items):
         raise BackboneFolderInvalid(
             f"{len(items)} vocabulary items, {len(set(items))} of them distinct, do not fit a "
             f"backbone of {backbone.spec.item_count} items."
         )
-    folder.mkdir(parents=True, exist_ok=True)
     weights = backbone.state_dict()
     fingerprint = fingerprint_of(backbone.spec, items, weights)
-    write_tensors(folder / WEIGHTS, weights)
-    write_json(folder / VOCABULARY, items)
-    write_json(folder / RECORD, record)
-    write_json(folder / SPEC, {"fingerprint": fingerprint, "backbone": backbone.spec.to_json()})
+    tensors = {WEIGHTS: weights, **others}
+    documents = {
+        VOCABULARY: items,
+        RECORD: record,
+        SPEC: {"fingerprint": fingerprint, "backbone": backbone.spec.to_json()},
+    }
+    wanted = sum(map(bytes_of, tensors.values()))
+    with folder_in_one_step(folder, last=SPEC, wanted_bytes=wanted) as staging:
+        for name, named in tensors.items():
+            write_plainly(staging / name, named)
+        for name, document in documents.items():
+            text = json.dumps(document, ensure_ascii=False, indent=1)
+            (staging / name).write_text(text, encoding="utf-8")
     return fingerprint
 
 

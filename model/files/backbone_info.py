@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peterrec.model.disk import refusal
 from peterrec.model.errors import BackboneFolderInvalid
 from peterrec.model.spec import BackboneSpec
 
@@ -39,20 +40,16 @@ def read_info(folder: Path) -> BackboneInfo:
     return BackboneInfo(spec, [str(item) for item in items], fingerprint)
 
 
-def write_json(path: Path, document: object) -> None:
-    """Write a JSON document. A reader sees either the old file or the complete new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(document, ensure_ascii=False, indent=1), encoding="utf-8")
-    partial.replace(path)
-
-
 def read_json(path: Path) -> Any:  # Any: a JSON document
     """Read a JSON file of a backbone folder."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
+        what = "does not exist" if path.parent.is_dir() else "can't be read: there is no folder"
         raise BackboneFolderInvalid(
-            f"{path} does not exist.", hint="Give a folder written by `peterrec pretrain`."
+            f"{path} {what}.", hint="Give a folder written by `peterrec pretrain`."
         ) from error
+    except OSError as error:
+        raise refusal(error, path, doing="read") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise BackboneFolderInvalid(f"{path} is not a JSON file: {error}.") from error

@@ -16,9 +16,11 @@ import numpy as np
 
 from peterrec.model.data.histories import Histories, UserLabels
 from peterrec.model.data.splits import UserSplit
+from peterrec.model.disk import write_text
 from peterrec.model.documents import Document
 from peterrec.model.errors import (
     ComparisonSettingsInvalid,
+    PathMissing,
     PreparedFolderInvalid,
     TaskUnknown,
     TensorFileInvalid,
@@ -100,6 +102,7 @@ def write_corpora(folder: Path, corpora: Sequence[PreparedCorpus]) -> None:
     _require_names([corpus.name for corpus in corpora], "data sets")
     for corpus in corpora:
         _require_names([task.name for task in corpus.tasks], f"tasks of {corpus.name}")
+    for corpus in corpora:
         place = folder / corpus.name
         parts = {part: getattr(corpus.split, part) for part in PARTS}
         write_arrays(place / HISTORIES, {**_packed(corpus.histories), **parts})
@@ -115,7 +118,7 @@ def write_corpora(folder: Path, corpora: Sequence[PreparedCorpus]) -> None:
         }
         for corpus in corpora
     }
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
 def _require_names(names: Sequence[str], what: str) -> None:
@@ -133,7 +136,7 @@ def read_corpora(folder: Path) -> list[PreparedCorpus]:
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         return [_read_corpus(folder / name, entry) for name, entry in index.items()]
-    except (OSError, KeyError, ValueError, TypeError, TensorFileInvalid) as error:
+    except (OSError, KeyError, ValueError, TypeError, TensorFileInvalid, PathMissing) as error:
         raise PreparedFolderInvalid(
             f"{folder} is not a prepared folder: {error}", hint="Prepare it again."
         ) from error

@@ -1,13 +1,13 @@
 """Pictures of a comparison: quality over epochs, over trained parameters, and over patched blocks.
 
-Matplotlib is optional: without it, only the tables are written (decision 0032: why not seaborn).
+Matplotlib draws them (decision 0032: why not seaborn).
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peterrec.model.data.statistics import require_matplotlib
+from peterrec.model.disk import file_in_one_step
 from peterrec.model.study.results import Report, Row, Table
 from peterrec.model.study.verdict import PATCHED
 
@@ -23,14 +23,13 @@ MARKS = "osv^Dx*P<>"
 
 def draw_plots(report: Report, folder: Path) -> list[Path]:
     """Write every picture that the tables have points for, as PNG and SVG; return the paths."""
-    require_matplotlib("Or give `no_plots`.")
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for table in report["tables"]:
         for name, figure in _figures(table):
             for suffix in FORMATS:
                 path = folder / f"{table['corpus']}-{table['task']}-{name}.{suffix}"
-                figure.savefig(path, dpi=150, metadata=_undated(suffix))
+                with file_in_one_step(path) as partial:
+                    figure.savefig(partial, format=suffix, dpi=150, metadata=_undated(suffix))
                 written.append(path)
     return written
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from peterrec.model.disk import write_text
 from peterrec.model.study.markdown import markdown_of
 from peterrec.model.study.methods import PRIOR
 from peterrec.model.study.results import Point, Report, Row, RunResult, Spread, Table
@@ -23,8 +24,8 @@ def write_report(place: Workplace, units: list[Unit]) -> str:
     """Write the report as JSON and Markdown into the output folder; return the Markdown."""
     document = report_of(place, units)
     text = markdown_of(document)
-    (place.out / RESULTS).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    (place.out / MARKDOWN).write_text(text, encoding="utf-8")
+    write_text(place.out / RESULTS, json.dumps(document, indent=2) + "\n")
+    write_text(place.out / MARKDOWN, text)
     return text
 
 

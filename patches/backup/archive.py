@@ -6,7 +6,6 @@ every byte before any of it is used, and unpacks nothing to the disk. Why this i
 """
 
 import hashlib
-import os
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from peterrec.model.disk import file_in_one_step, refusal
 from peterrec.patches.errors import ArchiveInvalid
 from peterrec.patches.identity import Blob, Digest
 
@@ -97,22 +97,11 @@ class ArchiveWriter:
 @contextmanager
 def writing_archive(path: Path) -> Iterator[ArchiveWriter]:
     """Write an archive next to ``path`` and rename it to ``path`` if the block succeeds."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        number = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with (
-            os.fdopen(number, "wb") as file,
-            tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
-        ):
-            yield ArchiveWriter(tar, {})
-            tar.close()
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise ArchiveInvalid(f"{path} cannot be written: {error}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        file_in_one_step(path, mode=0o600) as partial,
+        tarfile.open(partial, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        yield ArchiveWriter(tar, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +150,10 @@ def open_archive(path: Path) -> Archive:
             _check_members(members)
             manifest = _manifest(tar, *members[-2:])
             _check_files(tar, members[:-2], manifest.files)
-        except (OSError, tarfile.TarError) as error:
+        except tarfile.TarError as error:
             raise ArchiveInvalid(f"{path} cannot be read as an archive: {error}.") from error
+        except OSError as error:
+            raise refusal(error, path, doing="read") from error
         undo.pop_all()
     return Archive(tar, manifest)
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
+from peterrec.model.disk import refusals
 from peterrec.patches.bundle.contents import Contents, check_tensors, manifest_of, read_contents
 from peterrec.patches.bundle.format import BundleLimits
 from peterrec.patches.bundle.header import (
@@ -86,6 +88,11 @@ class Catalog:
 
     def __iter__(self) -> Iterator[str]:
         return (self[index] for index in range(len(self)))
+
+    def encoded(self) -> Iterator[bytes]:
+        """Return the ids as they are stored, in the order of the outputs."""
+        data = self._bytes.tobytes()
+        return (data[begin:end] for begin, end in pairwise(self._offsets.tolist()))
 
     def index_of(self, external_id: str) -> int | None:
         """Return the output that stands for an item; None if the catalog does not have it.
@@ -175,7 +182,7 @@ def read_manifest(source: bytes | Path, limits: BundleLimits | None = None) -> M
 def _beginning(source: bytes | Path, limits: BundleLimits) -> tuple[memoryview, int]:
     if not isinstance(source, Path):
         return memoryview(source), len(source)
-    with source.open("rb") as file:
+    with refusals(source, doing="read"), source.open("rb") as file:
         length = file.read(LENGTH_BYTES)
         claimed = min(int.from_bytes(length, "little"), limits.max_header_bytes)
         return memoryview(length + file.read(claimed)), source.stat().st_size

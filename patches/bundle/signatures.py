@@ -6,14 +6,13 @@ bundle by its digest also fetches them and does not have to trust the registry.
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PrivateKey,
     Ed25519PublicKey,
@@ -27,6 +26,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
+from peterrec.model.disk import read_bytes, refusals, require_writable_file, write_bytes
+from peterrec.model.errors import FileSystemRefusal
 from peterrec.patches.bundle.contents import Contents
 from peterrec.patches.bundle.format import SCHEMA, compact_json, parse_json
 from peterrec.patches.bundle.header import SIGNATURES_KEY
@@ -78,8 +79,8 @@ class SigningKey:
     def read(cls, path: Path) -> Self:
         """Read an unencrypted PKCS #8 PEM file; KeyFileInvalid unless it holds an Ed25519 key."""
         try:
-            key = load_pem_private_key(path.read_bytes(), password=None)
-        except (OSError, ValueError, TypeError) as error:
+            key = load_pem_private_key(read_bytes(path), password=None)
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise KeyFileInvalid(f"{path} can't be read as a private key: {error}.") from error
         if not isinstance(key, Ed25519PrivateKey):
             raise KeyFileInvalid(f"{path} holds a {type(key).__name__}, not an Ed25519 key.")
@@ -91,19 +92,24 @@ class SigningKey:
         return key_id_of(self.private.public_key())
 
     def write(self, private: Path, public: Path) -> None:
-        """Write both halves as PEM files; only the owner may read the private one.
+        """Write both halves as PEM files, or none; only the owner may read the private one.
 
-        KeyFileExists if either file exists.
+        KeyFileExists if either file exists; FileSystemRefusal if they cannot be written.
         """
         secret = self.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         known = self.private.public_key().public_bytes(
             Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
         )
         for path in (private, public):
+            require_writable_file(path)
             if path.exists():
                 raise KeyFileExists(str(path))
-        _write_new(private, secret, 0o600)
-        _write_new(public, known, 0o644)
+        write_bytes(private, secret, mode=0o600, replaces=False)
+        try:
+            write_bytes(public, known, mode=0o644, replaces=False)
+        except FileSystemRefusal:
+            private.unlink()  # half a pair is of no use
+            raise
 
 
 def key_paths(name: Path) -> tuple[Path, Path]:
@@ -225,11 +231,12 @@ def _entry(found: object) -> tuple[str, bytes]:
 
 
 def _public_keys(path: Path) -> list[Ed25519PublicKey]:
-    try:
+    with refusals(path, doing="read"):
         files = sorted(path.glob(f"*{PUBLIC_SUFFIX}")) if path.is_dir() else [path]
-        blocks = [block for file in files for block in _PUBLIC_PEM.findall(file.read_bytes())]
+    try:
+        blocks = [block for file in files for block in _PUBLIC_PEM.findall(read_bytes(file))]
         keys = [load_pem_public_key(block) for block in blocks]
-    except (OSError, ValueError) as error:
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise KeyFileInvalid(f"{path} can't be read as public keys: {error}.") from error
     ed25519 = [key for key in keys if isinstance(key, Ed25519PublicKey)]
     if not ed25519 or len(ed25519) != len(keys):
@@ -238,14 +245,3 @@ def _public_keys(path: Path) -> list[Ed25519PublicKey]:
             hint="Give the .pub file that peterrec keygen wrote, or a folder of them.",
         )
     return ed25519
-
-
-def _write_new(path: Path, data: bytes, mode: int) -> None:
-    try:
-        number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    except FileExistsError as error:
-        raise KeyFileExists(str(path)) from error
-    except OSError as error:
-        raise KeyFileInvalid(f"{path} can't be written: {error}.") from error
-    with os.fdopen(number, "wb") as file:
-        file.write(data)

@@ -1,11 +1,13 @@
 """Verification: the only way from untrusted bytes to a bundle that may enter a slot."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
+from peterrec.model.disk import refusals
 from peterrec.model.spec import BackboneSpec
 from peterrec.patches.bundle.bundle import Catalog
 from peterrec.patches.bundle.contents import Contents, check_tensors, read_contents
@@ -117,8 +119,8 @@ def _blob_of(source: Blob | bytes | memoryview | Path, limits: BundleLimits) -> 
         check_size(len(source.data), limits)
         return source
     if isinstance(source, Path):
-        check_size(source.stat().st_size, limits)
-        with source.open("rb") as file:
+        with refusals(source, doing="read"), source.open("rb") as file:
+            check_size(os.fstat(file.fileno()).st_size, limits)
             data = file.read(limits.max_bytes + 1)
     else:
         check_size(memoryview(source).nbytes, limits)

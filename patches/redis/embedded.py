@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +24,15 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from peterrec.model.disk import (
+    make_folder,
+    refusal,
+    refusals,
+    require_writable_folder,
+    write_text,
+)
 from peterrec.patches.errors import DataDirectoryInUse, EmbeddedRedisFailed, RedisServerMissing
+from peterrec.patches.redis.sockets import make_socket_folder
 
 START_TIMEOUT_S = 30.0
 """Longest time to load the data and answer."""
@@ -39,9 +46,6 @@ LOG_TAIL_BYTES = 2000
 
 RECORD_NAME = "redis.json"
 """The file with the process and socket of the Redis that was started last."""
-
-SOCKET_PATH_LIMIT = 103
-"""Bytes that a unix socket's path may have: 103 on macOS, 107 on Linux."""
 
 _LAUNCHER = """
 import ctypes, os, signal, sys
@@ -94,12 +98,13 @@ class EmbeddedRedis:
         EmbeddedRedisFailed with the end of its log.
         """
         assert self._lock is None, "it was started already"
-        self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(self.data_dir, 0o700)
+        require_writable_folder(self.data_dir)
         self._lock = _lock(self.data_dir)
         with ExitStack() as undo:
             undo.callback(self.stop)
             self._stop_orphan()
-            self._socket_dir = _make_socket_dir()
+            self._socket_dir = make_socket_folder(self.data_dir)
             self._launch()
             undo.pop_all()
         return self.url
@@ -130,7 +135,7 @@ class EmbeddedRedis:
         server = find_redis_server()
         self._check_format(server)
         arguments = [str(server), *self._options()]
-        with self.log_path.open("ab") as log:
+        with refusals(self.log_path, doing="written"), self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *arguments],
                 stdin=subprocess.DEVNULL,
@@ -139,7 +144,7 @@ class EmbeddedRedis:
                 start_new_session=True,  # Ctrl-C must reach the server only, which stops Redis last
             )
         record = {"pid": self._process.pid, "socket": str(self._socket_path)}
-        self._record_path.write_text(json.dumps(record))
+        write_text(self._record_path, json.dumps(record))
         self._wait_until_ready()
 
     def _options(self) -> list[str]:
@@ -262,21 +267,17 @@ def _version(server: Path) -> int:
 
 
 def _lock(data_dir: Path) -> int:
-    lock = os.open(data_dir / "redis.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    path = data_dir / "redis.lock"
+    with refusals(path, doing="written"):
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(lock)
+        if not isinstance(error, BlockingIOError):
+            raise refusal(error, path, doing="locked") from error
         raise DataDirectoryInUse(str(data_dir)) from error
     return lock
-
-
-def _make_socket_dir() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="peterrec-"))
-    if len(os.fsencode(folder / "redis.sock")) <= SOCKET_PATH_LIMIT:
-        return folder
-    folder.rmdir()
-    return Path(tempfile.mkdtemp(prefix="peterrec-", dir="/tmp"))  # mode 0700
 
 
 def _remove_socket(socket_path: Path) -> None:

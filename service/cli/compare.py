@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
+from peterrec.model.disk import require_writable_folder
 from peterrec.model.study.settings import DEFAULT_METHODS, Axes, ComparisonSettings, CutSettings
 from peterrec.model.training.pretrain.settings import PretrainSettings
+from peterrec.service.cli.failures import interruption_keeps
 from peterrec.service.cli.settings_options import FieldsOf, comma_separated, takes_settings
+from peterrec.service.cli.shared_options import Quiet
 from peterrec.service.jobs.options import (
     INPUT,
     ColumnNames,
@@ -230,9 +233,7 @@ class RunOptions:
             "the prior.",
         ),
     ] = False
-    plots: Annotated[
-        bool, typer.Option(help="Draw plots; needs matplotlib.", rich_help_panel=TRAINING)
-    ] = True
+    plots: Annotated[bool, typer.Option(help="Draw plots.", rich_help_panel=TRAINING)] = True
 
 
 def register(app: typer.Typer) -> None:
@@ -248,12 +249,14 @@ def compare(
     axes: Axes,
     pretraining: Annotated[PretrainSettings, PRETRAINING],
     run: RunOptions,
+    quiet: Quiet = False,
 ) -> None:
     """Train and evaluate the paper's methods on the same users, with mean and spread over seeds."""
+    require_writable_folder(out)
     from peterrec.model.study.schedule import Effort
     from peterrec.model.study.sources import Cut
     from peterrec.service.jobs.compare import CompareJob, prepare, rich_tables, run_comparison
-    from peterrec.service.jobs.progress_bar import ProgressBars
+    from peterrec.service.jobs.reading import observing
 
     job = CompareJob(
         sources=data.sources(),
@@ -271,10 +274,13 @@ def compare(
         shuffles_labels=run.shuffle_labels,
     )
     if run.prepare_only:
-        print(f"Wrote {prepare(job)}")
+        with observing(quiet) as observer:
+            folder = prepare(job, observer)
+        print(f"Wrote {folder}")
         return
-    with ProgressBars() as bars:
-        document, pictures = run_comparison(job, bars)
+    kept = f"Finished runs are kept in {out}: repeat the command to go on."
+    with interruption_keeps(lambda: kept), observing(quiet) as observer:
+        document, pictures = run_comparison(job, observer)
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = PIPE_WIDTH

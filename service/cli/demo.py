@@ -5,6 +5,11 @@ from typing import Annotated
 
 import typer
 
+from peterrec.model.disk import require_writable_folder
+
+DEMO_BYTES = 64 << 20
+"""Room that the demo needs: data, backbone, bundles, and the server's copies of the bundles."""
+
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
@@ -28,6 +33,7 @@ def demo(
     ] = False,
 ) -> None:
     """Make data, pretrain, fine-tune some tasks, serve them, and predict them for one user."""
+    require_writable_folder(out, DEMO_BYTES)
     from peterrec.service.jobs.demo import DemoOptions, run_demo
 
     run_demo(DemoOptions(data, out, port, once))

@@ -10,17 +10,21 @@ from urllib.parse import quote
 import typer
 
 from peterrec.model.errors import PeterRecError
+from peterrec.model.progress import Progress
+from peterrec.service.cli.failures import failure_of
 from peterrec.service.cli.server_options import (
-    DEFAULT_URL,
+    AllowNewOutputs,
     ApiKey,
     IfMatch,
     Url,
+    outputs_parameter,
     print_json,
     print_table,
-    server,
 )
-from peterrec.service.cli.server_options import push as push_bundle
-from peterrec.service.cli.shared_options import AsJson
+from peterrec.service.cli.shared_options import AsJson, Quiet
+from peterrec.service.jobs.progress_bar import ProgressBars
+from peterrec.service.jobs.server_calls import DEFAULT_URL, server
+from peterrec.service.jobs.server_calls import push as push_bundle
 
 if TYPE_CHECKING:
     from peterrec.service.settings import Settings
@@ -107,12 +111,20 @@ def serve(
 
 def run_device() -> None:
     """Run the device process; `serve` starts it."""
-    from peterrec.service.processes.device_process import run_device as run
     from peterrec.service.settings import read_settings
 
     settings = read_settings()
     _become_child(settings, "device")
-    _run_child(lambda: run(settings))
+
+    def run() -> None:
+        from peterrec.service.system.kernel_cache import choose_kernel_cache
+
+        choose_kernel_cache(settings.kernel_cache_dir, settings.data_dir)
+        from peterrec.service.processes.device_process import run_device
+
+        run_device(settings)
+
+    _run_child(run)
 
 
 def run_worker(
@@ -138,12 +150,16 @@ def push(
     validate_only: Annotated[
         bool, typer.Option(help="Only validate the bundle; change nothing.")
     ] = False,
+    allow_new_outputs: AllowNewOutputs = False,
     if_match: IfMatch = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Register a bundle on a running server and, through its alias, let it answer."""
     parameters = {"alias": alias, "validate_only": str(validate_only).lower()}
-    with server(url, api_key) as to:
+    parameters |= outputs_parameter(allow_new_outputs=allow_new_outputs)
+    with server(url, api_key) as to, ProgressBars(quiet) as bars:
+        bars(Progress("pushing: the server verifies the bundle and loads it"))
         pushed = push_bundle(to, file, task, parameters, if_match)
     if as_json:
         print_json(pushed)
@@ -228,18 +244,24 @@ def _create_in_registry(redis_url: str, scopes: list[str], name: str) -> str:
 
 
 def _run_child(run: Callable[[], None]) -> None:
-    """Run a child process; its exit status says whether starting it again could help."""
+    """Run a child process; its exit status says whether starting it again could help.
+
+    The reason of a failure is one line of the log.
+    """
     import structlog
 
     from peterrec.service.processes.children import EXIT_REFUSED
 
+    log = structlog.get_logger()
     try:
         run()
     except PeterRecError as error:
-        structlog.get_logger().error(
-            "start_refused", code=error.code, reason=error.message, hint=error.hint
-        )
+        log.error("start_refused", code=error.code, reason=error.message, hint=error.hint)
         raise typer.Exit(EXIT_REFUSED) from error
+    except Exception as error:
+        failure = failure_of(error)
+        log.exception("child_failed", code=failure.code, reason=failure.message, hint=failure.hint)
+        raise typer.Exit(1) from error
 
 
 def _become_child(settings: "Settings", process: str) -> None:

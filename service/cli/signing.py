@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
+from peterrec.model.disk import read_bytes, write_bytes
+
 Keys = Annotated[
     list[Path],
-    typer.Option("--key", exists=True, dir_okay=False, help="File of a private key; repeatable."),
+    typer.Option("--key", help="File of a private key; repeatable."),
 ]
 
 
@@ -36,7 +38,7 @@ def keygen(
 
 
 def sign(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Bundle file to sign.")],
+    file: Annotated[Path, typer.Argument(help="Bundle file to sign.")],
     key: Keys,
     out: Annotated[
         Path | None,
@@ -47,9 +49,7 @@ def sign(
     from peterrec.patches.bundle.bundle import digest_of, format_digest, sign_bundle
     from peterrec.patches.bundle.signatures import SigningKey
 
-    signed = sign_bundle(file.read_bytes(), [SigningKey.read(path) for path in key])
+    signed = sign_bundle(read_bytes(file), [SigningKey.read(path) for path in key])
     target = out or file
-    partial = target.with_name(target.name + ".partial")
-    partial.write_bytes(signed)
-    partial.replace(target)
+    write_bytes(target, signed)
     print(f"Wrote {target}: {format_digest(digest_of(signed))}")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
@@ -23,6 +23,7 @@ from peterrec.service.errors import (
 )
 from peterrec.service.http.asgi import ClientLeft, Header, Headers, RequestHead, encode_json
 from peterrec.service.http.context import AdminContext, PredictContext
+from peterrec.service.http.known_queries import refuse_unknown_queries
 from peterrec.service.http.openapi import DESCRIPTION, REFUSALS, add_schemas
 from peterrec.service.http.routes import (
     aliases,
@@ -45,8 +46,8 @@ HEALTH_PATHS = frozenset({"/livez", "/readyz"})
 START_PATIENCE_S = 1.0
 """Seconds that a request waits for the table of tasks while the workers start."""
 
-ROUTERS = (health, tasks, versions, aliases, traffic, registry_feed, keys, backbone)
-"""Modules of the routes that FastAPI runs, in the order of the OpenAPI document."""
+ROUTERS = (tasks, versions, aliases, traffic, registry_feed, keys, backbone)
+"""Modules of the routes that FastAPI runs, in the order of the OpenAPI document after health."""
 
 
 class Application(FastAPI):
@@ -72,8 +73,9 @@ class Application(FastAPI):
         self._front = Router(
             predict.router.routes, redirect_slashes=False, default=self._run_layers
         ).app
+        self.include_router(health.router)
         for routes in ROUTERS:
-            self.include_router(routes.router)
+            self.include_router(routes.router, dependencies=[Depends(refuse_unknown_queries)])
         _add_error_handlers(self)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

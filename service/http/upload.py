@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
 
+from peterrec.model.disk import refusals
 from peterrec.service.errors import BodyTooLarge, MalformedRequest
 
 WRITE_BYTES = 1 << 20
@@ -49,5 +50,5 @@ async def _write(chunks: AsyncIterator[bytes], path: Path, limit_bytes: int) -> 
 
 
 def _append(path: Path, data: bytes | bytearray) -> None:
-    with path.open("ab") as file:
+    with refusals(path, doing="written", wanted_bytes=len(data)), path.open("ab") as file:
         file.write(data)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
+from peterrec.model.data.observer import SILENT, ReadingObserver
 from peterrec.model.errors import PeterRecError
 from peterrec.model.kinds import KINDS
 from peterrec.model.spec import HeadKind
@@ -66,7 +67,8 @@ Missing = Annotated[
     list[str] | None,
     typer.Option(
         metavar="TEXT",
-        help="A text that stands for no value, such as NULL; repeatable.",
+        help="A text that stands for no value, such as NULL; repeatable. An empty text says that "
+        "all others are values, even NULL and NA.",
         rich_help_panel=INPUT,
     ),
 ]
@@ -219,31 +221,32 @@ class Answers:
     since: str | None = None
     before: str | None = None
 
-    def read(self, kind: HeadKind) -> "UserLabels":
+    def read(self, kind: HeadKind, observer: ReadingObserver = SILENT) -> "UserLabels":
         """The answers of a task of this kind; hints name the options of answers."""
         with hints_say(LABEL_SETTINGS if KINDS[kind].answers != "items" else TARGET_SETTINGS):
-            return self._read(kind)
+            return self._read(kind, observer)
 
-    def _read(self, kind: HeadKind) -> "UserLabels":
+    def _read(self, kind: HeadKind, observer: ReadingObserver) -> "UserLabels":
         from peterrec.model.data.interactions import read_targets
         from peterrec.model.data.labels import LabelSource, read_labels, read_tags, read_values
 
         form = KINDS[kind].answers
         if form == "items":
-            return read_targets(self._targets())
+            return read_targets(self.targets(), observer)
         given = self.options
         if given.labels is None or given.label_column is None:
             raise AnswersNotGiven(
                 f"a {kind} task needs a table of answers.",
                 hint="Give `labels` and `label_column`.",
             )
-        table = self._table(given.labels)
+        table = self.table(given.labels)
         source = LabelSource(table, given.label_column, self.user_column)
         if form == "tags":
-            return read_tags(source, given.tag_separator)
-        return read_values(source) if form == "number" else read_labels(source)
+            return read_tags(source, given.tag_separator, observer)
+        read = read_values if form == "number" else read_labels
+        return read(source, observer)
 
-    def _targets(self) -> "InteractionSource":
+    def targets(self) -> "InteractionSource":
         from peterrec.model.data.interactions import InteractionSource
 
         given = self.options
@@ -253,7 +256,7 @@ class Answers:
                 hint="Give `targets`. A `cut_off` takes them from the interactions.",
             )
         return InteractionSource(
-            self._table(given.targets),
+            self.table(given.targets),
             self.user_column,
             given.target_column,
             given.target_order_column,
@@ -261,7 +264,8 @@ class Answers:
             self.before,
         )
 
-    def _table(self, path: Path) -> "TableSource":
+    def table(self, path: Path) -> "TableSource":
+        """A table of answers at a path."""
         given = self.options
         return table_source(path, self, given.answers_columns, given.answers_where)
 
@@ -335,7 +339,8 @@ def table_source(
     path: Path, form: TextOptions, columns: str | None, where: list[str] | None
 ) -> "TableSource":
     """A table at a path; ``columns`` and ``where`` are written as on the command line."""
-    from peterrec.model.data.tables import Condition, TableSource
+    from peterrec.model.data.filters import Condition
+    from peterrec.model.data.tables import TableSource
 
     return TableSource(
         path,

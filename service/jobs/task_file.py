@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from peterrec.model.disk import read_bytes
 from peterrec.model.training.finetune.settings import FinetuneSettings
 from peterrec.model.training.options import STRICT, Option, options_of
 from peterrec.service.errors import TaskFileInvalid
@@ -64,7 +65,7 @@ _read_entries = TypeAdapter(tuple[TaskEntry, ...]).validate_python
 def read_task_file(path: Path) -> tuple[TaskEntry, ...]:
     """The tasks of a file; TaskFileInvalid names the task and the field that are wrong."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(read_bytes(path).decode())
         defaults = document.pop("defaults", {})
         tables = [{**defaults, **table} for table in document.pop("tasks", [])]
         unknown = ", ".join(document)
@@ -72,7 +73,7 @@ def read_task_file(path: Path) -> tuple[TaskEntry, ...]:
     except ValidationError as error:
         reasons = "; ".join(f"{_place(e['loc'])}: {e['msg']}" for e in error.errors())
         raise TaskFileInvalid(f"{path}: {reasons}.", hint="See docs/training.md.") from error
-    except (OSError, ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise TaskFileInvalid(f"{path} is not a readable TOML file of tasks: {error}.") from error
     if unknown or not entries:
         reason = f"unknown field {unknown}" if unknown else "there are no [[tasks]]"

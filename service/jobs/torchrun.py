@@ -8,6 +8,7 @@ import torch
 from torch import distributed as dist
 
 from peterrec.model.training.data_parallel import ALONE, Workers
+from peterrec.service.errors import ProcessLost
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,23 @@ def place_of(device: str) -> Iterator[Place]:
     if own.type == "cuda":
         own = torch.device("cuda", dist.get_node_local_rank())
         torch.cuda.set_device(own)
-    dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
-    try:
+    with _process_group("nccl" if own.type == "cuda" else "gloo"):
         yield Place(Workers(dist.get_rank(), dist.get_world_size()), own)
-    finally:
-        dist.destroy_process_group()
+
+
+@contextmanager
+def _process_group(backend: str) -> Iterator[None]:
+    """Join the other processes; ProcessLost if one of them ends or does not come."""
+    try:
+        dist.init_process_group(backend)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise ProcessLost(
+            "another process of this training ended or cannot be reached.",
+            hint="Its own message says why; then repeat the command with --resume.",
+        ) from error

@@ -8,7 +8,6 @@ import asyncio
 import shutil
 import signal
 import socket
-import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
@@ -19,11 +18,13 @@ import httpx
 import structlog
 from prometheus_client import start_http_server
 
+from peterrec.model.disk import make_folder, refusals, require_writable_folder
 from peterrec.model.files.backbone_info import read_info
 from peterrec.patches.errors import EmbeddedRedisFailed
 from peterrec.patches.identity import DEFAULT_TENANT
 from peterrec.patches.redis.client import open_redis
 from peterrec.patches.redis.embedded import EmbeddedRedis
+from peterrec.patches.redis.sockets import make_socket_folder
 from peterrec.patches.registry.registry import Registry
 from peterrec.service.errors import AddressInUse, NeverReady
 from peterrec.service.processes.children import Child, ChildCommand
@@ -83,6 +84,9 @@ class StopRequest:
 def run_server(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, and until all requests in progress are answered. Blocks."""
     read_info(settings.backbone_dir)
+    for folder in (settings.data_dir, settings.upload_dir):
+        require_writable_folder(folder)
+        make_folder(folder)
     asyncio.run(_serve(settings))
 
 
@@ -106,7 +110,7 @@ async def _serve(settings: Settings) -> None:
 async def _prepare(settings: Settings, stack: AsyncExitStack) -> Foundation:
     """Open what the children need; the stack closes it in reverse order."""
     _clear_uploads(settings.upload_dir)
-    run_dir = stack.enter_context(_run_dir())
+    run_dir = stack.enter_context(_run_dir(settings.data_dir))
     listener = stack.enter_context(closing(_listen(settings.host, settings.port)))
     endpoint = f"ipc://{run_dir}/metrics"
     metrics = Metrics()
@@ -195,9 +199,9 @@ async def _hurry(workers: Sequence[Child], stop: StopRequest) -> None:
 
 
 @contextmanager
-def _run_dir() -> Iterator[Path]:
-    """A private folder with a short path, since a unix socket's address has 103 bytes at most."""
-    folder = Path(tempfile.mkdtemp(prefix="peterrec-"))
+def _run_dir(data_dir: Path) -> Iterator[Path]:
+    """A private folder for the sockets of this server's processes."""
+    folder = make_socket_folder(data_dir)
     try:
         yield folder
     finally:
@@ -205,9 +209,9 @@ def _run_dir() -> Iterator[Path]:
 
 
 def _clear_uploads(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for left_over in folder.glob("*.upload"):
-        left_over.unlink()
+    with refusals(folder, doing="cleared"):
+        for left_over in folder.glob("*.upload"):
+            left_over.unlink()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -95,7 +95,8 @@ class Client:
         """Predict one task for 1 to 256 users, in their order, all by one bundle.
 
         An instance is a history, or an ``Instance`` with its own parameters. One that can't be
-        answered is a ``FailedInstance`` in its place; if it is the only one, its error is raised.
+        answered is a ``FailedInstance`` in its place; if none can, the gravest error is raised, and
+        its ``errors`` has all of them by the instance's number.
         """
         return self._run(predicting.predict_many(task, instances, options))
 
@@ -107,7 +108,8 @@ class Client:
     ) -> UserPrediction:
         """Predict up to 512 tasks for one user, all from one registry revision.
 
-        Tasks that can't be answered are in ``errors``; if none can, the first error is raised.
+        Tasks that can't be answered are in ``errors``; if none can, the gravest error is raised.
+        "all" are the registered tasks that the key may ask.
         """
         return self._run(predicting.predict_user(history, tasks, options))
 
@@ -118,6 +120,7 @@ class Client:
         *,
         alias: str | None = "prod",
         validate_only: bool = False,
+        allow_new_outputs: bool = False,
         if_revision: int | None = None,
     ) -> Pushed:
         """Register a ``.bundle`` file and point ``alias`` at it. When this returns, it is served.
@@ -127,7 +130,11 @@ class Client:
         changes nothing. With ``if_revision``, nothing happens unless the task still has this
         revision: else ``StaleRevision`` is raised.
         """
-        return self._run(administering.push(task, Path(path), alias, validate_only, if_revision))
+        return self._run(
+            administering.push(
+                task, Path(path), alias, validate_only, allow_new_outputs, if_revision
+            )
+        )
 
     def tasks(self) -> list[Task]:
         """List the tasks that this key may use or administer, by name."""
@@ -138,10 +145,21 @@ class Client:
         return self._run(administering.task(name))
 
     def set_alias(
-        self, task: str, version: int | str, *, alias: str = "prod", if_revision: int | None = None
+        self,
+        task: str,
+        version: int | str,
+        *,
+        alias: str = "prod",
+        allow_new_outputs: bool = False,
+        if_revision: int | None = None,
     ) -> AliasMoved:
-        """Point an alias at a version, by its number or digest. The version of ``prod`` answers."""
-        return self._run(administering.set_alias(task, alias, version, if_revision))
+        """Point an alias at a version, by its number or digest. The version of ``prod`` answers.
+
+        ``OutputsDiffer`` is raised as by ``push``.
+        """
+        return self._run(
+            administering.set_alias(task, alias, version, allow_new_outputs, if_revision)
+        )
 
     def rollback(
         self, task: str, *, alias: str = "prod", if_revision: int | None = None
@@ -149,7 +167,8 @@ class Client:
         """Restore a task's previous state: all aliases and the traffic.
 
         Each further call goes back one more step. States in which ``alias`` named no version are
-        skipped, so it always names one afterwards.
+        skipped, so it always names one afterwards. ``new_outputs`` of the result lists how the
+        answers' outputs differ from those before, if they do.
         """
         return self._run(administering.rollback(task, alias, if_revision))
 

@@ -17,9 +17,12 @@ import numpy.typing as npt
 from peterrec.model.data.files import history_lengths, write_all, write_columns, write_halves
 from peterrec.model.data.histories import Histories
 from peterrec.model.data.interactions import Events, InteractionSource, histories_of, read_histories
+from peterrec.model.data.observer import SILENT, ReadingObserver
 from peterrec.model.data.tables import TableSource, read_parts
 from peterrec.model.data.values import read_texts
+from peterrec.model.disk import folder_in_one_step
 from peterrec.model.errors import DataFileMissing, DataFileUnreadable
+from peterrec.model.progress import Progress
 
 FAVOURITES = 3
 """Number of a user's tags: the genres that are most frequent among the held-out films."""
@@ -102,16 +105,19 @@ class ConvertedMovieLens:
     has_profiles: bool
 
 
-def convert_movielens(folder: Path, out: Path) -> ConvertedMovieLens:
+def convert_movielens(
+    folder: Path, out: Path, observer: ReadingObserver = SILENT
+) -> ConvertedMovieLens:
     """Write interactions, histories, targets, tags, items and, if known, users as Parquet."""
-    data = read_movielens(folder)
-    out.mkdir(parents=True, exist_ok=True)
-    write_all(data.histories, out / "interactions.parquet")
-    write_halves(data.histories, out)
-    write_columns(out / "tags.parquet", _favourite_genres(data.histories, data.films))
-    _write_films(out / "items.parquet", data.films)
-    if data.profiles:
-        _write_profiles(out / "users.parquet", data.profiles)
+    data = read_movielens(folder, observer)
+    observer.progress(Progress("writing tables"))
+    with folder_in_one_step(out) as place:
+        write_all(data.histories, place / "interactions.parquet")
+        write_halves(data.histories, place)
+        write_columns(place / "tags.parquet", _favourite_genres(data.histories, data.films))
+        _write_films(place / "items.parquet", data.films)
+        if data.profiles:
+            _write_profiles(place / "users.parquet", data.profiles)
     return ConvertedMovieLens(
         len(data.histories.users),
         len(data.histories.items),
@@ -120,10 +126,11 @@ def convert_movielens(folder: Path, out: Path) -> ConvertedMovieLens:
     )
 
 
-def read_movielens(folder: Path) -> MovieLens:
+def read_movielens(folder: Path, observer: ReadingObserver = SILENT) -> MovieLens:
     """Read the data set in a folder, in any of the three forms."""
     for marker, read in FORMS.items():
         if (folder / marker).exists():
+            observer.progress(Progress("reading MovieLens"))
             return read(folder)
     raise DataFileMissing(
         f"{folder} has none of {', '.join(FORMS)}.",

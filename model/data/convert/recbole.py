@@ -23,7 +23,9 @@ from peterrec.model.data.interactions import InteractionSource, read_histories
 from peterrec.model.data.lists import split_texts
 from peterrec.model.data.observer import SILENT, ReadingObserver
 from peterrec.model.data.tables import TablePart, TableSource, read_batches
+from peterrec.model.disk import folder_in_one_step
 from peterrec.model.errors import DataFileMissing, ListsInvalid, NumberUnreadable
+from peterrec.model.progress import Progress
 
 ORDER = "timestamp"
 NAMES = {".user": "users", ".item": "items"}
@@ -61,13 +63,14 @@ def convert_recbole(
     if source.order_column is None and all(ORDER in file.names for file in found.files):
         source = replace(source, order_column=ORDER)
     histories = _histories(source, found, observer)
-    out.mkdir(parents=True, exist_ok=True)
-    _write_table(source.table, found.files, out / "interactions.parquet")
+    observer.progress(Progress("writing tables"))
     tables = {suffix: file for suffix, file in others.items() if file is not None}
-    for suffix, file in tables.items():
-        table = TableSource(file, missing=source.table.missing)
-        _write_table(table, find_data_files(file).files, out / f"{NAMES[suffix]}.parquet")
-    write_halves(histories, out)
+    with folder_in_one_step(out) as place:
+        _write_table(source.table, found.files, place / "interactions.parquet")
+        for suffix, file in tables.items():
+            table = TableSource(file, missing=source.table.missing)
+            _write_table(table, find_data_files(file).files, place / f"{NAMES[suffix]}.parquet")
+        write_halves(histories, place)
     return ConvertedRecBole(
         len(histories.users),
         len(histories.items),

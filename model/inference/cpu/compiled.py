@@ -3,9 +3,13 @@
 numba keeps the code next to the kernel's file or in the user's cache.
 """
 
+import logging
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any  # numba has no types
 
 from numba import njit
@@ -36,9 +40,39 @@ class _Cache(FunctionCache):  # type: ignore[misc]  # numba is untyped
     def _index_key(self, signature: Any, codegen: Any) -> tuple[Any, ...]:
         return (*super()._index_key(signature, codegen), _SOURCES)
 
+    def load_overload(self, signature: Any, target_context: Any) -> Any:
+        """The compiled kernel; None if there is none, or if it cannot be read."""
+        try:
+            return super().load_overload(signature, target_context)
+        except (EOFError, UnpicklingError):  # damaged: begin anew
+            with suppress(OSError):
+                self.flush()
+        except OSError as error:
+            _tell(f"compiled kernels can't be read: {error}")
+        return None
+
+    def save_overload(self, signature: Any, data: Any) -> None:
+        """Keep a compiled kernel, if the disk has room."""
+        try:
+            super().save_overload(signature, data)
+        except OSError as error:
+            _tell(f"compiled kernels can't be kept: {error}")
+
+
+@cache
+def _tell(reason: str) -> None:
+    """Log once why kernels are compiled at every start, which takes most of a minute."""
+    logging.getLogger(__name__).warning("kernels are compiled at every start: %s", reason)
+
 
 def compiled(function: Callable[..., None]) -> Any:
-    """Compile a kernel that releases the GIL, again whenever the source of any kernel changes."""
+    """Compile a kernel that releases the GIL, again whenever the source of any kernel changes.
+
+    Where no folder can be written, nothing is kept on the disk.
+    """
     kernel = njit(nogil=True)(function)
-    kernel._cache = _Cache(function)
+    try:
+        kernel._cache = _Cache(function)
+    except RuntimeError:  # numba's word for that no folder can be written
+        _tell("no folder for compiled kernels can be written; set NUMBA_CACHE_DIR")
     return kernel

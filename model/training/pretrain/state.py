@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from peterrec.model.disk import refusals, require_space
 from peterrec.model.documents import Document
-from peterrec.model.errors import CheckpointMismatch
-from peterrec.model.files.tensors import read_tensors, write_tensors
+from peterrec.model.errors import CheckpointMismatch, TensorFileInvalid
+from peterrec.model.files.tensors import bytes_of, read_tensors, write_tensors
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.training.data_parallel import Workers
 from peterrec.model.training.loop import EpochRecord, Epochs, backward
@@ -61,7 +62,6 @@ class PretrainingState(nn.Module):
 
 def save_checkpoint(folder: Path, state: PretrainingState, identity: Document) -> None:
     """Write one file, whole or not at all; ``identity`` must be equal in a resumed run."""
-    folder.mkdir(parents=True, exist_ok=True)
     epochs = [asdict(record) for record in state.epochs.records]
     journal = json.dumps({"identity": identity, "epochs": epochs})
     tensors = {MODEL + name: tensor for name, tensor in state.state_dict().items()}
@@ -78,7 +78,7 @@ def restore_checkpoint(folder: Path, state: PretrainingState, identity: Document
     if not path.exists():
         return False
     tensors = read_tensors(path)
-    journal = json.loads(tensors.pop(JOURNAL).numpy().tobytes())
+    journal = _journal(path, tensors)
     _require_same(path, journal["identity"], identity)
     state.load_state_dict(_below(tensors, MODEL))
     state.epochs.best_weights = _below(tensors, BEST)
@@ -91,7 +91,29 @@ def restore_checkpoint(folder: Path, state: PretrainingState, identity: Document
 
 def remove_checkpoint(folder: Path) -> None:
     """Delete the checkpoint of a finished run."""
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    with refusals(folder / CHECKPOINT, doing="removed"):
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def require_room(folder: Path, state: PretrainingState) -> None:
+    """Refuse a file system without room for two checkpoints: a new one is written beside the old.
+
+    A checkpoint has each parameter four times: now, at its best, and Adam's two moments.
+    """
+    size = 4 * bytes_of(state.state_dict())
+    count = 1 if (folder / CHECKPOINT).exists() else 2
+    require_space(folder, count * size, largest_file=size)
+
+
+def _journal(path: Path, tensors: dict[str, Tensor]) -> Document:
+    """Take the settings and epochs of a checkpoint out of its tensors."""
+    try:
+        journal: Document = json.loads(tensors.pop(JOURNAL).numpy().tobytes())
+    except (KeyError, ValueError) as error:
+        raise TensorFileInvalid(
+            f"{path} is not the checkpoint of a pretraining.", hint="Start anew with --overwrite."
+        ) from error
+    return journal
 
 
 def _moments(state: PretrainingState) -> dict[str, Tensor]:

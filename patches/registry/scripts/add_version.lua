@@ -8,6 +8,8 @@ local is_moved = arg.alias and not (task and names(task, arg.alias, arg.digest))
 if known and not is_moved then
   return cjson.encode({revision = task.revision, version = known.version, was_created = false})
 end
+local other = is_moved and task and other_outputs(arg.digest, task.aliases[arg.alias])
+if other then return other end
 local revision = new_revision()
 if task and is_moved then remember(state_of(task)) end
 task = task or new_task()

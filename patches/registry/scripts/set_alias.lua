@@ -9,6 +9,8 @@ if names(task, arg.alias, arg.digest) then
   return cjson.encode({revision = task.revision, version = known.version, digest = arg.digest,
                        previous = arg.digest})
 end
+local other = other_outputs(arg.digest, task.aliases[arg.alias])
+if other then return other end
 local revision = new_revision()
 remember(state_of(task))
 local previous = point(task, arg.alias, arg.digest, known.version)

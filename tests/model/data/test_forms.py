@@ -9,6 +9,7 @@ import os
 import sqlite3
 import tarfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import openpyxl
@@ -337,6 +338,7 @@ def test_a_header_that_begins_like_another_form_is_a_header(tmp_path, header):
         ("a.csv.gz", zstandard.compress(TEXT.encode()), "text", "zstd"),
         ("a.csv", arrow_bytes("parquet"), "parquet", "none"),
     ],
+    ids=["gzip", "zstd", "plain", "zstd as gzip", "parquet"],
 )
 def test_packed_texts_and_parquet_under_a_wrong_name_are_read_as_what_they_are(
     tmp_path, name, data, container, packing
@@ -519,7 +521,7 @@ def test_recboles_types_and_parquets_lists_are_known(tmp_path):
 
 @pytest.mark.parametrize("name", ["x.csv", "x.parquet"])
 def test_a_column_in_the_file_and_in_its_folder_must_say_the_same(tmp_path, name):
-    def write(path: Path, days: list[int | None]) -> None:
+    def write(path: Path, days: Sequence[int | None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         table = pa.table({"user_id": ["u", "v"], "day": days})
         if name == "x.csv":
@@ -527,7 +529,7 @@ def test_a_column_in_the_file_and_in_its_folder_must_say_the_same(tmp_path, name
         else:
             pq.write_table(table, path)
 
-    write(tmp_path / "same" / "day=07" / name, [7, 7])
+    write(tmp_path / "same" / "day=7" / name, [7, 7])
     write(tmp_path / "same" / "day=__HIVE_DEFAULT_PARTITION__" / name, [None, None])
     (part, *_) = read_parts(TableSource(tmp_path / "same"), ["user_id", "day"])
     assert part.table["user_id"].to_pylist() == ["u", "v"]

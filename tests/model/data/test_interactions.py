@@ -19,7 +19,6 @@ from peterrec.model.data.interactions import (
     read_targets,
     targets_of,
 )
-from peterrec.model.data.labels import LabelSource, read_labels, read_tags, read_values
 from peterrec.model.data.tables import Condition, TableSource
 from peterrec.model.errors import (
     ColumnMissing,
@@ -28,8 +27,6 @@ from peterrec.model.errors import (
     DataFileUnreadable,
     FilterMatchesNothing,
     FilterUnreadable,
-    LabelDuplicate,
-    NumberUnreadable,
     OrderUnreadable,
     ValueMissing,
 )
@@ -54,10 +51,6 @@ def read(
 ) -> dict[str, tuple[str, ...]]:
     source = TableSource(path, delimiter, where=where)
     return by_user(read_histories(InteractionSource(source, order_column=order)))
-
-
-def labels(path: Path) -> LabelSource:
-    return LabelSource(TableSource(path), column="label")
 
 
 def test_events_without_an_order_column_keep_the_order_of_the_file(tmp_path):
@@ -157,18 +150,6 @@ def test_conditions_keep_the_rows_that_meet_all_of_them(tmp_path):
     assert read(path, where=where) == {"u": ("a", "d")}
 
 
-def test_labels_come_one_per_user_and_empty_ones_are_left_out(tmp_path):
-    path = csv_file(tmp_path, "user_id,label\nu,yes\nv,\nw,no\n", "users.csv")
-    assert read_labels(labels(path)).by_user == {"u": ("yes",), "w": ("no",)}
-
-
-def test_tags_come_from_several_rows_or_from_one_field(tmp_path):
-    rows = csv_file(tmp_path, "user_id,label\nu,a\nu,b\nu,a\nv,\n", "rows.csv")
-    field = csv_file(tmp_path, "user_id,label\nu,a|b|a\nv,\n", "field.csv")
-    assert read_tags(labels(rows)).by_user == {"u": ("a", "b"), "v": ()}
-    assert read_tags(labels(field), separator="|").by_user == {"u": ("a", "b"), "v": ()}
-
-
 def test_targets_are_ordered_and_counted_once(tmp_path):
     path = csv_file(tmp_path, "user_id,item_id,at\nu,b,2\nu,a,1\nu,b,3\n")
     source = InteractionSource(TableSource(path), order_column="at")
@@ -266,25 +247,6 @@ def test_numbers_in_one_file_and_times_in_another_are_refused(tmp_path):
     csv_file(tmp_path, "user_id,item_id,at\nu,a,2024-01-01\n", "b.csv")
     with pytest.raises(OrderUnreadable, match=r"b\.csv, line 2, column .at.: .* is a timestamp"):
         read(tmp_path, "at")
-
-
-def test_a_second_label_of_a_user_is_refused(tmp_path):
-    path = csv_file(tmp_path, "user_id,label\nu,yes\nv,no\nu,no\n", "users.csv")
-    with pytest.raises(LabelDuplicate, match=r"line 4.*'u' has a second label 'no' after 'yes'"):
-        read_labels(labels(path))
-
-
-@pytest.mark.parametrize("text", ["many", "inf", "nan"])
-def test_a_value_that_is_no_finite_number_is_refused(tmp_path, text):
-    path = csv_file(tmp_path, f"user_id,label\nu,1.5\nv,{text}\n", "users.csv")
-    with pytest.raises(NumberUnreadable, match="line 3, column 'label'"):
-        read_values(labels(path))
-
-
-def test_a_column_of_empty_labels_is_refused(tmp_path):
-    path = csv_file(tmp_path, "user_id,label\nu,\nv,\n", "users.csv")
-    with pytest.raises(DataFileEmpty, match="no user has a value"):
-        read_labels(labels(path))
 
 
 def test_a_field_in_quotes_may_hold_a_line_break(tmp_path):

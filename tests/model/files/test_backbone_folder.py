@@ -9,6 +9,7 @@ import torch
 
 from peterrec.model.errors import (
     BackboneFolderInvalid,
+    DiskFull,
     InvalidSpec,
     PeterRecError,
     TensorFileInvalid,
@@ -25,6 +26,7 @@ from peterrec.model.files.tensors import read_tensors, write_tensors
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.network.collate import frame_histories
 from peterrec.model.spec import BackboneSpec
+from tests.full_disk import files_of_at_most
 from tests.model.random_tasks import random_backbone
 
 TINY = BackboneSpec(item_count=3, channels=4, dilations=(1, 2), kernel_size=2, max_len=5)
@@ -35,6 +37,28 @@ ITEMS = ["film-a", "film-ü", "3"]
 def folder(tmp_path: Path) -> Path:
     save_backbone(tmp_path / "backbone", random_backbone(TINY), ITEMS, {"epochs": 2})
     return tmp_path / "backbone"
+
+
+def test_a_full_disk_keeps_the_old_backbone(folder: Path) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    spec = replace(TINY, item_count=300)
+    with files_of_at_most(1000), pytest.raises(DiskFull, match="bytes are wanted"):
+        save_backbone(folder, random_backbone(spec), [str(i) for i in range(300)], {})
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_further_tensors_come_with_the_backbone(tmp_path: Path) -> None:
+    others = {"layer.safetensors": {"bias": torch.arange(3.0)}}
+    save_backbone(tmp_path, random_backbone(TINY), ITEMS, {}, others)
+    assert read_tensors(tmp_path / "layer.safetensors")["bias"].tolist() == [0, 1, 2]
+    assert load_backbone(tmp_path).items == ITEMS
+
+
+@pytest.mark.parametrize("name", ["file", "file/deep", "nowhere"])
+def test_what_is_no_folder_holds_no_backbone(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BackboneFolderInvalid, match="there is no folder"):
+        load_backbone(tmp_path / name)
 
 
 def test_a_backbone_comes_back_the_same(folder: Path) -> None:

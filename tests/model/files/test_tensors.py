@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from peterrec.model.errors import TensorFileInvalid
+from peterrec.model.errors import PathMissing, PathUnusable, TensorFileInvalid
 from peterrec.model.files.tensors import (
     read_arrays,
     read_tensors,
@@ -38,10 +38,20 @@ def test_writing_leaves_no_partial_file(tmp_path: Path) -> None:
     assert read_tensors(tmp_path / "t.safetensors").keys() == {"a"}
 
 
+def test_others_may_read_a_file_if_the_umask_lets_them(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    write_tensors(tmp_path / "t.safetensors", TENSORS)
+    write_arrays(tmp_path / "a.safetensors", {"a": np.zeros(1)})
+    expected = (tmp_path / "plain").stat().st_mode
+    assert (tmp_path / "t.safetensors").stat().st_mode == expected
+    assert (tmp_path / "a.safetensors").stat().st_mode == expected
+
+
 def test_a_file_that_is_missing_or_a_folder_is_refused(tmp_path: Path) -> None:
-    for path in (tmp_path / "lost.safetensors", tmp_path):
-        with pytest.raises(TensorFileInvalid, match="not a readable safetensors file"):
-            read_tensors(path)
+    with pytest.raises(PathMissing, match=r"lost\.safetensors can't be read"):
+        read_tensors(tmp_path / "lost.safetensors")
+    with pytest.raises(PathUnusable, match="it is a folder"):
+        read_tensors(tmp_path)
 
 
 def test_every_truncated_safetensors_file_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from msgspec import structs
 from redis.asyncio import Redis
 
+from peterrec.model.errors import PathUnusable
 from peterrec.patches.backup.archive import ArchiveManifest
 from peterrec.patches.backup.exporting import export_archive
 from peterrec.patches.backup.importing import ImportMode, import_archive
@@ -287,8 +288,9 @@ async def test_a_corrupt_blob_stops_the_export_and_leaves_no_file(
 async def test_an_archive_that_can_t_be_written_is_an_error_of_ours(
     registry: Registry, tmp_path: Path
 ) -> None:
-    with pytest.raises(ArchiveInvalid, match="cannot be written"):
-        await export(registry, tmp_path / "nowhere" / "x.tar")
+    (tmp_path / "file").touch()
+    with pytest.raises(PathUnusable, match="file is a file, not a folder"):
+        await export(registry, tmp_path / "file" / "x.tar")
 
 
 async def test_an_archive_is_for_its_owner_s_eyes(registry: Registry, tmp_path: Path) -> None:

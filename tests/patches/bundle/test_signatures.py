@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from safetensors.numpy import load as load_safetensors
 
+from peterrec.model.errors import PathMissing, PathUnusable
 from peterrec.patches.bundle.bundle import digest_of, open_bundle, sign_bundle
 from peterrec.patches.bundle.header import encode_file
 from peterrec.patches.bundle.signatures import (
@@ -221,9 +222,11 @@ def test_a_file_without_a_public_ed25519_key_is_no_trusted_key(tmp_path: Path) -
     OLD.write(tmp_path / "private.pem", tmp_path / "old.pub")
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").write_text("-----BEGIN PUBLIC KEY-----\nx\n-----END PUBLIC KEY-----")
-    for name in ("private.pem", "empty", "broken", "nowhere"):
+    for name in ("private.pem", "empty", "broken"):
         with pytest.raises(KeyFileInvalid):
             TrustedKeys.read([tmp_path / name])
+    with pytest.raises(PathMissing):
+        TrustedKeys.read([tmp_path / "nowhere"])
 
 
 def test_a_file_without_a_private_ed25519_key_does_not_sign(tmp_path: Path) -> None:
@@ -231,6 +234,15 @@ def test_a_file_without_a_private_ed25519_key_does_not_sign(tmp_path: Path) -> N
     other = generate_private_key(SECP256R1())
     pem = other.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     (tmp_path / "other").write_bytes(pem)
-    for name in ("old.pub", "other", "nowhere"):
+    for name in ("old.pub", "other"):
         with pytest.raises(KeyFileInvalid):
             SigningKey.read(tmp_path / name)
+    with pytest.raises(PathMissing):
+        SigningKey.read(tmp_path / "nowhere")
+
+
+def test_half_a_pair_of_keys_is_never_left(tmp_path: Path) -> None:
+    (tmp_path / "a.pub").mkdir()
+    with pytest.raises(PathUnusable):
+        OLD.write(tmp_path / "a.key", tmp_path / "a.pub")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pub"]

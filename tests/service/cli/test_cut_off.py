@@ -54,7 +54,7 @@ def test_a_backbone_knows_no_item_from_the_time_on_until_which_it_reads(place):
 
 
 def event_options(place: Path) -> EventOptions:
-    return EventOptions(place / "events.csv", "who", "what", "day")
+    return EventOptions("who", "what", "day", interactions=place / "events.csv")
 
 
 def test_histories_end_before_the_cut_off_and_targets_begin_with_it(place):

@@ -1,14 +1,13 @@
 """Public formats are converted and data are described from the command line."""
 
 import json
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from peterrec.model.errors import ColumnMissing, PictureUnwritable, PlottingMissing
+from peterrec.model.errors import ColumnMissing, PictureUnwritable
 from peterrec.service.cli.main import build_app
 
 EVENTS = """user_id,item_id,at
@@ -76,13 +75,6 @@ def test_a_picture_is_drawn_in_either_form(events, tmp_path, suffix, start):
     plot = tmp_path / "pictures" / f"data.{suffix}"
     run("data-info", "--interactions", events, "--plot", plot)
     assert plot.read_bytes().startswith(start)
-
-
-def test_a_picture_without_matplotlib_is_refused_with_a_hint(events, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(PlottingMissing, match=r"\[compare\]"):
-        run("data-info", "--interactions", events, "--plot", tmp_path / "data.png")
-    assert not (tmp_path / "data.png").exists()
 
 
 def test_a_picture_of_another_form_is_refused(events, tmp_path):

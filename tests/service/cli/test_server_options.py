@@ -8,14 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from peterrec.service.cli.server_options import (
-    ExitStatus,
-    exit_status,
-    push,
-    server,
-    task_path,
-)
+from peterrec.model.errors import PathMissing
+from peterrec.service.cli.server_options import ExitStatus, exit_status
 from peterrec.service.errors import ServerRefused, ServerUnreachable
+from peterrec.service.jobs.server_calls import push, server, task_path
 
 PROBLEM = {
     "code": "bundle_rejected",
@@ -108,10 +104,11 @@ def test_no_answer_is_reported_with_the_address_and_what_to_do():
 
 
 def test_a_file_that_can_not_be_read_is_not_sent(tmp_path):
-    with pytest.raises(ServerRefused) as found, server("http://127.0.0.1:9", None) as to:
+    with (
+        pytest.raises(PathMissing, match=r"absent\.bundle"),
+        server("http://127.0.0.1:9", None) as to,
+    ):
         push(to, tmp_path / "absent.bundle", "gender", {}, None)
-    assert found.value.code == "file_unreadable"
-    assert "No such file" in found.value.message
 
 
 def test_a_task_is_quoted_in_paths():

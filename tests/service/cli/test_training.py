@@ -16,7 +16,13 @@ import typer
 from typer.testing import CliRunner
 
 from peterrec.model.data.sample_data import INTERESTS, write_sample_data
-from peterrec.model.errors import ColumnMissing, DataFileMissing, LabelUnknown, UnknownItems
+from peterrec.model.errors import (
+    ColumnMissing,
+    DataFileMissing,
+    InvalidSpec,
+    LabelUnknown,
+    UnknownItems,
+)
 from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone
 from peterrec.model.progress import no_progress
 from peterrec.model.spec import PAD
@@ -84,6 +90,7 @@ def test_a_backbone_folder_holds_weights_record_and_output_layer(backbone, loade
         OUTPUT_LAYER,
         "spec.json",
         "training.json",
+        "training.jsonl",
         "vocabulary.json",
     }
     assert loaded.record["settings"]["channels"] == 8
@@ -200,6 +207,17 @@ def test_a_finished_backbone_is_replaced_only_when_asked(backbone, shop, tmp_pat
         run(*command, "--out", tmp_path / "bb")
     run(*command, "--out", tmp_path / "bb", "--overwrite", "--seed", "1")
     assert load_backbone(tmp_path / "bb").record["settings"]["seed"] == 1
+
+
+def test_the_unit_of_a_value_is_part_of_its_bundle(backbone, shop, tmp_path):
+    plain = tune("value", backbone, shop, tmp_path / "plain.bundle")
+    out = tune("value", backbone, shop, tmp_path / "task.bundle", "--unit", "euros")
+    assert (read_manifest(plain).head.unit, read_manifest(out).head.unit) == (None, "euros")
+
+
+def test_a_kind_without_a_number_has_no_unit(backbone, shop, tmp_path):
+    with pytest.raises(InvalidSpec, match="a classification task has no unit"):
+        tune("classification", backbone, shop, tmp_path / "task.bundle", "--unit", "euros")
 
 
 def test_a_bundle_is_replaced_only_when_asked(backbone, shop, tmp_path):

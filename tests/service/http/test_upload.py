@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from peterrec.model.errors import DiskFull
 from peterrec.service.errors import BodyTooLarge, MalformedRequest
 from peterrec.service.http.upload import WRITE_BYTES, uploaded_file
+from tests.full_disk import files_of_at_most
 
 
 async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
@@ -30,6 +32,13 @@ async def test_the_file_has_exactly_what_was_sent_and_goes_afterwards(tmp_path, 
 async def test_a_body_past_the_limit_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(BodyTooLarge, match="more than 10 bytes"):
         async with uploaded_file(chunks(b"x" * 6, b"x" * 5), tmp_path, 10):
+            pytest.fail("it was accepted")
+    assert left_in(tmp_path) == []
+
+
+async def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
+    with files_of_at_most(1000), pytest.raises(DiskFull, match="2,000 bytes are wanted"):
+        async with uploaded_file(chunks(bytes(2000)), tmp_path, 1 << 20):
             pytest.fail("it was accepted")
     assert left_in(tmp_path) == []
 

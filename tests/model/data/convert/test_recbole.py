@@ -6,8 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from peterrec.model.data.convert.recbole import ConvertedRecBole, convert_recbole
+from peterrec.model.data.filters import Condition
 from peterrec.model.data.interactions import InteractionSource
-from peterrec.model.data.tables import Condition, TableSource
+from peterrec.model.data.tables import TableSource
 from peterrec.model.errors import (
     ColumnMissing,
     DataFileMissing,

@@ -1,5 +1,6 @@
 """Pretraining learns, repeats itself bit for bit, resumes exactly and refuses what cannot work."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,15 @@ import torch
 
 from peterrec.model.data.histories import Histories
 from peterrec.model.data.splits import split_users
-from peterrec.model.errors import CheckpointMismatch, SplitEmpty, TrainingDiverged, UnknownItems
+from peterrec.model.errors import (
+    CheckpointMismatch,
+    DiskFull,
+    SplitEmpty,
+    TensorFileInvalid,
+    TrainingDiverged,
+    UnknownItems,
+)
+from peterrec.model.files.tensors import write_tensors
 from peterrec.model.progress import Progress
 from peterrec.model.spec import CLS, FIRST_ITEM, MASK, PAD, BackboneSpec
 from peterrec.model.training.batches import seeded
@@ -21,6 +30,7 @@ from peterrec.model.training.pretrain.examples import (
 )
 from peterrec.model.training.pretrain.pretrain import pretrain
 from peterrec.model.training.pretrain.state import CHECKPOINT
+from tests.full_disk import files_of_at_most
 from tests.model.small_shop import TINY, shop_histories
 
 CAUSAL = BackboneSpec(item_count=20, channels=4, dilations=(1,), max_len=4)
@@ -105,7 +115,7 @@ def test_another_seed_gives_other_weights():
 
 def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path):
     def interrupt(progress: Progress) -> None:
-        if progress.phase.startswith("pretrain epoch 3") and progress.done == 2:
+        if progress.note.startswith("epoch 3/4, loss"):
             raise Interrupted
 
     settings = replace(TINY, epochs=4)
@@ -180,10 +190,40 @@ def test_histories_without_two_items_are_refused():
     histories = Histories(
         tuple("abcd"), ("x", "y"), np.array([0, 1, 0, 1]), np.array([0, 1, 2, 3, 4])
     )
-    with pytest.raises(SplitEmpty, match="sequences of two items or more"):
+    with pytest.raises(SplitEmpty, match="each of the 4 users has one event"):
         pretrain(histories, TINY)
 
 
 def test_a_minimum_count_that_no_item_reaches_is_refused():
     with pytest.raises(UnknownItems):
         pretrain(shop_histories(), replace(TINY, min_count=10_000))
+
+
+def test_a_disk_that_fills_keeps_the_last_checkpoint_and_the_run_resumes_exactly(tmp_path):
+    whole = pretrain(shop_histories(), TINY)
+    with ExitStack() as full:
+
+        def fill(progress: Progress) -> None:
+            if progress.phase.startswith("pretrain epoch 2") and progress.done == progress.total:
+                full.enter_context(files_of_at_most(1000))
+
+        with pytest.raises(DiskFull, match="bytes are wanted"):
+            pretrain(shop_histories(), TINY, checkpoints=tmp_path, on_progress=fill)
+    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
+    resumed = pretrain(shop_histories(), TINY, checkpoints=tmp_path, resume=True)
+    assert len(resumed.record["epochs"]) == len(whole.record["epochs"])
+    assert_same_weights(resumed, whole)
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_refused_before_the_first_step(tmp_path):
+    steps: list[Progress] = []
+    with files_of_at_most(1000), pytest.raises(DiskFull, match="a file may have 1,000"):
+        pretrain(shop_histories(), TINY, checkpoints=tmp_path, on_progress=steps.append)
+    assert steps == []
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
+    write_tensors(tmp_path / CHECKPOINT, {"a": torch.zeros(1)})
+    with pytest.raises(TensorFileInvalid, match="not the checkpoint of a pretraining"):
+        pretrain(shop_histories(), TINY, checkpoints=tmp_path, resume=True)

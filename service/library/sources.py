@@ -1,0 +1,85 @@
+"""Keyword arguments about data, as the options that the commands' jobs take."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from peterrec.model.kinds import KINDS
+from peterrec.service.jobs.options import (
+    AnswerOptions,
+    Answers,
+    EventOptions,
+    TimeOptions,
+    answers_of,
+)
+from peterrec.service.library.inputs import (
+    LABEL,
+    POSITION,
+    Histories,
+    Listed,
+    answers_table,
+    as_source,
+    is_table,
+    listed,
+    targets_listed,
+)
+from peterrec.service.library.keywords import taken
+
+Given = Mapping[str, object]
+"""Keyword arguments of a function of the library."""
+
+
+def event_options(interactions: Histories | Listed, given: Given) -> EventOptions:
+    """Where the events are, in a table or in lists."""
+    options = _with_texts(taken(EventOptions, given), "where")
+    if is_table(interactions):
+        return EventOptions(interactions=as_source(interactions), **options)
+    events = EventOptions(interactions=Path(), **options)  # the table is set below
+    table = listed(interactions).table(events.user_column, events.item_column)
+    return replace(events, interactions=table, order_column=POSITION)
+
+
+def time_options(given: Given) -> TimeOptions:
+    """How events are split in time; dates and numbers are written as texts."""
+    return TimeOptions(
+        **{k: v if v is None else str(v) for k, v in taken(TimeOptions, given).items()}
+    )
+
+
+def task_answers(
+    interactions: Histories | Listed, events: EventOptions, kind: str, given: Given
+) -> Answers:
+    """A task's answers, in a table, in the order of the histories, or by user."""
+    histories = None if is_table(interactions) else listed(interactions)
+    options = answer_options(histories, events.user_column, kind, given)
+    return answers_of(events, options, time_options(given))
+
+
+def answer_options(
+    histories: Listed | None, user_column: str, kind: str, given: Given
+) -> AnswerOptions:
+    """Where a task's answers are; lists become tables."""
+    options = AnswerOptions(**_with_texts(taken(AnswerOptions, given), "answers_where"))
+    labels, targets, form = given.get("labels"), given.get("targets"), KINDS[kind].answers
+    if labels is not None:
+        if is_table(labels):
+            options = replace(options, labels=as_source(labels))
+        else:
+            column = options.label_column or LABEL
+            is_many = form == "tags" and options.tag_separator is None
+            table = answers_table(labels, histories, (user_column, column), is_many)
+            options = replace(options, labels=table, label_column=column)
+    if targets is not None:
+        if is_table(targets):
+            options = replace(options, targets=as_source(targets))
+        else:
+            own = targets_listed(targets, histories).table(user_column, options.target_column)
+            options = replace(options, targets=own, target_order_column=POSITION)
+    return options
+
+
+def _with_texts(options: dict[str, Any], name: str) -> dict[str, Any]:  # Any: their values
+    """The options with a single filter as a list of filters."""
+    where = options.get(name)
+    return {**options, name: [where]} if isinstance(where, str) else options
