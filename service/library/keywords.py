@@ -132,7 +132,8 @@ def errors_in_python(names: Iterable[str]) -> Iterator[None]:
         yield
     except PeterRecError as error:
         error.message = _in_python(error.message)
-        error.hint = hint_for(_in_python(error.hint), {name: f"`{name}`" for name in names})
+        own = {name: f"`{name}`" for name in names}
+        error.hint = hint_for(_in_python(error.hint), own, knows_others=False)
         raise
     except typer.BadParameter as error:
         raise ArgumentInvalid(f"{_in_python(error.message)}.") from error

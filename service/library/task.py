@@ -27,7 +27,7 @@ from peterrec.patches.bundle.verify import (
 from peterrec.patches.identity import Blob, format_digest
 from peterrec.service.errors import OutputExists
 from peterrec.service.jobs.options import AnswerOptions, EventOptions, TimeOptions
-from peterrec.service.jobs.server_calls import DEFAULT_URL, push, server
+from peterrec.service.jobs.server_calls import DEFAULT_URL, outputs_parameter, push, server
 from peterrec.service.jobs.train import EvaluateJob, Part, run_evaluate, write_bundle
 from peterrec.service.library.backbone import Backbone, BackboneOrPath, DeviceName, as_backbone
 from peterrec.service.library.inputs import Histories, ItemId, is_table, listed, sequence
@@ -184,17 +184,21 @@ class Task:
         api_key: str | None = None,
         alias: str = "prod",
         validate_only: bool = False,
+        allow_new_outputs: bool = False,
         if_match: int | None = None,
     ) -> Pushed:
         """Register the bundle on a running server and let it answer, as ``peterrec push`` does.
 
         ``task`` is the name to register it for, by default its own. Without ``url`` and ``api_key``
         the variables ``PETERREC_URL`` and ``PETERREC_API_KEY`` are read, as by the command. The
-        server verifies the bundle and runs its probes; a refusal lists every reason.
+        server verifies the bundle and runs its probes; a refusal lists every reason. It refuses a
+        bundle, too, whose kind, labels, catalog or unit are not those that callers get now
+        (``outputs_differ``), unless ``allow_new_outputs`` is given.
         """
         url = url or os.environ.get("PETERREC_URL") or DEFAULT_URL
         api_key = api_key or os.environ.get("PETERREC_API_KEY")
         parameters = {"alias": alias, "validate_only": str(validate_only).lower()}
+        parameters |= outputs_parameter(allow_new_outputs=allow_new_outputs)
         with tempfile.TemporaryDirectory() as folder, server(url, api_key) as to:
             file = self.save(Path(folder) / f"{self.name}.bundle")
             pushed = push(to, file, task or self.name, parameters, if_match)
