@@ -74,9 +74,12 @@ class TableSource:
 
     @property
     def name(self) -> str:
-        """The table in messages: its path, or the kind of object that it is."""
+        """The table in messages: its path, its own name, or the kind of object that it is."""
         if isinstance(self.data, Path):
             return str(self.data)
+        own = getattr(self.data, "name", None)
+        if isinstance(own, str):
+            return own
         return f"the {type(self.data).__module__.partition('.')[0]} {type(self.data).__name__}"
 
 
