@@ -126,9 +126,8 @@ def _top(title: str, values: Sequence[Frequent]) -> list[str]:
 
 
 def _answers(info: AnswersInfo) -> list[str]:
-    name = info.name if cell_len(info.name) <= HALF - 9 else f"…{info.name[-(HALF - 10) :]}"
     lines = [
-        f"answers: {name}",
+        f"answers: {info.name}",
         f"{info.users:,} users, {info.values:,} different answers",
         f"{info.without_history:,} of them without a history",
     ]
@@ -147,7 +146,7 @@ def _sample(info: DataInfo) -> list[str]:
     assert info.sample is not None
     events = info.sample.events
     shown = SHOWN if len(events) <= SHOWN else SHOWN - 1
-    lines = [f"history of user {info.sample.user}, oldest first"]
+    lines = [f"user {info.sample.user}, oldest first"]
     for event in events[:shown]:
         lines.append(f"  {event.item}" if event.time is None else f"  {event.time}  {event.item}")
     if len(events) > shown:
