@@ -627,10 +627,11 @@ def require_columns(file: DataFile, wanted: Sequence[str]) -> None:
             )
     missing = [column for column in wanted if column not in file.columns]
     if missing:
-        raise _missing(file, wanted, missing[0])
+        raise _missing(file, missing)
 
 
-def _missing(file: DataFile, wanted: Sequence[str], column: str) -> ColumnMissing:
+def _missing(file: DataFile, missing: Sequence[str]) -> ColumnMissing:
+    column = missing[0]
     found = ", ".join(file.columns)
     if file.form is None:
         return ColumnMissing(
@@ -645,10 +646,9 @@ def _missing(file: DataFile, wanted: Sequence[str], column: str) -> ColumnMissin
             hint="Name every column in the file's order with `columns`.",
         )
     place = f"{file.path}, line 1 split at {at}: there is no column {column!r}, only {found}."
-    own = {name for name, _ in file.partitions}
     for other in USUAL:
         names = [_name_and_type(t, file.form)[0] for t in _split(file.path, file.form, other)]
-        if other != file.form.delimiter and {*wanted} <= {*names, *own}:
+        if other != file.form.delimiter and {*missing} <= {*names}:
             return ColumnMissing(
                 f"{place} Split at {describe_delimiter(other)}, line 1 has it.",
                 hint=f"Give `delimiter` {describe_delimiter(other)}.",

@@ -268,11 +268,11 @@ def _reason(error: Exception) -> str:
 def _parquet(file: DataFile, columns: list[str]) -> Iterator[tuple[pa.Table, float]]:
     with pq.ParquetFile(file.path, buffer_size=PARQUET_BUFFER_BYTES, pre_buffer=False) as parquet:
         done, total = 0, max(1, parquet.metadata.num_rows)
-        yield parquet.schema_arrow.empty_table().select(columns), 0.0
+        yield _without_views(parquet.schema_arrow.empty_table().select(columns)), 0.0
         # A file of which folders give all columns still has as many rows as any of its own.
         for batch in parquet.iter_batches(PARQUET_BATCH_ROWS, columns=columns or file.names[:1]):
             done += batch.num_rows
-            yield pa.Table.from_batches([batch]), done / total
+            yield _without_views(pa.Table.from_batches([batch])), done / total
 
 
 def _text(
@@ -322,16 +322,36 @@ def _memory_parts(
         yield TablePart(
             source.name,
             None,
-            reader.schema.empty_table().select(wanted),
+            _without_views(reader.schema.empty_table().select(wanted)),
             np.empty(0, dtype=np.int64),
             source.missing,
         )
-        for batch in reader:
-            table = pa.Table.from_batches([batch]).select(wanted)
+        for batch in _small_batches(reader):
+            table = _without_views(pa.Table.from_batches([batch]).select(wanted))
             rows = np.arange(first, first + table.num_rows, dtype=np.int64)
             first += table.num_rows
             yield TablePart(source.name, None, table, rows, source.missing)
             observer.progress(Progress("reading", first, total, unit="rows"))
+
+
+def _small_batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    """The batches of a reader; a frame may come as a single one."""
+    for batch in reader:
+        for start in range(0, batch.num_rows, PARQUET_BATCH_ROWS):
+            yield batch.slice(start, PARQUET_BATCH_ROWS)
+
+
+VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+"""Types of few of Arrow's functions, and the same values in types of all of them."""
+
+
+def _without_views(table: pa.Table) -> pa.Table:
+    for place, name in enumerate(table.column_names):
+        kind = table.schema.types[place]
+        value = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if value in VIEWS:
+            table = table.set_column(place, name, _plain(table[name].combine_chunks()))
+    return table
 
 
 def _rows_of(data: object) -> int:
@@ -421,13 +441,24 @@ class _Filters:
 def _comparable(part: TablePart, column: str) -> pa.Array:
     """A column whose values a filter can compare."""
     values = one_array(part.table[column])
-    kind = values.type
-    if pa.types.is_nested(kind) or isinstance(kind, pa.BaseExtensionType):
-        raise ValueTypeInvalid(
-            f"{part.place(0, column)}: values of type {kind} cannot be filtered.",
-            hint="Filter by a column of texts, numbers, truths or times.",
-        )
-    return values.cast(pa.float32()) if pa.types.is_float16(kind) else values
+    other = COMPARED_AS.get(values.type)
+    try:
+        if other is not None:
+            return values.cast(other)
+        is_plain = not pa.types.is_nested(values.type)
+        is_plain &= not isinstance(values.type, pa.BaseExtensionType)
+    except pa.ArrowInvalid:  # bytes that are no UTF-8
+        is_plain = False
+    if is_plain:
+        return values
+    raise ValueTypeInvalid(
+        f"{part.place(0, column)}: values of type {values.type} cannot be filtered.",
+        hint="Filter by a column of texts, numbers, truths or times.",
+    )
+
+
+COMPARED_AS = {pa.float16(): pa.float32(), pa.binary(): pa.string()}
+"""Types that filters compare as other ones."""
 
 
 def one_array(values: pa.ChunkedArray) -> pa.Array:
@@ -447,8 +478,9 @@ def _plain(values: pa.Array) -> pa.Array:
     types = pa.types
     if types.is_dictionary(values.type):
         return _plain(values.dictionary).take(values.indices)
-    is_small = types.is_large_string(values.type) and values.nbytes < 2**31
-    return values.cast(pa.string()) if is_small or types.is_string_view(values.type) else values
+    if types.is_large_string(values.type) and values.nbytes < 2**31:
+        return values.cast(pa.string())
+    return values.cast(VIEWS[values.type]) if values.type in VIEWS else values
 
 
 def line_of_row(file: DataFile, row: int) -> int:

@@ -284,17 +284,21 @@ class ServingTable:
         return task
 
     def _entry(self, digest: Digest) -> BundleEntry:
-        residency = self._residents[digest]
-        spec = residency.form.head
-        return BundleEntry(
-            handle=residency.handle,
-            digest=residency.digest,
-            kind=spec.kind,
-            outputs=spec.outputs,
-            labels=residency.labels,
-            threshold=residency.threshold,
-            catalog_path=residency.catalog_path,
-            scale=residency.scale,
-            shift=residency.shift,
-            unit=residency.unit,
-        )
+        return entry_of(self._residents[digest])
+
+
+def entry_of(residency: Residency) -> BundleEntry:
+    """Return all that a worker needs to know of a resident bundle."""
+    spec = residency.form.head
+    return BundleEntry(
+        handle=residency.handle,
+        digest=residency.digest,
+        kind=spec.kind,
+        outputs=spec.outputs,
+        labels=residency.labels,
+        threshold=residency.threshold,
+        catalog_path=residency.catalog_path,
+        scale=residency.scale,
+        shift=residency.shift,
+        unit=residency.unit,
+    )
