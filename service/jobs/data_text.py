@@ -30,17 +30,17 @@ def screen_of(report: DataReport) -> list[str]:
         blocks.append(_answers(report.answers))
     if info.sample is not None:
         blocks.append(_sample(info))
-    lines = [*_facts_of(report), ""]
+    lines = [*_summary(report), ""]
     nothing: list[str] = []
     for left, right in zip_longest(blocks[::2], blocks[1::2], fillvalue=nothing):
         lines += [*_side_by_side(left, right), ""]
     lines += [f"note: {printable(notice)}" for notice in report.notices[:MOST_NOTICES]]
     if len(report.notices) > MOST_NOTICES:
         lines.append(f"and {len(report.notices) - MOST_NOTICES} other notes, printed above")
-    return lines
+    return lines if lines[-1] else lines[:-1]
 
 
-def _facts_of(report: DataReport) -> Iterator[str]:
+def _summary(report: DataReport) -> Iterator[str]:
     info = report.events
     for read in report.files:
         yield _row("files", files_line(read).removeprefix("read "))
