@@ -6,6 +6,7 @@ line number, the file is read again up to it.
 """
 
 import csv
+import re
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from peterrec.model.data.forms import (
     DataFile,
     find_data_files,
     is_text,
+    open_bytes,
     records,
     require_columns,
 )
@@ -150,7 +152,9 @@ def read_batches(
         rows += part.table.num_rows
         yield filters.matching(part)
     if not rows:
-        raise DataFileEmpty(f"{source.name} has no rows.", hint="Check the path and the export.")
+        is_reader = isinstance(source.data, pa.RecordBatchReader)
+        once = " A reader of batches can be read once." if is_reader else ""
+        raise DataFileEmpty(f"{source.name} has no rows.{once}", hint="Check the export.")
     filters.require_matches(source.name)
 
 
@@ -261,8 +265,15 @@ def _require_unchanged(path: Path, before: State | None) -> None:
 
 
 def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
+    """What a library says, in one line."""
+    text = str(error).partition("Possible")[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    first = re.sub(r"^([A-Z][A-Za-z]* )*Error: ", "", lines[0])
+    return "; ".join([first, *lines[1:3]])[:LONGEST_REASON].rstrip(".:; ")
+
+
+LONGEST_REASON = 300
+"""Characters of what a library says that are shown."""
 
 
 def _parquet(file: DataFile, columns: list[str]) -> Iterator[tuple[pa.Table, float]]:
@@ -280,6 +291,7 @@ def _text(
 ) -> Iterator[tuple[pa.Table, float]]:
     assert file.form is not None
     yield pa.schema([(column, pa.string()) for column in columns]).empty_table(), 0.0
+    _require_whole(file)
     read = columns or file.names[:1]
     above = 1 if file.form.has_header else 0
     done = 0
@@ -308,6 +320,18 @@ def _records(file: DataFile, columns: list[str], done: int) -> Iterator[pa.Table
         values = [[fields[place] or None for fields in some] for place in places]
         arrays = [pa.array(column, pa.string()) for column in values]
         yield pa.table(dict(zip(columns, arrays, strict=True)))
+
+
+def _require_whole(file: DataFile) -> None:
+    """Refuse a packed file that is cut off or damaged.
+
+    DuckDB does not check the sum of a gzip file, and takes the whole part of a zstd file for all.
+    """
+    assert file.form is not None
+    if file.form.packing != "none":
+        with open_bytes(file.path, file.form.packing) as stream:
+            while stream.read(PARQUET_BUFFER_BYTES):
+                pass
 
 
 def _memory_parts(

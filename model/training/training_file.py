@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from peterrec.model.disk import make_folder, read_bytes, refusal, refusals, require_writable_file
 from peterrec.model.documents import Document
-from peterrec.model.errors import TrainingFileInvalid, TrainingFileUnwritable
+from peterrec.model.errors import TrainingFileInvalid
 from peterrec.model.training.events import (
     PartMeasured,
     TrainingEvent,
@@ -88,15 +89,11 @@ class TrainingFile:
         self._waiting: list[bytes] = []
         self._has_failed = False
         self._end = 0
+        require_writable_file(path)
+        make_folder(path.parent)
         self._is_new = not path.exists()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with refusals(path, doing="written"):
             self._file: int | None = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise TrainingFileUnwritable(
-                f"{path} can't be written: {error.strerror}.",
-                hint="Give an `out` in a folder that can be written.",
-            ) from error
 
     def hear(self, event: TrainingEvent) -> None:
         """Write an event's line; the start of a run replaces the lines of an earlier one."""
@@ -129,8 +126,8 @@ class TrainingFile:
             os.ftruncate(self._file, self._end)
             if not self._has_failed:
                 self._has_failed = True
-                reason = f"{self._path} can't be written: {error.strerror}"
-                self._on_notice(f"{reason}; the training goes on without its latest lines.")
+                reason = refusal(error, self._path, doing="written", wanted_bytes=len(data))
+                self._on_notice(f"{reason.message} The training goes on without its latest lines.")
             return
         self._end += len(data)
         self._waiting.clear()
@@ -167,12 +164,9 @@ def read_training_file(path: Path) -> TrainingLog | None:
 
     An unfinished last line is left out. Lines that are no events are refused with their number.
     """
-    try:
-        text = path.read_bytes().decode("utf-8", "replace")
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except OSError as error:
-        raise TrainingFileInvalid(f"{path} can't be read: {error.strerror}.") from error
+    text = read_bytes(path).decode("utf-8", "replace")
     lines = text.split("\n")[:-1]  # what follows the last end of line is unfinished
     documents = [_parse(path, number, line) for number, line in enumerate(lines, 1)]
     if not documents:

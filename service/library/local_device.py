@@ -126,10 +126,9 @@ class LocalDevice:
 
     def _predictor(self, residency: Residency, bundle: VerifiedBundle) -> Predictor:
         """A worker's predictor whose table has one task, which this bundle answers."""
-        entry = entry_of(residency)
         task = TaskEntry.of(TaskRef(DEFAULT_TENANT, _TASK), 0, {PROD: 1}, {1: residency.digest})
         table, catalogs = TaskTable(), Catalogs()
-        table.apply(TableUpdate(1, 1, NOT_REGISTERED, True, [entry], [task], [], []))
+        table.apply(TableUpdate(1, 1, NOT_REGISTERED, True, [entry_of(residency)], [task], [], []))
         if bundle.catalog is not None:
             catalogs.put(residency.digest, bundle.catalog)
         return Predictor(self._vocabulary, table, _StoreLink(self._store), catalogs, _ignore)

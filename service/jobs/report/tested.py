@@ -9,16 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peterrec.model.data.examples import Examples, keep_frequent
+from peterrec.model.data.examples import Examples
 from peterrec.model.data.histories import Histories, UserLabels
 from peterrec.model.data.splits import UserSplit, split_users
 from peterrec.model.files.backbone_folder import LoadedBackbone
+from peterrec.model.kinds import KindName
 from peterrec.model.progress import OnProgress, Progress
 from peterrec.model.training.evaluation import EVALUATION_ROWS
-from peterrec.model.training.finetune.finetune import prepare_examples
+from peterrec.model.training.finetune.finetune import learnable_examples, prepare_examples
 from peterrec.model.training.finetune.settings import FinetuneSettings
 from peterrec.model.training.intervals import Ints
-from peterrec.model.training.objectives import OBJECTIVES, Objective
+from peterrec.model.training.objectives import Objective
 from peterrec.patches.bundle.bundle import Manifest
 from peterrec.service.jobs.packing import UnpackedTask
 from peterrec.service.jobs.report.linear import linear_logits
@@ -42,14 +43,14 @@ class RecordedTraining:
     best_epoch: int | None
     seconds: float | None
 
-    def split_settings(self) -> FinetuneSettings:
+    def split_settings(self, kind: KindName) -> FinetuneSettings:
         """The settings that decide which users are in which part; defaults where unknown."""
-        chosen = FinetuneSettings(kind="classification")
+        chosen = FinetuneSettings(kind=kind)
         shares = {name: self._number(name, 0.0, 0.9, getattr(chosen, name)) for name in SHARES}
         unknown = self._number("max_unknown_share", 0.0, 1.0, chosen.max_unknown_share)
         least = int(self._number("min_label_count", 1, 1 << 31, chosen.min_label_count))
         return FinetuneSettings(
-            kind="classification", **shares, max_unknown_share=unknown, min_label_count=least
+            kind=kind, **shares, max_unknown_share=unknown, min_label_count=least
         )
 
     def _number(self, name: str, low: float, high: float, default: float) -> float:
@@ -80,9 +81,10 @@ class TestedTask:
     """A task's users, their right answers, and what the task and the baselines answer.
 
     ``rows`` are the examples that are measured. ``predictions`` has what the objective's metrics
-    need, in the order of the rows, for the task and for each baseline by name. ``scores`` [N, K]
-    are the task's logits divided by its temperature; of a catalog, [N, TOP] are those of the best
-    items that a user has not had, and ``best`` [N, TOP] their places in it.
+    need, in the order of the rows, for the task and for each baseline by name; those of a value
+    task are its answers. ``scores`` [N, K] are logits divided by the temperature; of a catalog,
+    [N, TOP] are those of the best items that a user has not had, and ``best`` [N, TOP] their places
+    in it.
     """
 
     kind: str
@@ -122,7 +124,7 @@ def examples_of(
 ) -> Examples:
     """The users of some files that have a history and an answer."""
     examples = prepare_examples(loaded, histories, labels, settings.max_unknown_share)
-    return keep_frequent(examples, settings.min_label_count)
+    return learnable_examples(settings.kind, examples, settings.min_label_count)
 
 
 def test_task(
@@ -134,13 +136,13 @@ def test_task(
     otherwise all users are measured. Baselines are learned on the training part.
     """
     manifest = task.bundle.manifest
-    settings = recorded_training(manifest).split_settings()
+    settings = recorded_training(manifest).split_settings(manifest.kind)
     split = split_users(
         examples.users, settings.validation_share, settings.test_share, manifest.provenance.seed
     )
     everybody = np.arange(len(examples.users), dtype=np.int64)
     rows = split.test if is_test_part and len(split.test) else everybody
-    objective = OBJECTIVES[manifest.kind].of(task.outputs, examples)
+    objective = task.objective(examples)
     answered = _answered(task, examples, objective, rows, on_progress)
     baselines = _baselines(manifest.kind, examples, objective, split.train, rows)
     return TestedTask(

@@ -9,6 +9,7 @@ from peterrec.model.data.histories import Histories, UserLabels
 from peterrec.model.data.interactions import InteractionSource, histories_of, read_events
 from peterrec.model.data.observer import SILENT, ReadingObserver
 from peterrec.model.data.statistics import DataInfo, describe_events
+from peterrec.model.disk import read_bytes, require_writable_file, write_text
 from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone
 from peterrec.model.files.backbone_info import SPEC
 from peterrec.model.files.tensors import read_tensors
@@ -84,11 +85,8 @@ def run_report(job: ReportJob, out: Path, overwrite: bool) -> None:
     """Write the page."""
     if out.exists() and not overwrite:
         raise OutputExists(f"{out} exists.", hint="Give another `out`, or `overwrite`.")
-    html = report_page(job)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    partial.write_text(html, encoding="utf-8")
-    partial.replace(out)
+    require_writable_file(out)
+    write_text(out, report_page(job))
 
 
 def report_page(job: ReportJob) -> str:
@@ -97,7 +95,7 @@ def report_page(job: ReportJob) -> str:
 
 
 def _task_page(job: ReportJob) -> str:
-    data = job.subject.read_bytes()
+    data = read_bytes(job.subject)
     file = of_task.BundleFile(job.subject, read_manifest(data), sha256(data).hexdigest())
     manifest = file.manifest
     about, history = of_task.about_section(file), of_task.history_section(file)
@@ -111,7 +109,7 @@ def _task_page(job: ReportJob) -> str:
     events = read_events(job.interactions, job.observer)
     histories = histories_of(events)
     labels = job.answers.read(manifest.kind, job.observer)
-    settings = recorded_training(manifest).split_settings()
+    settings = recorded_training(manifest).split_settings(manifest.kind)
     examples = examples_of(loaded, histories, labels, settings)
     tested = test_task(task, examples, job.part == "test", job.observer.progress)
     lead = [*_differing(file, histories, labels), _measured(tested, job.part)]

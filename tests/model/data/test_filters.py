@@ -127,7 +127,7 @@ def test_a_name_with_leading_zeros_is_no_number():
 def test_a_filter_that_matches_nothing_names_values_of_the_column():
     table = pa.table({"user_id": ["u"] * 3, "item_id": ["a"] * 3, "kind": ["buy", "view", "buy"]})
     source = TableSource(table, where=(Condition("kind", "sell"),))
-    with pytest.raises(FilterMatchesNothing, match=r"kind=sell. Column 'kind' has buy, view"):
+    with pytest.raises(FilterMatchesNothing, match=r"kind=sell\. Column 'kind' has buy, view"):
         read_histories(InteractionSource(source))
 
 

@@ -72,6 +72,7 @@ def test_finetune_prints_the_classes_and_warns_of_small_ones(backbone, shop):
     assert "Fewer than 20 users have the class 'rare' (8)" in done.stderr
     notes = json.loads(read_manifest(shop / "rare.bundle").provenance.notes or "")
     assert notes["data"]["answers"] in done.stderr
+    assert notes["data"]["warnings"]
     assert all(f"note: {warning}" in done.stderr for warning in notes["data"]["warnings"])
 
 

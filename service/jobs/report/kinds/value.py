@@ -104,7 +104,7 @@ def _by_size(tested: TestedTask) -> Table:
 
 
 def _answer(tested: TestedTask, at: int) -> SampleAnswer:
-    return SampleAnswer(tested.answers[at][0], f"{float(tested.scores[at, 0]):,.6g}")
+    return SampleAnswer(tested.answers[at][0], f"{float(tested.predictions[at, 0]):,.6g}")
 
 
 KIND = KindReport(
