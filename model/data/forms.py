@@ -512,15 +512,16 @@ def _text_file(path: Path, reading: Reading, packing: Packing) -> DataFile:
     if reading.columns is not None:
         _require_count(path, form, header, reading.columns)
         return DataFile(path, path.stat().st_size, reading.columns, form)
-    names, types = [], []
-    for text in header:
-        name, _, kind = text.rpartition(":") if form.has_types else ("", "", "")
-        is_typed = bool(name) and kind in ATOMIC_TYPES
-        names.append(name if is_typed else text)
-        types.append(kind if is_typed else "token")
-    return DataFile(
-        path, path.stat().st_size, tuple(names), form, tuple(types) if form.has_types else ()
-    )
+    pairs = [_name_and_type(text, form) for text in header]
+    types = tuple(kind for _, kind in pairs) if form.has_types else ()
+    return DataFile(path, path.stat().st_size, tuple(name for name, _ in pairs), form, types)
+
+
+def _name_and_type(text: str, form: TextForm) -> tuple[str, str]:
+    """A column's name and type in a header; a column without a type is a ``token``."""
+    name, _, kind = text.rpartition(":")
+    is_typed = form.has_types and bool(name) and kind in ATOMIC_TYPES
+    return (name, kind) if is_typed else (text, "token")
 
 
 def _form_by_name(path: Path, reading: Reading, packing: Packing) -> TextForm:
@@ -626,10 +627,11 @@ def require_columns(file: DataFile, wanted: Sequence[str]) -> None:
             )
     missing = [column for column in wanted if column not in file.columns]
     if missing:
-        raise _missing(file, wanted, missing[0])
+        raise _missing(file, missing)
 
 
-def _missing(file: DataFile, wanted: Sequence[str], column: str) -> ColumnMissing:
+def _missing(file: DataFile, missing: Sequence[str]) -> ColumnMissing:
+    column = missing[0]
     found = ", ".join(file.columns)
     if file.form is None:
         return ColumnMissing(
@@ -644,14 +646,15 @@ def _missing(file: DataFile, wanted: Sequence[str], column: str) -> ColumnMissin
             hint="Name every column in the file's order with `columns`.",
         )
     place = f"{file.path}, line 1 split at {at}: there is no column {column!r}, only {found}."
-    own = {name for name, _ in file.partitions}
     for other in USUAL:
-        names = _split(file.path, file.form, other)
-        if other != file.form.delimiter and {*wanted} <= {*names, *own}:
+        names = [_name_and_type(t, file.form)[0] for t in _split(file.path, file.form, other)]
+        if other != file.form.delimiter and {*missing} <= {*names}:
             return ColumnMissing(
                 f"{place} Split at {describe_delimiter(other)}, line 1 has it.",
                 hint=f"Give `delimiter` {describe_delimiter(other)}.",
             )
+    if file.names and re.fullmatch("sep=.?", file.names[0]):
+        return ColumnMissing(place, hint="Delete line 1, which is for Excel, and give `delimiter`.")
     if (similar := _similar(file, column)) is not None:
         return ColumnMissing(place, hint=similar)
     if _looks_like_data(file):

@@ -78,10 +78,11 @@ def read_tags(
     by_user: dict[str, dict[str, None]] = {user: {} for user in answers.users.texts}
     given = 0
     user, label = answers.rows()
-    for row in np.flatnonzero(label >= 0).tolist():
+    first, times = answers.different_rows()
+    for row, count in zip(first.tolist(), times.tolist(), strict=True):
         tags = tags_of[label[row]]
         by_user[answers.users.texts[user[row]]].update(dict.fromkeys(tags))
-        given += len(tags)
+        given += count * len(tags)
     repeated = given - sum(map(len, by_user.values()))
     if repeated:
         observer.notice(f"{source.name}: {repeated:,} tags repeat one of the same user.")
@@ -120,6 +121,15 @@ class _Answers:
         """User and label of every row as indices of their texts; -1 is no label."""
         return np.concatenate(self.users.codes), np.concatenate(self.labels.codes)
 
+    def different_rows(self) -> tuple[Rows, Rows]:
+        """The first row of each pair of user and label, ascending, and how many rows have it."""
+        user, label = self.rows()
+        given = np.flatnonzero(label >= 0)
+        pairs = user[given] * max(1, len(self.labels.texts)) + label[given]
+        _, first, counts = np.unique(pairs, return_index=True, return_counts=True)
+        order = np.argsort(first)
+        return given[first[order]], counts[order]
+
     def place(self, row: int) -> str:
         """The place of one of all rows, for messages."""
         for part in self.parts:
@@ -142,9 +152,7 @@ def _read(source: LabelSource, parts: list[TablePart], observer: ReadingObserver
 def _one_each(answers: _Answers, observer: ReadingObserver) -> UserLabels:
     """The label of each user, in the order of the first rows that have one."""
     user, label = answers.rows()
-    given = np.flatnonzero(label >= 0)
-    pairs = user[given] * max(1, len(answers.labels.texts)) + label[given]
-    first = np.sort(given[np.unique(pairs, return_index=True)[1]])  # rows of different pairs
+    first, _ = answers.different_rows()
     users, places = np.unique(user[first], return_index=True)
     if len(users) < len(first):
         _refuse_second(answers, first, user, label)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from peterrec.model.data.histories import UserLabels
 from peterrec.model.data.interactions import Events
-from peterrec.model.data.order_columns import EPOCHS, epoch_of
+from peterrec.model.data.order_columns import EPOCHS, OrderValues, epoch_of
 from peterrec.model.data.scalars import number_of
 from peterrec.model.documents import Document
 from peterrec.model.progress import OnProgress, Progress, no_progress
@@ -292,7 +292,6 @@ def _times(events: Events, tied: int) -> Times | None:
         return None
     low, high = events.time.min().item(), events.time.max().item()
     days = None if clock.per_second is None else (high - low) / clock.per_second / 86400
-    counts, _ = np.histogram(events.time, bins=TIME_BINS, range=(low, high))
     return Times(
         first=clock.text(low),
         last=clock.text(high),
@@ -303,8 +302,20 @@ def _times(events: Events, tied: int) -> Times | None:
         days=days,
         tied_share=tied / len(events.user),
         tied_events=tied,
-        counts=counts.tolist(),
+        counts=_counts_over_time(events.time, low, high),
     )
+
+
+def _counts_over_time(times: OrderValues, low: float, high: float) -> list[int]:
+    """Events in ``TIME_BINS`` equal parts; integers are subtracted before anything is rounded."""
+    counts = np.zeros(TIME_BINS, dtype=np.int64)
+    for first in range(0, len(times), BLOCK_EVENTS):
+        block = times[first : first + BLOCK_EVENTS]
+        is_exact = block.dtype.kind in "iu" and high - low < 2**63
+        since = block - block.dtype.type(low) if is_exact else block.astype(np.float64) - float(low)
+        bins = (since / ((high - low) or 1) * TIME_BINS).astype(np.int64)
+        counts += np.bincount(np.clip(bins, 0, TIME_BINS - 1), minlength=TIME_BINS)
+    return counts.tolist()
 
 
 def _sample(events: Events, lengths: Counts) -> Sample:

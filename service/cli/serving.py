@@ -17,13 +17,12 @@ from peterrec.service.cli.server_options import (
     ApiKey,
     IfMatch,
     Url,
-    outputs_parameter,
     print_json,
     print_table,
 )
 from peterrec.service.cli.shared_options import AsJson, Quiet
 from peterrec.service.jobs.progress_bar import ProgressBars
-from peterrec.service.jobs.server_calls import DEFAULT_URL, server
+from peterrec.service.jobs.server_calls import DEFAULT_URL, outputs_parameter, server
 from peterrec.service.jobs.server_calls import push as push_bundle
 
 if TYPE_CHECKING:

@@ -31,7 +31,8 @@ def screen_of(report: DataReport) -> list[str]:
     if info.sample is not None:
         blocks.append(_sample(info))
     lines = [*_facts_of(report), ""]
-    for left, right in zip_longest(blocks[::2], blocks[1::2], fillvalue=[]):
+    nothing: list[str] = []
+    for left, right in zip_longest(blocks[::2], blocks[1::2], fillvalue=nothing):
         lines += [*_side_by_side(left, right), ""]
     lines += [f"note: {printable(notice)}" for notice in report.notices[:MOST_NOTICES]]
     if len(report.notices) > MOST_NOTICES:

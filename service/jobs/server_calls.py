@@ -103,6 +103,11 @@ def task_path(task: str, rest: str = "") -> str:
     return f"/tasks/{quote(task, safe='')}{rest}"
 
 
+def outputs_parameter(*, allow_new_outputs: bool) -> dict[str, str]:
+    """The parameter that lets a change give the answers other outputs; none by default."""
+    return {"allow_new_outputs": "true"} if allow_new_outputs else {}
+
+
 def push(
     to: Server, file: Path, task: str, params: Mapping[str, str], if_match: int | None
 ) -> Document:

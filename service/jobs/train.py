@@ -154,7 +154,7 @@ def _write_folder(out: Path, trained: PretrainedBackbone) -> str:
 def kept_of(out: Path) -> str:
     """What an unfinished pretraining leaves in its folder, and how to go on from it."""
     if (out / CHECKPOINT).exists():
-        return f"The last complete checkpoint is kept in {out}: go on from it with --resume."
+        return f"The last complete checkpoint is kept in {out}: go on from it with `resume`."
     return "No epoch was complete, so no checkpoint is kept."
 
 

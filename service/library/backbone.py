@@ -118,9 +118,9 @@ class Backbone:
         return f"<peterrec.Backbone {self.fingerprint[:12]}: {size}>"
 
     def _repr_html_(self) -> str:
-        return fragment([Table("Backbone", ("", ""), self._facts())], title="Backbone")
+        return fragment([Table("Backbone", ("", ""), self._description())], title="Backbone")
 
-    def _facts(self) -> list[tuple[Cell, ...]]:
+    def _description(self) -> list[tuple[Cell, ...]]:
         spec, record = self.spec, self.record
         facts: list[tuple[Cell, ...]] = [
             ("fingerprint", self.fingerprint[:12] + "…"),

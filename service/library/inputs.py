@@ -95,6 +95,8 @@ def sequence(data: object, expected: str) -> Sequence[Any]:  # Any: the elements
     """The elements of a list, an array or a column of any library."""
     if isinstance(data, list | tuple):
         return data
+    if hasattr(data, "__array__") and not hasattr(data, "tolist"):
+        data = np.asarray(data)
     for name in ("to_pylist", "tolist", "to_list"):  # Arrow; NumPy and pandas; polars
         convert = getattr(data, name, None)
         if convert is not None and not isinstance(data, type):

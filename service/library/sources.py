@@ -32,7 +32,7 @@ Given = Mapping[str, object]
 
 def event_options(interactions: Histories | Listed, given: Given) -> EventOptions:
     """Where the events are, in a table or in lists."""
-    options = _with_texts(taken(EventOptions, given), "where")
+    options = _as_written(taken(EventOptions, given))
     if is_table(interactions):
         return EventOptions(interactions=as_source(interactions), **options)
     events = EventOptions(interactions=Path(), **options)  # the table is set below
@@ -60,7 +60,7 @@ def answer_options(
     histories: Listed | None, user_column: str, kind: str, given: Given
 ) -> AnswerOptions:
     """Where a task's answers are; lists become tables."""
-    options = AnswerOptions(**_with_texts(taken(AnswerOptions, given), "answers_where"))
+    options = AnswerOptions(**_as_written(taken(AnswerOptions, given)))
     labels, targets, form = given.get("labels"), given.get("targets"), KINDS[kind].answers
     if labels is not None:
         if is_table(labels):
@@ -79,7 +79,16 @@ def answer_options(
     return options
 
 
-def _with_texts(options: dict[str, Any], name: str) -> dict[str, Any]:  # Any: their values
-    """The options with a single filter as a list of filters."""
-    where = options.get(name)
-    return {**options, name: [where]} if isinstance(where, str) else options
+def _as_written(options: Mapping[str, Any]) -> dict[str, Any]:  # Any: their values
+    """Options in the forms of the command line: filters in a list, columns in one text."""
+    written = dict(options)
+    for name, value in options.items():
+        if name in LISTS and isinstance(value, str):
+            written[name] = [value]
+        if name in TEXTS and isinstance(value, list):
+            written[name] = ",".join(value)
+    return written
+
+
+LISTS = ("where", "answers_where", "missing")
+TEXTS = ("columns", "answers_columns")

@@ -4,6 +4,7 @@ import gzip
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import cycle
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -128,6 +129,12 @@ def blank_lines(data: bytes) -> bytes:
     return b"\n" + data.replace(b"\n", b"\n\n")
 
 
+def mixed_ends(data: bytes) -> bytes:
+    """Lines that end in CRLF, LF and CR in turn, as files that were put together have them."""
+    ends = cycle([b"\r\n", b"\n", b"\r"])
+    return b"".join(line + next(ends) for line in data.splitlines())
+
+
 def in_a_folder(make: Make) -> Make:
     """The same file, found by its folder."""
 
@@ -143,6 +150,10 @@ TEXTS: dict[str, Make] = {
     "csv, all fields quoted": written("e.csv", quoted=True),
     "csv with CRLF": written("e.csv", end="\r\n"),
     "csv with CR": written("e.csv", end="\r"),
+    "csv with several kinds of line ends": written("e.csv", encode=mixed_ends),
+    "csv.gz with several kinds of line ends": written(
+        "e.csv.gz", encode=lambda data: gzip.compress(mixed_ends(data))
+    ),
     "csv with a byte-order mark": written("e.csv", encode=marked),
     "csv with trailing commas": written("e.csv", tail=","),
     "csv with blank lines": written("e.csv", encode=blank_lines),

@@ -422,6 +422,7 @@ def columns_error(path: Path, *wanted: str) -> ColumnMissing:
         ("user_id, item_id\nu, a\n", "item_id", "Did you mean ' item_id'?"),
         ("User_ID,Item_ID\nu,a\n", "item_id", "Did you mean 'Item_ID'?"),
         ("user_id:token,item_id:token\nu,a\n", "item_id", "Did you mean 'item_id:token'?"),
+        ("sep=;\nuser_id;item_id\nu;a\n", "item_id", "Delete line 1"),
         ("user_id,itemId\nu,a\n", "item_id", "Did you mean 'itemId'?"),
         ("user_id,item_ids\nu,a\n", "item_id", "Did you mean 'item_ids'?"),
         ("u1,i5,17\nu2,i7,19\n", "item_id", "no header, name its columns"),
@@ -435,6 +436,11 @@ def test_a_missing_column_comes_with_what_may_be_meant(tmp_path, text, wanted, a
     error = columns_error(put(tmp_path / "a.csv", text), wanted)
     assert f"line 1 split at ',': there is no column {wanted!r}" in error.message
     assert advice in error.hint
+
+
+def test_a_recbole_file_with_commas_is_told_to_be_one(tmp_path):
+    error = columns_error(put(tmp_path / "a.inter", "user_id:token,item_id:token\n"), "item_id")
+    assert error.hint == "Give `delimiter` ','."
 
 
 def test_a_column_is_missing_from_the_file_that_is_named(tmp_path):
