@@ -88,6 +88,7 @@ def about_section(file: BundleFile) -> Section:
         ("name", manifest.name),
         ("kind", f"{head.kind}, {head.outputs:,} output{'s' if head.outputs != 1 else ''}"),
         *([("labels", value_text(head.labels))] if head.labels else []),
+        *([("unit", head.unit)] if head.unit else []),
         ("version", format_digest(file.digest)),
         ("backbone", manifest.backbone),
         ("patch", _patch_text(manifest)),

@@ -96,8 +96,12 @@ def measured(kind: str, place: Path) -> MeasuredTask:
     else:
         columns = {"classification": "age_group", "tags": "tag", "value": "monthly_spend"}
         table = TableSource(shop / ("tags.parquet" if kind == "tags" else "users.parquet"))
-        read = {"classification": read_labels, "tags": read_tags, "value": read_values}[kind]
-        labels = read(LabelSource(table, columns[kind]))
+        column = LabelSource(table, columns[kind])
+        labels = {
+            "classification": lambda: read_labels(column),
+            "tags": lambda: read_tags(column),
+            "value": lambda: read_values(column),
+        }[kind]()
     loaded = load_backbone(place / "backbone")
     task = unpack_task((place / f"{kind}.bundle").read_bytes(), loaded)
     settings = recorded_training(task.bundle.manifest).split_settings(task.bundle.manifest.kind)
@@ -263,7 +267,7 @@ def test_a_bundle_of_an_earlier_version_has_a_page_without_learning_curves(bundl
 
 
 def test_a_backbone_of_an_earlier_version_has_its_learning_curves_and_is_measured(tmp_path):
-    data = ["--interactions", KEPT / "events.csv", "--order-column", "day"]
+    data = ("--interactions", KEPT / "events.csv", "--order-column", "day")
     run("report", KEPT / "backbone", *data, "--out", tmp_path / "report.html", "-q")
     html = (tmp_path / "report.html").read_text()
     assert "Epochs" in html
@@ -326,7 +330,7 @@ def test_popularity_ranks_as_the_plain_ranking_does():
 
 
 def test_a_page_is_replaced_only_when_asked(place, tmp_path):
-    command = ["report", place / "backbone", "--out", tmp_path / "r.html", "-q"]
+    command = ("report", place / "backbone", "--out", tmp_path / "r.html", "-q")
     run(*command)
     with pytest.raises(OutputExists, match=r"r\.html exists"):
         run(*command)
