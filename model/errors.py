@@ -36,7 +36,9 @@ class PeterRecError(Exception):
     """The base of every error that we raise on purpose.
 
     ``code`` is part of the API: rename one only with a changelog entry. ``hint`` says what
-    the user can do.
+    the user can do. It names settings in backticks, as Python and task files spell them, such as
+    `order_column`. The command line shows those that the command has as its options, and leaves
+    out sentences about those of other commands; so each sentence must be complete without the next.
     """
 
     code: ClassVar[str] = "internal"
@@ -131,6 +133,25 @@ class DataFileUnreadable(DataError):
     code = "data_file_unreadable"
 
 
+class DataFileChanged(DataError):
+    """A data file changed or vanished while it was read."""
+
+    code = "data_file_changed"
+
+
+class TableInvalid(DataError):
+    """An object that was given as a table gives no Arrow stream, or breaks off."""
+
+    code = "data_table_invalid"
+
+
+class ScratchFull(PeterRecError):
+    """The folder for what does not fit into memory has no room, or cannot be used."""
+
+    code = "scratch_full"
+    category = Category.NO_ROOM
+
+
 class DataFileEmpty(DataError):
     """A data file has no rows, or a column of answers has no values."""
 
@@ -143,10 +164,40 @@ class ColumnMissing(DataError):
     code = "data_column_missing"
 
 
+class ColumnsInvalid(DataError):
+    """Names were given for the columns of a table, but do not fit it."""
+
+    code = "data_columns_invalid"
+
+
+class DelimiterInvalid(DataError):
+    """A delimiter is not one character that can stand between fields."""
+
+    code = "data_delimiter_invalid"
+
+
+class ListsInvalid(DataError):
+    """A column of lists does not fit another one, or its lists are not sequences of events."""
+
+    code = "data_lists_invalid"
+
+
 class ValueMissing(DataError):
     """A row has no user or no item."""
 
     code = "data_value_missing"
+
+
+class MissingText(DataError):
+    """A text such as NaN or NULL stands where a value is expected; nobody said what it means."""
+
+    code = "data_missing_text"
+
+
+class ValueTypeInvalid(DataError):
+    """A column's type, or one of its values, cannot be written exactly as an id or a label."""
+
+    code = "data_value_type_invalid"
 
 
 class OrderUnreadable(DataError):
@@ -179,13 +230,6 @@ class PictureUnwritable(DataError):
     code = "data_picture_unwritable"
 
 
-class PlottingMissing(PeterRecError):
-    """Matplotlib is needed for a picture and is not installed."""
-
-    code = "plotting_missing"
-    category = Category.UNAVAILABLE
-
-
 class LabelDuplicate(DataError):
     """A user has a second label in a task with one label per user."""
 
@@ -198,6 +242,30 @@ class LabelSeenOnce(DataError):
     code = "data_label_seen_once"
 
 
+class LabelsTooRare(DataError):
+    """No label has as many users as the smallest number that was asked for."""
+
+    code = "data_labels_too_rare"
+
+
+class LabelsContinuous(DataError):
+    """A column of classes has about as many different labels as users."""
+
+    code = "data_labels_continuous"
+
+
+class ValuesUnresolved(DataError):
+    """Beside the largest of the values, float32 cannot tell the others apart."""
+
+    code = "data_values_unresolved"
+
+
+class LabelTooLong(DataError):
+    """A label has more characters than a bundle can carry."""
+
+    code = "data_label_too_long"
+
+
 class LabelUnknown(DataError):
     """A label is not one of a trained task's labels."""
 
@@ -208,6 +276,12 @@ class TooFewClasses(DataError):
     """The answers of a task do not vary: there is one class, or one value."""
 
     code = "data_too_few_classes"
+
+
+class TooFewItems(DataError):
+    """All histories consist of one item, so there is nothing to predict."""
+
+    code = "data_too_few_items"
 
 
 class SplitEmpty(DataError):
@@ -246,6 +320,13 @@ class CheckpointMismatch(PeterRecError):
 
     code = "checkpoint_mismatch"
     category = Category.INCOMPATIBLE
+
+
+class TrainingFileInvalid(PeterRecError):
+    """A ``training.jsonl`` can't be read, or is not of the form that this version knows."""
+
+    code = "training_file_invalid"
+    category = Category.MALFORMED
 
 
 class TasksDiffer(PeterRecError):

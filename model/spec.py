@@ -15,6 +15,9 @@ PAD, UNK, CLS, MASK = 0, 1, 2, 3
 FIRST_ITEM = 4
 """Token id of the vocabulary's first item."""
 
+LONGEST_LABEL = 256
+"""Most characters of a class or tag, which bundles and answers carry."""
+
 Padding = Literal["exact", "embedded"]
 HeadKind = str
 """Name of a kind of head: a key of ``KINDS``, checked by HeadSpec."""

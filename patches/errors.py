@@ -231,16 +231,18 @@ class TaskNotFound(PeterRecError):
     category = Category.NOT_FOUND
 
     def __init__(self, task: str) -> None:
-        super().__init__(f"task {task!r} does not exist.", hint="GET /tasks lists the tasks.")
+        super().__init__(f"task {task[:128]!r} does not exist.", hint="GET /tasks lists the tasks.")
 
 
 class VersionNotFound(PeterRecError):
     code = "version_not_found"
     category = Category.NOT_FOUND
 
-    def __init__(self, task: str, version: str) -> None:
+    def __init__(self, task: str, version: str, served: str = "") -> None:
+        others = f"; these are served: {served}" if served else ""
         super().__init__(
-            f"task {task!r} has no version {version}.", hint=f"GET /tasks/{task} lists them."
+            f"task {task!r} has no version {version:.80}{others}.",
+            hint=f"GET /tasks/{task} lists them.",
         )
 
 
@@ -313,6 +315,25 @@ class AliasInUse(PeterRecError):
             f"alias {alias!r} of task {task!r} has a canary or shadow.",
             hint=f"Clear the traffic first: DELETE /tasks/{task}/traffic.",
         )
+
+
+class OutputsDiffer(PeterRecError):
+    """A version whose answers say other things than those that callers get now.
+
+    ``differences`` has one line for each: the kind, the labels, the catalog or the unit.
+    """
+
+    code = "outputs_differ"
+    category = Category.CONFLICT
+
+    def __init__(self, task: str, version: int, alias: str, differences: Sequence[str]) -> None:
+        super().__init__(
+            f"the answers would have other outputs than those of version {version}, which alias "
+            f"{alias!r} of task {task!r} names: {'; '.join(differences)}.",
+            hint="Register other outputs as a task of their own. If all callers are prepared for "
+            "them, send ?allow_new_outputs=true; commands and clients have such an option, too.",
+        )
+        self.differences = tuple(differences)
 
 
 class InvalidTraffic(PeterRecError):

@@ -15,6 +15,7 @@ from peterrec.patches.errors import (
     BundleRejected,
     BundleTooLarge,
     BundleUnsafe,
+    OutputsDiffer,
     Reason,
     RegistryDenied,
     RegistryFailed,
@@ -53,12 +54,21 @@ OUTCOMES: Mapping[Category, str] = {
 """Label ``outcome`` of the request metrics; every other category counts as ``client_error``."""
 
 
+SEVERITY = ("error", "rejected", "deadline", "client_error")
+"""Outcomes in the order in which one stands for several: a fault of ours is not hidden by others,
+and what may succeed later comes before what the caller has to change."""
+
+
 class ErrorBody(msgspec.Struct, frozen=True):
-    """One error inside an answer that also holds results, or one reason of a refused push."""
+    """One error inside an answer that also holds results, or one reason of a refused push.
+
+    ``retryable`` says whether the same call may succeed later.
+    """
 
     code: str
     message: str
     hint: str
+    retryable: bool = False
 
 
 class MalformedRequest(PeterRecError):
@@ -164,11 +174,13 @@ class VersionNotServed(PeterRecError):
             f"{number} ({', '.join(aliases)})" if aliases else f"{number}"
             for number, aliases in sorted(served.items())
         ]
+        self.served = ", ".join(listed) or "none"
         super().__init__(
-            f"version {version:.80} of task {task!r} is not served; these are: "
-            f"{', '.join(listed) or 'none'}.",
+            f"version {version:.80} of task {task!r} is not served; these are: {self.served}.",
             hint=f"Give it an alias so that it stays loaded: PUT /tasks/{task}/aliases/…",
         )
+        self.task = task
+        self.version = version
 
 
 class BundleNotReady(PeterRecError):
@@ -181,6 +193,20 @@ class BundleNotReady(PeterRecError):
         super().__init__(
             f"this server has not loaded the bundle {what}.",
             hint="Try again shortly. If it persists, see the server's log for the reason.",
+        )
+
+
+class BundleUnservable(PeterRecError):
+    """The bundle that should answer can never be loaded by this server, so retries are in vain."""
+
+    code = "bundle_refused"
+    category = Category.CONFLICT
+
+    def __init__(self, task: str, version: int, reason: str) -> None:
+        super().__init__(
+            f"this server refuses the bundle of version {version} of task {task!r}: {reason}.",
+            hint="Trying again does not help: the task's owner has to push a bundle for this "
+            "server's backbone.",
         )
 
 
@@ -371,6 +397,13 @@ class SettingsInvalid(PeterRecError):
     category = Category.MALFORMED
 
 
+class AnswersNotGiven(PeterRecError):
+    """A task's kind needs answers that the options do not name."""
+
+    code = "answers_not_given"
+    category = Category.MALFORMED
+
+
 class AddressInUse(PeterRecError):
     code = "address_in_use"
     category = Category.CONFLICT
@@ -378,7 +411,7 @@ class AddressInUse(PeterRecError):
     def __init__(self, host: str, port: int, reason: OSError) -> None:
         super().__init__(
             f"cannot listen on {host} port {port}: {reason.strerror}.",
-            hint="Choose another --port or --metrics-port, or stop what listens there.",
+            hint="Stop what listens there, or choose another port: `port` or `metrics_port`.",
         )
 
 
@@ -401,6 +434,27 @@ class OutputExists(PeterRecError):
     category = Category.CONFLICT
 
 
+class ReportSubjectUnknown(PeterRecError):
+    """What a report is asked for is neither a bundle nor a backbone folder."""
+
+    code = "report_subject_unknown"
+    category = Category.NOT_FOUND
+
+
+class TrackerMissing(PeterRecError):
+    """The library of a tracker is not installed."""
+
+    code = "tracker_missing"
+    category = Category.UNAVAILABLE
+
+
+class TrackerUnavailable(PeterRecError):
+    """A tracker can't be reached, or does not take a run, before a training begins."""
+
+    code = "tracker_unavailable"
+    category = Category.UNAVAILABLE
+
+
 class TaskUnpackable(PeterRecError):
     """A task whose names or metrics the bundle format does not accept."""
 
@@ -413,6 +467,19 @@ class DownloadFailed(PeterRecError):
     category = Category.UNAVAILABLE
 
 
+class ArgumentInvalid(PeterRecError, ValueError):
+    """An argument of a function of the library that cannot be used."""
+
+    code = "argument_invalid"
+    category = Category.MALFORMED
+
+
+class EstimatorsMissing(PeterRecError, ImportError):
+    """The estimators need scikit-learn, which is not installed."""
+
+    code = "scikit_learn_missing"
+
+
 class TaskFileInvalid(PeterRecError):
     """A file that does not hold a valid list of tasks."""
 
@@ -423,8 +490,10 @@ class TaskFileInvalid(PeterRecError):
 class Problem(msgspec.Struct, frozen=True):
     """Body of every refusal: a problem as defined by RFC 9457, with a stable ``code``.
 
-    ``error`` is code, detail and hint in one line. ``reasons``: why a pushed bundle is refused.
-    ``errors``: one error per task, if a call for several tasks could answer none of them.
+    ``error`` is code, detail and hint in one line. ``reasons``: why a pushed bundle is refused, or
+    how the outputs of a version differ.
+    ``errors``: the error of each task, or of each instance by its number from 0, if a call for
+    several could answer none of them.
     """
 
     type: str
@@ -441,22 +510,35 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class NothingAnswered(PeterRecError):
-    """A call for several tasks could answer none; its status is that of the first error."""
+    """A call for several tasks or instances could answer none.
+
+    ``errors`` are by task, or by the number of the instance. The gravest stands for all of them:
+    ``SEVERITY`` says which outcome that is, and the first comes before its equals.
+    """
 
     def __init__(self, errors: Mapping[str, PeterRecError]) -> None:
-        self.first = next(iter(errors.values()))
+        self.first = min(errors.values(), key=lambda each: SEVERITY.index(_outcome_of_status(each)))
         self.errors = errors
         super().__init__(self.first.message, hint=self.first.hint)
 
 
-def category_of(error: PeterRecError) -> Category:
-    """Return the category that decides the HTTP status of an error."""
-    return error.first.category if isinstance(error, NothingAnswered) else error.category
+def outcome_of(error: PeterRecError) -> str:
+    """Return the label ``outcome`` under which the metrics count an error.
+
+    That a server can't load a bundle is not its callers' mistake, although the status is 409:
+    somebody has to be alerted.
+    """
+    first = error.first if isinstance(error, NothingAnswered) else error
+    return "error" if isinstance(first, BundleUnservable) else _outcome_of_status(first)
+
+
+def _outcome_of_status(error: PeterRecError) -> str:
+    return OUTCOMES.get(error.category, "client_error")
 
 
 def error_body(error: PeterRecError) -> ErrorBody:
     """Return the error in the form that answers with other results use."""
-    return ErrorBody(error.code, error.message, error.hint)
+    return ErrorBody(error.code, error.message, error.hint, error.is_retryable)
 
 
 def problem_of(error: PeterRecError, request_id: str) -> Problem:
@@ -468,6 +550,8 @@ def problem_of(error: PeterRecError, request_id: str) -> Problem:
         error = error.first
     if isinstance(error, BundleRejected):
         reasons = [ErrorBody(each.code, each.message, each.hint) for each in error.reasons]
+    if isinstance(error, OutputsDiffer):
+        reasons = [ErrorBody(error.code, each, "") for each in error.differences]
     status = HTTP_STATUS[error.category]
     return Problem(
         type=f"urn:peterrec:error:{error.code}",

@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -73,7 +74,9 @@ class Settings(BaseSettings):
     )
     max_batch_rows: Positive = Field(256, description="Maximum number of histories in one forward.")
     max_queue_rows: Positive = Field(
-        8192, description="Maximum number of rows that wait at one time; more are refused with 429."
+        8192,
+        description="Maximum number of rows that wait at one time; more are refused with 429, and "
+        "a call that has more by itself (up to 512) with 413.",
     )
     request_timeout_ms: Annotated[int, Field(ge=1, le=600_000)] = Field(
         2000,
@@ -120,13 +123,25 @@ class Settings(BaseSettings):
     )
 
     @model_validator(mode="after")
-    def _auth_off_stays_on_this_machine(self) -> Self:
+    def _agrees_with_itself(self) -> Self:
+        contradictions = list(self._contradictions())
+        if contradictions:
+            raise ValueError("; ".join(contradictions))
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
         if self.auth == "off" and not is_loopback(self.host):
-            raise ValueError(
+            yield (
                 f"auth is off but host {self.host} is reachable from outside; "
                 "use host 127.0.0.1 or leave auth on"
             )
-        return self
+        if self.port == self.metrics_port != 0:
+            yield f"the API and the metrics can't both listen on port {self.port}"
+        if self.request_timeout_ms > 1000 * self.drain_timeout_s:
+            yield (
+                f"a request may take {self.request_timeout_ms} ms ({PREFIX}REQUEST_TIMEOUT_MS) but "
+                f"a stop waits for it for {self.drain_timeout_s:g} s ({PREFIX}DRAIN_TIMEOUT_S) only"
+            )
 
     @property
     def worker_count(self) -> int:

@@ -34,6 +34,7 @@ ROOMS = {
         "errors",
         "settings",
         "system",
+        "pages",
         "protocol",
         "telemetry",
         "device",
@@ -42,6 +43,7 @@ ROOMS = {
         "http",
         "processes",
         "jobs",
+        "library",
         "cli",
     ),
 }

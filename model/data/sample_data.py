@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from peterrec.model.data.files import PositionedEvents, write_columns, write_events
 from peterrec.model.disk import folder_in_one_step
+from peterrec.model.progress import OnProgress, Progress, no_progress
 
 INTERESTS = (
     "camping",
@@ -52,12 +53,15 @@ class _People:
     taste: Floats
 
 
-def write_sample_data(out: Path, users: int = 4000, seed: int = 0) -> None:
+def write_sample_data(
+    out: Path, users: int = 4000, seed: int = 0, on_progress: OnProgress = no_progress
+) -> None:
     """Write the shop's folder. Equal seeds give equal files."""
     generator = np.random.default_rng(seed)
     people = _make_people(users, generator)
-    events = _make_clicks(people, generator)
+    events = _make_clicks(people, generator, on_progress)
     names = _user_names(users)
+    on_progress(Progress("writing tables"))
     with folder_in_one_step(out) as folder:
         write_events(folder / "interactions.parquet", events)
         write_events(folder / "histories.parquet", events.select(events.history_mask()))
@@ -83,7 +87,9 @@ def _make_people(users: int, generator: np.random.Generator) -> _People:
     return _People(gender, age, weight / weight.sum(1, keepdims=True))
 
 
-def _make_clicks(people: _People, generator: np.random.Generator) -> PositionedEvents:
+def _make_clicks(
+    people: _People, generator: np.random.Generator, on_progress: OnProgress
+) -> PositionedEvents:
     """Draw clicks: readers stay with an interest for a while and often take the next article."""
     users, per_interest = len(people.gender), len(ANGLES) * len(THEMES)
     extra = generator.exponential(MEAN_EXTRA, users).astype(np.int64)
@@ -97,11 +103,13 @@ def _make_clicks(people: _People, generator: np.random.Generator) -> PositionedE
     fresh = np.where(is_tilted, (fresh + angle_of_age) % per_interest, fresh)
     stays, moves_on = generator.random((2, *shape)) < np.array([STAY, NEIGHBOUR])[:, None, None]
     for t in range(LONGEST):
+        on_progress(Progress("sampling clicks", t * users, LONGEST * users, unit="clicks"))
         drawn = _draw(people.taste, generator)
         has_last = t > 0
         interest[:, t] = np.where(stays[:, t] & has_last, interest[:, t - 1], drawn)
         is_next = moves_on[:, t] & stays[:, t] & has_last
         article[:, t] = np.where(is_next, (article[:, t - 1] + 1) % per_interest, fresh[:, t])
+    on_progress(Progress("naming clicks"))
     return _as_events(interest * per_interest + article, lengths, "article")
 
 

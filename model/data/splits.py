@@ -34,10 +34,11 @@ def split_users(
     validation = _size(len(users), validation_share)
     test = _size(len(users), test_share)
     if len(users) - validation - test < 1:
+        one = f"one user, {users[0]!r}, leaves" if len(users) == 1 else ""
+        found = one or f"{len(users)} users leave"
         raise SplitEmpty(
-            f"{len(users)} users leave none to train on after {validation} for validation and "
-            f"{test} for the test.",
-            hint="Give more users or smaller shares.",
+            f"{found} none to train on after {validation} for validation and {test} for the test.",
+            hint="Give more users or smaller shares, and check the user column.",
         )
     cuts = (validation, validation + test)
     parts = (np.sort(part).astype(np.int64) for part in np.split(ranked, cuts))

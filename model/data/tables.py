@@ -1,373 +1,540 @@
-"""Tables from CSV, RecBole's atomic files or Parquet, read in batches with the place of every row.
+"""Tables from text files, Parquet files or memory, read in batches with the place of every row.
 
-Pyarrow reads the files, but it has no line numbers: quoted fields may contain line breaks, and
-empty lines are not rows. So when an error needs a line number, the file is read again up to it.
+DuckDB parses texts, and Arrow reads Parquet (decision 0083 says why). Neither has line numbers,
+since quoted fields may contain line breaks, and empty lines are not rows. So when an error needs a
+line number, the file is read again up to it.
 """
 
 import csv
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from io import TextIOWrapper
+import re
+from collections.abc import Iterator, Sequence, Sized
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Literal, Self
+from typing import Protocol, runtime_checkable
 
+import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv as pv
 import pyarrow.parquet as pq
 
+from peterrec.model.data import engine
+from peterrec.model.data.filters import Condition
+from peterrec.model.data.forms import (
+    DataFile,
+    find_data_files,
+    is_text,
+    open_bytes,
+    records,
+    require_columns,
+)
+from peterrec.model.data.observer import SILENT, FilesRead, ReadingObserver
 from peterrec.model.errors import (
     ColumnMissing,
+    DataFileChanged,
     DataFileEmpty,
-    DataFileMissing,
     DataFileUnreadable,
     FilterMatchesNothing,
-    FilterUnreadable,
-    ValueMissing,
+    TableInvalid,
+    ValueTypeInvalid,
 )
-
-CSV_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
-ATOMIC_SUFFIXES = (".inter", ".user", ".item")
-"""RecBole's atomic files: separated by tabs, without quotes, with a header of ``name:type``."""
-
-ATOMIC_TYPES = ("token", "token_seq", "float", "float_seq")
-
-
-@dataclass(frozen=True, slots=True)
-class TextForm:
-    """How a text file separates its fields."""
-
-    delimiter: str
-    has_quotes: bool
-    has_types: bool
-
-    def name_of(self, header: str) -> str:
-        """A column's name without its type, if the file's header has types."""
-        name, colon, kind = header.rpartition(":")
-        return name if self.has_types and colon and kind in ATOMIC_TYPES else header
-
-
-def text_form(path: Path, delimiter: str) -> TextForm:
-    """The form of a text file, from its name; ``delimiter`` is that of CSV files."""
-    if path.name.endswith(ATOMIC_SUFFIXES):
-        return TextForm("\t", has_quotes=False, has_types=True)
-    return TextForm(delimiter, has_quotes=True, has_types=False)
-
-
-def header_types(path: Path) -> dict[str, str]:
-    """The columns of an atomic file with their types; a column without a type is a ``token``."""
-    form = text_form(path, "\t")
-    _, header = next(_records(path, form), (1, []))
-    return {
-        form.name_of(text): text.rpartition(":")[2] if form.name_of(text) != text else "token"
-        for text in header
-    }
-
-
-def line_of_row(path: Path, form: TextForm, row: int) -> int:
-    """The line, counted from 1, on which a row begins. Row 0 is the first one below the header."""
-    with suppress(csv.Error):  # a field too large for this reader
-        for number, (line, _) in enumerate(_records(path, form)):
-            if number == row + 1:
-                return line
-    return row + 2  # right unless fields contain line breaks
-
-
-def first_fault(path: Path, form: TextForm) -> str | None:
-    """A sentence on why a file cannot be read: the first bad row with its line and column."""
-    names: Sequence[str] = ()
-    line = 0
-    try:
-        for line, fields in _records(path, form):
-            names = names or fields
-            broken = next((i for i, field in enumerate(fields) if not _is_text(field)), None)
-            if broken is not None:
-                column = names[broken] if broken < len(names) else str(broken + 1)
-                return f"line {line}, column {column!r}: the text is not UTF-8."
-            if len(fields) != len(names):
-                return f"line {line}: {len(fields)} fields, not {len(names)}."
-    except csv.Error as error:
-        return f"the row after line {line}: {error}."
-    return None
-
-
-def _records(path: Path, form: TextForm) -> Iterator[tuple[int, list[str]]]:
-    """Every row that is not empty, including the header, with the line on which it begins."""
-    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if form.has_quotes else csv.QUOTE_NONE
-    with (
-        pa.input_stream(path) as stream,  # decompresses by the file's suffix
-        TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="") as lines,
-    ):
-        reader = csv.reader(lines, delimiter=form.delimiter, quoting=quoting, strict=True)
-        line = 1
-        for fields in reader:
-            if fields:
-                yield line, fields
-            line = reader.line_num + 1
-
-
-def _is_text(field: str) -> bool:
-    try:
-        field.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-PARQUET_SUFFIX = ".parquet"
-
-CSV_BLOCK_BYTES = 1 << 24
-"""Bytes of a CSV file in memory; larger blocks read no faster (measured on 30 million rows)."""
+from peterrec.model.progress import Progress
 
 PARQUET_BATCH_ROWS = 1 << 19
-"""Rows of a Parquet file in memory; larger batches read no faster (measured as above)."""
+"""Rows of a Parquet file in memory; larger batches read no faster (measured on 30 million rows)."""
 
 PARQUET_BUFFER_BYTES = 1 << 20
 """Bytes read from a Parquet file in one call; larger buffers read no faster."""
 
-EXACT_WHOLE = 2.0**53
-"""Whole floats below this are exact integers; larger ones may stand for several integers."""
 
+@runtime_checkable
+class ArrowTable(Protocol):
+    """A table in memory: a pandas or polars frame, an Arrow table, a DuckDB relation."""
 
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """A filter: keep rows whose ``column``, as text, equals ``value``."""
-
-    column: str
-    value: str
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read ``column=value``."""
-        column, equals, value = text.partition("=")
-        if not (column and equals):
-            raise FilterUnreadable(
-                f"filter {text!r} is not COLUMN=VALUE.", hint="Write it like domain=food."
-            )
-        return cls(column, value)
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """The table's rows, through Arrow's PyCapsule interface."""
 
 
 @dataclass(frozen=True, slots=True)
 class TableSource:
-    """A file, or a folder of files, and filters for its rows."""
+    """Where a table comes from, and which of its rows are read.
 
-    path: Path
-    delimiter: str = ","
+    ``data`` is a file, a folder of files, or a table in memory. ``delimiter`` is that of text
+    files; by default, the name of each file says it. ``columns`` names the columns of text files
+    without a header. ``missing`` are texts that mean that there is no value.
+    """
+
+    data: Path | ArrowTable
+    delimiter: str | None = None
+    columns: tuple[str, ...] | None = None
     where: tuple[Condition, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The table in messages: its path, its own name, or the kind of object that it is."""
+        if isinstance(self.data, Path):
+            return str(self.data)
+        own = getattr(self.data, "name", None)
+        if isinstance(own, str):
+            return own
+        return f"the {type(self.data).__module__.partition('.')[0]} {type(self.data).__name__}"
 
 
 @dataclass(frozen=True, slots=True)
 class TablePart:
-    """Some columns of all or some rows of one file.
+    """Some columns of all or some rows of one file, or of a table in memory.
 
-    ``rows`` holds each row's number in the file, counted from 0. ``form`` is None for Parquet.
+    ``rows`` holds each row's number in the file, counted from 0. ``file`` is None for a table in
+    memory, and ``source`` names the whole table in messages. ``missing`` are texts that mean that
+    there is no value.
     """
 
-    path: Path
+    source: str
+    file: DataFile | None
     table: pa.Table
     rows: npt.NDArray[np.int64]
-    form: TextForm | None = None
+    missing: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The file's path, or the name of the table in memory."""
+        return self.source if self.file is None else str(self.file.path)
 
     def place(self, row: int, column: str) -> str:
         """A value's place for messages: file, line (or row of a Parquet file) and column."""
-        number = int(self.rows[row])
-        if self.form is None:
+        number = int(self.rows[row]) if len(self.rows) else 0
+        if self.file is None or self.file.form is None:
             at = f"row {number + 1}"
         else:
-            at = f"line {line_of_row(self.path, self.form, number)}"
-        return f"{self.path}, {at}, column {column!r}"
+            at = f"line {line_of_row(self.file, number)}"
+        return f"{self.name}, {at}, column {column!r}"
+
+    def filtered(self, kept: npt.NDArray[np.bool_]) -> "TablePart":
+        """The rows where the mask is true, with their numbers."""
+        if kept.all():
+            return self
+        table = self.table.filter(pa.array(kept))
+        return replace(self, table=table, rows=self.rows[kept])
 
 
-def read_parts(source: TableSource, columns: Sequence[str]) -> list[TablePart]:
+def read_parts(
+    source: TableSource, columns: Sequence[str], observer: ReadingObserver = SILENT
+) -> list[TablePart]:
     """Read columns of every file of a source, one part per file, in the order of the file names.
 
     The source must fit into memory, as labels do; ``read_batches`` reads any size.
     """
-    by_file: dict[Path, list[TablePart]] = {}
-    for part in read_batches(source, columns):
-        by_file.setdefault(part.path, []).append(part)
+    by_file: dict[str, list[TablePart]] = {}
+    for part in read_batches(source, columns, observer):
+        by_file.setdefault(part.name, []).append(part)
     return [
-        TablePart(
-            path,
-            pa.concat_tables([part.table for part in parts]),
-            np.concatenate([part.rows for part in parts]),
-            parts[0].form,
+        replace(
+            parts[0],
+            table=pa.concat_tables([part.table for part in parts]),
+            rows=np.concatenate([part.rows for part in parts]),
         )
-        for path, parts in by_file.items()
+        for parts in by_file.values()
     ]
 
 
-def read_batches(source: TableSource, columns: Sequence[str]) -> Iterator[TablePart]:
+def read_batches(
+    source: TableSource, columns: Sequence[str], observer: ReadingObserver = SILENT
+) -> Iterator[TablePart]:
     """Read columns of every file of a source, some rows at a time.
 
     Rows that fail a filter are left out; the others keep their row numbers. Columns of text files
-    are strings, and an empty field is null. Numbers and times of Parquet files keep their types.
+    are strings, and an empty field is null. Columns of other tables keep their types.
     """
     wanted = list(dict.fromkeys([*columns, *(condition.column for condition in source.where)]))
-    rows = kept = 0
-    for path in list_files(source.path):
-        for part in _file_batches(path, source.delimiter, wanted):
-            rows += part.table.num_rows
-            matching = _keep_matching(part, source.where)
-            kept += matching.table.num_rows
-            yield matching
+    filters = _Filters(source.where)
+    rows = 0
+    for part in _parts(source, wanted, observer):
+        rows += part.table.num_rows
+        yield filters.matching(part)
     if not rows:
-        raise DataFileEmpty(f"{source.path} has no rows.", hint="Check the path and the export.")
-    if not kept:
-        conditions = " and ".join(f"{c.column}={c.value}" for c in source.where)
-        raise FilterMatchesNothing(
-            f"no row of {source.path} has {conditions}.", hint="Check the column's values."
-        )
+        is_reader = isinstance(source.data, pa.RecordBatchReader)
+        once = " A reader of batches can be read once." if is_reader else ""
+        raise DataFileEmpty(f"{source.name} has no rows.{once}", hint="Check the export.")
+    filters.require_matches(source.name)
 
 
-def list_files(path: Path) -> list[Path]:
-    """The file itself, or all CSV and Parquet files below a folder in the order of their names."""
-    if not path.exists():
-        raise DataFileMissing(f"{path} does not exist.", hint="Check the path.")
-    if path.is_file():
-        return [path]
-    suffixes = (*CSV_SUFFIXES, PARQUET_SUFFIX)
-    files = sorted(file for file in path.rglob("*") if file.name.endswith(suffixes))
-    if not files:
-        raise DataFileMissing(
-            f"folder {path} has no {', '.join(suffixes)} file.",
-            hint=f"Check the path; name a single {', '.join(ATOMIC_SUFFIXES)} file.",
-        )
-    return files
+def _parts(
+    source: TableSource, wanted: list[str], observer: ReadingObserver
+) -> Iterator[TablePart]:
+    if not isinstance(source.data, Path):
+        yield from _memory_parts(source, wanted, observer)
+        return
+    found = find_data_files(source.data, source.delimiter, source.columns)
+    observer.files(FilesRead(source.name, len(found.files), found.size, found.left_out))
+    for notice in found.notices:
+        observer.notice(notice)
+    for file in found.files:
+        require_columns(file, wanted)
+    before = 0
+    with engine.connected() as connection:
+        for file in found.files:
+            for part, share in _file_parts(connection, source, file, wanted):
+                yield part
+                done = min(found.size, before + round(share * file.size))
+                observer.progress(Progress("reading", done, found.size, unit="bytes"))
+            before += file.size
+    observer.progress(Progress("reading", found.size, found.size, unit="bytes"))
 
 
-def text_column(
-    parts: Sequence[TablePart], column: str, allows_nulls: bool = False
-) -> pa.ChunkedArray:
-    """A column as strings (see ``as_text``). Missing values are refused unless they are allowed."""
-    for part in parts:
-        if not allows_nulls:
-            require_values(part, column)
-    return pa.chunked_array(
-        [chunk for part in parts for chunk in as_text(part.table[column]).chunks], pa.string()
-    )
+def _file_parts(
+    connection: engine.Connection, source: TableSource, file: DataFile, wanted: list[str]
+) -> Iterator[tuple[TablePart, float]]:
+    """The batches of one file, each with the share of the file that is read with it.
 
-
-def require_values(part: TablePart, column: str) -> None:
-    """Refuse a column with a missing value; the error names the place of the first one."""
-    missing = part.table[column].is_null(nan_is_null=True)
-    if pc.any(missing).as_py():
-        row = pc.index(missing, True).as_py()
-        raise ValueMissing(
-            f"{part.place(row, column)}: the value is missing.", hint="Fill it or remove the row."
-        )
-
-
-def as_text(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Values of any type as strings. A whole float is written without ``.0``."""
-    if not pa.types.is_floating(values.type):
-        return values.cast(pa.string())
-    whole = pc.and_(pc.equal(values, pc.round(values)), pc.less(pc.abs(values), EXACT_WHOLE))
-    numbers = pc.if_else(whole, values, 0).cast(pa.int64())
-    return pc.if_else(whole, numbers.cast(pa.string()), values.cast(pa.string()))
-
-
-def _file_batches(path: Path, delimiter: str, columns: list[str]) -> Iterator[TablePart]:
-    is_parquet = path.name.endswith(PARQUET_SUFFIX)
-    form = None if is_parquet else text_form(path, delimiter)
+    The file is refused if it changes meanwhile.
+    """
+    own = [column for column in wanted if column in file.names]
     first = 0
-    try:
-        for table in _parquet(path, columns) if form is None else _text(path, form, columns):
+    with _file_errors(file):
+        batches = _parquet(file, own) if file.form is None else _text(connection, file, own)
+        for table, share in batches:
+            table = _with_partitions(table, file, wanted)
             rows = np.arange(first, first + table.num_rows, dtype=np.int64)
             first += table.num_rows
-            yield TablePart(path, table, rows, form)
-    except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
-        fault = first_fault(path, form) if form and not isinstance(error, OSError) else None
-        place = f"{path}, {fault}" if fault else f"{path}: {str(error).splitlines()[0]}"
-        raise DataFileUnreadable(place, hint="Check the format and the delimiter.") from error
+            part = TablePart(source.name, file, table, rows, source.missing)
+            _require_same_as_folders(part, file, wanted)
+            yield part, share
 
 
-def _parquet(path: Path, columns: list[str]) -> Iterator[pa.Table]:
-    with pq.ParquetFile(path, buffer_size=PARQUET_BUFFER_BYTES, pre_buffer=False) as file:
-        _require_columns(path, columns, file.schema_arrow.names)
-        stored = file.schema_arrow.empty_table().select(columns)
-        plain = pa.schema([(f.name, _plain_type(path, f.name, f.type)) for f in stored.schema])
-        yield stored.cast(plain)
-        for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=columns):
-            yield pa.Table.from_batches([batch]).select(columns).cast(plain)
-
-
-def _plain_type(path: Path, column: str, stored: pa.DataType) -> pa.DataType:
-    """The type that a Parquet column is read as; refused unless it has texts, numbers or times."""
-    types = pa.types
-    if types.is_dictionary(stored):
-        return _plain_type(path, column, stored.value_type)
-    if types.is_large_string(stored) or types.is_string_view(stored) or types.is_null(stored):
-        return pa.string()
-    if types.is_decimal(stored):
-        return pa.float64()
-    known = (types.is_string, types.is_boolean, types.is_integer, types.is_floating)
-    if any(is_kind(stored) for is_kind in (*known, types.is_date, types.is_timestamp)):
-        return stored
-    raise DataFileUnreadable(
-        f"{path}, column {column!r}: values of type {stored} are neither texts, numbers nor times.",
-        hint="Write the column as one of these.",
-    )
-
-
-def _text(path: Path, form: TextForm, columns: list[str]) -> Iterator[pa.Table]:
-    parse = pv.ParseOptions(
-        delimiter=form.delimiter,
-        quote_char='"' if form.has_quotes else False,
-        newlines_in_values=form.has_quotes,
-    )
-    header = _header(path, parse)
-    names = [form.name_of(name) for name in header]
-    _require_columns(path, columns, names, delimiter=form.delimiter)
-    found = [header[names.index(column)] for column in columns]
-    convert = pv.ConvertOptions(
-        include_columns=found,
-        column_types=dict.fromkeys(found, pa.string()),
-        strings_can_be_null=True,
-        quoted_strings_can_be_null=True,
-        null_values=[""],
-    )
-    read = pv.ReadOptions(block_size=CSV_BLOCK_BYTES)
-    with pv.open_csv(path, read_options=read, parse_options=parse, convert_options=convert) as file:
-        yield file.schema.empty_table().rename_columns(columns)
-        for batch in file:
-            yield pa.Table.from_batches([batch]).rename_columns(columns)
-
-
-def _header(path: Path, parse: pv.ParseOptions) -> list[str]:
-    with pa.input_stream(path) as stream:  # decompresses by the file's suffix
-        if not stream.read(1):
-            raise DataFileEmpty(f"{path} is empty.", hint="Check the export.")
-    header = pv.ReadOptions(use_threads=False, block_size=1 << 20)
-    with pv.open_csv(path, read_options=header, parse_options=parse) as reader:
-        names: list[str] = reader.schema.names
-    return names
-
-
-def _require_columns(
-    path: Path, wanted: Sequence[str], found: Sequence[str], delimiter: str | None = None
-) -> None:
-    for column in wanted:
-        if column not in found:
-            split = "" if delimiter is None else f", line 1 split at {delimiter!r}"
-            raise ColumnMissing(
-                f"{path}{split}: there is no column {column!r}, only {', '.join(found)}.",
-                hint="Name the column with its option, or check the delimiter.",
-            )
-        if list(found).count(column) > 1:
+def _require_same_as_folders(part: TablePart, file: DataFile, wanted: list[str]) -> None:
+    """Refuse a column that the file has and its folders give otherwise."""
+    for name, value in file.partitions:
+        if name not in wanted or name not in file.names:
+            continue
+        values = _comparable(part, name)
+        same = values.is_null() if value is None else Condition(name, value).matches(values)
+        is_same = same.to_numpy(zero_copy_only=False)
+        if not is_same.all():
+            row = int(np.argmin(is_same))
             raise DataFileUnreadable(
-                f"{path}, line 1: the column {column!r} occurs twice.",
-                hint="Give each column its own name.",
+                f"{part.place(row, name)}: {part.table[name][row].as_py()!r}, but its folder says "
+                f"{name}={value}.",
+                hint="Rename the folder, or leave the column out of the file.",
             )
 
 
-def _keep_matching(part: TablePart, where: Sequence[Condition]) -> TablePart:
-    table, rows = part.table, part.rows
-    for condition in where:
-        text = as_text(table[condition.column])
-        matches = pc.fill_null(pc.equal(text, condition.value), False)
-        table, rows = table.filter(matches), rows[matches.to_numpy()]
-    return TablePart(part.path, table, rows, part.form)
+def _with_partitions(table: pa.Table, file: DataFile, wanted: list[str]) -> pa.Table:
+    """The wanted columns; those that the file's folders give have one text in all rows."""
+    for name, value in file.partitions:
+        if name in wanted and name not in file.names:
+            column = pa.repeat(pa.scalar(value, pa.string()), table.num_rows)
+            table = table.append_column(name, column)
+    return table.select(wanted)
+
+
+@contextmanager
+def _file_errors(file: DataFile) -> Iterator[None]:
+    """Refuse a file that changes while it is read, and translate what the libraries say of it."""
+    before = _state(file.path)
+    try:
+        yield
+    except (duckdb.Error, pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        _require_unchanged(file.path, before)
+        fault = None if file.form is None else first_fault(file)
+        place = f"{file.path}, {fault}" if fault else f"{file.path}: {_reason(error)}."
+        raise DataFileUnreadable(
+            place, hint="Check that the file is whole, its quotes and its delimiter."
+        ) from error
+    _require_unchanged(file.path, before)
+
+
+State = tuple[int, int, int]
+"""Size, time of the last change, and number of a file; None if there is none."""
+
+
+def _state(path: Path) -> State | None:
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_size, state.st_mtime_ns, state.st_ino
+
+
+def _require_unchanged(path: Path, before: State | None) -> None:
+    now = _state(path)
+    if now is None or now != before:
+        raise DataFileChanged(
+            f"{path} {'vanished' if now is None else 'changed'} while it was read.",
+            hint="Read it when nothing writes there any more.",
+        )
+
+
+def _reason(error: Exception) -> str:
+    """What a library says, in one line."""
+    text = str(error).partition("Possible")[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    first = re.sub(r"^([A-Z][A-Za-z]* )*Error: ", "", lines[0])
+    return "; ".join([first, *lines[1:3]])[:LONGEST_REASON].rstrip(".:; ")
+
+
+LONGEST_REASON = 300
+"""Characters of what a library says that are shown."""
+
+
+def _parquet(file: DataFile, columns: list[str]) -> Iterator[tuple[pa.Table, float]]:
+    with pq.ParquetFile(file.path, buffer_size=PARQUET_BUFFER_BYTES, pre_buffer=False) as parquet:
+        done, total = 0, max(1, parquet.metadata.num_rows)
+        yield _without_views(parquet.schema_arrow.empty_table().select(columns)), 0.0
+        # A file of which folders give all columns still has as many rows as any of its own.
+        for batch in parquet.iter_batches(PARQUET_BATCH_ROWS, columns=columns or file.names[:1]):
+            done += batch.num_rows
+            yield _without_views(pa.Table.from_batches([batch])), done / total
+
+
+def _text(
+    connection: engine.Connection, file: DataFile, columns: list[str]
+) -> Iterator[tuple[pa.Table, float]]:
+    assert file.form is not None
+    yield pa.schema([(column, pa.string()) for column in columns]).empty_table(), 0.0
+    _require_whole(file)
+    read = columns or file.names[:1]
+    above = 1 if file.form.has_header else 0
+    done = 0
+    try:
+        for batch in engine.scan_text(connection, file, read):
+            table = pa.Table.from_batches([batch.slice(above if done == 0 else 0)])
+            done += batch.num_rows
+            yield table.rename_columns(read), max(0.0, connection.query_progress() / 100)
+    except duckdb.Error:
+        if first_fault(file) is not None:
+            raise
+        # DuckDB does not read lines that end now in one way and now in another.
+        yield from ((table, 1.0) for table in _records(file, read, max(done, above)))
+
+
+RECORDS_AT_ONCE = 1 << 16
+"""Rows of a text file in memory that Python reads; it does so at a tenth of DuckDB's speed."""
+
+
+def _records(file: DataFile, columns: Sequence[str], done: int) -> Iterator[pa.Table]:
+    """Columns of a text table without its first rows, counting the header."""
+    assert file.form is not None
+    places = [file.names.index(column) for column in columns]
+    rows = (fields for _, fields in islice(records(file.path, file.form), done, None))
+    while some := list(islice(rows, RECORDS_AT_ONCE)):
+        values = [[fields[place] or None for fields in some] for place in places]
+        arrays = [pa.array(column, pa.string()) for column in values]
+        yield pa.table(dict(zip(columns, arrays, strict=True)))
+
+
+def _require_whole(file: DataFile) -> None:
+    """Refuse a packed file that is cut off or damaged.
+
+    DuckDB does not check the sum of a gzip file, and takes the whole part of a zstd file for all.
+    """
+    assert file.form is not None
+    if file.form.packing != "none":
+        with open_bytes(file.path, file.form.packing) as stream:
+            while stream.read(PARQUET_BUFFER_BYTES):
+                pass
+
+
+def _memory_parts(
+    source: TableSource, wanted: list[str], observer: ReadingObserver
+) -> Iterator[TablePart]:
+    """The batches of a table in memory."""
+    first, total = 0, _rows_of(source.data)
+    with _memory_errors(source):
+        reader = pa.RecordBatchReader.from_stream(source.data)
+        for column in wanted:
+            _require_once(source.name, reader.schema.names, column)
+        yield TablePart(
+            source.name,
+            None,
+            _without_views(reader.schema.empty_table().select(wanted)),
+            np.empty(0, dtype=np.int64),
+            source.missing,
+        )
+        for batch in _small_batches(reader):
+            table = _without_views(pa.Table.from_batches([batch]).select(wanted))
+            rows = np.arange(first, first + table.num_rows, dtype=np.int64)
+            first += table.num_rows
+            yield TablePart(source.name, None, table, rows, source.missing)
+            observer.progress(Progress("reading", first, total, unit="rows"))
+
+
+def _small_batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    """The batches of a reader; a frame may come as a single one."""
+    for batch in reader:
+        for start in range(0, batch.num_rows, PARQUET_BATCH_ROWS):
+            yield batch.slice(start, PARQUET_BATCH_ROWS)
+
+
+VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+"""Types of few of Arrow's functions, and the same values in types of all of them."""
+
+
+def _without_views(table: pa.Table) -> pa.Table:
+    for place, name in enumerate(table.column_names):
+        kind = table.schema.types[place]
+        value = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if value in VIEWS:
+            table = table.set_column(place, name, _plain(table[name].combine_chunks()))
+    return table
+
+
+def _rows_of(data: object) -> int:
+    """The number of rows of a table in memory, or 0 if it must be read to be known."""
+    rows = getattr(data, "num_rows", None)
+    if isinstance(rows, int):
+        return rows
+    return len(data) if isinstance(data, Sized) and not hasattr(data, "fetchall") else 0
+
+
+@contextmanager
+def _memory_errors(source: TableSource) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, duckdb.Error, TypeError, ValueError, OverflowError) as error:
+        raise TableInvalid(
+            f"{source.name} cannot be read as a table: {_reason(error)}.",
+            hint="Give a pandas or polars frame, an Arrow table or a DuckDB relation whose columns "
+            "have values of one type each.",
+        ) from error
+
+
+def _require_once(name: str, found: Sequence[str], column: str) -> None:
+    if column not in found:
+        raise ColumnMissing(
+            f"{name}: there is no column {column!r}, only {', '.join(found)}.",
+            hint="Name the column as the table does.",
+        )
+    if list(found).count(column) > 1:
+        raise TableInvalid(
+            f"{name}: the column {column!r} occurs twice.", hint="Give each column its own name."
+        )
+
+
+SHOWN_VALUES = 8
+"""Values of a column that a filter's error names."""
+
+
+class _Filters:
+    """Applies conditions to parts, and remembers what they met in case nothing matches."""
+
+    def __init__(self, where: Sequence[Condition]) -> None:
+        self._where = where
+        self._matched = dict.fromkeys(where, 0)
+        self._kept = 0
+        self._seen: dict[str, dict[str, None]] = {condition.column: {} for condition in where}
+
+    def matching(self, part: TablePart) -> TablePart:
+        """The rows that meet all conditions."""
+        kept = np.ones(part.table.num_rows, dtype=np.bool_)
+        for condition in self._where:
+            values = _comparable(part, condition.column)
+            found = condition.matches(values).to_numpy(zero_copy_only=False)
+            self._matched[condition] += int(found.sum())
+            self._remember(condition.column, values)
+            kept &= found
+        self._kept += int(kept.sum())
+        return part.filtered(kept)
+
+    def _remember(self, column: str, values: pa.Array) -> None:
+        seen = self._seen[column]
+        if len(seen) < SHOWN_VALUES:
+            few = values.slice(0, PARQUET_BATCH_ROWS).unique().to_pylist()
+            seen.update(dict.fromkeys(str(value) for value in few if value is not None))
+
+    def require_matches(self, name: str) -> None:
+        """Refuse filters that have left no row; the error names values of the columns."""
+        if self._kept:
+            return
+        alone = [condition for condition in self._where if not self._matched[condition]]
+        if not alone:
+            conditions = " and ".join(str(condition) for condition in self._where)
+            raise FilterMatchesNothing(
+                f"no row of {name} has {conditions}, though each of them holds for some rows.",
+                hint="Leave one of the filters out.",
+            )
+        column = alone[0].column
+        seen = list(self._seen[column])
+        values = ", ".join(seen[:SHOWN_VALUES]) or "no values"
+        raise FilterMatchesNothing(
+            f"no row of {name} has {alone[0]}. Column {column!r} has {values}"
+            f"{' and perhaps others' if len(seen) >= SHOWN_VALUES else ''}.",
+            hint="Choose one of the column's values.",
+        )
+
+
+def _comparable(part: TablePart, column: str) -> pa.Array:
+    """A column whose values a filter can compare."""
+    values = one_array(part.table[column])
+    other = COMPARED_AS.get(values.type)
+    try:
+        if other is not None:
+            return values.cast(other)
+        is_plain = not pa.types.is_nested(values.type)
+        is_plain &= not isinstance(values.type, pa.BaseExtensionType)
+    except pa.ArrowInvalid:  # bytes that are no UTF-8
+        is_plain = False
+    if is_plain:
+        return values
+    raise ValueTypeInvalid(
+        f"{part.place(0, column)}: values of type {values.type} cannot be filtered.",
+        hint="Filter by a column of texts, numbers, truths or times.",
+    )
+
+
+COMPARED_AS = {pa.float16(): pa.float32(), pa.binary(): pa.string()}
+"""Types that filters compare as other ones."""
+
+
+def one_array(values: pa.ChunkedArray) -> pa.Array:
+    """A column as one array of plain values: not dictionary-encoded, and texts of one kind.
+
+    Texts of more than 2 GiB keep 64-bit offsets.
+    """
+    chunks = [_plain(chunk) for chunk in values.chunks] or [_plain(pa.nulls(0, values.type))]
+    if len(chunks) == 1:
+        return chunks[0]
+    if pa.types.is_string(chunks[0].type) and sum(chunk.nbytes for chunk in chunks) >= 2**31:
+        chunks = [chunk.cast(pa.large_string()) for chunk in chunks]
+    return pa.concat_arrays(chunks)
+
+
+def _plain(values: pa.Array) -> pa.Array:
+    types = pa.types
+    if types.is_dictionary(values.type):
+        return _plain(values.dictionary).take(values.indices)
+    if types.is_large_string(values.type) and values.nbytes < 2**31:
+        return values.cast(pa.string())
+    return values.cast(VIEWS[values.type]) if values.type in VIEWS else values
+
+
+def line_of_row(file: DataFile, row: int) -> int:
+    """The line, counted from 1, on which a row of a text file begins. Row 0 is the first one."""
+    assert file.form is not None
+    above = 1 if file.form.has_header else 0
+    with suppress(csv.Error, OSError):  # a field too large for this reader, or a broken file
+        for number, (line, _) in enumerate(records(file.path, file.form)):
+            if number == row + above:
+                return line
+    return row + 1 + above  # right unless fields contain line breaks
+
+
+def first_fault(file: DataFile) -> str | None:
+    """A sentence on why a text file cannot be read: the first bad row with its line and column."""
+    assert file.form is not None
+    line = 0
+    try:
+        for line, fields in records(file.path, file.form):
+            broken = next((i for i, text in enumerate(fields) if not is_text(text)), None)
+            if broken is not None:
+                column = file.names[broken] if broken < len(file.names) else str(broken + 1)
+                return f"line {line}, column {column!r}: the text is not UTF-8."
+            if len(fields) != len(file.names):
+                return f"line {line}: {len(fields)} fields, not {len(file.names)}."
+    except csv.Error as error:
+        return f"the row after line {line}: {error}."
+    except OSError as error:
+        return f"after line {line}: {_reason(error)}."
+    return None

@@ -45,7 +45,7 @@ def build_vocabulary(histories: Histories, min_count: int = 1) -> Vocabulary:
     if not frequent:
         raise UnknownItems(
             f"no item occurs {min_count} times or more in the training users' histories.",
-            hint="Lower --min-count.",
+            hint="Check the items. A lower `min_count` keeps rarer ones.",
         )
     frequent.sort(key=lambda i: (-int(counts[i]), histories.items[i]))
     return Vocabulary(tuple(histories.items[i] for i in frequent))
@@ -96,7 +96,7 @@ def require_known(histories: TokenHistories, max_unknown_share: float, source: s
         f"({histories.unknown_share:.1%}) name items outside the backbone's vocabulary and "
         f"{len(unreadable)} of {len(histories.users)} users{_example(unreadable)} have no known "
         f"item; the limit is {max_unknown_share:.1%}.",
-        hint="Check the item column, pretrain on these items, or raise --max-unknown-share.",
+        hint="Check the item column, or pretrain on these items. Or raise `max_unknown_share`.",
     )
 
 

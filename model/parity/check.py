@@ -30,6 +30,7 @@ from peterrec.model.parity.network import (
     training_loss,
 )
 from peterrec.model.parity.tf_adam import ReferenceAdam
+from peterrec.model.progress import OnProgress, Progress, no_progress
 
 TOLERANCE = 1e-4
 TOLERANCES = {LOSS_CURVE: 1e-3, "after": 1e-3, "top5": 0.0, "frozen": 0.0}
@@ -85,7 +86,7 @@ class CaseReport:
         return not self.problem and not self.misses
 
 
-def check_folder(folder: Path) -> Iterator[CaseReport]:
+def check_folder(folder: Path, on_progress: OnProgress = no_progress) -> Iterator[CaseReport]:
     """Check every case of a folder; the reports come one after the other."""
     paths = sorted(folder.glob("case_*.npz"))
     if not paths:
@@ -93,7 +94,14 @@ def check_folder(folder: Path) -> Iterator[CaseReport]:
             f"{folder} has no case_*.npz file.", hint="Give a folder of recorded cases."
         )
     _require_whole(folder, {path.stem.removeprefix("case_") for path in paths})
-    return (_report(path) for path in paths)
+    return _reports(paths, on_progress)
+
+
+def _reports(paths: list[Path], on_progress: OnProgress) -> Iterator[CaseReport]:
+    for done, path in enumerate(paths):
+        on_progress(Progress("checking", done, len(paths), path.stem, "cases"))
+        yield _report(path)
+    on_progress(Progress("checking", len(paths), len(paths), unit="cases"))
 
 
 def _require_whole(folder: Path, cases: set[str]) -> None:

@@ -140,7 +140,7 @@ def _pad_row(pad_item: str | None, items: list[str]) -> int:
         return 0
     if pad_item not in items:
         raise VocabularyMismatch(
-            f"--pad-item {pad_item} is not an item of the vocabulary.",
+            f"the padding item {pad_item!r} is not an item of the vocabulary.",
             hint="Give the id as the vocabulary file spells it; without a file, the numeric id.",
         )
     return items.index(pad_item) + 1

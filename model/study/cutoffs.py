@@ -5,23 +5,26 @@
 
 import numpy as np
 
-from peterrec.model.data.interactions import Events, Flags
+from peterrec.model.data.interactions import Events, Flags, on_one_scale
 from peterrec.model.data.order_columns import OrderValues
 from peterrec.model.errors import FutureItem, OrderUnreadable
 
+Cuts = dict[str, int | float]
+"""A time for each of some users, in the scale of the events that it was taken from."""
 
-def first_times(events: Events) -> dict[str, float]:
+
+def first_times(events: Events) -> Cuts:
     """The time of each user's first event."""
     return {user: times[0].item() for user, times in _times_by_user(events).items()}
 
 
-def cuts_after(inputs: Events, targets: Events, least: int) -> dict[str, float]:
+def cuts_after(inputs: Events, targets: Events, least: int) -> Cuts:
     """The time of each user's first target that at least ``least`` inputs precede.
 
-    Users without such a target are left out.
+    Users without such a target are left out. Both must be on one scale (see ``on_one_scale``).
     """
     seen = _times_by_user(inputs)
-    cuts: dict[str, float] = {}
+    cuts: Cuts = {}
     for user, times in _times_by_user(targets).items():
         earlier = np.searchsorted(seen.get(user, np.empty(0)), times, side="left")
         late_enough = times[earlier >= least]
@@ -30,11 +33,19 @@ def cuts_after(inputs: Events, targets: Events, least: int) -> dict[str, float]:
     return cuts
 
 
-def is_past(events: Events, cuts: dict[str, float]) -> Flags:
+def is_past(events: Events, cuts: Cuts) -> Flags:
     """True for events strictly before their user's cut, and for users without one."""
-    cut_of = np.array([cuts.get(user, np.inf) for user in events.users])
-    past: Flags = _times_of(events) < cut_of[events.user]
+    times = _times_of(events)
+    has_cut = np.array([user in cuts for user in events.users], dtype=np.bool_)
+    cut_of = np.array([cuts.get(user, 0) for user in events.users], dtype=_exact(times, cuts))
+    past: Flags = (times < cut_of[events.user]) | ~has_cut[events.user]
     return past
+
+
+def _exact(times: OrderValues, cuts: Cuts) -> type[np.generic]:
+    """The type of cuts: that of the times, so that comparing 64-bit integers rounds nothing."""
+    is_float = any(isinstance(cut, float) for cut in cuts.values())
+    return np.float64 if is_float else times.dtype.type
 
 
 def require_past(inputs: Events, targets: Events) -> None:
@@ -46,20 +57,20 @@ def require_past(inputs: Events, targets: Events) -> None:
     if inputs.time is None or targets.time is None:
         _require_disjoint(inputs, targets)
     else:
-        _require_earlier(inputs, targets, inputs.time)
+        _require_earlier(*on_one_scale(inputs, targets))
 
 
-def _require_earlier(inputs: Events, targets: Events, times: OrderValues) -> None:
-    cuts = first_times(targets)
+def _require_earlier(inputs: Events, targets: Events) -> None:
+    cuts, times = first_times(targets), _times_of(inputs)
     late = np.flatnonzero(~is_past(inputs, cuts))
     if len(late):
         user = inputs.users[inputs.user[late[0]]]
         others = len({int(inputs.user[i]) for i in late}) - 1
         raise FutureItem(
             f"{inputs.source}: user {user!r} has item {inputs.items[inputs.item[late[0]]]!r} at "
-            f"{times[late[0]]}, but a target at {cuts[user]:.16g} in {targets.source}. "
+            f"{times[late[0]]}, but a target at {cuts[user]} in {targets.source}. "
             f"{others} other users also have inputs that are not before their first target.",
-            hint="Give histories that end before the targets, or --drop-future to cut them there.",
+            hint="Give histories that end before the targets. Or cut them there: `drop_future`.",
         )
 
 
@@ -73,7 +84,7 @@ def _require_disjoint(inputs: Events, targets: Events) -> None:
             raise FutureItem(
                 f"{inputs.source}: item {inputs.items[item]!r} of user {inputs.users[user]!r} is "
                 f"also a target in {targets.source}, and no time says which came first.",
-                hint="Name time columns with --order-column and --target-order-column.",
+                hint="Name columns of times with `order_column` and `target_order_column`.",
             )
 
 
@@ -90,6 +101,6 @@ def _times_of(events: Events) -> OrderValues:
     if events.time is None:
         raise OrderUnreadable(
             f"{events.source} has no times to cut it by.",
-            hint="Name time columns with --order-column and --target-order-column.",
+            hint="Name columns of times with `order_column` and `target_order_column`.",
         )
     return events.time

@@ -1,13 +1,12 @@
 """Pictures of a comparison: quality over epochs, over trained parameters, and over patched blocks.
 
-Matplotlib is optional: without it, only the tables are written (decision 0032: why not seaborn).
+Matplotlib draws them (decision 0032: why not seaborn).
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peterrec.model.data.statistics import require_matplotlib
 from peterrec.model.disk import file_in_one_step
 from peterrec.model.study.results import Report, Row, Table
 from peterrec.model.study.verdict import PATCHED
@@ -24,7 +23,6 @@ MARKS = "osv^Dx*P<>"
 
 def draw_plots(report: Report, folder: Path) -> list[Path]:
     """Write every picture that the tables have points for, as PNG and SVG; return the paths."""
-    require_matplotlib("give --no-plots")
     written = []
     for table in report["tables"]:
         for name, figure in _figures(table):

@@ -20,12 +20,13 @@ from typing import Any
 import torch
 
 from peterrec.model.disk import append_line, make_folder
-from peterrec.model.progress import OnProgress, Progress
+from peterrec.model.progress import Notice, OnProgress, Progress, no_notice
 from peterrec.model.study.backbones import backbone_folder, ensure_backbone
 from peterrec.model.study.corpus import PreparedCorpus, choose_tasks
 from peterrec.model.study.methods import METHODS, PRIOR, Rates, Variant, choose_variants
 from peterrec.model.study.results import RunResult
 from peterrec.model.study.run import RunSpec, Workplace, corpora_at, execute, run_key
+from peterrec.model.study.task_data import check_task
 
 JOURNAL = "runs.jsonl"
 
@@ -119,10 +120,18 @@ class Effort:
     time_limit_s: float = math.inf
 
 
-def compare(place: Workplace, effort: Effort, on_progress: OnProgress) -> list[Unit]:
-    """Run what is not in the journal; return the units with all results so far."""
+def compare(
+    place: Workplace, effort: Effort, on_progress: OnProgress, notice: Notice = no_notice
+) -> list[Unit]:
+    """Run what is not in the journal; return the units with all results so far.
+
+    Tasks that cannot be learned or measured are refused before anything is trained.
+    """
     deadline = time.monotonic() + effort.time_limit_s
     units = plan_units(place)
+    for corpus, task in dict.fromkeys((unit.corpus, t) for unit in units for t in unit.tasks):
+        prepared = corpora_at(place.prepared)[corpus]
+        check_task(prepared, task, place.settings.min_label_count, notice)
     _recall(place, units)
     with _pool(effort.jobs) as start:
         _pretrain(place, units, start, effort.jobs, on_progress)
@@ -186,12 +195,12 @@ def _pretrain(
     place: Workplace, units: list[Unit], start: Start, jobs: int, on_progress: OnProgress
 ) -> None:
     needed = list(dict.fromkeys((unit.corpus, unit.variant.is_causal) for unit in units))
-    on_progress(Progress("pretraining", 0, len(needed)))
+    on_progress(Progress("pretraining", 0, len(needed), unit="backbones"))
     threads = max(1, jobs // max(1, len(needed)))
     futures = [start(pretrain_kind, place, corpus, kind, threads) for corpus, kind in needed]
     for done, future in enumerate(futures, 1):
         future.result()
-        on_progress(Progress("pretraining", done, len(needed)))
+        on_progress(Progress("pretraining", done, len(needed), unit="backbones"))
 
 
 def pretrain_kind(place: Workplace, corpus_name: str, is_causal: bool, threads: int) -> None:
@@ -208,6 +217,8 @@ def _run_units(
 ) -> None:
     total = sum(unit.planned for unit in units)
     running: dict[Future[RunResult], tuple[Unit, RunSpec]] = {}
+    known = sum(len(unit.results) for unit in units)
+    on_progress(Progress("comparing", known, total, unit="runs"))
     while True:
         if time.monotonic() < limits.deadline:
             for unit, spec in _next_runs(units, running, limits.jobs):
@@ -221,7 +232,7 @@ def _run_units(
             unit.results[spec] = json.loads(line)  # as the journal is read
             append_line(place.out / JOURNAL, line)
             done = sum(len(unit.results) for unit in units)
-            on_progress(Progress("runs", done, total, spec.name))
+            on_progress(Progress("comparing", done, total, spec.name, "runs"))
 
 
 def _next_runs(

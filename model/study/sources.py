@@ -9,24 +9,27 @@ import numpy as np
 
 from peterrec.model.data.convert.movielens import Film, MovieLens, read_movielens
 from peterrec.model.data.files import history_lengths
+from peterrec.model.data.filters import Condition
 from peterrec.model.data.histories import Histories, UserLabels
 from peterrec.model.data.interactions import (
     Events,
     Flags,
     InteractionSource,
     histories_of,
+    on_one_scale,
     read_events,
     targets_of,
 )
 from peterrec.model.data.labels import LabelSource, read_labels
+from peterrec.model.data.observer import SILENT, ReadingObserver
 from peterrec.model.data.splits import split_users
-from peterrec.model.data.tables import Condition, TableSource
+from peterrec.model.data.tables import TableSource
 from peterrec.model.documents import Document
 from peterrec.model.errors import ComparisonSettingsInvalid
 from peterrec.model.kinds import KINDS
 from peterrec.model.spec import HeadKind
 from peterrec.model.study.corpus import COMPARED_KINDS, CorpusTask, PreparedCorpus
-from peterrec.model.study.cutoffs import cuts_after, first_times, is_past, require_past
+from peterrec.model.study.cutoffs import Cuts, cuts_after, first_times, is_past, require_past
 from peterrec.model.study.settings import CutSettings
 
 
@@ -53,9 +56,11 @@ class Cut(CutSettings):
         return PreparedCorpus(name, histories, split, tuple(tasks), said, pretraining)
 
 
-def movielens_corpora(folder: Path, domain: str, cut: Cut) -> list[PreparedCorpus]:
+def movielens_corpora(
+    folder: Path, domain: str, cut: Cut, observer: ReadingObserver = SILENT
+) -> list[PreparedCorpus]:
     """Tasks on MovieLens: the users' profiles, if known, and films of one domain."""
-    data = read_movielens(folder)
+    data = read_movielens(folder, observer)
     recommendation = _film_corpus(data, domain, cut)
     return [*_profile_corpus(data, cut), recommendation]
 
@@ -137,12 +142,16 @@ def _year(title: str) -> int:
 
 
 def domain_corpora(
-    source: InteractionSource, column: str, domains: tuple[str, str], cut: Cut
+    source: InteractionSource,
+    column: str,
+    domains: tuple[str, str],
+    cut: Cut,
+    observer: ReadingObserver = SILENT,
 ) -> list[PreparedCorpus]:
     """Two domains of one file of events: each is recommended from the other."""
     one, other = domains
     parts = {
-        domain: read_events(replace(source, table=_where(source.table, column, domain)))
+        domain: read_events(replace(source, table=_where(source.table, column, domain)), observer)
         for domain in domains
     }
     return [
@@ -163,7 +172,7 @@ def _direction(source: str, target: str, parts: dict[str, Events], cut: Cut) -> 
     inputs precede; earlier events in the target domain are then neither inputs nor targets.
     Pretraining also reads the later source events of users who are not held out.
     """
-    events, every = parts[source], parts[target]
+    events, every = on_one_scale(parts[source], parts[target])
     cuts = cuts_after(events, every, cut.min_history) if cut.min_history else first_times(every)
     targets = every.select(~is_past(every, cuts) & _belongs(every, cuts))
     inputs = events.select(is_past(events, cuts) & _belongs(events, cuts))
@@ -181,18 +190,29 @@ def _direction(source: str, target: str, parts: dict[str, Events], cut: Cut) -> 
     return cut.corpus(name, histories, tasks, metadata, histories_of(events))
 
 
-def _belongs(events: Events, cuts: dict[str, float]) -> Flags:
+def _belongs(events: Events, cuts: Cuts) -> Flags:
     """True for events of users who have a cut."""
     has_cut = np.array([user in cuts for user in events.users])
     flags: Flags = has_cut[events.user]
     return flags
 
 
-def file_corpora(document: Document, folder: Path, cut: Cut) -> list[PreparedCorpus]:
+TASK_LIST_SETTINGS = (
+    *("interactions", "pretrain_interactions", "labels", "targets", "kind", "name"),
+    *("user_column", "item_column", "order_column", "drop_future", "label_column"),
+    *("target_column", "target_order_column", "where", "delimiter", "columns", "missing"),
+)
+"""Names of the settings in a task list: those of a data set, and those of its tasks."""
+
+
+def file_corpora(
+    document: Document, folder: Path, cut: Cut, observer: ReadingObserver = SILENT
+) -> list[PreparedCorpus]:
     """Corpora of a task list (see docs/compare.md); paths are relative to ``folder``."""
     try:
         return [
-            _file_corpus(name, entry, folder, cut) for name, entry in document["corpora"].items()
+            _file_corpus(name, entry, folder, cut, observer)
+            for name, entry in document["corpora"].items()
         ]
     except (KeyError, TypeError, AttributeError) as error:
         raise ComparisonSettingsInvalid(
@@ -200,7 +220,9 @@ def file_corpora(document: Document, folder: Path, cut: Cut) -> list[PreparedCor
         ) from error
 
 
-def _file_corpus(name: str, entry: Document, folder: Path, cut: Cut) -> PreparedCorpus:
+def _file_corpus(
+    name: str, entry: Document, folder: Path, cut: Cut, observer: ReadingObserver
+) -> PreparedCorpus:
     user_column = entry.get("user_column", "user_id")
     source = InteractionSource(
         _table(entry["interactions"], entry, folder),
@@ -208,7 +230,7 @@ def _file_corpus(name: str, entry: Document, folder: Path, cut: Cut) -> Prepared
         entry.get("item_column", "item_id"),
         entry.get("order_column"),
     )
-    events = read_events(source)
+    events = read_events(source, observer)
     tasks: list[CorpusTask] = []
     for task in entry["tasks"]:
         kind = _kind(task)
@@ -218,7 +240,7 @@ def _file_corpus(name: str, entry: Document, folder: Path, cut: Cut) -> Prepared
                 task["label_column"],
                 task.get("user_column", user_column),
             )
-            tasks.append(CorpusTask(task["name"], kind, read_labels(labels)))
+            tasks.append(CorpusTask(task["name"], kind, read_labels(labels, observer)))
             continue
         targets = read_events(
             InteractionSource(
@@ -226,9 +248,11 @@ def _file_corpus(name: str, entry: Document, folder: Path, cut: Cut) -> Prepared
                 task.get("user_column", user_column),
                 task.get("target_column", "item_id"),
                 task.get("target_order_column"),
-            )
+            ),
+            observer,
         )
         if entry.get("drop_future", False):
+            events, targets = on_one_scale(events, targets)
             events = events.select(is_past(events, first_times(targets)))
         require_past(events, targets)
         tasks.append(CorpusTask(task["name"], kind, targets_of(targets, cut.most_targets)))
@@ -236,7 +260,8 @@ def _file_corpus(name: str, entry: Document, folder: Path, cut: Cut) -> Prepared
     extra = entry.get("pretrain_interactions")
     pretraining = None
     if extra is not None:
-        pretraining = histories_of(read_events(replace(source, table=_table(extra, entry, folder))))
+        other = replace(source, table=_table(extra, entry, folder))
+        pretraining = histories_of(read_events(other, observer))
     return cut.corpus(name, histories_of(events), tasks, metadata, pretraining)
 
 
@@ -251,5 +276,11 @@ def _kind(task: Document) -> HeadKind:
 
 
 def _table(path: str, entry: Document, folder: Path) -> TableSource:
-    where = tuple(Condition.parse(text) for text in entry.get("where", ()))
-    return TableSource(folder / path, entry.get("delimiter", ","), where)
+    columns = entry.get("columns")
+    return TableSource(
+        folder / path,
+        entry.get("delimiter"),
+        None if columns is None else tuple(columns),
+        tuple(Condition.parse(text) for text in entry.get("where", ())),
+        tuple(entry.get("missing", ())),
+    )

@@ -7,13 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from peterrec.model.data.examples import Examples, join_answers
+from peterrec.model.data.examples import Examples, join_answers, require_shared_users
 from peterrec.model.data.histories import UserLabels
 from peterrec.model.data.splits import UserSplit, rank_of
 from peterrec.model.data.vocabulary import Vocabulary, tokenize
+from peterrec.model.errors import LabelsTooRare, SplitEmpty
 from peterrec.model.kinds import KINDS
+from peterrec.model.progress import Notice
 from peterrec.model.spec import HeadKind
 from peterrec.model.study.corpus import PreparedCorpus
+from peterrec.model.training.finetune.doubts import doubts_of_task
 from peterrec.model.training.finetune.objective_of_head import HeadObjective
 from peterrec.model.training.objectives import OBJECTIVES, Objective
 
@@ -42,6 +45,7 @@ def task_data(
     target item that no training user has stays, and counts as missed.
     """
     task = corpus.task(name)
+    require_shared_users(corpus.histories.users, task.labels)
     vocabulary = Vocabulary(tuple(items))
     wanted = np.flatnonzero([user in task.labels.by_user for user in corpus.histories.users])
     known = tokenize(corpus.histories.select(wanted), vocabulary)
@@ -52,11 +56,25 @@ def task_data(
         labels = _without_rare(labels, part_of, min_label_count)
     examples = join_answers(known, labels, vocabulary.items)
     split = _split(examples, part_of)
+    _require_parts(f"{corpus.name}/{name}", split)
     kind = OBJECTIVES[task.kind]
     outputs = kind.learn_outputs(examples, split.train)
     dropped = len(task.labels.by_user) - len(labels.by_user)
     objective = kind.of(outputs, examples)
     return TaskData(name, task.kind, examples, split, outputs, objective, dropped)
+
+
+def check_task(corpus: PreparedCorpus, name: str, min_label_count: int, notice: Notice) -> None:
+    """Refuse a task that cannot be learned or measured, before a backbone is pretrained for it.
+
+    What the answers are and what is doubtful about them is told. All items count as known here.
+    """
+    data = task_data(corpus, name, list(corpus.histories.items), min_label_count)
+    examples, everybody = data.examples, np.arange(len(data.examples.users))
+    summary = OBJECTIVES[data.kind].summary(examples, everybody)
+    doubts = (*summary.doubts, *doubts_of_task(examples, data.split))
+    for text in (summary.text, *doubts):
+        notice(f"{corpus.name}/{name}: {text}")
 
 
 def limit_labels(data: TaskData, share: float) -> UserSplit:
@@ -67,6 +85,16 @@ def limit_labels(data: TaskData, share: float) -> UserSplit:
     ranks = [rank_of(data.examples.users[i], seed=0) for i in train.tolist()]
     kept = np.argsort(ranks, kind="stable")[: max(1, round(len(train) * share))]
     return UserSplit(np.sort(train[kept]), data.split.validation, data.split.test)
+
+
+def _require_parts(name: str, split: UserSplit) -> None:
+    sizes = {"training": split.train, "validation": split.validation, "test": split.test}
+    empty = [part for part, rows in sizes.items() if not len(rows)]
+    if empty:
+        raise SplitEmpty(
+            f"{name}: no user with a known history and an answer is in the {empty[0]} part.",
+            hint="Give more users. Or raise `validation_share` or `test_share`.",
+        )
 
 
 def _parts(corpus: PreparedCorpus) -> dict[str, int]:
@@ -85,6 +113,12 @@ def _without_rare(labels: UserLabels, part_of: dict[str, int], least: int) -> Us
         if part_of.get(user) == 0:
             counts[answer[0]] = counts.get(answer[0], 0) + 1
     kept = {u: a for u, a in labels.by_user.items() if counts.get(a[0], 0) >= least}
+    if not kept:
+        raise LabelsTooRare(
+            f"{labels.source}: no label has {least} training users with a history; the most "
+            f"frequent has {max(counts.values(), default=0)}.",
+            hint="Lower `min_label_count`.",
+        )
     return UserLabels(kept, labels.source)
 
 
@@ -134,10 +168,6 @@ class JointObjective:
             found = objective.metrics(vectors[at.to(vectors.device)], own[rows[at]])
             metrics |= {f"{name}/{metric}": value for metric, value in found.items()}
         return metrics
-
-    def finish(self) -> None:
-        for objective in self._objectives:
-            objective.finish()
 
 
 def join_tasks(

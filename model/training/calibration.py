@@ -105,3 +105,30 @@ def _by_bin(confidence: Tensor, values: Tensor) -> Tensor:
     """Sums [BINS] of values [M] over the ranges of confidence."""
     bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
     return torch.zeros(BINS, dtype=torch.double).index_add_(0, bins, values)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfidenceRange:
+    """Samples whose likeliest alternative has a probability within a range.
+
+    ``confidence`` is their mean probability, ``accuracy`` the share of those that are right.
+    """
+
+    low: float
+    high: float
+    samples: int
+    confidence: float
+    accuracy: float
+
+
+def reliability(samples: Samples, temperature: float = 1.0) -> list[ConfidenceRange]:
+    """The ranges of the calibration error that have samples, from low to high confidence."""
+    confidence, best = _answers(samples, temperature)
+    sizes = _by_bin(confidence, torch.ones_like(confidence)).tolist()
+    confidences = _by_bin(confidence, confidence).tolist()
+    hits = _by_bin(confidence, (best == samples.chosen).double()).tolist()
+    return [
+        ConfidenceRange(at / BINS, (at + 1) / BINS, int(size), total / size, right / size)
+        for at, (size, total, right) in enumerate(zip(sizes, confidences, hits, strict=True))
+        if size
+    ]

@@ -1,7 +1,8 @@
 """Metrics of a task, computed with the plain reference forward."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from peterrec.model.network.backbone import Backbone
 from peterrec.model.network.collate import frame_histories
 from peterrec.model.network.heads import Head
 from peterrec.model.network.patch import PatchWeights
+from peterrec.model.progress import OnProgress, Progress, no_progress
 from peterrec.model.training.calibration import calibration_metrics, fit_temperature
 from peterrec.model.training.objectives import Objective, ProbableObjective
 
@@ -42,13 +44,17 @@ def evaluate_task(
     examples: Examples,
     rows: Rows,
     temperature: float = 1.0,
+    on_progress: OnProgress = no_progress,
 ) -> dict[str, float]:
     """Metrics on some of the examples; an undefined one (an AUC of one class) is left out.
 
     If the kind answers with probabilities, their calibration errors are included, before and after
     logits are divided by the temperature.
     """
-    return quality(objective, *_predictions(model, objective, examples, rows), temperature)
+    reports = partial(_report, on_progress, "evaluating")
+    found = _predictions(model, objective, examples, rows, reports)
+    on_progress(Progress("computing metrics"))
+    return quality(objective, *found, temperature)
 
 
 def quality(
@@ -61,23 +67,41 @@ def quality(
     return metrics
 
 
-def calibrate_task(model: TaskModel, objective: Objective, examples: Examples, rows: Rows) -> float:
+def calibrate_task(
+    model: TaskModel,
+    objective: Objective,
+    examples: Examples,
+    rows: Rows,
+    on_progress: OnProgress = no_progress,
+) -> float:
     """The temperature fitted to some examples; 1 if the kind does not answer with probabilities."""
     if not isinstance(objective, ProbableObjective):
         return 1.0
-    return fit_temperature(objective.samples(*_predictions(model, objective, examples, rows)))
+    reports = partial(_report, on_progress, "calibrating")
+    found = _predictions(model, objective, examples, rows, reports)
+    return fit_temperature(objective.samples(*found))
+
+
+Reports = Callable[[int, int], None]
+"""Called with the number of users that were predicted so far, and the number of all."""
+
+
+def _report(on_progress: OnProgress, phase: str, done: int, total: int) -> None:
+    on_progress(Progress(phase, done, total, unit="users"))
 
 
 @torch.no_grad()
 def _predictions(
-    model: TaskModel, objective: Objective, examples: Examples, rows: Rows
+    model: TaskModel, objective: Objective, examples: Examples, rows: Rows, reports: Reports
 ) -> tuple[Tensor, Tensor]:
     """The objective's predictions, and the rows in their order."""
     ordered = torch.from_numpy(rows[np.argsort(examples.lengths[rows], kind="stable")])
-    parts = [
-        objective.predictions(model.logits([examples.rows[i] for i in part.tolist()]), part)
-        for part in torch.split(ordered, EVALUATION_ROWS)
-    ]
+    parts: list[Tensor] = []
+    reports(0, len(ordered))
+    for part in torch.split(ordered, EVALUATION_ROWS):
+        logits = model.logits([examples.rows[i] for i in part.tolist()])
+        parts.append(objective.predictions(logits, part))
+        reports(min(len(parts) * EVALUATION_ROWS, len(ordered)), len(ordered))
     return torch.cat(parts), ordered
 
 

@@ -15,8 +15,8 @@ def ranks_of(logits: Tensor, targets: Tensor) -> Tensor:
 
 def rank_metrics(ranks: Tensor, cutoff: int) -> dict[str, float]:
     """Mean reciprocal rank, hit rate and NDCG at ``cutoff`` of ranks [B] of the one right item."""
-    hit = (ranks < cutoff).float()
-    place = ranks.float() + 1
+    hit = (ranks < cutoff).double()
+    place = ranks.double() + 1
     return {
         f"mrr@{cutoff}": (hit / place).mean().item(),
         f"hr@{cutoff}": hit.mean().item(),
@@ -39,8 +39,8 @@ def area_under_roc(scores: Tensor, is_positive: Tensor) -> float:
 
 def macro_f1(predicted: Tensor, targets: Tensor, classes: int) -> float:
     """Mean F1 over the classes that occur among the predictions or the targets, both int64 [B]."""
-    hits = torch.bincount(targets[predicted == targets], minlength=classes).float()
-    chosen = torch.bincount(predicted, minlength=classes).float()
-    present = torch.bincount(targets, minlength=classes).float()
+    hits = torch.bincount(targets[predicted == targets], minlength=classes).double()
+    chosen = torch.bincount(predicted, minlength=classes).double()
+    present = torch.bincount(targets, minlength=classes).double()
     f1 = 2 * hits / (chosen + present).clamp(min=1)
     return f1[(chosen + present) > 0].mean().item()

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from peterrec.model.progress import OnProgress, Progress, no_progress
 from peterrec.patches.backup.archive import (
     AUDIT,
     KEYS,
@@ -63,7 +64,9 @@ class _Stored:
         return [Digest(digest) for digest in sorted(named)]
 
 
-async def export_archive(store: Store, path: Path) -> ArchiveManifest:
+async def export_archive(
+    store: Store, path: Path, on_progress: OnProgress = no_progress
+) -> ArchiveManifest:
     """Write an archive with the registry's state at one revision; replace ``path`` when complete.
 
     It has tasks, versions, aliases, traffic, states, the sha256 of keys, the audit trail and every
@@ -72,12 +75,15 @@ async def export_archive(store: Store, path: Path) -> ArchiveManifest:
     """
     blobs = BlobStore(store)
     with writing_archive(path) as archive:
+        on_progress(Progress("reading the registry"))
         stored = await _read_stored(store)
         lines = [task.line(field) for field, task in sorted(stored.tasks.items())]
         await asyncio.to_thread(archive.add_lines, TASKS, lines)
         await asyncio.to_thread(archive.add_lines, KEYS, stored.keys)
         await asyncio.to_thread(archive.add_lines, AUDIT, stored.audit)
-        for digest in stored.digests():
+        digests = stored.digests()
+        for done, digest in enumerate(digests):
+            on_progress(Progress("exporting", done, len(digests), unit="bundles"))
             await asyncio.to_thread(archive.add_bundle, await blobs.get(digest))
         now = datetime.now(UTC).isoformat(timespec="seconds")
         return archive.finish(stored.revision, now)

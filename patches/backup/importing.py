@@ -11,6 +11,7 @@ from uuid import uuid4
 import msgspec
 
 from peterrec.model.errors import PeterRecError
+from peterrec.model.progress import OnProgress, Progress, no_progress
 from peterrec.patches.backup.archive import AUDIT, KEYS, TASKS, Archive, Line, open_archive
 from peterrec.patches.backup.exporting import StoredTask
 from peterrec.patches.errors import ArchiveInvalid, BlobMissing, RegistryChanged, RegistryNotEmpty
@@ -45,23 +46,31 @@ class ImportMode(StrEnum):
     REPLACE = "replace"
 
 
-async def import_archive(store: Store, path: Path, mode: ImportMode, actor: str) -> int:
+async def import_archive(
+    store: Store,
+    path: Path,
+    mode: ImportMode,
+    actor: str,
+    on_progress: OnProgress = no_progress,
+) -> int:
     """Replace the registry by an archive's contents, as one change; return its revision.
 
     Mode ``empty`` refuses a registry that holds anything; ``replace`` discards its contents,
     including the audit trail. The whole archive is checked first. Every task gets the new revision.
     """
+    on_progress(Progress("checking the archive"))
     with closing(await asyncio.to_thread(open_archive, path)) as archive:
-        return await _Import(store, archive, actor).run(mode)
+        return await _Import(store, archive, actor, on_progress).run(mode)
 
 
 class _Import:
     """One import: its archive, and the keys under which it stages the new contents."""
 
-    def __init__(self, store: Store, archive: Archive, actor: str) -> None:
+    def __init__(self, store: Store, archive: Archive, actor: str, on_progress: OnProgress) -> None:
         self._store = store
         self._archive = archive
         self._actor = actor
+        self._on_progress = on_progress
         self._stem = store.key("import", uuid4().hex)
 
     async def run(self, mode: ImportMode) -> int:
@@ -73,9 +82,12 @@ class _Import:
         lines = await asyncio.to_thread(self._archive.lines, TASKS)
         tasks = [_checked_task(line, revision) for line in lines]
         _check_bundles(tasks, self._archive)
+        self._on_progress(Progress("writing tasks", len(tasks), unit="tasks"))
         staged = await self._stage_all(tasks)
-        blobs = BlobStore(self._store)
+        blobs, done, total = BlobStore(self._store), 0, len(self._archive.digests())
         for chunk in self._batches():
+            self._on_progress(Progress("importing", done, total, unit="bundles"))
+            done += len(chunk)
             bundles = [await asyncio.to_thread(self._archive.bundle, digest) for digest in chunk]
             await asyncio.gather(*map(blobs.put, bundles))
         old = [key for ref in before.tasks for key in self._task_keys(field_of(ref))]

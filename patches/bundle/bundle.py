@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,11 @@ class Catalog:
 
     def __iter__(self) -> Iterator[str]:
         return (self[index] for index in range(len(self)))
+
+    def encoded(self) -> Iterator[bytes]:
+        """Return the ids as they are stored, in the order of the outputs."""
+        data = self._bytes.tobytes()
+        return (data[begin:end] for begin, end in pairwise(self._offsets.tolist()))
 
     def index_of(self, external_id: str) -> int | None:
         """Return the output that stands for an item; None if the catalog does not have it.

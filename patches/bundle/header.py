@@ -280,8 +280,14 @@ def check_checksum(view: memoryview, header: Header, findings: Findings) -> None
 def tensor_view(view: memoryview, header: Header, name: str) -> Array:
     """Return a read-only view of one tensor's bytes, without a copy."""
     entry = header.entries[name]
+    return tensor_array(
+        view[header.data_start + entry.begin : header.data_start + entry.end], entry
+    )
+
+
+def tensor_array(part: memoryview, entry: TensorEntry) -> Array:
+    """Return a read-only array of a tensor's own bytes, without a copy."""
     dtype = DTYPES[entry.dtype]
-    part = view[header.data_start + entry.begin : header.data_start + entry.end]
     array = np.frombuffer(part, dtype=dtype) if len(part) else np.empty(0, dtype)
     array.flags.writeable = False
     return array.reshape(entry.shape)

@@ -17,8 +17,10 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from peterrec.model.errors import InvalidSpec
 from peterrec.model.insertions import InsertionName
 from peterrec.model.kinds import KINDS, Kind
+from peterrec.model.kinds.value import LARGEST, ValueScale
 from peterrec.model.spec import (
     CLS,
+    LONGEST_LABEL,
     MASK,
     PAD,
     UNK,
@@ -40,8 +42,11 @@ MAX_PROBES = 256
 MAX_PROBE_COLUMNS = 4096
 """Most outputs whose logits a bundle may record for each probe."""
 
+MOST_NOTES = 4096
+"""Most characters of a provenance's notes."""
+
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Label = Annotated[str, Field(min_length=1, max_length=256)]
+Label = Annotated[str, Field(min_length=1, max_length=LONGEST_LABEL)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Index = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
@@ -107,7 +112,9 @@ class ManifestHead(_Part):
     """The head: its shape, and how its outputs are named and scaled.
 
     Logits are divided by ``temperature`` before they are decoded. ``threshold`` is the probability
-    from which a tag counts as present.
+    from which a tag counts as present. ``scale`` and ``shift`` are those of ``ValueScale``; they
+    are written only where they change something, as older readers do not know them. ``unit`` says
+    what a number counts, such as days.
     """
 
     kind: HeadKind
@@ -116,6 +123,16 @@ class ManifestHead(_Part):
     labels: tuple[Label, ...] | None = Field(default=None, fail_fast=True)
     threshold: float = Field(default=0.5, ge=0.0, le=1.0)
     temperature: float = Field(default=1.0, ge=1e-3, le=1e3)
+    unit: Label | None = Field(default=None, exclude_if=lambda unit: unit is None)
+    scale: float = Field(default=1.0, gt=0.0, le=LARGEST, exclude_if=lambda scale: scale == 1.0)
+    shift: float = Field(
+        default=0.0, ge=-LARGEST, le=LARGEST, exclude_if=lambda shift: shift == 0.0
+    )
+
+    @property
+    def value_scale(self) -> ValueScale:
+        """The line from the logit to the answer of a value task."""
+        return ValueScale(self.scale, self.shift)
 
     def spec(self) -> HeadSpec:
         """Convert this part into the model's form."""
@@ -134,9 +151,13 @@ class ManifestHead(_Part):
             self.spec()
         except InvalidSpec as error:
             raise ValueError(error.message) from error
+        if KINDS[self.kind].outputs != "number" and self.value_scale != ValueScale():
+            raise ValueError(f"a {self.kind} head has neither scale nor shift")
         problem = self._label_problem()
         if problem:
             raise PydanticCustomError("labels_mismatch", "{problem}", {"problem": problem})
+        if self.unit is not None and KINDS[self.kind].outputs != "number":
+            raise ValueError(f"a {self.kind} head has no unit")
         return self
 
     def _label_problem(self) -> str | None:
@@ -164,7 +185,7 @@ class Provenance(_Part):
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)]
     software: str = Field(min_length=1, max_length=128)
     created_at: AwareDatetime
-    notes: str | None = Field(default=None, max_length=4096)
+    notes: str | None = Field(default=None, max_length=MOST_NOTES)
 
 
 class Manifest(_Part):

@@ -68,6 +68,27 @@ class BlobLocation:
         return [f"{stem}:{index}" for index in range(self.piece_count)]
 
 
+class BlobReader:
+    """Reads parts of one stored blob, such as its header, so that nobody has to fetch all of it."""
+
+    def __init__(self, redis: Client, keys: Sequence[str], lengths: Sequence[int]) -> None:
+        self._redis = redis
+        self._keys = keys
+        self.size_bytes = sum(lengths)
+
+    async def read(self, begin: int, end: int) -> bytes:
+        """Return the bytes from ``begin`` to ``end``, fewer if the blob is shorter."""
+        parts = []
+        for index in range(begin // PIECE_BYTES, -(-min(end, self.size_bytes) // PIECE_BYTES)):
+            offset = index * PIECE_BYTES
+            first, last = max(0, begin - offset), min(PIECE_BYTES, end - offset) - 1
+            with redis_errors():
+                part = await self._redis.getrange(self._keys[index], first, last)
+            assert isinstance(part, bytes), "the client must not decode answers"
+            parts.append(part)
+        return b"".join(parts)
+
+
 class BlobStore:
     """The stored blobs. They are immutable, and each is stored completely or not at all."""
 
@@ -86,6 +107,18 @@ class BlobStore:
         if not found.is_present:
             await self._upload(location, blob.data)
         return blob.digest
+
+    async def open(self, digest: Digest) -> BlobReader:
+        """Prepare to read parts of a blob, whose digest is not checked then; BlobMissing."""
+        with redis_errors():
+            text = await self._store.redis.hget(self._store.key("blobs"), digest)
+            if text is None:
+                raise BlobMissing(digest)
+            keys = BlobLocation.parse(text_of(text)).keys(self._store.prefix)
+            lengths = await _lengths_of(self._store.redis, keys)
+        if 0 in lengths:
+            raise BlobMissing(digest)
+        return BlobReader(self._store.redis, keys, lengths)
 
     async def get(self, digest: Digest) -> Blob:
         """Fetch a bundle's bytes and check their digest; BlobMissing or BlobCorrupt."""

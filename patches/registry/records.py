@@ -9,6 +9,7 @@ from typing import NamedTuple, Self
 import msgspec
 
 from peterrec.model.spec import HeadKind
+from peterrec.patches.bundle.outputs import Outputs
 from peterrec.patches.bundle.verify import VerifiedBundle
 from peterrec.patches.identity import DIGEST_DIGITS, Digest, TaskId, TaskRef, TenantId
 from peterrec.patches.interning import shared, shared_mapping
@@ -29,7 +30,11 @@ class TaskOptions:
 
 @dataclass(frozen=True, slots=True)
 class VersionSummary:
-    """What listings show of a bundle, so that nobody has to fetch it."""
+    """What listings show of a bundle, so that nobody has to fetch it.
+
+    ``outputs_digest`` is equal for bundles whose answers can say the same; versions that were
+    registered before it existed have an empty one.
+    """
 
     name: str
     kind: HeadKind
@@ -40,10 +45,11 @@ class VersionSummary:
     head_bytes: int
     metrics: Mapping[str, float]
     signed_by: tuple[str, ...] = ()
+    outputs_digest: str = ""
 
     @classmethod
     def of(cls, bundle: VerifiedBundle) -> Self:
-        """Summarise a verified bundle."""
+        """Summarise a verified bundle. Takes about a second per million items of a catalog."""
         return cls(
             name=bundle.manifest.name,
             kind=bundle.manifest.kind,
@@ -54,6 +60,7 @@ class VersionSummary:
             head_bytes=bundle.head_bytes,
             metrics=bundle.manifest.metrics,
             signed_by=bundle.signed_by,
+            outputs_digest=Outputs.of(bundle.manifest, bundle.tensors).digest,
         )
 
 
@@ -116,6 +123,9 @@ class TaskEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     Every process keeps tens of thousands, so they are small: equal parts are shared, and there is
     no separate mapping of versions. ``numbers`` are the version numbers in ascending order, and
     ``packed`` has their digests one after another. A single digest is that very string.
+
+    As a replica serves it, ``missing`` has the aliases (name to number) that nothing answers for,
+    because their version is not loaded and none was before. These are not in ``aliases``.
     """
 
     tenant: TenantId
@@ -125,6 +135,7 @@ class TaskEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     numbers: tuple[int, ...]
     packed: str
     traffic: ActiveTraffic | None = None
+    missing: Mapping[str, int] | None = None
 
     @classmethod
     def of(
@@ -134,6 +145,7 @@ class TaskEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
         aliases: Mapping[str, int],
         versions: Mapping[int, Digest],
         traffic: ActiveTraffic | None = None,
+        missing: Mapping[str, int] | None = None,
     ) -> Self:
         """Make an entry from aliases (name to number) and versions (number to digest)."""
         numbers = tuple(sorted(versions))
@@ -145,6 +157,7 @@ class TaskEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
             shared(numbers),
             "".join(versions[number] for number in numbers),
             traffic,
+            missing or None,
         )
 
     @property
@@ -175,7 +188,7 @@ class TaskEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
         ``own`` returns the string that this process already holds for a digest.
         """
         versions = {number: own(digest) for number, digest in self.versions.items()}
-        return self.of(self.ref, self.revision, self.aliases, versions, self.traffic)
+        return self.of(self.ref, self.revision, self.aliases, versions, self.traffic, self.missing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,10 +283,14 @@ class AliasMoved:
 
 @dataclass(frozen=True, slots=True)
 class RolledBack(AliasMoved):
-    """The whole state that was restored, in addition to the version that the given alias names."""
+    """The whole state that was restored, in addition to the version that the given alias names.
+
+    ``new_outputs`` lists how that version's answers differ from those before, if they do.
+    """
 
     aliases: Mapping[str, AliasTarget]
     traffic: Traffic | None
+    new_outputs: tuple[str, ...] = ()
 
 
 class TrafficChanged(NamedTuple):

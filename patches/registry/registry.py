@@ -1,16 +1,24 @@
 """The registry in Redis: tasks, versions, aliases, traffic, API keys and bundles."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
 from peterrec.model.errors import PeterRecError
+from peterrec.patches.bundle.outputs import Outputs, output_differences
 from peterrec.patches.errors import (
     AliasInUse,
     AliasNotFound,
     BlobMissing,
+    BundleRejected,
     NoProdVersion,
     NothingToRollBack,
+    OutputsDiffer,
+    RegistryUnavailable,
     StaleRevision,
     TaskNotFound,
     VersionInUse,
@@ -29,6 +37,7 @@ from peterrec.patches.registry import scripts
 from peterrec.patches.registry.blobs import BlobStore
 from peterrec.patches.registry.feed import ChangeFeed
 from peterrec.patches.registry.key_store import KeyStore
+from peterrec.patches.registry.outputs import read_outputs
 from peterrec.patches.registry.records import (
     SYSTEM,
     AliasMoved,
@@ -58,6 +67,12 @@ from peterrec.patches.registry.traffic import PROD, GuardReason, Observed, Traff
 __all__ = ["DEFAULT_ALIAS", "SYSTEM", "Registry", "open_redis"]
 
 DEFAULT_ALIAS = PROD
+
+OTHER_OUTPUTS = frozenset({"outputs_differ", "outputs_unknown"})
+"""What a script reports if a version answers something else, or does not say what it answers."""
+
+COMPARE_TIMEOUT_S = 2.0
+"""Seconds for comparing the outputs before and after a rollback, which is done already by then."""
 
 
 class Registry:
@@ -94,19 +109,24 @@ class Registry:
         actor: str,
         alias: str | None = DEFAULT_ALIAS,
         if_match: int | None = None,
+        *,
+        allow_new_outputs: bool = False,
     ) -> VersionAdded:
         """Register a stored bundle as a task's next version and point the alias at it.
 
         Creates the task if needed. A digest that is registered already keeps its number; the alias
-        still moves.
+        still moves. OutputsDiffer, with nothing changed, if callers of the alias would get other
+        outputs (``docs/rollout.md``), unless they are allowed.
         """
         if alias is not None:
             check_name(alias, "alias")
-        outcome = await self._change(
+        outcome = await self._switch(
             scripts.ADD_VERSION,
             TaskRef(tenant, task),
             actor,
             if_match,
+            allow_new_outputs=allow_new_outputs,
+            outputs={digest: summary.outputs_digest} if summary.outputs_digest else {},
             digest=digest,
             summary=msgspec.json.encode(summary).decode(),
             alias=alias,
@@ -121,12 +141,19 @@ class Registry:
         digest: Digest,
         actor: str,
         if_match: int | None = None,
+        *,
+        allow_new_outputs: bool = False,
     ) -> AliasMoved:
-        """Point an alias at another registered version."""
+        """Point an alias at another registered version; OutputsDiffer as of ``add_version``."""
         check_name(alias, "alias")
-        ref = TaskRef(tenant, task)
-        outcome = await self._change(
-            scripts.SET_ALIAS, ref, actor, if_match, digest=digest, alias=alias
+        outcome = await self._switch(
+            scripts.SET_ALIAS,
+            TaskRef(tenant, task),
+            actor,
+            if_match,
+            allow_new_outputs=allow_new_outputs,
+            digest=digest,
+            alias=alias,
         )
         assert outcome.digest is not None
         current = AliasTarget(outcome.digest, outcome.version)
@@ -160,6 +187,9 @@ class Registry:
         A second rollback restores the state before that one. States in which ``alias`` named
         nothing are skipped, so a rollback never leaves it without a version, and traffic that a
         guard has removed stays removed. The result has the version that ``alias`` names now.
+
+        A rollback restores what callers got before, so other outputs do not prevent it: the result
+        lists them.
         """
         check_name(alias, "alias")
         ref = TaskRef(tenant, task)
@@ -171,6 +201,7 @@ class Registry:
             outcome.previous,
             outcome.aliases,
             traffic_of(outcome.traffic),
+            await self._new_outputs(outcome),
         )
 
     async def delete_version(
@@ -242,16 +273,20 @@ class Registry:
         traffic: Traffic,
         actor: str,
         if_match: int | None = None,
+        *,
+        allow_new_outputs: bool = False,
     ) -> TrafficChanged:
         """Split the task's requests among versions.
 
-        Raises VersionNotFound, or NoProdVersion if the alias prod names no version.
+        Raises VersionNotFound, or NoProdVersion if the alias prod names no version. OutputsDiffer
+        if a canary or shadow has other outputs than prod, unless that is allowed.
         """
-        outcome = await self._change(
+        outcome = await self._switch(
             scripts.PUT_TRAFFIC,
             TaskRef(tenant, task),
             actor,
             if_match,
+            allow_new_outputs=allow_new_outputs,
             traffic=traffic_text(traffic),
             digests=list(traffic.digests()),
         )
@@ -288,17 +323,99 @@ class Registry:
         )
         return GuardTripped(outcome.revision, outcome.was_removed)
 
+    async def compare_outputs(
+        self, tenant: TenantId, task: TaskId, alias: str, outputs: Outputs
+    ) -> None:
+        """Raise OutputsDiffer if the version that the alias names now has other outputs.
+
+        Nothing is compared if there is no such task or alias.
+        """
+        check_name(alias, "alias")
+        with suppress(TaskNotFound):
+            target = (await self.get_task(tenant, task)).record.aliases.get(alias)
+            if target is not None:
+                compared = await self._compare(target.digest, outputs)
+                if compared.differences:
+                    raise OutputsDiffer(task, target.version, alias, compared.differences)
+
+    async def _switch(
+        self,
+        script: str,
+        ref: TaskRef,
+        actor: str,
+        if_match: int | None,
+        *,
+        allow_new_outputs: bool,
+        outputs: Mapping[str, str] = {},
+        **argument: Argument,
+    ) -> Outcome:
+        """Run a script that lets another version answer, unless it would answer something else.
+
+        The script compares the digests of the outputs itself, so no other change can come between.
+        Those that an old version lacks are read from its bundle and given to the script.
+        """
+        argument["allow_new_outputs"] = allow_new_outputs
+        known: dict[str, Any] = dict(outputs)  # Any: part of a JSON document
+        while True:
+            outcome = await self._change(script, ref, actor, if_match, outputs=known, **argument)
+            if outcome.error not in OTHER_OUTPUTS:
+                return outcome
+            assert outcome.digest is not None
+            assert outcome.previous is not None
+            compared = await self._compare(outcome.previous, outcome.digest)
+            if compared.differences:
+                alias = str(argument.get("alias") or PROD)
+                raise OutputsDiffer(ref.task, outcome.found, alias, compared.differences)
+            known |= compared.digests
+
+    async def _new_outputs(self, back: Outcome) -> tuple[str, ...]:
+        """Return how the answers after a rollback differ; it is done, so this may not fail it."""
+        if back.is_same_outputs or not back.previous or not back.digest:
+            return ()
+        try:
+            async with asyncio.timeout(COMPARE_TIMEOUT_S):
+                return (await self._compare(back.previous, back.digest)).differences
+        except (TimeoutError, RegistryUnavailable):
+            return ("the outputs could not be compared",)
+
+    async def _compare(self, before: Digest, after: Digest | Outputs) -> "_Compared":
+        """Read and compare the outputs of two versions; one that can't be read counts as other."""
+        try:
+            one = await read_outputs(await self.blobs.open(before))
+            if not isinstance(after, Outputs):
+                digest, after = after, await read_outputs(await self.blobs.open(after))
+            else:
+                digest = Digest("")
+        except (BlobMissing, BundleRejected) as error:
+            return _Compared(differences=(f"they can't be compared, since {error.message}",))
+        return await asyncio.to_thread(_compared, {before: one, digest: after})
+
     async def _change(
         self, script: str, ref: TaskRef, actor: str, if_match: int | None, **argument: Argument
     ) -> Outcome:
         """Run a script on one task and raise the error that it reports."""
         document = argument | {"tenant": ref.tenant, "task": ref.task, "if_match": if_match}
         outcome = await self.store.change(script, field_of(ref), actor=actor, **document)
-        if outcome.error:
+        if outcome.error and outcome.error not in OTHER_OUTPUTS:
             digest = argument.get("digest") or outcome.digest or ""
             alias = argument.get("alias") or ""
             raise _refusal(outcome, ref.task, str(digest), str(alias), if_match)
         return outcome
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """The digests of the outputs that were read, by version, and the differences of two of them."""
+
+    digests: Mapping[str, str] = field(default_factory=dict)
+    differences: tuple[str, ...] = ()
+
+
+def _compared(outputs: Mapping[Digest, Outputs]) -> _Compared:
+    """Compare two versions' outputs; blocks for about a second per million items of a catalog."""
+    before, after = outputs.values()
+    digests = {str(digest): each.digest for digest, each in outputs.items()}
+    return _Compared(digests, tuple(output_differences(before, after)))
 
 
 def _traffic_changed(outcome: Outcome) -> TrafficChanged:

@@ -46,6 +46,7 @@ class Outcome(msgspec.Struct, frozen=True):
     traffic: str | None = None
     previous_traffic: str | None = None
     was_removed: bool = False
+    is_same_outputs: bool = False
 
 
 class _StoredTraffic(msgspec.Struct, frozen=True):

@@ -7,17 +7,9 @@ from typing import Annotated
 import typer
 
 from peterrec.model.documents import Document
-from peterrec.service.cli.server_options import (
-    DEFAULT_URL,
-    ApiKey,
-    Server,
-    Url,
-    complete_task,
-    print_table,
-    server,
-    short,
-)
+from peterrec.service.cli.server_options import ApiKey, Url, complete_task, print_table, short
 from peterrec.service.cli.shared_options import AsJsonLines
+from peterrec.service.jobs.server_calls import DEFAULT_URL, Server, server
 
 SHOWN = 50
 """Changes that the table shows without ``--limit``."""

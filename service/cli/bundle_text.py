@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from peterrec.model.errors import PeterRecError
+from peterrec.model.kinds.value import ValueScale
 from peterrec.patches.bundle.bundle import Catalog, Contents, Manifest, format_digest
 from peterrec.patches.bundle.diff import (
     BundleDifference,
@@ -18,6 +19,7 @@ from peterrec.patches.bundle.diff import (
 )
 from peterrec.patches.bundle.manifest import ManifestPatch
 from peterrec.patches.errors import BundleRejected
+from peterrec.service.system.texts import printable
 
 NAMES_SHOWN = 10
 """Labels or items that are printed of a longer list."""
@@ -36,11 +38,6 @@ def print_rows(console: Console, rows: Iterable[tuple[str, str]]) -> None:
         console.print(line, soft_wrap=True)
 
 
-def printable(found: str) -> str:
-    """The text with control characters escaped: labels and notes come from the bundle's author."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in found)
-
-
 def manifest_rows(manifest: Manifest) -> Rows:
     """The manifest's fields."""
     head, framing, provenance = manifest.head, manifest.input, manifest.provenance
@@ -51,6 +48,7 @@ def manifest_rows(manifest: Manifest) -> Rows:
         *([("labels", _some(head.labels, len(head.labels)))] if head.labels else []),
         *([("threshold", f"{head.threshold}")] if manifest.described_kind.has_threshold else []),
         ("temperature", f"{head.temperature}"),
+        *([] if head.value_scale == ValueScale() else [("value", _value_line(head.value_scale))]),
         ("backbone", manifest.backbone),
         ("input", f"{framing.max_len} items, {framing.padding} padding, {direction}"),
         ("patch", _patch(manifest)),
@@ -156,6 +154,10 @@ def refusal_document(error: PeterRecError) -> list[dict[str, str]]:
     if isinstance(error, BundleRejected):
         return [{"code": r.code, "message": r.message, "hint": r.hint} for r in error.reasons]
     return [{"code": error.code, "message": error.message, "hint": error.hint}]
+
+
+def _value_line(line: ValueScale) -> str:
+    return f"{line.scale} · logit + {line.shift}"
 
 
 def _patch(manifest: Manifest) -> str:

@@ -10,6 +10,8 @@ from rich.console import Console
 
 from peterrec.model.disk import read_bytes
 from peterrec.model.errors import PeterRecError
+from peterrec.model.kinds import KINDS
+from peterrec.model.progress import OnProgress, Progress
 from peterrec.patches.bundle.bundle import BundleLimits, open_bundle, read_manifest
 from peterrec.patches.bundle.diff import BundleMetadata, OpenedBundle, compare_bundles
 from peterrec.patches.bundle.signatures import TrustedKeys, check_signatures
@@ -23,12 +25,13 @@ from peterrec.service.cli.bundle_text import (
     difference_rows,
     manifest_rows,
     print_rows,
-    printable,
     refusal_document,
     tensor_table,
 )
-from peterrec.service.cli.shared_options import AsJson
+from peterrec.service.cli.shared_options import AsJson, Quiet
+from peterrec.service.jobs.progress_bar import ProgressBars
 from peterrec.service.predict.kinds import ANSWERS
+from peterrec.service.system.texts import printable
 
 if TYPE_CHECKING:
     from peterrec.model.files.backbone_folder import LoadedBackbone
@@ -71,7 +74,11 @@ def inspect(file: File, as_json: AsJson = False) -> None:
 
 
 def verify(
-    file: File, backbone: Backbone = None, trusted_key: Trusted = None, as_json: AsJson = False
+    file: File,
+    backbone: Backbone = None,
+    trusted_key: Trusted = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Check a bundle as a server does; exit 1 with every reason if a server would refuse it.
 
@@ -79,7 +86,8 @@ def verify(
     """
     trusted = TrustedKeys.read(trusted_key) if trusted_key else None
     try:
-        signed_by = _check(file, backbone, trusted)
+        with ProgressBars(quiet) as bars:
+            signed_by = _check(file, backbone, trusted, bars)
     except PeterRecError as error:
         _print_refusal(file, error, as_json)
         raise typer.Exit(1) from error
@@ -95,13 +103,21 @@ def verify(
         print(f"  signed by trusted key {key_id}")
 
 
-def diff(first: File, second: File, backbone: Backbone = None, as_json: AsJson = False) -> None:
+def diff(
+    first: File,
+    second: File,
+    backbone: Backbone = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
     """Show the differences between two bundles.
 
     With --backbone, also how their answers to the probes of both bundles differ.
     """
-    difference = compare_bundles(_open(first), _open(second))
-    measured = None if backbone is None else _measure(first, second, backbone)
+    with ProgressBars(quiet) as bars:
+        bars(Progress("comparing weights"))
+        difference = compare_bundles(_open(first), _open(second))
+        measured = None if backbone is None else _measure(first, second, backbone, bars)
     if as_json:
         answers = None if measured is None else asdict(measured)
         document = {**difference_document(difference), "disagreement": answers}
@@ -121,25 +137,35 @@ def _open(file: Path) -> OpenedBundle:
     return OpenedBundle(contents, BundleMetadata.of(contents, digest_of(data), len(data)))
 
 
-def _check(file: Path, backbone: Path | None, trusted: TrustedKeys | None) -> tuple[str, ...]:
+def _check(
+    file: Path, backbone: Path | None, trusted: TrustedKeys | None, on_progress: OnProgress
+) -> tuple[str, ...]:
     """The trusted keys that signed the bundle; BundleRejected or ProbeFailed if a check fails."""
+    on_progress(Progress("verifying the bundle"))
     if backbone is None:
         contents = open_bundle(read_bytes(file), trusted_keys=trusted)
         return check_signatures(contents, trusted, Findings())
     from peterrec.model.files.backbone_folder import load_backbone
     from peterrec.service.jobs.reference_answers import check_probes
 
+    on_progress(Progress("loading the backbone"))
     loaded = load_backbone(backbone)
+    on_progress(Progress("verifying the bundle"))
     bundle = _verified(file, loaded, trusted)
+    on_progress(Progress("computing the probes"))
     check_probes(bundle, loaded.backbone)
     return bundle.signed_by
 
 
-def _measure(first: Path, second: Path, backbone: Path) -> "Disagreement | None":
+def _measure(
+    first: Path, second: Path, backbone: Path, on_progress: OnProgress
+) -> "Disagreement | None":
     from peterrec.model.files.backbone_folder import load_backbone
     from peterrec.service.jobs.reference_answers import disagreement
 
+    on_progress(Progress("loading the backbone"))
     loaded = load_backbone(backbone)
+    on_progress(Progress("computing the probes of both bundles"))
     one, two = (_verified(file, loaded) for file in (first, second))
     return disagreement(one, two, loaded.backbone)
 
@@ -163,10 +189,14 @@ def _print_refusal(file: Path, error: PeterRecError, as_json: bool) -> None:
         console.print(f"  {reason['code']}: {line}", markup=False)
 
 
+def _compared(kind: str) -> str:
+    return "value" if KINDS[kind].outputs == "number" else "logit"
+
+
 def _disagreement_rows(measured: "Disagreement") -> list[tuple[str, str]]:
     return [
         ("disagreement", f"{measured.divergence:.4g} ({ANSWERS[measured.kind].divergence_text})"),
         ("  on", f"{measured.histories} histories of both bundles' probes"),
-        ("  largest change", f"{measured.largest_change:.4g} of a logit"),
+        ("  largest change", f"{measured.largest_change:.4g} of a {_compared(measured.kind)}"),
         ("  compared", f"{measured.common_outputs} outputs that both have"),
     ]

@@ -13,7 +13,17 @@ from peterrec.model.study.settings import DEFAULT_METHODS, Axes, ComparisonSetti
 from peterrec.model.training.pretrain.settings import PretrainSettings
 from peterrec.service.cli.failures import interruption_keeps
 from peterrec.service.cli.settings_options import FieldsOf, comma_separated, takes_settings
-from peterrec.service.jobs.options import INPUT, ItemColumn, TargetColumn, UserColumn
+from peterrec.service.cli.shared_options import Quiet
+from peterrec.service.jobs.options import (
+    INPUT,
+    ColumnNames,
+    Delimiter,
+    ItemColumn,
+    Missing,
+    TargetColumn,
+    UserColumn,
+    table_source,
+)
 
 if TYPE_CHECKING:
     from peterrec.model.documents import Document
@@ -81,6 +91,9 @@ class DataOptions:
     order_column: Annotated[
         str | None, typer.Option(help="Column of times of events.", rich_help_panel=INPUT)
     ] = None
+    delimiter: Delimiter = None
+    columns: ColumnNames = None
+    missing: Missing = None
     labels: Annotated[
         Path | None, typer.Option(help="Table of labels, by user.", rich_help_panel=INPUT)
     ] = None
@@ -126,7 +139,6 @@ class DataOptions:
 
     def _domain_events(self) -> "DomainEvents | None":
         from peterrec.model.data.interactions import InteractionSource
-        from peterrec.model.data.tables import TableSource
         from peterrec.service.jobs.compare import DomainEvents
 
         if self.events is None:
@@ -135,7 +147,10 @@ class DataOptions:
         if len(names) != 2 or self.order_column is None:
             raise typer.BadParameter("--events needs --domains ONE,OTHER and --order-column")
         source = InteractionSource(
-            TableSource(self.events), self.user_column, self.item_column, self.order_column
+            table_source(self.events, self, self.columns, None),
+            self.user_column,
+            self.item_column,
+            self.order_column,
         )
         return DomainEvents(source, self.domain_column, (names[0], names[1]))
 
@@ -154,9 +169,14 @@ class DataOptions:
             "item_column": self.item_column,
             "order_column": self.order_column,
             "drop_future": self.drop_future,
-            "tasks": tasks,
+            "columns": None if self.columns is None else self.columns.split(","),
+            **self._text(),
+            "tasks": [{**task, **self._text()} for task in tasks],
         }
         return {"corpora": {"own": corpus}}
+
+    def _text(self) -> "Document":
+        return {"delimiter": self.delimiter, "missing": self.missing or ()}
 
     def _tasks(self) -> "list[Document]":
         tasks: list[Document] = [
@@ -213,9 +233,7 @@ class RunOptions:
             "the prior.",
         ),
     ] = False
-    plots: Annotated[
-        bool, typer.Option(help="Draw plots; needs matplotlib.", rich_help_panel=TRAINING)
-    ] = True
+    plots: Annotated[bool, typer.Option(help="Draw plots.", rich_help_panel=TRAINING)] = True
 
 
 def register(app: typer.Typer) -> None:
@@ -231,13 +249,14 @@ def compare(
     axes: Axes,
     pretraining: Annotated[PretrainSettings, PRETRAINING],
     run: RunOptions,
+    quiet: Quiet = False,
 ) -> None:
     """Train and evaluate the paper's methods on the same users, with mean and spread over seeds."""
     require_writable_folder(out)
     from peterrec.model.study.schedule import Effort
     from peterrec.model.study.sources import Cut
     from peterrec.service.jobs.compare import CompareJob, prepare, rich_tables, run_comparison
-    from peterrec.service.jobs.progress_bar import ProgressBars
+    from peterrec.service.jobs.reading import observing
 
     job = CompareJob(
         sources=data.sources(),
@@ -255,11 +274,13 @@ def compare(
         shuffles_labels=run.shuffle_labels,
     )
     if run.prepare_only:
-        print(f"Wrote {prepare(job)}")
+        with observing(quiet) as observer:
+            folder = prepare(job, observer)
+        print(f"Wrote {folder}")
         return
     kept = f"Finished runs are kept in {out}: repeat the command to go on."
-    with interruption_keeps(lambda: kept), ProgressBars() as bars:
-        document, pictures = run_comparison(job, bars)
+    with interruption_keeps(lambda: kept), observing(quiet) as observer:
+        document, pictures = run_comparison(job, observer)
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = PIPE_WIDTH

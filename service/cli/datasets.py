@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from peterrec.model.disk import require_writable_file, require_writable_folder
+from peterrec.model.progress import Progress
 from peterrec.service.cli.settings_options import takes_settings
-from peterrec.service.cli.shared_options import AsJson, Out
-from peterrec.service.jobs.options import EventOptions
+from peterrec.service.cli.shared_options import AsJson, Out, Quiet
+from peterrec.service.jobs.options import AnswerOptions, EventOptions, TableOptions, TimeOptions
 
 if TYPE_CHECKING:
-    from peterrec.model.data.statistics import DataInfo, Spread
+    from peterrec.model.data.observer import ReadingObserver
 
 
 class Format(StrEnum):
@@ -32,7 +33,7 @@ class Download(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
-    app.command()(convert)
+    app.command()(takes_settings(convert))
     app.command()(download)
     app.command("sample-data")(sample_data)
     app.command("data-info")(takes_settings(data_info))
@@ -44,35 +45,57 @@ def convert(
         Path, typer.Argument(metavar="DIR", help="Folder of the published files, unpacked.")
     ],
     out: Out,
+    table: TableOptions,
+    quiet: Quiet = False,
 ) -> None:
-    """Turn a public data set into Parquet files that the other commands read."""
+    """Turn a public data set into Parquet files that the other commands read.
+
+    The options of the input are for RecBole's files, whose columns have names of your choice.
+    """
+    from peterrec.service.jobs.reading import observing
+
+    if dataset is not Format.RECBOLE and table != TableOptions():
+        raise typer.BadParameter(f"the options of the input are for recbole, not for {dataset}")
     require_writable_folder(out)
-    CONVERTERS[dataset](folder, out)
+    with observing(quiet) as observer:
+        said = CONVERTERS[dataset](folder, out, table, observer)
+    print("\n".join(said))
 
 
-def _convert_movielens(folder: Path, out: Path) -> None:
+def _convert_movielens(
+    folder: Path, out: Path, _: TableOptions, observer: "ReadingObserver"
+) -> list[str]:
     from peterrec.model.data.convert.movielens import convert_movielens
 
-    done = convert_movielens(folder, out)
-    print(f"{out}: {done.events} events of {done.users} users on {done.items} items")
+    done = convert_movielens(folder, out, observer)
+    said = [f"{out}: {done.events} events of {done.users} users on {done.items} items"]
     if not done.has_profiles:
-        print("this form of the data set has no user attributes: no users.parquet is written")
+        said += ["this form of the data set has no user attributes: no users.parquet is written"]
+    return said
 
 
-def _convert_coldrec(folder: Path, out: Path) -> None:
+def _convert_coldrec(
+    folder: Path, out: Path, _: TableOptions, observer: "ReadingObserver"
+) -> list[str]:
     from peterrec.model.data.convert.coldrec import convert_coldrec
 
-    for file in convert_coldrec(folder, out):
-        answers = f", {file.answers} answers" if file.answers else ""
-        print(f"{out / file.name}: {file.events} events of {file.users} users{answers}")
+    return [
+        f"{out / file.name}: {file.events} events of {file.users} users"
+        + (f", {file.answers} answers" if file.answers else "")
+        for file in convert_coldrec(folder, out, observer)
+    ]
 
 
-def _convert_recbole(folder: Path, out: Path) -> None:
+def _convert_recbole(
+    folder: Path, out: Path, table: TableOptions, observer: "ReadingObserver"
+) -> list[str]:
     from peterrec.model.data.convert.recbole import convert_recbole
 
-    done = convert_recbole(folder, out)
-    print(f"{out}: {done.events} events of {done.users} users on {done.items} items")
-    print(f"tables: {', '.join(done.tables)}, histories, targets")
+    done = convert_recbole(table.source_of(folder), out, observer)
+    return [
+        f"{out}: {done.events} events of {done.users} users on {done.items} items",
+        f"tables: {', '.join(done.tables)}, histories, targets",
+    ]
 
 
 CONVERTERS = {
@@ -85,13 +108,14 @@ CONVERTERS = {
 def download(
     dataset: Annotated[Download, typer.Argument(help="Data set to download.")],
     out: Out,
+    quiet: Quiet = False,
 ) -> None:
     """Download a public data set from its publisher; its licence applies to you."""
     from peterrec.service.jobs.download import UNPACKED_BYTES, download_movielens_1m
     from peterrec.service.jobs.progress_bar import ProgressBars
 
     require_writable_folder(out, UNPACKED_BYTES)
-    with ProgressBars() as bars:
+    with ProgressBars(quiet) as bars:
         download_movielens_1m(out, bars)
     print(f"{out}: MovieLens-1M, for research only; do not redistribute it, see its README")
 
@@ -100,72 +124,54 @@ def sample_data(
     out: Out,
     users: Annotated[int, typer.Option(min=20, help="Number of users to generate.")] = 4000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the generator.")] = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Generate the data of a small shop, to try every command with."""
     require_writable_folder(out)
     from peterrec.model.data.sample_data import write_sample_data
+    from peterrec.service.jobs.progress_bar import ProgressBars
 
-    write_sample_data(out, users, seed)
+    with ProgressBars(quiet) as bars:
+        write_sample_data(out, users, seed, bars)
     print(f"{out}: a shop of {users} users")
 
 
 def data_info(
     events: EventOptions,
+    answers: AnswerOptions,
+    time: TimeOptions,
     plot: Annotated[
         Path | None, typer.Option(help="Draw histograms into this .png or .svg file.")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write everything as one HTML page into this file.")
+    ] = None,
+    sample: Annotated[
+        bool, typer.Option(help="Show the history of one user, who may be a person.")
+    ] = True,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Print statistics of a table of interactions: read them before you train on it."""
-    from peterrec.model.data.interactions import read_events
-    from peterrec.model.data.statistics import describe_events, draw_data, require_picture
+    """Show what would be trained on, by the options of `pretrain` and `finetune`.
+
+    Read it before you train.
+    """
+    from peterrec.service.jobs.data_info import DataInfoJob, describe_data
+    from peterrec.service.jobs.data_page import draw_data, page_of, require_picture
+    from peterrec.service.jobs.data_text import screen_of
+    from peterrec.service.jobs.reading import observing
+    from peterrec.service.pages.page import write_page
 
     if plot is not None:
         require_picture(plot)
         require_writable_file(plot)
-    info = describe_events(read_events(events.source()))
-    if plot is not None:
-        draw_data(info, plot)
-    if as_json:
-        print(json.dumps(info.to_json()))
-    else:
-        _print_info(str(events.interactions), info)
-
-
-def _print_info(title: str, info: "DataInfo") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("", "", title=title, show_header=False)
-    for name, value in _info_rows(info):
-        table.add_row(name, value)
-    Console(highlight=False).print(table)
-
-
-def _info_rows(info: "DataInfo") -> list[tuple[str, str]]:
-    rows = [
-        ("users", f"{info.users:,}"),
-        ("items", f"{info.items:,}"),
-        ("events", f"{info.events:,}"),
-        ("sparsity", f"{info.sparsity:.4%} of all pairs never seen"),
-        ("events of a user", _spread(info.length_spread)),
-        ("users with one event", f"{info.single_event_users:,}"),
-        ("events of an item", _spread(info.popularity_spread)),
-        ("items with one event", f"{info.single_event_items:,}"),
-        *((f"events on the top {name}", f"{share:.1%}") for name, share in info.top_shares.items()),
-        ("repeats an earlier item", f"{info.repeated_share:.2%} of events"),
-    ]
-    if info.times is None or info.duplicate_share is None:
-        return [*rows, ("order", "the file's; give the column of times with --order-column")]
-    return [
-        *rows,
-        ("same item at the same time", f"{info.duplicate_share:.2%} of events"),
-        ("tied with another event", f"{info.times.tied_share:.2%} of events, ordered by a hash"),
-        ("first", info.times.first),
-        ("last", info.times.last),
-    ]
-
-
-def _spread(spread: "Spread") -> str:
-    quantiles = ", ".join(f"{name} {value:g}" for name, value in spread.quantiles.items())
-    return f"{quantiles}, max {spread.largest:,}, mean {spread.mean:.1f}"
+    if html is not None:
+        require_writable_file(html)
+    with observing(quiet) as observer:
+        report = describe_data(DataInfoJob(events, answers, time, sample), observer)
+        observer.progress(Progress("drawing"))
+        if plot is not None:
+            draw_data(report, plot)
+        if html is not None:
+            write_page(html, page_of(report))
+    print(json.dumps(report.to_json()) if as_json else "\n".join(screen_of(report)))

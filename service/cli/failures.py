@@ -69,10 +69,15 @@ def interruption_keeps(what: Callable[[], str]) -> Iterator[None]:
         raise Interrupted("the command was interrupted.", hint=what()) from error
 
 
-def report(error: BaseException) -> PeterRecError:
-    """Print an exception for a person, on stderr; return the error that was printed."""
+def report(
+    error: BaseException, rephrase: Callable[[str], str] = lambda hint: hint
+) -> PeterRecError:
+    """Print an exception for a person, on stderr; return the error that was printed.
+
+    ``rephrase`` gives a hint the words of the command that failed.
+    """
     shown = failure_of(error)
-    hint = shown.hint
+    hint = rephrase(shown.hint)
     if isinstance(shown, UnexpectedFailure) and not shows_tracebacks():
         hint = _where_the_traceback_is(error)
     with suppress(OSError, ValueError):  # stderr may be closed or on a full disk, too

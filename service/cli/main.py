@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import typer
 from typer.core import TyperGroup
+from typer.main import get_command
 from typer.models import CommandInfo, ParameterInfo
 
 from peterrec.service.cli.failures import (
@@ -23,6 +24,7 @@ COMMAND_GROUPS = (
     "training",
     "datasets",
     "many_tasks",
+    "report",
     "compare",
     "reference",
     "bundles",
@@ -68,25 +70,29 @@ def main() -> None:
     """Run the command line; any failure becomes a message on stderr and an exit status."""
     import_nothing_from_current_folder()
     show_every_name()
+    app = build_app()
     try:
         try:
-            build_app()()
+            app()
         finally:
             flush_output()
     except SystemExit:
         raise
     except BaseException as error:
-        sys.exit(_end(error))
+        sys.exit(_end(app, error))
 
 
-def _end(error: BaseException) -> int:
+def _end(app: typer.Typer, error: BaseException) -> int:
     """Say why the command failed, and return its exit status."""
+    from peterrec.service.cli.hints import names_of_settings
     from peterrec.service.cli.server_options import ExitStatus, exit_status
+    from peterrec.service.jobs.hints import hint_for
 
     failure = failure_of(error)
     status = exit_status(failure)
     if status is not ExitStatus.OUTPUT_CLOSED:  # `| head` is no failure that anybody asks about
-        report(error)
+        names = names_of_settings(get_command(app), sys.argv[1:])
+        report(error, rephrase=lambda hint: hint_for(hint, names))
     give_up_output()
     return status
 

@@ -7,10 +7,12 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from peterrec.model.progress import Progress
 from peterrec.model.training.finetune.settings import FinetuneSettings
 from peterrec.service.cli.settings_options import FieldsOf, takes_settings
-from peterrec.service.cli.shared_options import BackboneFolder, Blocks, Overwrite
+from peterrec.service.cli.shared_options import BackboneFolder, Blocks, Overwrite, Quiet
 from peterrec.service.jobs.options import EventOptions, TimeOptions, parse_blocks
+from peterrec.service.jobs.tracking.options import TrackOptions
 
 COMMON = FieldsOf(
     FinetuneSettings, of_panel="Model", without=frozenset({"kind", "has_cls", "blocks"})
@@ -32,25 +34,31 @@ def finetune_many(
     ],
     time: TimeOptions,
     patch: Annotated[dict[str, Any], COMMON],
+    tracking: TrackOptions,
     blocks: Blocks = "none",
     overwrite: Overwrite = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train many tasks' patches and heads together, and write a bundle for each."""
     from peterrec.service.jobs.task_file import read_task_file
 
     entries = read_task_file(tasks)
     from peterrec.model.files.backbone_folder import load_backbone
-    from peterrec.service.jobs.progress_bar import ProgressBars
+    from peterrec.service.jobs.reading import observing
+    from peterrec.service.jobs.recording import Recording
     from peterrec.service.jobs.train_many import ManyJob, run_finetune_many
 
-    loaded = load_backbone(backbone)
-    patch["blocks"] = parse_blocks(blocks, len(loaded.backbone.blocks))
-    job = ManyJob(events, time, entries, tasks.parent, patch, overwrite)
-    with ProgressBars() as bars:
-        trained = run_finetune_many(loaded, job, bars)
+    with observing(quiet) as observer:
+        observer.progress(Progress("loading the backbone"))
+        loaded = load_backbone(backbone)
+        patch["blocks"] = parse_blocks(blocks, len(loaded.backbone.blocks))
+        job = ManyJob(events, time, entries, tasks.parent, patch, overwrite)
+        recording = Recording(tracking, observer.line, observer.notices)
+        trained = run_finetune_many(loaded, job, observer, recording)
     bundle = Column("bundle", no_wrap=True)
     table = Table(bundle, "test users", "metric", "value", "no history", "ECE: raw, calibrated")
-    for out, task in trained:
+    for out, packed in trained:
+        task = packed.task
         name = next(iter(task.metrics))
         baseline = task.metrics.get(f"baseline_{name}")
         without_history = "" if baseline is None else f"{baseline:.4f}"

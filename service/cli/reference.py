@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from peterrec.model.disk import require_writable_folder
-from peterrec.service.cli.shared_options import AsJson
+from peterrec.service.cli.shared_options import AsJson, Quiet
 
 if TYPE_CHECKING:
     from peterrec.model.parity.check import CaseReport, Quantity
@@ -54,15 +54,17 @@ def register(app: typer.Typer) -> None:
     app.command("import-reference")(import_reference)
 
 
-def check_golden(folder: Folder, as_json: AsJson = False) -> None:
+def check_golden(folder: Folder, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Compare this network with numbers that were recorded from the published code."""
     from peterrec.model.parity.check import check_folder
+    from peterrec.service.jobs.progress_bar import ProgressBars
 
     reports = []
-    for report in check_folder(folder):
-        reports.append(report)
-        if not as_json:
-            _show(report)
+    with ProgressBars(quiet) as bars:
+        for report in check_folder(folder, bars):
+            reports.append(report)
+            if not as_json:
+                _show(report)
     if as_json:
         print(json.dumps(_document(folder, reports), indent=1))
     else:
@@ -78,14 +80,19 @@ def import_reference(
     pad_item: PadItem = None,
     max_len: MaxLen = 50,
     causal: Causal = True,
+    quiet: Quiet = False,
 ) -> None:
     """Convert a checkpoint of the published code into a backbone folder."""
     require_writable_folder(out)
     from peterrec.model.parity.import_checkpoint import ImportSettings
     from peterrec.model.parity.import_checkpoint import import_reference as write_folder
+    from peterrec.model.progress import Progress
+    from peterrec.service.jobs.progress_bar import ProgressBars
 
     settings = ImportSettings(is_causal=causal, max_len=max_len, pad_item=pad_item)
-    imported = write_folder(source, out, settings, vocabulary)
+    with ProgressBars(quiet) as bars:
+        bars(Progress("importing the checkpoint"))
+        imported = write_folder(source, out, settings, vocabulary)
     spec = imported.spec
     print(f"Wrote {out}: {spec.item_count} items, {spec.channels} channels,")
     print(f"  dilations {', '.join(map(str, spec.dilations))}, kernel {spec.kernel_size},")

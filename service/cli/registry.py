@@ -15,8 +15,10 @@ from rich.table import Table
 
 from peterrec.model.disk import require_writable_file
 from peterrec.patches.identity import format_digest
-from peterrec.service.cli.bundle_text import print_rows, printable
-from peterrec.service.cli.shared_options import AsJson, AsJsonLines
+from peterrec.service.cli.bundle_text import print_rows
+from peterrec.service.cli.shared_options import AsJson, AsJsonLines, Quiet
+from peterrec.service.jobs.progress_bar import ProgressBars
+from peterrec.service.system.texts import printable
 
 if TYPE_CHECKING:
     from peterrec.patches.registry.records import RegistryEvent
@@ -113,13 +115,16 @@ def export(
     redis_prefix: Prefix = DEFAULT_PREFIX,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write the whole registry into one archive; the registry may be changed meanwhile."""
     from peterrec.patches.backup.exporting import export_archive
 
     require_writable_file(file)
-    with _address(redis_url, data_dir) as url:
-        manifest = _run(url, redis_prefix, lambda registry: export_archive(registry.store, file))
+    with _address(redis_url, data_dir) as url, ProgressBars(quiet) as bars:
+        manifest = _run(
+            url, redis_prefix, lambda registry: export_archive(registry.store, file, bars)
+        )
     if as_json:
         found = {"file": str(file), "revision": manifest.revision, "blobs": manifest.blob_count}
         print(json.dumps({**found, "size_bytes": manifest.size_bytes}))
@@ -143,6 +148,7 @@ def import_(
         ),
     ] = "empty",
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Import an archive: it is checked completely, then takes effect in one step."""
     from peterrec.patches.backup.importing import ImportMode, import_archive
@@ -151,11 +157,11 @@ def import_(
         chosen = ImportMode(mode)
     except ValueError as error:
         raise typer.BadParameter("use empty or replace.", param_hint="--mode") from error
-    with _address(redis_url, data_dir, may_create=True) as url:
+    with _address(redis_url, data_dir, may_create=True) as url, ProgressBars(quiet) as bars:
         revision = _run(
             url,
             redis_prefix,
-            lambda registry: import_archive(registry.store, file, chosen, CLI_ACTOR),
+            lambda registry: import_archive(registry.store, file, chosen, CLI_ACTOR, bars),
         )
     if as_json:
         print(json.dumps({"file": str(file), "revision": revision}))
@@ -269,7 +275,7 @@ def _address(redis_url: str | None, data_dir: Path, *, may_create: bool = False)
         return
     if not folder.exists() and not may_create:
         raise RegistryUnavailable(
-            f"there is no registry in {data_dir}.", hint="Give --redis-url or another --data-dir."
+            f"there is no registry in {data_dir}.", hint="Give `redis_url` or another `data_dir`."
         )
     redis = EmbeddedRedis(folder)
     try:

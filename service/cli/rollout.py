@@ -7,18 +7,22 @@ import typer
 
 from peterrec.model.documents import Document
 from peterrec.service.cli.server_options import (
-    DEFAULT_URL,
+    AllowNewOutputs,
     ApiKey,
     IfMatch,
     Task,
     Url,
     print_json,
     print_table,
-    server,
     short,
-    task_path,
 )
 from peterrec.service.cli.shared_options import AsJson
+from peterrec.service.jobs.server_calls import (
+    DEFAULT_URL,
+    outputs_parameter,
+    server,
+    task_path,
+)
 
 WHOLE = 100
 """Sum of all weights if ``--prod-weight`` is not given, so that canaries' weights are per cent."""
@@ -122,6 +126,9 @@ def rollback(
         return
     print(f"{task}: {alias} names version {back['version']}; {_traffic_line(back['traffic'])}.")
     print(f"  {back['digest']} at registry revision {back['registry_revision']}")
+    _print_if_not_served(back)
+    if back["new_outputs"]:
+        print(f"  its answers have other outputs than before: {'; '.join(back['new_outputs'])}.")
 
 
 def list_aliases(
@@ -143,6 +150,7 @@ def set_alias(
     version: Version,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
+    allow_new_outputs: AllowNewOutputs = False,
     if_match: IfMatch = None,
     as_json: AsJson = False,
 ) -> None:
@@ -150,12 +158,17 @@ def set_alias(
     body = {"version": int(version)} if version.isdecimal() else {"digest": version}
     with server(url, api_key) as to:
         moved = to.change(
-            "PUT", task_path(task, f"/aliases/{quote(alias, safe='')}"), body, if_match=if_match
+            "PUT",
+            task_path(task, f"/aliases/{quote(alias, safe='')}"),
+            body,
+            if_match=if_match,
+            params=outputs_parameter(allow_new_outputs=allow_new_outputs),
         )
     if as_json:
         print_json(moved)
         return
     print(f"{task}: {alias} names version {moved['version']}; before: {short(moved['previous'])}.")
+    _print_if_not_served(moved)
 
 
 def delete_alias(
@@ -236,6 +249,7 @@ def set_traffic(
     window_s: Annotated[
         int, typer.Option(min=1, help="Guard: length of the sliding window, in seconds.")
     ] = 300,
+    allow_new_outputs: AllowNewOutputs = False,
     if_match: IfMatch = None,
     as_json: AsJson = False,
 ) -> None:
@@ -255,7 +269,13 @@ def set_traffic(
     if any(bound is not None for bound in bounds.values()):
         body["guard"] = {**bounds, "min_requests": min_requests, "window_s": window_s}
     with server(url, api_key) as to:
-        changed = to.change("PUT", task_path(task, "/traffic"), body, if_match=if_match)
+        changed = to.change(
+            "PUT",
+            task_path(task, "/traffic"),
+            body,
+            if_match=if_match,
+            params=outputs_parameter(allow_new_outputs=allow_new_outputs),
+        )
     _print_traffic(task, changed, as_json)
 
 
@@ -323,3 +343,11 @@ def _print_traffic(task: str, changed: Document, as_json: bool) -> None:
     before, after = _traffic_line(changed["previous"]), _traffic_line(changed["traffic"])
     print(f"{task}: {after}; before: {before}.")
     print(f"  at registry revision {changed['registry_revision']}")
+    _print_if_not_served(changed)
+
+
+def _print_if_not_served(changed: Document) -> None:
+    if not changed["is_served"]:
+        print(
+            "  this server has not loaded it and answers as before; GET /tasks/… shows what serves."
+        )

@@ -12,16 +12,17 @@ import typer
 from peterrec.model.errors import PeterRecError
 from peterrec.service.cli.failures import failure_of
 from peterrec.service.cli.server_options import (
-    DEFAULT_URL,
+    AllowNewOutputs,
     ApiKey,
     IfMatch,
     Url,
     print_json,
     print_table,
-    server,
 )
-from peterrec.service.cli.server_options import push as push_bundle
-from peterrec.service.cli.shared_options import AsJson
+from peterrec.service.cli.shared_options import AsJson, Quiet
+from peterrec.service.jobs.progress_bar import ProgressBars
+from peterrec.service.jobs.server_calls import DEFAULT_URL, outputs_parameter, server
+from peterrec.service.jobs.server_calls import push as push_bundle
 
 if TYPE_CHECKING:
     from peterrec.service.settings import Settings
@@ -147,13 +148,16 @@ def push(
     validate_only: Annotated[
         bool, typer.Option(help="Only validate the bundle; change nothing.")
     ] = False,
+    allow_new_outputs: AllowNewOutputs = False,
     if_match: IfMatch = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Register a bundle on a running server and, through its alias, let it answer."""
     parameters = {"alias": alias, "validate_only": str(validate_only).lower()}
-    with server(url, api_key) as to:
-        pushed = push_bundle(to, file, task, parameters, if_match)
+    parameters |= outputs_parameter(allow_new_outputs=allow_new_outputs)
+    with server(url, api_key) as to, ProgressBars(quiet) as bars:
+        pushed = push_bundle(to, file, task, parameters, if_match, bars)
     if as_json:
         print_json(pushed)
         return

@@ -135,7 +135,8 @@ def _is_written_for_typer(settings: type) -> bool:
 
 def _typer_expansion(settings: Any) -> _Expansion:  # Any: a dataclass
     hints = get_type_hints(settings, include_extras=True)
-    parameters = [_parameter(f.name, hints[f.name], f.default) for f in fields(settings)]
+    ordered = sorted(fields(settings), key=lambda f: f.default is not REQUIRED)
+    parameters = [_parameter(f.name, hints[f.name], f.default) for f in ordered]
 
     def build(given: dict[str, Any]) -> Any:  # Any: as in _Expansion
         return settings(**{each.name: given[each.name] for each in parameters})

@@ -23,4 +23,8 @@ BackboneFolder = Annotated[
 Blocks = Annotated[str, field_option(FinetuneSettings, "blocks")]
 """The blocks to patch, as text: it is read when the backbone's number of blocks is known."""
 
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print neither progress nor notices on stderr.")
+]
+
 Out = Annotated[Path, typer.Option(help="Folder to write.")]

@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from peterrec.model.disk import require_writable_file, require_writable_folder
+from peterrec.model.progress import Progress
 from peterrec.model.training.finetune.settings import FinetuneSettings
 from peterrec.model.training.pretrain.settings import PretrainSettings
 from peterrec.service.cli.failures import interruption_keeps
 from peterrec.service.cli.settings_options import FieldsOf, takes_settings
-from peterrec.service.cli.shared_options import AsJson, BackboneFolder, Blocks, Overwrite
+from peterrec.service.cli.shared_options import AsJson, BackboneFolder, Blocks, Overwrite, Quiet
 from peterrec.service.jobs.options import (
     INPUT,
     AnswerOptions,
@@ -25,6 +26,7 @@ from peterrec.service.jobs.options import (
     answers_of,
     parse_blocks,
 )
+from peterrec.service.jobs.tracking.options import TrackOptions
 
 if TYPE_CHECKING:
     from peterrec.service.jobs.train import OnExisting
@@ -47,6 +49,7 @@ def pretrain(
     events: EventOptions,
     out: Annotated[Path, typer.Option(help="Backbone folder to write.")],
     settings: PretrainSettings,
+    tracking: TrackOptions,
     until: Annotated[
         str | None,
         typer.Option(
@@ -59,6 +62,7 @@ def pretrain(
     ] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     overwrite: Overwrite = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a backbone on users' histories, without labels; torchrun may start several processes.
 
@@ -66,8 +70,8 @@ def pretrain(
     """
     if os.environ.get("RANK", "0") == "0":  # only the first process of torchrun writes
         require_writable_folder(out)
-    from peterrec.model.progress import no_progress
-    from peterrec.service.jobs.progress_bar import ProgressBars
+    from peterrec.service.jobs.reading import observing
+    from peterrec.service.jobs.recording import Recording
     from peterrec.service.jobs.torchrun import place_of
     from peterrec.service.jobs.train import kept_of, run_pretrain
 
@@ -75,11 +79,16 @@ def pretrain(
     with (
         interruption_keeps(lambda: kept_of(out)),
         place_of(device) as place,
-        ProgressBars() as bars,
+        observing(quiet or not place.workers.writes) as observer,
     ):
-        on_progress = bars if place.workers.writes else no_progress
         trained, fingerprint = run_pretrain(
-            events.source(until), settings, out, on_existing, on_progress, place
+            events.source(until),
+            settings,
+            out,
+            on_existing,
+            observer,
+            place,
+            Recording(tracking, observer.line, observer.notices),
         )
     if not place.workers.writes:
         return
@@ -96,20 +105,21 @@ def finetune(
     answers: AnswerOptions,
     time: TimeOptions,
     settings: Annotated[FinetuneSettings, FieldsOf(FinetuneSettings, without=PATCHED_BLOCKS)],
+    tracking: TrackOptions,
     name: Annotated[
         str | None, typer.Option(help="Name in the bundle's manifest; default: the file's name.")
     ] = None,
     blocks: Blocks = "all",
     overwrite: Overwrite = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train one task's patch and head on a frozen backbone, and write its bundle."""
     require_writable_file(out)
     from peterrec.model.files.backbone_folder import load_backbone
-    from peterrec.service.jobs.progress_bar import ProgressBars
+    from peterrec.service.jobs.reading import observing
+    from peterrec.service.jobs.recording import Recording
     from peterrec.service.jobs.train import FinetuneJob, run_finetune
 
-    loaded = load_backbone(backbone)
-    settings = replace(settings, blocks=parse_blocks(blocks, len(loaded.backbone.blocks)))
     job = FinetuneJob(
         interactions=events.source(time.end_of_histories),
         answers=answers_of(events, answers, time),
@@ -117,8 +127,13 @@ def finetune(
         name=name or out.name.removesuffix(".bundle"),
         overwrite=overwrite,
     )
-    with ProgressBars() as bars:
-        task = run_finetune(loaded, job, settings, bars)
+    with observing(quiet) as observer:
+        observer.progress(Progress("loading the backbone"))
+        loaded = load_backbone(backbone)
+        settings = replace(settings, blocks=parse_blocks(blocks, len(loaded.backbone.blocks)))
+        recording = Recording(tracking, observer.line, observer.notices)
+        packed = run_finetune(loaded, job, settings, observer, recording)
+    task = packed.task
     data = task.record["data"]
     _print_metrics(f"{out}, {data['test_users']} test users", task.metrics)
     if "ece" in task.metrics:
@@ -139,18 +154,23 @@ def evaluate(
         typer.Option(help="Evaluate all users, or only those that fine-tuning kept apart (test)."),
     ] = "all",
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure a bundle again, on the users of any files, by the plain forward."""
+    from peterrec.model.files.backbone_folder import load_backbone
+    from peterrec.service.jobs.reading import observing
     from peterrec.service.jobs.train import EvaluateJob, run_evaluate
 
     job = EvaluateJob(
-        bundle=bundle,
+        bundle=bundle.read_bytes(),
         interactions=events.source(time.end_of_histories),
         answers=answers_of(events, answers, time),
         part=part,
         **split,
     )
-    metrics, users = run_evaluate(backbone, job)
+    with observing(quiet) as observer:
+        observer.progress(Progress("loading the backbone"))
+        metrics, users = run_evaluate(load_backbone(backbone), job, observer)
     if as_json:
         print(json.dumps({"users": users, "metrics": metrics}))
     else:

@@ -312,7 +312,7 @@ class DeviceLoop:
         started = time.monotonic()
         scores = self._score(rows)
         duration = time.monotonic() - started
-        self._answer(rows, _row_results(rows, scores))
+        self._answer(rows, row_results(rows, scores))
         self._emit(
             BatchFinished(
                 rows=len(rows),
@@ -406,7 +406,7 @@ def _refusal(queued: QueuedRow, error: type[RowError], detail: str) -> RowResult
     return RowResult(queued.request_id, queued.number, b"", error=error.code, detail=detail)
 
 
-def _row_results(rows: Sequence[QueuedRow], scores: Sequence[RowScores | str]) -> list[RowResult]:
+def row_results(rows: Sequence[QueuedRow], scores: Sequence[RowScores | str]) -> list[RowResult]:
     """Encode the results of a batch.
 
     All scores are checked for finiteness together first, since they nearly always are finite.

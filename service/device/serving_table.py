@@ -14,7 +14,13 @@ from peterrec.patches.identity import Digest, TaskRef
 from peterrec.patches.registry.records import ActiveTraffic, TaskEntry
 from peterrec.service.device.queue import Worker
 from peterrec.service.device.slots import Residency
-from peterrec.service.protocol.messages import BundleEntry, Handle, KeyEntry, TableUpdate
+from peterrec.service.protocol.messages import (
+    BundleEntry,
+    Handle,
+    KeyEntry,
+    RefusedBundle,
+    TableUpdate,
+)
 
 SILENT_AFTER_S = 3.0
 """Seconds without a message after which a worker counts as dead and is not waited for."""
@@ -28,12 +34,14 @@ class DesiredState:
     """What the registry wants served, at one revision. An unchanged task is the same object.
 
     ``touched`` are the tasks that may differ from the desired state before; None means any task.
+    ``refused`` are bundles that tasks name and that will never be loaded here.
     """
 
     revision: int
     tasks: Mapping[TaskRef, TaskEntry] = field(default_factory=dict)
     keys: list[KeyEntry] = field(default_factory=list)
     touched: frozenset[TaskRef] | None = None
+    refused: list[RefusedBundle] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -49,6 +57,23 @@ def named(task: TaskEntry) -> set[Digest]:
     versions = task.versions
     digests = {versions[number] for number in task.aliases.values()}
     return digests if task.traffic is None else digests | task.traffic.versions.keys()
+
+
+def entry_of(residency: Residency) -> BundleEntry:
+    """Return what a worker needs to bind rows to a residency and to answer with it."""
+    spec = residency.form.head
+    return BundleEntry(
+        handle=residency.handle,
+        digest=residency.digest,
+        kind=spec.kind,
+        outputs=spec.outputs,
+        labels=residency.labels,
+        threshold=residency.threshold,
+        catalog_path=residency.catalog_path,
+        scale=residency.scale,
+        shift=residency.shift,
+        unit=residency.unit,
+    )
 
 
 class ServingTable:
@@ -70,6 +95,7 @@ class ServingTable:
         self._withdrawn: dict[TaskRef, ActiveTraffic] = {}
         self._references: dict[Digest, int] = {}  # tasks that name a digest, if more than one
         self._keys: list[KeyEntry] = []
+        self._refused: list[RefusedBundle] = []
         self._idle: dict[Digest, int] = {}  # digest -> table version without it, longest idle first
 
     def add(self, digest: Digest) -> None:
@@ -101,8 +127,10 @@ class ServingTable:
             self._withdrawn.pop(key, None)
         self._desired = tasks
         keys = desired.keys if desired.keys != self._keys else None
-        self._keys = desired.keys
-        return self._update(changed, removed, references, keys)
+        refused = desired.refused if desired.refused != self._refused else None
+        self._keys, self._refused = desired.keys, desired.refused
+        update = self._update(changed, removed, references)
+        return msgspec.structs.replace(update, keys=keys, refused=refused)
 
     def withdraw(self, key: TaskRef, traffic_revision: int) -> TableUpdate | None:
         """Let prod answer alone from now on, even while the registry still has this traffic.
@@ -117,14 +145,13 @@ class ServingTable:
         references: Counter[Digest] = Counter()
         served = self._servable(task)
         self._serve(task, served, references)
-        return self._update([served], [], references, None)
+        return self._update([served], [], references)
 
     def _update(
         self,
         changed: list[TaskEntry],
         removed: list[TaskRef],
         references: Mapping[Digest, int],
-        keys: list[KeyEntry] | None,
     ) -> TableUpdate:
         added, dropped = self._count(references)
         return TableUpdate(
@@ -132,11 +159,10 @@ class ServingTable:
             version=self.version,
             revision=self.revision,
             is_full=False,
-            bundles=[self._entry(digest) for digest in added],
+            bundles=[entry_of(self._residents[digest]) for digest in added],
             tasks=changed,
             removed_bundles=dropped,
             removed_tasks=removed,
-            keys=keys,
         )
 
     def full(self) -> TableUpdate:
@@ -148,11 +174,12 @@ class ServingTable:
             version=self.version,
             revision=self.revision,
             is_full=True,
-            bundles=[self._entry(digest) for digest in sorted(digests)],
+            bundles=[entry_of(self._residents[digest]) for digest in sorted(digests)],
             tasks=tasks,
             removed_bundles=[],
             removed_tasks=[],
             keys=self._keys,
+            refused=self._refused,
         )
 
     def hear(self, worker: Worker, now: float) -> WorkerState:
@@ -251,17 +278,19 @@ class ServingTable:
         if all(digest in self._residents for digest in named(task)):
             return task
         old = self._actual(task.ref)
-        aliases, versions = {}, task.versions
+        aliases, missing, versions = {}, {}, task.versions
         for alias, number in task.aliases.items():
             if versions[number] in self._residents:
                 aliases[alias] = number
             elif old is not None and alias in old.aliases:
                 aliases[alias] = old.aliases[alias]
                 versions[old.aliases[alias]] = old.versions[old.aliases[alias]]
+            else:
+                missing[alias] = number
         traffic = task.traffic
         if traffic is not None and not traffic.versions.keys() <= self._residents.keys():
             traffic = None
-        return TaskEntry.of(task.ref, task.revision, aliases, versions, traffic)
+        return TaskEntry.of(task.ref, task.revision, aliases, versions, traffic, missing)
 
     def _without_withdrawn(self, task: TaskEntry) -> TaskEntry:
         if not self._withdrawn:
@@ -270,16 +299,3 @@ class ServingTable:
             return msgspec.structs.replace(task, traffic=None)
         self._withdrawn.pop(task.ref, None)
         return task
-
-    def _entry(self, digest: Digest) -> BundleEntry:
-        residency = self._residents[digest]
-        spec = residency.form.head
-        return BundleEntry(
-            handle=residency.handle,
-            digest=residency.digest,
-            kind=spec.kind,
-            outputs=spec.outputs,
-            labels=residency.labels,
-            threshold=residency.threshold,
-            catalog_path=residency.catalog_path,
-        )

@@ -59,7 +59,8 @@ class Residency(msgspec.Struct, frozen=True, gc=False):
 
     Tens of thousands are kept, so each is one small object that garbage collection does not visit.
     ``catalog`` has the weights of a ranking head; ``catalog_path`` is the local bundle file that
-    its item ids are read from, and its weights again after an eviction.
+    its item ids are read from, and its weights again after an eviction. ``scale`` and ``shift`` are
+    those of a value's ``ValueScale``.
     """
 
     handle: Handle
@@ -71,6 +72,9 @@ class Residency(msgspec.Struct, frozen=True, gc=False):
     head_slot: int
     catalog_path: str = ""
     catalog: CatalogWeights | None = None
+    scale: float = 1.0
+    shift: float = 0.0
+    unit: str = ""
 
     @property
     def patch(self) -> SlotRef:
@@ -204,7 +208,7 @@ class SlotStore:
         self.head_cache.touch([row.handle for row in rows])
         residencies = [self.resident[row.handle] for row in rows]
         users = self._forward.user_vectors(
-            [np.frombuffer(row.tokens, np.int32) for row in rows],
+            [np.frombuffer(bytearray(row.tokens), np.int32) for row in rows],
             [residency.patch for residency in residencies],
         )
         return self._heads.scores(
@@ -254,6 +258,9 @@ class SlotStore:
             head_slot=slot if head_ref.slot == slot else head_ref.slot,  # the same int, if equal
             catalog_path=catalog_path if head_ref.catalog else "",
             catalog=head_ref.catalog,
+            scale=shared(head.scale),
+            shift=shared(head.shift),
+            unit=shared(head.unit or ""),
         )
         self.resident[residency.handle] = self.by_digest[residency.digest] = residency
         self.patch_bytes += pool.slot_bytes

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
@@ -23,6 +23,8 @@ from peterrec.service.errors import (
 )
 from peterrec.service.http.asgi import ClientLeft, Header, Headers, RequestHead, encode_json
 from peterrec.service.http.context import AdminContext, PredictContext
+from peterrec.service.http.guesses import BODY, field_hint, route_hint
+from peterrec.service.http.known_queries import refuse_unknown_queries
 from peterrec.service.http.openapi import DESCRIPTION, REFUSALS, add_schemas
 from peterrec.service.http.routes import (
     aliases,
@@ -45,8 +47,8 @@ HEALTH_PATHS = frozenset({"/livez", "/readyz"})
 START_PATIENCE_S = 1.0
 """Seconds that a request waits for the table of tasks while the workers start."""
 
-ROUTERS = (health, tasks, versions, aliases, traffic, registry_feed, keys, backbone)
-"""Modules of the routes that FastAPI runs, in the order of the OpenAPI document."""
+ROUTERS = (tasks, versions, aliases, traffic, registry_feed, keys, backbone)
+"""Modules of the routes that FastAPI runs, in the order of the OpenAPI document after health."""
 
 
 class Application(FastAPI):
@@ -72,8 +74,9 @@ class Application(FastAPI):
         self._front = Router(
             predict.router.routes, redirect_slashes=False, default=self._run_layers
         ).app
+        self.include_router(health.router)
         for routes in ROUTERS:
-            self.include_router(routes.router)
+            self.include_router(routes.router, dependencies=[Depends(refuse_unknown_queries)])
         _add_error_handlers(self)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -123,7 +126,11 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 async def _refuse_body(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    problem = MalformedRequest(_describe(error.errors()), hint="/docs shows the body.")
+    problems = error.errors()
+    unknown = [str(each["loc"][-1]) for each in problems if each["type"] == "extra_forbidden"]
+    path = getattr(request.scope.get("route"), "path", "")
+    hint = field_hint(request.app.openapi(), request.method, path, unknown) if unknown else BODY
+    problem = MalformedRequest(_describe(problems), hint=hint)
     return _response(problem_of(problem, request.state.request_id))
 
 
@@ -131,7 +138,8 @@ async def _refuse_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
         missing = RouteNotFound(
-            f"there is no route {request.url.path[:200]!r}.", hint="/docs lists the routes."
+            f"there is no route {request.url.path[:200]!r}.",
+            hint=route_hint(request.app.openapi(), request.url.path[:200]),
         )
         return _response(problem_of(missing, request.state.request_id))
     detail = f"{request.method} {request.url.path[:200]}: {error.detail}."

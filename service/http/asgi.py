@@ -70,10 +70,16 @@ class RequestHead(msgspec.Struct, frozen=True, gc=False):
         is_number = self.timeout_ms.isdigit() and len(self.timeout_ms) < 9
         if not is_number or not 1 <= int(self.timeout_ms) <= MAX_TIMEOUT_MS:
             raise MalformedRequest(
-                f"X-Request-Timeout-Ms {self.timeout_ms[:20]!r} is not a number of milliseconds "
-                f"from 1 to {MAX_TIMEOUT_MS}."
+                f"X-Request-Timeout-Ms {_shown(self.timeout_ms)} is not a number of milliseconds "
+                f"from 1 to {MAX_TIMEOUT_MS}.",
+                hint="Leave it out for the server's own limit.",
             )
         return int(self.timeout_ms) / 1000
+
+
+def _shown(value: bytes) -> str:
+    """Return the beginning of a header's value for a message."""
+    return repr(value[:20].decode("latin-1"))
 
 
 def read_body(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import Depends, Header, Request, Response
+from fastapi import Depends, Header, Query, Request, Response
 from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BaseModel, ConfigDict
 
@@ -20,6 +20,7 @@ from peterrec.service.errors import MalformedRequest
 from peterrec.service.http.auth import Authenticator, Principal
 from peterrec.service.predict.device_link import DeviceLink
 from peterrec.service.predict.predictor import Predictor
+from peterrec.service.predict.registered_versions import RegisteredVersions
 from peterrec.service.predict.task_table import TaskTable
 from peterrec.service.telemetry.events import Emit
 
@@ -52,13 +53,14 @@ class Readiness:
 
 @dataclass(frozen=True, slots=True)
 class PredictContext:
-    """Collaborators of the prediction routes."""
+    """Collaborators of the prediction routes. ``registered``: asked about refused versions only."""
 
     table: TaskTable
     authenticator: Authenticator
     predictor: Predictor
     emit: Emit
     request_timeout_ms: int
+    registered: RegisteredVersions
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,21 +91,22 @@ class AdminContext:
 
     async def wait_until_served_as(
         self, ref: TaskRef, revision: int, is_so: Callable[[TaskEntry], bool]
-    ) -> None:
-        """Wait until the replica serves a task as of a registry revision.
+    ) -> bool:
+        """Wait until the replica serves a task as of a registry revision; False if it does not.
 
         A version that was not in use may have to be loaded again. Returns without it if that takes
-        longer than ``LOAD_TIMEOUT_S``.
+        longer than ``LOAD_TIMEOUT_S``: its bundle may be one that this server refuses.
         """
         await self.wait_until_served(revision)
         if self._is_served(ref, revision, is_so):
-            return
+            return True
         deadline = time.monotonic() + LOAD_TIMEOUT_S
         while not self._is_served(ref, revision, is_so):
             left_s = deadline - time.monotonic()
             if left_s <= 0 or not await self.table.turn(left_s):
-                return
+                return False
         await self.wait_until_served(revision)
+        return True
 
     def _is_served(self, ref: TaskRef, revision: int, is_so: Callable[[TaskEntry], bool]) -> bool:
         entry = self.table.entry(*ref)
@@ -154,6 +157,13 @@ def admin_task(caller: Principal, task: str) -> TaskId:
 
 IfMatch = Annotated[
     str | None, Header(description='Make the change only if the task has this ETag: `"17"`.')
+]
+AllowNewOutputs = Annotated[
+    bool,
+    Query(
+        description="Whether the answers may have other outputs than until now: another kind, "
+        "other labels, another catalog or another unit."
+    ),
 ]
 IfNoneMatch = Annotated[
     str | None, Header(description="`*`: make the change only if the task does not exist yet.")

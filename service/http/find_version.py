@@ -18,7 +18,7 @@ def pick_version(detail: TaskDetail, name: int | str) -> VersionRecord:
     """Pick the version with this number or digest, or the one that this alias names."""
     text = str(name)
     target = detail.record.aliases.get(text)
-    if target is not None and not _is_number(text):
+    if target is not None and not text.isdecimal():
         text = str(target.version)
     try:
         return _by_number_or_digest(detail, text)
@@ -27,12 +27,12 @@ def pick_version(detail: TaskDetail, name: int | str) -> VersionRecord:
 
 
 def _by_number_or_digest(detail: TaskDetail, text: str) -> VersionRecord:
-    wanted = None if _is_number(text) else parse_digest(text)
-    for record in detail.versions:
-        if record.digest == wanted or (wanted is None and record.version == int(text)):
-            return record
+    if text.isdecimal():
+        number = int(text) if len(text) <= MAX_DIGITS else 0  # no version has the number 0
+        found = [record for record in detail.versions if record.version == number]
+    else:
+        wanted = parse_digest(text)
+        found = [record for record in detail.versions if record.digest == wanted]
+    if found:
+        return found[0]
     raise VersionNotFound(detail.record.task, text[:128])
-
-
-def _is_number(text: str) -> bool:
-    return text.isdecimal() and len(text) <= MAX_DIGITS

@@ -1,7 +1,7 @@
 """Routes that answer over plain ASGI, for calls in which each layer of a framework counts."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fastapi.routing import APIRoute
 from starlette.requests import HTTPConnection
@@ -16,7 +16,8 @@ from peterrec.service.http.connection import Connection
 class Call(HTTPConnection):
     """One request of a raw route. ``tenant``, ``tasks`` and ``rows`` are set for the metrics.
 
-    A connection of Starlette, so that FastAPI accepts it as a parameter of a handler.
+    ``outcomes`` has, for each task of which not all instances were answered, their outcomes. A
+    connection of Starlette, so that FastAPI accepts it as a parameter of a handler.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -29,6 +30,7 @@ class Call(HTTPConnection):
         self.tenant = ""
         self.tasks: Sequence[str] = ("",)
         self.rows = 0
+        self.outcomes: Mapping[str, Sequence[str]] = {}
 
 
 class RawRoute(APIRoute):

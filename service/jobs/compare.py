@@ -8,11 +8,11 @@ from pathlib import Path
 from rich.table import Table
 
 from peterrec.model.data.interactions import InteractionSource
-from peterrec.model.data.statistics import require_matplotlib
+from peterrec.model.data.observer import ReadingObserver
 from peterrec.model.disk import read_bytes
 from peterrec.model.documents import Document
 from peterrec.model.errors import ComparisonSettingsInvalid
-from peterrec.model.progress import OnProgress
+from peterrec.model.progress import Progress
 from peterrec.model.study.corpus import PreparedCorpus, shuffled, write_corpora
 from peterrec.model.study.markdown import cells_of, header_of
 from peterrec.model.study.plots import draw_plots
@@ -61,29 +61,29 @@ class CompareJob:
     shuffles_labels: bool = False
 
 
-def prepare(job: CompareJob) -> Path:
+def prepare(job: CompareJob, observer: ReadingObserver) -> Path:
     """Write the prepared folder, unless one was given; return its path."""
     if job.sources.prepared is not None:
         return job.sources.prepared
-    corpora = list(_corpora(job.sources, job.cut))
+    corpora = list(_corpora(job.sources, job.cut, observer))
+    observer.progress(Progress("writing the prepared data"))
     if job.shuffles_labels:
         corpora = [shuffled(corpus) for corpus in corpora]
     if not corpora:
         raise ComparisonSettingsInvalid(
             "there is nothing to compare on.",
-            hint="Give --movielens, --events, --task-list, --interactions or --prepared.",
+            hint="Give `movielens`, `events`, `task_list`, `interactions` or `prepared`.",
         )
     folder = job.out / PREPARED
     write_corpora(folder, corpora)
     return folder
 
 
-def run_comparison(job: CompareJob, on_progress: OnProgress) -> tuple[Report, list[Path]]:
+def run_comparison(job: CompareJob, observer: ReadingObserver) -> tuple[Report, list[Path]]:
     """Prepare the data, execute the runs that are missing, write tables and plots."""
-    if job.has_plots:
-        require_matplotlib("give --no-plots")
-    place = Workplace(prepare(job), job.out, job.settings, job.device)
-    units = compare(place, job.effort, on_progress)
+    place = Workplace(prepare(job, observer), job.out, job.settings, job.device)
+    units = compare(place, job.effort, observer.progress, observer.notice)
+    observer.progress(Progress("writing tables and plots"))
     write_report(place, units)
     document = report_of(place, units)
     return document, draw_plots(document, job.out / PLOTS) if job.has_plots else []
@@ -98,17 +98,17 @@ def rich_tables(document: Report) -> Iterator[Table]:
         yield table
 
 
-def _corpora(sources: Sources, cut: Cut) -> Iterator[PreparedCorpus]:
+def _corpora(sources: Sources, cut: Cut, observer: ReadingObserver) -> Iterator[PreparedCorpus]:
     if sources.movielens is not None:
-        yield from movielens_corpora(sources.movielens, sources.movielens_domain, cut)
+        yield from movielens_corpora(sources.movielens, sources.movielens_domain, cut, observer)
     if sources.events is not None:
         events = sources.events
-        yield from domain_corpora(events.source, events.column, events.domains, cut)
+        yield from domain_corpora(events.source, events.column, events.domains, cut, observer)
     if sources.task_list is not None:
         document = _read_task_list(sources.task_list)
-        yield from file_corpora(document, sources.task_list.parent, cut)
+        yield from file_corpora(document, sources.task_list.parent, cut, observer)
     if sources.files is not None:
-        yield from file_corpora(sources.files, Path(), cut)
+        yield from file_corpora(sources.files, Path(), cut, observer)
 
 
 def _read_task_list(path: Path) -> Document:

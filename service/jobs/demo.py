@@ -18,7 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 import peterrec_client
+from peterrec.model.progress import Progress
 from peterrec.service.errors import DemoFailed
+from peterrec.service.jobs.progress_bar import ProgressBars
 from peterrec.service.system.program import peterrec
 from peterrec_client import (
     ClassificationPrediction,
@@ -187,9 +189,11 @@ def _server(console: Console, backbone: Path, options: DemoOptions) -> Iterator[
     console.print(f"\n[bold]$ peterrec {' '.join(arguments)}[/bold]", highlight=False)
     process = subprocess.Popen(peterrec(*arguments), stdout=subprocess.PIPE, text=True)
     try:
-        key = _first_key(console, process)
-        server = _Server(f"http://127.0.0.1:{options.port}", key)
-        _wait_until_ready(server, process)
+        with ProgressBars() as bars:
+            bars(Progress("starting the server: kernels are compiled, once"))
+            key = _first_key(console, process)
+            server = _Server(f"http://127.0.0.1:{options.port}", key)
+            _wait_until_ready(server, process)
         yield server
     finally:
         process.send_signal(signal.SIGTERM)

@@ -31,6 +31,7 @@ def download_movielens_1m(out: Path, on_progress: OnProgress, url: str = MOVIELE
     with refusals(temporary, doing="written"), TemporaryFile() as archive:
         try:
             _fetch(url, archive, on_progress)
+            on_progress(Progress("unpacking"))
             _unpack(archive, out)
         except httpx.HTTPError as error:
             raise DownloadFailed(
@@ -52,7 +53,7 @@ def _fetch(url: str, archive: IO[bytes], on_progress: OnProgress) -> None:
             archive.write(chunk)
             if archive.tell() > LARGEST_BYTES:
                 raise DownloadFailed(f"{url} is larger than {LARGEST_BYTES} bytes.")
-            on_progress(Progress("download", archive.tell(), max(total, archive.tell())))
+            on_progress(Progress("downloading", archive.tell(), total, unit="bytes"))
 
 
 def _unpack(archive: IO[bytes], out: Path) -> None:

@@ -4,19 +4,38 @@ Every command imports this module, so what reads tables (and takes long to load)
 when a table is read.
 """
 
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
+from peterrec.model.data.observer import SILENT, ReadingObserver
+from peterrec.model.errors import PeterRecError
 from peterrec.model.kinds import KINDS
 from peterrec.model.spec import HeadKind
+from peterrec.service.errors import AnswersNotGiven
 
 if TYPE_CHECKING:
     from peterrec.model.data.histories import UserLabels
     from peterrec.model.data.interactions import InteractionSource
     from peterrec.model.data.tables import TableSource
+
+
+class TextOptions(Protocol):
+    """What is common to the tables of a task: events, labels and targets."""
+
+    @property
+    def delimiter(self) -> str | None:
+        """The delimiter as it was written."""
+
+    @property
+    def missing(self) -> list[str] | None:
+        """Texts that stand for no value."""
+
 
 INPUT = "Input"
 """Title of the options about data in ``--help``."""
@@ -28,17 +47,37 @@ TargetColumn = Annotated[
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class EventOptions:
-    """Where the events of users are, and how their table is read."""
+Delimiter = Annotated[
+    str | None,
+    typer.Option(
+        help="Character between the fields of a text file, or tab, comma, semicolon, pipe, "
+        "space; default: by the file's name, a tab for .tsv, else a comma.",
+        rich_help_panel=INPUT,
+    ),
+]
+ColumnNames = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,NAME,…",
+        help="Names of all columns in their order, for text files without a header.",
+        rich_help_panel=INPUT,
+    ),
+]
+Missing = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="A text that stands for no value, such as NULL; repeatable. An empty text says that "
+        "all others are values, even NULL and NA.",
+        rich_help_panel=INPUT,
+    ),
+]
 
-    interactions: Annotated[
-        Path,
-        typer.Option(
-            help="Events: a CSV (also .gz) or Parquet file, or a folder of such files.",
-            rich_help_panel=INPUT,
-        ),
-    ]
+
+@dataclass(frozen=True, slots=True)
+class TableOptions:
+    """How a table of events is read, wherever it is."""
+
     user_column: UserColumn = "user_id"
     item_column: ItemColumn = "item_id"
     order_column: Annotated[
@@ -47,9 +86,9 @@ class EventOptions:
             help="Column of times or positions; default: the file's order.", rich_help_panel=INPUT
         ),
     ] = None
-    delimiter: Annotated[
-        str, typer.Option(help="Character between the fields of a CSV file.", rich_help_panel=INPUT)
-    ] = ","
+    delimiter: Delimiter = None
+    columns: ColumnNames = None
+    missing: Missing = None
     where: Annotated[
         list[str] | None,
         typer.Option(
@@ -59,14 +98,35 @@ class EventOptions:
         ),
     ] = None
 
-    def source(self, before: str | None = None) -> "InteractionSource":
-        """The events, without those at ``before`` and later."""
+    def source_of(self, path: Path, before: str | None = None) -> "InteractionSource":
+        """The events at a path, without those at ``before`` and later."""
         from peterrec.model.data.interactions import InteractionSource
 
-        table = _table(self.interactions, self.delimiter, self.where)
         return InteractionSource(
-            table, self.user_column, self.item_column, self.order_column, before=before
+            table_source(path, self, self.columns, self.where),
+            self.user_column,
+            self.item_column,
+            self.order_column,
+            before=before,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventOptions(TableOptions):
+    """Where the events of users are, and how their table is read."""
+
+    interactions: Annotated[
+        Path,
+        typer.Option(
+            help="Events: a CSV or TSV (also .gz, .zst), Parquet or RecBole file, or a folder of "
+            "them.",
+            rich_help_panel=INPUT,
+        ),
+    ]
+
+    def source(self, before: str | None = None) -> "InteractionSource":
+        """The events, without those at ``before`` and later."""
+        return self.source_of(self.interactions, before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +158,14 @@ class AnswerOptions:
     target_order_column: Annotated[
         str | None,
         typer.Option(help="Column of times or positions in --targets.", rich_help_panel=INPUT),
+    ] = None
+    answers_columns: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME,…",
+            help="Names of all columns of --labels or --targets, if these have no header.",
+            rich_help_panel=INPUT,
+        ),
     ] = None
     answers_where: Annotated[
         list[str] | None,
@@ -148,41 +216,79 @@ class Answers:
 
     options: AnswerOptions
     user_column: str
-    delimiter: str
+    delimiter: str | None
+    missing: list[str] | None = None
     since: str | None = None
     before: str | None = None
 
-    def read(self, kind: HeadKind) -> "UserLabels":
-        """The answers of a task of this kind."""
+    def read(self, kind: HeadKind, observer: ReadingObserver = SILENT) -> "UserLabels":
+        """The answers of a task of this kind; hints name the options of answers."""
+        with hints_say(LABEL_SETTINGS if KINDS[kind].answers != "items" else TARGET_SETTINGS):
+            return self._read(kind, observer)
+
+    def _read(self, kind: HeadKind, observer: ReadingObserver) -> "UserLabels":
         from peterrec.model.data.interactions import read_targets
         from peterrec.model.data.labels import LabelSource, read_labels, read_tags, read_values
 
         form = KINDS[kind].answers
         if form == "items":
-            return read_targets(self._targets())
+            return read_targets(self.targets(), observer)
         given = self.options
         if given.labels is None or given.label_column is None:
-            raise typer.BadParameter(f"a {kind} task needs --labels and --label-column")
-        table = _table(given.labels, self.delimiter, given.answers_where)
+            raise AnswersNotGiven(
+                f"a {kind} task needs a table of answers.",
+                hint="Give `labels` and `label_column`.",
+            )
+        table = self.table(given.labels)
         source = LabelSource(table, given.label_column, self.user_column)
         if form == "tags":
-            return read_tags(source, given.tag_separator)
-        return read_values(source) if form == "number" else read_labels(source)
+            return read_tags(source, given.tag_separator, observer)
+        read = read_values if form == "number" else read_labels
+        return read(source, observer)
 
-    def _targets(self) -> "InteractionSource":
+    def targets(self) -> "InteractionSource":
         from peterrec.model.data.interactions import InteractionSource
 
         given = self.options
         if given.targets is None:
-            raise typer.BadParameter("a ranking task needs --targets")
+            raise AnswersNotGiven(
+                "a ranking task needs a table of targets.",
+                hint="Give `targets`. A `cut_off` takes them from the interactions.",
+            )
         return InteractionSource(
-            _table(given.targets, self.delimiter, given.answers_where),
+            self.table(given.targets),
             self.user_column,
             given.target_column,
             given.target_order_column,
             self.since,
             self.before,
         )
+
+    def table(self, path: Path) -> "TableSource":
+        """A table of answers at a path."""
+        given = self.options
+        return table_source(path, self, given.answers_columns, given.answers_where)
+
+
+LABEL_SETTINGS = {"columns": "answers_columns", "where": "answers_where"}
+TARGET_SETTINGS = {
+    **LABEL_SETTINGS,
+    "item_column": "target_column",
+    "order_column": "target_order_column",
+}
+"""Settings of tables that have other names when the table is one of answers."""
+
+
+@contextmanager
+def hints_say(names: Mapping[str, str]) -> Iterator[None]:
+    """Rename settings in the hint of an error that passes."""
+    try:
+        yield
+    except PeterRecError as error:
+        error.hint = re.sub(
+            "`([a-z_]+)`", lambda found: f"`{names.get(found[1], found[1])}`", error.hint
+        )
+        raise
 
 
 def answers_of(
@@ -199,12 +305,14 @@ def answers_of(
             targets=events.interactions,
             target_column=events.item_column,
             target_order_column=events.order_column,
+            answers_columns=options.answers_columns or events.columns,
             answers_where=options.answers_where or events.where,
         )
     return Answers(
         options,
         events.user_column,
         events.delimiter if delimiter is None else delimiter,
+        events.missing,
         since=time.cut_off,
         before=time.until,
     )
@@ -227,7 +335,17 @@ def _integers(text: str, option: str) -> tuple[int, ...]:
         raise typer.BadParameter(f"{option} {text!r} is not a list of numbers") from error
 
 
-def _table(path: Path, delimiter: str, where: list[str] | None) -> "TableSource":
-    from peterrec.model.data.tables import Condition, TableSource
+def table_source(
+    path: Path, form: TextOptions, columns: str | None, where: list[str] | None
+) -> "TableSource":
+    """A table at a path; ``columns`` and ``where`` are written as on the command line."""
+    from peterrec.model.data.filters import Condition
+    from peterrec.model.data.tables import TableSource
 
-    return TableSource(path, delimiter, tuple(Condition.parse(text) for text in where or ()))
+    return TableSource(
+        path,
+        form.delimiter,
+        None if columns is None else tuple(columns.split(",")),
+        tuple(Condition.parse(text) for text in where or ()),
+        missing=tuple(form.missing or ()),
+    )

@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from peterrec.model.data.examples import Examples
 from peterrec.model.files.backbone_folder import LoadedBackbone
 from peterrec.model.files.probes import probe_tensors
 from peterrec.model.kinds import KINDS
@@ -19,8 +20,10 @@ from peterrec.model.network.heads import Head
 from peterrec.model.network.patch import PatchWeights
 from peterrec.model.training.evaluation import TaskModel
 from peterrec.model.training.finetune.finetune import FinetunedTask
+from peterrec.model.training.objectives import OBJECTIVES, Objective, ScaledObjective
 from peterrec.patches.bundle.bundle import Catalog, Manifest, build_bundle
 from peterrec.patches.bundle.manifest import (
+    MOST_NOTES,
     ManifestHead,
     ManifestInput,
     ManifestPatch,
@@ -46,6 +49,14 @@ class UnpackedTask:
     bundle: VerifiedBundle
     model: TaskModel
     outputs: tuple[str, ...]
+
+    def objective(self, examples: Examples) -> Objective:
+        """What the bundle's answers to these examples are measured by."""
+        head = self.bundle.manifest.head
+        objective = OBJECTIVES[head.kind].of(self.outputs, examples)
+        if isinstance(objective, ScaledObjective):
+            objective.scale = head.value_scale
+        return objective
 
 
 def pack_task(task: FinetunedTask, loaded: LoadedBackbone, name: str) -> bytes:
@@ -103,6 +114,9 @@ def _manifest(
             has_bias=spec.has_bias,
             labels=task.outputs if KINDS[spec.kind].has_labels else None,
             temperature=task.temperature,
+            scale=task.scale.scale,
+            shift=task.scale.shift,
+            unit=task.record["settings"]["unit"],
         ),
         probes=ManifestProbes(count=probe_shape[0], columns=probe_shape[1]),
         metrics=task.metrics,
@@ -113,11 +127,22 @@ def _manifest(
 def _provenance(task: FinetunedTask) -> Provenance:
     data = task.record["data"]
     digest = sha256(f"{data['histories_digest']}/{data['labels_digest']}".encode()).hexdigest()
-    notes = {key: task.record[key] for key in ("settings", "data", "best_epoch", "seconds")}
     return Provenance(
         data_digest=digest,
         seed=task.record["settings"]["seed"],
         software=f"peterrec-serving {version('peterrec-serving')}, torch {torch.__version__}",
         created_at=datetime.now(UTC),
-        notes=json.dumps(notes),
+        notes=_notes(task),
     )
+
+
+def _notes(task: FinetunedTask) -> str:
+    """The record of the training as JSON, without what does not fit: texts go first."""
+    notes = {key: task.record[key] for key in ("settings", "data", "best_epoch", "seconds")}
+    data = dict(notes["data"])
+    for too_long in ("", "answers", "warnings"):
+        data.pop(too_long, None)
+        text = json.dumps(notes | {"data": data})
+        if len(text) <= MOST_NOTES:
+            break
+    return text

@@ -28,7 +28,7 @@ class Disagreement:
     """How two bundles of one kind answer the same histories.
 
     ``divergence`` is the mean over the histories, as the kind defines it. ``largest_change`` is the
-    largest difference of a logit, over the outputs that both bundles have.
+    largest difference of a logit, or of a value, over the outputs that both bundles have.
     """
 
     kind: str
@@ -88,8 +88,8 @@ def disagreement(
     one, two = (_scaled(bundle, backbone, histories) for bundle in (first, second))
     names_one, names_two = _outputs(first), _outputs(second)
     common = [name for name in names_one if name in names_two]
-    left = one[:, [names_one[name] for name in common]]
-    right = two[:, [names_two[name] for name in common]]
+    left = _comparable(first, one[:, [names_one[name] for name in common]])
+    right = _comparable(second, two[:, [names_two[name] for name in common]])
     answers = zip(_answers(first, one), _answers(second, two), strict=True)
     return Disagreement(
         kind=first.manifest.kind,
@@ -106,6 +106,12 @@ def _scaled(
     return reference_logits(bundle, backbone, histories) / np.float32(
         bundle.manifest.head.temperature
     )
+
+
+def _comparable(bundle: VerifiedBundle, logits: Logits) -> NDArray[np.float64]:
+    """Logits, or the values that are made of them, since each bundle has its own scale."""
+    line = bundle.manifest.head.value_scale
+    return logits.astype(np.float64) * line.scale + line.shift
 
 
 def _outputs(bundle: VerifiedBundle) -> Mapping[str, int]:
@@ -132,6 +138,8 @@ def _subject(bundle: VerifiedBundle) -> Subject:
         labels=head.labels or (),
         threshold=head.threshold,
         catalog_path="",
+        scale=head.scale,
+        shift=head.shift,
     )
     history = MappedHistory(b"", 0, 0, [], is_truncated=False, is_cold=True)
     ranked = None if catalog is None else Ranked(catalog, map_selection(catalog, (), None))

@@ -25,6 +25,13 @@ def _belongs_to_a_task(option: Option) -> bool:
 TASK_OPTIONS = tuple(filter(_belongs_to_a_task, options_of(FinetuneSettings)))
 """Options of fine-tuning that each task of a file has."""
 
+TASK_SETTINGS = (
+    *(option.name for option in TASK_OPTIONS),
+    *(field.name for field in fields(AnswerOptions)),
+    *("out", "name", "delimiter"),
+)
+"""Names of all settings that a task of a file may have."""
+
 _SETTINGS_NAMES = frozenset(option.name for option in TASK_OPTIONS)
 _ANSWER_NAMES = frozenset(field.name for field in fields(AnswerOptions))
 
@@ -44,7 +51,7 @@ class TaskEntry:
     answers: AnswerOptions
     settings: FinetuneSettings
     name: str | None = None
-    delimiter: str = ","
+    delimiter: str | None = None
 
     @property
     def bundle_name(self) -> str:

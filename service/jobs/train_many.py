@@ -1,67 +1,91 @@
 """The work of ``peterrec finetune-many``: read every task's answers, train together, save."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from peterrec.model.data.histories import UserLabels
 from peterrec.model.data.interactions import read_histories
+from peterrec.model.data.observer import ReadingObserver
 from peterrec.model.disk import require_writable_file
 from peterrec.model.files.backbone_folder import LoadedBackbone
-from peterrec.model.progress import OnProgress
-from peterrec.model.training.finetune.finetune import FinetunedTask
+from peterrec.model.progress import Progress
+from peterrec.model.training.events import TrainingListener
 from peterrec.model.training.finetune.many_tasks import TaskToTrain, finetune_many
+from peterrec.model.training.training_file import training_file_of
 from peterrec.service.errors import OutputExists
 from peterrec.service.jobs.options import EventOptions, TimeOptions, answers_of
 from peterrec.service.jobs.packing import pack_task
+from peterrec.service.jobs.recording import Recording
 from peterrec.service.jobs.task_file import TaskEntry
-from peterrec.service.jobs.train import write_bundle
+from peterrec.service.jobs.train import PackedTask, write_bundle
 
 
 @dataclass(frozen=True, slots=True)
 class ManyJob:
     """Tasks to train together.
 
-    ``folder`` is what their paths are relative to, ``patch`` has the fields of ``FinetuneSettings``
-    that all of them share.
+    ``folder`` is what their paths are relative to; None writes no files. ``patch`` has the fields
+    of ``FinetuneSettings`` that all of them share.
     """
 
     events: EventOptions
     time: TimeOptions
     tasks: tuple[TaskEntry, ...]
-    folder: Path
+    folder: Path | None
     patch: Mapping[str, Any]  # Any: values of FinetuneSettings
     overwrite: bool = False
 
-    def answers(self, entry: TaskEntry) -> UserLabels:
+    def answers(self, entry: TaskEntry, observer: ReadingObserver) -> UserLabels:
         """One task's answers."""
-        options = entry.answers.within(self.folder)
+        options = entry.answers if self.folder is None else entry.answers.within(self.folder)
         answers = answers_of(self.events, options, self.time, entry.delimiter)
-        return answers.read(entry.settings.kind)
+        return answers.read(entry.settings.kind, observer)
 
-    def task(self, entry: TaskEntry) -> TaskToTrain:
+    def task(
+        self, entry: TaskEntry, listener: TrainingListener, observer: ReadingObserver
+    ) -> TaskToTrain:
         """One task's answers and settings."""
-        return TaskToTrain(self.answers(entry), replace(entry.settings, **self.patch))
+        settings = replace(entry.settings, **self.patch)
+        return TaskToTrain(self.answers(entry, observer), settings, entry.bundle_name, listener)
 
 
 def run_finetune_many(
-    loaded: LoadedBackbone, job: ManyJob, on_progress: OnProgress
-) -> list[tuple[Path, FinetunedTask]]:
-    """Train all tasks and write their bundles; nothing is written unless all succeed."""
-    outs = [job.folder / entry.out for entry in job.tasks]
-    for out in outs:
-        require_writable_file(out)
-    existing = [str(out) for out in outs if out.exists()]
+    loaded: LoadedBackbone,
+    job: ManyJob,
+    observer: ReadingObserver,
+    recording: Recording = Recording(),
+) -> list[tuple[Path, PackedTask]]:
+    """Train all tasks and write their bundles; no bundle is written unless all succeed."""
+    outs = [(job.folder or Path()) / entry.out for entry in job.tasks]
+    if job.folder is not None:
+        for out in outs:
+            require_writable_file(out)
+    existing = [str(out) for out in outs if out.exists() and job.folder is not None]
     if existing and not job.overwrite:
         raise OutputExists(
-            f"{', '.join(existing)} exists.", hint="Give other names, or --overwrite."
+            f"{', '.join(existing)} exists.", hint="Give other names, or `overwrite`."
         )
-    tasks = [job.task(entry) for entry in job.tasks]
-    histories = read_histories(job.events.source(job.time.end_of_histories))
-    trained = finetune_many(loaded, histories, tasks, on_progress)
     names = [entry.bundle_name for entry in job.tasks]
-    bundles = [pack_task(task, loaded, name) for task, name in zip(trained, names, strict=True)]
-    for out, data in zip(outs, bundles, strict=True):
-        write_bundle(out, data)
-    return list(zip(outs, trained, strict=True))
+    with ExitStack() as runs:
+        listeners = [
+            runs.enter_context(
+                recording.of(None if job.folder is None else training_file_of(out), name)
+            )
+            for out, name in zip(outs, names, strict=True)
+        ]
+        pairs = zip(job.tasks, listeners, strict=True)
+        tasks = [job.task(entry, listener, observer) for entry, listener in pairs]
+        histories = read_histories(job.events.source(job.time.end_of_histories), observer)
+        trained = finetune_many(loaded, histories, tasks, observer.progress, observer.notice)
+        observer.progress(Progress("packing the bundles"))
+        packed = [
+            PackedTask(task, pack_task(task, loaded, name))
+            for task, name in zip(trained, names, strict=True)
+        ]
+        if job.folder is not None:
+            for out, each in zip(outs, packed, strict=True):
+                write_bundle(out, each.bundle)
+    return list(zip(outs, packed, strict=True))

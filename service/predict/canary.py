@@ -9,7 +9,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from peterrec.model.errors import PeterRecError
-from peterrec.service.predict.device_link import DeviceLink
+from peterrec.service.predict.device_link import RowLink
 from peterrec.service.predict.questions import (
     Answer,
     BoundQuestion,
@@ -40,7 +40,7 @@ class TrafficRouter:
     Lives on the event loop.
     """
 
-    def __init__(self, link: DeviceLink, observer: TrafficObserver) -> None:
+    def __init__(self, link: RowLink, observer: TrafficObserver) -> None:
         self._link = link
         self._observer = observer
 

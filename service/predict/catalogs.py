@@ -29,6 +29,10 @@ class Catalogs:
         """Return the catalog if it is cached."""
         return self._cached.get(digest)
 
+    def put(self, digest: str, catalog: Catalog) -> None:
+        """Cache a catalog that was read elsewhere."""
+        self._cached[digest] = catalog
+
     async def read(self, bundle: BundleEntry) -> Catalog:
         """Return the bundle's catalog; raise BundleNotReady if its file is gone."""
         return await asyncio.shield(self._begin(bundle))

@@ -6,12 +6,18 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 import zmq
 
-from peterrec.service.errors import BundleGone, DeadlineExceeded, DeviceUnavailable, QueueFull
+from peterrec.service.errors import (
+    BundleGone,
+    DeadlineExceeded,
+    DeviceUnavailable,
+    QueueFull,
+    TooManyRows,
+)
 from peterrec.service.predict.task_table import TaskTable
 from peterrec.service.protocol.messages import (
     BatchResults,
@@ -112,6 +118,21 @@ class Results(NamedTuple):
 
     rows: list[RowResult]
     shadows: list[RowResult | None]
+
+
+class RowLink(Protocol):
+    """Where a predictor sends its rows: the device process, or the device of this process."""
+
+    async def predict(
+        self, rows: Sequence[BoundRow], deadline: float, shadows: Sequence[BoundRow] = ()
+    ) -> Results:
+        """Results of rows, in their order; everything is sent before the first await."""
+
+    def rebind(self, row: BoundRow) -> BoundRow | None:
+        """The row bound to its bundle's present residency; None if it has left the device."""
+
+    def send_traffic(self, seen: TrafficSeen) -> None:
+        """Report what was seen of a task's traffic."""
 
 
 @dataclass(slots=True, eq=False)
@@ -218,12 +239,18 @@ class DeviceLink:
         """Return one result per row, in order; a row without an answer carries its error's code.
 
         ``shadows`` run in the same batch if it has room; the call does not wait for them.
-        ``deadline`` is on ``time.monotonic``. Raises DeviceUnavailable or QueueFull immediately.
+        ``deadline`` is on ``time.monotonic``. Raises DeviceUnavailable or QueueFull at once, and
+        TooManyRows if the queue could not take the rows even if it were empty.
         Cancelling the call drops the rows that still wait. The rows are in the outbox before the
         first await: the caller may rely on the table that it has just read.
         """
         if not self.is_connected:
             raise DeviceUnavailable
+        if len(rows) > self._max_rows:
+            raise TooManyRows(
+                f"the call needs {len(rows)} rows, and the server's queue takes {self._max_rows}.",
+                hint="Split it, or raise PETERREC_MAX_QUEUE_ROWS.",
+            )
         if self.state.waiting_rows + len(rows) > self._max_rows:
             raise QueueFull(f"{self.state.waiting_rows} rows wait already.", hint="Try again.")
         request_id = next(self._ids)

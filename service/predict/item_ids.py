@@ -114,8 +114,17 @@ class _NumberTable:
 
 
 def _first_unknown(history: Sequence[ItemId], is_unknown: Flags) -> list[ItemId]:
-    missing = (history[at] for at in is_unknown.nonzero()[0].tolist())
-    return list(dict.fromkeys(missing))[:SHOWN_UNKNOWN]
+    return _first_distinct(history[at] for at in is_unknown.nonzero()[0].tolist())
+
+
+def _first_distinct(items: Iterable[ItemId]) -> list[ItemId]:
+    """Return the first few items, each once: 5 and "5" are one item."""
+    found: dict[str, ItemId] = {}
+    for item in items:
+        found.setdefault(str(item), item)
+        if len(found) == SHOWN_UNKNOWN:
+            break
+    return list(found.values())
 
 
 def _canonical_number(item: str) -> int | None:
@@ -161,9 +170,9 @@ def map_selection(
         excluded=_packed(found_excluded),
         candidates=_packed(found_candidates),
         filtered=len(found_excluded & found_candidates),
-        unknown_candidates=[c for c in candidates if catalog.index_of(str(c)) is None][
-            :SHOWN_UNKNOWN
-        ],
+        unknown_candidates=_first_distinct(
+            candidate for candidate in candidates if catalog.index_of(str(candidate)) is None
+        ),
     )
 
 

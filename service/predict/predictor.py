@@ -15,7 +15,7 @@ from peterrec.patches.identity import TenantId
 from peterrec.service.errors import HistoryTooLong, UnknownItemsRefused
 from peterrec.service.predict.canary import Answered, TrafficRouter
 from peterrec.service.predict.catalogs import Catalogs
-from peterrec.service.predict.device_link import DeviceLink
+from peterrec.service.predict.device_link import RowLink
 from peterrec.service.predict.item_ids import (
     Catalog,
     ItemId,
@@ -73,7 +73,7 @@ class Predictor:
         self,
         vocabulary: ItemVocabulary,
         table: TaskTable,
-        link: DeviceLink,
+        link: RowLink,
         catalogs: Catalogs,
         emit: Emit,
     ) -> None:

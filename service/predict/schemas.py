@@ -54,6 +54,10 @@ History = Annotated[
 ]
 
 
+Exclude = Annotated[list[ItemId], Meta(description="Items that a ranking must not return.")]
+Candidates = Annotated[list[ItemId], Meta(description="The only items that a ranking may return.")]
+
+
 class Parameters(Struct, frozen=True, forbid_unknown_fields=True):
     """Defaults for every instance of the call."""
 
@@ -80,23 +84,20 @@ class Instance(Struct, frozen=True, forbid_unknown_fields=True):
     history: History
     user_id: UserId | None = None
     top_k: TopK | None = None
-    exclude: Annotated[
-        list[ItemId] | None, Meta(description="Items that a ranking must not return.")
-    ] = None
-    candidates: Annotated[
-        list[ItemId] | None, Meta(description="The only items that a ranking may return.")
-    ] = None
+    exclude: Exclude | None = None
+    candidates: Candidates | None = None
     exclude_seen: bool | None = None
 
 
 class PredictRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """Either ``history`` for one user, or ``instances`` for several."""
+    """Either ``history`` (and ``user_id``) for one user, or ``instances`` for several."""
 
     history: History | UnsetType = UNSET
     instances: (
         Annotated[list[Instance], Meta(min_length=1, max_length=MAX_INSTANCES)] | UnsetType
     ) = UNSET
     parameters: Parameters = NO_PARAMETERS
+    user_id: UserId | None = None
 
 
 class LooseRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -113,6 +114,8 @@ class TaskChoice(Struct, frozen=True, forbid_unknown_fields=True):
     top_k: TopK | None = None
     exclude_seen: bool | None = None
     version: Version | None = None
+    exclude: Exclude | None = None
+    candidates: Candidates | None = None
 
 
 class UsersPredictRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -121,7 +124,10 @@ class UsersPredictRequest(Struct, frozen=True, forbid_unknown_fields=True):
     history: History
     tasks: Annotated[
         list[str | TaskChoice] | Literal["all"],
-        Meta(description='Names, {"task", "top_k"} objects, or "all": all that this key may read.'),
+        Meta(
+            description='Names, {"task", "top_k"} objects, or "all": every registered task that '
+            "this key may ask; those that can't be answered are in errors."
+        ),
     ]
     parameters: Parameters = NO_PARAMETERS
     user_id: UserId | None = None

@@ -9,11 +9,12 @@ from peterrec.patches.registry.records import ActiveTraffic, TaskEntry
 from peterrec.patches.registry.traffic import PROD
 from peterrec.service.errors import (
     BundleNotReady,
+    BundleUnservable,
     DeviceUnavailable,
     TaskNotActive,
     VersionNotServed,
 )
-from peterrec.service.protocol.messages import BundleEntry, TableUpdate
+from peterrec.service.protocol.messages import BundleEntry, RefusedBundle, TableUpdate
 from peterrec.service.protocol.served_task import Role, ServedTask, Split
 
 VersionName = int | str
@@ -35,6 +36,7 @@ class TaskTable:
         self.revision = 0
         self._tasks: dict[str, dict[str, TaskEntry]] = {}  # by tenant and name
         self._bundles: dict[str, BundleEntry] = {}  # by digest
+        self._refused: dict[str, RefusedBundle] = {}  # by digest
         self._splits: dict[tuple[str, str], Split] = {}
         self._changed = asyncio.Event()
 
@@ -50,6 +52,8 @@ class TaskTable:
             self._tasks.get(tenant, {}).pop(task, None)
         for entry in update.tasks:
             self._tasks.setdefault(entry.tenant, {})[entry.task] = entry.shared(self._own)
+        if update.refused is not None:
+            self._refused = {refused.digest: refused for refused in update.refused}
         self._splits.clear()
         self.epoch = update.epoch
         self.version = update.version
@@ -75,8 +79,18 @@ class TaskTable:
         """Return the task as it is served; None if the tenant has no such task."""
         return self._tasks.get(tenant, {}).get(task)
 
+    def existing(self, tenant: str, task: str) -> TaskEntry:
+        """Return the task as it is served.
+
+        Raises TaskNotFound, or DeviceUnavailable before the first table has arrived.
+        """
+        entry = self.entry(tenant, task)
+        if entry is None:
+            raise TaskNotFound(task) if self.epoch else DeviceUnavailable()
+        return entry
+
     def entries(self, tenant: str) -> Iterable[TaskEntry]:
-        """Return the tenant's tasks in the order of their names."""
+        """Return all of the tenant's tasks in the order of their names, answered or not."""
         return sorted(self._tasks.get(tenant, {}).values(), key=lambda entry: entry.task)
 
     def resolve(
@@ -84,18 +98,15 @@ class TaskTable:
     ) -> ServedTask:
         """Return what answers now: prod with its traffic, or the version that is asked for.
 
-        Raises TaskNotFound, TaskNotActive, VersionNotServed, AliasNotFound or BundleNotReady, and
-        DeviceUnavailable before the first table has arrived.
+        Raises TaskNotFound, TaskNotActive, VersionNotServed, AliasNotFound, BundleNotReady or
+        BundleUnservable, and DeviceUnavailable before the first table has arrived.
         """
-        entry = self.entry(tenant, task)
-        if entry is None:
-            raise TaskNotFound(task) if self.epoch else DeviceUnavailable()
+        entry = self.existing(tenant, task)
         if version is not None:
             return self._pinned(entry, version)
-        number = entry.aliases.get(PROD)
+        number = _named_by(entry, PROD)
         if number is None:
-            is_loading = any(digest not in self._bundles for digest in entry.digests)
-            raise BundleNotReady(f"of task {task!r}") if is_loading else TaskNotActive(task)
+            raise TaskNotActive(task)
         bundle = self._bundle(entry, number)
         split = None if entry.traffic is None else self._split(entry, entry.traffic)
         return ServedTask(tenant, task, number, PROD, bundle, Role.PROD, split)
@@ -107,9 +118,12 @@ class TaskTable:
     def _bundle(self, entry: TaskEntry, number: int) -> BundleEntry:
         digest = entry.digest_of(number)
         bundle = None if digest is None else self._bundles.get(digest)
-        if bundle is None:
+        if bundle is not None:
+            return bundle
+        refused = None if digest is None else self._refused.get(digest)
+        if refused is None:
             raise BundleNotReady(f"of task {entry.task!r}")
-        return bundle
+        raise BundleUnservable(entry.task, number, refused.reason)
 
     def _split(self, entry: TaskEntry, active: ActiveTraffic) -> Split | None:
         """Return the task's traffic, made once per table for all requests.
@@ -147,12 +161,13 @@ class TaskTable:
 def _find(entry: TaskEntry, wanted: VersionName) -> tuple[int, str | None]:
     """Return the number of the version that is asked for, and the alias if one was given."""
     text = str(wanted)
-    if text.isdecimal() and len(text) <= MAX_DIGITS:
-        if int(text) in entry.numbers:
+    if text.isdecimal():
+        if len(text) <= MAX_DIGITS and int(text) in entry.numbers:
             return int(text), None
         raise _not_served(entry, text)
-    if text in entry.aliases:
-        return entry.aliases[text], text
+    number = _named_by(entry, text)
+    if number is not None:
+        return number, text
     try:
         digest = parse_digest(text)
     except InvalidDigest:
@@ -163,8 +178,16 @@ def _find(entry: TaskEntry, wanted: VersionName) -> tuple[int, str | None]:
     raise _not_served(entry, text)
 
 
+def _named_by(entry: TaskEntry, alias: str) -> int | None:
+    """Return the number of the version that an alias names, loaded or not."""
+    number = entry.aliases.get(alias)
+    return number if number is not None or entry.missing is None else entry.missing.get(alias)
+
+
 def _not_served(entry: TaskEntry, wanted: str) -> VersionNotServed:
-    named: dict[int, list[str]] = {number: [] for number in entry.numbers}
+    in_traffic = () if entry.traffic is None else entry.traffic.versions.values()
+    served = {*entry.aliases.values(), *in_traffic}
+    named: dict[int, list[str]] = {number: [] for number in served}
     for alias, number in sorted(entry.aliases.items()):
         named[number].append(alias)
     return VersionNotServed(entry.task, wanted, named)

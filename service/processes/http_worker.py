@@ -20,6 +20,7 @@ from peterrec.service.predict.catalogs import Catalogs
 from peterrec.service.predict.device_link import DeviceLink
 from peterrec.service.predict.item_ids import ItemVocabulary
 from peterrec.service.predict.predictor import Predictor
+from peterrec.service.predict.registered_versions import RegisteredVersions
 from peterrec.service.predict.task_table import TaskTable
 from peterrec.service.protocol.messages import TableUpdate
 from peterrec.service.settings import Settings
@@ -73,13 +74,14 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     events = EventSender(settings.metrics_endpoint)
     assert settings.redis_url, "the supervisor sets the registry's URL"
     redis = open_redis(settings.redis_url, retries=1, timeout_s=REDIS_TIMEOUT_S)
+    registry = Registry(redis, settings.redis_prefix)
     readiness = Readiness()
     app = Application(
         AdminContext(
             table=table,
             authenticator=authenticator,
             link=link,
-            registry=Registry(redis, settings.redis_prefix),
+            registry=registry,
             backbone=backbone,
             upload_dir=settings.upload_dir,
             bundle_size_limit_bytes=settings.bundle_size_limit_bytes,
@@ -91,6 +93,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             predictor=Predictor(vocabulary, table, link, catalogs, events.emit),
             emit=events.emit,
             request_timeout_ms=settings.request_timeout_ms,
+            registered=RegisteredVersions(table, registry),
         ),
     )
     await link.start()

@@ -130,7 +130,8 @@ ToDevice = Predict | Cancel | Hello | TableAck | Validate | Sync | Goodbye | Tra
 class BundleEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A resident bundle: what a worker needs to bind rows and to name results.
 
-    ``catalog_path`` is the local bundle file that a ranking head's item ids are read from.
+    ``catalog_path`` is the local bundle file that a ranking head's item ids are read from;
+    ``scale`` and ``shift`` are those of a value's ``ValueScale``; ``unit`` may be empty.
     """
 
     handle: Handle
@@ -140,6 +141,9 @@ class BundleEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     labels: tuple[str, ...]
     threshold: float
     catalog_path: str
+    scale: float = 1.0
+    shift: float = 0.0
+    unit: str = ""
 
     def shared(self) -> Self:
         """Return an equal entry that shares its texts with other entries.
@@ -151,6 +155,9 @@ class BundleEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
             kind=shared(self.kind),
             labels=shared(self.labels),
             threshold=shared(self.threshold),
+            scale=shared(self.scale),
+            shift=shared(self.shift),
+            unit=shared(self.unit),
         )
 
 
@@ -163,10 +170,18 @@ class KeyEntry(msgspec.Struct, frozen=True, array_like=True):
     scopes: list[str]
 
 
+class RefusedBundle(msgspec.Struct, frozen=True, array_like=True):
+    """A bundle that this server will never load, and why: the first few codes and messages."""
+
+    digest: Digest
+    reason: str
+
+
 class TableUpdate(msgspec.Struct, frozen=True, array_like=True, tag=20):
     """A change of what is served; ``is_full`` replaces everything the worker knew.
 
     ``keys`` is None if unchanged. ``bundles`` are new residencies, ``tasks`` new or changed tasks.
+    ``refused`` are all bundles that tasks name in vain; None if unchanged.
     """
 
     epoch: int
@@ -178,6 +193,7 @@ class TableUpdate(msgspec.Struct, frozen=True, array_like=True, tag=20):
     removed_bundles: list[Digest]
     removed_tasks: list[TaskRef]
     keys: list[KeyEntry] | None = None
+    refused: list[RefusedBundle] | None = None
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=21):

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -301,7 +302,7 @@ class RegistryFollower:
     async def _make_table(self) -> None:
         desired, seen_at = self._desired, self._seen_at
         assert desired is not None, "nothing is loaded before it is desired"
-
+        desired = replace(desired, refused=self._loader.refused)
         self._loader.want(await self._on_device(lambda: self._device.apply(desired, seen_at)))
 
     def _in_use(self) -> frozenset[Digest]:
@@ -331,7 +332,7 @@ class RegistryFollower:
                 await self._source.store(bundle.blob)
         except PeterRecError as error:
             return _refusal(request, error)
-        summary = msgspec.json.encode(VersionSummary.of(bundle))
+        summary = msgspec.json.encode(await asyncio.to_thread(VersionSummary.of, bundle))
         return Validated(request.request_id, bundle.digest, bundle.size_bytes, summary, [])
 
     def _emit_synced(self) -> None:

@@ -6,11 +6,12 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from peterrec.model.errors import PeterRecError
-from peterrec.patches.errors import BundleRejected, RegistryUnavailable
+from peterrec.patches.errors import BundleRejected, Reason, RegistryUnavailable
 from peterrec.patches.identity import Digest
 from peterrec.service.device.load import Failures
 from peterrec.service.device.slots import LocalBundle
 from peterrec.service.errors import ProbeFailed
+from peterrec.service.protocol.messages import RefusedBundle
 from peterrec.service.sync.source import BundleSource, Fetched
 
 RETRY_FETCH_S = 0.2
@@ -18,6 +19,9 @@ RETRY_FETCH_S = 0.2
 
 RETRY_LOAD_S = 2.0
 """Seconds until a bundle is loaded again after an error that can pass, such as a full disk."""
+
+REASONS_TOLD = 5
+"""Reasons against a refused bundle that callers of its task are told."""
 
 FLIP_INTERVAL_S = 0.25
 """Seconds between table changes while many bundles load: those loaded are served already."""
@@ -43,7 +47,7 @@ class BundleLoader:
         self._refuse = refuse
         self._wanted: dict[Digest, None] = {}  # in the order to load them
         self._under_way: set[Digest] = set()
-        self._refused: set[Digest] = set()
+        self._refused: dict[Digest, RefusedBundle] = {}
         self._retry_at: dict[Digest, float] = {}
         self._flipped_at = float("-inf")
         self._is_flip_due = False
@@ -54,6 +58,11 @@ class BundleLoader:
         """True if each wanted bundle is loaded, was refused, or waits until it is tried again."""
         return not self._under_way and not self._due()
 
+    @property
+    def refused(self) -> list[RefusedBundle]:
+        """The wanted bundles that will never be loaded, since their bytes can't change."""
+        return list(self._refused.values())
+
     def want(self, missing: Collection[str]) -> None:
         """Replace the list of wanted bundles by those that are missing now."""
         digests = [Digest(digest) for digest in missing]
@@ -62,7 +71,7 @@ class BundleLoader:
             self._wanted = {digest: None for digest in self._wanted if digest in kept}
         else:
             self._wanted = dict.fromkeys(self._source.cached_first(digests))
-        self._refused &= self._wanted.keys()
+        self._refused = {d: each for d, each in self._refused.items() if d in self._wanted}
         self._retry_at = {d: at for d, at in self._retry_at.items() if d in self._wanted}
         self._has_work.set()
 
@@ -125,7 +134,8 @@ class BundleLoader:
 
     def _note(self, digest: Digest, error: PeterRecError) -> None:
         if isinstance(error, BundleRejected | ProbeFailed):
-            self._refused.add(digest)  # its bytes can't change, so it is never tried again
+            self._refused[digest] = _refused_bundle(digest, error)
+            self._is_flip_due = True  # workers tell callers that trying again does not help
         else:
             # a missing blob, a full disk, no room for a head: may be cured meanwhile
             self._retry_at[digest] = time.monotonic() + RETRY_LOAD_S
@@ -151,3 +161,12 @@ class BundleLoader:
         timeout = max(0.0, min(waits) - time.monotonic()) if waits else None
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._has_work.wait(), timeout)
+
+
+def _refused_bundle(digest: Digest, error: BundleRejected | ProbeFailed) -> RefusedBundle:
+    found: Sequence[Reason] = (Reason(error.code, error.message),)
+    if isinstance(error, BundleRejected):
+        found = error.reasons
+    reasons = [f"{reason.code}: {reason.message}" for reason in found[:REASONS_TOLD]]
+    more = [f"{len(found) - REASONS_TOLD} more"] if len(found) > REASONS_TOLD else []
+    return RefusedBundle(digest, "; ".join([*reasons, *more]))

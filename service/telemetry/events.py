@@ -8,13 +8,18 @@ from peterrec.patches.identity import TaskRef
 
 
 class RequestFinished(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
-    """A prediction request was answered. ``task`` is the name of a registered task, or empty."""
+    """A prediction request was answered for one task: a registered one, or empty.
+
+    ``outcome`` is the task's own; ``rows`` histories were asked for. ``instances`` counts them by
+    outcome if theirs differ from the task's.
+    """
 
     tenant: str
     task: str
     outcome: str
     duration_s: float
     rows: int
+    instances: dict[str, int] | None = None
 
 
 class ItemsMapped(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -109,7 +110,7 @@ class Metrics:
             "task",
         )
         self._instances = self._counter(
-            "instances_total", "Histories in prediction requests.", "task"
+            "instances_total", "Histories in prediction requests.", "task", "outcome"
         )
         self._items = self._counter("items_total", "Items in all histories.")
         self._unknown_items = self._counter(
@@ -221,7 +222,9 @@ class Metrics:
         series = self._series_of(self._label(event.tenant, event.task))
         series.requests[event.outcome].inc()
         series.durations.observe(event.duration_s)
-        series.instances.inc(event.rows)
+        for outcome, rows in (event.instances or {event.outcome: event.rows}).items():
+            if rows:
+                series.instances_of(outcome).inc(rows)
 
     def _on_items(self, event: ItemsMapped) -> None:
         self._items.inc(event.items)
@@ -316,7 +319,7 @@ class Metrics:
             series = self._by_label[label] = _TaskSeries(
                 {outcome: self._requests.labels(label, outcome) for outcome in OUTCOMES},
                 self._durations.labels(label),
-                self._instances.labels(label),
+                partial(self._instances.labels, label),
             )
         return series
 
@@ -325,8 +328,8 @@ class Metrics:
         if self._by_label.pop(label, None) is not None:
             for outcome in OUTCOMES:
                 self._requests.remove(label, outcome)
+                self._instances.remove(label, outcome)
             self._durations.remove(label)
-            self._instances.remove(label)
         self._forget_gauges(label)
         for role in Role:
             self._traffic_rows.remove(label, role)
@@ -337,9 +340,18 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class _TaskSeries:
+    """A task's series. Those of instances are made when an outcome first occurs: few ever do."""
+
     requests: Mapping[str, Counter]
     durations: Histogram
-    instances: Counter
+    make_instances: Callable[[str], Counter]
+    instances: dict[str, Counter] = field(default_factory=dict)
+
+    def instances_of(self, outcome: str) -> Counter:
+        series = self.instances.get(outcome)
+        if series is None:
+            series = self.instances[outcome] = self.make_instances(outcome)
+        return series
 
 
 def _label(tenant: str, task: str) -> str:

@@ -8,6 +8,7 @@ from peterrec_client import (
     Conflict,
     Incompatible,
     NotFound,
+    OutputsDiffer,
     StaleRevision,
     TaskChoice,
     UnsafeFormat,
@@ -100,9 +101,27 @@ def test_a_call_can_choose_a_version(client, save, task):
     assert card.results[task].user_id == "u1"
     found = client.predict(task, [])
     assert (found.digest, found.role, found.alias) == (second.digest, "prod", "prod")
+    client.push(task, save("value", 3), alias=None)
     with pytest.raises(Conflict) as refused:
-        client.predict(task, [], version=9)
+        client.predict(task, [], version=3)
     assert refused.value.code == "version_not_served"
+    with pytest.raises(NotFound) as missing:
+        client.predict(task, [], version=9)
+    assert missing.value.code == "version_not_found"
+
+
+def test_other_outputs_are_refused_until_they_are_allowed(client, save, task):
+    client.push(task, save("value", 1))
+    with pytest.raises(OutputsDiffer) as refused:
+        client.push(task, save("classification", 1))
+    assert [reason.message for reason in refused.value.reasons] == ["kind: value → classification"]
+    assert len(client.task(task).versions) == 1
+    client.push(task, save("classification", 1), allow_new_outputs=True)
+    with pytest.raises(OutputsDiffer):
+        client.set_alias(task, 1)
+    back = client.rollback(task)
+    assert (back.version, back.new_outputs) == (1, ("kind: classification → value",))
+    assert client.set_alias(task, 2, allow_new_outputs=True).version == 2
 
 
 def test_a_rollback_returns_the_state_that_it_restored(client, api, save, task):
@@ -163,3 +182,10 @@ def test_readiness_needs_no_key(make, server):
     found = make(server.url).ready()
     assert found.is_ready
     assert found.reasons == ()
+
+
+def test_a_file_that_is_sent_tells_how_many_bytes_are_on_their_way(api, save, task):
+    path, sent = save("classification", 3), []
+    api.request("POST", f"/tasks/{task}/versions", body=path, on_sent=sent.append)
+    assert (sent[0], sent[-1]) == (0, path.stat().st_size)
+    assert sent == sorted(sent)

@@ -163,7 +163,7 @@ def test_a_push_can_be_conditional_and_print_its_answer_as_json(
     late = peterrec.run("push", path, "--task", task, "--if-match", 1)
     assert (late.returncode, late.stderr.partition(":")[0]) == (4, "revision_mismatch")
     seen = api.get(f"/tasks/{task}").json()["revision"]
-    pushed = peterrec.json("push", path, "--task", task, "--if-match", seen)
+    pushed = peterrec.json("push", path, "--quiet", "--task", task, "--if-match", seen)
     assert (pushed["version"], pushed["alias"]) == (3, "prod")
 
 

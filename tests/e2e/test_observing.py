@@ -35,12 +35,13 @@ def sample(server, name: str) -> float:
 
 def test_requests_of_all_workers_are_counted_once(server, api):
     name = 'requests_total{outcome="ok",task="value"}'
-    before, instances = sample(server, name), sample(server, 'instances_total{task="value"}')
+    counted = 'instances_total{outcome="ok",task="value"}'
+    before, instances = sample(server, name), sample(server, counted)
     for _ in range(20):
         with server.client() as client:
             client.post("/tasks/value/predict", json={"instances": [{"history": [1]}] * 3})
     eventually(lambda: sample(server, name) == before + 20)
-    assert sample(server, 'instances_total{task="value"}') == instances + 60
+    assert sample(server, counted) == instances + 60
 
 
 def test_a_call_for_many_tasks_counts_for_each(server, api):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from peterrec.model import kinds
-from tests.e2e.conftest import KINDS
+from peterrec.model.kinds.value import ValueScale
+from tests.e2e.conftest import KINDS, push
 from tests.service.random_bundles import ITEMS
 
 TOLERANCE = 1e-5
@@ -48,6 +49,15 @@ def test_a_value_answer_equals_the_plain_reference(api, workshop):
     assert found["value"] == pytest.approx(
         expected(workshop, "value", HISTORY).item(), abs=TOLERANCE
     )
+
+
+def test_a_value_is_answered_in_float64_on_its_bundles_own_scale(api, workshop):
+    line = ValueScale(scale=1 / 1024, shift=20240000000.0)
+    push(api, "large", workshop.bundle("value", seed=1, line=line))
+    (found,) = predict(api, "large", history=HISTORY)
+    logit = expected(workshop, "value", HISTORY).item()
+    assert (found["value"] - line.shift) / line.scale == pytest.approx(logit, abs=0.01)
+    assert found["value"] != line.shift
 
 
 def test_a_ranking_answer_equals_the_plain_reference(api, workshop):

@@ -79,8 +79,9 @@ def test_a_request_is_answered_by_the_version_that_it_asks_for(api, task, digest
     ("pinned", "status", "code"),
     [
         (2, 409, "version_not_served"),
-        (99, 409, "version_not_served"),
-        ("sha256:" + "0" * 64, 409, "version_not_served"),
+        (99, 404, "version_not_found"),
+        (10**30, 404, "version_not_found"),
+        ("sha256:" + "0" * 64, 404, "version_not_found"),
         ("nope", 404, "alias_not_found"),
     ],
 )
@@ -169,7 +170,7 @@ def test_traffic_is_told_by_the_task_and_can_be_put_again_without_effect(api, ta
         ({"canary": [{"version": "nope", "weight": 1}]}, 404, "alias_not_found"),
         ({"prod_weight": 1, "shadow": [2], "guard": {}}, 400, "invalid_traffic"),
         ({"prod_weight": 1, "shadow": [2], "x": 1}, 400, "malformed_request"),
-        ({"prod_weight": 1, "shadow": [3]}, 400, "invalid_traffic"),
+        ({"prod_weight": 1, "shadow": [3]}, 409, "outputs_differ"),
     ],
 )
 def test_traffic_that_makes_no_sense_is_refused(api, task, digests, workshop, body, status, code):

@@ -44,8 +44,9 @@ def test_a_given_registry_and_no_authentication_need_neither_redis_nor_key_of_ou
         push(client, "open", workshop.bundle("value", seed=1))
         assert client.post("/tasks/open/predict", json={"history": []}).status_code == 200
         refused = client.post("/tasks/open/predict", json={"instances": [{"history": []}] * 3})
-    assert (refused.status_code, refused.json()["code"]) == (429, "queue_full")
-    assert refused.headers["retry-after"] == "1"
+    assert (refused.status_code, refused.json()["code"]) == (413, "too_many_rows")
+    assert "PETERREC_MAX_QUEUE_ROWS" in refused.json()["hint"]
+    assert refused.json()["retryable"] is False
 
 
 def test_authentication_can_not_be_off_where_others_can_reach_it(workshop, tmp_path):

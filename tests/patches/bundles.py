@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from peterrec.model.kinds import KINDS
+from peterrec.model.kinds.value import ValueScale
 from peterrec.model.spec import FIRST_ITEM, BackboneSpec, HeadKind, PatchGeometry
 from peterrec.patches.bundle.bundle import Catalog, build_bundle
 from peterrec.patches.bundle.contents import tensor_forms
@@ -66,7 +67,9 @@ class BundleRecipe:
     geometry: PatchGeometry = field(default_factory=lambda: PatchGeometry("serial2", 2, (0, 1)))
     labels: tuple[str, ...] | None = None
     catalog: tuple[str, ...] | None = None
+    unit: str | None = None
     probe_count: int = 2
+    line: ValueScale = field(default_factory=ValueScale)
 
 
 def make_parts(recipe: BundleRecipe) -> BundleParts:
@@ -108,6 +111,9 @@ def _manifest(recipe: BundleRecipe, outputs: int) -> Manifest:
             kind=recipe.kind,
             outputs=outputs,
             labels=labels if KINDS[recipe.kind].has_labels else None,
+            scale=recipe.line.scale,
+            shift=recipe.line.shift,
+            unit=recipe.unit,
         ),
         probes=ManifestProbes(count=recipe.probe_count, columns=outputs),
         metrics={"accuracy": 0.5},

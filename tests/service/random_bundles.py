@@ -8,6 +8,7 @@ import numpy as np
 
 from peterrec.model.files.backbone_folder import load_backbone, save_backbone
 from peterrec.model.files.probes import probe_tensors
+from peterrec.model.kinds.value import ValueScale
 from peterrec.model.spec import BackboneSpec, HeadKind, HeadSpec, PatchGeometry
 from peterrec.patches.bundle.bundle import build_bundle
 from peterrec.patches.bundle.verify import BackboneIdentity
@@ -17,6 +18,7 @@ from tests.patches.bundles import BundleRecipe, make_parts
 SPEC = BackboneSpec(item_count=200, channels=16, dilations=(1, 4), max_len=20)
 ITEMS = [f"item-{number}" for number in range(100)] + [str(number) for number in range(100)]
 GEOMETRY = PatchGeometry("serial2", 4, (0, 1))
+STANDARD = ValueScale()
 
 
 class Workshop:
@@ -45,10 +47,13 @@ class Workshop:
         outputs: int = 3,
         geometry: PatchGeometry = GEOMETRY,
         names: tuple[str, ...] | None = None,
+        line: ValueScale = STANDARD,
+        unit: str | None = None,
     ) -> bytes:
         """Make a bundle with correct probes for this backbone; seeds change only the weights.
 
-        ``names``: what the outputs are called, as labels or as the catalog.
+        ``names``: what the outputs are called, as labels or as the catalog. ``line`` makes a value
+        of a logit.
         """
         task = self.task(kind, seed, outputs, geometry)
         histories = [[], *(random_history(self.spec, length, length) for length in (1, 7, 30))]
@@ -58,11 +63,13 @@ class Workshop:
             outputs=outputs,
             labels=names,
             catalog=names,
+            unit=unit,
             seed=seed,
             name=kind,
             backbone=self.identity,
             geometry=geometry,
             probe_count=len(histories),
+            line=line,
         )
         parts = make_parts(recipe)
         manifest = parts.manifest.model_copy(

@@ -90,3 +90,18 @@ def test_the_documentation_is_what_the_settings_say():
     assert DOCS.read_text(encoding="utf-8") == render_settings(), (
         "run: python -m peterrec.service.settings > docs/settings.md"
     )
+
+
+def test_all_settings_that_contradict_each_other_are_listed_at_once(monkeypatch, tmp_path):
+    with pytest.raises(SettingsInvalid) as refused:
+        read_settings(
+            backbone_dir=tmp_path,
+            auth="off",
+            host="0.0.0.0",
+            port=8000,
+            metrics_port=8000,
+            request_timeout_ms=60_000,
+            drain_timeout_s=30,
+        )
+    for text in ("auth is off", "port 8000", "60000 ms", "DRAIN_TIMEOUT_S"):
+        assert text in refused.value.message

@@ -25,7 +25,12 @@ answers a change only when all workers of its replica serve it, which can take m
 
 
 def push(
-    task: str, path: Path, alias: str | None, validate_only: bool, if_revision: int | None
+    task: str,
+    path: Path,
+    alias: str | None,
+    validate_only: bool,
+    allow_new_outputs: bool,
+    if_revision: int | None,
 ) -> Call[Pushed]:
     """Register a bundle. Pushing the same bytes again yields the same version."""
     return Call(
@@ -33,7 +38,11 @@ def push(
         f"{_path(task)}/versions",
         msgspec.json.Decoder(Pushed).decode,
         path,
-        params={"alias": alias or "", "validate_only": str(validate_only).lower()},
+        params={
+            "alias": alias or "",
+            "validate_only": str(validate_only).lower(),
+            **_outputs(allow_new_outputs),
+        },
         headers=_if_match(if_revision),
         repeat=Repeat.ALWAYS if if_revision is None else Repeat.IF_UNSENT,
         timeout_s=CHANGE_TIMEOUT_S,
@@ -51,7 +60,7 @@ def task(name: str) -> Call[TaskDetail]:
 
 
 def set_alias(
-    task: str, alias: str, version: int | str, if_revision: int | None
+    task: str, alias: str, version: int | str, allow_new_outputs: bool, if_revision: int | None
 ) -> Call[AliasMoved]:
     """Point an alias at a version, given by its number or digest."""
     body = AliasBody(version) if isinstance(version, int) else AliasBody(digest=version)
@@ -60,6 +69,7 @@ def set_alias(
         f"{_path(task)}/aliases/{quote(alias, safe='')}",
         msgspec.json.Decoder(AliasMoved).decode,
         encode(body),
+        params=_outputs(allow_new_outputs),
         headers=_if_match(if_revision),
         repeat=Repeat.ALWAYS if if_revision is None else Repeat.IF_UNSENT,
         timeout_s=CHANGE_TIMEOUT_S,
@@ -136,3 +146,7 @@ def _path(task: str) -> str:
 
 def _if_match(revision: int | None) -> dict[str, str]:
     return {} if revision is None else {"If-Match": f'"{revision}"'}
+
+
+def _outputs(are_new_allowed: bool) -> dict[str, str]:
+    return {"allow_new_outputs": "true"} if are_new_allowed else {}

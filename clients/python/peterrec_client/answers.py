@@ -9,11 +9,15 @@ from peterrec_client.kinds import Prediction
 
 
 class Reason(Struct, frozen=True):
-    """Why something was refused: a stable code, a message for people, and what to do about it."""
+    """Why something was refused: a stable code, a message for people, and what to do about it.
+
+    ``retryable`` says whether the same call may succeed later.
+    """
 
     code: str
     message: str
     hint: str = ""
+    retryable: bool = False
 
 
 class FailedInstance(Struct, frozen=True):
@@ -105,9 +109,13 @@ class Task(Struct, frozen=True, kw_only=True):
 
 
 class TaskDetail(Task, frozen=True, kw_only=True):
-    """A task with its versions, oldest first."""
+    """A task with its versions, oldest first.
+
+    ``served`` has the aliases by version number as the answering replica serves them.
+    """
 
     versions: tuple[Version, ...]
+    served: Mapping[str, int] = {}
 
 
 class Pushed(Struct, frozen=True, kw_only=True):
@@ -132,19 +140,28 @@ class Changed(Struct, frozen=True, kw_only=True):
 
 
 class AliasMoved(Changed, frozen=True, kw_only=True):
-    """Where an alias points now; ``previous`` is the digest that it named before."""
+    """Where an alias points now; ``previous`` is the digest that it named before.
+
+    ``is_served`` is False if the replica has not loaded the version and answers by the one before.
+    """
 
     alias: str
     version: int
     digest: str
     previous: str | None
+    is_served: bool = True
 
 
 class RolledBack(AliasMoved, frozen=True, kw_only=True):
-    """The whole state that was restored, and where the requested alias points now."""
+    """The whole state that was restored, and where the requested alias points now.
+
+    ``new_outputs`` lists how that version's answers differ from those before in kind, labels,
+    catalog or unit.
+    """
 
     aliases: Mapping[str, Alias]
     traffic: Traffic | None
+    new_outputs: tuple[str, ...] = ()
 
 
 class Backbone(Struct, frozen=True, kw_only=True):

@@ -105,11 +105,14 @@ class AsyncClient:
         *,
         alias: str | None = "prod",
         validate_only: bool = False,
+        allow_new_outputs: bool = False,
         if_revision: int | None = None,
     ) -> Pushed:
         """Register a ``.bundle`` file; see ``Client.push``."""
         return await self._run(
-            administering.push(task, Path(path), alias, validate_only, if_revision)
+            administering.push(
+                task, Path(path), alias, validate_only, allow_new_outputs, if_revision
+            )
         )
 
     async def tasks(self) -> list[Task]:
@@ -121,10 +124,18 @@ class AsyncClient:
         return await self._run(administering.task(name))
 
     async def set_alias(
-        self, task: str, version: int | str, *, alias: str = "prod", if_revision: int | None = None
+        self,
+        task: str,
+        version: int | str,
+        *,
+        alias: str = "prod",
+        allow_new_outputs: bool = False,
+        if_revision: int | None = None,
     ) -> AliasMoved:
         """Point an alias at a version; see ``Client.set_alias``."""
-        return await self._run(administering.set_alias(task, alias, version, if_revision))
+        return await self._run(
+            administering.set_alias(task, alias, version, allow_new_outputs, if_revision)
+        )
 
     async def rollback(
         self, task: str, *, alias: str = "prod", if_revision: int | None = None

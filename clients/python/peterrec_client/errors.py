@@ -28,8 +28,8 @@ class PeterRecError(Exception):
     ``code`` is stable and meant for programs. ``status`` is the HTTP status, or None if no answer
     came. ``hint`` says what to do, ``request_id`` finds the request in the server's log, and
     ``retryable`` says whether the same call may succeed later. ``reasons`` lists everything against
-    a refused bundle. If a call for several tasks could answer none of them, ``errors`` has one
-    reason per task.
+    a refused bundle, or how a version's outputs differ. If a call for several tasks or users could
+    answer none of them, ``errors`` has one reason per task, or per user by its number from 0.
     """
 
     def __init__(self, problem: Problem, status: int | None = None) -> None:
@@ -67,6 +67,10 @@ class NotFound(PeterRecError):
 
 class Conflict(PeterRecError):
     """409: the task's state does not allow it, such as a task without a prod version."""
+
+
+class OutputsDiffer(Conflict):
+    """409: the version's answers have another kind, labels, catalog or unit; see ``reasons``."""
 
 
 class StaleRevision(PeterRecError):
@@ -132,6 +136,9 @@ BY_STATUS: Mapping[int, type[PeterRecError]] = {
 }
 """The error of each status. Other statuses from 500 are ServerFailed, the rest UnexpectedAnswer."""
 
+BY_CODE: Mapping[str, type[PeterRecError]] = {"outputs_differ": OutputsDiffer}
+"""Errors of their own among those of one status."""
+
 _decode_problem = msgspec.json.Decoder(Problem).decode
 
 
@@ -140,7 +147,8 @@ def refusal(status: int, body: bytes, *, is_retryable: bool) -> PeterRecError:
     fallback = ServerFailed if status >= 500 else UnexpectedAnswer
     error = BY_STATUS.get(status, fallback)
     try:
-        return error(_decode_problem(body), status)
+        problem = _decode_problem(body)
+        return BY_CODE.get(problem.code, error)(problem, status)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         shown = body[:SHOWN_CHARACTERS].decode(errors="replace")
         return error(

@@ -80,6 +80,12 @@ class TaskChoice(Struct, frozen=True, omit_defaults=True):
     top_k: int | None = None
     exclude_seen: bool | None = None
     version: int | str | None = None
+    exclude: Sequence[ItemId] | None = None
+    candidates: Sequence[ItemId] | None = None
+
+    def __post_init__(self) -> None:
+        check_items(self.exclude, "exclude")
+        check_items(self.candidates, "candidates")
 
 
 class Parameters(Struct, frozen=True, omit_defaults=True):

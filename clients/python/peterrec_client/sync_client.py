@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal, Self, Unpack
@@ -95,7 +96,8 @@ class Client:
         """Predict one task for 1 to 256 users, in their order, all by one bundle.
 
         An instance is a history, or an ``Instance`` with its own parameters. One that can't be
-        answered is a ``FailedInstance`` in its place; if it is the only one, its error is raised.
+        answered is a ``FailedInstance`` in its place; if none can, the gravest error is raised, and
+        its ``errors`` has all of them by the instance's number.
         """
         return self._run(predicting.predict_many(task, instances, options))
 
@@ -107,7 +109,8 @@ class Client:
     ) -> UserPrediction:
         """Predict up to 512 tasks for one user, all from one registry revision.
 
-        Tasks that can't be answered are in ``errors``; if none can, the first error is raised.
+        Tasks that can't be answered are in ``errors``; if none can, the gravest error is raised.
+        "all" are the registered tasks that the key may ask.
         """
         return self._run(predicting.predict_user(history, tasks, options))
 
@@ -118,6 +121,7 @@ class Client:
         *,
         alias: str | None = "prod",
         validate_only: bool = False,
+        allow_new_outputs: bool = False,
         if_revision: int | None = None,
     ) -> Pushed:
         """Register a ``.bundle`` file and point ``alias`` at it. When this returns, it is served.
@@ -127,7 +131,11 @@ class Client:
         changes nothing. With ``if_revision``, nothing happens unless the task still has this
         revision: else ``StaleRevision`` is raised.
         """
-        return self._run(administering.push(task, Path(path), alias, validate_only, if_revision))
+        return self._run(
+            administering.push(
+                task, Path(path), alias, validate_only, allow_new_outputs, if_revision
+            )
+        )
 
     def tasks(self) -> list[Task]:
         """List the tasks that this key may use or administer, by name."""
@@ -138,10 +146,21 @@ class Client:
         return self._run(administering.task(name))
 
     def set_alias(
-        self, task: str, version: int | str, *, alias: str = "prod", if_revision: int | None = None
+        self,
+        task: str,
+        version: int | str,
+        *,
+        alias: str = "prod",
+        allow_new_outputs: bool = False,
+        if_revision: int | None = None,
     ) -> AliasMoved:
-        """Point an alias at a version, by its number or digest. The version of ``prod`` answers."""
-        return self._run(administering.set_alias(task, alias, version, if_revision))
+        """Point an alias at a version, by its number or digest. The version of ``prod`` answers.
+
+        ``OutputsDiffer`` is raised as by ``push``.
+        """
+        return self._run(
+            administering.set_alias(task, alias, version, allow_new_outputs, if_revision)
+        )
 
     def rollback(
         self, task: str, *, alias: str = "prod", if_revision: int | None = None
@@ -149,7 +168,8 @@ class Client:
         """Restore a task's previous state: all aliases and the traffic.
 
         Each further call goes back one more step. States in which ``alias`` named no version are
-        skipped, so it always names one afterwards.
+        skipped, so it always names one afterwards. ``new_outputs`` of the result lists how the
+        answers' outputs differ from those before, if they do.
         """
         return self._run(administering.rollback(task, alias, if_revision))
 
@@ -173,13 +193,16 @@ class Client:
         body: object = None,
         params: Mapping[str, str] = {},
         if_revision: int | None = None,
+        on_sent: Callable[[int], None] | None = None,
     ) -> bytes:
         """Make a call that has no separate method, and return the body of the answer.
 
-        ``body`` is sent as JSON, a ``Path`` as the bytes of that file. With ``if_revision``, the
-        task must still have this revision, else ``StaleRevision`` is raised.
+        ``body`` is sent as JSON, a ``Path`` as the bytes of that file; ``on_sent`` is then called
+        with the number of bytes sent so far, from 0 again if the call is repeated. With
+        ``if_revision``, the task must still have this revision, else ``StaleRevision`` is raised.
         """
-        return self._run(administering.request(method, path, body, params, if_revision))
+        call = administering.request(method, path, body, params, if_revision)
+        return self._run(replace(call, on_sent=on_sent))
 
     def events(self, since: int | None = None) -> Iterator[Event]:
         """Yield the registry's changes as they happen; with ``since``, first those after it.
@@ -209,7 +232,7 @@ class Client:
 
     def _attempt(self, call: Call[T], timeout_s: float, left_s: float) -> Outcome:
         try:
-            with _content(call.body) as content:
+            with _content(call) as content:
                 response = self._http.request(
                     call.method,
                     call.path,
@@ -224,9 +247,30 @@ class Client:
 
 
 @contextmanager
-def _content(body: bytes | Path) -> Iterator[bytes | BinaryIO]:
-    if isinstance(body, bytes):
-        yield body
+def _content(call: Call[T]) -> "Iterator[bytes | BinaryIO | _Watched]":
+    if isinstance(call.body, bytes):
+        yield call.body
         return
-    with body.open("rb") as file:
-        yield file
+    with call.body.open("rb") as file:
+        yield file if call.on_sent is None else _Watched(file, call.on_sent)
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """A file that is read by httpx, which sends what it has read before it reads on."""
+
+    file: BinaryIO
+    on_sent: Callable[[int], None]
+
+    def read(self, count: int) -> bytes:
+        """The next bytes; those before them were sent."""
+        self.on_sent(self.file.tell())
+        return self.file.read(count)
+
+    def fileno(self) -> int:
+        """The file's number, by which httpx finds its size."""
+        return self.file.fileno()
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The file's lines: httpx takes no content that cannot be iterated, but calls ``read``."""
+        return iter(self.file)

@@ -13,12 +13,17 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from peterrec.model.data.tables import list_files
+from peterrec.model.data.forms import find_data_files
+from peterrec.model.data.observer import SILENT, FilesRead, ReadingObserver
 from peterrec.model.disk import folder_in_one_step
 from peterrec.model.errors import DataFileEmpty, DataFileMissing, DataFileUnreadable
+from peterrec.model.progress import Progress
 
 PADDING = "0"
 ANSWERS_BEHIND = ",,"
+
+REPORT_EVERY = 1 << 10
+"""Users between two reports of progress."""
 
 BATCH_EVENTS = 1 << 20
 """Events in memory before they are written."""
@@ -34,24 +39,28 @@ class ColdRecFile:
     answers: int
 
 
-def convert_coldrec(path: Path, out: Path) -> list[ColdRecFile]:
+def convert_coldrec(path: Path, out: Path, observer: ReadingObserver = SILENT) -> list[ColdRecFile]:
     """Write ``NAME/histories.parquet`` of each file of a folder, or of one file.
 
     A fine-tuning file also gives ``NAME/targets.parquet``, whose column ``target`` is what
     ``--target-column`` or ``--label-column`` names.
     """
-    files = [file for file in list_files(path) if file.name.endswith((".csv", ".csv.gz"))]
+    found = (file.path for file in find_data_files(path).files)
+    files = [file for file in found if file.name.endswith((".csv", ".csv.gz"))]
     if not files:
         raise DataFileMissing(f"{path} is not a ColdRec .csv file.", hint="Check the path.")
-    return [_convert_file(file, out / file.name.split(".csv")[0]) for file in files]
+    observer.files(FilesRead(str(path), len(files), sum(file.stat().st_size for file in files)))
+    return [_convert_file(file, out / file.name.split(".csv")[0], observer) for file in files]
 
 
-def _convert_file(path: Path, out: Path) -> ColdRecFile:
+def _convert_file(path: Path, out: Path, observer: ReadingObserver) -> ColdRecFile:
     with folder_in_one_step(out) as place:
         with _Rows(place / "histories.parquet", "item_id") as items:
             targets = _Rows(place / "targets.parquet", "target")
             with targets:
-                for user, history, answers in _users(path):
+                for done, (user, history, answers) in enumerate(_users(path)):
+                    if done % REPORT_EVERY == 0:
+                        observer.progress(Progress(f"converting {path.name}", done, unit="users"))
                     items.add(user, history)
                     targets.add(user, answers)
         if not items.users:

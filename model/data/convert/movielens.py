@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,12 @@ import numpy.typing as npt
 from peterrec.model.data.files import history_lengths, write_all, write_columns, write_halves
 from peterrec.model.data.histories import Histories
 from peterrec.model.data.interactions import Events, InteractionSource, histories_of, read_histories
-from peterrec.model.data.tables import TableSource, read_parts, text_column
+from peterrec.model.data.observer import SILENT, ReadingObserver
+from peterrec.model.data.tables import TableSource, read_parts
+from peterrec.model.data.values import read_texts
 from peterrec.model.disk import folder_in_one_step
 from peterrec.model.errors import DataFileMissing, DataFileUnreadable
+from peterrec.model.progress import Progress
 
 FAVOURITES = 3
 """Number of a user's tags: the genres that are most frequent among the held-out films."""
@@ -101,9 +105,12 @@ class ConvertedMovieLens:
     has_profiles: bool
 
 
-def convert_movielens(folder: Path, out: Path) -> ConvertedMovieLens:
+def convert_movielens(
+    folder: Path, out: Path, observer: ReadingObserver = SILENT
+) -> ConvertedMovieLens:
     """Write interactions, histories, targets, tags, items and, if known, users as Parquet."""
-    data = read_movielens(folder)
+    data = read_movielens(folder, observer)
+    observer.progress(Progress("writing tables"))
     with folder_in_one_step(out) as place:
         write_all(data.histories, place / "interactions.parquet")
         write_halves(data.histories, place)
@@ -119,10 +126,11 @@ def convert_movielens(folder: Path, out: Path) -> ConvertedMovieLens:
     )
 
 
-def read_movielens(folder: Path) -> MovieLens:
+def read_movielens(folder: Path, observer: ReadingObserver = SILENT) -> MovieLens:
     """Read the data set in a folder, in any of the three forms."""
     for marker, read in FORMS.items():
         if (folder / marker).exists():
+            observer.progress(Progress("reading MovieLens"))
             return read(folder)
     raise DataFileMissing(
         f"{folder} has none of {', '.join(FORMS)}.",
@@ -243,8 +251,11 @@ def _films_100k(folder: Path) -> Iterator[Film]:
 def _films_csv(folder: Path) -> Iterator[Film]:
     columns = ("movieId", "title", "genres")
     parts = read_parts(TableSource(folder / "movies.csv"), columns)
-    texts = (text_column(parts, column).to_pylist() for column in columns)
+    texts = (chain.from_iterable(read_texts(parts, column)) for column in columns)
     for item, title, genres in zip(*texts, strict=True):
+        assert item is not None
+        assert title is not None
+        assert genres is not None
         yield Film(item, title, tuple(g for g in genres.split("|") if not g.startswith("(")))
 
 

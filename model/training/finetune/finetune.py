@@ -2,23 +2,30 @@
 
 import platform
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from peterrec.model.data.examples import Examples, join_answers, keep_frequent
+from peterrec.model.data.examples import (
+    Examples,
+    join_answers,
+    keep_frequent,
+    require_shared_users,
+)
 from peterrec.model.data.histories import Histories, UserLabels
 from peterrec.model.data.splits import UserSplit, split_users
 from peterrec.model.data.vocabulary import Vocabulary, require_known, tokenize
 from peterrec.model.documents import Document
 from peterrec.model.files.backbone_folder import LoadedBackbone
+from peterrec.model.kinds import KINDS
+from peterrec.model.kinds.value import ValueScale
 from peterrec.model.network.backbone import new_patch
 from peterrec.model.network.heads import Head
 from peterrec.model.network.patch import Patch, PatchWeights
-from peterrec.model.progress import OnProgress, no_progress
-from peterrec.model.spec import PatchGeometry
+from peterrec.model.progress import Notice, OnProgress, Progress, no_notice, no_progress
+from peterrec.model.spec import HeadKind, PatchGeometry
 from peterrec.model.training.batches import seeded
 from peterrec.model.training.evaluation import (
     TaskModel,
@@ -26,18 +33,31 @@ from peterrec.model.training.evaluation import (
     evaluate_prior,
     evaluate_task,
 )
+from peterrec.model.training.events import (
+    PartMeasured,
+    TrainingEnded,
+    TrainingListener,
+    TrainingStarted,
+    machine_of,
+    unheard,
+)
+from peterrec.model.training.finetune.doubts import doubts_of_task
 from peterrec.model.training.finetune.encoders import CachedPatchedBackbone, patch_encoder
 from peterrec.model.training.finetune.objective_of_head import HeadObjective
 from peterrec.model.training.finetune.run import FinetuneRun
 from peterrec.model.training.finetune.settings import FinetuneSettings
-from peterrec.model.training.loop import EpochRecord
-from peterrec.model.training.objectives import OBJECTIVES
+from peterrec.model.training.loop import EpochRecord, now
+from peterrec.model.training.objectives import OBJECTIVES, Objective, ScaledObjective
 
 __all__ = ["FinetuneSettings", "FinetunedTask", "finetune", "prepare_examples"]
 
 
 BASELINE_PREFIX = "baseline_"
 """Prefix of the metrics of the best answer that ignores the history."""
+
+MOST_VALIDATION_SCORES = 1_000_000
+"""Most scores (validation users times outputs) that metrics are computed from after every epoch.
+A ranking takes 60 ms for as many. Above it, as with large catalogs, there is the loss alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +66,8 @@ class FinetunedTask:
 
     ``outputs`` are labels, tags or catalog items in the order of the head's rows; empty for a
     value. ``examples`` and ``split`` are the users it was trained, validated and tested on. Logits
-    are divided by ``temperature``, which was fitted on the validation part.
+    are divided by ``temperature``, which was fitted on the validation part. ``scale`` makes a value
+    of the logit.
     """
 
     geometry: PatchGeometry
@@ -58,6 +79,7 @@ class FinetunedTask:
     split: UserSplit
     record: Document
     temperature: float = 1.0
+    scale: ValueScale = field(default_factory=ValueScale)
 
     @property
     def patch_weights(self) -> PatchWeights:
@@ -67,7 +89,10 @@ class FinetunedTask:
 
 @dataclass(frozen=True, slots=True)
 class PreparedTask:
-    """A task before training: its users and answers, an untrained patch and head."""
+    """A task before training: its users and answers, an untrained patch and head.
+
+    ``started_at`` is the time at which it was prepared, in UTC.
+    """
 
     settings: FinetuneSettings
     examples: Examples
@@ -76,6 +101,7 @@ class PreparedTask:
     patch: Patch
     head_objective: HeadObjective
     metadata: Document
+    started_at: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +109,7 @@ class Training:
     """The epochs of a trained task, its metrics on the test part, and its temperature.
 
     ``temperature`` is fitted on the validation part; the metrics include its calibration error.
+    ``seconds`` are those of the whole training, ``test_seconds`` those of the test.
     """
 
     epochs: list[EpochRecord]
@@ -90,6 +117,7 @@ class Training:
     metrics: dict[str, float]
     seconds: float
     temperature: float
+    test_seconds: float
 
 
 def finetune(
@@ -98,14 +126,19 @@ def finetune(
     labels: UserLabels,
     settings: FinetuneSettings,
     on_progress: OnProgress = no_progress,
+    listener: TrainingListener = unheard,
+    notice: Notice = no_notice,
 ) -> FinetunedTask:
     """Train a patch and head on one task's answers; keep the epoch with the best validation loss.
 
     Users are split into training, validation and test parts. Metrics are those of the test part,
-    in addition to those of the best answer that ignores the history (``baseline_…``).
+    in addition to those of the best answer that ignores the history (``baseline_…``). What the
+    answers are, and what is doubtful about them, is told before training begins.
     """
     started = time.perf_counter()
-    task = prepare_task(loaded, histories, labels, settings)
+    on_progress(Progress("joining histories and answers"))
+    task = prepare_task(loaded, histories, labels, settings, notice)
+    listener(started_task(task, loaded))
     head_objective, split, examples = task.head_objective, task.split, task.examples
     variants = settings.trunk_variants if settings.item_dropout else 1
     histories_met = variants * len(split.train) + len(split.validation)
@@ -114,39 +147,86 @@ def finetune(
     )
     if not isinstance(encoder, CachedPatchedBackbone):
         variants = 0
-    run = FinetuneRun(encoder, head_objective, examples, split, settings, variants=variants)
-    run.train(on_progress)
+    run = FinetuneRun(
+        encoder,
+        head_objective,
+        examples,
+        split,
+        settings,
+        variants=variants,
+        tracks_metrics=tracks_metrics(task),
+    )
+    run.train(on_progress, listener)
     model = TaskModel(loaded.backbone, task.patch.weights(), head_objective.head)
-    temperature = calibrate_task(model, head_objective.objective, examples, split.validation)
-    metrics = evaluate_task(model, head_objective.objective, examples, split.test, temperature)
-    seconds = time.perf_counter() - started
-    training = Training(run.epochs.records, run.epochs.best, metrics, seconds, temperature)
-    return finished_task(task, loaded, training)
+    objective = head_objective.objective
+    temperature = calibrate_task(model, objective, examples, split.validation, on_progress)
+    tested = time.perf_counter()
+    metrics = evaluate_task(model, objective, examples, split.test, temperature, on_progress)
+    ended = time.perf_counter()
+    training = Training(
+        run.epochs.records, run.epochs.best, metrics, ended - started, temperature, ended - tested
+    )
+    return finished_task(task, loaded, training, listener)
 
 
 def prepare_task(
-    loaded: LoadedBackbone, histories: Histories, labels: UserLabels, settings: FinetuneSettings
+    loaded: LoadedBackbone,
+    histories: Histories,
+    labels: UserLabels,
+    settings: FinetuneSettings,
+    notice: Notice = no_notice,
 ) -> PreparedTask:
     """Split a task's users, and build its untrained patch and head."""
     examples = prepare_examples(loaded, histories, labels, settings.max_unknown_share)
-    examples = keep_frequent(examples, settings.min_label_count)
+    examples = learnable_examples(settings.kind, examples, settings.min_label_count)
     split = split_users(
         examples.users, settings.validation_share, settings.test_share, settings.seed
     )
     kind = OBJECTIVES[settings.kind]
+    summary = kind.summary(examples, np.arange(len(examples.users)))
+    notice(summary.text)
     outputs = kind.learn_outputs(examples, split.train)
+    task_doubts = doubts_of_task(examples, split)
+    warnings = [*summary.doubts, *task_doubts]
+    for warning in warnings:
+        notice(warning)
     objective = kind.of(outputs, examples)
     generator = seeded(settings.seed, "patch")
     patch = new_patch(loaded.backbone, settings.geometry(len(loaded.backbone.blocks)), generator)
     head_objective = HeadObjective(objective, loaded.backbone.spec.channels, generator)
     metadata = _metadata(histories, labels, examples, split)
-    return PreparedTask(settings, examples, split, outputs, patch, head_objective, metadata)
+    metadata |= {"answers": summary.text, "warnings": warnings}
+    return PreparedTask(settings, examples, split, outputs, patch, head_objective, metadata, now())
 
 
-def finished_task(task: PreparedTask, loaded: LoadedBackbone, training: Training) -> FinetunedTask:
+def started_task(task: PreparedTask, loaded: LoadedBackbone) -> TrainingStarted:
+    """What a listener hears of a task before its first epoch."""
+    return TrainingStarted(
+        "finetune",
+        settings=asdict(task.settings),
+        data={**task.metadata, "outputs": task.head_objective.objective.head_spec.outputs},
+        machine=machine_of(loaded.backbone.embedding.weight.device),
+        backbone=loaded.fingerprint,
+        time=task.started_at,
+    )
+
+
+def tracks_metrics(task: PreparedTask) -> bool:
+    """Whether metrics are computed after every epoch: not if they need too many scores."""
+    outputs = task.head_objective.objective.head_spec.outputs
+    return len(task.split.validation) * outputs <= MOST_VALIDATION_SCORES
+
+
+def finished_task(
+    task: PreparedTask,
+    loaded: LoadedBackbone,
+    training: Training,
+    listener: TrainingListener = unheard,
+) -> FinetunedTask:
     """A trained task with its record; its metrics include those of the baseline."""
     baseline = evaluate_prior(task.head_objective.objective, task.split.train, task.split.test)
     metrics = training.metrics | {BASELINE_PREFIX + k: value for k, value in baseline.items()}
+    ended = _report_end(task, training, metrics, listener)
     return FinetunedTask(
         geometry=task.patch.geometry,
         patch=task.patch.folded(),
@@ -158,27 +238,56 @@ def finished_task(task: PreparedTask, loaded: LoadedBackbone, training: Training
         record={
             "settings": asdict(task.settings),
             "backbone": loaded.fingerprint,
-            "data": task.metadata,
+            "data": {**task.metadata, "outputs": task.head_objective.objective.head_spec.outputs},
             "best_epoch": training.best_epoch,
             "epochs": [asdict(epoch) for epoch in training.epochs],
             "metrics": metrics,
             "temperature": training.temperature,
-            "seconds": round(training.seconds, 3),
+            "seconds": ended.seconds,
+            "test_seconds": round(training.test_seconds, 3),
+            "machine": machine_of(loaded.backbone.embedding.weight.device),
+            "started_at": task.started_at,
+            "ended_at": ended.time,
             "software": {"python": platform.python_version(), "torch": torch.__version__},
         },
         temperature=training.temperature,
+        scale=scale_of(task.head_objective.objective),
     )
+
+
+def scale_of(objective: Objective) -> ValueScale:
+    """The line from a logit to the answer; it changes nothing unless the task answers a number."""
+    return objective.scale if isinstance(objective, ScaledObjective) else ValueScale()
+
+
+def _report_end(
+    task: PreparedTask, training: Training, metrics: dict[str, float], listener: TrainingListener
+) -> TrainingEnded:
+    best = training.best_epoch + 1
+    rows, seconds = len(task.split.test), round(training.test_seconds, 3)
+    listener(PartMeasured(best, "test", metrics=metrics, rows=rows, seconds=seconds))
+    whole = round(training.seconds, 3)
+    ended = TrainingEnded(best, len(training.epochs), whole, training.temperature)
+    listener(ended)
+    return ended
 
 
 def prepare_examples(
     loaded: LoadedBackbone, histories: Histories, labels: UserLabels, max_unknown_share: float
 ) -> Examples:
     """The labelled users' histories as tokens; fails if too many of their items are unknown."""
+    require_shared_users(histories.users, labels)
     vocabulary = Vocabulary(tuple(loaded.items))
     wanted = np.flatnonzero([user in labels.by_user for user in histories.users])
-    known = tokenize(histories.select(wanted) if len(wanted) else histories, vocabulary)
+    known = tokenize(histories.select(wanted), vocabulary)
     require_known(known, max_unknown_share, "the histories")
     return join_answers(known, labels, vocabulary.items)
+
+
+def learnable_examples(kind: HeadKind, examples: Examples, min_label_count: int) -> Examples:
+    """The examples without answers that too few users have; numbers are never too rare."""
+    is_number = KINDS[kind].answers == "number"
+    return examples if is_number else keep_frequent(examples, min_label_count)
 
 
 def _metadata(

@@ -20,11 +20,12 @@ from peterrec.model.data.histories import Histories, UserLabels
 from peterrec.model.errors import TasksDiffer, TrunkTooLarge
 from peterrec.model.files.backbone_folder import LoadedBackbone
 from peterrec.model.network.backbone import Backbone
-from peterrec.model.progress import OnProgress, Progress, no_progress
+from peterrec.model.progress import Notice, OnProgress, Progress, no_notice, no_progress
 from peterrec.model.spec import PatchGeometry
 from peterrec.model.training.batches import bucketed_batches, seeded
 from peterrec.model.training.calibration import fit_temperature
 from peterrec.model.training.evaluation import quality
+from peterrec.model.training.events import TrainingListener, report_epochs, unheard
 from peterrec.model.training.finetune.activation_cache import ActivationCache
 from peterrec.model.training.finetune.finetune import (
     FinetunedTask,
@@ -32,6 +33,8 @@ from peterrec.model.training.finetune.finetune import (
     Training,
     finished_task,
     prepare_task,
+    started_task,
+    tracks_metrics,
 )
 from peterrec.model.training.finetune.forward import FieldBlocks
 from peterrec.model.training.finetune.patch_stack import PatchStack
@@ -45,6 +48,7 @@ from peterrec.model.training.finetune.task_rows import (
 )
 from peterrec.model.training.loop import (
     Epochs,
+    Pass,
     backward,
     falling,
     require_finite,
@@ -59,10 +63,15 @@ two products in its cache: 32 tasks of 128 rows took 324 ms in one forward, 120 
 
 @dataclass(frozen=True, slots=True)
 class TaskToTrain:
-    """A task's answers and settings. All tasks of a run must patch the same places."""
+    """A task's answers and settings. All tasks of a run must patch the same places.
+
+    ``name`` is the task in messages. The ``listener`` hears of this task alone.
+    """
 
     labels: UserLabels
     settings: FinetuneSettings
+    name: str = ""
+    listener: TrainingListener = unheard
 
 
 def finetune_many(
@@ -70,20 +79,35 @@ def finetune_many(
     histories: Histories,
     tasks: Sequence[TaskToTrain],
     on_progress: OnProgress = no_progress,
+    notice: Notice = no_notice,
 ) -> list[FinetunedTask]:
     """Train all tasks in one run; each ends as ``finetune`` would have trained it alone.
 
     Only random draws differ: tasks that read the same history share its item dropout.
     """
     started = time.perf_counter()
-    prepared = [prepare_task(loaded, histories, task.labels, task.settings) for task in tasks]
+    prepared = []
+    for done, given in enumerate(tasks):
+        on_progress(Progress("joining histories and answers", done, len(tasks), unit="tasks"))
+        told = _named(given.name, notice)
+        prepared.append(prepare_task(loaded, histories, given.labels, given.settings, told))
     _require_trainable(loaded.backbone, prepared)
-    run = ManyTasksRun(loaded, prepared)
+    listeners = [task.listener for task in tasks]
+    for task, listener in zip(prepared, listeners, strict=True):
+        listener(started_task(task, loaded))
+    run = ManyTasksRun(loaded, prepared, listeners)
     run.train(on_progress)
     seconds = (time.perf_counter() - started) / len(tasks)
-    return [
-        finished_task(task, loaded, run.training(at, seconds)) for at, task in enumerate(prepared)
-    ]
+    finished = []
+    for at, (task, listener) in enumerate(zip(prepared, listeners, strict=True)):
+        on_progress(Progress("evaluating", at, len(tasks), unit="tasks"))
+        finished.append(finished_task(task, loaded, run.training(at, seconds), listener))
+    on_progress(Progress("evaluating", len(tasks), len(tasks), unit="tasks"))
+    return finished
+
+
+def _named(task: str, notice: Notice) -> Notice:
+    return (lambda text: notice(f"{task}: {text}")) if task else notice
 
 
 def _require_trainable(backbone: Backbone, tasks: Sequence[PreparedTask]) -> None:
@@ -110,13 +134,19 @@ class _TaskProgress:
     done: int = 0
     loss: float = 0.0
     started: float = 0.0
+    rates: list[float] = field(default_factory=list)
     generator: torch.Generator = field(default_factory=torch.Generator)
 
 
 class ManyTasksRun:
     """Trains prepared tasks together; their patches and heads change in place."""
 
-    def __init__(self, loaded: LoadedBackbone, tasks: Sequence[PreparedTask]) -> None:
+    def __init__(
+        self,
+        loaded: LoadedBackbone,
+        tasks: Sequence[PreparedTask],
+        listeners: Sequence[TrainingListener],
+    ) -> None:
         backbone = loaded.backbone
         device = backbone.embedding.weight.device
         for task in tasks:
@@ -124,6 +154,7 @@ class ManyTasksRun:
             task.head_objective.head.to(device)
             task.head_objective.prepare(torch.from_numpy(task.split.train))
         self._tasks = tasks
+        self._listeners = listeners
         users = [TaskUsers(task.examples, task.split, task.settings) for task in tasks]
         self._cache = _cache_of(backbone, tasks[0].patch.geometry, users)
         self._blocks = FieldBlocks(backbone, backbone.spec.max_input_len, self._cache.block)
@@ -146,12 +177,10 @@ class ManyTasksRun:
             ended = [t for t in active if self._progress[t].done == _batch_count(self._tasks[t])]
             self._finish_epochs(ended)
             active = [t for t in active if not self._progress[t].epochs.are_over]
-            on_progress(
-                Progress("fine-tune", done if active else total, total, f"{len(active)} tasks")
-            )
-        for prepared, progress in zip(self._tasks, self._progress, strict=True):
+            note = f"{len(active)} tasks"
+            on_progress(Progress("fine-tuning", done if active else total, total, note, "batches"))
+        for progress in self._progress:
             progress.epochs.restore_best()
-            prepared.head_objective.finish()
 
     @torch.no_grad()
     def training(self, task: int, seconds: float) -> Training:
@@ -164,8 +193,10 @@ class ManyTasksRun:
             temperature = fit_temperature(
                 objective.samples(self._predictions(task, held_out), held_out)
             )
+        started = time.perf_counter()
         metrics = quality(objective, self._predictions(task, rows), rows, temperature)
-        return Training(epochs.records, epochs.best, metrics, seconds, temperature)
+        test_seconds = time.perf_counter() - started
+        return Training(epochs.records, epochs.best, metrics, seconds, temperature, test_seconds)
 
     def _predictions(self, task: int, rows: Tensor) -> Tensor:
         """The predictions that a trained task's metrics need, of some of its examples."""
@@ -183,6 +214,8 @@ class ManyTasksRun:
         lengths = np.zeros(len(train), dtype=np.int64)  # rows of any length share a batch
         progress.batches = bucketed_batches(lengths, settings.batch_size, progress.generator)
         progress.loss, progress.started = 0.0, time.perf_counter()
+        own = self._optimizer.param_groups[2 * task : 2 * task + 2]
+        progress.rates = [float(group["lr"]) for group in own]
 
     def _step(self, active: list[int]) -> None:
         """Make one step of Adam with one batch of every active task.
@@ -217,33 +250,51 @@ class ManyTasksRun:
 
     def _finish_epochs(self, ended: list[int]) -> None:
         """Validate the tasks whose epoch is over, and record the epoch."""
-        for task, loss in zip(ended, self._validation_losses(ended), strict=True):
+        trained = time.perf_counter()
+        for task, validation in zip(ended, self._validations(ended), strict=True):
             progress, users = self._progress[task], len(self._tasks[task].split.train)
-            seconds = time.perf_counter() - progress.started
-            mean = progress.loss / users
-            progress.epochs.add(
-                progress.epochs.record(mean, loss, {}, sequences=users, seconds=seconds)
-            )
+            train = Pass(progress.loss / users, users, trained - progress.started)
+            progress.epochs.add(progress.epochs.record(train, validation, progress.rates))
             progress.done = 0
+            report_epochs(self._listeners[task], progress.epochs.records[-1:])
 
     @torch.no_grad()
-    def _validation_losses(self, ended: list[int]) -> list[float]:
-        """Mean loss per validation user of each task, on whole histories."""
+    def _validations(self, ended: list[int]) -> list[Pass]:
+        """Mean loss per validation user of each task, on whole histories, and tracked metrics.
+
+        Tasks are validated together; each one's time is an equal share.
+        """
+        started = time.perf_counter()
         parts = {t: self._tasks[t].split.validation for t in ended}
         generators = {t: seeded(self._tasks[t].settings.seed, "validate") for t in ended}
         totals = dict.fromkeys(ended, 0.0)
+        vectors: dict[int, list[Tensor]] = {t: [] for t in ended}
         for start in range(0, max(map(len, parts.values()), default=0), VALIDATION_ROWS):
             rows = {
                 t: torch.from_numpy(part[start : start + VALIDATION_ROWS])
                 for t, part in parts.items()
                 if start < len(part)
             }
-            for task, vectors in zip(
+            for task, users in zip(
                 rows, self._vectors(list(rows), list(rows.values())), strict=True
             ):
-                loss = self._tasks[task].head_objective.loss(vectors, rows[task], generators[task])
+                vectors[task].append(users)
+                loss = self._tasks[task].head_objective.loss(users, rows[task], generators[task])
                 totals[task] += loss.item() * len(rows[task])
-        return [totals[task] / len(parts[task]) for task in ended]
+        metrics = [self._tracked(task, torch.cat(vectors[task])) for task in ended]
+        seconds = (time.perf_counter() - started) / max(1, len(ended))
+        return [
+            Pass(totals[task] / len(parts[task]), len(parts[task]), seconds, found)
+            for task, found in zip(ended, metrics, strict=True)
+        ]
+
+    def _tracked(self, task: int, vectors: Tensor) -> dict[str, float]:
+        """Metrics of a task's validation users from their vectors [B, C], if it tracks them."""
+        prepared = self._tasks[task]
+        if not tracks_metrics(prepared):
+            return {}
+        rows = torch.from_numpy(prepared.split.validation)
+        return prepared.head_objective.metrics(vectors, rows)
 
     def _vectors(self, tasks: list[int], rows: list[Tensor]) -> list[Tensor]:
         """User vectors [B, C] of some of each task's whole histories."""

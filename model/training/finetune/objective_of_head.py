@@ -28,9 +28,6 @@ class TrainedObjective(Protocol):
     def metrics(self, vectors: Tensor, rows: Tensor) -> dict[str, float]:
         """Quality of user vectors [B, C] of examples int64 [B], by metric name."""
 
-    def finish(self) -> None:
-        """Bring the head into the form that is served."""
-
 
 class HeadObjective:
     """One task's objective with its head."""
@@ -64,7 +61,3 @@ class HeadObjective:
         return torch.cat(
             [self.objective.predictions(self.head.logits(u).cpu(), r) for u, r in parts]
         )
-
-    def finish(self) -> None:
-        if isinstance(self.objective, ScaledObjective):
-            self.objective.restore_scale(self.head)

@@ -10,13 +10,16 @@ from torch import nn
 from peterrec.model.data.examples import Examples
 from peterrec.model.data.splits import UserSplit
 from peterrec.model.errors import SplitEmpty
-from peterrec.model.progress import OnProgress, Progress
+from peterrec.model.progress import OnProgress
 from peterrec.model.training.batches import TokenRow, bucketed_batches, drop_items, seeded
+from peterrec.model.training.events import TrainingListener, report_epochs, unheard
 from peterrec.model.training.finetune.encoders import Encoder, UserRows
 from peterrec.model.training.finetune.objective_of_head import TrainedObjective
 from peterrec.model.training.finetune.settings import LoopSettings
 from peterrec.model.training.loop import (
+    EpochPlan,
     Epochs,
+    RunProgress,
     backward,
     current_rate,
     falling,
@@ -49,7 +52,7 @@ class FinetuneRun:
         if not len(split.validation) or not len(split.test):
             raise SplitEmpty(
                 "fine-tuning needs users to validate with and to test with.",
-                hint="Give positive --validation-share and --test-share.",
+                hint="Give a positive `validation_share` and `test_share`.",
             )
         objective.head.to(encoder.device)
         self._encoder = encoder
@@ -72,20 +75,32 @@ class FinetuneRun:
         self._rates = schedule(self._optimizer, [shape, shape])
         objective.prepare(torch.from_numpy(split.train))
 
-    def train(self, on_progress: OnProgress) -> None:
-        """Run the epochs and keep the best one's weights, the head in its final form."""
-        train = partial(self._train_epoch, on_progress)
-        self.epochs.run(train, self._validate, len(self._split.train))
-        self._objective.finish()
+    def train(self, on_progress: OnProgress, listener: TrainingListener = unheard) -> None:
+        """Run the epochs and keep the best one's weights."""
+        settings, split = self._settings, self._split
+        batches = math.ceil(len(split.train) / settings.batch_size)
+        validation_batches = math.ceil(len(split.validation) / VALIDATION_ROWS)
+        progress = RunProgress(
+            "fine-tuning", settings.epochs, batches, validation_batches, on_progress
+        )
+        plan = EpochPlan(
+            partial(self._train_epoch, progress),
+            partial(self._validate, progress),
+            len(self._split.train),
+            len(self._split.validation),
+            self._optimizer,
+        )
+        self.epochs.run(plan, lambda: report_epochs(listener, self.epochs.records[-1:]))
 
-    def _train_epoch(self, on_progress: OnProgress) -> float:
+    def _train_epoch(self, progress: RunProgress) -> float:
         """Make one pass over the training users; returns the mean loss per user."""
         epoch, settings = len(self.epochs), self._settings
         generator = seeded(settings.seed, "finetune", epoch)
         rows, train = self._training_rows(epoch, generator), torch.from_numpy(self._split.train)
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         batches = bucketed_batches(lengths, settings.batch_size, generator)
-        phase, total, users = f"fine-tune epoch {epoch + 1}/{settings.epochs}", 0.0, 0
+        total, users = 0.0, 0
+        progress.training(epoch, 0)
         for done, batch in enumerate(batches):
             examples = train[batch]
             vectors = self._encoder.user_vectors(UserRows([rows[i] for i in batch], examples))
@@ -97,7 +112,7 @@ class FinetuneRun:
             self._optimizer.step()
             self._rates.step()
             total, users = total + value * len(batch), users + len(batch)
-            on_progress(Progress(phase, done + 1, len(batches), f"loss {total / users:.3f}"))
+            progress.training(epoch, done + 1, total / users)
         return total / users
 
     def _training_rows(self, epoch: int, generator: torch.Generator) -> list[TokenRow]:
@@ -111,16 +126,17 @@ class FinetuneRun:
         return drop_items(newest, self._settings.item_dropout, generator)
 
     @torch.no_grad()
-    def _validate(self) -> tuple[float, dict[str, float]]:
+    def _validate(self, progress: RunProgress) -> tuple[float, dict[str, float]]:
         """Mean loss per validation user, on whole histories, and metrics if they are tracked."""
         generator = seeded(self._settings.seed, "validate")  # the same negatives in every epoch
         rows = self._split.validation
         ordered = torch.from_numpy(rows[np.argsort(self._examples.lengths[rows], kind="stable")])
         total, vectors = 0.0, []
-        for part in torch.split(ordered, VALIDATION_ROWS):
+        for done, part in enumerate(torch.split(ordered, VALIDATION_ROWS)):
             users = UserRows([self._examples.rows[i] for i in part.tolist()], part)
             vectors.append(self._encoder.user_vectors(users))
             total += self._objective.loss(vectors[-1], part, generator).item() * len(part)
+            progress.validating(len(self.epochs), done + 1)
         metrics = (
             self._objective.metrics(torch.cat(vectors), ordered) if self._tracks_metrics else {}
         )

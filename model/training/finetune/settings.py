@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+from peterrec.model.errors import InvalidSpec
 from peterrec.model.insertions import InsertionName
-from peterrec.model.kinds import KindName
+from peterrec.model.kinds import KINDS, KindName
 from peterrec.model.spec import PatchGeometry
 from peterrec.model.training.options import (
     STRICT,
@@ -99,6 +100,10 @@ class FinetuneSettings(LoopSettings):
         float,
         option("Fail if a larger share of items or users is unknown.", "Input", ge=0, le=1),
     ] = 0.1
+    unit: Annotated[
+        str | None,
+        option("What the number of a value task counts, such as days; answers repeat it.", "Input"),
+    ] = None
     trunk_variants: Annotated[
         int,
         option(
@@ -109,6 +114,12 @@ class FinetuneSettings(LoopSettings):
             is_public=False,
         ),
     ] = 4
+
+    def __post_init__(self) -> None:
+        if self.unit is not None and KINDS[self.kind].outputs != "number":
+            raise InvalidSpec(
+                f"a {self.kind} task has no unit.", hint="Leave `unit` out, or use `kind` value."
+            )
 
     def geometry(self, block_count: int) -> PatchGeometry:
         """Where the patch is in a backbone of this many blocks.

@@ -1,5 +1,6 @@
 """One label of several: full cross-entropy over all classes."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -8,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from peterrec.model.data.examples import Examples
-from peterrec.model.errors import TooFewClasses
+from peterrec.model.data.labels import is_number
+from peterrec.model.errors import LabelsContinuous, TooFewClasses
 from peterrec.model.network.heads import Head
 from peterrec.model.spec import HeadSpec
 from peterrec.model.training.calibration import Samples
@@ -19,6 +21,18 @@ from peterrec.model.training.objectives.objective import (
     learnable_labels,
     require_labels,
 )
+from peterrec.model.training.objectives.summary import (
+    AnswerSummary,
+    counted,
+    doubts_of_small,
+    listed,
+)
+
+FEWEST_JUDGED = 20
+"""Different labels below which a column is not judged as ids or continuous numbers."""
+
+MANY_CLASSES = 50
+"""Classes that are all numbers, from which a value task was probably meant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +46,17 @@ class ClassificationObjective:
 
     @classmethod
     def learn_outputs(cls, examples: Examples, train: Rows) -> tuple[str, ...]:
-        labels = learnable_labels(examples, train)
-        if len(labels) < 2:
-            raise TooFewClasses(
-                f"all users have the label {labels[0]!r}.", hint="A task needs two classes."
-            )
-        return labels
+        _require_classes(examples)
+        return learnable_labels(examples, train)
+
+    @classmethod
+    def summary(cls, examples: Examples, rows: Rows) -> AnswerSummary:
+        counts, users = examples.counts(rows.tolist()), counted(len(rows), "user")
+        classes = f"{len(counts):,} class{'es' if len(counts) != 1 else ''}"
+        text = f"{examples.source}: {users} in {classes}: {listed(counts, len(rows))}."
+        return AnswerSummary(
+            text, (*doubts_of_small(counts, "class"), *_doubts_of_numbers(sorted(counts)))
+        )
 
     @classmethod
     def of(cls, outputs: tuple[str, ...], examples: Examples) -> Self:
@@ -63,15 +82,50 @@ class ClassificationObjective:
         logits, targets = predictions, self.targets[rows]
         best = logits.argmax(1)
         metrics = {
-            "accuracy": (best == targets).float().mean().item(),
+            "accuracy": (best == targets).double().mean().item(),
             "macro_f1": macro_f1(best, targets, logits.shape[1]),
         }
         if logits.shape[1] == 2:
-            metrics["auc"] = area_under_roc(logits[:, 1] - logits[:, 0], targets == 1)
+            odds = logits[:, 1].double() - logits[:, 0].double()
+            metrics["auc"] = area_under_roc(odds, targets == 1)
         return metrics
 
     def samples(self, predictions: Tensor, rows: Tensor) -> Samples:
         return Samples(predictions, self.targets[rows])
+
+
+def _require_classes(examples: Examples) -> None:
+    """Refuse a single label, and a column in which about every user has an own label."""
+    counts, users = examples.counts(), len(examples.users)
+    if len(counts) == 1:
+        (label,) = counts
+        left = f"; left out, with too few users, are {listed(examples.dropped, users)}"
+        raise TooFewClasses(
+            f"{examples.source}: all users with a history have the label {label!r}"
+            f"{left if examples.dropped else ''}.",
+            hint="A task needs two classes.",
+        )
+    if len(counts) >= FEWEST_JUDGED and 2 * len(counts) > users:
+        are_numbers = all(is_number(label) for label in counts)
+        raise LabelsContinuous(
+            f"{examples.source}: {users:,} users have {len(counts):,} different labels, such as "
+            f"{', '.join(map(repr, sorted(counts)[:3]))}; these are no classes.",
+            hint="Train a value task on numbers."
+            if are_numbers
+            else "Check the label column: it may hold ids or free text.",
+        )
+
+
+def _doubts_of_numbers(labels: list[str]) -> Iterator[str]:
+    if not all(is_number(label) for label in labels):
+        return
+    fractions = [label for label in labels if not float(label).is_integer()]
+    if fractions or len(labels) > MANY_CLASSES:
+        such = f", such as {fractions[0]!r}" if fractions else ""
+        yield (
+            f"All {len(labels):,} classes are numbers{such}, and their order is not used; a value "
+            "task learns how much."
+        )
 
 
 KIND = ClassificationObjective

@@ -3,7 +3,6 @@
 Also the checks that kinds with labels share.
 """
 
-from collections import Counter
 from collections.abc import Iterable
 from typing import ClassVar, Protocol, Self, runtime_checkable
 
@@ -13,10 +12,12 @@ import torch
 from torch import Tensor
 
 from peterrec.model.data.examples import Examples
-from peterrec.model.errors import LabelSeenOnce, LabelUnknown, SplitEmpty
+from peterrec.model.errors import LabelSeenOnce, LabelTooLong, LabelUnknown, SplitEmpty
+from peterrec.model.kinds.value import ValueScale
 from peterrec.model.network.heads import Head
-from peterrec.model.spec import HeadSpec
+from peterrec.model.spec import LONGEST_LABEL, HeadSpec
 from peterrec.model.training.calibration import Samples
+from peterrec.model.training.objectives.summary import AnswerSummary
 
 Rows = npt.NDArray[np.int64]
 
@@ -32,7 +33,14 @@ class Objective(Protocol):
 
     @classmethod
     def learn_outputs(cls, examples: Examples, train: Rows) -> tuple[str, ...]:
-        """Labels, tags or catalog in the order of the head's rows; empty for a number."""
+        """Labels, tags or catalog in the order of the head's rows; empty for a number.
+
+        Answers from which nothing can be learned are refused.
+        """
+
+    @classmethod
+    def summary(cls, examples: Examples, rows: Rows) -> AnswerSummary:
+        """What the answers of some rows are, and what is doubtful about them."""
 
     @classmethod
     def of(cls, outputs: tuple[str, ...], examples: Examples) -> Self:
@@ -65,30 +73,40 @@ class ProbableObjective(Objective, Protocol):
 
 @runtime_checkable
 class ScaledObjective(Objective, Protocol):
-    """An objective that trains its head on standardised targets, so that it starts at zero."""
+    """An objective that trains its head on standardised targets, so that it starts at zero.
+
+    ``scale`` is the line from the head's logit to the answer; its bundle carries it.
+    """
+
+    scale: ValueScale
 
     def learn_scale(self, rows: Tensor) -> None:
-        """Learn the mean and the scale of the targets of some rows."""
-
-    def restore_scale(self, head: Head) -> None:
-        """Change the trained head so that it answers on the targets' own scale."""
+        """Learn the scale from the targets of some rows."""
 
 
 def learnable_labels(examples: Examples, train: Rows) -> tuple[str, ...]:
     """All labels in alphabetical order; refused if one cannot be both learned and checked."""
-    counts = Counter(label for answer in examples.answers for label in answer)
+    counts = examples.counts()
+    longest = max(counts, key=len)
+    if len(longest) > LONGEST_LABEL:
+        raise LabelTooLong(
+            f"{examples.source}: the label {longest[:40]!r}… has {len(longest):,} characters; "
+            f"{LONGEST_LABEL} is the limit.",
+            hint="Shorten it, or check the label column: it may hold free text.",
+        )
     once = sorted(label for label, count in counts.items() if count == 1)
     if once:
         raise LabelSeenOnce(
-            f"{_names(once)} seen with a single user, too few to learn and to check.",
-            hint="Merge rare labels, or leave them out with --min-label-count 2.",
+            f"{examples.source}: {_names(once)} seen with a single user, too few to learn and to "
+            "check.",
+            hint="Merge rare labels. A `min_label_count` of 2 leaves them out.",
         )
     trained = {label for i in train.tolist() for label in examples.answers[i]}
     untrained = sorted(set(counts) - trained)
     if untrained:
         raise SplitEmpty(
-            f"{_names(untrained)} not seen with any user of the training part.",
-            hint="Leave rare labels out with --min-label-count, or choose another --seed.",
+            f"{examples.source}: {_names(untrained)} not seen with any user of the training part.",
+            hint="Merge rare labels. Or raise `min_label_count`, or choose another `seed`.",
         )
     return tuple(sorted(counts))
 

@@ -1,7 +1,8 @@
 """The best items of a catalog, learned from each user's target items: softmax over the catalog."""
 
-from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Self
 
 import numpy as np
@@ -9,11 +10,16 @@ import torch
 from torch import Tensor
 
 from peterrec.model.data.examples import Examples
+from peterrec.model.errors import TooFewClasses
 from peterrec.model.network.heads import Head
 from peterrec.model.spec import FIRST_ITEM, HeadSpec
 from peterrec.model.training.metrics import rank_metrics
 from peterrec.model.training.objectives.objective import Rows, label_indices
+from peterrec.model.training.objectives.summary import AnswerSummary, counted, listed
 from peterrec.model.training.softmax import choose_loss, sampled_softmax_loss
+
+LISTED_ITEMS = 3
+"""Target items that a summary lists, the most frequent first."""
 
 OUTSIDE = -1
 """Catalog index of an item that the catalog does not have."""
@@ -35,8 +41,25 @@ class RankingObjective:
 
     @classmethod
     def learn_outputs(cls, examples: Examples, train: Rows) -> tuple[str, ...]:
-        counts = Counter(item for i in train.tolist() for item in examples.answers[i])
+        counts = examples.counts(train.tolist())
+        if len(counts) == 1:
+            (item,) = counts
+            raise TooFewClasses(
+                f"{examples.source}: the training users have one target item, {item!r}.",
+                hint="A ranking needs two items; check the target column.",
+            )
         return tuple(sorted(counts, key=lambda item: (-counts[item], item)))
+
+    @classmethod
+    def summary(cls, examples: Examples, rows: Rows) -> AnswerSummary:
+        counts = examples.counts(rows.tolist())
+        lengths = np.array([len(examples.answers[i]) for i in rows.tolist()])
+        text = (
+            f"{examples.source}: {counted(len(rows), 'user')} with {counts.total():,} targets, "
+            f"{np.median(lengths):g} each in the median and at most {lengths.max():,}, of "
+            f"{counted(len(counts), 'item')}: {listed(counts, len(rows), LISTED_ITEMS)}."
+        )
+        return AnswerSummary(text, tuple(_doubts(examples, rows)))
 
     @classmethod
     def of(cls, outputs: tuple[str, ...], examples: Examples) -> Self:
@@ -93,6 +116,30 @@ class RankingObjective:
         at = torch.repeat_interleave(torch.tensor([len(t) for t in targets]))
         wanted = torch.cat(targets)
         return at[wanted != OUTSIDE], wanted[wanted != OUTSIDE]
+
+
+def _doubts(examples: Examples, rows: Rows) -> Iterator[str]:
+    counts, known = examples.counts(rows.tolist()), set(examples.items)
+    if known.isdisjoint(counts):
+        yield (
+            f"None of the target items, such as {next(iter(counts))!r}, is among the backbone's "
+            f"items, such as {examples.items[0]!r}. That is right if the targets are of another "
+            "domain; otherwise the ids are written differently."
+        )
+    if 2 * sum(n == 1 for n in counts.values()) > len(counts):
+        yield "More than half of the target items are those of a single user each."
+    taken = sum(map(len, map(partial(_taken, examples), rows.tolist())))
+    if 2 * taken > counts.total():
+        yield (
+            f"{taken / counts.total():.0%} of the targets are in the same user's history, so the "
+            "answer is given away: histories must end before the targets begin."
+        )
+
+
+def _taken(examples: Examples, row: int) -> set[str]:
+    """Those of a user's targets that are in the history."""
+    own = {examples.items[token - FIRST_ITEM] for token in np.unique(examples.rows[row]).tolist()}
+    return own.intersection(examples.answers[row])
 
 
 KIND = RankingObjective

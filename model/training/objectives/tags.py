@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from peterrec.model.data.examples import Examples
+from peterrec.model.errors import TooFewClasses
 from peterrec.model.network.heads import Head
 from peterrec.model.spec import HeadSpec
 from peterrec.model.training.calibration import Samples, tag_samples
@@ -17,6 +18,13 @@ from peterrec.model.training.objectives.objective import (
     label_indices,
     learnable_labels,
     require_labels,
+)
+from peterrec.model.training.objectives.summary import (
+    LISTED,
+    AnswerSummary,
+    counted,
+    doubts_of_small,
+    listed,
 )
 
 
@@ -34,7 +42,22 @@ class TagsObjective:
 
     @classmethod
     def learn_outputs(cls, examples: Examples, train: Rows) -> tuple[str, ...]:
+        _require_different(examples)
         return learnable_labels(examples, train)
+
+    @classmethod
+    def summary(cls, examples: Examples, rows: Rows) -> AnswerSummary:
+        counts, users = examples.counts(rows.tolist()), len(rows)
+        without = sum(not examples.answers[i] for i in rows.tolist())
+        text = (
+            f"{examples.source}: {counted(users, 'user')} with {counted(len(counts), 'tag')}, "
+            f"{counts.total() / users:.1f} each, {without:,} without any: {listed(counts, users)}."
+        )
+        everywhere = sorted(tag for tag, n in counts.items() if n == users)
+        doubts = doubts_of_small(counts, "tag")
+        if everywhere:
+            doubts.append(f"Every user has the tags {', '.join(map(repr, everywhere[:LISTED]))}.")
+        return AnswerSummary(text, tuple(doubts))
 
     @classmethod
     def of(cls, outputs: tuple[str, ...], examples: Examples) -> Self:
@@ -73,6 +96,17 @@ class TagsObjective:
 
     def samples(self, predictions: Tensor, rows: Tensor) -> Samples:
         return tag_samples(predictions, self.targets[rows])
+
+
+def _require_different(examples: Examples) -> None:
+    sets = {frozenset(answer) for answer in examples.answers}
+    if len(sets) == 1:
+        tags = ", ".join(map(repr, sorted(sets.pop())[:LISTED])) or "no tag"
+        raise TooFewClasses(
+            f"{examples.source}: all {len(examples.users):,} users with a history have the same "
+            f"tags: {tags}.",
+            hint="A tags task needs users with different tags; list those without any, too.",
+        )
 
 
 KIND = TagsObjective

@@ -10,9 +10,13 @@ from peterrec.model.data.histories import Histories
 from peterrec.model.data.splits import split_users
 from peterrec.model.data.vocabulary import Vocabulary, build_vocabulary, tokenize
 from peterrec.model.documents import Document
-from peterrec.model.errors import SplitEmpty
 from peterrec.model.training.batches import bucketed_batches
 from peterrec.model.training.options import LossName
+from peterrec.model.training.pretrain.doubts import (
+    doubts_of_corpus,
+    require_items,
+    require_sequences,
+)
 from peterrec.model.training.pretrain.examples import TokenRow, Windows, cut_windows
 from peterrec.model.training.pretrain.settings import PretrainSettings
 from peterrec.model.training.softmax import PRETRAINING_LIMIT, choose_loss
@@ -65,18 +69,14 @@ def prepare_corpus(histories: Histories, settings: PretrainSettings) -> Corpus:
     split = split_users(histories.users, settings.validation_share, 0.0, settings.seed)
     seen = histories.select(split.train)
     vocabulary = build_vocabulary(seen, settings.min_count)
+    require_items(vocabulary)
     known = tokenize(seen, vocabulary)
     train = Part.of(known.rows, settings.max_len)
     held_out = tokenize(histories.select(split.validation), vocabulary)
+    require_sequences(known, held_out, histories)
     most = VALIDATION_LOGITS // (len(vocabulary) * settings.max_len)
     most = min(MOST_VALIDATION_WINDOWS, max(FEWEST_VALIDATION_WINDOWS, most))
     validation = Part.of(held_out.rows, settings.max_len, most)
-    if not len(train.windows) or not len(validation.windows):
-        raise SplitEmpty(
-            f"{len(split.train)} training and {len(split.validation)} validation users give "
-            f"{len(train.windows)} and {len(validation.windows)} sequences of two items or more.",
-            hint="Give more users or longer histories, or another --validation-share.",
-        )
     metadata = {
         "data_digest": histories.digest(),
         "users": len(histories.users),
@@ -86,6 +86,7 @@ def prepare_corpus(histories: Histories, settings: PretrainSettings) -> Corpus:
         "validation_sequences": len(validation.windows),
         "unknown_share": known.unknown_share,
         "validation_unknown_share": held_out.unknown_share,
+        "warnings": list(doubts_of_corpus(known, vocabulary, len(validation.windows))),
     }
     loss = choose_loss(settings.loss, len(vocabulary), PRETRAINING_LIMIT)
     return Corpus(vocabulary, train, validation, loss, metadata)

@@ -2,6 +2,7 @@
 
 import math
 import platform
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,11 +14,19 @@ from peterrec.model.data.histories import Histories
 from peterrec.model.data.vocabulary import Vocabulary
 from peterrec.model.documents import Document
 from peterrec.model.network.backbone import Backbone
-from peterrec.model.progress import OnProgress, Progress, no_progress
+from peterrec.model.progress import Notice, OnProgress, Progress, no_notice, no_progress
 from peterrec.model.spec import FIRST_ITEM
 from peterrec.model.training.batches import seeded
 from peterrec.model.training.data_parallel import ALONE, Workers
-from peterrec.model.training.loop import rising_then_falling, schedule
+from peterrec.model.training.events import (
+    TrainingEnded,
+    TrainingListener,
+    TrainingStarted,
+    machine_of,
+    report_epochs,
+    unheard,
+)
+from peterrec.model.training.loop import EpochPlan, RunProgress, rising_then_falling, schedule
 from peterrec.model.training.metrics import rank_metrics, ranks_of
 from peterrec.model.training.pretrain.corpus import Corpus, prepare_corpus
 from peterrec.model.training.pretrain.examples import (
@@ -64,16 +73,25 @@ def pretrain(
     checkpoints: Path | None = None,
     resume: bool = False,
     on_progress: OnProgress = no_progress,
+    listener: TrainingListener = unheard,
     workers: Workers = ALONE,
     device: torch.device = CPU,
+    notice: Notice = no_notice,
 ) -> PretrainedBackbone:
     """Train a backbone; the epoch with the lowest validation loss wins. The result is on the CPU.
 
     With a ``checkpoints`` folder, every epoch leaves a checkpoint there; ``resume`` continues from
     it and gives the result of the uninterrupted run, bit for bit on the same machine. With several
-    ``workers`` each of them makes this call, and each returns the same result.
+    ``workers`` each of them makes this call, and each returns the same result; the ``listener`` of
+    the first one hears of the run. What is doubtful about the histories is told before training
+    begins.
     """
+    started = time.perf_counter()
+    on_progress(Progress("cutting histories into sequences"))
     corpus = prepare_corpus(histories, settings)
+    for warning in corpus.metadata["warnings"]:
+        notice(warning)
+    on_progress(Progress("making the first weights"))
     state = _new_state(corpus, settings, device)
     if checkpoints is not None and workers.writes:
         require_room(checkpoints, state)
@@ -82,15 +100,41 @@ def pretrain(
         restore_checkpoint(checkpoints, state, identity)
     run = _Run(state, corpus, settings, on_progress, workers)
 
-    def save() -> None:
+    heard = listener if workers.writes else unheard
+    about = _started(state, corpus, settings, workers)
+    heard(about)
+    report_epochs(heard, state.epochs.records)
+
+    def after_epoch() -> None:
+        report_epochs(heard, state.epochs.records[-1:])
         if checkpoints is not None and workers.writes:
             save_checkpoint(checkpoints, state, identity)
 
-    state.epochs.run(run.train_epoch, run.validate, len(corpus.train.windows), after_epoch=save)
+    state.epochs.run(run.plan(), after_epoch)
+    seconds = round(time.perf_counter() - started, 3)
+    ended = TrainingEnded(state.epochs.best + 1, len(state.epochs), seconds)
+    heard(ended)
     state.to(CPU)
     state.backbone.requires_grad_(False).eval()
-    record = _record(state, corpus, settings)
+    record = {
+        **_record(state, corpus, settings),
+        "machine": about.machine,
+        "started_at": about.time,
+        "ended_at": ended.time,
+    }
     return PretrainedBackbone(state.backbone, state.output, corpus.vocabulary, record)
+
+
+def _started(
+    state: PretrainingState, corpus: Corpus, settings: PretrainSettings, workers: Workers
+) -> TrainingStarted:
+    return TrainingStarted(
+        "pretrain",
+        settings=_plain(settings),
+        data={**corpus.metadata, "loss": corpus.loss},
+        machine=machine_of(state.device, workers.count),
+        epochs_done=len(state.epochs),
+    )
 
 
 def _new_state(
@@ -124,11 +168,22 @@ class _Run:
         self._state = state
         self._corpus = corpus
         self._settings = settings
-        self._on_progress = on_progress
         self._workers = workers
         steps = math.ceil(len(corpus.train.windows) / settings.batch_size)
+        validation = math.ceil(len(corpus.validation.windows) / settings.batch_size)
+        self._progress = RunProgress("pretraining", settings.epochs, steps, validation, on_progress)
         shape = rising_then_falling(settings.epochs * steps)
         self._rates = schedule(state.optimizer, [shape], len(state.epochs) * steps)
+
+    def plan(self) -> EpochPlan:
+        """How the run makes its epochs."""
+        return EpochPlan(
+            self.train_epoch,
+            self.validate,
+            len(self._corpus.train.windows),
+            len(self._corpus.validation.windows),
+            self._state.optimizer,
+        )
 
     def train_epoch(self) -> float:
         """Make one pass over the training windows; returns the mean item loss per target."""
@@ -136,7 +191,8 @@ class _Run:
         epoch = len(self._state.epochs)
         generator = seeded(settings.seed, "pretrain", epoch)
         batches = part.batches(settings.batch_size, generator)
-        phase, total, targets = f"pretrain epoch {epoch + 1}/{settings.epochs}", 0.0, 0
+        total, targets = 0.0, 0
+        self._progress.training(epoch, 0)
         for done, indices in enumerate(batches):
             step = epoch * len(batches) + done
             context = StepContext(step, generator, DTYPES[settings.precision], self._workers)
@@ -145,8 +201,7 @@ class _Run:
             loss = train_step(self._state, batch, views, self._corpus.loss, context)
             self._rates.step()
             total, targets = total + loss.items * loss.targets, targets + loss.targets
-            detail = f"loss {total / targets:.3f}"
-            self._on_progress(Progress(phase, done + 1, len(batches), detail))
+            self._progress.training(epoch, done + 1, total / targets)
         return total / targets
 
     def _views(self, indices: Tensor, generator: torch.Generator) -> Views | None:
@@ -166,7 +221,7 @@ class _Run:
         spec, output = self._state.backbone.spec, self._state.output
         part = self._corpus.validation
         losses, ranks = [], []
-        for indices in part.batches(self._settings.batch_size, generator):
+        for done, indices in enumerate(part.batches(self._settings.batch_size, generator)):
             batch = batch_maker(spec)(part.take(indices), spec, generator).to(self._state.device)
             packing = pack(batch.tokens, spec)
             tokens = batch.tokens.flatten()[packing.places]  # [B, T] -> [N]
@@ -178,6 +233,7 @@ class _Run:
                 logits = product(hidden, output.weight, output.bias)  # [M, C] -> [M, K]
                 losses.append(cross_entropy(logits, wanted, reduction="none"))
                 ranks.append(ranks_of(logits, wanted))
+            self._progress.validating(len(self._state.epochs), done + 1)
         return torch.cat(losses).mean().item(), rank_metrics(torch.cat(ranks), 5)
 
 

@@ -111,7 +111,7 @@ def _journal(path: Path, tensors: dict[str, Tensor]) -> Document:
         journal: Document = json.loads(tensors.pop(JOURNAL).numpy().tobytes())
     except (KeyError, ValueError) as error:
         raise TensorFileInvalid(
-            f"{path} is not the checkpoint of a pretraining.", hint="Start anew with --overwrite."
+            f"{path} is not the checkpoint of a pretraining.", hint="Start anew with `overwrite`."
         ) from error
     return journal
 
@@ -134,5 +134,5 @@ def _require_same(path: Path, found: Document, given: Document) -> None:
         changes = ", ".join(f"{key} {found.get(key)!r} → {given[key]!r}" for key in differing)
         raise CheckpointMismatch(
             f"{path} belongs to a run with other settings or data: {changes}.",
-            hint="Repeat the first run's options, or start anew with --overwrite.",
+            hint="Repeat the first run's options. To start anew, give `overwrite`.",
         )

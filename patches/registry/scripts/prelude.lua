@@ -132,3 +132,32 @@ local function drop_ref(digest)
     redis.call('ZADD', UNUSED, now_ms, digest)
   end
 end
+
+-- The digest of what a version's answers can say: as the caller knows it, or from the version's
+-- summary; nil for a version that is older than these digests.
+local function outputs_of(digest)
+  local given = arg.outputs and arg.outputs[digest]
+  if given then return given end
+  local version = load_version(digest)
+  local found = version and cjson.decode(version.summary).outputs_digest
+  return found ~= '' and found or nil
+end
+
+-- Refuse that callers who got the answers of `target` get those of `digest` with other outputs. If
+-- an old version does not say its outputs, the caller reads them and runs the script again.
+local function other_outputs(digest, target)
+  if arg.allow_new_outputs or not target or target.digest == digest then return nil end
+  local before, after = outputs_of(target.digest), outputs_of(digest)
+  if before and before == after then return nil end
+  return cjson.encode({error = before and after and 'outputs_differ' or 'outputs_unknown',
+                       digest = digest, previous = target.digest, found = target.version})
+end
+
+-- What the audit trail notes of a change that was allowed to give the callers of `target` other
+-- outputs; nil if it does not.
+local function outputs_note(digest, target)
+  if not arg.allow_new_outputs or not target or target.digest == digest then return nil end
+  local before, after = outputs_of(target.digest), outputs_of(digest)
+  if before and before == after then return nil end
+  return 'new outputs were allowed'
+end

@@ -19,6 +19,7 @@ if task.traffic then task.traffic.revision = revision end
 save_task(task, revision)
 local previous = was[arg.alias] and was[arg.alias].digest or nil
 local current = task.aliases[arg.alias]
+local before, after = previous and outputs_of(previous), outputs_of(current.digest)
 local aliases = cjson.encode(task.aliases)
 record(revision, 'rollback', {
   tenant = arg.tenant, task = arg.task, alias = arg.alias, previous = previous,
@@ -26,4 +27,5 @@ record(revision, 'rollback', {
   aliases = aliases, previous_aliases = cjson.encode(was),
   traffic = text_of(task.traffic), previous_traffic = text_of(was_traffic)})
 return done({revision = revision, version = current.version, digest = current.digest,
-             previous = previous, aliases = task.aliases, traffic = text_of(task.traffic)})
+             previous = previous, aliases = task.aliases, traffic = text_of(task.traffic),
+             is_same_outputs = before ~= nil and before == after})

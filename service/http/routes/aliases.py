@@ -10,6 +10,7 @@ from peterrec.patches.identity import TaskId, TaskRef, format_digest
 from peterrec.patches.registry.records import AliasMoved
 from peterrec.patches.registry.registry import DEFAULT_ALIAS
 from peterrec.service.http.context import (
+    AllowNewOutputs,
     Caller,
     ClosedModel,
     Context,
@@ -74,21 +75,32 @@ async def put_alias(
     alias: str,
     body: AliasRequest,
     response: Response,
+    allow_new_outputs: AllowNewOutputs = False,
     if_match: IfMatch = None,
 ) -> AliasMovedView:
-    """Point an alias at a version. The version that `prod` names answers the task's requests."""
+    """Point an alias at a version. The version that `prod` names answers the task's requests.
+
+    Refused (409 outputs_differ) if the alias names a version whose answers say other things, unless
+    allow_new_outputs is true.
+    """
     name, registry = admin_task(caller, task), context.registry
     found = await find_version(registry, caller.tenant, name, str(body.version or body.digest))
     moved = await registry.set_alias(
-        caller.tenant, name, alias, found.digest, caller.key_id, expected_revision(if_match)
+        caller.tenant,
+        name,
+        alias,
+        found.digest,
+        caller.key_id,
+        expected_revision(if_match),
+        allow_new_outputs=allow_new_outputs,
     )
-    await context.wait_until_served_as(
+    is_served = await context.wait_until_served_as(
         TaskRef(caller.tenant, name),
         moved.revision,
         lambda served: served.aliases.get(alias) == moved.current.version,
     )
     set_etag(response, moved.revision)
-    return AliasMovedView(**_moved(name, alias, moved))
+    return AliasMovedView(**_moved(name, alias, moved), is_served=is_served)
 
 
 @router.delete("/{task}/aliases/{alias}")
@@ -123,14 +135,15 @@ async def rollback(
 ) -> RolledBackView:
     """Restore the task's previous state: all aliases and the traffic.
 
-    A further call goes back one more step.
+    A further call goes back one more step. Other outputs do not prevent it, since callers got them
+    before: `new_outputs` lists how they differ.
     """
     name, registry = admin_task(caller, task), context.registry
     expected = expected_revision(if_match)
     detail = await registry.get_task(caller.tenant, name)
     back = await registry.rollback(caller.tenant, name, caller.key_id, alias, expected)
     numbers = {each: target.version for each, target in back.aliases.items()}
-    await context.wait_until_served_as(
+    is_served = await context.wait_until_served_as(
         TaskRef(caller.tenant, name),
         back.revision,
         lambda served: served.aliases == numbers and (not back.traffic or bool(served.traffic)),
@@ -140,6 +153,8 @@ async def rollback(
         **_moved(name, alias, back),
         aliases={each: AliasView.of(target) for each, target in back.aliases.items()},
         traffic=TrafficView.of(back.traffic, numbers_of(detail)),
+        new_outputs=list(back.new_outputs),
+        is_served=is_served,
     )
 
 

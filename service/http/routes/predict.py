@@ -1,23 +1,23 @@
 """``POST /tasks/{task}/predict`` and ``POST /users/predict``: raw routes, decoded by msgspec."""
 
 import time
-from collections.abc import Awaitable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Mapping, Sequence
 
 import structlog
 from fastapi import APIRouter, Depends
 from msgspec import UNSET, structs
 
 from peterrec.model.errors import PeterRecError
-from peterrec.patches.errors import TaskNotFound
-from peterrec.patches.registry.traffic import PROD
 from peterrec.service.errors import (
-    OUTCOMES,
+    SEVERITY,
+    DeviceUnavailable,
     InternalError,
     MalformedRequest,
     NothingAnswered,
     TooManyRows,
-    category_of,
     error_body,
+    outcome_of,
 )
 from peterrec.service.http.asgi import (
     ClientLeft,
@@ -38,10 +38,11 @@ from peterrec.service.http.openapi import (
     raw_operation,
 )
 from peterrec.service.http.raw_route import Call, RawRoute
+from peterrec.service.predict.body_hints import PREDICT, PREDICT_USER, BodyForm
 from peterrec.service.predict.canary import Answered
 from peterrec.service.predict.item_ids import MappedHistory
 from peterrec.service.predict.kinds import Prediction
-from peterrec.service.predict.parse import parse_predict, parse_users_predict
+from peterrec.service.predict.parse import parse_predict, parse_users_predict, query_refused
 from peterrec.service.predict.predictor import TaskAnswers, TaskQuestions
 from peterrec.service.predict.questions import Question
 from peterrec.service.predict.schemas import (
@@ -83,7 +84,8 @@ router = APIRouter(
 async def predict(call: Call, task: str) -> None:
     """Predict one task for one history, or for each of several instances.
 
-    A bad instance gets an error in its slot and does not affect the others.
+    A bad instance gets an error in its slot and does not affect the others. If none can be
+    answered, the gravest error is the response, and its errors lists the error of each.
     """
     context: PredictContext = call.scope["app"].predictions
     await _guard(context, call, _predict(context, call, task))
@@ -101,7 +103,7 @@ async def predict(call: Call, task: str) -> None:
 async def users_predict(call: Call) -> None:
     """Predict many tasks for one history, all by one registry revision.
 
-    Tasks that cannot be answered are listed in errors. If none can, the first error is the
+    Tasks that cannot be answered are listed in errors. If none can, the gravest error is the
     response.
     """
     context: PredictContext = call.scope["app"].predictions
@@ -116,7 +118,7 @@ async def _guard(context: PredictContext, call: Call, work: Awaitable[None]) -> 
     except ClientLeft:
         outcome = CLIENT_LEFT
     except PeterRecError as error:
-        outcome = OUTCOMES.get(category_of(error), "client_error")
+        outcome = outcome_of(error)
         await send_error(call.send, error, call.head.request_id)
     except Exception:
         # The last guard of a request: the caller gets our form of a 500 for any mistake of ours.
@@ -125,7 +127,16 @@ async def _guard(context: PredictContext, call: Call, work: Awaitable[None]) -> 
         await send_error(call.send, InternalError(), call.head.request_id)
     duration = time.monotonic() - call.started
     for task in call.tasks:
-        context.emit(RequestFinished(call.tenant, task, outcome, duration, call.rows))
+        context.emit(_finished(call, task, outcome, duration))
+
+
+def _finished(call: Call, task: str, outcome: str, duration_s: float) -> RequestFinished:
+    """Make the event of one task: by its own outcome, and its instances by theirs."""
+    own = call.outcomes.get(task)
+    if own is None:
+        return RequestFinished(call.tenant, task, outcome, duration_s, call.rows)
+    outcome = "ok" if "ok" in own else min(own, key=SEVERITY.index)
+    return RequestFinished(call.tenant, task, outcome, duration_s, len(own), Counter(own))
 
 
 def _authenticate(context: PredictContext, call: Call) -> Principal:
@@ -134,7 +145,10 @@ def _authenticate(context: PredictContext, call: Call) -> Principal:
     return principal
 
 
-def _read(call: Call) -> Awaitable[bytes]:
+def _read(call: Call, form: BodyForm) -> Awaitable[bytes]:
+    query = call.scope["query_string"]
+    if query:
+        raise query_refused(form, query)
     return read_body(
         call.receive,
         call.head.content_length,
@@ -146,9 +160,8 @@ def _read(call: Call) -> Awaitable[bytes]:
 async def _predict(context: PredictContext, call: Call, task: str) -> None:
     principal = _authenticate(context, call)
     deadline = call.started + call.head.timeout_s(context.request_timeout_ms)
-    body = await _read(call)
-    if context.table.entry(principal.tenant, task) is None:
-        raise TaskNotFound(task)
+    body = await _read(call, PREDICT)
+    context.table.existing(principal.tenant, task)
     call.tasks = (task,)
     principal.require("predict", task)
     instances, parameters = parse_predict(body)
@@ -160,9 +173,16 @@ async def _predict(context: PredictContext, call: Call, task: str) -> None:
     )
     served, answered = predicted.tasks[0]
     if isinstance(served, PeterRecError):
-        raise served
-    if len(answered) == 1 and isinstance(answered[0].answer, PeterRecError):
-        raise answered[0].answer
+        raise await context.registered.judged(principal.tenant, served)
+    failed = {
+        at: each.answer
+        for at, each in enumerate(answered)
+        if isinstance(each.answer, PeterRecError)
+    }
+    if failed:
+        call.outcomes = {task: [_outcome(each.answer) for each in answered]}
+    if len(failed) == len(answered):
+        raise failed[0] if len(failed) == 1 else NothingAnswered(_by_number(failed))
     by = served if served.split is None else _answering(served, answered)
     response = PredictResponse(
         task=task,
@@ -184,16 +204,22 @@ async def _predict(context: PredictContext, call: Call, task: str) -> None:
 async def _users_predict(context: PredictContext, call: Call) -> None:
     principal = _authenticate(context, call)
     deadline = call.started + call.head.timeout_s(context.request_timeout_ms)
-    request = parse_users_predict(await _read(call))
+    request = parse_users_predict(await _read(call, PREDICT_USER))
     choices = _choices(context.table, request, principal)
     call.rows = 1
-    call.tasks = _known(context.table, principal, choices)
+    call.tasks = [_label(context.table, principal, choice.task) for choice in choices]
     history = context.predictor.map_history(request.history, request.parameters.unknown_items)
     asked = [_task_question(principal, request, history, choice) for choice in choices]
     predicted = await call.connection.while_it_lasts(
         context.predictor.predict(principal.tenant, asked, deadline)
     )
     results, errors = _sort(choices, predicted.tasks)
+    if errors:
+        errors = {
+            task: await context.registered.judged(principal.tenant, error)
+            for task, error in errors.items()
+        }
+        call.outcomes = _outcomes_by_label(call.tasks, choices, errors)
     if errors and not results:
         raise NothingAnswered(errors)
     response = UsersPredictResponse(
@@ -205,10 +231,31 @@ async def _users_predict(context: PredictContext, call: Call) -> None:
     await send_json(call.send, 200, encode_json(response), _headers(call))
 
 
-def _known(table: TaskTable, principal: Principal, choices: Sequence[TaskChoice]) -> Sequence[str]:
-    """Return the registered tasks among the choices: only these may become label values."""
-    known = [choice.task for choice in choices if table.entry(principal.tenant, choice.task)]
-    return known or ("",)
+def _label(table: TaskTable, principal: Principal, task: str) -> str:
+    """Return the task as a label of the metrics: only registered ones may become values."""
+    return task if table.entry(principal.tenant, task) else ""
+
+
+def _outcome(answer: Prediction | PeterRecError) -> str:
+    return outcome_of(answer) if isinstance(answer, PeterRecError) else "ok"
+
+
+def _by_number(errors: Mapping[int, PeterRecError]) -> dict[str, PeterRecError]:
+    return {str(at): error for at, error in errors.items()}
+
+
+def _outcomes_by_label(
+    labels: Sequence[str], choices: Sequence[TaskChoice], errors: Mapping[str, PeterRecError]
+) -> dict[str, list[str]]:
+    """Return the outcome of each task of a call in which some failed.
+
+    Tasks that are not registered share one label, and none of them is answered.
+    """
+    pairs = zip(labels, choices, strict=True)
+    return {
+        label: [outcome_of(errors[choice.task]) if choice.task in errors else "ok"]
+        for label, choice in pairs
+    }
 
 
 def _choices(
@@ -216,8 +263,9 @@ def _choices(
 ) -> list[TaskChoice]:
     """Return the requested tasks with their own parameters; refuse one that is named twice."""
     if request.tasks == "all":
-        entries = table.entries(principal.tenant)
-        names = [entry.task for entry in entries if PROD in entry.aliases]
+        if not table.epoch:
+            raise DeviceUnavailable
+        names = [entry.task for entry in table.entries(principal.tenant)]
         choices = [TaskChoice(name) for name in names if principal.may("predict", name)]
     else:
         choices = [TaskChoice(t) if isinstance(t, str) else t for t in request.tasks]
@@ -226,8 +274,11 @@ def _choices(
             f"the call is for {len(choices)} tasks, at most {MAX_TASKS} are accepted.",
             hint="Name the tasks that you need.",
         )
-    if len({choice.task for choice in choices}) != len(choices):
-        raise MalformedRequest("a task is named twice at $.tasks.", hint="Name it once.")
+    ((name, times),) = Counter(choice.task for choice in choices).most_common(1) or [("", 0)]
+    if times > 1:
+        raise MalformedRequest(
+            f"task {name[:128]!r} is named {times} times at $.tasks.", hint="Name it once."
+        )
     return choices
 
 
@@ -251,6 +302,8 @@ def _user_question(
         item_ids=request.history,
         top_k=parameters.top_k if choice.top_k is None else choice.top_k,
         exclude_seen=parameters.exclude_seen if seen is None else seen,
+        exclude=choice.exclude,
+        candidates=choice.candidates,
         user_id=request.user_id,
     )
 

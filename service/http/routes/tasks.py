@@ -41,10 +41,11 @@ async def list_tasks(caller: Caller, context: Context) -> list[TaskView]:
 async def get_task(
     caller: Caller, context: Context, task: str, response: Response
 ) -> TaskDetailView:
-    """Return a task with its aliases, traffic and versions."""
+    """Return a task with its aliases, traffic and versions, and what this replica serves of it."""
     detail = await context.registry.get_task(caller.tenant, admin_task(caller, task))
     set_etag(response, detail.record.revision)
-    return task_detail(detail.record, detail.versions)
+    served = context.table.entry(caller.tenant, detail.record.task)
+    return task_detail(detail.record, detail.versions, served)
 
 
 @router.put("/{task}", responses={201: {"model": Changed, "description": "Created."}})

@@ -5,11 +5,11 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
-from peterrec.patches.errors import InvalidTraffic
 from peterrec.patches.identity import TaskId, TaskRef
-from peterrec.patches.registry.records import TaskDetail, TrafficChanged, VersionRecord
+from peterrec.patches.registry.records import TaskDetail, TrafficChanged
 from peterrec.patches.registry.traffic import PROD, Canary, Guard, Traffic
 from peterrec.service.http.context import (
+    AllowNewOutputs,
     Caller,
     ClosedModel,
     Context,
@@ -68,10 +68,14 @@ class TaskTrafficView(BaseModel):
 
 
 class TrafficChangedView(Changed):
-    """The traffic after and before a change; null means that prod answers alone."""
+    """The traffic after and before a change; null means that prod answers alone.
+
+    ``is_served`` is false if this replica has not loaded one of the versions: prod answers alone.
+    """
 
     traffic: TrafficView | None
     previous: TrafficView | None
+    is_served: bool
 
 
 @router.get("")
@@ -98,24 +102,32 @@ async def put_traffic(
     task: str,
     body: TrafficRequest,
     response: Response,
+    allow_new_outputs: AllowNewOutputs = False,
     if_match: IfMatch = None,
 ) -> TrafficChangedView:
     """Split the task's requests among versions from now on.
 
     A user keeps the same version as long as the weights stay the same. If a version exceeds a bound
-    of the guard, the guard removes the traffic and writes the reason into the audit trail.
+    of the guard, the guard removes the traffic and writes the reason into the audit trail. Refused
+    (409 outputs_differ) if a version's answers say other things than prod's, unless
+    allow_new_outputs is true.
     """
     name, registry = admin_task(caller, task), context.registry
     expected = expected_revision(if_match)
     detail = await registry.get_task(caller.tenant, name)
     changed = await registry.put_traffic(
-        caller.tenant, name, traffic_of(body, detail), caller.key_id, expected
+        caller.tenant,
+        name,
+        traffic_of(body, detail),
+        caller.key_id,
+        expected,
+        allow_new_outputs=allow_new_outputs,
     )
-    await context.wait_until_served_as(
+    is_served = await context.wait_until_served_as(
         TaskRef(caller.tenant, name), changed.revision, lambda task: task.traffic is not None
     )
     set_etag(response, changed.revision)
-    return _changed(name, changed, detail)
+    return _changed(name, changed, detail, is_served=is_served)
 
 
 @router.delete("")
@@ -129,14 +141,13 @@ async def delete_traffic(
     changed = await registry.clear_traffic(caller.tenant, name, caller.key_id, expected)
     await context.wait_until_served(changed.revision)
     set_etag(response, changed.revision)
-    return _changed(name, changed, detail)
+    return _changed(name, changed, detail, is_served=True)
 
 
 def traffic_of(body: TrafficRequest, detail: TaskDetail) -> Traffic:
     """Build the traffic of a request; its versions are looked up among those of the task."""
     canary = [pick_version(detail, each.version) for each in body.canary]
     shadow = [pick_version(detail, version) for version in body.shadow]
-    _refuse_other_kinds(detail, [*canary, *shadow])
     return Traffic(
         prod_weight=body.prod_weight,
         canary=tuple(
@@ -148,28 +159,14 @@ def traffic_of(body: TrafficRequest, detail: TaskDetail) -> Traffic:
     )
 
 
-def _refuse_other_kinds(detail: TaskDetail, versions: list[VersionRecord]) -> None:
-    """Raise InvalidTraffic if a version is of another kind than prod.
-
-    Requests for one kind have fields that other kinds do not understand.
-    """
-    target = detail.record.aliases.get(PROD)
-    prods = [each for each in detail.versions if target and each.digest == target.digest]
-    for prod in prods:
-        for other in versions:
-            if other.summary.kind != prod.summary.kind:
-                raise InvalidTraffic(
-                    f"version {other.version} is a {other.summary.kind} bundle, that of prod is "
-                    f"a {prod.summary.kind} bundle.",
-                    hint="Register a bundle of another kind as a new task.",
-                )
-
-
-def _changed(task: TaskId, changed: TrafficChanged, detail: TaskDetail) -> TrafficChangedView:
+def _changed(
+    task: TaskId, changed: TrafficChanged, detail: TaskDetail, *, is_served: bool
+) -> TrafficChangedView:
     numbers = numbers_of(detail)
     return TrafficChangedView(
         task=task,
         registry_revision=changed.revision,
         traffic=TrafficView.of(changed.current, numbers),
         previous=TrafficView.of(changed.previous, numbers),
+        is_served=is_served,
     )

@@ -10,13 +10,15 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from peterrec.patches.identity import Digest, format_digest
+from peterrec.patches.registry.outputs import FileReader, read_outputs
 from peterrec.patches.registry.records import VersionSummary
 from peterrec.patches.registry.registry import DEFAULT_ALIAS
-from peterrec.service.errors import BodyTooLarge, ErrorBody, push_error
+from peterrec.service.errors import BodyTooLarge, ErrorBody, MalformedRequest, push_error
 from peterrec.service.http.asgi import ClientLeft
 from peterrec.service.http.context import (
     VALIDATE_TIMEOUT_S,
     AdminContext,
+    AllowNewOutputs,
     Caller,
     Context,
     IfMatch,
@@ -87,12 +89,15 @@ async def push(
         str, Query(description="Alias to point at the bundle; empty for none.")
     ] = DEFAULT_ALIAS,
     validate_only: bool = False,
+    allow_new_outputs: AllowNewOutputs = False,
     if_match: IfMatch = None,
     if_none_match: IfNoneMatch = None,
 ) -> Pushed:
     """Verify a bundle, run its probes on the device, register it and serve it.
 
-    A refused bundle changes nothing; the answer lists every reason.
+    A refused bundle changes nothing; the answer lists every reason. It is refused too (409
+    outputs_differ) if the alias names a version whose answers say other things, unless
+    allow_new_outputs is true.
     """
     name, registry = admin_task(caller, task), context.registry
     expected = expected_revision(if_match, if_none_match)
@@ -103,13 +108,23 @@ async def push(
     ) as path:
         await context.give_way()
         validated = await _validate(context, path, store=not validate_only)
+        if validate_only and alias and not allow_new_outputs:
+            outputs = await read_outputs(await FileReader.open(path))
+            await registry.compare_outputs(caller.tenant, name, alias, outputs)
     await context.give_way()
     if validate_only:
         return _pushed(name, alias, validated)
     digest = Digest(validated.digest)
     summary = msgspec.json.decode(validated.summary, type=VersionSummary)
     added = await registry.add_version(
-        caller.tenant, name, digest, summary, caller.key_id, alias or None, expected
+        caller.tenant,
+        name,
+        digest,
+        summary,
+        caller.key_id,
+        alias or None,
+        expected,
+        allow_new_outputs=allow_new_outputs,
     )
     await context.give_way()
     await context.wait_until_served(added.revision)
@@ -160,6 +175,11 @@ async def delete_version(
 
 async def _chunks(request: Request, limit_bytes: int) -> AsyncIterator[bytes]:
     """Yield the body as it arrives. A declared length past the limit is refused before that."""
+    if request.headers.get("content-type", "").startswith("multipart/"):
+        raise MalformedRequest(
+            "the body is a multipart form.",
+            hint="Send the bundle's bytes themselves: curl --data-binary @FILE.",
+        )
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit_bytes:
         raise BodyTooLarge(limit_bytes)

@@ -11,6 +11,7 @@ from peterrec.patches.registry.records import (
     ActiveTraffic,
     AliasTarget,
     TaskDetail,
+    TaskEntry,
     TaskRecord,
     VersionRecord,
 )
@@ -151,9 +152,14 @@ class VersionView(BaseModel):
 
 
 class TaskDetailView(TaskView):
-    """A task with its versions, oldest first."""
+    """A task with its versions, oldest first.
+
+    ``served`` has the aliases as this replica answers for them, by version number. It differs from
+    ``aliases`` while a version is loaded, and if this server refuses its bundle.
+    """
 
     versions: list[VersionView]
+    served: dict[str, int]
 
 
 class Changed(BaseModel):
@@ -164,19 +170,29 @@ class Changed(BaseModel):
 
 
 class AliasMovedView(Changed):
-    """The version that an alias names now, and the digest of the one that it named before."""
+    """The version that an alias names now, and the digest of the one that it named before.
+
+    ``is_served`` is false if this replica has not loaded that version, and answers by the one
+    before: it may need more time, or refuse the bundle.
+    """
 
     alias: str
     version: int
     digest: str
     previous: str | None
+    is_served: bool
 
 
 class RolledBackView(AliasMovedView):
-    """The restored state of a task: all aliases and the traffic."""
+    """The restored state of a task: all aliases and the traffic.
+
+    ``new_outputs`` lists how the answers of the alias's version differ in kind, labels, catalog or
+    unit from those before the rollback; it is empty if they do not.
+    """
 
     aliases: dict[str, AliasView]
     traffic: TrafficView | None
+    new_outputs: list[str]
 
 
 def numbers_of(detail: TaskDetail) -> dict[Digest, int]:
@@ -184,10 +200,14 @@ def numbers_of(detail: TaskDetail) -> dict[Digest, int]:
     return {record.digest: record.version for record in detail.versions}
 
 
-def task_detail(record: TaskRecord, versions: tuple[VersionRecord, ...]) -> TaskDetailView:
-    """Make the view of a task with its versions."""
+def task_detail(
+    record: TaskRecord, versions: tuple[VersionRecord, ...], served: TaskEntry | None
+) -> TaskDetailView:
+    """Make the view of a task with its versions, and with what this replica serves of it."""
     return TaskDetailView(
-        **_task_fields(record), versions=[VersionView.of(version) for version in versions]
+        **_task_fields(record),
+        versions=[VersionView.of(version) for version in versions],
+        served={} if served is None else dict(served.aliases),
     )
 
 

@@ -1,5 +1,10 @@
 """Answers of value tasks: a number."""
 
+from typing import Annotated
+
+from msgspec import UNSET, Meta, UnsetType
+
+from peterrec.model.kinds.value import ValueScale
 from peterrec.service.predict.kinds.descriptor import (
     AnswerKind,
     Prediction,
@@ -14,10 +19,15 @@ class ValuePrediction(Prediction, frozen=True, kw_only=True, tag="value"):
     """Answer of a value task."""
 
     value: float
+    unit: Annotated[
+        str | UnsetType, Meta(description="What the number counts, if the bundle says so.")
+    ] = UNSET
 
 
 def _decode(subject: Subject, result: RowResult) -> ValuePrediction:
-    return ValuePrediction(value=scores_of(result)[0], **used_fields(subject))
+    (score,), bundle = scores_of(result), subject.bundle
+    value = ValueScale(bundle.scale, bundle.shift).apply(score)
+    return ValuePrediction(value=value, unit=bundle.unit or UNSET, **used_fields(subject))
 
 
 def _divergence(first: ValuePrediction, second: ValuePrediction) -> float:

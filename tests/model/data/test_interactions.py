@@ -19,7 +19,6 @@ from peterrec.model.data.interactions import (
     read_targets,
     targets_of,
 )
-from peterrec.model.data.labels import LabelSource, read_labels, read_tags, read_values
 from peterrec.model.data.tables import Condition, TableSource
 from peterrec.model.errors import (
     ColumnMissing,
@@ -28,8 +27,6 @@ from peterrec.model.errors import (
     DataFileUnreadable,
     FilterMatchesNothing,
     FilterUnreadable,
-    LabelDuplicate,
-    NumberUnreadable,
     OrderUnreadable,
     ValueMissing,
 )
@@ -49,15 +46,11 @@ def by_user(histories: Histories) -> dict[str, tuple[str, ...]]:
 def read(
     path: Path,
     order: str | None = None,
-    delimiter: str = ",",
+    delimiter: str | None = None,
     where: tuple[Condition, ...] = (),
 ) -> dict[str, tuple[str, ...]]:
-    source = TableSource(path, delimiter, where)
+    source = TableSource(path, delimiter, where=where)
     return by_user(read_histories(InteractionSource(source, order_column=order)))
-
-
-def labels(path: Path) -> LabelSource:
-    return LabelSource(TableSource(path), column="label")
 
 
 def test_events_without_an_order_column_keep_the_order_of_the_file(tmp_path):
@@ -155,18 +148,6 @@ def test_conditions_keep_the_rows_that_meet_all_of_them(tmp_path):
     )
     where = (Condition.parse("domain=food"), Condition("kind", "buy"))
     assert read(path, where=where) == {"u": ("a", "d")}
-
-
-def test_labels_come_one_per_user_and_empty_ones_are_left_out(tmp_path):
-    path = csv_file(tmp_path, "user_id,label\nu,yes\nv,\nw,NA\n", "users.csv")
-    assert read_labels(labels(path)).by_user == {"u": ("yes",), "w": ("NA",)}
-
-
-def test_tags_come_from_several_rows_or_from_one_field(tmp_path):
-    rows = csv_file(tmp_path, "user_id,label\nu,a\nu,b\nu,a\nv,\n", "rows.csv")
-    field = csv_file(tmp_path, "user_id,label\nu,a|b|a\nv,\n", "field.csv")
-    assert read_tags(labels(rows)).by_user == {"u": ("a", "b"), "v": ()}
-    assert read_tags(labels(field), separator="|").by_user == {"u": ("a", "b"), "v": ()}
 
 
 def test_targets_are_ordered_and_counted_once(tmp_path):
@@ -268,33 +249,15 @@ def test_numbers_in_one_file_and_times_in_another_are_refused(tmp_path):
         read(tmp_path, "at")
 
 
-def test_a_second_label_of_a_user_is_refused(tmp_path):
-    path = csv_file(tmp_path, "user_id,label\nu,yes\nv,no\nu,no\n", "users.csv")
-    with pytest.raises(LabelDuplicate, match=r"line 4.*'u' has a second label 'no' after 'yes'"):
-        read_labels(labels(path))
-
-
-@pytest.mark.parametrize("text", ["many", "inf", "nan"])
-def test_a_value_that_is_no_finite_number_is_refused(tmp_path, text):
-    path = csv_file(tmp_path, f"user_id,label\nu,1.5\nv,{text}\n", "users.csv")
-    with pytest.raises(NumberUnreadable, match="line 3, column 'label'"):
-        read_values(labels(path))
-
-
-def test_a_column_of_empty_labels_is_refused(tmp_path):
-    path = csv_file(tmp_path, "user_id,label\nu,\nv,\n", "users.csv")
-    with pytest.raises(DataFileEmpty, match="no user has a value"):
-        read_labels(labels(path))
-
-
 def test_a_field_in_quotes_may_hold_a_line_break(tmp_path):
     path = csv_file(tmp_path, 'user_id,item_id\n"u\nu","a,b"\n"u\nu",c\n')
     assert read(path) == {"u\nu": ("a,b", "c")}
 
 
 def test_files_of_many_batches_read_as_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("peterrec.model.data.tables.CSV_BLOCK_BYTES", 64)
+    monkeypatch.setattr("peterrec.model.data.engine.TEXT_BATCH_ROWS", 7)
     monkeypatch.setattr("peterrec.model.data.tables.PARQUET_BATCH_ROWS", 3)
+    monkeypatch.setattr("peterrec.model.data.event_store.BATCH_ROWS", 11)
     rows = [(f"u{i % 7}", f"i{i * i % 11}", 100 - i) for i in range(60)]
     text = "".join(f"{user},{item},{at}\n" for user, item, at in rows)
     one = csv_file(tmp_path, "user_id,item_id,at\n" + text)
@@ -308,16 +271,10 @@ def test_files_of_many_batches_read_as_one(tmp_path, monkeypatch):
 
 
 def test_a_fault_far_behind_the_first_batch_is_named_by_its_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("peterrec.model.data.tables.CSV_BLOCK_BYTES", 64)
+    monkeypatch.setattr("peterrec.model.data.engine.TEXT_BATCH_ROWS", 7)
     path = csv_file(tmp_path, "user_id,item_id\n" + "u,a\n" * 50 + "u,\n")
     with pytest.raises(ValueMissing, match="line 52, column 'item_id'"):
         read(path)
-
-
-def test_whole_floats_are_the_ids_of_whole_numbers_in_every_batch(tmp_path):
-    table = pa.table({"user_id": [1.0, 2.5], "item_id": [7.0, 7.0]})
-    pq.write_table(table, tmp_path / "events.parquet")
-    assert read(tmp_path / "events.parquet") == {"1": ("7",), "2.5": ("7",)}
 
 
 @pytest.mark.parametrize(
@@ -346,7 +303,8 @@ def test_a_cut_off_parts_events_before_it_from_those_at_it_and_after(tmp_path, t
     ("order", "bound", "error", "message"),
     [
         (None, "2", OrderUnreadable, "needs an order column"),
-        ("at", "2024-01-01", OrderUnreadable, "'2024-01-01' is not a number"),
+        ("at", "2024-01-01", OrderUnreadable, "'2024-01-01' is a date, but the numbers"),
+        ("at", "soon", OrderUnreadable, "'soon' is not a number"),
         ("at", "0", FilterMatchesNothing, "within the cut-off"),
     ],
 )
@@ -363,20 +321,6 @@ def test_recboles_atomic_files_are_read_as_they_are(tmp_path):
     assert read(path, "timestamp") == {"u": ("a", '"b')}
     with pytest.raises(ColumnMissing, match="only user_id, item_id, timestamp"):
         read(path, "when")
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ([["a"], ["b"]], "column 'item_id': values of type list"),
-        ([b"a", b"b"], "column 'item_id': values of type binary"),
-        ([{"a": 1}, {"a": 2}], "column 'item_id': values of type struct"),
-    ],
-)
-def test_parquet_columns_of_other_types_are_refused_by_name(tmp_path, values, message):
-    pq.write_table(pa.table({"user_id": ["u", "v"], "item_id": values}), tmp_path / "e.parquet")
-    with pytest.raises(DataFileUnreadable, match=message):
-        read(tmp_path / "e.parquet")
 
 
 def test_parquet_columns_that_are_encoded_otherwise_read_as_text(tmp_path):
@@ -398,7 +342,6 @@ def test_an_id_that_is_no_number_among_numbers_is_missing(tmp_path):
     [
         (b"user_id,item_id,item_id\nu,a,b\n", "line 1: the column 'item_id' occurs twice"),
         (b"user_id,item_id,\xff\nu,a,b\n", "line 1, column .*: the text is not UTF-8"),
-        ("user_id,item_id\nu,a\n".encode("utf-16"), "line 1, column .*: the text is not UTF-8"),
     ],
 )
 def test_a_broken_header_is_refused_with_its_place(tmp_path, data, message):

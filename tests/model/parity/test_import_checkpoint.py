@@ -249,7 +249,7 @@ def test_a_checkpoint_gives_the_same_backbone_as_its_variables(tmp_path: Path) -
 def test_the_command_writes_a_folder_that_opens(tmp_path: Path) -> None:
     write_case(tmp_path, CLOZE)
     source, out = tmp_path / "weights_net.safetensors", tmp_path / "backbone"
-    options = ["--out", str(out), "--pad-item", "5", "--max-len", "9", "--no-causal"]
+    options = ["--out", str(out), "--pad-item", "5", "--max-len", "9", "--no-causal", "--quiet"]
     command = [sys.executable, "-P", "-m", "peterrec", "import-reference", str(source), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -14,6 +14,7 @@ from peterrec.model.training.calibration import (
     calibration_error,
     chance_error,
     fit_temperature,
+    reliability,
     tag_samples,
 )
 from peterrec.model.training.finetune.finetune import FinetuneSettings, finetune
@@ -131,3 +132,14 @@ def test_tasks_trained_together_are_calibrated_as_one_alone(loaded):
     (together,) = finetune_many(loaded, shop_histories(), [TaskToTrain(groups(), settings)])
     assert together.temperature == pytest.approx(alone.temperature, rel=0.01)
     assert together.metrics["ece"] == pytest.approx(alone.metrics["ece"], abs=0.01)
+
+
+def test_the_reliability_ranges_add_up_to_the_samples_and_to_the_calibration_error():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(500, 3, generator=generator)
+    samples = Samples(logits, torch.randint(0, 3, (500,), generator=generator))
+    ranges = reliability(samples, 0.7)
+    assert sum(each.samples for each in ranges) == 500
+    assert all(each.low < each.confidence <= each.high for each in ranges)
+    error = sum(abs(each.confidence - each.accuracy) * each.samples for each in ranges) / 500
+    assert error == pytest.approx(calibration_error(samples, 0.7), abs=1e-12)

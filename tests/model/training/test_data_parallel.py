@@ -11,6 +11,7 @@ from torch.multiprocessing.spawn import spawn
 
 from peterrec.model.files.tensors import read_tensors, write_tensors
 from peterrec.model.training.data_parallel import ALONE, Workers
+from peterrec.model.training.events import TrainingEvent
 from peterrec.model.training.pretrain.pretrain import pretrain
 from tests.model.small_shop import TINY, shop_histories
 
@@ -32,11 +33,13 @@ def train_as(rank, count, folder):
 
 
 def write_result(folder, name, settings, workers):
-    trained = pretrain(shop_histories(), settings, workers=workers)
+    heard: list[TrainingEvent] = []
+    trained = pretrain(shop_histories(), settings, listener=heard.append, workers=workers)
     tensors = {**trained.backbone.state_dict(), **trained.output.state_dict()}
     write_tensors(Path(folder) / f"{name}.safetensors", tensors)
     losses = [epoch["train_loss"] for epoch in trained.record["epochs"]]
     (Path(folder) / f"{name}.json").write_text(json.dumps(losses))
+    (Path(folder) / f"{name}.heard").write_text(str(len(heard)))
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +66,12 @@ def test_all_processes_end_with_the_same_weights(results, name):
     first, second = (read_tensors(results / f"{name}-{rank}.safetensors") for rank in (0, 1))
     for key, tensor in first.items():
         assert torch.equal(tensor, second[key]), key
+
+
+@pytest.mark.slow
+def test_of_several_processes_only_the_first_is_heard_of(results):
+    heard = [(results / f"full-{rank}.heard").read_text() for rank in (0, 1)]
+    assert heard == [(results / "full-alone.heard").read_text(), "0"]
 
 
 def test_shares_cover_every_row_once():

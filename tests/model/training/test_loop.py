@@ -1,11 +1,14 @@
 """Epochs, early stopping, best weights and learning rates of every training run."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 
 from peterrec.model.errors import TrainingDiverged
 from peterrec.model.training.loop import (
+    EpochPlan,
     Epochs,
     falling,
     require_finite,
@@ -30,8 +33,9 @@ class Run:
     def validate(self) -> tuple[float, dict[str, float]]:
         return self._losses[len(self.epochs)], {}
 
-    def go(self) -> None:
-        self.epochs.run(self.train, self.validate, sequences=5)
+    def go(self, after_epoch: Callable[[], None] = lambda: None) -> None:
+        plan = EpochPlan(self.train, self.validate, 5, 2, adam((0.1, 0.2)))
+        self.epochs.run(plan, after_epoch)
 
 
 def test_the_best_epochs_weights_are_restored():
@@ -57,9 +61,22 @@ def test_a_run_without_epochs_has_no_best_one():
     assert Run([]).epochs.best == -1
 
 
+def test_an_epochs_record_has_its_rates_times_rows_and_memory():
+    run = Run([1.0], limit=1)
+    run.go()
+    (record,) = run.epochs.records
+    assert (record.sequences, record.validation_sequences) == (5, 2)
+    assert record.learning_rates == [0.1, 0.2]
+    assert record.peak_rss_bytes is not None
+    assert record.peak_rss_bytes > 10 << 20
+    assert record.cuda_peak_bytes is None
+    assert record.ended_at is not None
+    assert record.ended_at.endswith("Z")
+
+
 def test_something_can_be_done_after_every_epoch():
     run, counts = Run([1.0, 2.0], limit=2), []
-    run.epochs.run(run.train, run.validate, 5, after_epoch=lambda: counts.append(len(run.epochs)))
+    run.go(after_epoch=lambda: counts.append(len(run.epochs)))
     assert counts == [1, 2]
 
 

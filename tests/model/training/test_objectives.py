@@ -104,7 +104,7 @@ def test_users_without_a_tag_stay_when_rare_tags_are_left_out():
 
 def test_a_single_class_is_refused():
     examples = make_examples(("x",), ("x",))
-    with pytest.raises(TooFewClasses, match="all users have the label 'x'"):
+    with pytest.raises(TooFewClasses, match="all users with a history have the label 'x'"):
         OBJECTIVES["classification"].learn_outputs(examples, everyone(examples))
 
 
@@ -119,22 +119,47 @@ def test_a_label_that_the_trained_task_lacks_is_refused():
         OBJECTIVES["classification"].of(("x", "y"), make_examples(("x",), ("new",)))
 
 
-def test_equal_values_are_refused():
-    examples = make_examples(("2",), ("2.0",))
-    with pytest.raises(TooFewClasses, match="the value 2"):
-        OBJECTIVES["value"].learn_outputs(examples, everyone(examples))
-
-
-def test_a_finished_value_head_speaks_in_the_values_own_scale():
+def test_a_value_head_of_zeros_answers_the_mean_in_the_values_own_scale():
     examples = make_examples(("100",), ("300",), ("200",))
     _, objective = objective_of("value", examples)
     trained = at_prior(objective, examples)
     with torch.no_grad():
         trained.head.weight.zero_()
-    trained.finish()
     found = trained.predictions(torch.ones(3, 3), torch.arange(3)).detach()
     assert found.flatten().tolist() == [200, 200, 200]
     assert objective.metrics(found, torch.arange(3))["mae"] == pytest.approx(200 / 3)
+
+
+def test_large_values_with_small_differences_are_standardised_and_measured_exactly():
+    numbers = 20240000000 + np.arange(-3.0, 4.0) / 1024
+    examples = make_examples(*((repr(number),) for number in numbers.tolist()))
+    _, objective = objective_of("value", examples)
+    at_prior(objective, examples)
+    rows = torch.arange(7)
+    assert objective.scale.shift == 20240000000
+    assert objective.scale.scale == pytest.approx(np.arange(7).std(ddof=1) / 1024, rel=1e-12)
+    right = torch.arange(-3.0, 4.0).unsqueeze(1) / 1024 / objective.scale.scale
+    assert objective.metrics(objective.predictions(right.float(), rows), rows)["r2"] > 1 - 1e-9
+    mean = objective.metrics(objective.predictions(torch.zeros(7, 1), rows), rows)
+    assert mean == pytest.approx({"rmse": 2 / 1024, "mae": 12 / 7 / 1024, "r2": 0}, rel=1e-6)
+
+
+@pytest.mark.parametrize("numbers", [[1e308, -1e308, 5e307], [1e-300, 3e-300, 2e-300]])
+def test_the_scale_and_the_metrics_of_huge_and_tiny_values_are_finite(numbers):
+    objective = ValueObjective(torch.tensor(numbers, dtype=torch.float64).unsqueeze(1))
+    objective.learn_scale(torch.arange(3))
+    line = objective.scale
+    unit = max(map(abs, numbers))
+    assert line.scale / unit == pytest.approx(np.std(np.array(numbers) / unit, ddof=1))
+    metrics = metrics_of(objective, torch.zeros(3, 1))
+    assert metrics["rmse"] / unit == pytest.approx(np.std(np.array(numbers) / unit))
+    assert metrics["r2"] == pytest.approx(0)
+
+
+def test_the_share_of_variance_explained_is_undefined_for_equal_values():
+    metrics = metrics_of(ValueObjective(torch.full((3, 1), 7.0).double()), torch.zeros(3, 1))
+    assert (metrics["rmse"], metrics["mae"]) == (7, 7)
+    assert math.isnan(metrics["r2"])
 
 
 def test_the_catalog_is_what_training_users_took_by_popularity():
@@ -254,7 +279,7 @@ def test_ranking_metrics_at_5_and_20():
 
 
 def test_values_learn_by_the_squared_error():
-    objective = ValueObjective(torch.tensor([[1.0], [4.0]]))
+    objective = ValueObjective(torch.tensor([[1.0], [4.0]]).double())
     logits = torch.tensor([[1.0], [2.0]])
     assert loss_of(objective, logits).item() == 2
     metrics = metrics_of(objective, logits)

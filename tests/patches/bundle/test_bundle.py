@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import load
 
 from peterrec.model.insertions import INSERTIONS
+from peterrec.model.kinds.value import ValueScale
 from peterrec.model.spec import HeadKind, PatchGeometry
 from peterrec.patches.bundle.bundle import Catalog, build_bundle, digest_of, read_manifest
 from peterrec.patches.bundle.verify import verify_bundle
@@ -57,6 +58,18 @@ def test_what_is_packed_comes_back_bit_for_bit(recipe: BundleRecipe) -> None:
     assert set(bundle.tensors) == set(parts.tensors)
     for name, tensor in parts.tensors.items():
         np.testing.assert_array_equal(bundle.tensors[name], tensor, strict=True)
+
+
+def test_a_values_scale_comes_back_to_the_last_digit_and_is_left_out_where_it_changes_nothing() -> (
+    None
+):
+    line = ValueScale(scale=0.1 + 0.2, shift=20240000000.1)
+    parts = make_parts(BundleRecipe(kind="value", line=line))
+    bundle = verify_bundle(parts.encode(), backbone=TINY, limits=LIMITS)
+    assert bundle.manifest.head.value_scale == line
+    assert (
+        "scale" not in json.loads(make_parts(BundleRecipe(kind="value")).manifest.to_json())["head"]
+    )
 
 
 @given(recipes)

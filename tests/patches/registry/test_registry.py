@@ -63,6 +63,7 @@ SUMMARY = VersionSummary(
     patch_bytes=60,
     head_bytes=30,
     metrics={"accuracy": 0.75},
+    outputs_digest="0" * 32,
 )
 
 

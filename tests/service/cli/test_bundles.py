@@ -26,7 +26,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def run_json(*arguments: object, expected: int = 0) -> Any:  # Any: a JSON document
     done = run(*arguments, "--json")
-    assert (done.returncode, done.stderr) == (expected, "")
+    assert done.returncode == expected, done.stderr
     return json.loads(done.stdout)
 
 
@@ -47,7 +47,7 @@ def verified(workshop: Workshop, data: bytes) -> VerifiedBundle:
 
 def test_a_sound_bundle_is_accepted_by_itself(tmp_path: Path) -> None:
     file = save(tmp_path, "gender", make_bundle())
-    done = run("verify", file)
+    done = run("verify", file, "--quiet")
     assert (done.returncode, done.stderr) == (0, "")
     assert format_digest(digest_of(make_bundle())) in done.stdout
 
@@ -56,14 +56,14 @@ def test_a_bundle_is_accepted_for_its_backbone_with_its_probes(
     workshop: Workshop, tmp_path: Path
 ) -> None:
     file = save(tmp_path, "gender", workshop.bundle("classification", 1))
-    done = run("verify", file, "--backbone", workshop.folder)
+    done = run("verify", file, "--quiet", "--backbone", workshop.folder)
     assert (done.returncode, done.stderr) == (0, "")
     assert "its probes too" in done.stdout
 
 
 def test_every_reason_against_a_bundle_is_told(workshop: Workshop, tmp_path: Path) -> None:
     file = save(tmp_path, "x", make_parts(BundleRecipe()).without_tensor("head.bias").encode())
-    done = run("verify", file, "--backbone", workshop.folder)
+    done = run("verify", file, "--quiet", "--backbone", workshop.folder)
     assert (done.returncode, done.stdout) == (1, "")
     for code in ("tensor_missing", "backbone_mismatch", "input_mismatch"):
         assert f"  {code}: " in done.stderr
@@ -140,7 +140,7 @@ def test_other_geometry_metrics_and_labels_are_shown(tmp_path: Path) -> None:
         "added_names": ["d"],
         "removed_names": ["c"],
     }
-    done = run("diff", first, second)
+    done = run("diff", first, second, "--quiet")
     assert (done.returncode, done.stderr) == (0, "")
     assert "0.5 → 0.75 (+0.25)" in done.stdout
     assert "1 added, 1 removed, 2 kept in another order" in done.stdout

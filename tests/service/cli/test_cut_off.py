@@ -54,7 +54,7 @@ def test_a_backbone_knows_no_item_from_the_time_on_until_which_it_reads(place):
 
 
 def event_options(place: Path) -> EventOptions:
-    return EventOptions(place / "events.csv", "who", "what", "day")
+    return EventOptions("who", "what", "day", interactions=place / "events.csv")
 
 
 def test_histories_end_before_the_cut_off_and_targets_begin_with_it(place):
@@ -104,5 +104,5 @@ def test_many_tasks_are_cut_alike(place):
 def test_targets_without_times_cannot_be_cut(place):
     own = AnswerOptions(targets=place / "events.csv", target_column="what")
     answers = answers_of(event_options(place), own, TimeOptions("2024-01-06"))
-    with pytest.raises(OrderUnreadable, match="--target-order-column"):
+    with pytest.raises(OrderUnreadable, match="`target_order_column`"):
         answers.read("ranking")

@@ -73,7 +73,7 @@ def test_every_task_of_the_file_becomes_a_bundle_that_verifies(place):
     output = train(place, "--blocks", "top:1", "--overwrite")
     loaded = load_backbone(place / "backbone")
     names = {}
-    for path in sorted((place / "bundles").iterdir()):
+    for path in sorted((place / "bundles").glob("*.bundle")):
         manifest = unpack_task(path.read_bytes(), loaded).bundle.manifest
         names[path.name] = (manifest.name, manifest.kind, manifest.patch.blocks)
         assert path.name in output.replace("\n", "")

@@ -82,16 +82,16 @@ def test_a_dry_run_comes_before_the_collection(filled: tuple[str, ...]) -> None:
 
 def test_a_registry_moves_into_an_embedded_one(filled: tuple[str, ...], tmp_path: Path) -> None:
     archive, elsewhere = tmp_path / "x.tar", ("--data-dir", tmp_path / "data")
-    assert run_json("export", archive, *filled)["revision"] == 4
-    done = run("import", archive, *elsewhere)
+    assert run_json("export", archive, *filled, "--quiet")["revision"] == 4
+    done = run("import", archive, *elsewhere, "--quiet")
     assert (done.returncode, done.stderr) == (0, "")
     assert "revision 5" in done.stdout
     found = run_json("status", *elsewhere)
     assert (found["revision"], found["tasks"], found["bundles"]) == (5, 1, 2)
-    refused = run("import", archive, *elsewhere)
+    refused = run("import", archive, *elsewhere, "--quiet")
     assert refused.returncode == 1
     assert "registry_not_empty" in refused.stderr
-    assert run_json("import", archive, *elsewhere, "--mode", "replace")["revision"] == 6
+    assert run_json("import", archive, *elsewhere, "--mode", "replace", "--quiet")["revision"] == 6
 
 
 def test_the_audit_trail_is_shown_and_exported_as_lines(filled: tuple[str, ...]) -> None:

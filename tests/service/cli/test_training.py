@@ -16,14 +16,20 @@ import typer
 from typer.testing import CliRunner
 
 from peterrec.model.data.sample_data import INTERESTS, write_sample_data
-from peterrec.model.errors import ColumnMissing, DataFileMissing, LabelUnknown, UnknownItems
+from peterrec.model.errors import (
+    ColumnMissing,
+    DataFileMissing,
+    InvalidSpec,
+    LabelUnknown,
+    UnknownItems,
+)
 from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone
 from peterrec.model.progress import no_progress
 from peterrec.model.spec import PAD
 from peterrec.patches.bundle.bundle import read_manifest
 from peterrec.patches.errors import BundleRejected
 from peterrec.service.cli.main import build_app
-from peterrec.service.errors import DownloadFailed, OutputExists, TaskUnpackable
+from peterrec.service.errors import AnswersNotGiven, DownloadFailed, OutputExists, TaskUnpackable
 from peterrec.service.jobs.download import MEMBERS, download_movielens_1m
 from peterrec.service.jobs.options import parse_blocks
 from peterrec.service.jobs.packing import PROBE_USERS, unpack_task
@@ -84,6 +90,7 @@ def test_a_backbone_folder_holds_weights_record_and_output_layer(backbone, loade
         OUTPUT_LAYER,
         "spec.json",
         "training.json",
+        "training.jsonl",
         "vocabulary.json",
     }
     assert loaded.record["settings"]["channels"] == 8
@@ -202,6 +209,17 @@ def test_a_finished_backbone_is_replaced_only_when_asked(backbone, shop, tmp_pat
     assert load_backbone(tmp_path / "bb").record["settings"]["seed"] == 1
 
 
+def test_the_unit_of_a_value_is_part_of_its_bundle(backbone, shop, tmp_path):
+    plain = tune("value", backbone, shop, tmp_path / "plain.bundle")
+    out = tune("value", backbone, shop, tmp_path / "task.bundle", "--unit", "euros")
+    assert (read_manifest(plain).head.unit, read_manifest(out).head.unit) == (None, "euros")
+
+
+def test_a_kind_without_a_number_has_no_unit(backbone, shop, tmp_path):
+    with pytest.raises(InvalidSpec, match="a classification task has no unit"):
+        tune("classification", backbone, shop, tmp_path / "task.bundle", "--unit", "euros")
+
+
 def test_a_bundle_is_replaced_only_when_asked(backbone, shop, tmp_path):
     out = tune("value", backbone, shop, tmp_path / "task.bundle")
     with pytest.raises(OutputExists, match=r"task\.bundle exists"):
@@ -260,11 +278,18 @@ def test_a_name_that_no_bundle_may_have_is_refused(backbone, shop, tmp_path):
         tune("value", backbone, shop, tmp_path / "task.bundle", "--name", "no spaces please")
 
 
+@pytest.mark.parametrize(("kind", "what"), [("tags", "answers"), ("ranking", "targets")])
+def test_a_task_without_answers_is_refused(kind, what, backbone, shop, tmp_path):
+    with pytest.raises(AnswersNotGiven, match=f"a {kind} task needs a table of {what}"):
+        run(
+            *("finetune", "--backbone", backbone, "--out", tmp_path / "task.bundle"),
+            *("--interactions", shop / "histories.parquet", "--kind", kind),
+        )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--kind", "classification"], "--labels and --label-column"),
-        (["--kind", "ranking"], "--targets"),
         (["--kind", "banana"], "'banana' is not one of"),
         (["--kind", "value", "--blocks", "some"], "--blocks"),
     ],

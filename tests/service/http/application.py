@@ -18,6 +18,7 @@ from peterrec.service.predict.catalogs import Catalogs
 from peterrec.service.predict.device_link import DeviceLink
 from peterrec.service.predict.item_ids import ItemVocabulary
 from peterrec.service.predict.predictor import Predictor
+from peterrec.service.predict.registered_versions import RegisteredVersions
 from peterrec.service.predict.task_table import TaskTable
 
 SNAPSHOT = Path(__file__).parent / "openapi.json"
@@ -31,7 +32,14 @@ def make_application() -> Application:
     predictor = Predictor(ItemVocabulary(["a"], 5), table, link, Catalogs(), lambda _: None)
     return Application(
         AdminContext(table, authenticator, link, registry, info, Path(gettempdir()), 1),
-        PredictContext(table, authenticator, predictor, lambda _: None, 1000),
+        PredictContext(
+            table,
+            authenticator,
+            predictor,
+            lambda _: None,
+            1000,
+            RegisteredVersions(table, registry),
+        ),
     )
 
 

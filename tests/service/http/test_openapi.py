@@ -54,7 +54,7 @@ def test_the_predictions_have_their_whole_schema(document):
     assert {"200", "400", "401", "404", "413", "429", "503", "504"} <= set(operation["responses"])
     reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
     schema = document["components"]["schemas"][reference.rsplit("/", 1)[1]]
-    assert set(schema["properties"]) == {"history", "instances", "parameters"}
+    assert set(schema["properties"]) == {"history", "instances", "parameters", "user_id"}
     assert schema["additionalProperties"] is False
 
 

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from msgspec.structs import replace
 
 from peterrec.patches.errors import AliasNotFound, TaskNotFound
 from peterrec.patches.identity import Digest, TaskId, TaskRef, TenantId
@@ -10,11 +11,13 @@ from peterrec.patches.registry.records import ActiveTraffic, TaskEntry
 from peterrec.patches.registry.traffic import Canary, Guard, Traffic
 from peterrec.service.errors import (
     BundleNotReady,
+    BundleUnservable,
     DeviceUnavailable,
     TaskNotActive,
     VersionNotServed,
 )
 from peterrec.service.predict.task_table import TaskTable
+from peterrec.service.protocol.messages import RefusedBundle
 from tests.service.messages import DIGEST_A, DIGEST_B, bundle_entry, full_update, update
 
 ACME = TenantId("acme")
@@ -23,6 +26,10 @@ FILMS = TaskRef(ACME, TaskId("films"))
 
 def films(digest: Digest = DIGEST_A, version: int = 1) -> TaskEntry:
     return TaskEntry.of(FILMS, version, {"prod": version}, {version: digest})
+
+
+def loading_films() -> TaskEntry:
+    return TaskEntry.of(FILMS, 2, {}, {1: DIGEST_B}, missing={"prod": 1})
 
 
 @pytest.fixture
@@ -52,7 +59,33 @@ def test_a_task_without_prod_is_not_active(table):
 
 
 def test_a_task_whose_prod_still_loads_is_not_ready_rather_than_not_active(table):
-    table.apply(update(2, tasks=[TaskEntry.of(FILMS, 2, {}, {1: DIGEST_B})]))
+    table.apply(update(2, tasks=[loading_films()]))
+    with pytest.raises(BundleNotReady):
+        table.resolve(ACME, "films")
+    with pytest.raises(BundleNotReady):
+        table.resolve(ACME, "films", "prod")
+
+
+def test_a_task_without_prod_is_not_active_while_another_alias_loads(table):
+    entry = TaskEntry.of(FILMS, 2, {}, {1: DIGEST_B}, missing={"next": 1})
+    table.apply(update(2, tasks=[entry]))
+    with pytest.raises(TaskNotActive):
+        table.resolve(ACME, "films")
+
+
+def test_a_bundle_that_this_server_refuses_is_no_reason_to_try_again(table):
+    refused = RefusedBundle(DIGEST_B, "backbone_mismatch: it is for 9c02")
+    table.apply(replace(update(2, tasks=[loading_films()]), refused=[refused]))
+    for version in (None, "prod", 1):
+        with pytest.raises(BundleUnservable, match="backbone_mismatch") as raised:
+            table.resolve(ACME, "films", version)
+        assert not raised.value.is_retryable
+
+
+def test_a_bundle_that_is_not_refused_any_more_is_loading_again(table):
+    refused = RefusedBundle(DIGEST_B, "backbone_mismatch: it is for 9c02")
+    table.apply(replace(update(2, tasks=[loading_films()]), refused=[refused]))
+    table.apply(replace(update(3), refused=[]))
     with pytest.raises(BundleNotReady):
         table.resolve(ACME, "films")
 

@@ -54,9 +54,20 @@ def test_requests_count_by_task_and_outcome(metrics):
     metrics.record(RequestFinished("default", "gender", "deadline", 2.0, 1))
     assert value(metrics, "requests_total", task="gender", outcome="ok") == 1
     assert value(metrics, "requests_total", task="gender", outcome="deadline") == 1
-    assert value(metrics, "instances_total", task="gender") == 4
+    assert value(metrics, "instances_total", task="gender", outcome="ok") == 3
+    assert value(metrics, "instances_total", task="gender", outcome="deadline") == 1
+
     assert value(metrics, "request_duration_seconds_count", task="gender") == 2
     assert value(metrics, "request_duration_seconds_bucket", task="gender", le="0.005") == 1
+
+
+def test_instances_count_by_their_own_outcome(metrics):
+    instances = {"ok": 2, "client_error": 1}
+    metrics.record(RequestFinished("default", "gender", "ok", 0.004, 3, instances))
+    assert value(metrics, "requests_total", task="gender", outcome="ok") == 1
+    assert value(metrics, "requests_total", task="gender", outcome="client_error") == 0
+    assert value(metrics, "instances_total", task="gender", outcome="ok") == 2
+    assert value(metrics, "instances_total", task="gender", outcome="client_error") == 1
 
 
 def test_another_tenants_task_of_the_same_name_has_series_of_its_own(metrics):

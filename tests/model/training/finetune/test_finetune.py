@@ -126,12 +126,21 @@ def test_the_record_counts_users_without_a_history(loaded):
 def test_progress_is_reported_for_every_batch(loaded):
     seen: list[Progress] = []
     finetune(loaded, shop_histories(), groups(), replace(SETTINGS, epochs=1), seen.append)
-    assert [progress.done for progress in seen] == list(range(1, seen[0].total + 1))
+    training = [progress for progress in seen if progress.phase == "fine-tuning"]
+    assert [progress.done for progress in training] == list(range(training[0].total + 1))
+    phases = list(dict.fromkeys(progress.phase for progress in seen))
+    assert phases == [
+        "joining histories and answers",
+        "fine-tuning",
+        "calibrating",
+        "evaluating",
+        "computing metrics",
+    ]
 
 
 def test_labels_of_strangers_are_refused(loaded):
     answers = UserLabels({"a": ("x",), "b": ("y",)}, "users.csv")
-    with pytest.raises(HistoriesMissing, match=r"none of the 2 users of users\.csv"):
+    with pytest.raises(HistoriesMissing, match=r"users\.csv: none of the 2 users has a hist"):
         finetune(loaded, shop_histories(), answers, SETTINGS)
 
 

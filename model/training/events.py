@@ -1,0 +1,160 @@
+"""What a training run reports while it runs: what it trains, every epoch and part, and its end.
+
+Whoever wants to follow a run gives a listener. The runs know nothing of files or of trackers, and
+report between epochs only, so that listening changes neither a result nor the speed of a step.
+"""
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from importlib.metadata import version
+from typing import Literal
+
+import torch
+
+from peterrec.model.documents import Document
+from peterrec.model.training.loop import EpochRecord, now
+
+Training = Literal["pretrain", "finetune"]
+Part = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingStarted:
+    """What is trained, told after the data were read and before the first step.
+
+    ``settings`` and ``data`` are those of the run's record; ``backbone`` is the fingerprint of the
+    backbone that a task is trained on. ``epochs_done`` is the number of epochs that a resumed run
+    has from its checkpoint: they are reported again, with their own times, before new ones.
+    """
+
+    training: Training
+    settings: Document
+    data: Document
+    machine: Document
+    backbone: str | None = None
+    epochs_done: int = 0
+    time: str | None = field(default_factory=lambda: now())
+
+
+@dataclass(frozen=True, slots=True)
+class PartMeasured:
+    """One pass over a part of the users. Epochs count from 1; those of a test are the best one's.
+
+    ``rows`` are the sequences or users of the part, ``seconds`` the time that the pass took. What
+    was not measured is None or empty. ``learning_rates`` are those of the epoch's first step: of
+    the backbone, or of patch and head. Peaks of memory are the process's since it began, in bytes.
+    """
+
+    epoch: int
+    part: Part
+    loss: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    rows: int | None = None
+    seconds: float | None = None
+    learning_rates: Sequence[float] = ()
+    peak_rss_bytes: int | None = None
+    cuda_peak_bytes: int | None = None
+    time: str | None = field(default_factory=lambda: now())
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingEnded:
+    """The end of a run: its best epoch, counted from 1, and the whole time in seconds.
+
+    ``temperature`` is a task's, None for a backbone.
+    """
+
+    best_epoch: int
+    epochs: int
+    seconds: float
+    temperature: float | None = None
+    time: str | None = field(default_factory=lambda: now())
+
+
+TrainingEvent = TrainingStarted | PartMeasured | TrainingEnded
+
+TrainingListener = Callable[[TrainingEvent], None]
+"""Called with every event of one run, in their order, by the thread that trains."""
+
+
+def unheard(event: TrainingEvent) -> None:
+    """Ignore an event."""
+
+
+def parts_of(record: EpochRecord) -> tuple[PartMeasured, PartMeasured]:
+    """An epoch's passes over the training part and over the validation part."""
+    train = PartMeasured(
+        epoch=record.epoch + 1,
+        part="train",
+        loss=record.train_loss,
+        rows=record.sequences,
+        seconds=record.seconds,
+        learning_rates=record.learning_rates,
+        peak_rss_bytes=record.peak_rss_bytes,
+        cuda_peak_bytes=record.cuda_peak_bytes,
+        time=record.ended_at,
+    )
+    validation = PartMeasured(
+        epoch=record.epoch + 1,
+        part="validation",
+        loss=record.validation_loss,
+        metrics=record.validation_metrics,
+        rows=record.validation_sequences,
+        seconds=record.validation_seconds,
+        peak_rss_bytes=record.peak_rss_bytes,
+        cuda_peak_bytes=record.cuda_peak_bytes,
+        time=record.ended_at,
+    )
+    return train, validation
+
+
+def report_epochs(listener: TrainingListener, records: Sequence[EpochRecord]) -> None:
+    """Tell a listener of some epochs."""
+    for record in records:
+        for part in parts_of(record):
+            listener(part)
+
+
+def events_of(record: Document) -> list[TrainingEvent]:
+    """What a listener has heard of a run, from the record that the run left.
+
+    Records of earlier versions lack times, rows and memory.
+    """
+    known = {each.name for each in fields(EpochRecord)}
+    records = [
+        EpochRecord(**{name: value for name, value in epoch.items() if name in known})
+        for epoch in record["epochs"]
+    ]
+    data = dict(record["data"]) | {name: record[name] for name in ("loss",) if name in record}
+    started = TrainingStarted(
+        "finetune" if "metrics" in record else "pretrain",
+        settings=record["settings"],
+        data=data,
+        machine=record.get("machine", record.get("software", {})),
+        backbone=record.get("backbone"),
+        time=record.get("started_at"),
+    )
+    parts = [part for each in records for part in parts_of(each)]
+    best, time = record["best_epoch"] + 1, record.get("ended_at")
+    if "metrics" in record:
+        rows, seconds = data["test_users"], record.get("test_seconds")
+        metrics = record["metrics"]
+        test = PartMeasured(best, "test", None, metrics, rows, seconds, time=time)
+        parts.append(test)
+    ended = TrainingEnded(best, len(records), record["seconds"], record.get("temperature"), time)
+    return [started, *parts, ended]
+
+
+def machine_of(device: torch.device, processes: int = 1) -> Document:
+    """The device, threads and processes that train, and the versions of the software."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "device": device.type,
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "peterrec": version("peterrec-serving"),
+    }

@@ -1,0 +1,1 @@
+"""What ``import peterrec`` gives: training, tasks and their answers as Python objects."""
