@@ -74,9 +74,12 @@ class TableSource:
 
     @property
     def name(self) -> str:
-        """The table in messages: its path, or the kind of object that it is."""
+        """The table in messages: its path, its own name, or the kind of object that it is."""
         if isinstance(self.data, Path):
             return str(self.data)
+        own = getattr(self.data, "name", None)
+        if isinstance(own, str):
+            return own
         return f"the {type(self.data).__module__.partition('.')[0]} {type(self.data).__name__}"
 
 
@@ -311,7 +314,7 @@ RECORDS_AT_ONCE = 1 << 16
 """Rows of a text file in memory that Python reads; it does so at a tenth of DuckDB's speed."""
 
 
-def _records(file: DataFile, columns: list[str], done: int) -> Iterator[pa.Table]:
+def _records(file: DataFile, columns: Sequence[str], done: int) -> Iterator[pa.Table]:
     """Columns of a text table without its first rows, counting the header."""
     assert file.form is not None
     places = [file.names.index(column) for column in columns]

@@ -36,7 +36,7 @@ def event_options(interactions: Histories | Listed, given: Given) -> EventOption
     if is_table(interactions):
         return EventOptions(interactions=as_source(interactions), **options)
     events = EventOptions(interactions=Path(), **options)  # the table is set below
-    table = listed(interactions).table(events.user_column, events.item_column)
+    table = listed(interactions).table(events.user_column, events.item_column, "interactions")
     return replace(events, interactions=table, order_column=POSITION)
 
 
@@ -74,7 +74,9 @@ def answer_options(
         if is_table(targets):
             options = replace(options, targets=as_source(targets))
         else:
-            own = targets_listed(targets, histories).table(user_column, options.target_column)
+            own = targets_listed(targets, histories).table(
+                user_column, options.target_column, "targets"
+            )
             options = replace(options, targets=own, target_order_column=POSITION)
     return options
 

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import peterrec
+from peterrec.model.errors import PathMissing
 from peterrec.patches.bundle.bundle import open_bundle
 from peterrec.patches.errors import BundleRejected
 from peterrec.service.cli.main import build_app
@@ -114,7 +115,7 @@ def test_a_bundle_is_refused_by_another_backbone(tasks, shop, tmp_path):
 
 
 def test_a_missing_bundle_is_an_error_of_ours(backbone, tmp_path):
-    with pytest.raises(ArgumentInvalid, match=r"none\.bundle"):
+    with pytest.raises(PathMissing, match=r"none\.bundle"):
         peterrec.load_bundle(tmp_path / "none.bundle", backbone)
 
 
