@@ -322,13 +322,6 @@ class CheckpointMismatch(PeterRecError):
     category = Category.INCOMPATIBLE
 
 
-class TrainingFileUnwritable(PeterRecError):
-    """The file that tells of a training can't be opened for writing."""
-
-    code = "training_file_unwritable"
-    category = Category.CONFLICT
-
-
 class TrainingFileInvalid(PeterRecError):
     """A ``training.jsonl`` can't be read, or is not of the form that this version knows."""
 

@@ -17,9 +17,12 @@ import pyarrow as pa
 from peterrec.model.data.forms import DataFile
 from peterrec.model.errors import ScratchFull
 
-MEMORY_LIMIT = "1GiB"
-"""Memory of one connection; what does not fit goes to its folder. 100 million events sort as fast
-with it as with twice as much."""
+SETTINGS: dict[str, str | bool | int | float | list[str]] = {
+    "memory_limit": "1GiB",  # 100 million events sort as fast with it as with twice as much
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+}
+"""Settings of every connection. What does not fit into its memory goes to its folder."""
 
 TEXT_BATCH_ROWS = 1 << 19
 """Rows of a text table that are taken at a time."""
@@ -37,13 +40,8 @@ Connection = duckdb.DuckDBPyConnection
 def connected() -> Iterator[Connection]:
     """A database in memory with a limit and a folder for the rest. It uses the cores we may use."""
     with _scratch() as scratch:
-        config: dict[str, str | bool | int | float | list[str]] = {
-            "memory_limit": MEMORY_LIMIT,
-            "threads": len(os.sched_getaffinity(0)),
-            "temp_directory": scratch,
-            "autoinstall_known_extensions": False,
-            "autoload_known_extensions": False,
-        }
+        cores = len(os.sched_getaffinity(0))
+        config = {**SETTINGS, "threads": cores, "temp_directory": scratch}
         connection = duckdb.connect(config=config)
         # Without its bar, DuckDB counts no progress. It must not print the bar.
         connection.execute("SET enable_progress_bar = true; SET enable_progress_bar_print = false")

@@ -112,11 +112,11 @@ class EventStore:
         there_and_back = f"TRY_CAST(TRY_CAST(t AS {_sql_type(new)}) AS {_sql_type(old)})"
         found = self._connection.execute(
             f"SELECT t::VARCHAR FROM {table} WHERE {there_and_back} IS DISTINCT FROM t LIMIT 1"
-        ).fetchone()
-        if found is not None:
+        ).fetchall()
+        if found:
             raise OrderUnreadable(
                 f"{self._columns.source}, column {self._columns.order!r}: some values are of type "
-                f"{old} and others need {new}, which does not hold {found[0]} exactly.",
+                f"{old} and others need {new}, which does not hold {found[0][0]} exactly.",
                 hint="Write the column as integers or timestamps of one unit everywhere.",
             )
 

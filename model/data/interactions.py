@@ -197,7 +197,7 @@ def _read_in_order(
             first, last = block.user[0], block.user[-1]
             lengths[first : last + 1] = np.bincount(block.user - first)
             done = end
-            observer.progress(Progress("ordering", done, store.count))
+            observer.progress(Progress("ordering", done, store.count, unit="events"))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     return Histories(filled.users, filled.items, codes, offsets)
 

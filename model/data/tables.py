@@ -6,6 +6,7 @@ line number, the file is read again up to it.
 """
 
 import csv
+import re
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from peterrec.model.data.forms import (
     DataFile,
     find_data_files,
     is_text,
+    open_bytes,
     records,
     require_columns,
 )
@@ -72,9 +74,12 @@ class TableSource:
 
     @property
     def name(self) -> str:
-        """The table in messages: its path, or the kind of object that it is."""
+        """The table in messages: its path, its own name, or the kind of object that it is."""
         if isinstance(self.data, Path):
             return str(self.data)
+        own = getattr(self.data, "name", None)
+        if isinstance(own, str):
+            return own
         return f"the {type(self.data).__module__.partition('.')[0]} {type(self.data).__name__}"
 
 
@@ -150,7 +155,9 @@ def read_batches(
         rows += part.table.num_rows
         yield filters.matching(part)
     if not rows:
-        raise DataFileEmpty(f"{source.name} has no rows.", hint="Check the path and the export.")
+        is_reader = isinstance(source.data, pa.RecordBatchReader)
+        once = " A reader of batches can be read once." if is_reader else ""
+        raise DataFileEmpty(f"{source.name} has no rows.{once}", hint="Check the export.")
     filters.require_matches(source.name)
 
 
@@ -172,9 +179,9 @@ def _parts(
             for part, share in _file_parts(connection, source, file, wanted):
                 yield part
                 done = min(found.size, before + round(share * file.size))
-                observer.progress(Progress("reading", done, found.size))
+                observer.progress(Progress("reading", done, found.size, unit="bytes"))
             before += file.size
-    observer.progress(Progress("reading", found.size, found.size))
+    observer.progress(Progress("reading", found.size, found.size, unit="bytes"))
 
 
 def _file_parts(
@@ -261,18 +268,25 @@ def _require_unchanged(path: Path, before: State | None) -> None:
 
 
 def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
+    """What a library says, in one line."""
+    text = str(error).partition("Possible")[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    first = re.sub(r"^([A-Z][A-Za-z]* )*Error: ", "", lines[0])
+    return "; ".join([first, *lines[1:3]])[:LONGEST_REASON].rstrip(".:; ")
+
+
+LONGEST_REASON = 300
+"""Characters of what a library says that are shown."""
 
 
 def _parquet(file: DataFile, columns: list[str]) -> Iterator[tuple[pa.Table, float]]:
     with pq.ParquetFile(file.path, buffer_size=PARQUET_BUFFER_BYTES, pre_buffer=False) as parquet:
         done, total = 0, max(1, parquet.metadata.num_rows)
-        yield parquet.schema_arrow.empty_table().select(columns), 0.0
+        yield _without_views(parquet.schema_arrow.empty_table().select(columns)), 0.0
         # A file of which folders give all columns still has as many rows as any of its own.
         for batch in parquet.iter_batches(PARQUET_BATCH_ROWS, columns=columns or file.names[:1]):
             done += batch.num_rows
-            yield pa.Table.from_batches([batch]), done / total
+            yield _without_views(pa.Table.from_batches([batch])), done / total
 
 
 def _text(
@@ -280,6 +294,7 @@ def _text(
 ) -> Iterator[tuple[pa.Table, float]]:
     assert file.form is not None
     yield pa.schema([(column, pa.string()) for column in columns]).empty_table(), 0.0
+    _require_whole(file)
     read = columns or file.names[:1]
     above = 1 if file.form.has_header else 0
     done = 0
@@ -310,6 +325,18 @@ def _records(file: DataFile, columns: Sequence[str], done: int) -> Iterator[pa.T
         yield pa.table(dict(zip(columns, arrays, strict=True)))
 
 
+def _require_whole(file: DataFile) -> None:
+    """Refuse a packed file that is cut off or damaged.
+
+    DuckDB does not check the sum of a gzip file, and takes the whole part of a zstd file for all.
+    """
+    assert file.form is not None
+    if file.form.packing != "none":
+        with open_bytes(file.path, file.form.packing) as stream:
+            while stream.read(PARQUET_BUFFER_BYTES):
+                pass
+
+
 def _memory_parts(
     source: TableSource, wanted: list[str], observer: ReadingObserver
 ) -> Iterator[TablePart]:
@@ -322,16 +349,36 @@ def _memory_parts(
         yield TablePart(
             source.name,
             None,
-            reader.schema.empty_table().select(wanted),
+            _without_views(reader.schema.empty_table().select(wanted)),
             np.empty(0, dtype=np.int64),
             source.missing,
         )
-        for batch in reader:
-            table = pa.Table.from_batches([batch]).select(wanted)
+        for batch in _small_batches(reader):
+            table = _without_views(pa.Table.from_batches([batch]).select(wanted))
             rows = np.arange(first, first + table.num_rows, dtype=np.int64)
             first += table.num_rows
             yield TablePart(source.name, None, table, rows, source.missing)
-            observer.progress(Progress("reading", first, max(first, total)))
+            observer.progress(Progress("reading", first, total, unit="rows"))
+
+
+def _small_batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    """The batches of a reader; a frame may come as a single one."""
+    for batch in reader:
+        for start in range(0, batch.num_rows, PARQUET_BATCH_ROWS):
+            yield batch.slice(start, PARQUET_BATCH_ROWS)
+
+
+VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+"""Types of few of Arrow's functions, and the same values in types of all of them."""
+
+
+def _without_views(table: pa.Table) -> pa.Table:
+    for place, name in enumerate(table.column_names):
+        kind = table.schema.types[place]
+        value = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if value in VIEWS:
+            table = table.set_column(place, name, _plain(table[name].combine_chunks()))
+    return table
 
 
 def _rows_of(data: object) -> int:
@@ -421,13 +468,24 @@ class _Filters:
 def _comparable(part: TablePart, column: str) -> pa.Array:
     """A column whose values a filter can compare."""
     values = one_array(part.table[column])
-    kind = values.type
-    if pa.types.is_nested(kind) or isinstance(kind, pa.BaseExtensionType):
-        raise ValueTypeInvalid(
-            f"{part.place(0, column)}: values of type {kind} cannot be filtered.",
-            hint="Filter by a column of texts, numbers, truths or times.",
-        )
-    return values.cast(pa.float32()) if pa.types.is_float16(kind) else values
+    other = COMPARED_AS.get(values.type)
+    try:
+        if other is not None:
+            return values.cast(other)
+        is_plain = not pa.types.is_nested(values.type)
+        is_plain &= not isinstance(values.type, pa.BaseExtensionType)
+    except pa.ArrowInvalid:  # bytes that are no UTF-8
+        is_plain = False
+    if is_plain:
+        return values
+    raise ValueTypeInvalid(
+        f"{part.place(0, column)}: values of type {values.type} cannot be filtered.",
+        hint="Filter by a column of texts, numbers, truths or times.",
+    )
+
+
+COMPARED_AS = {pa.float16(): pa.float32(), pa.binary(): pa.string()}
+"""Types that filters compare as other ones."""
 
 
 def one_array(values: pa.ChunkedArray) -> pa.Array:
@@ -447,8 +505,9 @@ def _plain(values: pa.Array) -> pa.Array:
     types = pa.types
     if types.is_dictionary(values.type):
         return _plain(values.dictionary).take(values.indices)
-    is_small = types.is_large_string(values.type) and values.nbytes < 2**31
-    return values.cast(pa.string()) if is_small or types.is_string_view(values.type) else values
+    if types.is_large_string(values.type) and values.nbytes < 2**31:
+        return values.cast(pa.string())
+    return values.cast(VIEWS[values.type]) if values.type in VIEWS else values
 
 
 def line_of_row(file: DataFile, row: int) -> int:

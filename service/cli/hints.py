@@ -1,11 +1,7 @@
 """Hints as a command's user can follow them: settings become options that the command has."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
-
-_SETTING = re.compile(r"`([a-z][a-z_]*)`")
-_BETWEEN_SENTENCES = re.compile(r"(?<=[.;?]) ")
 
 
 class Parameter(Protocol):
@@ -23,25 +19,6 @@ class Command(Protocol):
     @property
     def params(self) -> Sequence[Parameter]:
         """The command's parameters."""
-
-
-Names = Mapping[str, str | None]
-"""Settings as a command's user writes them; None for those that only other commands have."""
-
-
-def hint_for(hint: str, names: Names) -> str:
-    """The hint with each setting as ``names`` spells it, without sentences on others' settings.
-
-    Other words in backticks, such as fields of the HTTP API, stay as they are.
-    """
-    sentences = _BETWEEN_SENTENCES.split(hint)
-    ours = [s for s in sentences if all(names.get(name, "") is not None for name in _settings(s))]
-    return _SETTING.sub(lambda found: names.get(found[1]) or found[0], " ".join(ours))
-
-
-def _settings(text: str) -> list[str]:
-    found: list[str] = _SETTING.findall(text)
-    return found
 
 
 def names_of_settings(root: Command, arguments: Sequence[str]) -> dict[str, str | None]:

@@ -146,8 +146,9 @@ def draw_times(axes: "Axes", times: Times) -> None:
     """Draw the events in equal parts of the time, with the first and last time below."""
     axes.bar(range(len(times.counts)), times.counts, width=1.0)
     axes.set_xticks([0, len(times.counts) - 1], [times.first, times.last])
-    for label, side in zip(axes.get_xticklabels(), ("left", "right"), strict=True):
-        label.set_horizontalalignment(side)
+    first, last = axes.get_xticklabels()
+    first.set_horizontalalignment("left")
+    last.set_horizontalalignment("right")
     axes.set_ylabel("events")
 
 

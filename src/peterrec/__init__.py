@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     )
     from peterrec.service.library.metrics import Metrics
     from peterrec.service.library.sample import sample_data
-    from peterrec.service.library.shown import DataNotice
     from peterrec.service.library.task import Task, load_bundle
     from peterrec.service.library.training import finetune, finetune_many, pretrain
 
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backbone",
-    "DataNotice",
     "Metrics",
     "PeterRecError",
     "ProfileClassifier",
@@ -56,7 +54,6 @@ __all__ = [
 _LIBRARY = "peterrec.service.library"
 _PLACES = {
     "Backbone": f"{_LIBRARY}.backbone",
-    "DataNotice": f"{_LIBRARY}.shown",
     "Metrics": f"{_LIBRARY}.metrics",
     "PeterRecError": "peterrec.model.errors",
     "ProfileClassifier": f"{_LIBRARY}.estimators",

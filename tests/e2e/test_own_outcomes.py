@@ -131,7 +131,7 @@ async def test_a_bundle_of_another_backbone_is_an_error_that_no_retry_cures(
         assert [*card["results"]] == ["new"]
         assert card["errors"]["old"]["code"] == "bundle_refused"
         assert card["errors"]["old"]["retryable"] is False
-        eventually(lambda: counted(server, "requests", "old") == {"client_error": 2})
+        eventually(lambda: counted(server, "requests", "old") == {"error": 2})
         detail = client.get("/tasks/old").json()
         assert (detail["aliases"]["prod"]["version"], detail["served"]) == (1, {})
         moved = client.put("/tasks/old/aliases/next", json={"version": 1}).json()

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal, Self, Unpack
@@ -192,13 +193,16 @@ class Client:
         body: object = None,
         params: Mapping[str, str] = {},
         if_revision: int | None = None,
+        on_sent: Callable[[int], None] | None = None,
     ) -> bytes:
         """Make a call that has no separate method, and return the body of the answer.
 
-        ``body`` is sent as JSON, a ``Path`` as the bytes of that file. With ``if_revision``, the
-        task must still have this revision, else ``StaleRevision`` is raised.
+        ``body`` is sent as JSON, a ``Path`` as the bytes of that file; ``on_sent`` is then called
+        with the number of bytes sent so far, from 0 again if the call is repeated. With
+        ``if_revision``, the task must still have this revision, else ``StaleRevision`` is raised.
         """
-        return self._run(administering.request(method, path, body, params, if_revision))
+        call = administering.request(method, path, body, params, if_revision)
+        return self._run(replace(call, on_sent=on_sent))
 
     def events(self, since: int | None = None) -> Iterator[Event]:
         """Yield the registry's changes as they happen; with ``since``, first those after it.
@@ -228,7 +232,7 @@ class Client:
 
     def _attempt(self, call: Call[T], timeout_s: float, left_s: float) -> Outcome:
         try:
-            with _content(call.body) as content:
+            with _content(call) as content:
                 response = self._http.request(
                     call.method,
                     call.path,
@@ -243,9 +247,30 @@ class Client:
 
 
 @contextmanager
-def _content(body: bytes | Path) -> Iterator[bytes | BinaryIO]:
-    if isinstance(body, bytes):
-        yield body
+def _content(call: Call[T]) -> "Iterator[bytes | BinaryIO | _Watched]":
+    if isinstance(call.body, bytes):
+        yield call.body
         return
-    with body.open("rb") as file:
-        yield file
+    with call.body.open("rb") as file:
+        yield file if call.on_sent is None else _Watched(file, call.on_sent)
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """A file that is read by httpx, which sends what it has read before it reads on."""
+
+    file: BinaryIO
+    on_sent: Callable[[int], None]
+
+    def read(self, count: int) -> bytes:
+        """The next bytes; those before them were sent."""
+        self.on_sent(self.file.tell())
+        return self.file.read(count)
+
+    def fileno(self) -> int:
+        """The file's number, by which httpx finds its size."""
+        return self.file.fileno()
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The file's lines: httpx takes no content that cannot be iterated, but calls ``read``."""
+        return iter(self.file)

@@ -85,6 +85,7 @@ def test_every_unit_of_time_is_recognised_and_shown_as_dates(tmp_path, times, un
     rows = "".join(f"u,{item},{time}\n" for item, time in zip("ab", times, strict=True))
     events = read_events(source(tmp_path, "who,what,at\n" + rows))
     found = describe_events(events).times
+    assert found is not None
     assert (found.unit, found.first) == (unit, first)
     clock = clock_of(events)
     assert clock is not None
@@ -94,6 +95,7 @@ def test_every_unit_of_time_is_recognised_and_shown_as_dates(tmp_path, times, un
 def test_without_an_order_column_nothing_is_said_of_times(tmp_path):
     info = describe_events(read_events(source(tmp_path, order=None)))
     assert (info.times, info.duplicate_share, info.duplicate_events) == (None, None, None)
+    assert info.sample is not None
     assert [event.item for event in info.sample.events] == ["c", "c", "d"]
 
 

@@ -13,11 +13,11 @@ from peterrec.model.data.sample_data import write_sample_data
 from peterrec.service.cli.hints import (
     Command,
     command_of,
-    hint_for,
     long_options,
     names_of_settings,
 )
 from peterrec.service.cli.main import build_app, main
+from peterrec.service.jobs.hints import hint_for
 
 ROOT = Path(__file__).parents[3]
 ROOT_COMMAND = get_command(build_app())
