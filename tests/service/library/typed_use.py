@@ -33,7 +33,6 @@ def uses(table: pa.Table, path: Path) -> None:
     many = peterrec.finetune_many(backbone, table, {"a": {"kind": "value", "labels": {"u1": 1.5}}})
     assert_type(many, dict[str, peterrec.Task])
     assert_type(peterrec.Recommender(backbone, top_k=3, lr=0.1).fit([["a"]]).top_k, int)
-    assert_type(peterrec.sample_data(users=10)["users"].num_rows, int)
 
 
 def misuses(task: peterrec.Task) -> None:
