@@ -314,7 +314,7 @@ RECORDS_AT_ONCE = 1 << 16
 """Rows of a text file in memory that Python reads; it does so at a tenth of DuckDB's speed."""
 
 
-def _records(file: DataFile, columns: list[str], done: int) -> Iterator[pa.Table]:
+def _records(file: DataFile, columns: Sequence[str], done: int) -> Iterator[pa.Table]:
     """Columns of a text table without its first rows, counting the header."""
     assert file.form is not None
     places = [file.names.index(column) for column in columns]

@@ -13,7 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from peterrec.model.disk import make_folder, read_bytes, refusal, refusals, require_writable_file
+from peterrec.model.disk import (
+    make_folder,
+    read_bytes,
+    refusal,
+    refusals,
+    require_writable_file,
+    write_text,
+)
 from peterrec.model.documents import Document
 from peterrec.model.errors import TrainingFileInvalid
 from peterrec.model.training.events import (
@@ -63,6 +70,10 @@ def _measured(event: PartMeasured) -> Document:
     }
 
 
+def _text_of(event: TrainingEvent, warnings: Sequence[str] = ()) -> str:
+    return json.dumps(line_of(event, warnings), ensure_ascii=False, allow_nan=False)
+
+
 def _is_known(value: object) -> bool:
     return value is not None and not (isinstance(value, float) and not math.isfinite(value))
 
@@ -102,7 +113,7 @@ class TrainingFile:
         if isinstance(event, TrainingStarted):
             os.ftruncate(self._file, 0)
             self._is_new = False
-        text = json.dumps(line_of(event, self._warnings), ensure_ascii=False, allow_nan=False)
+        text = _text_of(event, self._warnings)
         self._waiting.append(text.encode("utf-8", "replace") + b"\n")
         self._write()
 
@@ -134,13 +145,8 @@ class TrainingFile:
 
 
 def write_training_file(path: Path, record: Document) -> None:
-    """Write the lines of a run that has ended, from its record."""
-    file = TrainingFile(path)
-    try:
-        for event in events_of(record):
-            file.hear(event)
-    finally:
-        file.close()
+    """Write the lines of a run that has ended, from its record; FileSystemRefusal if it can't."""
+    write_text(path, "".join(_text_of(event) + "\n" for event in events_of(record)))
 
 
 @dataclass(frozen=True, slots=True)

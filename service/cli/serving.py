@@ -10,7 +10,6 @@ from urllib.parse import quote
 import typer
 
 from peterrec.model.errors import PeterRecError
-from peterrec.model.progress import Progress
 from peterrec.service.cli.failures import failure_of
 from peterrec.service.cli.server_options import (
     AllowNewOutputs,
@@ -158,8 +157,7 @@ def push(
     parameters = {"alias": alias, "validate_only": str(validate_only).lower()}
     parameters |= outputs_parameter(allow_new_outputs=allow_new_outputs)
     with server(url, api_key) as to, ProgressBars(quiet) as bars:
-        bars(Progress("pushing: the server verifies the bundle and loads it"))
-        pushed = push_bundle(to, file, task, parameters, if_match)
+        pushed = push_bundle(to, file, task, parameters, if_match, bars)
     if as_json:
         print_json(pushed)
         return

@@ -194,12 +194,6 @@ def run_finetune(
     return packed
 
 
-def write_task(out: Path, packed: PackedTask) -> None:
-    """Write the bundle of a task that was trained in memory, and beside it how it was trained."""
-    write_bundle(out, packed.bundle)
-    write_training_file(training_file_of(out), packed.task.record)
-
-
 def write_bundle(out: Path, data: bytes) -> None:
     """Write a bundle in one step: readers see the old file or the complete new one."""
     write_bytes(out, data)

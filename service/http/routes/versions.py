@@ -109,7 +109,7 @@ async def push(
         await context.give_way()
         validated = await _validate(context, path, store=not validate_only)
         if validate_only and alias and not allow_new_outputs:
-            outputs = await read_outputs(FileReader(path))
+            outputs = await read_outputs(await FileReader.open(path))
             await registry.compare_outputs(caller.tenant, name, alias, outputs)
     await context.give_way()
     if validate_only:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 from peterrec.model.data.histories import Histories, UserLabels
@@ -20,6 +19,7 @@ from peterrec.model.training.training_file import (
     read_training_file,
 )
 from peterrec.patches.bundle.bundle import read_manifest
+from peterrec.patches.identity import digest_of
 from peterrec.service.errors import OutputExists, ReportSubjectUnknown
 from peterrec.service.jobs.data_page import charts_of, summary_table, time_parts
 from peterrec.service.jobs.options import Answers
@@ -28,13 +28,13 @@ from peterrec.service.jobs.report import backbone as of_backbone
 from peterrec.service.jobs.report import task as of_task
 from peterrec.service.jobs.report.curves import training_section
 from peterrec.service.jobs.report.kinds import REPORTS
-from peterrec.service.jobs.report.next_items import predict_last_items
-from peterrec.service.jobs.report.tested import (
-    TestedTask,
+from peterrec.service.jobs.report.measured import (
+    MeasuredTask,
     examples_of,
+    measure_task,
     recorded_training,
-    test_task,
 )
+from peterrec.service.jobs.report.next_items import predict_last_items
 from peterrec.service.jobs.train import OUTPUT_LAYER, Part
 from peterrec.service.pages.page import Section, Text, page
 
@@ -96,7 +96,7 @@ def report_page(job: ReportJob) -> str:
 
 def _task_page(job: ReportJob) -> str:
     data = read_bytes(job.subject)
-    file = of_task.BundleFile(job.subject, read_manifest(data), sha256(data).hexdigest())
+    file = of_task.BundleFile(job.subject, read_manifest(data), digest_of(data))
     manifest = file.manifest
     about, history = of_task.about_section(file), of_task.history_section(file)
     recorded = of_task.recorded_section(file)
@@ -111,16 +111,16 @@ def _task_page(job: ReportJob) -> str:
     labels = job.answers.read(manifest.kind, job.observer)
     settings = recorded_training(manifest).split_settings(manifest.kind)
     examples = examples_of(loaded, histories, labels, settings)
-    tested = test_task(task, examples, job.part == "test", job.observer.progress)
+    tested = measure_task(task, examples, job.part == "test", job.observer.progress)
     lead = [*_differing(file, histories, labels), _measured(tested, job.part)]
     shows_samples = job.shows_samples and manifest.kind in REPORTS
     lead += [Text(PERSONAL, is_notice=True)] if shows_samples else []
-    measured = of_task.test_sections(tested, job.shows_samples)
+    measured = of_task.measured_sections(tested, job.shows_samples)
     info = _data_section(job, describe_events(events, job.observer.progress))
     return page(title, [about, *measured, info, history, recorded], lead)
 
 
-def _measured(tested: TestedTask, part: Part) -> Text:
+def _measured(tested: MeasuredTask, part: Part) -> Text:
     which = "that fine-tuning kept apart for the test" if part == "test" else "of the given data"
     return Text(f"Measured on the {len(tested.rows):,} users {which}.")
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,8 +31,6 @@ items that a user has."""
 TOP = 20
 """Best items of a catalog that are kept of each user."""
 
-SHARES = ("validation_share", "test_share")
-
 
 @dataclass(frozen=True, slots=True)
 class RecordedTraining:
@@ -46,17 +44,19 @@ class RecordedTraining:
     def split_settings(self, kind: KindName) -> FinetuneSettings:
         """The settings that decide which users are in which part; defaults where unknown."""
         chosen = FinetuneSettings(kind=kind)
-        shares = {name: self._number(name, 0.0, 0.9, getattr(chosen, name)) for name in SHARES}
-        unknown = self._number("max_unknown_share", 0.0, 1.0, chosen.max_unknown_share)
-        least = int(self._number("min_label_count", 1, 1 << 31, chosen.min_label_count))
-        return FinetuneSettings(
-            kind=kind, **shares, max_unknown_share=unknown, min_label_count=least
+        return replace(
+            chosen,
+            validation_share=self._number("validation_share", 0.9, chosen.validation_share),
+            test_share=self._number("test_share", 0.9, chosen.test_share),
+            max_unknown_share=self._number("max_unknown_share", 1.0, chosen.max_unknown_share),
+            min_label_count=int(self._number("min_label_count", 1 << 31, chosen.min_label_count)),
         )
 
-    def _number(self, name: str, low: float, high: float, default: float) -> float:
+    def _number(self, name: str, largest: float, default: float) -> float:
         value = self.settings.get(name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return float(value) if is_number and low <= value <= high else default
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return default
+        return float(value) if 0 <= value <= largest else default
 
 
 def recorded_training(manifest: Manifest) -> RecordedTraining:
@@ -77,7 +77,7 @@ def recorded_training(manifest: Manifest) -> RecordedTraining:
 
 
 @dataclass(frozen=True, slots=True)
-class TestedTask:
+class MeasuredTask:
     """A task's users, their right answers, and what the task and the baselines answer.
 
     ``rows`` are the examples that are measured. ``predictions`` has what the objective's metrics
@@ -127,9 +127,9 @@ def examples_of(
     return learnable_examples(settings.kind, examples, settings.min_label_count)
 
 
-def test_task(
+def measure_task(
     task: UnpackedTask, examples: Examples, is_test_part: bool, on_progress: OnProgress
-) -> TestedTask:
+) -> MeasuredTask:
     """Answer the users with the task and the baselines.
 
     The parts are those of the recorded settings; ``is_test_part`` measures the test part alone,
@@ -145,7 +145,7 @@ def test_task(
     objective = task.objective(examples)
     answered = _answered(task, examples, objective, rows, on_progress)
     baselines = _baselines(manifest.kind, examples, objective, split.train, rows)
-    return TestedTask(
+    return MeasuredTask(
         kind=manifest.kind,
         outputs=task.outputs,
         temperature=manifest.head.temperature,
@@ -163,7 +163,7 @@ def test_task(
 
 @dataclass(frozen=True, slots=True)
 class _Answered:
-    """What the task answers to the rows: see ``TestedTask``."""
+    """What the task answers to the rows: see ``MeasuredTask``."""
 
     predictions: Tensor
     scores: Tensor
