@@ -245,7 +245,15 @@ def _texts(part: TablePart, column: str, values: pa.Array) -> pa.Array:
     if exact is None:
         exact = _first_cast(pc.replace_substring_regex(texts, r"\s*UTC$", "Z"), TIMES)
     if exact is None:
-        raise _unreadable(part, column, _first_unlike(texts.to_pylist()))
+        row = _first_unlike(texts.to_pylist())
+        if instant_of(texts[row].as_py()) is None and not re.match(NUMBER, texts[row].as_py()):
+            raise _unreadable(part, column, row)
+        raise OrderUnreadable(
+            f"{part.place(row, column)}: {_value(part, column, row)!r} is not written like "
+            f"{_value(part, column, 0)!r}, the first of these rows: numbers, times with a zone and "
+            "times without one are not in order with each other.",
+            hint="Write the column in one form.",
+        )
     return exact
 
 

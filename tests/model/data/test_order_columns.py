@@ -114,7 +114,7 @@ INEXACT = {
     "NULL": (pa.array(["1", "NULL"]), "row 2, column 'at': 'NULL' is neither"),
     "a zone for some": (
         pa.array(["2024-01-02T03:04:05Z", "2024-01-02T03:04:05"]),
-        "row 2, column 'at': '2024-01-02T03:04:05' is neither",
+        "row 2, column 'at': '2024-01-02T03:04:05' is not written like '2024-01-02T03:04:05Z'",
     ),
     "days first": (pa.array(["31.01.2024"]), r"row 1, column 'at': '31\.01\.2024' is neither"),
 }
