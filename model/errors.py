@@ -38,7 +38,7 @@ class PeterRecError(Exception):
     ``code`` is part of the API: rename one only with a changelog entry. ``hint`` says what
     the user can do. It names settings in backticks, as Python and task files spell them, such as
     `order_column`. The command line shows those that the command has as its options, and leaves
-    out sentences about others; so each sentence must be complete without the next.
+    out sentences about those of other commands; so each sentence must be complete without the next.
     """
 
     code: ClassVar[str] = "internal"
@@ -320,13 +320,6 @@ class CheckpointMismatch(PeterRecError):
 
     code = "checkpoint_mismatch"
     category = Category.INCOMPATIBLE
-
-
-class TrainingFileUnwritable(PeterRecError):
-    """The file that tells of a training can't be opened for writing."""
-
-    code = "training_file_unwritable"
-    category = Category.CONFLICT
 
 
 class TrainingFileInvalid(PeterRecError):

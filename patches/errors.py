@@ -231,7 +231,7 @@ class TaskNotFound(PeterRecError):
     category = Category.NOT_FOUND
 
     def __init__(self, task: str) -> None:
-        super().__init__(f"task {task!r} does not exist.", hint="GET /tasks lists the tasks.")
+        super().__init__(f"task {task[:128]!r} does not exist.", hint="GET /tasks lists the tasks.")
 
 
 class VersionNotFound(PeterRecError):
@@ -331,7 +331,7 @@ class OutputsDiffer(PeterRecError):
             f"the answers would have other outputs than those of version {version}, which alias "
             f"{alias!r} of task {task!r} names: {'; '.join(differences)}.",
             hint="Register other outputs as a task of their own. If all callers are prepared for "
-            "them, send ?allow_new_outputs=true (--allow-new-outputs).",
+            "them, send ?allow_new_outputs=true; commands and clients have such an option, too.",
         )
         self.differences = tuple(differences)
 

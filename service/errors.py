@@ -517,19 +517,23 @@ class NothingAnswered(PeterRecError):
     """
 
     def __init__(self, errors: Mapping[str, PeterRecError]) -> None:
-        self.first = min(errors.values(), key=lambda error: SEVERITY.index(outcome_of(error)))
+        self.first = min(errors.values(), key=lambda each: SEVERITY.index(_outcome_of_status(each)))
         self.errors = errors
         super().__init__(self.first.message, hint=self.first.hint)
 
 
-def category_of(error: PeterRecError) -> Category:
-    """Return the category that decides the HTTP status of an error."""
-    return error.first.category if isinstance(error, NothingAnswered) else error.category
-
-
 def outcome_of(error: PeterRecError) -> str:
-    """Return the label ``outcome`` under which the metrics count an error."""
-    return OUTCOMES.get(category_of(error), "client_error")
+    """Return the label ``outcome`` under which the metrics count an error.
+
+    That a server can't load a bundle is not its callers' mistake, although the status is 409:
+    somebody has to be alerted.
+    """
+    first = error.first if isinstance(error, NothingAnswered) else error
+    return "error" if isinstance(first, BundleUnservable) else _outcome_of_status(first)
+
+
+def _outcome_of_status(error: PeterRecError) -> str:
+    return OUTCOMES.get(error.category, "client_error")
 
 
 def error_body(error: PeterRecError) -> ErrorBody:

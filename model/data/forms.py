@@ -62,8 +62,14 @@ FOREIGN_SUFFIXES = (
 )
 """Suffixes of tables in forms that are not read. In a folder, such a file is refused."""
 
-FOREIGN_PACKING = (".bz2", ".xz", ".zip", ".lz4", ".7z", ".rar", ".br", ".z", ".lzma", ".snappy")
+FOREIGN_PACKING = (
+    *(".bz2", ".xz", ".zip", ".lz4", ".7z", ".rar", ".br", ".z", ".lzma", ".snappy"),
+    *(".tar", ".tgz", ".tar.gz"),
+)
 """Suffixes of packed files that are not unpacked here."""
+
+BARE_SUFFIXES = ("", ".txt", ".dat", ".data", ".log", ".out")
+"""Suffixes of any texts. In a folder, such a file is no table, but must not look like one."""
 
 SPLIT_PARTS = ("train", "valid", "test")
 """Parts of RecBole's split files, such as ``x.train.inter``, in the order of time."""
@@ -152,6 +158,7 @@ class _Search:
     """What a walk through a folder has found so far."""
 
     paths: list[Path] = field(default_factory=list)
+    bare: list[Path] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 
@@ -183,6 +190,7 @@ def find_data_files(
         raise DataFileEmpty(f"{what} empty.", hint="Check the export.")
     if path.is_dir():
         _refuse_split_and_whole(path, files)
+        _refuse_unnamed_parts(path, files, found.bare)
     return DataFiles(path, tuple(files), tuple(found.left_out), tuple(found.notices))
 
 
@@ -291,6 +299,8 @@ def _walk(folder: Path, root: Path, found: _Search) -> None:
             _walk(path, root, found)
         elif (reason := _reason_against(path)) is not None:
             found.left_out.append(f"{name} ({reason})")
+            if path.suffix.lower() in BARE_SUFFIXES and path.is_file():
+                found.bare.append(path)
         else:
             state = path.stat()
             twin = seen.setdefault((state.st_dev, state.st_ino), path)
@@ -316,7 +326,7 @@ def _reason_against(path: Path) -> str | None:
     bare = _without(name, FOREIGN_PACKING)
     if name.endswith(FOREIGN_SUFFIXES) or (bare != name and is_table_name(bare)):
         raise _foreign(path, _form_of_name(path))
-    return "no name of a table"
+    return "an archive" if name.endswith(FOREIGN_PACKING) else "no name of a table"
 
 
 def _form_of_name(path: Path) -> Foreign:
@@ -378,6 +388,32 @@ def _refuse_split_and_whole(folder: Path, files: Sequence[DataFile]) -> None:
                 "a part of it.",
                 hint="Name a single file, or move the whole or its parts away.",
             )
+
+
+def _refuse_unnamed_parts(folder: Path, files: Sequence[DataFile], bare: Sequence[Path]) -> None:
+    """Refuse files of no table's name whose first line has the columns of a table that is read."""
+    forms = {(file.form, file.names): file for file in files if file.form and len(file.names) > 1}
+    for path in bare[:MOST_BARE]:
+        for (form, names), file in forms.items():
+            if form is not None and form.has_header and _begins_with(path, form, names):
+                raise DataFileUnreadable(
+                    f"folder {folder}: {path.relative_to(folder)} has the columns of "
+                    f"{file.path.relative_to(folder)}, but not the name of a table.",
+                    hint="Name it like the others, or move it away.",
+                )
+
+
+MOST_BARE = 100
+"""Files of a folder that are looked at because they may be parts of a table without its name."""
+
+
+def _begins_with(path: Path, form: TextForm, names: Sequence[str]) -> bool:
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    if packing_of(head) != "none" or container_of(head) != "text":
+        return False
+    header = _split(path, replace(form, packing="none"), form.delimiter)
+    return [_name_and_type(text, form)[0] for text in header] == [*names]
 
 
 def _order_key(path: Path) -> tuple[tuple[tuple[int, int, str], ...], ...]:
@@ -512,15 +548,16 @@ def _text_file(path: Path, reading: Reading, packing: Packing) -> DataFile:
     if reading.columns is not None:
         _require_count(path, form, header, reading.columns)
         return DataFile(path, path.stat().st_size, reading.columns, form)
-    names, types = [], []
-    for text in header:
-        name, _, kind = text.rpartition(":") if form.has_types else ("", "", "")
-        is_typed = bool(name) and kind in ATOMIC_TYPES
-        names.append(name if is_typed else text)
-        types.append(kind if is_typed else "token")
-    return DataFile(
-        path, path.stat().st_size, tuple(names), form, tuple(types) if form.has_types else ()
-    )
+    pairs = [_name_and_type(text, form) for text in header]
+    types = tuple(kind for _, kind in pairs) if form.has_types else ()
+    return DataFile(path, path.stat().st_size, tuple(name for name, _ in pairs), form, types)
+
+
+def _name_and_type(text: str, form: TextForm) -> tuple[str, str]:
+    """A column's name and type in a header; a column without a type is a ``token``."""
+    name, _, kind = text.rpartition(":")
+    is_typed = form.has_types and bool(name) and kind in ATOMIC_TYPES
+    return (name, kind) if is_typed else (text, "token")
 
 
 def _form_by_name(path: Path, reading: Reading, packing: Packing) -> TextForm:
@@ -626,10 +663,11 @@ def require_columns(file: DataFile, wanted: Sequence[str]) -> None:
             )
     missing = [column for column in wanted if column not in file.columns]
     if missing:
-        raise _missing(file, wanted, missing[0])
+        raise _missing(file, missing)
 
 
-def _missing(file: DataFile, wanted: Sequence[str], column: str) -> ColumnMissing:
+def _missing(file: DataFile, missing: Sequence[str]) -> ColumnMissing:
+    column = missing[0]
     found = ", ".join(file.columns)
     if file.form is None:
         return ColumnMissing(
@@ -644,14 +682,15 @@ def _missing(file: DataFile, wanted: Sequence[str], column: str) -> ColumnMissin
             hint="Name every column in the file's order with `columns`.",
         )
     place = f"{file.path}, line 1 split at {at}: there is no column {column!r}, only {found}."
-    own = {name for name, _ in file.partitions}
     for other in USUAL:
-        names = _split(file.path, file.form, other)
-        if other != file.form.delimiter and {*wanted} <= {*names, *own}:
+        names = [_name_and_type(t, file.form)[0] for t in _split(file.path, file.form, other)]
+        if other != file.form.delimiter and {*missing} <= {*names}:
             return ColumnMissing(
                 f"{place} Split at {describe_delimiter(other)}, line 1 has it.",
                 hint=f"Give `delimiter` {describe_delimiter(other)}.",
             )
+    if file.names and re.fullmatch("sep=.?", file.names[0]):
+        return ColumnMissing(place, hint="Delete line 1, which is for Excel, and give `delimiter`.")
     if (similar := _similar(file, column)) is not None:
         return ColumnMissing(place, hint=similar)
     if _looks_like_data(file):

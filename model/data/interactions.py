@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from peterrec.model.data.event_store import Codes, EventColumns, EventStore, TimeForm, open_store
 from peterrec.model.data.histories import Histories, UserLabels
-from peterrec.model.data.lists import refuse_unread_lists, unfolded
+from peterrec.model.data.lists import notice_of_written_lists, refuse_unread_lists, unfolded
 from peterrec.model.data.observer import SILENT, ReadingObserver
 from peterrec.model.data.order_columns import EPOCHS, Kind, OrderColumn, OrderValues
 from peterrec.model.data.tables import TablePart, TableSource, read_batches
@@ -197,7 +197,7 @@ def _read_in_order(
             first, last = block.user[0], block.user[-1]
             lengths[first : last + 1] = np.bincount(block.user - first)
             done = end
-            observer.progress(Progress("ordering", done, store.count))
+            observer.progress(Progress("ordering", done, store.count, unit="events"))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     return Histories(filled.users, filled.items, codes, offsets)
 
@@ -306,6 +306,10 @@ def _filled(
         users, items = store.name_users(), store.name_items()
         for notice in (*users.notices, *items.notices, *_mixed_units(store, columns)):
             observer.notice(notice)
+        if store.count == len(users.texts):
+            lists = notice_of_written_lists(items.texts, source.item_column, name)
+            if lists is not None:
+                observer.notice(lists)
         yield _Filled(
             store,
             tuple(users.texts.to_pylist()),

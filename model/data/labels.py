@@ -163,8 +163,10 @@ def _one_each(answers: _Answers, observer: ReadingObserver) -> UserLabels:
             "value and are left out."
         )
     rows = first[np.sort(places)]
-    texts = zip(user[rows].tolist(), label[rows].tolist(), strict=True)
-    by_user = {answers.users.texts[u]: (answers.labels.texts[own],) for u, own in texts}
+    names, texts = answers.users.texts, answers.labels.texts
+    by_user: dict[str, tuple[str, ...]] = {
+        names[user[row]]: (texts[label[row]],) for row in rows.tolist()
+    }
     return _labels(by_user, answers.source)
 
 

@@ -153,6 +153,18 @@ def _continues(before: list[object], after: list[object]) -> bool:
     return len(after) == len(before) > 1 and after[:-1] == before[1:] and after != before
 
 
+def notice_of_written_lists(items: pa.Array, column: str, source: str) -> str | None:
+    """What to say if the only item of each user looks like several ones in one text."""
+    texts = items.slice(0, COMPARED_ROWS)
+    several = pc.match_substring_regex(texts, r"\S[ |;,]\S")
+    if pc.sum(several).as_py() * 2 <= len(texts):
+        return None
+    return (
+        f"{source}, column {column!r}: each user has one item, and items like {texts[0].as_py()!r} "
+        "look like several ones in one text. Lists are read from Parquet's columns of lists."
+    )
+
+
 def refuse_unread_lists(part: TablePart, item: str) -> None:
     """Refuse to read only the items of RecBole's samples, whose lists hold the earlier events."""
     lists = f"{item}_list"

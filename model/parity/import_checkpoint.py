@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from peterrec.model.disk import read_bytes
 from peterrec.model.errors import ReferenceVariablesInvalid, VocabularyMismatch
 from peterrec.model.files.backbone_folder import save_backbone
 from peterrec.model.network.backbone import Backbone
@@ -114,8 +115,8 @@ def _read_items(vocabulary: Path | None, count: int) -> list[str]:
     if vocabulary is None:
         return [str(number) for number in range(1, count + 1)]
     try:
-        items = vocabulary.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        items = read_bytes(vocabulary).decode().splitlines()
+    except UnicodeDecodeError as error:
         raise VocabularyMismatch(f"{vocabulary} is not a readable text file: {error}.") from error
     if len(items) != count:
         raise VocabularyMismatch(

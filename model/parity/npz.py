@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from peterrec.model.disk import refusals
 from peterrec.model.errors import TensorFileInvalid
 from peterrec.model.files.tensors import NumpyArray
 
@@ -33,8 +34,10 @@ DAMAGE = (
 
 def read_npz(path: Path) -> dict[str, NumpyArray]:
     """All arrays of an archive by name."""
+    with refusals(path, doing="read"):
+        opened = path.open("rb")
     try:
-        with path.open("rb") as file:
+        with opened as file:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it is a single array")

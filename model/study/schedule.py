@@ -8,6 +8,7 @@ finished run is one line of ``runs.jsonl``, so an interrupted comparison continu
 
 import json
 import math
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -171,7 +172,7 @@ class _Processes:
 
     def __init__(self, jobs: int) -> None:
         self._pool = ProcessPoolExecutor(
-            jobs, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+            jobs, mp_context=get_context("spawn"), initializer=_become_worker
         )
 
     def __enter__(self) -> Start:
@@ -179,6 +180,11 @@ class _Processes:
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
+
+
+def _become_worker() -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # end at Ctrl-C without a traceback
 
 
 def _pool(jobs: int) -> _Inline | _Processes:

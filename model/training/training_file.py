@@ -13,8 +13,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from peterrec.model.disk import (
+    make_folder,
+    read_bytes,
+    refusal,
+    refusals,
+    require_writable_file,
+    write_text,
+)
 from peterrec.model.documents import Document
-from peterrec.model.errors import TrainingFileInvalid, TrainingFileUnwritable
+from peterrec.model.errors import TrainingFileInvalid
 from peterrec.model.training.events import (
     PartMeasured,
     TrainingEvent,
@@ -62,6 +70,10 @@ def _measured(event: PartMeasured) -> Document:
     }
 
 
+def _text_of(event: TrainingEvent, warnings: Sequence[str] = ()) -> str:
+    return json.dumps(line_of(event, warnings), ensure_ascii=False, allow_nan=False)
+
+
 def _is_known(value: object) -> bool:
     return value is not None and not (isinstance(value, float) and not math.isfinite(value))
 
@@ -88,15 +100,11 @@ class TrainingFile:
         self._waiting: list[bytes] = []
         self._has_failed = False
         self._end = 0
+        require_writable_file(path)
+        make_folder(path.parent)
         self._is_new = not path.exists()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with refusals(path, doing="written"):
             self._file: int | None = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise TrainingFileUnwritable(
-                f"{path} can't be written: {error.strerror}.",
-                hint="Give an --out in a folder that can be written.",
-            ) from error
 
     def hear(self, event: TrainingEvent) -> None:
         """Write an event's line; the start of a run replaces the lines of an earlier one."""
@@ -105,7 +113,7 @@ class TrainingFile:
         if isinstance(event, TrainingStarted):
             os.ftruncate(self._file, 0)
             self._is_new = False
-        text = json.dumps(line_of(event, self._warnings), ensure_ascii=False, allow_nan=False)
+        text = _text_of(event, self._warnings)
         self._waiting.append(text.encode("utf-8", "replace") + b"\n")
         self._write()
 
@@ -129,21 +137,16 @@ class TrainingFile:
             os.ftruncate(self._file, self._end)
             if not self._has_failed:
                 self._has_failed = True
-                reason = f"{self._path} can't be written: {error.strerror}"
-                self._on_notice(f"{reason}; the training goes on without its latest lines.")
+                reason = refusal(error, self._path, doing="written", wanted_bytes=len(data))
+                self._on_notice(f"{reason.message} The training goes on without its latest lines.")
             return
         self._end += len(data)
         self._waiting.clear()
 
 
 def write_training_file(path: Path, record: Document) -> None:
-    """Write the lines of a run that has ended, from its record."""
-    file = TrainingFile(path)
-    try:
-        for event in events_of(record):
-            file.hear(event)
-    finally:
-        file.close()
+    """Write the lines of a run that has ended, from its record; FileSystemRefusal if it can't."""
+    write_text(path, "".join(_text_of(event) + "\n" for event in events_of(record)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +170,9 @@ def read_training_file(path: Path) -> TrainingLog | None:
 
     An unfinished last line is left out. Lines that are no events are refused with their number.
     """
-    try:
-        text = path.read_bytes().decode("utf-8", "replace")
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except OSError as error:
-        raise TrainingFileInvalid(f"{path} can't be read: {error.strerror}.") from error
+    text = read_bytes(path).decode("utf-8", "replace")
     lines = text.split("\n")[:-1]  # what follows the last end of line is unfinished
     documents = [_parse(path, number, line) for number, line in enumerate(lines, 1)]
     if not documents:

@@ -1,7 +1,8 @@
 """The outputs of registered versions, read from their stored bundles without the weights."""
 
+import asyncio
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from peterrec.patches.bundle.contents import manifest_of
 from peterrec.patches.bundle.format import BundleLimits
@@ -22,14 +23,22 @@ class Reader(Protocol):
 
 
 class FileReader:
-    """Gives parts of a bundle file. Blocks while it reads, so it is meant for a few short parts."""
+    """Gives parts of a bundle file, which threads read."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, size_bytes: int) -> None:
         self._path = path
-        self.size_bytes = path.stat().st_size
+        self.size_bytes = size_bytes
+
+    @classmethod
+    async def open(cls, path: Path) -> Self:
+        """Prepare to read parts of a file."""
+        return cls(path, (await asyncio.to_thread(path.stat)).st_size)
 
     async def read(self, begin: int, end: int) -> bytes:
         """Return the bytes from ``begin`` to ``end``."""
+        return await asyncio.to_thread(self._read, begin, end)
+
+    def _read(self, begin: int, end: int) -> bytes:
         with self._path.open("rb") as file:
             file.seek(begin)
             return file.read(end - begin)

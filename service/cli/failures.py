@@ -9,6 +9,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -17,7 +18,13 @@ from rich.console import Console
 
 from peterrec.model.disk import refusal
 from peterrec.model.errors import PeterRecError
-from peterrec.service.errors import Interrupted, OutOfMemory, OutputClosed, UnexpectedFailure
+from peterrec.service.errors import (
+    Interrupted,
+    OutOfMemory,
+    OutputClosed,
+    ProcessLost,
+    UnexpectedFailure,
+)
 from peterrec.service.settings import shows_tracebacks
 
 OUTPUT = Path("the command's output or a temporary file")
@@ -42,6 +49,11 @@ def failure_of(error: BaseException) -> PeterRecError:
         return OutOfMemory(
             f"the memory is not enough: {_text(error)}.",
             hint="Close other programs, use less data or smaller settings, or a larger machine.",
+        )
+    if isinstance(error, BrokenExecutor):
+        return ProcessLost(
+            "a process of this command was killed, most likely because memory was short.",
+            hint="Repeat the command with fewer processes at a time.",
         )
     if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
         return refusal(error, OUTPUT)

@@ -1,11 +1,7 @@
 """Hints as a command's user can follow them: settings become options that the command has."""
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
-
-_SETTING = re.compile(r"`([a-z][a-z_]*)`")
-_BETWEEN_SENTENCES = re.compile(r"(?<=[.;?]) ")
 
 
 class Parameter(Protocol):
@@ -25,20 +21,24 @@ class Command(Protocol):
         """The command's parameters."""
 
 
-def hint_for(hint: str, names: Mapping[str, str]) -> str:
-    """The hint with each setting as ``names`` spells it, without sentences on other settings."""
-    sentences = _BETWEEN_SENTENCES.split(hint)
-    known = [s for s in sentences if all(name in names for name in _SETTING.findall(s))]
-    return _SETTING.sub(lambda found: names[found[1]], " ".join(known))
+def names_of_settings(root: Command, arguments: Sequence[str]) -> dict[str, str | None]:
+    """The settings of all commands, as the user of the one that the arguments call writes them."""
+    own = _own_settings(command_of(root, arguments), arguments)
+    return dict.fromkeys(_all_settings(root)) | own
 
 
-def names_of_settings(root: Command, arguments: Sequence[str]) -> dict[str, str]:
-    """Each setting of the command that the arguments call, as its user writes it.
+def _all_settings(command: Command) -> Iterator[str]:
+    yield from _options(command)
+    for inner in _commands_in(command).values():
+        yield from _all_settings(inner)
 
-    Settings in a file of tasks keep their names; a comparison reads all of them from there.
+
+def _own_settings(command: Command, arguments: Sequence[str]) -> dict[str, str]:
+    """A command's options. Settings in a file of tasks keep their names.
+
+    A comparison reads all of them from its file, if that is given.
     """
-    command = command_of(root, arguments)
-    options = {option[2:].replace("-", "_"): option for option in long_options(command)}
+    options = _options(command)
     if command.name == "finetune-many":
         from peterrec.service.jobs.task_file import TASK_SETTINGS
 
@@ -54,11 +54,20 @@ def command_of(root: Command, arguments: Sequence[str]) -> Command:
     """The command that the arguments call."""
     command = root
     for argument in arguments:
-        commands: Mapping[str, Command] = getattr(command, "commands", {})
-        if argument not in commands:
+        if argument not in _commands_in(command):
             break
-        command = commands[argument]
+        command = _commands_in(command)[argument]
     return command
+
+
+def _commands_in(command: Command) -> Mapping[str, Command]:
+    found: Mapping[str, Command] = getattr(command, "commands", {})
+    return found
+
+
+def _options(command: Command) -> dict[str, str]:
+    """The options of a command by the settings that they set."""
+    return {option[2:].replace("-", "_"): option for option in long_options(command)}
 
 
 def long_options(command: Command) -> list[str]:

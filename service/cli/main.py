@@ -84,8 +84,9 @@ def main() -> None:
 
 def _end(app: typer.Typer, error: BaseException) -> int:
     """Say why the command failed, and return its exit status."""
-    from peterrec.service.cli.hints import hint_for, names_of_settings
+    from peterrec.service.cli.hints import names_of_settings
     from peterrec.service.cli.server_options import ExitStatus, exit_status
+    from peterrec.service.jobs.hints import hint_for
 
     failure = failure_of(error)
     status = exit_status(failure)

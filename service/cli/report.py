@@ -1,16 +1,18 @@
 """The command that writes a page about a bundle or a backbone."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from peterrec.service.cli.settings_options import IfGiven, takes_settings
+from peterrec.service.cli.settings_options import takes_settings
 from peterrec.service.cli.shared_options import Overwrite, Quiet
 from peterrec.service.jobs.options import (
     INPUT,
     AnswerOptions,
     EventOptions,
+    TableOptions,
     TimeOptions,
     answers_of,
 )
@@ -26,9 +28,15 @@ def report(
         Path, typer.Argument(metavar="BUNDLE|BACKBONE", help="A bundle file or backbone folder.")
     ],
     out: Annotated[Path, typer.Option(help="HTML file to write.")],
-    events: Annotated[EventOptions | None, IfGiven(EventOptions, "interactions")],
+    tables: TableOptions,
     answers: AnswerOptions,
     time: TimeOptions,
+    interactions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Events to measure on: a file, or a folder of files.", rich_help_panel=INPUT
+        ),
+    ] = None,
     backbone: Annotated[
         Path | None,
         typer.Option(
@@ -56,6 +64,7 @@ def report(
     from peterrec.service.jobs.reading import observing
     from peterrec.service.jobs.report.write import ReportJob, is_backbone, run_report
 
+    events = None if interactions is None else _events(tables, interactions)
     _require_fitting(is_backbone(subject), events, answers, backbone)
     with observing(quiet) as observer:
         job = ReportJob(
@@ -66,9 +75,15 @@ def report(
             part=part,
             shows_samples=samples,
             observer=observer,
+            notices=observer.notices,
         )
         run_report(job, out, overwrite)
     print(f"report {out}")
+
+
+def _events(tables: TableOptions, interactions: Path) -> EventOptions:
+    values = {each.name: getattr(tables, each.name) for each in fields(tables)}
+    return EventOptions(interactions=interactions, **values)
 
 
 def _require_fitting(

@@ -12,13 +12,17 @@ from peterrec.service.cli.server_options import (
     IfMatch,
     Task,
     Url,
-    outputs_parameter,
     print_json,
     print_table,
     short,
 )
 from peterrec.service.cli.shared_options import AsJson
-from peterrec.service.jobs.server_calls import DEFAULT_URL, server, task_path
+from peterrec.service.jobs.server_calls import (
+    DEFAULT_URL,
+    outputs_parameter,
+    server,
+    task_path,
+)
 
 WHOLE = 100
 """Sum of all weights if ``--prod-weight`` is not given, so that canaries' weights are per cent."""

@@ -97,11 +97,6 @@ IfMatch = Annotated[
 ]
 
 
-def outputs_parameter(*, allow_new_outputs: bool) -> dict[str, str]:
-    """The parameter that lets a change give the answers other outputs; none by default."""
-    return {"allow_new_outputs": "true"} if allow_new_outputs else {}
-
-
 def print_json(document: object) -> None:
     """Print one JSON document for programs."""
     print(json.dumps(document, ensure_ascii=False, indent=1))

@@ -10,20 +10,18 @@ from urllib.parse import quote
 import typer
 
 from peterrec.model.errors import PeterRecError
-from peterrec.model.progress import Progress
 from peterrec.service.cli.failures import failure_of
 from peterrec.service.cli.server_options import (
     AllowNewOutputs,
     ApiKey,
     IfMatch,
     Url,
-    outputs_parameter,
     print_json,
     print_table,
 )
 from peterrec.service.cli.shared_options import AsJson, Quiet
 from peterrec.service.jobs.progress_bar import ProgressBars
-from peterrec.service.jobs.server_calls import DEFAULT_URL, server
+from peterrec.service.jobs.server_calls import DEFAULT_URL, outputs_parameter, server
 from peterrec.service.jobs.server_calls import push as push_bundle
 
 if TYPE_CHECKING:
@@ -159,8 +157,7 @@ def push(
     parameters = {"alias": alias, "validate_only": str(validate_only).lower()}
     parameters |= outputs_parameter(allow_new_outputs=allow_new_outputs)
     with server(url, api_key) as to, ProgressBars(quiet) as bars:
-        bars(Progress("pushing: the server verifies the bundle and loads it"))
-        pushed = push_bundle(to, file, task, parameters, if_match)
+        pushed = push_bundle(to, file, task, parameters, if_match, bars)
     if as_json:
         print_json(pushed)
         return

@@ -60,18 +60,6 @@ class FieldsOf:
 
 
 @dataclass(frozen=True, slots=True)
-class IfGiven:
-    """A group of options that a command can do without, as an annotation of its parameter.
-
-    ``options`` is a dataclass written for typer, and ``field`` its field without a default: without
-    that option the parameter is None.
-    """
-
-    options: type
-    field: str
-
-
-@dataclass(frozen=True, slots=True)
 class _Expansion:
     """The options that stand for one parameter, and how their values become its value."""
 
@@ -132,9 +120,6 @@ def _expansion(annotation: Type) -> _Expansion | None:
     """The options behind a parameter's annotation; None if it is an ordinary parameter."""
     origin: object = get_origin(annotation)
     base, *marks = get_args(annotation) if origin is Annotated else (annotation,)
-    optional = next((mark for mark in marks if isinstance(mark, IfGiven)), None)
-    if optional is not None:
-        return _optional_expansion(optional)
     chosen = next((mark for mark in marks if isinstance(mark, FieldsOf)), None)
     if chosen is None and not is_dataclass(base):
         return None
@@ -157,27 +142,6 @@ def _typer_expansion(settings: Any) -> _Expansion:  # Any: a dataclass
         return settings(**{each.name: given[each.name] for each in parameters})
 
     return _Expansion(parameters, build)
-
-
-def _optional_expansion(optional: IfGiven) -> _Expansion:
-    whole = _typer_expansion(optional.options)
-    parameters = [
-        each.replace(default=None, annotation=_or_none(each.annotation))
-        if each.name == optional.field
-        else each
-        for each in whole.parameters
-    ]
-
-    def build(given: dict[str, Any]) -> Any:  # Any: as in _Expansion
-        return None if given[optional.field] is None else whole.build(given)
-
-    return _Expansion(parameters, build)
-
-
-def _or_none(annotation: Type) -> Type:
-    """An option's annotation that allows None."""
-    kind, *marks = get_args(annotation)
-    return Annotated[kind | None, *marks]
 
 
 def _settings_expansion(chosen: FieldsOf, *, makes_object: bool) -> _Expansion:

@@ -59,6 +59,23 @@ def named(task: TaskEntry) -> set[Digest]:
     return digests if task.traffic is None else digests | task.traffic.versions.keys()
 
 
+def entry_of(residency: Residency) -> BundleEntry:
+    """Return what a worker needs to bind rows to a residency and to answer with it."""
+    spec = residency.form.head
+    return BundleEntry(
+        handle=residency.handle,
+        digest=residency.digest,
+        kind=spec.kind,
+        outputs=spec.outputs,
+        labels=residency.labels,
+        threshold=residency.threshold,
+        catalog_path=residency.catalog_path,
+        scale=residency.scale,
+        shift=residency.shift,
+        unit=residency.unit,
+    )
+
+
 class ServingTable:
     """The tasks as they are served, and the workers. Used by the device thread only.
 
@@ -142,7 +159,7 @@ class ServingTable:
             version=self.version,
             revision=self.revision,
             is_full=False,
-            bundles=[self._entry(digest) for digest in added],
+            bundles=[entry_of(self._residents[digest]) for digest in added],
             tasks=changed,
             removed_bundles=dropped,
             removed_tasks=removed,
@@ -157,7 +174,7 @@ class ServingTable:
             version=self.version,
             revision=self.revision,
             is_full=True,
-            bundles=[self._entry(digest) for digest in sorted(digests)],
+            bundles=[entry_of(self._residents[digest]) for digest in sorted(digests)],
             tasks=tasks,
             removed_bundles=[],
             removed_tasks=[],
@@ -282,19 +299,3 @@ class ServingTable:
             return msgspec.structs.replace(task, traffic=None)
         self._withdrawn.pop(task.ref, None)
         return task
-
-    def _entry(self, digest: Digest) -> BundleEntry:
-        residency = self._residents[digest]
-        spec = residency.form.head
-        return BundleEntry(
-            handle=residency.handle,
-            digest=residency.digest,
-            kind=spec.kind,
-            outputs=spec.outputs,
-            labels=residency.labels,
-            threshold=residency.threshold,
-            catalog_path=residency.catalog_path,
-            scale=residency.scale,
-            shift=residency.shift,
-            unit=residency.unit,
-        )

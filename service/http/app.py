@@ -23,6 +23,7 @@ from peterrec.service.errors import (
 )
 from peterrec.service.http.asgi import ClientLeft, Header, Headers, RequestHead, encode_json
 from peterrec.service.http.context import AdminContext, PredictContext
+from peterrec.service.http.guesses import BODY, field_hint, route_hint
 from peterrec.service.http.known_queries import refuse_unknown_queries
 from peterrec.service.http.openapi import DESCRIPTION, REFUSALS, add_schemas
 from peterrec.service.http.routes import (
@@ -125,7 +126,11 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 async def _refuse_body(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    problem = MalformedRequest(_describe(error.errors()), hint="/docs shows the body.")
+    problems = error.errors()
+    unknown = [str(each["loc"][-1]) for each in problems if each["type"] == "extra_forbidden"]
+    path = getattr(request.scope.get("route"), "path", "")
+    hint = field_hint(request.app.openapi(), request.method, path, unknown) if unknown else BODY
+    problem = MalformedRequest(_describe(problems), hint=hint)
     return _response(problem_of(problem, request.state.request_id))
 
 
@@ -133,7 +138,8 @@ async def _refuse_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
         missing = RouteNotFound(
-            f"there is no route {request.url.path[:200]!r}.", hint="/docs lists the routes."
+            f"there is no route {request.url.path[:200]!r}.",
+            hint=route_hint(request.app.openapi(), request.url.path[:200]),
         )
         return _response(problem_of(missing, request.state.request_id))
     detail = f"{request.method} {request.url.path[:200]}: {error.detail}."

@@ -71,7 +71,8 @@ class RequestHead(msgspec.Struct, frozen=True, gc=False):
         if not is_number or not 1 <= int(self.timeout_ms) <= MAX_TIMEOUT_MS:
             raise MalformedRequest(
                 f"X-Request-Timeout-Ms {_shown(self.timeout_ms)} is not a number of milliseconds "
-                f"from 1 to {MAX_TIMEOUT_MS}."
+                f"from 1 to {MAX_TIMEOUT_MS}.",
+                hint="Leave it out for the server's own limit.",
             )
         return int(self.timeout_ms) / 1000
 

@@ -38,11 +38,11 @@ def page_of(report: DataReport) -> str:
     """A self-contained page of everything that is known of the data."""
     sections = [
         Section("Files", list(_files(report))),
-        Section("Summary", [_summary(report.events), *_bounds(report)]),
-        Section("Users and items", list(_charts(report.events))),
+        Section("Summary", [summary_table(report.events), *_bounds(report)]),
+        Section("Users and items", list(charts_of(report.events))),
     ]
     if report.events.times is not None:
-        sections.append(Section("Time", list(_time(report.order_column, report.events.times))))
+        sections.append(Section("Time", list(time_parts(report.order_column, report.events.times))))
     if report.answers is not None:
         sections.append(Section("Answers", list(_answers(report.answers))))
     if report.events.sample is not None:
@@ -76,7 +76,8 @@ def _bounds(report: DataReport) -> Iterator[Part]:
         yield Text(f"Of the table's events, {report.bounds}.")
 
 
-def _summary(info: DataInfo) -> Part:
+def summary_table(info: DataInfo) -> Part:
+    """How many events, users and items there are, and how they are distributed."""
     rows: list[tuple[Cell, ...]] = [
         ("events", info.events),
         ("users", info.users),
@@ -103,7 +104,8 @@ def _spread(spread: Spread) -> str:
     return f"{quantiles}, max {spread.largest:,}, mean {spread.mean:.1f}"
 
 
-def _charts(info: DataInfo) -> Iterator[Part]:
+def charts_of(info: DataInfo) -> Iterator[Part]:
+    """The distributions of history lengths and popularity, and the most frequent items."""
     yield histogram("Lengths of histories", info.lengths, "events of a user", "", True)
     yield histogram("Popularity of items", info.popularity, "events of an item", "", True)
     names, counts = _names_and_counts(info.top_items)
@@ -114,7 +116,8 @@ def _names_and_counts(values: Sequence[Frequent]) -> tuple[list[str], list[int]]
     return [value.value for value in values], [value.count for value in values]
 
 
-def _time(column: str | None, times: Times) -> Iterator[Part]:
+def time_parts(column: str | None, times: Times) -> Iterator[Part]:
+    """The range of the order column, and the events over time."""
     zone = times.zone or "none"
     rows: list[tuple[Cell, ...]] = [
         ("column", column),
@@ -143,8 +146,9 @@ def draw_times(axes: "Axes", times: Times) -> None:
     """Draw the events in equal parts of the time, with the first and last time below."""
     axes.bar(range(len(times.counts)), times.counts, width=1.0)
     axes.set_xticks([0, len(times.counts) - 1], [times.first, times.last])
-    for label, side in zip(axes.get_xticklabels(), ("left", "right"), strict=True):
-        label.set_horizontalalignment(side)
+    first, last = axes.get_xticklabels()
+    first.set_horizontalalignment("left")
+    last.set_horizontalalignment("right")
     axes.set_ylabel("events")
 
 

@@ -30,16 +30,17 @@ def screen_of(report: DataReport) -> list[str]:
         blocks.append(_answers(report.answers))
     if info.sample is not None:
         blocks.append(_sample(info))
-    lines = [*_facts_of(report), ""]
-    for left, right in zip_longest(blocks[::2], blocks[1::2], fillvalue=[]):
+    lines = [*_summary(report), ""]
+    nothing: list[str] = []
+    for left, right in zip_longest(blocks[::2], blocks[1::2], fillvalue=nothing):
         lines += [*_side_by_side(left, right), ""]
     lines += [f"note: {printable(notice)}" for notice in report.notices[:MOST_NOTICES]]
     if len(report.notices) > MOST_NOTICES:
         lines.append(f"and {len(report.notices) - MOST_NOTICES} other notes, printed above")
-    return lines
+    return lines if lines[-1] else lines[:-1]
 
 
-def _facts_of(report: DataReport) -> Iterator[str]:
+def _summary(report: DataReport) -> Iterator[str]:
     info = report.events
     for read in report.files:
         yield _row("files", files_line(read).removeprefix("read "))
@@ -125,9 +126,8 @@ def _top(title: str, values: Sequence[Frequent]) -> list[str]:
 
 
 def _answers(info: AnswersInfo) -> list[str]:
-    name = info.name if cell_len(info.name) <= HALF - 9 else f"…{info.name[-(HALF - 10) :]}"
     lines = [
-        f"answers: {name}",
+        f"answers: {info.name}",
         f"{info.users:,} users, {info.values:,} different answers",
         f"{info.without_history:,} of them without a history",
     ]
@@ -146,7 +146,7 @@ def _sample(info: DataInfo) -> list[str]:
     assert info.sample is not None
     events = info.sample.events
     shown = SHOWN if len(events) <= SHOWN else SHOWN - 1
-    lines = [f"history of user {info.sample.user}, oldest first"]
+    lines = [f"user {info.sample.user}, oldest first"]
     for event in events[:shown]:
         lines.append(f"  {event.item}" if event.time is None else f"  {event.time}  {event.item}")
     if len(events) > shown:

@@ -1,7 +1,7 @@
 """Calls to a running server, with its errors as a command or the library reports them."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from peterrec.model.disk import refusal
+from peterrec.model.progress import OnProgress, Progress, no_progress
 from peterrec.patches.errors import OutputsDiffer
 from peterrec.service.errors import ServerRefused, ServerUnreachable
 
@@ -21,6 +22,10 @@ TIMEOUT_S = 180.0
 """Limit of one call. A change waits until the whole replica serves it."""
 
 Document = Any  # Any: JSON documents, whose shape the server's OpenAPI document defines
+
+
+def ignore_sent(sent: int) -> None:
+    """Ignore how many bytes of a file were sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +50,17 @@ class Server:
         *,
         if_match: int | None = None,
         params: Mapping[str, str] = {},
+        on_sent: Callable[[int], None] = ignore_sent,
     ) -> Document:
         """Make a change and return its answer.
 
         With ``if_match``, the change is refused unless the task still has this revision. ``body``
-        is a document, or the path of a file to send.
+        is a document, or the path of a file to send, of which ``on_sent`` gets the bytes sent.
         """
         return json.loads(
-            self.client.request(method, path, body=body, params=params, if_revision=if_match)
+            self.client.request(
+                method, path, body=body, params=params, if_revision=if_match, on_sent=on_sent
+            )
         )
 
     def follow(self, since: int | None) -> Iterator[Document]:
@@ -103,13 +111,29 @@ def task_path(task: str, rest: str = "") -> str:
     return f"/tasks/{quote(task, safe='')}{rest}"
 
 
+def outputs_parameter(*, allow_new_outputs: bool) -> dict[str, str]:
+    """The parameter that lets a change give the answers other outputs; none by default."""
+    return {"allow_new_outputs": "true"} if allow_new_outputs else {}
+
+
 def push(
-    to: Server, file: Path, task: str, params: Mapping[str, str], if_match: int | None
+    to: Server,
+    file: Path,
+    task: str,
+    params: Mapping[str, str],
+    if_match: int | None,
+    on_progress: OnProgress = no_progress,
 ) -> Document:
     """Register a bundle file; the refusal lists every reason."""
+
+    def tell(sent: int) -> None:
+        on_progress(Progress("uploading", sent, size, unit="bytes"))
+        if sent == size:
+            on_progress(Progress("waiting until the server has verified and loaded the bundle"))
+
     try:
-        return to.change(
-            "POST", task_path(task, "/versions"), file, if_match=if_match, params=params
-        )
+        size = file.stat().st_size
+        path = task_path(task, "/versions")
+        return to.change("POST", path, file, if_match=if_match, params=params, on_sent=tell)
     except OSError as error:
         raise refusal(error, file, doing="read") from error

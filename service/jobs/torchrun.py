@@ -50,5 +50,5 @@ def _process_group(backend: str) -> Iterator[None]:
             raise
         raise ProcessLost(
             "another process of this training ended or cannot be reached.",
-            hint="Its own message says why; then repeat the command with --resume.",
+            hint="Its own message says why; then repeat the command with `resume`.",
         ) from error

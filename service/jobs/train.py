@@ -154,7 +154,7 @@ def _write_folder(out: Path, trained: PretrainedBackbone) -> str:
 def kept_of(out: Path) -> str:
     """What an unfinished pretraining leaves in its folder, and how to go on from it."""
     if (out / CHECKPOINT).exists():
-        return f"The last complete checkpoint is kept in {out}: go on from it with --resume."
+        return f"The last complete checkpoint is kept in {out}: go on from it with `resume`."
     return "No epoch was complete, so no checkpoint is kept."
 
 
@@ -192,12 +192,6 @@ def run_finetune(
         if job.out is not None:
             write_bundle(job.out, packed.bundle)
     return packed
-
-
-def write_task(out: Path, packed: PackedTask) -> None:
-    """Write the bundle of a task that was trained in memory, and beside it how it was trained."""
-    write_bundle(out, packed.bundle)
-    write_training_file(training_file_of(out), packed.task.record)
 
 
 def write_bundle(out: Path, data: bytes) -> None:

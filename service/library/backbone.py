@@ -11,12 +11,14 @@ import numpy.typing as npt
 import torch
 
 from peterrec.model.data.interactions import read_histories
+from peterrec.model.data.observer import ReadingObserver
 from peterrec.model.data.vocabulary import Vocabulary
 from peterrec.model.documents import Document
 from peterrec.model.files import backbone_folder
 from peterrec.model.files.backbone_folder import LoadedBackbone, save_backbone
 from peterrec.model.files.backbone_info import SPEC
 from peterrec.model.network.collate import frame_histories
+from peterrec.model.progress import Progress
 from peterrec.model.spec import UNK, BackboneSpec
 from peterrec.model.training.pretrain.pretrain import PretrainedBackbone
 from peterrec.service.errors import OutputExists
@@ -26,6 +28,7 @@ from peterrec.service.library.inputs import Histories, is_table, listed
 from peterrec.service.library.keywords import takes
 from peterrec.service.library.local_device import LocalDevice
 from peterrec.service.library.option_types import EventKeywords
+from peterrec.service.library.shown import watched
 from peterrec.service.library.sources import event_options
 from peterrec.service.pages.page import Cell, Table, fragment
 
@@ -86,7 +89,11 @@ class Backbone:
 
     @takes(EventOptions)
     def vectors(
-        self, histories: Histories, **options: Unpack[EventKeywords]
+        self,
+        histories: Histories,
+        *,
+        progress: bool | None = None,
+        **options: Unpack[EventKeywords],
     ) -> npt.NDArray[np.float32]:
         """User vectors float32 [users, channels], without any task's patch, in the users' order.
 
@@ -94,13 +101,15 @@ class Backbone:
         read.
         """
         vocabulary, spec = Vocabulary(tuple(self._loaded.items)), self.spec
-        tokens = [vocabulary.tokens(items) for items in _item_texts(histories, options)]
-        known = [row[row != UNK] for row in tokens]
-        found = np.empty((len(known), spec.channels), dtype=np.float32)
-        with torch.inference_mode():
+        with watched(progress) as seen, torch.inference_mode():
+            texts = _item_texts(histories, options, seen)
+            tokens = [vocabulary.tokens(items) for items in texts]
+            known = [row[row != UNK] for row in tokens]
+            found = np.empty((len(known), spec.channels), dtype=np.float32)
             for at in range(0, len(known), AT_ONCE):
                 rows = frame_histories(known[at : at + AT_ONCE], spec)  # [B, T]
                 found[at : at + AT_ONCE] = self._loaded.backbone.user_vectors(rows).numpy()
+                seen.progress(Progress("computing user vectors", at, len(known), unit="users"))
         return found
 
     def local_device(self, name: DeviceName = "auto") -> LocalDevice:
@@ -118,9 +127,9 @@ class Backbone:
         return f"<peterrec.Backbone {self.fingerprint[:12]}: {size}>"
 
     def _repr_html_(self) -> str:
-        return fragment([Table("Backbone", ("", ""), self._facts())], title="Backbone")
+        return fragment([Table("Backbone", ("", ""), self._description())], title="Backbone")
 
-    def _facts(self) -> list[tuple[Cell, ...]]:
+    def _description(self) -> list[tuple[Cell, ...]]:
         spec, record = self.spec, self.record
         facts: list[tuple[Cell, ...]] = [
             ("fingerprint", self.fingerprint[:12] + "…"),
@@ -162,8 +171,10 @@ def as_backbone(backbone: BackboneOrPath) -> Backbone:
     return backbone if isinstance(backbone, Backbone) else load_backbone(backbone)
 
 
-def _item_texts(histories: Histories, options: EventKeywords) -> list[list[str]]:
+def _item_texts(
+    histories: Histories, options: EventKeywords, observer: ReadingObserver
+) -> list[list[str]]:
     if not is_table(histories):
         return [[str(item) for item in row] for row in listed(histories).rows]
-    found = read_histories(event_options(histories, options).source())
+    found = read_histories(event_options(histories, options).source(), observer)
     return [list(found.items_of(user)) for user in range(len(found.users))]

@@ -11,7 +11,9 @@ from typing import Any, ClassVar, Self, Unpack
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
+from peterrec.model.data.values import settled
 from peterrec.model.training.finetune.settings import FinetuneSettings
 from peterrec.service.errors import ArgumentInvalid, EstimatorsMissing
 from peterrec.service.library.backbone import BackboneOrPath, DeviceName, as_backbone
@@ -25,7 +27,7 @@ from peterrec_client.kinds.value import ValuePrediction
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-    from sklearn.utils import check_consistent_length, check_random_state
+    from sklearn.utils import assert_all_finite, check_consistent_length, check_random_state
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_is_fitted, column_or_1d
 except ImportError as error:
@@ -35,6 +37,9 @@ except ImportError as error:
 
 OPTIONS = tuple(k for k in keywords_of(FinetuneSettings) if k.name != "seed")
 """Parameters that every estimator has; ``random_state`` stands for the seed."""
+
+FEWEST_SAMPLES = 3
+"""Users that fine-tuning needs: one each to train, validate and test with."""
 
 Matrix = npt.NDArray[np.float64]
 Seed = int | np.random.RandomState | None
@@ -78,6 +83,11 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
                 f"{type(self).__name__} has no backbone.",
                 hint="Give backbone=, a folder or what peterrec.pretrain returned.",
             )
+        if len(histories) < FEWEST_SAMPLES:
+            raise ArgumentInvalid(
+                f"n_samples={len(histories)} leaves no users to train, validate and test with.",
+                hint=f"Give {FEWEST_SAMPLES} samples or more.",
+            )
         options: dict[str, Any] = {each.name: getattr(self, each.name) for each in OPTIONS}
         options |= {form: answers, "seed": self._seed(), "progress": self.progress}
         return finetune(as_backbone(self.backbone), histories, kind=self.kind, **options)
@@ -89,7 +99,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
 
     def _answers(self, X: object, **options: Any) -> list[Any]:  # Any: answers of one kind
         check_is_fitted(self, "task_")
-        with errors_in_python():
+        with errors_in_python(()):
             histories = histories_of(X)
         task: Task = self.task_
         return list(task.predict(histories, device=self.device, progress=self.progress, **options))
@@ -121,19 +131,22 @@ class ProfileClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]  # a
         labels = column_or_1d(labels, warn=True)
         check_classification_targets(labels)
         self.classes_ = np.unique(labels)
-        self._texts = _texts_of(self.classes_.tolist())
+        if len(self.classes_) < 2:
+            raise ArgumentInvalid("y has one class only.", hint="A task needs two classes.")
+        self._columns = _columns_of(self.classes_.tolist())
         self.task_ = self._train(histories, [str(each) for each in labels.tolist()], "labels")
         return self
 
     def predict_proba(self, X: object) -> Matrix:
         """Probabilities [samples, classes], in the order of ``classes_``."""
         answers: list[ClassificationPrediction] = self._answers(X)
-        return _matrix([answer.scores for answer in answers], self._texts)
+        return _matrix([answer.scores for answer in answers], self._columns)
 
     def predict(self, X: object) -> npt.NDArray[Any]:  # Any: the type of the labels
         """The most probable class of each sample."""
-        classes: npt.NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
-        return classes
+        best = self.predict_proba(X).argmax(axis=1)
+        predicted: npt.NDArray[Any] = self.classes_[best]
+        return predicted
 
 
 class ProfileRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]  # as above
@@ -145,6 +158,7 @@ class ProfileRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]  # as 
         """Fine-tune a task on histories and one number for each."""
         histories, numbers = _samples(X, y)
         numbers = column_or_1d(numbers, dtype=np.float64, warn=True)
+        assert_all_finite(numbers, input_name="y")
         self.task_ = self._train(histories, numbers.tolist(), "labels")
         return self
 
@@ -178,7 +192,7 @@ class TagsClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]  # as a
             self.classes_ = np.arange(given.shape[1])
         else:
             self.classes_ = np.unique([tag for own in tags for tag in own])
-        self._texts = _texts_of(self.classes_.tolist())
+        self._columns = _columns_of(self.classes_.tolist())
         answers = [[str(tag) for tag in own] for own in tags]
         self.task_ = self._train(histories, answers, "labels")
         return self
@@ -186,20 +200,21 @@ class TagsClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]  # as a
     def predict_proba(self, X: object) -> Matrix:
         """Probability of each tag [samples, tags], in the order of ``classes_``."""
         answers: list[TagsPrediction] = self._answers(X)
-        return _matrix([answer.scores for answer in answers], self._texts)
+        return _matrix([answer.scores for answer in answers], self._columns)
 
     def predict(self, X: object) -> npt.NDArray[np.int64]:
         """A matrix of zeros and ones [samples, tags]: which tags reach the threshold."""
         answers: list[TagsPrediction] = self._answers(X)
         applying = [{tag.label: 1.0 for tag in answer.tags} for answer in answers]
-        return _matrix(applying, self._texts).astype(np.int64)
+        return _matrix(applying, self._columns).astype(np.int64)
 
     def score(self, X: object, y: object, sample_weight: object = None) -> float:
         """The share of samples whose tags are all predicted rightly."""
         _, given = _samples(X, y)
         if not (isinstance(given, np.ndarray) and given.ndim == 2):
-            marked = [{str(tag): 1.0 for tag in own} for own in _tag_lists(given)]
-            given = _matrix(marked, self._texts).astype(np.int64)
+            columns = {tag: column for column, tag in enumerate(self.classes_.tolist())}
+            marked = [dict.fromkeys(own, 1.0) for own in _tag_lists(given)]
+            given = _matrix(marked, columns).astype(np.int64)
         return float(super().score(X, given, sample_weight))
 
 
@@ -238,7 +253,7 @@ class Recommender(_Estimator):
     def fit(self, X: object, y: object = None) -> Self:
         """Fine-tune a task on histories and the items that followed each."""
         histories, targets = _following(X, y)
-        self._items = {str(item): item for own in targets for item in own}
+        self._items = _texts_of([item for own in targets for item in own])
         self.task_ = self._train(histories, targets, "targets")
         return self
 
@@ -267,11 +282,8 @@ class Recommender(_Estimator):
     def score(self, X: object, y: object = None) -> float:
         """The share of users who took one of the recommended items (hit rate)."""
         histories, targets = _following(X, y)
-        texts = [{str(item) for item in own} for own in targets]
         found = self.recommend(histories)
-        hits = [
-            any(str(item) in own for item in items) for items, own in zip(found, texts, strict=True)
-        ]
+        hits = [not set(own).isdisjoint(items) for items, own in zip(found, targets, strict=True)]
         return float(np.mean(hits))
 
 
@@ -280,6 +292,8 @@ _parameters(Recommender.__init__)
 
 def histories_of(X: Any) -> list[Sequence[ItemId]]:  # Any: a list, an array, a Series, a column
     """One history for each sample; of a table with one column of lists, that column."""
+    if hasattr(X, "tocsr"):
+        raise TypeError("sparse X is not supported: X is a list of histories.")
     if hasattr(X, "shape") and len(X.shape) == 2 and not isinstance(X, np.ndarray):
         X = np.asarray(X, dtype=object)
     rows = sequence(X, "a list of histories as X")
@@ -298,7 +312,7 @@ def _is_cell(row: object) -> bool:
 
 
 def _samples(X: object, y: object) -> tuple[list[Sequence[ItemId]], Any]:  # Any: y, not checked
-    with errors_in_python():
+    with errors_in_python(()):
         histories = histories_of(X)
     if y is None:
         raise ValueError("requires y to be passed, but the target y is None")
@@ -311,7 +325,7 @@ def _following(X: object, y: object) -> tuple[list[Sequence[ItemId]], list[Seque
     if y is not None:
         histories, given = _samples(X, y)
         return histories, [sequence(own, "a list of items in y") for own in sequence(given, "y")]
-    with errors_in_python():
+    with errors_in_python(()):
         histories = [row for row in histories_of(X) if len(row) > 1]
     return [row[:-1] for row in histories], [row[-1:] for row in histories]
 
@@ -322,17 +336,26 @@ def _tag_lists(y: Any) -> list[Sequence[Hashable]]:  # Any: lists of tags, or a 
     return [sequence(own, "a list of tags in y") for own in sequence(y, "a list of tag lists as y")]
 
 
-def _texts_of(classes: Sequence[Hashable]) -> dict[str, int]:
-    """The column of each class by its text in the bundle."""
-    texts = {str(each): column for column, each in enumerate(classes)}
-    if len(texts) < len(classes):
+def _texts_of(values: Sequence[Hashable]) -> dict[str, Any]:  # Any: one of the values
+    """The distinct values of a column by their texts in the bundle, as the readers write them."""
+    distinct = list(dict.fromkeys(values))
+    texts = settled(pa.array(list(map(str, distinct)), pa.string()), "y", "y").texts.to_pylist()
+    found = dict(zip(texts, distinct, strict=True))
+    if len(found) < len(distinct):
         raise ArgumentInvalid(
-            "two classes have the same text.", hint="Give labels of one type, such as 1 or '1'."
+            "two values of y have the same text.",
+            hint="Give values of one type, such as 1 or '1', without blanks around them.",
         )
-    return texts
+    return found
 
 
-def _matrix(rows: Sequence[Any], columns: dict[str, int]) -> Matrix:  # Any: scores by text
+def _columns_of(classes: Sequence[Hashable]) -> dict[str, int]:
+    """The column of each class by its text."""
+    place = {each: column for column, each in enumerate(classes)}
+    return {text: place[each] for text, each in _texts_of(classes).items()}
+
+
+def _matrix(rows: Sequence[Any], columns: dict[Any, int]) -> Matrix:  # Any: scores by class
     """Values by text as a matrix; what has no value is 0, what has no column is left out."""
     matrix = np.zeros((len(rows), len(columns)))
     for place, row in enumerate(rows):

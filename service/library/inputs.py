@@ -52,13 +52,25 @@ _SHAPES = ("columns", "column_names", "schema")
 
 
 @dataclass(frozen=True, slots=True)
+class NamedTable:
+    """A table that was made of lists, with what it is called in messages."""
+
+    name: str
+    table: pa.Table
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """The table's rows."""
+        return self.table.__arrow_c_stream__(requested_schema)
+
+
+@dataclass(frozen=True, slots=True)
 class Listed:
     """Histories that were given as lists: the users, and each user's items, oldest first."""
 
     users: tuple[UserId, ...]
     rows: tuple[Sequence[ItemId], ...]
 
-    def table(self, user_column: str, item_column: str) -> pa.Table:
+    def table(self, user_column: str, item_column: str, name: str) -> NamedTable:
         """A table with one row per event; the column ``position`` has the order."""
         lengths = np.array([len(row) for row in self.rows], dtype=np.int64)
         starts = np.cumsum(lengths) - lengths
@@ -66,7 +78,8 @@ class Listed:
         owners = pa.array(np.repeat(np.arange(len(lengths)), lengths))
         users = ids_column(self.users, "user").take(owners)
         items = ids_column([item for row in self.rows for item in row], "item")
-        return pa.table({user_column: users, item_column: items, POSITION: positions})
+        columns = {user_column: users, item_column: items, POSITION: positions}
+        return NamedTable(name, pa.table(columns))
 
 
 def is_table(data: object) -> TypeGuard[Table]:
@@ -95,6 +108,8 @@ def sequence(data: object, expected: str) -> Sequence[Any]:  # Any: the elements
     """The elements of a list, an array or a column of any library."""
     if isinstance(data, list | tuple):
         return data
+    if hasattr(data, "__array__") and not hasattr(data, "tolist"):
+        data = np.asarray(data)
     for name in ("to_pylist", "tolist", "to_list"):  # Arrow; NumPy and pandas; polars
         convert = getattr(data, name, None)
         if convert is not None and not isinstance(data, type):
@@ -131,7 +146,7 @@ def ids_column(values: Sequence[object], what: str) -> pa.Array:
 
 def answers_table(
     answers: object, histories: Listed | None, columns: tuple[str, str], is_many: bool
-) -> pa.Table:
+) -> NamedTable:
     """Labels, numbers or tags by user as a table with these columns of users and answers.
 
     ``is_many``: a user may have any number of them, one row each, or one row without a value.
@@ -142,7 +157,8 @@ def answers_table(
         users = [user for user, own in zip(users, lists, strict=True) for _ in own or (None,)]
         values = [value for own in lists for value in own or (None,)]
     user_column, answer_column = columns
-    return pa.table({user_column: ids_column(users, "user"), answer_column: _answers(values)})
+    table = pa.table({user_column: ids_column(users, "user"), answer_column: _answers(values)})
+    return NamedTable("labels", table)
 
 
 def _answers(values: Sequence[object]) -> pa.Array:

@@ -10,7 +10,7 @@ alone are repeated for type checkers, in ``option_types.py``, which this module 
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
@@ -27,19 +27,20 @@ from peterrec.model.training.finetune.settings import FinetuneSettings
 from peterrec.model.training.options import options_of
 from peterrec.model.training.pretrain.settings import PretrainSettings
 from peterrec.service.errors import ArgumentInvalid
+from peterrec.service.jobs.hints import hint_for
 from peterrec.service.jobs.options import AnswerOptions, EventOptions, TimeOptions
+from peterrec.service.jobs.tracking.options import TrackOptions
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
 Settings = TypeVar("Settings")
 
-COMMANDS_CLASSES = (EventOptions, AnswerOptions, TimeOptions)
+COMMANDS_CLASSES = (EventOptions, AnswerOptions, TimeOptions, TrackOptions)
 """Classes whose fields are written for typer; the fields of other classes are ``Option``s."""
 
 PARAMETERS = frozenset({"interactions", "kind"})
 """Fields that are ordinary parameters of the library's functions."""
 
-_SWITCH = re.compile(r"--(overwrite|resume)\b")
 _OPTION = re.compile(r"--([a-z][a-z-]*[a-z])")
 
 
@@ -70,8 +71,8 @@ def keywords_of(options: type) -> tuple[Keyword, ...]:
 def takes(*options: type) -> Callable[[Callable[P, Result]], Callable[P, Result]]:
     """Make a function's ``**options`` the keyword arguments of these classes.
 
-    Its signature lists them with their defaults, an unknown name is a TypeError, and errors speak
-    of ``name=`` where the commands' errors speak of ``--name``.
+    Its signature lists them with their defaults, an unknown name is a TypeError, and hints speak
+    of `name` where the commands' hints speak of ``--name``.
     """
 
     def decorated(function: Callable[P, Result]) -> Callable[P, Result]:
@@ -80,7 +81,7 @@ def takes(*options: type) -> Callable[[Callable[P, Result]], Callable[P, Result]
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> Result:
             _require_known(function.__name__, kwargs, signature)
-            with errors_in_python():
+            with errors_in_python(signature.parameters):
                 return function(*args, **kwargs)
 
         call.__signature__ = signature  # type: ignore[attr-defined]  # read by inspect
@@ -125,21 +126,21 @@ def plain(value: object) -> Any:  # Any: a value without NumPy's types
 
 
 @contextmanager
-def errors_in_python() -> Iterator[None]:
-    """Let errors name keyword arguments instead of the options of the command line."""
+def errors_in_python(names: Iterable[str]) -> Iterator[None]:
+    """Let the hints of errors name these arguments, as the commands' hints name options."""
     try:
         yield
     except PeterRecError as error:
-        if isinstance(getattr(error, "message", None), str):
-            error.message, error.hint = _in_python(error.message), _in_python(error.hint)
+        error.message = _in_python(error.message)
+        own = {name: f"`{name}`" for name in names}
+        error.hint = hint_for(_in_python(error.hint), own, knows_others=False)
         raise
     except typer.BadParameter as error:
         raise ArgumentInvalid(f"{_in_python(error.message)}.") from error
 
 
 def _in_python(text: str) -> str:
-    text = _SWITCH.sub(r"\1=True", text)
-    return _OPTION.sub(lambda match: f"{match[1].replace('-', '_')}=", text)
+    return _OPTION.sub(lambda match: f"`{match[1].replace('-', '_')}`", text)
 
 
 def _signature(function: Callable[..., object], options: tuple[type, ...]) -> inspect.Signature:
@@ -174,6 +175,8 @@ _SPECIAL = {
     "labels": "Answers | None",
     "targets": "Histories | None",
     "blocks": "str | Sequence[int] | None",
+    "columns": "str | Sequence[str] | None",
+    "answers_columns": "str | Sequence[str] | None",
 }
 """Types that are wider than the commands': tables in memory, and numbers instead of a text."""
 
@@ -192,7 +195,7 @@ def _type_text(kind: Any) -> str:  # Any: a type, a Literal or a union
     if origin in (Union, UnionType):
         return " | ".join(map(_type_text, get_args(kind)))
     if origin in (tuple, list):
-        return f"Sequence[{_type_text(get_args(kind)[0])}]"
+        return f"Sequence[{_type_text(get_args(kind)[0])}]"  # of texts: a single one will do
     return str(kind.__name__)
 
 
@@ -202,6 +205,7 @@ def option_types() -> str:
         "EventKeywords": ("Where events are and how their table is read.", EventOptions),
         "AnswerKeywords": ("Where a task's answers are.", AnswerOptions),
         "TimeKeywords": ("How events are split in time.", TimeOptions),
+        "TrackKeywords": ("The tracker that follows a training.", TrackOptions),
         "PretrainKeywords": ("What shapes a pretraining run.", PretrainSettings),
         "FinetuneKeywords": ("What shapes a fine-tuning run.", FinetuneSettings),
     }

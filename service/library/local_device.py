@@ -24,6 +24,7 @@ from peterrec.patches.registry.records import TaskEntry
 from peterrec.patches.registry.traffic import PROD
 from peterrec.service.device.loop import row_results
 from peterrec.service.device.queue import QueuedRow
+from peterrec.service.device.serving_table import entry_of
 from peterrec.service.device.slots import Residency, SlotStore
 from peterrec.service.predict.catalogs import Catalogs
 from peterrec.service.predict.device_link import BoundRow, Results
@@ -33,7 +34,7 @@ from peterrec.service.predict.parse import parse_predict
 from peterrec.service.predict.predictor import Predictor, TaskQuestions
 from peterrec.service.predict.schemas import FailedRow, PredictResponse
 from peterrec.service.predict.task_table import TaskTable
-from peterrec.service.protocol.messages import BundleEntry, TableUpdate, TrafficSeen
+from peterrec.service.protocol.messages import TableUpdate, TrafficSeen
 from peterrec.service.protocol.served_task import Role
 from peterrec.service.telemetry.events import Event
 
@@ -125,19 +126,9 @@ class LocalDevice:
 
     def _predictor(self, residency: Residency, bundle: VerifiedBundle) -> Predictor:
         """A worker's predictor whose table has one task, which this bundle answers."""
-        spec = residency.form.head
-        entry = BundleEntry(
-            handle=residency.handle,
-            digest=residency.digest,
-            kind=spec.kind,
-            outputs=spec.outputs,
-            labels=residency.labels,
-            threshold=residency.threshold,
-            catalog_path=residency.catalog_path,
-        )
         task = TaskEntry.of(TaskRef(DEFAULT_TENANT, _TASK), 0, {PROD: 1}, {1: residency.digest})
         table, catalogs = TaskTable(), Catalogs()
-        table.apply(TableUpdate(1, 1, NOT_REGISTERED, True, [entry], [task], [], []))
+        table.apply(TableUpdate(1, 1, NOT_REGISTERED, True, [entry_of(residency)], [task], [], []))
         if bundle.catalog is not None:
             catalogs.put(residency.digest, bundle.catalog)
         return Predictor(self._vocabulary, table, _StoreLink(self._store), catalogs, _ignore)

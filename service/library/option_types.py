@@ -15,7 +15,9 @@ class EventKeywords(TypedDict, total=False):
     user_column: str
     item_column: str
     order_column: str | None
-    delimiter: str
+    delimiter: str | None
+    columns: str | Sequence[str] | None
+    missing: Sequence[str] | None
     where: Sequence[str] | None
 
 
@@ -28,6 +30,7 @@ class AnswerKeywords(TypedDict, total=False):
     targets: Histories | None
     target_column: str
     target_order_column: str | None
+    answers_columns: str | Sequence[str] | None
     answers_where: Sequence[str] | None
 
 
@@ -36,6 +39,13 @@ class TimeKeywords(TypedDict, total=False):
 
     cut_off: str | None
     until: str | None
+
+
+class TrackKeywords(TypedDict, total=False):
+    """The tracker that follows a training."""
+
+    track: Literal["tensorboard", "mlflow"] | None
+    track_to: str | None
 
 
 class PretrainKeywords(TypedDict, total=False):
@@ -81,4 +91,5 @@ class FinetuneKeywords(TypedDict, total=False):
     test_share: float
     min_label_count: int
     max_unknown_share: float
+    unit: str | None
     trunk_variants: int

@@ -1,54 +1,34 @@
-"""What the library shows while it works: progress bars, and notices as warnings."""
+"""What the library shows while it works: what the commands show, where somebody looks at it."""
 
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from rich.console import Console
 
-from peterrec.model.data.observer import FilesRead
-from peterrec.model.progress import Progress
 from peterrec.service.jobs.progress_bar import ProgressBars
+from peterrec.service.jobs.reading import ConsoleObserver
 
 
-class DataNotice(UserWarning):
-    """Something that a person should know about the data that were read."""
-
-
-@dataclass(frozen=True, slots=True)
-class WarningObserver:
-    """Shows progress as bars, and what a person should know of the data as warnings."""
-
-    bars: ProgressBars
-
-    def files(self, read: FilesRead) -> None:
-        """Ignore the list of files, which the caller knows."""
+class _Notes(ConsoleObserver):
+    """Prints notices on stderr, each once, and nothing else."""
 
     def notice(self, text: str) -> None:
-        """Warn of what was decided, or looks doubtful."""
-        warn(text)
-
-    def progress(self, progress: Progress) -> None:
-        """Move the bar of a step."""
-        self.bars(progress)
+        """Print a sentence that a person should know, unless it was printed before."""
+        if text not in self.notices:
+            super().notice(text)
+            print(f"note: {text}", file=sys.stderr)
 
 
 @contextmanager
-def bars_if(progress: bool | None) -> Iterator[WarningObserver]:
-    """Bars on stderr or in the notebook; None shows them there and on a terminal, not in a file."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    wanted = progress if progress is not None else is_watched(console)
-    with ProgressBars(is_quiet=not wanted) as bars:
-        yield WarningObserver(bars)
+def watched(progress: bool | None) -> Iterator[ConsoleObserver]:
+    """The observer of one call, which shows progress and notices for the length of the block.
 
-
-def is_watched(console: Console) -> bool:
-    """True in a notebook and on a terminal, where somebody sees a bar move."""
-    return console.is_jupyter or sys.stderr.isatty()
-
-
-def warn(text: str) -> None:
-    """Show a notice where Python shows warnings; each text once for each place."""
-    warnings.warn(text, DataNotice, stacklevel=2)
+    True shows what the commands show: bars on a terminal and in a notebook, elsewhere a line now
+    and then. None does the same on a terminal and in a notebook, and shows notices only elsewhere.
+    False shows nothing.
+    """
+    console = Console(stderr=True)
+    is_seen = progress or (progress is None and (console.is_jupyter or console.is_terminal))
+    with ProgressBars(is_quiet=not is_seen) as bars:
+        yield _Notes(bars) if progress is None and not is_seen else ConsoleObserver(bars)

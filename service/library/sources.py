@@ -32,12 +32,12 @@ Given = Mapping[str, object]
 
 def event_options(interactions: Histories | Listed, given: Given) -> EventOptions:
     """Where the events are, in a table or in lists."""
-    options = _with_texts(taken(EventOptions, given), "where")
+    options = _as_written(taken(EventOptions, given))
     if is_table(interactions):
         return EventOptions(interactions=as_source(interactions), **options)
     events = EventOptions(interactions=Path(), **options)  # the table is set below
-    table = listed(interactions).table(events.user_column, events.item_column)
-    return replace(events, interactions=table, order_column=POSITION)
+    table = listed(interactions).table(events.user_column, events.item_column, "interactions")
+    return replace(events, interactions=table, order_column=POSITION)  # type: ignore[arg-type]  # as good as a path
 
 
 def time_options(given: Given) -> TimeOptions:
@@ -60,7 +60,7 @@ def answer_options(
     histories: Listed | None, user_column: str, kind: str, given: Given
 ) -> AnswerOptions:
     """Where a task's answers are; lists become tables."""
-    options = AnswerOptions(**_with_texts(taken(AnswerOptions, given), "answers_where"))
+    options = AnswerOptions(**_as_written(taken(AnswerOptions, given)))
     labels, targets, form = given.get("labels"), given.get("targets"), KINDS[kind].answers
     if labels is not None:
         if is_table(labels):
@@ -69,17 +69,28 @@ def answer_options(
             column = options.label_column or LABEL
             is_many = form == "tags" and options.tag_separator is None
             table = answers_table(labels, histories, (user_column, column), is_many)
-            options = replace(options, labels=table, label_column=column)
+            options = replace(options, labels=table, label_column=column)  # type: ignore[arg-type]  # as good as a path
     if targets is not None:
         if is_table(targets):
             options = replace(options, targets=as_source(targets))
         else:
-            own = targets_listed(targets, histories).table(user_column, options.target_column)
-            options = replace(options, targets=own, target_order_column=POSITION)
+            own = targets_listed(targets, histories).table(
+                user_column, options.target_column, "targets"
+            )
+            options = replace(options, targets=own, target_order_column=POSITION)  # type: ignore[arg-type]  # as good as a path
     return options
 
 
-def _with_texts(options: dict[str, Any], name: str) -> dict[str, Any]:  # Any: their values
-    """The options with a single filter as a list of filters."""
-    where = options.get(name)
-    return {**options, name: [where]} if isinstance(where, str) else options
+def _as_written(options: Mapping[str, Any]) -> dict[str, Any]:  # Any: their values
+    """Options in the forms of the command line: filters in a list, columns in one text."""
+    written = dict(options)
+    for name, value in options.items():
+        if name in LISTS and isinstance(value, str):
+            written[name] = [value]
+        if name in TEXTS and isinstance(value, list):
+            written[name] = ",".join(value)
+    return written
+
+
+LISTS = ("where", "answers_where", "missing")
+TEXTS = ("columns", "answers_columns")

@@ -11,9 +11,12 @@ from typing import Any, Literal, Unpack
 import msgspec
 
 from peterrec.model.data.interactions import read_histories
+from peterrec.model.data.observer import ReadingObserver
+from peterrec.model.disk import read_bytes
 from peterrec.model.documents import Document
 from peterrec.model.progress import Progress
 from peterrec.model.training.finetune.settings import FinetuneSettings
+from peterrec.model.training.training_file import training_file_of, write_training_file
 from peterrec.patches.bundle.verify import (
     BackboneIdentity,
     BundleLimits,
@@ -22,16 +25,16 @@ from peterrec.patches.bundle.verify import (
     verify_bundle,
 )
 from peterrec.patches.identity import Blob, format_digest
-from peterrec.service.errors import ArgumentInvalid, OutputExists
+from peterrec.service.errors import OutputExists
 from peterrec.service.jobs.options import AnswerOptions, EventOptions, TimeOptions
-from peterrec.service.jobs.server_calls import DEFAULT_URL, push, server
+from peterrec.service.jobs.server_calls import DEFAULT_URL, outputs_parameter, push, server
 from peterrec.service.jobs.train import EvaluateJob, Part, run_evaluate, write_bundle
 from peterrec.service.library.backbone import Backbone, BackboneOrPath, DeviceName, as_backbone
 from peterrec.service.library.inputs import Histories, ItemId, is_table, listed, sequence
 from peterrec.service.library.keywords import settings_of, takes
 from peterrec.service.library.metrics import Metrics
 from peterrec.service.library.option_types import AnswerKeywords, EventKeywords, TimeKeywords
-from peterrec.service.library.shown import bars_if
+from peterrec.service.library.shown import watched
 from peterrec.service.library.sources import event_options, task_answers, time_options
 from peterrec.service.pages.page import Cell, Table, fragment
 from peterrec.service.predict.schemas import MAX_INSTANCES
@@ -113,12 +116,14 @@ class Task:
         differ, give ``peterrec_client.Instance`` objects. The other parameters are those of the
         HTTP call, with its defaults and limits. Answers are computed in calls of 256 histories.
         """
-        return self._predict(
-            list(self._instances(histories, options, exclude, candidates)),
-            {"top_k": top_k, "exclude_seen": exclude_seen, "unknown_items": unknown_items},
-            device,
-            progress,
-        )
+        parameters: CallOptions = {
+            "top_k": top_k,
+            "exclude_seen": exclude_seen,
+            "unknown_items": unknown_items,
+        }
+        with watched(progress) as seen:
+            asked = list(self._instances(histories, options, exclude, candidates, seen))
+            return self._predict(asked, parameters, device, seen)
 
     @takes(EventOptions, AnswerOptions, TimeOptions)
     def evaluate(
@@ -130,6 +135,7 @@ class Task:
         max_unknown_share: float = 0.1,
         validation_share: float = 0.1,
         test_share: float = 0.1,
+        progress: bool | None = None,
         **options: Unpack[EvaluateKeywords],
     ) -> Metrics:
         """Measure the task again, on the users of any data, as ``peterrec evaluate`` does.
@@ -154,14 +160,20 @@ class Task:
             part=part,
             **shares,  # type: ignore[arg-type]  # an int and three floats
         )
-        return Metrics(*run_evaluate(self.backbone.loaded, job))
+        with watched(progress) as seen:
+            return Metrics(*run_evaluate(self.backbone.loaded, job, seen))
 
     def save(self, out: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """Write the bundle file, which ``peterrec push`` and ``load_bundle`` take."""
+        """Write the bundle file, which ``peterrec push`` and ``load_bundle`` take.
+
+        A task that was trained in this process also gets its ``training.jsonl`` beside it.
+        """
         path = Path(out)
         if path.exists() and not overwrite:
             raise OutputExists(f"{path} exists.", hint="Give another path, or overwrite=True.")
         write_bundle(path, self.bundle)
+        if self.record:
+            write_training_file(training_file_of(path), self.record)
         return path
 
     def push(
@@ -172,17 +184,21 @@ class Task:
         api_key: str | None = None,
         alias: str = "prod",
         validate_only: bool = False,
+        allow_new_outputs: bool = False,
         if_match: int | None = None,
     ) -> Pushed:
         """Register the bundle on a running server and let it answer, as ``peterrec push`` does.
 
         ``task`` is the name to register it for, by default its own. Without ``url`` and ``api_key``
         the variables ``PETERREC_URL`` and ``PETERREC_API_KEY`` are read, as by the command. The
-        server verifies the bundle and runs its probes; a refusal lists every reason.
+        server verifies the bundle and runs its probes; a refusal lists every reason. It refuses a
+        bundle, too, whose kind, labels, catalog or unit are not those that callers get now
+        (``outputs_differ``), unless ``allow_new_outputs`` is given.
         """
         url = url or os.environ.get("PETERREC_URL") or DEFAULT_URL
         api_key = api_key or os.environ.get("PETERREC_API_KEY")
         parameters = {"alias": alias, "validate_only": str(validate_only).lower()}
+        parameters |= outputs_parameter(allow_new_outputs=allow_new_outputs)
         with tempfile.TemporaryDirectory() as folder, server(url, api_key) as to:
             file = self.save(Path(folder) / f"{self.name}.bundle")
             pushed = push(to, file, task or self.name, parameters, if_match)
@@ -193,7 +209,7 @@ class Task:
         instances: Sequence[Instance],
         options: CallOptions,
         device: DeviceName,
-        progress: bool | None,
+        observer: ReadingObserver,
     ) -> list[Prediction]:
         on = self.backbone.local_device(device)
         with self._lock:
@@ -202,15 +218,14 @@ class Task:
                 self._loaded_on.add(device)
                 weakref.finalize(self, on.free, self._bundle.digest)
         answers: list[Prediction] = []
-        with bars_if(progress) as bars:
-            for at in range(0, len(instances), MAX_INSTANCES):
-                part = instances[at : at + MAX_INSTANCES]
-                call = predicting.predict_many(self.name, part, options)
-                assert isinstance(call.body, bytes)
-                found = call.read(on.answer(self._bundle.digest, self.name, call.body))
-                answers += [answer for answer in found if isinstance(answer, Prediction)]
-                done = at + len(part)
-                bars.progress(Progress("predicting", done, len(instances), unit="users"))
+        for at in range(0, len(instances), MAX_INSTANCES):
+            part = instances[at : at + MAX_INSTANCES]
+            call = predicting.predict_many(self.name, part, options)
+            assert isinstance(call.body, bytes)
+            found = call.read(on.answer(self._bundle.digest, self.name, call.body))
+            answers += [answer for answer in found if isinstance(answer, Prediction)]
+            done = at + len(part)
+            observer.progress(Progress("predicting", done, len(instances), unit="users"))
         return answers
 
     def _instances(
@@ -219,13 +234,14 @@ class Task:
         options: EventKeywords,
         exclude: Collection[ItemId] | None,
         candidates: Collection[ItemId] | None,
+        observer: ReadingObserver,
     ) -> Iterator[Instance]:
         selection: dict[str, Any] = {  # Any: lists of items, or None
             name: None if given is None else sequence(given, f"a list of items as {name}")
             for name, given in (("exclude", exclude), ("candidates", candidates))
         }
         if is_table(histories):
-            found = read_histories(event_options(histories, {**options}).source())
+            found = read_histories(event_options(histories, {**options}).source(), observer)
             for place, user in enumerate(found.users):
                 yield Instance(found.items_of(place), user_id=user, **selection)
         elif isinstance(histories, Mapping):
@@ -300,14 +316,9 @@ def load_bundle(
     """
     keys = None if trusted_keys is None else TrustedKeys.read([Path(trusted_keys)])
     loaded = as_backbone(backbone)
-    try:
-        return Task(loaded, _verified(loaded, Path(path), keys))
-    except OSError as error:
-        raise ArgumentInvalid(
-            f"{Path(path)}: {error.strerror or error}.", hint="Give a bundle file."
-        ) from error
+    return Task(loaded, _verified(loaded, Blob(read_bytes(Path(path))), keys))
 
 
-def _verified(backbone: Backbone, source: Blob | Path, keys: TrustedKeys | None) -> VerifiedBundle:
+def _verified(backbone: Backbone, source: Blob, keys: TrustedKeys | None) -> VerifiedBundle:
     identity = BackboneIdentity(backbone.fingerprint, backbone.spec)
     return verify_bundle(source, backbone=identity, limits=BundleLimits(), trusted_keys=keys)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
-from peterrec.model.data.observer import SILENT
+from peterrec.model.disk import require_writable_file, require_writable_folder
 from peterrec.model.files.backbone_folder import LoadedBackbone, fingerprint_of
 from peterrec.model.kinds import KINDS, KindName
 from peterrec.model.training.finetune.settings import FinetuneSettings
@@ -13,8 +13,11 @@ from peterrec.model.training.options import options_of
 from peterrec.model.training.pretrain.settings import PretrainSettings
 from peterrec.service.errors import ArgumentInvalid
 from peterrec.service.jobs.options import AnswerOptions, EventOptions, TimeOptions, parse_blocks
+from peterrec.service.jobs.reading import ConsoleObserver
+from peterrec.service.jobs.recording import Recording
 from peterrec.service.jobs.task_file import TASK_OPTIONS, TaskEntry, read_task_file
 from peterrec.service.jobs.torchrun import place_of
+from peterrec.service.jobs.tracking.options import TrackOptions
 from peterrec.service.jobs.train import (
     FinetuneJob,
     OnExisting,
@@ -27,7 +30,7 @@ from peterrec.service.library import option_types as types
 from peterrec.service.library.backbone import Backbone, BackboneOrPath, as_backbone
 from peterrec.service.library.inputs import Histories, Listed, is_table, listed
 from peterrec.service.library.keywords import settings_of, taken, takes
-from peterrec.service.library.shown import bars_if
+from peterrec.service.library.shown import watched
 from peterrec.service.library.sources import (
     answer_options,
     event_options,
@@ -37,7 +40,9 @@ from peterrec.service.library.sources import (
 from peterrec.service.library.task import Task, task_of
 
 
-class PretrainArguments(types.EventKeywords, types.PretrainKeywords, total=False):
+class PretrainArguments(
+    types.EventKeywords, types.TrackKeywords, types.PretrainKeywords, total=False
+):
     """Keyword arguments of ``pretrain`` that stand for options of the command."""
 
 
@@ -45,17 +50,24 @@ class FinetuneArguments(
     types.EventKeywords,
     types.AnswerKeywords,
     types.TimeKeywords,
+    types.TrackKeywords,
     types.FinetuneKeywords,
     total=False,
 ):
     """Keyword arguments of ``finetune`` that stand for options of the command."""
 
 
-class ManyArguments(types.EventKeywords, types.TimeKeywords, types.FinetuneKeywords, total=False):
+class ManyArguments(
+    types.EventKeywords,
+    types.TimeKeywords,
+    types.TrackKeywords,
+    types.FinetuneKeywords,
+    total=False,
+):
     """Keyword arguments of ``finetune_many`` that stand for options of the command."""
 
 
-@takes(EventOptions, PretrainSettings)
+@takes(EventOptions, PretrainSettings, TrackOptions)
 def pretrain(
     interactions: Histories,
     *,
@@ -79,21 +91,24 @@ def pretrain(
     chosen = settings_of(PretrainSettings, given, settings)
     folder = None if out is None else Path(out)
     before = time_options(given).until
-    with place_of(device) as place, bars_if(progress) as bars:
+    if folder is not None:
+        require_writable_folder(folder)
+    with place_of(device) as place, watched(progress if place.workers.writes else False) as seen:
         trained, fingerprint = run_pretrain(
             events.source(before),
             chosen,
             folder,
             _on_existing(resume, overwrite),
-            bars if place.workers.writes else SILENT,
+            seen,
             place,
+            recording_of(given, seen),
         )
     items, weights = list(trained.vocabulary.items), trained.backbone.state_dict()
     name = fingerprint or fingerprint_of(trained.backbone.spec, items, weights)
     return Backbone(LoadedBackbone(trained.backbone, items, name, trained.record), trained)
 
 
-@takes(EventOptions, AnswerOptions, TimeOptions, FinetuneSettings)
+@takes(EventOptions, AnswerOptions, TimeOptions, FinetuneSettings, TrackOptions)
 def finetune(
     backbone: BackboneOrPath,
     interactions: Histories,
@@ -127,12 +142,14 @@ def finetune(
         name=name or ("task" if path is None else path.name.removesuffix(".bundle")),
         overwrite=overwrite,
     )
-    with bars_if(progress) as bars:
-        packed = run_finetune(loaded.loaded, job, chosen, bars)
+    if path is not None:
+        require_writable_file(path)
+    with watched(progress) as seen:
+        packed = run_finetune(loaded.loaded, job, chosen, seen, recording_of(given, seen))
     return _task(loaded, packed)
 
 
-@takes(EventOptions, TimeOptions, FinetuneSettings)
+@takes(EventOptions, TimeOptions, FinetuneSettings, TrackOptions)
 def finetune_many(
     backbone: BackboneOrPath,
     interactions: Histories,
@@ -168,8 +185,8 @@ def finetune_many(
         )
     patch = _patch(given, loaded)
     job = ManyJob(events, time_options(given), entries, folder, patch, overwrite)
-    with bars_if(progress) as bars:
-        trained = run_finetune_many(loaded.loaded, job, bars)
+    with watched(progress) as seen:
+        trained = run_finetune_many(loaded.loaded, job, seen, recording_of(given, seen))
     names = [entry.bundle_name for entry in entries]
     return {name: _task(loaded, packed) for name, (_, packed) in zip(names, trained, strict=True)}
 
@@ -177,16 +194,22 @@ def finetune_many(
 def finetune_settings(
     given: Mapping[str, object], backbone: Backbone, base: FinetuneSettings | None = None
 ) -> FinetuneSettings:
-    """Settings of fine-tuning; ``blocks`` may be a text, as on the command line."""
+    """Settings of fine-tuning; ``blocks`` may be a text, as on the command line: all is None."""
     values = dict(given)
-    blocks = values.get("blocks")
-    if isinstance(blocks, str):
-        values["blocks"] = parse_blocks(blocks, len(backbone.spec.dilations))
+    blocks = values.get("blocks", None if base is None else base.blocks)
+    if blocks is None or isinstance(blocks, str):
+        values["blocks"] = parse_blocks(blocks or "all", len(backbone.spec.dilations))
     if base is None and values.get("kind") not in KINDS:
         raise ArgumentInvalid(
             f"kind={values.get('kind')!r} is no kind of task.", hint=f"Give {', '.join(KINDS)}."
         )
     return settings_of(FinetuneSettings, values, base)
+
+
+def recording_of(given: Mapping[str, object], observer: ConsoleObserver) -> Recording:
+    """How a training is recorded; what goes wrong with it is a notice."""
+    options = TrackOptions(**taken(TrackOptions, given))
+    return Recording(options, observer.notice, observer.notices)
 
 
 def _on_existing(resume: bool, overwrite: bool) -> OnExisting:
@@ -240,7 +263,7 @@ def _entry(
         answers=answer_options(histories, user_column, str(kind), given),
         settings=settings_of(FinetuneSettings, given),
         name=name,
-        delimiter=str(given.get("delimiter", ",")),
+        delimiter=None if given.get("delimiter") is None else str(given["delimiter"]),
     )
 
 

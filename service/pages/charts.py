@@ -168,11 +168,11 @@ def draw_histogram(
     axes.legend(frameon=False)
 
 
-def _plain_number(value: float, _: int | None = None) -> str:
+def _plain_number(value: float, _: float = 0) -> str:
     return f"{value:,.0f}" if value >= 1 else ""
 
 
-def _number_of_few(value: float, _: int | None = None) -> str:
+def _number_of_few(value: float, _: float = 0) -> str:
     """A number between two powers of ten if it begins with 2 or 5, so that labels do not touch."""
     return _plain_number(value) if f"{value:.0e}"[0] in "25" else ""
 
@@ -210,7 +210,7 @@ def short_label(label: str) -> str:
     return text if len(text) <= LONGEST_LABEL else text[: LONGEST_LABEL - 1] + "…"
 
 
-def _style() -> dict[str, object]:
+def _style() -> dict[Any, Any]:  # Any: matplotlib lists the names of its settings
     """Matplotlib's settings: the page's colours, texts as texts, and equal files for equal data."""
     from cycler import cycler
 

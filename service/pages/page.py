@@ -92,7 +92,9 @@ def matrix(caption: str, labels: Sequence[str], counts: Sequence[Sequence[int]])
     """A table of counts with one row and one column per label, shaded by its row's share."""
     sums = [max(1, sum(row)) for row in counts]
     shades = [[count / of for count in row] for row, of in zip(counts, sums, strict=True)]
-    rows = [(label, *row) for label, row in zip(labels, counts, strict=True)]
+    rows: list[tuple[Cell, ...]] = [
+        (label, *row) for label, row in zip(labels, counts, strict=True)
+    ]
     return Table(caption, ("", *labels), rows, shades=shades)
 
 

@@ -3,7 +3,9 @@
 They are made for refusals only, so their time does not matter.
 """
 
+import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -98,6 +100,18 @@ def syntax_hint(form: BodyForm, body: bytes) -> str:
     else:
         hint = f"The body is JSON in UTF-8: {form.example}."
     return f"{hint} {DOCS}"
+
+
+def repeated_field(body: bytes) -> str | None:
+    """Return a field that occurs twice in one object of a JSON body; None if there is none."""
+    repeated: list[str] = []
+
+    def note(pairs: list[tuple[str, object]]) -> None:
+        names = Counter(name for name, _ in pairs)
+        repeated.extend(name for name, times in names.items() if times > 1)
+
+    json.loads(body, object_pairs_hook=note)
+    return repeated[0] if repeated else None
 
 
 def _hint_for_unknown(form: BodyForm, name: str, place: str) -> str:

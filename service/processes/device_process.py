@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import time
 from pathlib import Path
 
 import structlog
@@ -42,6 +43,8 @@ def run_device(settings: Settings) -> None:
     torch.set_num_threads(settings.threads or core_count())
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     stopping = _on_sigterm()
+    started = time.monotonic()
+    log.info("backbone_loading", folder=str(settings.backbone_dir))
     loaded = load_backbone(settings.backbone_dir)
     backbone = loaded.backbone.to(_device(settings.device))
     identity = BackboneIdentity(loaded.fingerprint, loaded.backbone.spec)
@@ -53,6 +56,7 @@ def run_device(settings: Settings) -> None:
         settings.trunk_cache_bytes,
         DTYPES.get(settings.patch_precision),
     )
+    log.info("kernels_loading", about="compiled once, which takes most of a minute")
     store.warm_up()
     context = zmq.Context()
     socket = context.socket(zmq.ROUTER)
@@ -62,7 +66,9 @@ def run_device(settings: Settings) -> None:
     device = DeviceLoop(socket, store, limits, events.emit)
     follower = _follower(settings, device, identity, events)
     follower.start()
-    log.info("device_started", device=str(backbone.embedding.weight.device))
+    seconds = round(time.monotonic() - started, 1)
+    device_name = str(backbone.embedding.weight.device)
+    log.info("device_started", device=device_name, seconds=seconds)
     try:
         with sparing_the_collector():
             device.run(follower, lambda: bool(stopping))

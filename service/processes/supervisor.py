@@ -20,6 +20,7 @@ from prometheus_client import start_http_server
 
 from peterrec.model.disk import make_folder, refusals, require_writable_folder
 from peterrec.model.files.backbone_info import read_info
+from peterrec.patches.bundle.signatures import TrustedKeys
 from peterrec.patches.errors import EmbeddedRedisFailed
 from peterrec.patches.identity import DEFAULT_TENANT
 from peterrec.patches.redis.client import open_redis
@@ -84,6 +85,8 @@ class StopRequest:
 def run_server(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, and until all requests in progress are answered. Blocks."""
     read_info(settings.backbone_dir)
+    if settings.trusted_keys is not None:
+        TrustedKeys.read([settings.trusted_keys])
     for folder in (settings.data_dir, settings.upload_dir):
         require_writable_folder(folder)
         make_folder(folder)

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
         TagsClassifier,
     )
     from peterrec.service.library.metrics import Metrics
+    from peterrec.service.library.reports import Report, data_info, report
     from peterrec.service.library.sample import sample_data
-    from peterrec.service.library.shown import DataNotice
     from peterrec.service.library.task import Task, load_bundle
     from peterrec.service.library.training import finetune, finetune_many, pretrain
 
@@ -36,39 +36,43 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backbone",
-    "DataNotice",
     "Metrics",
     "PeterRecError",
     "ProfileClassifier",
     "ProfileRegressor",
     "Recommender",
+    "Report",
     "TagsClassifier",
     "Task",
     "__version__",
+    "data_info",
     "finetune",
     "finetune_many",
     "load_backbone",
     "load_bundle",
     "pretrain",
+    "report",
     "sample_data",
 ]
 
 _LIBRARY = "peterrec.service.library"
 _PLACES = {
     "Backbone": f"{_LIBRARY}.backbone",
-    "DataNotice": f"{_LIBRARY}.shown",
     "Metrics": f"{_LIBRARY}.metrics",
     "PeterRecError": "peterrec.model.errors",
     "ProfileClassifier": f"{_LIBRARY}.estimators",
     "ProfileRegressor": f"{_LIBRARY}.estimators",
     "Recommender": f"{_LIBRARY}.estimators",
+    "Report": f"{_LIBRARY}.reports",
     "TagsClassifier": f"{_LIBRARY}.estimators",
     "Task": f"{_LIBRARY}.task",
+    "data_info": f"{_LIBRARY}.reports",
     "finetune": f"{_LIBRARY}.training",
     "finetune_many": f"{_LIBRARY}.training",
     "load_backbone": f"{_LIBRARY}.backbone",
     "load_bundle": f"{_LIBRARY}.task",
     "pretrain": f"{_LIBRARY}.training",
+    "report": f"{_LIBRARY}.reports",
     "sample_data": f"{_LIBRARY}.sample",
 }
 """The module of each public name."""

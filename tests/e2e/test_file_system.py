@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -36,7 +37,10 @@ class Place:
         (folder / "locked").chmod(0o555)
 
     def start(
-        self, *arguments: str, stdout: int = subprocess.PIPE, **environment: str
+        self,
+        *arguments: str,
+        stdout: int = subprocess.PIPE,
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> "subprocess.Popen[str]":
         return subprocess.Popen(
             [*PROGRAM, *arguments],
@@ -48,17 +52,17 @@ class Place:
             preexec_fn=obey_permissions,
         )
 
-    def refused(self, *arguments: str, status: int = 1, **environment: str) -> str:
+    def refused(self, *arguments: str) -> str:
         """Run a command that must fail; returns what it said."""
-        process = self.start(*arguments, **environment)
+        process = self.start(*arguments)
         _, said = process.communicate(timeout=100)
-        assert process.returncode == status, said
+        assert process.returncode == 1, said
         assert "Traceback" not in said
         assert "Error" not in said
         return said
 
     def run(self, *arguments: str, **environment: str) -> str:
-        process = self.start(*arguments, **environment)
+        process = self.start(*arguments, environment=environment)
         out, said = process.communicate(timeout=100)
         assert process.returncode == 0, said
         return out

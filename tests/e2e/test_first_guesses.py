@@ -155,3 +155,47 @@ def test_a_misspelt_parameter_of_a_push_registers_nothing(api, workshop, name, h
 
 def test_probes_of_health_may_have_any_parameter(api):
     assert api.get("/readyz?verbose=1").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/task/value/predict", "Is POST /tasks/{task}/predict meant?"),
+        ("/tasks/value/predict/", "Is POST /tasks/{task}/predict meant?"),
+        ("/tasks/value/predicts", "Is POST /tasks/{task}/predict meant?"),
+        ("/user/predict", "Is POST /users/predict meant?"),
+        ("/tasks/value/alias/prod", "/tasks/{task}/aliases/{alias}"),
+        ("/nothing-like-it", "/docs lists the routes."),
+    ],
+)
+def test_a_path_that_nearly_exists_gets_a_hint(api, path, hint):
+    answer = api.post(path, json={"history": []})
+    assert (answer.status_code, answer.json()["code"]) == (404, "route_not_found")
+    assert hint in answer.json()["hint"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "hint"),
+    [
+        ("PUT", "/tasks/value", {"descripton": "x"}, "Is `description` meant"),
+        ("PUT", "/tasks/value/aliases/prod", {"versoin": 1}, "Is `version` meant"),
+        ("PUT", "/tasks/value/traffic", {"canaries": []}, "Is `canary` meant"),
+        ("PUT", "/tasks/value/traffic", {"guard": {"max_p99": 1}}, "Is `max_p99_ms` meant"),
+        ("POST", "/keys", {"name": "x", "scope": ["predict"]}, "Is `scopes` meant"),
+    ],
+)
+def test_a_field_that_an_administrator_misspells_gets_a_hint(api, method, path, body, hint):
+    answer = api.request(method, path, json=body)
+    assert (answer.status_code, answer.json()["code"]) == (400, "malformed_request")
+    assert hint in answer.json()["hint"]
+
+
+def test_a_bundle_in_a_form_is_told_how_to_come(api, workshop):
+    answer = api.post("/tasks/form/versions", files={"file": workshop.bundle("value", 1)})
+    assert (answer.status_code, answer.json()["code"]) == (400, "malformed_request")
+    assert "--data-binary" in answer.json()["hint"]
+
+
+def test_a_task_that_is_named_twice_is_named(api):
+    answer = api.post(CARD, json={"history": [], "tasks": ["value", "tags", {"task": "value"}]})
+    assert "task 'value' is named 2 times" in answer.json()["detail"]

@@ -17,6 +17,8 @@ from peterrec.service import errors
 from peterrec.service.errors import (
     HTTP_STATUS,
     ROW_ERRORS,
+    BundleNotReady,
+    BundleUnservable,
     DeadlineExceeded,
     DeviceRefusal,
     ErrorBody,
@@ -26,6 +28,7 @@ from peterrec.service.errors import (
     RowError,
     RowFailed,
     TaskNotActive,
+    outcome_of,
     plain_problem,
     problem_of,
     push_error,
@@ -153,12 +156,20 @@ def test_a_refused_push_lists_every_reason(category, status, code):
         ([TaskNotActive("a"), QueueFull("full")], "queue_full"),
         ([DeadlineExceeded(), QueueFull("full")], "queue_full"),
         ([QueueFull("full"), RowFailed()], "row_failed"),
+        ([BundleUnservable("a", 1, "x"), BundleNotReady("of a")], "bundle_not_ready"),
     ],
 )
 def test_of_several_errors_the_gravest_stands_for_all_and_the_first_before_its_equals(errors, code):
     problem = problem_of(NothingAnswered(dict(zip("ab", errors, strict=True))), "x")
     assert problem.code == code
     assert problem.status == next(HTTP_STATUS[e.category] for e in errors if e.code == code)
+
+
+def test_a_bundle_that_can_not_be_loaded_counts_as_a_fault_and_not_as_the_callers_mistake():
+    refused = BundleUnservable("a", 1, "backbone_mismatch")
+    assert (HTTP_STATUS[refused.category], refused.is_retryable) == (409, False)
+    assert outcome_of(refused) == outcome_of(NothingAnswered({"a": refused})) == "error"
+    assert outcome_of(TaskNotActive("a")) == "client_error"
 
 
 def test_a_call_that_answers_nothing_lists_the_error_of_each():

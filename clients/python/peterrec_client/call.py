@@ -23,6 +23,14 @@ REPEATED_STATUSES = frozenset({429, 502, 503})
 """Statuses of requests that were not run, or that reached no server that could run them."""
 
 
+CHUNK_BYTES = 1 << 20
+"""Bytes of a file that are read and sent at a time."""
+
+
+def unheard(sent: int) -> None:
+    """Ignore how many bytes were sent."""
+
+
 class Repeat(StrEnum):
     """When a failed attempt may be followed by another."""
 
@@ -35,9 +43,10 @@ class Repeat(StrEnum):
 class Call(Generic[T]):
     """What to send and how to read the answer.
 
-    A ``Path`` as body is streamed from the file. ``timeout_s`` covers all attempts; None means the
-    client's own. ``read`` raises msgspec's errors if it does not understand an answer. Statuses in
-    ``also_answers`` are answers rather than errors.
+    A ``Path`` as body is streamed from the file, and ``on_sent`` is called with the number of bytes
+    sent so far. ``timeout_s`` covers all attempts; None means the client's own. ``read`` raises
+    msgspec's errors if it does not understand an answer. Statuses in ``also_answers`` are answers
+    rather than errors.
     """
 
     method: str
@@ -49,6 +58,7 @@ class Call(Generic[T]):
     repeat: Repeat = Repeat.ALWAYS
     timeout_s: float | None = None
     also_answers: frozenset[int] = frozenset()
+    on_sent: Callable[[int], None] = unheard
 
     def headers_for(self, left_s: float) -> dict[str, str]:
         """Headers of an attempt. The server drops work that it can't do in the time left."""

@@ -1,8 +1,10 @@
 """The blocking client."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal, Self, Unpack
@@ -23,7 +25,7 @@ from peterrec_client.answers import (
     TaskDetail,
     UserPrediction,
 )
-from peterrec_client.call import Call, Lost, Outcome, Reply, T, timeouts
+from peterrec_client.call import CHUNK_BYTES, Call, Lost, Outcome, Reply, T, timeouts, unheard
 from peterrec_client.connecting import DEFAULT_TIMEOUT_S, http_options
 from peterrec_client.following import Event
 from peterrec_client.kinds import ItemId, Prediction
@@ -192,13 +194,16 @@ class Client:
         body: object = None,
         params: Mapping[str, str] = {},
         if_revision: int | None = None,
+        on_sent: Callable[[int], None] = unheard,
     ) -> bytes:
         """Make a call that has no separate method, and return the body of the answer.
 
-        ``body`` is sent as JSON, a ``Path`` as the bytes of that file. With ``if_revision``, the
-        task must still have this revision, else ``StaleRevision`` is raised.
+        ``body`` is sent as JSON, a ``Path`` as the bytes of that file; ``on_sent`` is then called
+        with the number of bytes sent so far, from 0 again if the call is repeated. With
+        ``if_revision``, the task must still have this revision, else ``StaleRevision`` is raised.
         """
-        return self._run(administering.request(method, path, body, params, if_revision))
+        call = administering.request(method, path, body, params, if_revision)
+        return self._run(replace(call, on_sent=on_sent))
 
     def events(self, since: int | None = None) -> Iterator[Event]:
         """Yield the registry's changes as they happen; with ``since``, first those after it.
@@ -228,12 +233,12 @@ class Client:
 
     def _attempt(self, call: Call[T], timeout_s: float, left_s: float) -> Outcome:
         try:
-            with _content(call.body) as content:
+            with _content(call) as (content, length):
                 response = self._http.request(
                     call.method,
                     call.path,
                     params=call.params,
-                    headers=call.headers_for(left_s),
+                    headers={**call.headers_for(left_s), "Content-Length": str(length)},
                     content=content,
                     timeout=timeouts(left_s),
                 )
@@ -243,9 +248,18 @@ class Client:
 
 
 @contextmanager
-def _content(body: bytes | Path) -> Iterator[bytes | BinaryIO]:
-    if isinstance(body, bytes):
-        yield body
+def _content(call: Call[T]) -> Iterator[tuple[bytes | Iterator[bytes], int]]:
+    """The content to send and its length in bytes."""
+    if isinstance(call.body, bytes):
+        yield call.body, len(call.body)
         return
-    with body.open("rb") as file:
-        yield file
+    with call.body.open("rb") as file:
+        yield _chunks(file, call.on_sent), os.fstat(file.fileno()).st_size
+
+
+def _chunks(file: BinaryIO, on_sent: Callable[[int], None]) -> Iterator[bytes]:
+    """A file's bytes; those before the ones that are asked for were sent."""
+    on_sent(0)
+    while chunk := file.read(CHUNK_BYTES):
+        yield chunk
+        on_sent(file.tell())

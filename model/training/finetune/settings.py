@@ -118,7 +118,7 @@ class FinetuneSettings(LoopSettings):
     def __post_init__(self) -> None:
         if self.unit is not None and KINDS[self.kind].outputs != "number":
             raise InvalidSpec(
-                f"a {self.kind} task has no unit.", hint="Leave --unit out, or use --kind value."
+                f"a {self.kind} task has no unit.", hint="Leave `unit` out, or use `kind` value."
             )
 
     def geometry(self, block_count: int) -> PatchGeometry:

@@ -18,6 +18,9 @@ from peterrec.model.training.objectives.objective import Rows, label_indices
 from peterrec.model.training.objectives.summary import AnswerSummary, counted, listed
 from peterrec.model.training.softmax import choose_loss, sampled_softmax_loss
 
+LISTED_ITEMS = 3
+"""Target items that a summary lists, the most frequent first."""
+
 OUTSIDE = -1
 """Catalog index of an item that the catalog does not have."""
 
@@ -54,7 +57,7 @@ class RankingObjective:
         text = (
             f"{examples.source}: {counted(len(rows), 'user')} with {counts.total():,} targets, "
             f"{np.median(lengths):g} each in the median and at most {lengths.max():,}, of "
-            f"{counted(len(counts), 'item')}: {listed(counts, len(rows))}."
+            f"{counted(len(counts), 'item')}: {listed(counts, len(rows), LISTED_ITEMS)}."
         )
         return AnswerSummary(text, tuple(_doubts(examples, rows)))
 

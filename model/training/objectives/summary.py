@@ -23,14 +23,14 @@ class AnswerSummary:
     doubts: tuple[str, ...] = ()
 
 
-def listed(counts: Mapping[str, int], users: int) -> str:
+def listed(counts: Mapping[str, int], users: int, most: int = LISTED) -> str:
     """The most frequent answers with their users, and the rarest one if not all are listed."""
     ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-    shown = ", ".join(f"{brief(text)} {n:,} ({n / users:.1%})" for text, n in ranked[:LISTED])
-    if len(ranked) <= LISTED:
+    shown = ", ".join(f"{brief(text)} {n:,} ({n / users:.1%})" for text, n in ranked[:most])
+    if len(ranked) <= most:
         return shown
     text, fewest = ranked[-1]
-    return f"{shown} and {len(ranked) - LISTED:,} more, down to {brief(text)} with {fewest:,}"
+    return f"{shown} and {len(ranked) - most:,} more, down to {brief(text)} with {fewest:,}"
 
 
 def doubts_of_small(counts: Counter[str], noun: str) -> list[str]:

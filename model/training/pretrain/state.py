@@ -111,7 +111,7 @@ def _journal(path: Path, tensors: dict[str, Tensor]) -> Document:
         journal: Document = json.loads(tensors.pop(JOURNAL).numpy().tobytes())
     except (KeyError, ValueError) as error:
         raise TensorFileInvalid(
-            f"{path} is not the checkpoint of a pretraining.", hint="Start anew with --overwrite."
+            f"{path} is not the checkpoint of a pretraining.", hint="Start anew with `overwrite`."
         ) from error
     return journal
 

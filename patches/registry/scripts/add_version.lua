@@ -10,6 +10,7 @@ if known and not is_moved then
 end
 local other = is_moved and task and other_outputs(arg.digest, task.aliases[arg.alias])
 if other then return other end
+local note = is_moved and task and outputs_note(arg.digest, task.aliases[arg.alias]) or nil
 local revision = new_revision()
 if task and is_moved then remember(state_of(task)) end
 task = task or new_task()
@@ -25,5 +26,5 @@ local previous = is_moved and point(task, arg.alias, arg.digest, version) or nil
 save_task(task, revision)
 record(revision, known and 'set_alias' or 'add_version', {
   tenant = arg.tenant, task = arg.task, alias = arg.alias, previous = previous,
-  current = arg.digest, version = version})
+  current = arg.digest, version = version, note = note})
 return done({revision = revision, version = version, was_created = not known})

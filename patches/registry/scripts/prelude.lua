@@ -152,3 +152,12 @@ local function other_outputs(digest, target)
   return cjson.encode({error = before and after and 'outputs_differ' or 'outputs_unknown',
                        digest = digest, previous = target.digest, found = target.version})
 end
+
+-- What the audit trail notes of a change that was allowed to give the callers of `target` other
+-- outputs; nil if it does not.
+local function outputs_note(digest, target)
+  if not arg.allow_new_outputs or not target or target.digest == digest then return nil end
+  local before, after = outputs_of(target.digest), outputs_of(digest)
+  if before and before == after then return nil end
+  return 'new outputs were allowed'
+end

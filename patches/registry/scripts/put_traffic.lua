@@ -16,14 +16,17 @@ local previous = text_of(task.traffic)
 if previous == arg.traffic then
   return cjson.encode({revision = task.revision, traffic = previous, previous_traffic = previous})
 end
+local note
 for _, digest in ipairs(arg.digests) do
   local other = other_outputs(digest, task.aliases[PROD])
   if other then return other end
+  note = note or outputs_note(digest, task.aliases[PROD])
 end
 local revision = new_revision()
 remember(state_of(task))
 task.traffic = {text = arg.traffic, versions = versions, revision = revision}
 save_task(task, revision)
 record(revision, 'put_traffic', {
-  tenant = arg.tenant, task = arg.task, traffic = arg.traffic, previous_traffic = previous})
+  tenant = arg.tenant, task = arg.task, traffic = arg.traffic, previous_traffic = previous,
+  note = note})
 return done({revision = revision, traffic = arg.traffic, previous_traffic = previous})

@@ -11,12 +11,13 @@ if names(task, arg.alias, arg.digest) then
 end
 local other = other_outputs(arg.digest, task.aliases[arg.alias])
 if other then return other end
+local note = outputs_note(arg.digest, task.aliases[arg.alias])
 local revision = new_revision()
 remember(state_of(task))
 local previous = point(task, arg.alias, arg.digest, known.version)
 save_task(task, revision)
 record(revision, 'set_alias', {
   tenant = arg.tenant, task = arg.task, alias = arg.alias, previous = previous,
-  current = arg.digest, version = known.version})
+  current = arg.digest, version = known.version, note = note})
 return done({revision = revision, version = known.version, digest = arg.digest,
              previous = previous})

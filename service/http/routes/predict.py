@@ -274,8 +274,11 @@ def _choices(
             f"the call is for {len(choices)} tasks, at most {MAX_TASKS} are accepted.",
             hint="Name the tasks that you need.",
         )
-    if len({choice.task for choice in choices}) != len(choices):
-        raise MalformedRequest("a task is named twice at $.tasks.", hint="Name it once.")
+    ((name, times),) = Counter(choice.task for choice in choices).most_common(1) or [("", 0)]
+    if times > 1:
+        raise MalformedRequest(
+            f"task {name[:128]!r} is named {times} times at $.tasks.", hint="Name it once."
+        )
     return choices
 
 

@@ -13,7 +13,7 @@ from peterrec.patches.identity import Digest, format_digest
 from peterrec.patches.registry.outputs import FileReader, read_outputs
 from peterrec.patches.registry.records import VersionSummary
 from peterrec.patches.registry.registry import DEFAULT_ALIAS
-from peterrec.service.errors import BodyTooLarge, ErrorBody, push_error
+from peterrec.service.errors import BodyTooLarge, ErrorBody, MalformedRequest, push_error
 from peterrec.service.http.asgi import ClientLeft
 from peterrec.service.http.context import (
     VALIDATE_TIMEOUT_S,
@@ -109,7 +109,7 @@ async def push(
         await context.give_way()
         validated = await _validate(context, path, store=not validate_only)
         if validate_only and alias and not allow_new_outputs:
-            outputs = await read_outputs(FileReader(path))
+            outputs = await read_outputs(await FileReader.open(path))
             await registry.compare_outputs(caller.tenant, name, alias, outputs)
     await context.give_way()
     if validate_only:
@@ -175,6 +175,11 @@ async def delete_version(
 
 async def _chunks(request: Request, limit_bytes: int) -> AsyncIterator[bytes]:
     """Yield the body as it arrives. A declared length past the limit is refused before that."""
+    if request.headers.get("content-type", "").startswith("multipart/"):
+        raise MalformedRequest(
+            "the body is a multipart form.",
+            hint="Send the bundle's bytes themselves: curl --data-binary @FILE.",
+        )
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit_bytes:
         raise BodyTooLarge(limit_bytes)

@@ -13,7 +13,7 @@ from peterrec.service.jobs.report.kinds.descriptor import in_words, number, with
 from peterrec.service.jobs.report.next_items import NextItems, gains_of
 from peterrec.service.jobs.report.task import length_groups, length_text
 from peterrec.service.pages.charts import histogram
-from peterrec.service.pages.page import Part, Section, Table, Text, table
+from peterrec.service.pages.page import Cell, Part, Section, Table, Text, table
 
 POPULARITY = "popularity"
 
@@ -96,7 +96,7 @@ def _by_length(found: NextItems) -> Table:
     metrics = {f"own {group}": within(own, groups == group) for group in present}
     metrics |= {f"popular {group}": within(popular, groups == group) for group in present}
     values = estimates(metrics, len(groups))
-    rows = [
+    rows: list[tuple[Cell, ...]] = [
         (
             length_text(group),
             int((groups == group).sum()),
@@ -119,7 +119,7 @@ def _vocabulary(found: NextItems) -> list[Part]:
     metrics = {f"own {at}": within(own, group == at) for at in present}
     metrics |= {f"popular {at}": within(popular, group == at) for at in present}
     values = estimates(metrics, len(group))
-    rows = [
+    rows: list[tuple[Cell, ...]] = [
         (
             PARTS[at][0],
             int((group == at).sum()),

@@ -15,7 +15,7 @@ from peterrec.model.data.examples import Examples
 from peterrec.model.spec import FIRST_ITEM
 from peterrec.model.training.batches import TokenRow
 from peterrec.model.training.intervals import Floats, Ints
-from peterrec.model.training.objectives import Objective
+from peterrec.model.training.objectives import Objective, ScaledObjective
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -59,6 +59,8 @@ def linear_logits(
 
 def _targets(objective: Objective) -> Any:  # Any: numbers whose form depends on the kind
     targets: Tensor = objective.targets  # type: ignore[attr-defined]  # of each kind below
+    if isinstance(objective, ScaledObjective):
+        targets = (targets - objective.scale.shift) / objective.scale.scale
     return targets.numpy()
 
 

@@ -18,13 +18,14 @@ from peterrec.model.training.training_file import (
     training_file_of,
 )
 from peterrec.patches.bundle.bundle import Manifest, format_digest
+from peterrec.patches.identity import Digest
 from peterrec.service.jobs.report.curves import settings_table, training_section, value_text
 from peterrec.service.jobs.report.kinds import REPORTS
 from peterrec.service.jobs.report.kinds.descriptor import KindReport, in_words, number, within
-from peterrec.service.jobs.report.tested import (
+from peterrec.service.jobs.report.measured import (
     PRIOR,
+    MeasuredTask,
     RecordedTraining,
-    TestedTask,
     recorded_training,
 )
 from peterrec.service.pages.charts import bar_chart, histogram
@@ -49,7 +50,7 @@ class BundleFile:
 
     path: Path
     manifest: Manifest
-    digest: str
+    digest: Digest
 
     @property
     def recorded(self) -> RecordedTraining:
@@ -87,6 +88,7 @@ def about_section(file: BundleFile) -> Section:
         ("name", manifest.name),
         ("kind", f"{head.kind}, {head.outputs:,} output{'s' if head.outputs != 1 else ''}"),
         *([("labels", value_text(head.labels))] if head.labels else []),
+        *([("unit", head.unit)] if head.unit else []),
         ("version", format_digest(file.digest)),
         ("backbone", manifest.backbone),
         ("patch", _patch_text(manifest)),
@@ -135,7 +137,7 @@ def history_section(file: BundleFile) -> Section:
     return training_section(log, None if objective is None else objective.primary_metric)
 
 
-def test_sections(tested: TestedTask, shows_samples: bool) -> list[Section]:
+def measured_sections(tested: MeasuredTask, shows_samples: bool) -> list[Section]:
     """Everything that is measured on users of the given data."""
     report = REPORTS.get(tested.kind)
     if report is None:
@@ -149,7 +151,7 @@ def test_sections(tested: TestedTask, shows_samples: bool) -> list[Section]:
     ]
 
 
-def _plain_metrics(tested: TestedTask) -> Table:
+def _plain_metrics(tested: MeasuredTask) -> Table:
     rows = torch.from_numpy(tested.rows)
     found = defined(tested.objective.metrics(tested.predictions, rows))
     prior = defined(tested.objective.metrics(tested.baselines[PRIOR], rows))
@@ -159,7 +161,7 @@ def _plain_metrics(tested: TestedTask) -> Table:
     return table("Metrics", ("metric", "this task", PRIOR), shown)
 
 
-def metric_estimates(tested: TestedTask, report: KindReport) -> dict[str, dict[str, Estimate]]:
+def metric_estimates(tested: MeasuredTask, report: KindReport) -> dict[str, dict[str, Estimate]]:
     """Every metric with its interval, of the task, of each baseline, and of the task's gain.
 
     The gain is the difference from the answer that ignores the history, on the same resamples.
@@ -176,7 +178,7 @@ def metric_estimates(tested: TestedTask, report: KindReport) -> dict[str, dict[s
     }
 
 
-def _metrics(tested: TestedTask, report: KindReport) -> Table:
+def _metrics(tested: MeasuredTask, report: KindReport) -> Table:
     found = metric_estimates(tested, report)
     rows = [
         (
@@ -196,7 +198,7 @@ def _metrics(tested: TestedTask, report: KindReport) -> Table:
     return table("Metrics", header, rows, note)
 
 
-def _by_length(tested: TestedTask, report: KindReport) -> Table:
+def _by_length(tested: MeasuredTask, report: KindReport) -> Table:
     own = report.metrics(tested, tested.predictions)
     name = report.of_groups or next(iter(own))
     prior = report.metrics(tested, tested.baselines[PRIOR])[name]
@@ -234,7 +236,7 @@ def length_text(group: int) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def _users(tested: TestedTask) -> Sequence[Part]:
+def _users(tested: MeasuredTask) -> Sequence[Part]:
     sizes = {
         "training": tested.split.train,
         "validation": tested.split.validation,
@@ -252,7 +254,7 @@ def _users(tested: TestedTask) -> Sequence[Part]:
     return parts
 
 
-def _samples(tested: TestedTask, report: KindReport) -> Section:
+def _samples(tested: MeasuredTask, report: KindReport) -> Section:
     """Some measured users, from the shortest to the longest history."""
     order: Ints = np.argsort(tested.lengths, kind="stable")
     chosen = order[np.unique(np.linspace(0, len(order) - 1, SAMPLES).astype(int))]
@@ -280,7 +282,7 @@ def _samples(tested: TestedTask, report: KindReport) -> Section:
     )
 
 
-def _newest(tested: TestedTask, row: int) -> str:
+def _newest(tested: MeasuredTask, row: int) -> str:
     items = tested.examples.items
     tokens = tested.examples.rows[row][-NEWEST:].tolist()
     return ", ".join(

@@ -1,14 +1,14 @@
 """The work of ``peterrec report``: read what there is, measure what the data allow, and write."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from hashlib import sha256
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from peterrec.model.data.histories import Histories, UserLabels
 from peterrec.model.data.interactions import InteractionSource, histories_of, read_events
 from peterrec.model.data.observer import SILENT, ReadingObserver
 from peterrec.model.data.statistics import DataInfo, describe_events
+from peterrec.model.disk import read_bytes, require_writable_file, write_text
 from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone
 from peterrec.model.files.backbone_info import SPEC
 from peterrec.model.files.tensors import read_tensors
@@ -19,22 +19,24 @@ from peterrec.model.training.training_file import (
     read_training_file,
 )
 from peterrec.patches.bundle.bundle import read_manifest
+from peterrec.patches.identity import digest_of
 from peterrec.service.errors import OutputExists, ReportSubjectUnknown
+from peterrec.service.jobs.data_page import charts_of, summary_table, time_parts
 from peterrec.service.jobs.options import Answers
 from peterrec.service.jobs.packing import unpack_task
 from peterrec.service.jobs.report import backbone as of_backbone
 from peterrec.service.jobs.report import task as of_task
 from peterrec.service.jobs.report.curves import training_section
 from peterrec.service.jobs.report.kinds import REPORTS
-from peterrec.service.jobs.report.next_items import predict_last_items
-from peterrec.service.jobs.report.tested import (
-    TestedTask,
+from peterrec.service.jobs.report.measured import (
+    MeasuredTask,
     examples_of,
+    measure_task,
     recorded_training,
-    test_task,
 )
+from peterrec.service.jobs.report.next_items import predict_last_items
 from peterrec.service.jobs.train import OUTPUT_LAYER, Part
-from peterrec.service.pages.page import Section, Text, page, table
+from peterrec.service.pages.page import Section, Text, page
 
 MAKES_MORE = {
     "task": "With --backbone, --interactions and the options of the answers (such as --labels and "
@@ -53,7 +55,8 @@ class ReportJob:
     """What to report on, and the data to measure it on, if there are any.
 
     ``subject`` is a bundle or a backbone folder. A bundle is measured if ``backbone``,
-    ``interactions`` and ``answers`` are given, a backbone if ``interactions`` are.
+    ``interactions`` and ``answers`` are given, a backbone if ``interactions`` are. ``notices`` are
+    read after the data: what the observer was told while they were read.
     """
 
     subject: Path
@@ -62,7 +65,8 @@ class ReportJob:
     answers: Answers | None = None
     part: Part = "test"
     shows_samples: bool = True
-    observer: ReadingObserver = field(default=SILENT)
+    observer: ReadingObserver = SILENT
+    notices: Sequence[str] = ()
 
 
 def is_backbone(subject: Path) -> bool:
@@ -80,12 +84,9 @@ def is_backbone(subject: Path) -> bool:
 def run_report(job: ReportJob, out: Path, overwrite: bool) -> None:
     """Write the page."""
     if out.exists() and not overwrite:
-        raise OutputExists(f"{out} exists.", hint="Give another --out, or --overwrite.")
-    html = report_page(job)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    partial.write_text(html, encoding="utf-8")
-    partial.replace(out)
+        raise OutputExists(f"{out} exists.", hint="Give another `out`, or `overwrite`.")
+    require_writable_file(out)
+    write_text(out, report_page(job))
 
 
 def report_page(job: ReportJob) -> str:
@@ -94,8 +95,8 @@ def report_page(job: ReportJob) -> str:
 
 
 def _task_page(job: ReportJob) -> str:
-    data = job.subject.read_bytes()
-    file = of_task.BundleFile(job.subject, read_manifest(data), sha256(data).hexdigest())
+    data = read_bytes(job.subject)
+    file = of_task.BundleFile(job.subject, read_manifest(data), digest_of(data))
     manifest = file.manifest
     about, history = of_task.about_section(file), of_task.history_section(file)
     recorded = of_task.recorded_section(file)
@@ -108,18 +109,18 @@ def _task_page(job: ReportJob) -> str:
     events = read_events(job.interactions, job.observer)
     histories = histories_of(events)
     labels = job.answers.read(manifest.kind, job.observer)
-    settings = recorded_training(manifest).split_settings()
+    settings = recorded_training(manifest).split_settings(manifest.kind)
     examples = examples_of(loaded, histories, labels, settings)
-    tested = test_task(task, examples, job.part == "test", job.observer.progress)
+    tested = measure_task(task, examples, job.part == "test", job.observer.progress)
     lead = [*_differing(file, histories, labels), _measured(tested, job.part)]
     shows_samples = job.shows_samples and manifest.kind in REPORTS
     lead += [Text(PERSONAL, is_notice=True)] if shows_samples else []
-    measured = of_task.test_sections(tested, job.shows_samples)
-    info = data_section(describe_events(events))
+    measured = of_task.measured_sections(tested, job.shows_samples)
+    info = _data_section(job, describe_events(events, job.observer.progress))
     return page(title, [about, *measured, info, history, recorded], lead)
 
 
-def _measured(tested: TestedTask, part: Part) -> Text:
+def _measured(tested: MeasuredTask, part: Part) -> Text:
     which = "that fine-tuning kept apart for the test" if part == "test" else "of the given data"
     return Text(f"Measured on the {len(tested.rows):,} users {which}.")
 
@@ -154,7 +155,7 @@ def _backbone_page(job: ReportJob) -> str:
     if job.interactions is None:
         return page(title, [about, *after], [Text(MAKES_MORE["backbone"], is_notice=True)])
     events = read_events(job.interactions, job.observer)
-    info = data_section(describe_events(events))
+    info = _data_section(job, describe_events(events, job.observer.progress))
     measured, notices = _next_items(loaded, job, histories_of(events))
     return page(title, [about, *measured, info, *after], notices)
 
@@ -185,19 +186,10 @@ def _next_items(
     return of_backbone.next_item_sections(found), notices
 
 
-def data_section(info: DataInfo) -> Section:
-    """A summary of the events that were given."""
-    lengths = info.length_spread.quantiles
-    rows = [
-        ("events", info.events),
-        ("users", info.users),
-        ("items", info.items),
-        ("items of a user", f"median {lengths['median']:g}, 95 % have at most {lengths['p95']:g}"),
-        ("events that repeat an item of the user", f"{info.repeated_share:.1%}"),
-        *(
-            [("first event", info.times.first), ("last event", info.times.last)]
-            if info.times
-            else []
-        ),
-    ]
-    return Section("The data", [table("Events", ("", ""), rows)])
+def _data_section(job: ReportJob, info: DataInfo) -> Section:
+    """A summary of the events that were given, and what was noticed while they were read."""
+    notices = [Text(notice, is_notice=True) for notice in job.notices]
+    parts = [*notices, summary_table(info), *charts_of(info)]
+    if job.interactions is not None and info.times is not None:
+        parts += time_parts(job.interactions.order_column, info.times)
+    return Section("The data", parts)

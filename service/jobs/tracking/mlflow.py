@@ -59,7 +59,7 @@ def open_tracker(target: str, name: str) -> "MlflowRun":
     except Exception as error:  # of MLflow, its database or its HTTP library: dozens of classes
         raise TrackerUnavailable(
             f"MLflow at {without_passwords(uri)} can't be used: {in_short(error)}.",
-            hint="Give --track-to http://HOST:PORT or sqlite:///FILE.db, or leave --track out.",
+            hint="Give `track_to` http://HOST:PORT or sqlite:///FILE.db, or leave `track` out.",
         ) from error
     return MlflowRun(client, str(run.info.run_id))
 

@@ -30,7 +30,7 @@ def open_tracker(target: str, name: str) -> "TensorBoardRun":
     except OSError as error:
         raise TrackerUnavailable(
             f"{folder} can't be written: {error.strerror}.",
-            hint="Give --track-to another folder.",
+            hint="Give another `track_to`.",
         ) from error
 
 

@@ -45,7 +45,7 @@ def missing(kind: TrackerName, error: ImportError) -> TrackerMissing:
     """The error of a tracker whose library is not installed."""
     return TrackerMissing(
         f"--track {kind} needs a library that is not installed: {error}.",
-        hint=f"pip install 'peterrec-serving[{kind}]', or leave --track out.",
+        hint=f"pip install 'peterrec-serving[{kind}]', or leave `track` out.",
     )
 
 

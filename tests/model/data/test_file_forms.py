@@ -4,6 +4,7 @@ import gzip
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import cycle
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -14,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-import zstandard
 
 from peterrec.model.data.histories import Histories
 from peterrec.model.data.interactions import InteractionSource, read_histories
@@ -120,12 +120,23 @@ def written(
     return make
 
 
+def zstd(data: bytes) -> bytes:
+    packed: bytes = pa.Codec("zstd").compress(data, asbytes=True)
+    return packed
+
+
 def marked(data: bytes) -> bytes:
     return b"\xef\xbb\xbf" + data
 
 
 def blank_lines(data: bytes) -> bytes:
     return b"\n" + data.replace(b"\n", b"\n\n")
+
+
+def mixed_ends(data: bytes) -> bytes:
+    """Lines that end in CRLF, LF and CR in turn, as files that were put together have them."""
+    ends = cycle([b"\r\n", b"\n", b"\r"])
+    return b"".join(line + next(ends) for line in data.splitlines())
 
 
 def in_a_folder(make: Make) -> Make:
@@ -143,6 +154,10 @@ TEXTS: dict[str, Make] = {
     "csv, all fields quoted": written("e.csv", quoted=True),
     "csv with CRLF": written("e.csv", end="\r\n"),
     "csv with CR": written("e.csv", end="\r"),
+    "csv with several kinds of line ends": written("e.csv", encode=mixed_ends),
+    "csv.gz with several kinds of line ends": written(
+        "e.csv.gz", encode=lambda data: gzip.compress(mixed_ends(data))
+    ),
     "csv with a byte-order mark": written("e.csv", encode=marked),
     "csv with trailing commas": written("e.csv", tail=","),
     "csv with blank lines": written("e.csv", encode=blank_lines),
@@ -163,12 +178,12 @@ TEXTS: dict[str, Make] = {
         "e.csv.gz", encode=lambda data: gzip.compress(marked(data))
     ),
     "csv.gz": written("e.csv.gz", encode=gzip.compress),
-    "csv.zst": in_a_folder(written("e.csv.zst", encode=zstandard.compress)),
+    "csv.zst": in_a_folder(written("e.csv.zst", encode=zstd)),
     "tsv.gz": in_a_folder(written("e.tsv.gz", "\t", encode=gzip.compress)),
-    "TSV.ZST": written("E.TSV.ZST", "\t", encode=zstandard.compress),
+    "TSV.ZST": written("E.TSV.ZST", "\t", encode=zstd),
     "CSV": in_a_folder(written("E.CSV")),
     "csv that is packed with gzip": written("e.csv", encode=gzip.compress),
-    "csv that is packed with zstd": written("e.csv", encode=zstandard.compress),
+    "csv that is packed with zstd": written("e.csv", encode=zstd),
     "csv.gz that is not packed": written("e.csv.gz"),
     "csv of two gzip members": written(
         "e.csv.gz", encode=lambda data: gzip.compress(data[:99]) + gzip.compress(data[99:])

@@ -19,7 +19,6 @@ import pyarrow.feather
 import pyarrow.orc
 import pyarrow.parquet as pq
 import pytest
-import zstandard
 
 from peterrec.model.data.delimiters import parse_delimiter
 from peterrec.model.data.filters import Condition
@@ -42,6 +41,11 @@ def put(path: Path, text: str | bytes = TEXT) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     return path
+
+
+def zstd(data: bytes) -> bytes:
+    packed: bytes = pa.Codec("zstd").compress(data, asbytes=True)
+    return packed
 
 
 def put_parquet(path: Path) -> Path:
@@ -86,7 +90,7 @@ def packed(name: str, text: str) -> bytes:
     if name.lower().endswith(".gz"):
         return gzip.compress(text.encode())
     if name.lower().endswith((".zst", ".zstd")):
-        return zstandard.compress(text.encode())
+        return zstd(text.encode())
     return text.encode()
 
 
@@ -139,7 +143,7 @@ def test_every_other_file_is_named_with_the_reason(tmp_path):
     put(tmp_path / "empty.csv", "")
     put(tmp_path / "blank.csv.gz", gzip.compress(b"\n"))
     put(tmp_path / "README.md")
-    put(tmp_path / "notes.txt")
+    put(tmp_path / "notes.txt", "What these files are, and where from.\n")
     put(tmp_path / "schema.json", "{}")
     put(tmp_path / "a.csv.crc", b"\0")
     (tmp_path / "latest.csv").symlink_to(tmp_path / "a.csv")
@@ -333,9 +337,9 @@ def test_a_header_that_begins_like_another_form_is_a_header(tmp_path, header):
     ("name", "data", "container", "packing"),
     [
         ("a.csv", gzip.compress(TEXT.encode()), "text", "gzip"),
-        ("a.csv", zstandard.compress(TEXT.encode()), "text", "zstd"),
+        ("a.csv", zstd(TEXT.encode()), "text", "zstd"),
         ("a.csv.gz", TEXT.encode(), "text", "none"),
-        ("a.csv.gz", zstandard.compress(TEXT.encode()), "text", "zstd"),
+        ("a.csv.gz", zstd(TEXT.encode()), "text", "zstd"),
         ("a.csv", arrow_bytes("parquet"), "parquet", "none"),
     ],
     ids=["gzip", "zstd", "plain", "zstd as gzip", "parquet"],
@@ -368,6 +372,18 @@ def test_a_table_in_a_form_that_is_not_read_is_refused_in_a_folder(tmp_path):
         with pytest.raises(DataFileUnreadable, match=name):
             find_data_files(tmp_path)
         path.unlink()
+
+
+@pytest.mark.parametrize("name", ["part-1", "b.txt", "b.dat"])
+def test_a_part_without_the_name_of_a_table_is_refused_in_a_folder(tmp_path, name):
+    put(tmp_path / "a.csv")
+    put(tmp_path / "a.csv.bak")
+    put(tmp_path / "b.zip", FOREIGN["a zip archive"])
+    put(tmp_path / "README", "u,a\n")
+    assert names_of(find_data_files(tmp_path)) == ["a.csv"]
+    put(tmp_path / name, "user_id,item_id\nw,c\n")
+    with pytest.raises(DataFileUnreadable, match=rf"{name} has the columns of a\.csv"):
+        find_data_files(tmp_path)
 
 
 def test_a_damaged_file_is_named(tmp_path):
@@ -422,6 +438,7 @@ def columns_error(path: Path, *wanted: str) -> ColumnMissing:
         ("user_id, item_id\nu, a\n", "item_id", "Did you mean ' item_id'?"),
         ("User_ID,Item_ID\nu,a\n", "item_id", "Did you mean 'Item_ID'?"),
         ("user_id:token,item_id:token\nu,a\n", "item_id", "Did you mean 'item_id:token'?"),
+        ("sep=;\nuser_id;item_id\nu;a\n", "item_id", "Delete line 1"),
         ("user_id,itemId\nu,a\n", "item_id", "Did you mean 'itemId'?"),
         ("user_id,item_ids\nu,a\n", "item_id", "Did you mean 'item_ids'?"),
         ("u1,i5,17\nu2,i7,19\n", "item_id", "no header, name its columns"),
@@ -435,6 +452,11 @@ def test_a_missing_column_comes_with_what_may_be_meant(tmp_path, text, wanted, a
     error = columns_error(put(tmp_path / "a.csv", text), wanted)
     assert f"line 1 split at ',': there is no column {wanted!r}" in error.message
     assert advice in error.hint
+
+
+def test_a_recbole_file_with_commas_is_told_to_be_one(tmp_path):
+    error = columns_error(put(tmp_path / "a.inter", "user_id:token,item_id:token\n"), "item_id")
+    assert error.hint == "Give `delimiter` ','."
 
 
 def test_a_column_is_missing_from_the_file_that_is_named(tmp_path):

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from peterrec.model.data.filters import Condition
 from peterrec.model.data.labels import (
     LabelSource,
     is_number,
@@ -18,7 +19,7 @@ from peterrec.model.data.labels import (
     read_values,
 )
 from peterrec.model.data.observer import SilentObserver
-from peterrec.model.data.tables import Condition, TableSource
+from peterrec.model.data.tables import TableSource
 from peterrec.model.data.values import MISSING_TEXTS
 from peterrec.model.errors import (
     DataFileEmpty,

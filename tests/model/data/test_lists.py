@@ -9,6 +9,7 @@ import pytest
 from peterrec.model.data import lists
 from peterrec.model.data.interactions import InteractionSource, read_histories, read_targets
 from peterrec.model.data.labels import LabelSource, read_tags
+from peterrec.model.data.observer import SilentObserver
 from peterrec.model.data.tables import TableSource
 from peterrec.model.errors import ListsInvalid, OrderUnreadable, PeterRecError, ValueMissing
 
@@ -16,6 +17,16 @@ from peterrec.model.errors import ListsInvalid, OrderUnreadable, PeterRecError, 
 def put(folder: Path, **columns: object) -> Path:
     pq.write_table(pa.table(columns), folder / "e.parquet")
     return folder / "e.parquet"
+
+
+class Noticed(SilentObserver):
+    """Keeps notices."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def notice(self, text: str) -> None:
+        self.texts.append(text)
 
 
 def source(path: Path, order: str | None = None, item: str = "items") -> InteractionSource:
@@ -80,6 +91,14 @@ def test_lists_beyond_one_run_are_read_whole(tmp_path, monkeypatch):
 def test_lists_that_are_no_sequences_of_events_are_refused(tmp_path, columns, order, message):
     with pytest.raises(ListsInvalid, match=message):
         read(put(tmp_path, **columns), order)
+
+
+@pytest.mark.parametrize("items", [["a b c", "b c"], ["1|2", "3|4"], ["x,y", "z"]])
+def test_lists_in_texts_are_pointed_out_if_each_user_has_one_row(tmp_path, items):
+    noticed = Noticed()
+    read_histories(source(put(tmp_path, user_id=["u", "v"], items=items)), noticed)
+    told = any("look like several ones" in text for text in noticed.texts)
+    assert told == (items[1] != "z")
 
 
 def test_a_missing_value_within_a_list_is_refused_by_its_row(tmp_path):

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from peterrec.model.errors import (
     InvalidSpec,
+    PathMissing,
     ReferenceVariablesInvalid,
     TensorFileInvalid,
     TensorFlowMissing,
@@ -205,8 +206,14 @@ def test_a_pad_item_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
         import_reference(source, tmp_path / "backbone", replace(SETTINGS, pad_item="17"))
 
 
-@pytest.mark.parametrize("name", ["lost.npz", "lost.safetensors", "model.ckpt", "weights.pickle"])
-def test_a_file_of_another_kind_or_none_is_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["lost.npz", "lost.safetensors"])
+def test_a_lost_file_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(PathMissing, match=name):
+        import_reference(tmp_path / name, tmp_path / "backbone", SETTINGS)
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "weights.pickle"])
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(TensorFileInvalid, match=name):
         import_reference(tmp_path / name, tmp_path / "backbone", SETTINGS)
 

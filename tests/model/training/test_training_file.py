@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from peterrec.model.errors import TrainingFileInvalid, TrainingFileUnwritable
+from peterrec.model.errors import PathUnusable, TrainingFileInvalid
 from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone, save_backbone
 from peterrec.model.progress import Progress
 from peterrec.model.training.events import PartMeasured, TrainingStarted
@@ -239,7 +239,7 @@ def test_a_run_that_never_starts_leaves_no_file(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_heard(tmp_path):
     (tmp_path / "training.jsonl").mkdir()
-    with pytest.raises(TrainingFileUnwritable, match=r"training\.jsonl"):
+    with pytest.raises(PathUnusable, match=r"training\.jsonl"):
         TrainingFile(tmp_path / "training.jsonl")
 
 

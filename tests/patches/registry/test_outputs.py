@@ -80,6 +80,19 @@ async def test_new_outputs_that_are_allowed_replace_others(registry):
     assert await prod(registry) == second
 
 
+async def test_the_audit_trail_notes_who_allowed_new_outputs(registry):
+    await add(registry, make_bundle(seed=1), allow_new_outputs=True)
+    await add(registry, make_bundle(seed=2), allow_new_outputs=True)
+    third = await add(registry, make_bundle("value", seed=3), allow_new_outputs=True)
+    first = (await registry.get_task(*REF)).versions[0].digest
+    shadow = Traffic(1, shadow=(first,))
+    await registry.put_traffic(*REF, shadow, "bob", allow_new_outputs=True)
+    await registry.set_alias(*REF, "prod", first, "cyd", allow_new_outputs=True)
+    events = await registry.feed.events()
+    noted = [(event.actor, event.current) for event in events if event.note]
+    assert noted == [("ann", third), ("bob", None), ("cyd", first)]
+
+
 async def test_an_alias_that_names_nothing_takes_any_version(registry):
     await add(registry, make_bundle(seed=1))
     second = await add(registry, make_bundle("value", seed=2), alias="next")
@@ -187,7 +200,7 @@ async def test_the_outputs_of_a_stored_bundle_are_those_of_its_file(registry, tm
     stored = await read_outputs(await registry.blobs.open(digest))
     contents = open_bundle(bundle)
     assert stored.digest == Outputs.of(contents.manifest, contents.tensors).digest
-    assert stored.digest == (await read_outputs(FileReader(path))).digest
+    assert stored.digest == (await read_outputs(await FileReader.open(path))).digest
     assert stored.digest == summary.outputs_digest
 
 

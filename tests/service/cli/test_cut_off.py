@@ -104,5 +104,5 @@ def test_many_tasks_are_cut_alike(place):
 def test_targets_without_times_cannot_be_cut(place):
     own = AnswerOptions(targets=place / "events.csv", target_column="what")
     answers = answers_of(event_options(place), own, TimeOptions("2024-01-06"))
-    with pytest.raises(OrderUnreadable, match="--target-order-column"):
+    with pytest.raises(OrderUnreadable, match="`target_order_column`"):
         answers.read("ranking")

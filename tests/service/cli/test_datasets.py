@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from peterrec.model.errors import ColumnMissing, PictureUnwritable
+from peterrec.model.errors import ColumnMissing
 from peterrec.service.cli.main import build_app
 
 EVENTS = """user_id,item_id,at
@@ -46,40 +46,6 @@ def test_the_statistics_count_users_items_ties_repetitions_and_times(events):
     assert info["times"]["tied_share"] == pytest.approx(3 / 5)
     assert info["times"]["first"] == "2024-01-01 00:00:00"
     assert info["times"]["last"] == "2024-01-05 00:00:00"
-
-
-def test_seconds_since_1970_are_told_as_dates_too(tmp_path):
-    (tmp_path / "events.csv").write_text("user_id,item_id,at\nu,a,978300760\nu,b,978302109\n")
-    printed = run(
-        "data-info", "--interactions", tmp_path / "events.csv", "--order-column", "at", "--json"
-    )
-    assert json.loads(printed)["times"]["first"].startswith("978300760 (2000-12-31")
-
-
-def test_without_an_order_column_nothing_is_said_of_times(events):
-    info = json.loads(run("data-info", "--interactions", events, "--json"))
-    assert info["times"] is None
-    assert info["duplicate_share"] is None
-    assert "--order-column" in run("data-info", "--interactions", events)
-
-
-def test_people_read_the_same_figures_in_a_table(events):
-    printed = run("data-info", "--interactions", events, "--order-column", "at")
-    assert "25.0000%" in printed
-    assert "60.00% of events" in printed
-    assert "2024-01-05" in printed
-
-
-@pytest.mark.parametrize(("suffix", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml")])
-def test_a_picture_is_drawn_in_either_form(events, tmp_path, suffix, start):
-    plot = tmp_path / "pictures" / f"data.{suffix}"
-    run("data-info", "--interactions", events, "--plot", plot)
-    assert plot.read_bytes().startswith(start)
-
-
-def test_a_picture_of_another_form_is_refused(events, tmp_path):
-    with pytest.raises(PictureUnwritable, match=r"data\.pdf"):
-        run("data-info", "--interactions", events, "--plot", tmp_path / "data.pdf")
 
 
 def test_a_missing_column_is_refused_as_by_every_command(events):

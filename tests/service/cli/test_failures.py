@@ -1,16 +1,24 @@
 """Every exception ends a command with one coded line, and the traceback is kept for us."""
 
 import errno
+import signal
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 
 from peterrec.model.errors import DataFileMissing, DiskFull, PathMissing
 from peterrec.service.cli.failures import failure_of, interruption_keeps, report
-from peterrec.service.cli.server_options import ExitStatus, exit_status
-from peterrec.service.errors import Interrupted, OutOfMemory, OutputClosed, UnexpectedFailure
+from peterrec.service.cli.server_options import exit_status
+from peterrec.service.errors import (
+    Interrupted,
+    OutOfMemory,
+    OutputClosed,
+    ProcessLost,
+    UnexpectedFailure,
+)
 
 
 class OutOfMemoryError(RuntimeError):
@@ -31,6 +39,7 @@ class OutOfMemoryError(RuntimeError):
         (FileNotFoundError(errno.ENOENT, "", "away"), PathMissing),
         (ConnectionResetError(errno.ECONNRESET, "reset"), UnexpectedFailure),
         (TimeoutError(), UnexpectedFailure),
+        (BrokenProcessPool("abruptly"), ProcessLost),
         (EOFError(), UnexpectedFailure),
         (KeyError("lost"), UnexpectedFailure),
     ],
@@ -41,9 +50,9 @@ def test_every_exception_is_an_error_with_a_code(error, kind):
 
 
 def test_the_exit_status_of_an_interrupted_command_is_that_of_the_signal():
-    assert exit_status(failure_of(KeyboardInterrupt())) is ExitStatus.INTERRUPTED == 130
-    assert exit_status(failure_of(BrokenPipeError())) is ExitStatus.OUTPUT_CLOSED == 141
-    assert exit_status(failure_of(ValueError())) is ExitStatus.REFUSED == 1
+    assert exit_status(failure_of(KeyboardInterrupt())) == 128 + signal.SIGINT
+    assert exit_status(failure_of(BrokenPipeError())) == 128 + signal.SIGPIPE
+    assert exit_status(failure_of(ValueError())) == 1
 
 
 def test_an_interruption_says_what_is_kept():

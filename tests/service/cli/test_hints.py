@@ -13,11 +13,11 @@ from peterrec.model.data.sample_data import write_sample_data
 from peterrec.service.cli.hints import (
     Command,
     command_of,
-    hint_for,
     long_options,
     names_of_settings,
 )
 from peterrec.service.cli.main import build_app, main
+from peterrec.service.jobs.hints import hint_for
 
 ROOT = Path(__file__).parents[3]
 ROOT_COMMAND = get_command(build_app())
@@ -37,6 +37,9 @@ def commands(
 
 
 COMMANDS = dict(commands())
+API_FIELDS = {"user_id", "instances", "parameters", "task", "tasks", "history"}
+"""Words in backticks that are fields of the HTTP API, which its hints name."""
+
 FILE = {("finetune-many",): ["--tasks"], ("compare",): ["--task-list"]}
 
 
@@ -69,13 +72,13 @@ def test_hints_name_options_only_within_a_call_of_the_command_that_has_them():
 
 
 def test_every_setting_in_a_hint_is_one_of_some_command():
-    known = {name for path in COMMANDS for name in names_of_settings(ROOT_COMMAND, path)}
+    known = {*names((), []), *API_FIELDS}
     known |= {name for path, file in FILE.items() for name in names(path, file)}
     for place, hint in HINTS.items():
         assert set(SETTING.findall(hint)) <= known, place
 
 
-def names(path: tuple[str, ...], more: list[str]) -> dict[str, str]:
+def names(path: tuple[str, ...], more: list[str]) -> dict[str, str | None]:
     return names_of_settings(ROOT_COMMAND, [*path, *more])
 
 
@@ -87,9 +90,10 @@ def test_a_command_shows_only_options_that_it_has(path):
 
 def test_a_sentence_on_an_option_that_the_command_lacks_is_left_out():
     hint = "Check the file. Give `order_column`; or `user_column`. See `peterrec serve`."
-    assert hint_for(hint, {"user_column": "--user-column"}) == (
+    assert hint_for(hint, {"user_column": "--user-column", "order_column": None}) == (
         "Check the file. or --user-column. See `peterrec serve`."
     )
+    assert hint_for("It is in `instances`.", {"order_column": None}) == "It is in `instances`."
 
 
 def test_settings_in_a_file_of_tasks_keep_their_names():
@@ -100,7 +104,7 @@ def test_settings_in_a_file_of_tasks_keep_their_names():
     )
     assert names(("compare",), [])["order_column"] == "--order-column"
     assert names(("compare",), ["--task-list", "x.toml"])["order_column"] == "`order_column`"
-    assert "min_label_count" not in names(("data-info",), [])
+    assert names(("data-info",), [])["min_label_count"] is None
 
 
 @pytest.fixture(scope="module")

@@ -99,7 +99,7 @@ def test_no_answer_is_reported_with_the_address_and_what_to_do():
     with pytest.raises(ServerUnreachable) as found, server("http://127.0.0.1:9", None) as to:
         to.get("/tasks")
     assert "no server answers at http://127.0.0.1:9: " in found.value.message
-    assert "--url" in found.value.hint
+    assert "`url`" in found.value.hint
     assert exit_status(found.value) is ExitStatus.UNAVAILABLE
 
 

@@ -29,7 +29,7 @@ from peterrec.model.spec import PAD
 from peterrec.patches.bundle.bundle import read_manifest
 from peterrec.patches.errors import BundleRejected
 from peterrec.service.cli.main import build_app
-from peterrec.service.errors import DownloadFailed, OutputExists, TaskUnpackable
+from peterrec.service.errors import AnswersNotGiven, DownloadFailed, OutputExists, TaskUnpackable
 from peterrec.service.jobs.download import MEMBERS, download_movielens_1m
 from peterrec.service.jobs.options import parse_blocks
 from peterrec.service.jobs.packing import PROBE_USERS, unpack_task
@@ -278,11 +278,18 @@ def test_a_name_that_no_bundle_may_have_is_refused(backbone, shop, tmp_path):
         tune("value", backbone, shop, tmp_path / "task.bundle", "--name", "no spaces please")
 
 
+@pytest.mark.parametrize(("kind", "what"), [("tags", "answers"), ("ranking", "targets")])
+def test_a_task_without_answers_is_refused(kind, what, backbone, shop, tmp_path):
+    with pytest.raises(AnswersNotGiven, match=f"a {kind} task needs a table of {what}"):
+        run(
+            *("finetune", "--backbone", backbone, "--out", tmp_path / "task.bundle"),
+            *("--interactions", shop / "histories.parquet", "--kind", kind),
+        )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--kind", "classification"], "--labels and --label-column"),
-        (["--kind", "ranking"], "--targets"),
         (["--kind", "banana"], "'banana' is not one of"),
         (["--kind", "value", "--blocks", "some"], "--blocks"),
     ],

@@ -101,3 +101,27 @@ def test_users_predict_takes_names_choices_or_all():
 def test_users_predict_refuses_anything_else(tasks):
     with pytest.raises(MalformedRequest):
         parse_users_predict(body(history=[], tasks=tasks))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"history":["a"],"history":["b"]}',
+        b'{"instances":[{"history":["a"],"history":["b"]}]}',
+        b'{"history":["a"],"parameters":{"top_k":1},"history":["b"]}',
+    ],
+)
+def test_a_history_that_occurs_twice_is_refused_since_only_one_would_be_read(body):
+    with pytest.raises(MalformedRequest, match="field 'history' occurs twice"):
+        parse_predict(body)
+
+
+def test_of_a_card_too():
+    with pytest.raises(MalformedRequest, match="field 'history' occurs twice"):
+        parse_users_predict(b'{"history":["a"],"tasks":"all","history":["b"]}')
+
+
+def test_an_item_may_be_called_history():
+    (instance,) = parse_predict(b'{"history":["history","history"]}').instances
+    assert isinstance(instance, Instance)
+    assert instance.history == ["history", "history"]

@@ -26,7 +26,7 @@ from peterrec.service.jobs.report.kinds.descriptor import (
     in_words,
     number,
 )
-from peterrec.service.jobs.report.tested import TestedTask
+from peterrec.service.jobs.report.measured import MeasuredTask
 from peterrec.service.pages.page import Section, Table, matrix, table
 
 MOST_CLASSES = 25
@@ -38,13 +38,13 @@ SHOWN_CLASSES = 3
 """Likeliest classes of a sample user."""
 
 
-def targets_of(tested: TestedTask) -> Ints:
+def targets_of(tested: MeasuredTask) -> Ints:
     """The right class [N] of each measured user."""
     place = {label: at for at, label in enumerate(tested.outputs)}
     return np.array([place[answer[0]] for answer in tested.answers], dtype=np.int64)
 
 
-def _metrics(tested: TestedTask, predictions: Tensor) -> Metrics:
+def _metrics(tested: MeasuredTask, predictions: Tensor) -> Metrics:
     targets, logits = targets_of(tested), predictions.double().numpy()
     best = predictions.argmax(1).numpy()
     found = {
@@ -56,14 +56,14 @@ def _metrics(tested: TestedTask, predictions: Tensor) -> Metrics:
     return found
 
 
-def confusion_of(tested: TestedTask) -> Ints:
+def confusion_of(tested: MeasuredTask) -> Ints:
     """How many users of each class (rows) are answered with each class (columns), [K, K]."""
     classes, best = len(tested.outputs), tested.predictions.argmax(1).numpy()
     cells = np.bincount(targets_of(tested) * classes + best, minlength=classes**2)
     return cells.reshape(classes, classes).astype(np.int64)
 
 
-def _sections(tested: TestedTask) -> Sequence[Section]:
+def _sections(tested: MeasuredTask) -> Sequence[Section]:
     samples = Samples(tested.predictions, torch.from_numpy(targets_of(tested)))
     return [
         Section("Which classes are mistaken for which", [_confusion(tested)]),
@@ -72,7 +72,7 @@ def _sections(tested: TestedTask) -> Sequence[Section]:
     ]
 
 
-def _confusion(tested: TestedTask) -> Table:
+def _confusion(tested: MeasuredTask) -> Table:
     counts = confusion_of(tested)
     labels = list(tested.outputs)
     if len(labels) > MOST_CLASSES:
@@ -87,7 +87,7 @@ def _confusion(tested: TestedTask) -> Table:
     return matrix(caption, labels, counts.tolist())
 
 
-def _classes(tested: TestedTask) -> Table:
+def _classes(tested: MeasuredTask) -> Table:
     """Every class with its training users, largest first."""
     counts, trained = confusion_of(tested), tested.train_counts()
     order = sorted(range(len(counts)), key=lambda at: -trained.get(tested.outputs[at], 0))
@@ -109,7 +109,7 @@ def _classes(tested: TestedTask) -> Table:
     return table("Classes, the most frequent first", header, rows, note)
 
 
-def _recalls(tested: TestedTask, classes: list[int]) -> dict[int, Estimate]:
+def _recalls(tested: MeasuredTask, classes: list[int]) -> dict[int, Estimate]:
     targets, best = targets_of(tested), tested.predictions.argmax(1).numpy()
     metrics: dict[str, Metric] = {}
     for at in classes:
@@ -123,7 +123,7 @@ def _share(part: int, whole: int) -> str:
     return number(part / whole) if whole else "–"
 
 
-def _answer(tested: TestedTask, at: int) -> SampleAnswer:
+def _answer(tested: MeasuredTask, at: int) -> SampleAnswer:
     shares = torch.softmax(tested.scores[at], 0)
     best = torch.topk(shares, min(SHOWN_CLASSES, len(shares)))
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from peterrec.model.training.calibration import Samples, calibration_metrics, reliability
 from peterrec.model.training.intervals import Bools, Estimate, Metric
-from peterrec.service.jobs.report.tested import TestedTask
+from peterrec.service.jobs.report.measured import MeasuredTask
 from peterrec.service.pages.charts import DASHES, MUTED, SERIES, drawing
 from peterrec.service.pages.page import Figure, Section, Table, table
 
@@ -40,9 +40,9 @@ class KindReport:
     the metric by which groups of users are compared, which may be small; "" is the first one.
     """
 
-    metrics: Callable[[TestedTask, Tensor], Metrics]
-    sections: Callable[[TestedTask], Sequence[Section]]
-    answer: Callable[[TestedTask, int], SampleAnswer]
+    metrics: Callable[[MeasuredTask, Tensor], Metrics]
+    sections: Callable[[MeasuredTask], Sequence[Section]]
+    answer: Callable[[MeasuredTask, int], SampleAnswer]
     less_is_better: frozenset[str] = frozenset()
     of_groups: str = ""
 
@@ -67,7 +67,7 @@ def number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 100 else f"{value:,.4g}"
 
 
-def calibration_section(tested: TestedTask, samples: Samples, what: str) -> Section:
+def calibration_section(tested: MeasuredTask, samples: Samples, what: str) -> Section:
     """The reliability diagram, and the calibration error without and with the temperature."""
     errors = calibration_metrics(samples, tested.temperature)
     rows = [
@@ -88,7 +88,7 @@ def calibration_section(tested: TestedTask, samples: Samples, what: str) -> Sect
     )
 
 
-def _diagram(tested: TestedTask, samples: Samples, what: str) -> Figure:
+def _diagram(tested: MeasuredTask, samples: Samples, what: str) -> Figure:
     lines = {
         "without the temperature": reliability(samples),
         "with the temperature": reliability(samples, tested.temperature),
@@ -110,7 +110,7 @@ def _diagram(tested: TestedTask, samples: Samples, what: str) -> Figure:
     return drawing("Reliability", f"With the temperature: {words}.", draw, (5.0, 4.0))
 
 
-def _ranges(tested: TestedTask, samples: Samples) -> Table:
+def _ranges(tested: MeasuredTask, samples: Samples) -> Table:
     rows = [
         (
             f"{each.low:.0%} to {each.high:.0%}",

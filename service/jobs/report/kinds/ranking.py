@@ -14,8 +14,8 @@ from peterrec.service.jobs.report.kinds.descriptor import (
     in_words,
     number,
 )
-from peterrec.service.jobs.report.tested import PRIOR, TOP, TestedTask
-from peterrec.service.pages.page import Section, Table, table
+from peterrec.service.jobs.report.measured import PRIOR, TOP, MeasuredTask
+from peterrec.service.pages.page import Cell, Section, Table, table
 
 CUTOFFS = (5, 10, 20)
 
@@ -28,7 +28,7 @@ SHOWN_ITEMS = 5
 """Best items, and right ones, of a sample user."""
 
 
-def _pairs(tested: TestedTask) -> Ints:
+def _pairs(tested: MeasuredTask) -> Ints:
     """The place of the user of each (user, target) pair [P], in the order of the ranks."""
     return np.repeat(np.arange(len(tested.rows)), [len(answer) for answer in tested.answers])
 
@@ -43,24 +43,29 @@ def _gains(ranks: Ints, cutoff: int) -> dict[str, Floats]:
     }
 
 
-def _metrics(tested: TestedTask, predictions: Tensor) -> Metrics:
+def _sums(users: Ints, values: Floats, count: int) -> Floats:
+    """Sums [N] over each user's pairs [P]."""
+    return np.bincount(users, values, count).astype(np.float64)
+
+
+def _metrics(tested: MeasuredTask, predictions: Tensor) -> Metrics:
     ranks, users, count = predictions.numpy(), _pairs(tested), len(tested.rows)
     pairs = np.bincount(users, minlength=count).astype(np.float64)
     return {
-        name: mean_of(np.bincount(users, gains, count), pairs)
+        name: mean_of(_sums(users, gains, count), pairs)
         for cutoff in CUTOFFS
         for name, gains in _gains(ranks, cutoff).items()
     }
 
 
-def _sections(tested: TestedTask) -> Sequence[Section]:
+def _sections(tested: MeasuredTask) -> Sequence[Section]:
     return [
         Section("By popularity of the target", [_by_popularity(tested)]),
         Section("How much of the catalog is recommended", [_coverage(tested)]),
     ]
 
 
-def _by_popularity(tested: TestedTask) -> Table:
+def _by_popularity(tested: MeasuredTask) -> Table:
     """The catalog is stored the most popular first, as the training users took its items."""
     place = {item: at for at, item in enumerate(tested.outputs)}
     at = np.array([place.get(item, -1) for answer in tested.answers for item in answer])
@@ -73,10 +78,10 @@ def _by_popularity(tested: TestedTask) -> Table:
         for each in range(len(names)):
             own = (group == each).astype(np.float64)
             gains = _gains(ranks.numpy(), TOP)[f"hr@{TOP}"]
-            sums = np.bincount(users, gains * own, count)
-            metrics[f"{who}{each}"] = mean_of(sums, np.bincount(users, own, count))
+            sums = _sums(users, gains * own, count)
+            metrics[f"{who}{each}"] = mean_of(sums, _sums(users, own, count))
     found = estimates(metrics, count)
-    rows = [
+    rows: list[tuple[Cell, ...]] = [
         (
             name,
             int((group == each).sum()),
@@ -89,13 +94,13 @@ def _by_popularity(tested: TestedTask) -> Table:
     return table("Targets by how popular they are among the training users", header, rows)
 
 
-def coverage_of(tested: TestedTask, cutoff: int) -> float:
+def coverage_of(tested: MeasuredTask, cutoff: int) -> float:
     """Share of the catalog that is among the best items of a measured user."""
     assert tested.best is not None
     return len(torch.unique(tested.best[:, :cutoff])) / len(tested.outputs)
 
 
-def _coverage(tested: TestedTask) -> Table:
+def _coverage(tested: MeasuredTask) -> Table:
     rows = [
         (f"among the best {cutoff} of a user", number(coverage_of(tested, cutoff)))
         for cutoff in CUTOFFS
@@ -104,7 +109,7 @@ def _coverage(tested: TestedTask) -> Table:
     return table("Share of the catalog that anybody is recommended", ("", "share"), rows, note)
 
 
-def _answer(tested: TestedTask, at: int) -> SampleAnswer:
+def _answer(tested: MeasuredTask, at: int) -> SampleAnswer:
     assert tested.best is not None
     right, items = tested.answers[at], tested.best[at, :SHOWN_ITEMS].tolist()
     more = f" and {len(right) - SHOWN_ITEMS} more" if len(right) > SHOWN_ITEMS else ""

@@ -22,11 +22,11 @@ from peterrec.service.jobs.report.kinds.descriptor import (
     in_words,
     number,
 )
-from peterrec.service.jobs.report.tested import TestedTask
+from peterrec.service.jobs.report.measured import MeasuredTask
 from peterrec.service.pages.page import Section, Table, table
 
 
-def present_of(tested: TestedTask) -> Floats:
+def present_of(tested: MeasuredTask) -> Floats:
     """1 where a measured user has a tag, else 0, [N, K]."""
     place = {label: at for at, label in enumerate(tested.outputs)}
     present = np.zeros((len(tested.rows), len(tested.outputs)))
@@ -35,7 +35,7 @@ def present_of(tested: TestedTask) -> Floats:
     return present
 
 
-def _metrics(tested: TestedTask, predictions: Tensor) -> Metrics:
+def _metrics(tested: MeasuredTask, predictions: Tensor) -> Metrics:
     present, chosen = present_of(tested), (predictions > 0).numpy().astype(np.float64)
     hits, given, right = (each.sum(1) for each in (present * chosen, chosen, present))
     users = np.repeat(np.arange(len(present)), present.shape[1])
@@ -48,7 +48,7 @@ def _metrics(tested: TestedTask, predictions: Tensor) -> Metrics:
     }
 
 
-def _sections(tested: TestedTask) -> Sequence[Section]:
+def _sections(tested: MeasuredTask) -> Sequence[Section]:
     present = torch.from_numpy(present_of(tested))
     samples = tag_samples(tested.predictions, present)
     return [
@@ -57,7 +57,7 @@ def _sections(tested: TestedTask) -> Sequence[Section]:
     ]
 
 
-def _tags(tested: TestedTask) -> Table:
+def _tags(tested: MeasuredTask) -> Table:
     """Every tag with its training users, the most frequent first."""
     present, chosen = present_of(tested), (tested.predictions > 0).numpy()
     scores, trained = tested.predictions.double().numpy(), tested.train_counts()
@@ -88,7 +88,7 @@ def _share(part: float, whole: float) -> str:
     return number(part / whole) if whole else "–"
 
 
-def _answer(tested: TestedTask, at: int) -> SampleAnswer:
+def _answer(tested: MeasuredTask, at: int) -> SampleAnswer:
     shares = torch.sigmoid(tested.scores[at])
     order = torch.argsort(shares, descending=True, stable=True).tolist()
     given = [

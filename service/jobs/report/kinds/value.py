@@ -20,7 +20,7 @@ from peterrec.service.jobs.report.kinds.descriptor import (
     in_words,
     within,
 )
-from peterrec.service.jobs.report.tested import TestedTask
+from peterrec.service.jobs.report.measured import MeasuredTask
 from peterrec.service.pages.charts import MUTED, SERIES, drawing, histogram
 from peterrec.service.pages.page import Figure, Section, Table, table
 
@@ -34,17 +34,17 @@ GROUPS = 4
 """Groups of equally many users, by the right number."""
 
 
-def targets_of(tested: TestedTask) -> Floats:
+def targets_of(tested: MeasuredTask) -> Floats:
     """The right number [N] of each measured user."""
     return np.array([float(answer[0]) for answer in tested.answers])
 
 
-def _errors(tested: TestedTask, predictions: Tensor) -> Floats:
+def _errors(tested: MeasuredTask, predictions: Tensor) -> Floats:
     errors: Floats = predictions.double().numpy().reshape(-1) - targets_of(tested)
     return errors
 
 
-def _metrics(tested: TestedTask, predictions: Tensor) -> Metrics:
+def _metrics(tested: MeasuredTask, predictions: Tensor) -> Metrics:
     errors = _errors(tested, predictions)
     return {
         "r2": explained_share_of(errors, targets_of(tested)),
@@ -53,7 +53,7 @@ def _metrics(tested: TestedTask, predictions: Tensor) -> Metrics:
     }
 
 
-def _sections(tested: TestedTask) -> Sequence[Section]:
+def _sections(tested: MeasuredTask) -> Sequence[Section]:
     errors = _errors(tested, tested.predictions)
     residuals = histogram("Errors", errors, "predicted minus right number")
     return [
@@ -62,7 +62,7 @@ def _sections(tested: TestedTask) -> Sequence[Section]:
     ]
 
 
-def _points(tested: TestedTask) -> Figure:
+def _points(tested: MeasuredTask) -> Figure:
     right, errors = targets_of(tested), _errors(tested, tested.predictions)
     at = np.unique(np.linspace(0, len(right) - 1, MOST_POINTS).astype(int))
     ends = [float(right.min()), float(right.max())]
@@ -78,7 +78,7 @@ def _points(tested: TestedTask) -> Figure:
     return drawing("Predicted and right numbers", words, draw, (5.0, 4.0))
 
 
-def _by_size(tested: TestedTask) -> Table:
+def _by_size(tested: MeasuredTask) -> Table:
     right, errors = targets_of(tested), _errors(tested, tested.predictions)
     edges = np.quantile(right, np.linspace(0, 1, GROUPS + 1))
     groups = np.clip(np.searchsorted(edges, right, side="right") - 1, 0, GROUPS - 1)
@@ -103,8 +103,8 @@ def _by_size(tested: TestedTask) -> Table:
     return table("Users in groups of equal size", header, rows)
 
 
-def _answer(tested: TestedTask, at: int) -> SampleAnswer:
-    return SampleAnswer(tested.answers[at][0], f"{float(tested.scores[at, 0]):,.6g}")
+def _answer(tested: MeasuredTask, at: int) -> SampleAnswer:
+    return SampleAnswer(tested.answers[at][0], f"{float(tested.predictions[at, 0]):,.6g}")
 
 
 KIND = KindReport(

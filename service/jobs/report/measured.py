@@ -2,23 +2,24 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from peterrec.model.data.examples import Examples, keep_frequent
+from peterrec.model.data.examples import Examples
 from peterrec.model.data.histories import Histories, UserLabels
 from peterrec.model.data.splits import UserSplit, split_users
 from peterrec.model.files.backbone_folder import LoadedBackbone
+from peterrec.model.kinds import KindName
 from peterrec.model.progress import OnProgress, Progress
 from peterrec.model.training.evaluation import EVALUATION_ROWS
-from peterrec.model.training.finetune.finetune import prepare_examples
+from peterrec.model.training.finetune.finetune import learnable_examples, prepare_examples
 from peterrec.model.training.finetune.settings import FinetuneSettings
 from peterrec.model.training.intervals import Ints
-from peterrec.model.training.objectives import OBJECTIVES, Objective
+from peterrec.model.training.objectives import Objective
 from peterrec.patches.bundle.bundle import Manifest
 from peterrec.service.jobs.packing import UnpackedTask
 from peterrec.service.jobs.report.linear import linear_logits
@@ -30,8 +31,6 @@ items that a user has."""
 TOP = 20
 """Best items of a catalog that are kept of each user."""
 
-SHARES = ("validation_share", "test_share")
-
 
 @dataclass(frozen=True, slots=True)
 class RecordedTraining:
@@ -42,20 +41,22 @@ class RecordedTraining:
     best_epoch: int | None
     seconds: float | None
 
-    def split_settings(self) -> FinetuneSettings:
+    def split_settings(self, kind: KindName) -> FinetuneSettings:
         """The settings that decide which users are in which part; defaults where unknown."""
-        chosen = FinetuneSettings(kind="classification")
-        shares = {name: self._number(name, 0.0, 0.9, getattr(chosen, name)) for name in SHARES}
-        unknown = self._number("max_unknown_share", 0.0, 1.0, chosen.max_unknown_share)
-        least = int(self._number("min_label_count", 1, 1 << 31, chosen.min_label_count))
-        return FinetuneSettings(
-            kind="classification", **shares, max_unknown_share=unknown, min_label_count=least
+        chosen = FinetuneSettings(kind=kind)
+        return replace(
+            chosen,
+            validation_share=self._number("validation_share", 0.9, chosen.validation_share),
+            test_share=self._number("test_share", 0.9, chosen.test_share),
+            max_unknown_share=self._number("max_unknown_share", 1.0, chosen.max_unknown_share),
+            min_label_count=int(self._number("min_label_count", 1 << 31, chosen.min_label_count)),
         )
 
-    def _number(self, name: str, low: float, high: float, default: float) -> float:
+    def _number(self, name: str, largest: float, default: float) -> float:
         value = self.settings.get(name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return float(value) if is_number and low <= value <= high else default
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return default
+        return float(value) if 0 <= value <= largest else default
 
 
 def recorded_training(manifest: Manifest) -> RecordedTraining:
@@ -76,13 +77,14 @@ def recorded_training(manifest: Manifest) -> RecordedTraining:
 
 
 @dataclass(frozen=True, slots=True)
-class TestedTask:
+class MeasuredTask:
     """A task's users, their right answers, and what the task and the baselines answer.
 
     ``rows`` are the examples that are measured. ``predictions`` has what the objective's metrics
-    need, in the order of the rows, for the task and for each baseline by name. ``scores`` [N, K]
-    are the task's logits divided by its temperature; of a catalog, [N, TOP] are those of the best
-    items that a user has not had, and ``best`` [N, TOP] their places in it.
+    need, in the order of the rows, for the task and for each baseline by name; those of a value
+    task are its answers. ``scores`` [N, K] are logits divided by the temperature; of a catalog,
+    [N, TOP] are those of the best items that a user has not had, and ``best`` [N, TOP] their places
+    in it.
     """
 
     kind: str
@@ -122,28 +124,28 @@ def examples_of(
 ) -> Examples:
     """The users of some files that have a history and an answer."""
     examples = prepare_examples(loaded, histories, labels, settings.max_unknown_share)
-    return keep_frequent(examples, settings.min_label_count)
+    return learnable_examples(settings.kind, examples, settings.min_label_count)
 
 
-def test_task(
+def measure_task(
     task: UnpackedTask, examples: Examples, is_test_part: bool, on_progress: OnProgress
-) -> TestedTask:
+) -> MeasuredTask:
     """Answer the users with the task and the baselines.
 
     The parts are those of the recorded settings; ``is_test_part`` measures the test part alone,
     otherwise all users are measured. Baselines are learned on the training part.
     """
     manifest = task.bundle.manifest
-    settings = recorded_training(manifest).split_settings()
+    settings = recorded_training(manifest).split_settings(manifest.kind)
     split = split_users(
         examples.users, settings.validation_share, settings.test_share, manifest.provenance.seed
     )
     everybody = np.arange(len(examples.users), dtype=np.int64)
     rows = split.test if is_test_part and len(split.test) else everybody
-    objective = OBJECTIVES[manifest.kind].of(task.outputs, examples)
+    objective = task.objective(examples)
     answered = _answered(task, examples, objective, rows, on_progress)
     baselines = _baselines(manifest.kind, examples, objective, split.train, rows)
-    return TestedTask(
+    return MeasuredTask(
         kind=manifest.kind,
         outputs=task.outputs,
         temperature=manifest.head.temperature,
@@ -161,7 +163,7 @@ def test_task(
 
 @dataclass(frozen=True, slots=True)
 class _Answered:
-    """What the task answers to the rows: see ``TestedTask``."""
+    """What the task answers to the rows: see ``MeasuredTask``."""
 
     predictions: Tensor
     scores: Tensor
