@@ -240,9 +240,8 @@ def _file_errors(file: DataFile) -> Iterator[None]:
         _require_unchanged(file.path, before)
         fault = None if file.form is None else first_fault(file)
         place = f"{file.path}, {fault}" if fault else f"{file.path}: {_reason(error)}."
-        raise DataFileUnreadable(
-            place, hint="Check that the file is whole, its quotes and its delimiter."
-        ) from error
+        checks = "is whole" if file.form is None else "is whole, its quotes and its delimiter"
+        raise DataFileUnreadable(place, hint=f"Check that the file {checks}.") from error
     _require_unchanged(file.path, before)
 
 
