@@ -119,9 +119,8 @@ _STATUSES = {
     401: "No valid API key.",
     403: "The key may not do this.",
     404: "The task, the alias or the version does not exist.",
-    409: "The task has no prod version, the requested version is not served, or this server refuses "
-    "its bundle.",
-    413: "The body, the history or the number of rows is too large; more than the queue takes, too.",
+    409: "The task has no prod version, the version is not served, or its bundle was refused.",
+    413: "The body, the history or the number of rows is too large, for instance for the queue.",
     429: "Too many rows are waiting; see Retry-After.",
     503: "The device process or the bundle is not available yet; see Retry-After.",
     504: "The deadline has passed.",

@@ -14,7 +14,6 @@ every process of a server imports this package too and needs little of it.
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -80,6 +79,8 @@ _PLACES = {
 
 def __getattr__(name: str) -> Any:  # Any: whatever the public name stands for
     if name == "__version__":
+        from importlib.metadata import version  # it takes longer than all the rest
+
         return version("peterrec-serving")
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -56,17 +56,17 @@ def test_targets_after_a_cut_off_are_in_the_same_form_as_the_events(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "given", "error", "hint"),
     [
-        ("classification", {}, AnswersNotGiven, "`labels` and `label_column`"),
-        ("ranking", {}, AnswersNotGiven, "`targets`"),
+        ("classification", AnswerOptions(), AnswersNotGiven, "`labels` and `label_column`"),
+        ("ranking", AnswerOptions(), AnswersNotGiven, "`targets`"),
         (
             "classification",
-            {"labels": "bare.csv", "label_column": "y"},
+            AnswerOptions(labels=Path("bare.csv"), label_column="y"),
             ColumnMissing,
             "`answers_columns`",
         ),
         (
             "ranking",
-            {"targets": "bad.csv", "target_order_column": "t"},
+            AnswerOptions(targets=Path("bad.csv"), target_order_column="t"),
             OrderUnreadable,
             "`target_order_column`",
         ),
@@ -76,10 +76,9 @@ def test_hints_name_the_settings_of_answers(tmp_path, monkeypatch, kind, given, 
     monkeypatch.chdir(tmp_path)
     put(tmp_path / "bare.csv", "1,yes\n2,no\n")
     put(tmp_path / "bad.csv", "user_id,item_id,t\nu,a,soon\n")
-    paths = {k: Path(v) if k in ("labels", "targets") else v for k, v in given.items()}
     events = EventOptions(interactions=tmp_path / "e.csv")
     with pytest.raises(error) as caught:
-        answers_of(events, AnswerOptions(**paths), TimeOptions()).read(kind)
+        answers_of(events, given, TimeOptions()).read(kind)
     assert hint in caught.value.hint
 
 

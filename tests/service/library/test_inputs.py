@@ -155,7 +155,9 @@ def test_a_list_of_labels_needs_a_list_of_histories(shop, backbone):
         )
 
 
-@pytest.mark.parametrize("wrong", [["a", "b"], [["a", 1.5, None], ["b"]], 5, [[["a"]]]])
+@pytest.mark.parametrize(
+    "wrong", [["a", "b"], [["a", 1.5, None], ["b"]], 5, [[["a"]]], [{"a", "b"}]]
+)
 def test_histories_of_another_shape_are_refused_with_a_code(wrong):
     with pytest.raises((ArgumentInvalid, DataError)) as refused:
         peterrec.pretrain(wrong, **PRETRAIN)
