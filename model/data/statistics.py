@@ -225,7 +225,8 @@ def _moments(user: Counts, time: OrderValues) -> Counts:
     low, high = time.min().item(), time.max().item()
     span = high - low + 1
     if time.dtype.kind in "iu" and span * (int(user.max()) + 1) < 2**63:
-        return user * span + (time - time.dtype.type(low)).astype(np.int64)
+        packed: Counts = user * span + (time - time.dtype.type(low)).astype(np.int64)
+        return packed
     order = np.lexsort((time, user))
     is_new = (user[order][1:] != user[order][:-1]) | (time[order][1:] != time[order][:-1])
     moments = np.empty(len(user), dtype=np.int64)

@@ -177,7 +177,8 @@ class RunProgress:
 
     def validating(self, epoch: int, batches: int) -> None:
         """Report validation batches of an epoch whose training batches are all done."""
-        self._report(epoch, self.train_batches + batches, ", validating")
+        note = ", validating" if batches < self.validation_batches else ""
+        self._report(epoch, self.train_batches + batches, note)
 
     def _report(self, epoch: int, batches: int, note: str) -> None:
         per_epoch = self.train_batches + self.validation_batches

@@ -24,6 +24,10 @@ TIMEOUT_S = 180.0
 Document = Any  # Any: JSON documents, whose shape the server's OpenAPI document defines
 
 
+def ignore_sent(sent: int) -> None:
+    """Ignore how many bytes of a file were sent."""
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """Calls to a running server, answered with the server's JSON documents."""
@@ -46,7 +50,7 @@ class Server:
         *,
         if_match: int | None = None,
         params: Mapping[str, str] = {},
-        on_sent: Callable[[int], None] | None = None,
+        on_sent: Callable[[int], None] = ignore_sent,
     ) -> Document:
         """Make a change and return its answer.
 

@@ -184,8 +184,9 @@ def test_readiness_needs_no_key(make, server):
     assert found.reasons == ()
 
 
-def test_a_file_that_is_sent_tells_how_many_bytes_are_on_their_way(api, save, task):
-    path, sent = save("classification", 3), []
-    api.request("POST", f"/tasks/{task}/versions", body=path, on_sent=sent.append)
+def test_a_file_that_is_sent_tells_how_many_bytes_are_on_their_way(client, save, task):
+    path = save("classification", 3)
+    sent: list[int] = []
+    client.request("POST", f"/tasks/{task}/versions", body=path, on_sent=sent.append)
     assert (sent[0], sent[-1]) == (0, path.stat().st_size)
     assert sent == sorted(sent)

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal, Self, Unpack
@@ -25,15 +26,12 @@ from peterrec_client.answers import (
     TaskDetail,
     UserPrediction,
 )
-from peterrec_client.call import Call, Lost, Outcome, Reply, T, timeouts
+from peterrec_client.call import CHUNK_BYTES, Call, Lost, Outcome, Reply, T, timeouts, unheard
 from peterrec_client.connecting import DEFAULT_TIMEOUT_S, http_options
 from peterrec_client.following import Event
 from peterrec_client.kinds import ItemId, Prediction
 from peterrec_client.questions import CallOptions, Instance, PredictOptions, TaskChoice, UserOptions
 from peterrec_client.retrying import Exchange, RetryPolicy, Wait
-
-CHUNK_BYTES = 1 << 20
-"""Bytes of a bundle file that are read and sent together."""
 
 
 class AsyncClient:
@@ -163,9 +161,11 @@ class AsyncClient:
         body: object = None,
         params: Mapping[str, str] = {},
         if_revision: int | None = None,
+        on_sent: Callable[[int], None] = unheard,
     ) -> bytes:
         """Make any call and return the body of the answer; see ``Client.request``."""
-        return await self._run(administering.request(method, path, body, params, if_revision))
+        call = administering.request(method, path, body, params, if_revision)
+        return await self._run(replace(call, on_sent=on_sent))
 
     async def events(self, since: int | None = None) -> AsyncIterator[Event]:
         """Yield the registry's changes as they happen; see ``Client.events``."""
@@ -189,7 +189,7 @@ class AsyncClient:
 
     async def _attempt(self, call: Call[T], timeout_s: float, left_s: float) -> Outcome:
         try:
-            async with _content(call.body) as (content, length):
+            async with _content(call) as (content, length):
                 response = await self._http.request(
                     call.method,
                     call.path,
@@ -204,18 +204,21 @@ class AsyncClient:
 
 
 @asynccontextmanager
-async def _content(body: bytes | Path) -> AsyncIterator[tuple[bytes | AsyncIterator[bytes], int]]:
+async def _content(call: Call[T]) -> AsyncIterator[tuple[bytes | AsyncIterator[bytes], int]]:
     """The content to send and its length in bytes. A file is read in threads."""
-    if isinstance(body, bytes):
-        yield body, len(body)
+    if isinstance(call.body, bytes):
+        yield call.body, len(call.body)
         return
-    file = await asyncio.to_thread(body.open, "rb")
+    file = await asyncio.to_thread(call.body.open, "rb")
     try:
-        yield _chunks(file), os.fstat(file.fileno()).st_size
+        yield _chunks(file, call.on_sent), os.fstat(file.fileno()).st_size
     finally:
         file.close()
 
 
-async def _chunks(file: BinaryIO) -> AsyncIterator[bytes]:
+async def _chunks(file: BinaryIO, on_sent: Callable[[int], None]) -> AsyncIterator[bytes]:
+    """A file's bytes; those before the ones that are asked for were sent."""
+    on_sent(0)
     while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
         yield chunk
+        on_sent(file.tell())

@@ -23,6 +23,14 @@ REPEATED_STATUSES = frozenset({429, 502, 503})
 """Statuses of requests that were not run, or that reached no server that could run them."""
 
 
+CHUNK_BYTES = 1 << 20
+"""Bytes of a file that are read and sent at a time."""
+
+
+def unheard(sent: int) -> None:
+    """Ignore how many bytes were sent."""
+
+
 class Repeat(StrEnum):
     """When a failed attempt may be followed by another."""
 
@@ -50,7 +58,7 @@ class Call(Generic[T]):
     repeat: Repeat = Repeat.ALWAYS
     timeout_s: float | None = None
     also_answers: frozenset[int] = frozenset()
-    on_sent: Callable[[int], None] | None = None
+    on_sent: Callable[[int], None] = unheard
 
     def headers_for(self, left_s: float) -> dict[str, str]:
         """Headers of an attempt. The server drops work that it can't do in the time left."""

@@ -1,9 +1,10 @@
 """The blocking client."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal, Self, Unpack
@@ -24,7 +25,7 @@ from peterrec_client.answers import (
     TaskDetail,
     UserPrediction,
 )
-from peterrec_client.call import Call, Lost, Outcome, Reply, T, timeouts
+from peterrec_client.call import CHUNK_BYTES, Call, Lost, Outcome, Reply, T, timeouts, unheard
 from peterrec_client.connecting import DEFAULT_TIMEOUT_S, http_options
 from peterrec_client.following import Event
 from peterrec_client.kinds import ItemId, Prediction
@@ -193,7 +194,7 @@ class Client:
         body: object = None,
         params: Mapping[str, str] = {},
         if_revision: int | None = None,
-        on_sent: Callable[[int], None] | None = None,
+        on_sent: Callable[[int], None] = unheard,
     ) -> bytes:
         """Make a call that has no separate method, and return the body of the answer.
 
@@ -232,12 +233,12 @@ class Client:
 
     def _attempt(self, call: Call[T], timeout_s: float, left_s: float) -> Outcome:
         try:
-            with _content(call) as content:
+            with _content(call) as (content, length):
                 response = self._http.request(
                     call.method,
                     call.path,
                     params=call.params,
-                    headers=call.headers_for(left_s),
+                    headers={**call.headers_for(left_s), "Content-Length": str(length)},
                     content=content,
                     timeout=timeouts(left_s),
                 )
@@ -247,30 +248,18 @@ class Client:
 
 
 @contextmanager
-def _content(call: Call[T]) -> "Iterator[bytes | BinaryIO | _Watched]":
+def _content(call: Call[T]) -> Iterator[tuple[bytes | Iterator[bytes], int]]:
+    """The content to send and its length in bytes."""
     if isinstance(call.body, bytes):
-        yield call.body
+        yield call.body, len(call.body)
         return
     with call.body.open("rb") as file:
-        yield file if call.on_sent is None else _Watched(file, call.on_sent)
+        yield _chunks(file, call.on_sent), os.fstat(file.fileno()).st_size
 
 
-@dataclass(frozen=True, slots=True)
-class _Watched:
-    """A file that is read by httpx, which sends what it has read before it reads on."""
-
-    file: BinaryIO
-    on_sent: Callable[[int], None]
-
-    def read(self, count: int) -> bytes:
-        """The next bytes; those before them were sent."""
-        self.on_sent(self.file.tell())
-        return self.file.read(count)
-
-    def fileno(self) -> int:
-        """The file's number, by which httpx finds its size."""
-        return self.file.fileno()
-
-    def __iter__(self) -> Iterator[bytes]:
-        """The file's lines: httpx takes no content that cannot be iterated, but calls ``read``."""
-        return iter(self.file)
+def _chunks(file: BinaryIO, on_sent: Callable[[int], None]) -> Iterator[bytes]:
+    """A file's bytes; those before the ones that are asked for were sent."""
+    on_sent(0)
+    while chunk := file.read(CHUNK_BYTES):
+        yield chunk
+        on_sent(file.tell())
