@@ -145,6 +145,12 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
 
 
+def matching_files(folder: Path, pattern: str) -> list[Path]:
+    """The paths of a folder whose names match, in order; FileSystemRefusal if it cannot be read."""
+    with refusals(folder, doing="read"):
+        return sorted(path for path in folder.iterdir() if path.match(pattern))
+
+
 def require_writable_folder(folder: Path, free_bytes: int = 0) -> None:
     """Refuse a folder in which nothing can be written, which may not exist yet.
 

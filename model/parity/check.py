@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from peterrec.model.disk import matching_files
 from peterrec.model.errors import GoldenCaseInvalid, GoldenFolderInvalid, PeterRecError
 from peterrec.model.parity.case import (
     AFTER,
@@ -88,7 +89,7 @@ class CaseReport:
 
 def check_folder(folder: Path, on_progress: OnProgress = no_progress) -> Iterator[CaseReport]:
     """Check every case of a folder; the reports come one after the other."""
-    paths = sorted(folder.glob("case_*.npz"))
+    paths = matching_files(folder, "case_*.npz")
     if not paths:
         raise GoldenFolderInvalid(
             f"{folder} has no case_*.npz file.", hint="Give a folder of recorded cases."

@@ -16,7 +16,7 @@ import numpy as np
 
 from peterrec.model.data.histories import Histories, UserLabels
 from peterrec.model.data.splits import UserSplit
-from peterrec.model.disk import write_text
+from peterrec.model.disk import read_bytes, write_text
 from peterrec.model.documents import Document
 from peterrec.model.errors import (
     ComparisonSettingsInvalid,
@@ -134,9 +134,9 @@ def _require_names(names: Sequence[str], what: str) -> None:
 def read_corpora(folder: Path) -> list[PreparedCorpus]:
     """Read a prepared folder; refuse one that was changed since it was written."""
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = json.loads(read_bytes(folder / INDEX))
         return [_read_corpus(folder / name, entry) for name, entry in index.items()]
-    except (OSError, KeyError, ValueError, TypeError, TensorFileInvalid, PathMissing) as error:
+    except (KeyError, ValueError, TypeError, TensorFileInvalid, PathMissing) as error:
         raise PreparedFolderInvalid(
             f"{folder} is not a prepared folder: {error}", hint="Prepare it again."
         ) from error

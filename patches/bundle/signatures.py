@@ -26,7 +26,13 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from peterrec.model.disk import read_bytes, refusals, require_writable_file, write_bytes
+from peterrec.model.disk import (
+    matching_files,
+    read_bytes,
+    refusals,
+    require_writable_file,
+    write_bytes,
+)
 from peterrec.model.errors import FileSystemRefusal
 from peterrec.patches.bundle.contents import Contents
 from peterrec.patches.bundle.format import SCHEMA, compact_json, parse_json
@@ -232,7 +238,7 @@ def _entry(found: object) -> tuple[str, bytes]:
 
 def _public_keys(path: Path) -> list[Ed25519PublicKey]:
     with refusals(path, doing="read"):
-        files = sorted(path.glob(f"*{PUBLIC_SUFFIX}")) if path.is_dir() else [path]
+        files = matching_files(path, f"*{PUBLIC_SUFFIX}") if path.is_dir() else [path]
     try:
         blocks = [block for file in files for block in _PUBLIC_PEM.findall(read_bytes(file))]
         keys = [load_pem_public_key(block) for block in blocks]

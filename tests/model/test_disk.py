@@ -282,6 +282,7 @@ def test_checking_leaves_nothing_behind(tmp_path):
         "make_folder(place / 'new')",
         "append_line(place / 'lines', '')",
         "read_bytes(place / 'secret')",
+        "matching_files(place / 'closed', '*')",
     ],
 )
 def test_what_this_user_may_not_do_is_refused_with_the_user(tmp_path, statement):
@@ -289,6 +290,7 @@ def test_what_this_user_may_not_do_is_refused_with_the_user(tmp_path, statement)
     place.mkdir()
     (place / "secret").touch()
     (place / "secret").chmod(0)
+    (place / "closed").mkdir(mode=0)
     place.chmod(0o555)
     said = refused(statement, place)
     place.chmod(0o755)
