@@ -86,6 +86,14 @@ def test_a_server_with_another_backbone_refuses_a_push(server, shop):
     assert "backbone" in str(refused.value)
 
 
+def test_a_push_of_other_outputs_is_refused_unless_the_caller_allows_it(server, tasks):
+    where = {"url": server.url, "api_key": server.key}
+    assert tasks["value"].push("shared", **where).version == 1
+    with pytest.raises(peterrec.PeterRecError, match="outputs_differ"):
+        tasks["tags"].push("shared", **where)
+    assert tasks["tags"].push("shared", allow_new_outputs=True, **where).version == 2
+
+
 def test_a_push_to_nobody_says_so(tasks):
     with pytest.raises(peterrec.PeterRecError, match="server_unreachable"):
         tasks["tags"].push(url="http://127.0.0.1:9", api_key="none")
