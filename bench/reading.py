@@ -1,7 +1,7 @@
-"""Peak memory and speed of reading interactions, compared with holding whole text columns.
+"""Peak memory and speed of reading interactions, beside doing the same with Arrow and NumPy alone.
 
-The benchmark writes events with uniform users and a skewed distribution of items as Parquet or CSV.
-It reads the file in each way in a separate process.
+The benchmark writes random events as Parquet or CSV, and reads the file in each way in a process of
+its own: as every command does, and by the plain way that keeps ids in a dict and sorts in memory.
 """
 
 import argparse
@@ -12,34 +12,40 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv as pv
 import pyarrow.parquet as pq
 
 from bench.report import Report
 from peterrec.model.data.interactions import InteractionSource, read_histories
-from peterrec.model.data.tables import TableSource, read_parts, text_column
+from peterrec.model.data.tables import TableSource
 
 ROWS_AT_ONCE = 1_000_000
 SCHEMA = pa.schema([("user_id", pa.string()), ("item_id", pa.string()), ("timestamp", pa.int64())])
+Numbers = npt.NDArray[np.int32 | np.int64]
 WRITERS = {"parquet": pq.ParquetWriter, "csv": pv.CSVWriter}
 
 
 def main(arguments: list[str]) -> None:
     """``python -m bench reading``."""
     parser = argparse.ArgumentParser(prog="python -m bench reading", description=__doc__)
-    parser.add_argument("--events", type=int, default=30_000_000)
+    parser.add_argument("--events", type=int, default=100_000_000)
     parser.add_argument("--users", type=int, default=1_000_000)
+    parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--form", choices=sorted(WRITERS), default="parquet")
-    parser.add_argument("--whole", action="store_true", help="also read whole text columns")
+    parser.add_argument("--no-plain", action="store_true", help="leave the plain way out")
     run(parser.parse_args(arguments)).show()
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Write the events, read them each way, and report the reading process's peak memory."""
-    ways: dict[str, Callable[[Path], int]] = {"batches": read_in_batches}
-    if options.whole:
-        ways["whole"] = read_whole
+    """Write the events, read them each way, and report time and peak memory.
+
+    ``ratio`` is the time of the plain way divided by the reader's.
+    """
+    ways: dict[str, Callable[[Path], int]] = {"reader": read_as_commands_do}
+    if not options.no_plain:
+        ways["plain"] = read_plainly
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="peterrec-bench-") as scratch:
         path = Path(scratch) / f"events.{options.form}"
@@ -48,31 +54,41 @@ def run(options: argparse.Namespace) -> Report:
         for name, read in ways.items():
             seconds, peak_bytes = _in_own_process(read, path)
             figures[f"{name}_seconds"] = seconds
-            figures[f"{name}_peak_gib"] = peak_bytes / 2**30
+            figures[f"{name}_peak_gb"] = peak_bytes / 1e9
             figures[f"{name}_bytes_per_event"] = peak_bytes / options.events
+    if "plain" in ways:
+        figures["ratio"] = figures["plain_seconds"] / figures["reader_seconds"]
     return Report("reading", figures, vars(options))
 
 
-def read_in_batches(path: Path) -> int:
+def read_as_commands_do(path: Path) -> int:
     """Read the file as every command does, and return the number of events."""
     source = InteractionSource(TableSource(path), order_column="timestamp")
     return len(read_histories(source).codes)
 
 
-def read_whole(path: Path) -> int:
-    """Read whole text columns first, encode them, and order the events by user and time."""
-    parts = read_parts(TableSource(path), list(SCHEMA.names))
-    users = _codes(text_column(parts, "user_id"))
-    items = _codes(text_column(parts, "item_id"))
-    times = text_column(parts, "timestamp").cast(pa.int64()).to_numpy()
-    return len(items[np.lexsort((times, users))])
+def read_plainly(path: Path) -> int:
+    """Read batches with Arrow, number ids with a dict, and sort with NumPy."""
+    numbers: dict[str, dict[str, int]] = {"user_id": {}, "item_id": {}}
+    codes: dict[str, list[Numbers]] = {"user_id": [], "item_id": []}
+    times: list[Numbers] = []
+    for batch in _batches(path):
+        for name, known in numbers.items():
+            encoded = batch.column(name).dictionary_encode()
+            texts = encoded.dictionary.to_pylist()
+            own = np.array([known.setdefault(text, len(known)) for text in texts], dtype=np.int32)
+            codes[name].append(own[encoded.indices.to_numpy()])
+        times.append(batch.column("timestamp").cast(pa.int64()).to_numpy())
+    users, items = np.concatenate(codes["user_id"]), np.concatenate(codes["item_id"])
+    return len(items[np.lexsort((np.concatenate(times), users))].astype(np.int64))
 
 
-def _codes(texts: pa.ChunkedArray) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    """Return each row's index among the distinct texts."""
-    codes: np.ndarray[tuple[int], np.dtype[np.int64]]
-    codes = texts.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
-    return codes
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+    if path.suffix == ".parquet":
+        yield from pq.ParquetFile(path).iter_batches(1 << 19)
+        return
+    texts = pv.ConvertOptions(column_types=dict.fromkeys(SCHEMA.names, pa.string()))
+    yield from pv.open_csv(path, pv.ReadOptions(block_size=1 << 24), convert_options=texts)
 
 
 def _in_own_process(read: Callable[[Path], int], path: Path) -> tuple[float, int]:
@@ -92,16 +108,18 @@ def _measured(read: Callable[[Path], int], path: Path) -> tuple[float, int]:
 
 
 def _write_events(path: Path, options: argparse.Namespace) -> None:
+    """Write events of uniform users on items of which a few are far more frequent than the rest."""
     generator = np.random.default_rng(0)
+    user_ids, item_ids = _ids("user-", options.users), _ids("item-", options.items)
     with WRITERS[options.form](path, SCHEMA) as writer:
         for start in range(0, options.events, ROWS_AT_ONCE):
             count = min(ROWS_AT_ONCE, options.events - start)
             users = generator.integers(0, options.users, count)
-            items = np.minimum(generator.pareto(1.0, count) * 2000, 199_999).astype(np.int64)
+            items = np.minimum(generator.pareto(1.0, count) * 2000, options.items - 1)
             times = generator.integers(1_600_000_000, 1_700_000_000, count)
-            columns = [_ids("user-", users), _ids("item-", items), pa.array(times)]
-            writer.write_table(pa.table(columns, schema=SCHEMA))
+            columns = [user_ids.take(pa.array(users)), item_ids.take(pa.array(items.astype(int)))]
+            writer.write_table(pa.table([*columns, pa.array(times)], schema=SCHEMA))
 
 
-def _ids(prefix: str, numbers: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> pa.Array:
-    return pa.array(np.char.add(prefix, numbers.astype(str)))
+def _ids(prefix: str, count: int) -> pa.Array:
+    return pa.array([f"{prefix}{number}" for number in range(count)])

@@ -170,8 +170,10 @@ def _try(trial: Path, *, as_folder: bool) -> None:
             trial.mkdir()
             trial.rmdir()
         else:
-            os.close(os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-            trial.unlink()
+            try:
+                trial.write_bytes(b"\0")  # a full disk may have room for an empty file
+            finally:
+                trial.unlink(missing_ok=True)
     except FileNotFoundError as error:  # the folder is there, but made by the system, as in /proc
         if not trial.parent.exists() or not _has_current_folder():
             raise
@@ -317,7 +319,16 @@ def _written_as(names: Mapping[Path, Path], path: Path, wanted_bytes: int | None
             if given.is_relative_to(unfinished):
                 given, doing = final / given.relative_to(unfinished), "written"
         plain = OSError(_number_of(error), error.strerror or str(error))
-        raise refusal(plain, given, doing=doing, wanted_bytes=wanted_bytes) from error
+        known = wanted_bytes if wanted_bytes is not None else _size_of(*names)
+        raise refusal(plain, given, doing=doing, wanted_bytes=known) from error
+
+
+def _size_of(unfinished: Path) -> int | None:
+    """Bytes of what was written before the disk was full: at least so many are wanted."""
+    with suppress(OSError):
+        files = [unfinished, *unfinished.rglob("*")]
+        return sum(file.stat().st_size for file in files if file.is_file()) or None
+    return None
 
 
 def _new_partial(target: Path, mode: int) -> Path:
@@ -471,7 +482,7 @@ def _has_current_folder() -> bool:
 
 def _bytes_text(path: Path, wanted_bytes: int | None) -> str:
     """How many bytes are wanted and how many there are, as far as it is known."""
-    parts = [] if wanted_bytes is None else [f"{wanted_bytes:,} bytes are wanted"]
+    parts = [] if wanted_bytes is None else [f"at least {wanted_bytes:,} bytes are wanted"]
     with suppress(OSError, PathUnusable):
         free = shutil.disk_usage(_deepest_existing(path)).free
         parts.append(f"{free:,} bytes are free")

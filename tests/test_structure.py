@@ -198,6 +198,16 @@ def test_patches_and_http_workers_import_no_torch() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_commands_start_without_the_engines_that_read_tables() -> None:
+    program = (
+        "import sys, peterrec.service.cli.main, peterrec.service.jobs.options\n"
+        "assert not {'duckdb', 'pyarrow'} & {*sys.modules}, sorted(sys.modules)\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("source", "expected"),
     [

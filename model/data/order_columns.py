@@ -195,7 +195,7 @@ def _numbers(part: TablePart, column: str) -> pa.Array:
             f"{part.place(0, column)}: values of type {kind} are neither numbers nor times.",
             hint="Write the column as numbers or times. Or name another `order_column`.",
         )
-    _refuse(part, column, array.is_null(nan_is_null=True))
+    _refuse_missing(part, column, array.is_null(nan_is_null=True))
     return found(part, column, array)
 
 
@@ -210,7 +210,9 @@ def _unsigned(part: TablePart, column: str, values: pa.Array) -> pa.Array:
 def _floats(part: TablePart, column: str, values: pa.Array) -> pa.Array:
     limit = EXACT_BELOW[values.type]
     values = values.cast(pa.float64())
-    _refuse(part, column, pc.invert(pc.is_finite(values)))
+    infinite = pc.index(pc.is_finite(values), False).as_py()
+    if infinite >= 0:
+        raise _unreadable(part, column, infinite)
     _refuse_inexact(part, column, pc.greater_equal(pc.abs(values), limit))
     return values
 
@@ -238,7 +240,7 @@ def _timestamps(part: TablePart, column: str, values: pa.Array) -> pa.Array:
 def _texts(part: TablePart, column: str, values: pa.Array) -> pa.Array:
     texts = pc.utf8_trim_whitespace(values.cast(pa.string()))
     missing = pc.or_(pc.equal(texts, ""), pc.is_in(texts, pa.array(part.missing, pa.string())))
-    _refuse(part, column, missing)
+    _refuse_missing(part, column, missing)
     exact = _first_cast(texts, INTEGERS)
     if exact is None and pc.all(pc.match_substring_regex(texts, NUMBER)).as_py():
         return _fractions(part, column, texts)
@@ -252,8 +254,9 @@ def _texts(part: TablePart, column: str, values: pa.Array) -> pa.Array:
 def _fractions(part: TablePart, column: str, texts: pa.Array) -> pa.Array:
     """Numbers of which some have a fraction: decimals, or floats if they are as exact."""
     wide = _first_cast(texts, (WIDEST,))
-    if wide is not None:
-        exact = _first_cast(wide, tuple(pa.decimal128(38, scale) for scale in SCALES))
+    scales = tuple(pa.decimal128(38, scale) for scale in SCALES)
+    exact = None if wide is None else _first_cast(wide, scales)
+    if exact is not None:
         largest = pc.max(pc.abs(exact)).as_py()
         if largest.scaleb(exact.type.scale) < 2**63:
             return exact
@@ -305,17 +308,26 @@ def _casts(text: str, arrow_type: pa.DataType) -> bool:
     return _first_cast(pa.array([text], pa.string()), (arrow_type,)) is not None
 
 
-def _refuse(part: TablePart, column: str, bad: pa.Array) -> None:
-    row = pc.index(bad, True).as_py()
+def _refuse_missing(part: TablePart, column: str, missing: pa.Array) -> None:
+    row = pc.index(missing, True).as_py()
     if row >= 0:
-        raise _unreadable(part, column, row)
+        raise OrderUnreadable(
+            f"{part.place(row, column)}: the value is missing.",
+            hint="Fill it or remove the row. Or name another `order_column`.",
+        )
 
 
 def _unreadable(part: TablePart, column: str, row: int) -> OrderUnreadable:
+    value, first = _value(part, column, row), _value(part, column, 0)
+    if row > 0 and isinstance(value, str):
+        return OrderUnreadable(
+            f"{part.place(row, column)}: {value!r} is not of the form of {first!r}, which is in "
+            f"{part.place(0, column)}.",
+            hint="Write all values alike, with or without a zone. Or name another `order_column`.",
+        )
     return OrderUnreadable(
-        f"{part.place(row, column)}: {_value(part, column, row)!r} is neither a number nor a "
-        "timestamp.",
-        hint="Correct the row. Or name another `order_column`.",
+        f"{part.place(row, column)}: {value!r} is neither a number nor a timestamp.",
+        hint="Write times like 2024-01-31 10:00:00 or as numbers. Or name another `order_column`.",
     )
 
 

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from peterrec.model.data import engine
 from peterrec.model.data.filters import Condition
+from peterrec.model.data.first_bytes import UTF_8
 from peterrec.model.data.forms import (
     DataFile,
     find_data_files,
@@ -238,11 +239,16 @@ def _file_errors(file: DataFile) -> Iterator[None]:
         yield
     except (duckdb.Error, pa.ArrowException, UnicodeDecodeError, OSError) as error:
         _require_unchanged(file.path, before)
-        fault = None if file.form is None else first_fault(file)
+        if file.form is None:
+            raise DataFileUnreadable(
+                f"{file.path}: {_reason(error)}.", hint="Fetch the file or write it again."
+            ) from error
+        fault = first_fault(file)
         place = f"{file.path}, {fault}" if fault else f"{file.path}: {_reason(error)}."
-        raise DataFileUnreadable(
-            place, hint="Check that the file is whole, its quotes and its delimiter."
-        ) from error
+        hint = "Check that the file is whole, its quotes and its delimiter."
+        if fault and fault.endswith(NO_UTF_8):
+            hint = UTF_8.format("LATIN1")
+        raise DataFileUnreadable(place, hint=hint) from error
     _require_unchanged(file.path, before)
 
 
@@ -521,6 +527,9 @@ def line_of_row(file: DataFile, row: int) -> int:
     return row + 1 + above  # right unless fields contain line breaks
 
 
+NO_UTF_8 = "the text is not UTF-8."
+
+
 def first_fault(file: DataFile) -> str | None:
     """A sentence on why a text file cannot be read: the first bad row with its line and column."""
     assert file.form is not None
@@ -530,7 +539,7 @@ def first_fault(file: DataFile) -> str | None:
             broken = next((i for i, text in enumerate(fields) if not is_text(text)), None)
             if broken is not None:
                 column = file.names[broken] if broken < len(file.names) else str(broken + 1)
-                return f"line {line}, column {column!r}: the text is not UTF-8."
+                return f"line {line}, column {column!r}: {NO_UTF_8}"
             if len(fields) != len(file.names):
                 return f"line {line}: {len(fields)} fields, not {len(file.names)}."
     except csv.Error as error:

@@ -33,6 +33,9 @@ EXACT_BELOW = {pa.float32(): 2.0**24, pa.float64(): 2.0**53}
 WHOLE = r"^-?(0|[1-9][0-9]*)(\.0+)?$"
 """An integer, perhaps as a program writes it that had turned the column into floats."""
 
+ROUNDED = r"^-?[1-9](\.[0-9]+)?[eE]\+?[0-9]+$"
+"""A large integer as spreadsheets and floats write it."""
+
 
 def texts_of(part: TablePart, column: str, has_fractions: bool = False) -> pa.Array:
     """A column as texts; a missing value is null, and blanks around a text are still there.
@@ -155,6 +158,12 @@ def settled(texts: pa.Array, column: str, source: str) -> Settled:
         notices.append(
             f"{place}: all values are integers, some written like {example}; they are taken as "
             f"{example.partition('.')[0]}."
+        )
+    rounded = pc.filter(texts, pc.match_substring_regex(texts, ROUNDED))
+    if len(rounded):
+        notices.append(
+            f"{place}: values such as {rounded[0].as_py()} look like integers that a program has "
+            "rounded; they are taken as they stand."
         )
     small = pc.utf8_lower(texts)
     is_truth = pc.is_in(small, pa.array(["true", "false"]))

@@ -131,7 +131,7 @@ def events_of(record: Document) -> list[TrainingEvent]:
         "finetune" if "metrics" in record else "pretrain",
         settings=record["settings"],
         data=data,
-        machine=record.get("machine", record.get("software", {})),
+        machine=record["machine"] if "machine" in record else record.get("software") or {},
         backbone=record.get("backbone"),
         time=record.get("started_at"),
     )

@@ -123,7 +123,7 @@ def macro_f1_of(predicted: Ints, targets: Ints, classes: int) -> Metric:
         total = float(np.sum(2 * hits[occurs] / (chosen + present)[occurs]))
         return _ratio(total, float(occurs.sum()))
 
-    return Metric(macro_f1, 4 * len(targets))
+    return Metric(macro_f1, 4 * len(targets) + 6 * classes)
 
 
 def auc_of(scores: Floats, is_positive: Bools, users: Ints | None = None) -> Metric:

@@ -130,9 +130,9 @@ class TrainingFile:
         assert self._file is not None
         data = b"".join(self._waiting)
         try:
-            done = os.pwrite(self._file, data, self._end)
-            if done < len(data):  # the disk became full within the line
-                os.pwrite(self._file, data[done:], self._end + done)
+            done = 0
+            while done < len(data):  # a disk that becomes full takes a part before it refuses
+                done += os.pwrite(self._file, data[done:], self._end + done)
         except OSError as error:
             os.ftruncate(self._file, self._end)
             if not self._has_failed:

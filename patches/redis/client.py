@@ -8,8 +8,9 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
@@ -24,6 +25,7 @@ from redis.asyncio.sentinel import (
 )
 from redis.backoff import ExponentialWithJitterBackoff
 
+from peterrec.model.disk import read_bytes
 from peterrec.patches.errors import (
     RegistryDenied,
     RegistryFailed,
@@ -68,6 +70,9 @@ _DENIED = (
     exceptions.AuthorizationError,
     exceptions.NoPermissionError,
 )
+TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+"""Options of an address that name files."""
+
 _NOT_NOW = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "BUSY ")
 
 
@@ -81,6 +86,7 @@ def open_redis(url: str, *, retries: int = RETRIES, timeout_s: float = SOCKET_TI
     is safe for the registry's scripts. It may take ``timeout_s`` each time it is sent.
     """
     scheme = url.partition("://")[0]
+    _require_tls_files(url)
     try:
         return _OPENERS[scheme](url, _common_options(retries, timeout_s))
     except (KeyError, ValueError, TypeError) as error:
@@ -89,6 +95,14 @@ def open_redis(url: str, *, retries: int = RETRIES, timeout_s: float = SOCKET_TI
             hint="Set PETERREC_REDIS_URL to redis://, rediss://, unix://, sentinel:// or "
             "cluster:// with an address (docs/registry.md).",
         ) from error
+
+
+def _require_tls_files(url: str) -> None:
+    """Refuse certificates and keys that cannot be read; redis-py reads them when it connects."""
+    options = parse_qs(url.partition("?")[2])
+    for name in TLS_FILES:
+        for path in options.get(name, ()):
+            read_bytes(Path(path))
 
 
 async def drop_idle_connections(client: Client) -> None:

@@ -75,7 +75,12 @@ PREDICT_RESPONSES: dict[str, Document] = {
                 _FILMS,
                 {
                     "kind": "error",
-                    "error": {"code": "history_too_long", "message": "…", "hint": "…"},
+                    "error": {
+                        "code": "history_too_long",
+                        "message": "…",
+                        "hint": "…",
+                        "retryable": False,
+                    },
                 },
             ],
         }
@@ -87,7 +92,7 @@ USERS_REQUESTS: dict[str, Document] = {
         "value": {
             "history": [1193, 661],
             "user_id": "u1",
-            "tasks": ["gender", {"task": "films", "top_k": 20, "version": 7}],
+            "tasks": ["gender", {"task": "films", "top_k": 20, "exclude": ["260"], "version": 7}],
         }
     },
     "all tasks": {"value": {"history": [1193, 661], "tasks": "all"}},
@@ -102,7 +107,9 @@ USERS_RESPONSES: dict[str, Document] = {
                 "gender": {**_BUNDLE, **_GENDER},
                 "films": {**_BUNDLE, **_FILMS},
             },
-            "errors": {"x": {"code": "task_not_found", "message": "…", "hint": "…"}},
+            "errors": {
+                "x": {"code": "task_not_found", "message": "…", "hint": "…", "retryable": False}
+            },
         }
     }
 }
@@ -111,9 +118,9 @@ _STATUSES = {
     400: "Malformed; the message says where.",
     401: "No valid API key.",
     403: "The key may not do this.",
-    404: "The task does not exist, or does not have this alias.",
-    409: "The task has no prod version, or the requested version is not served.",
-    413: "The body, the history or the number of rows is too large.",
+    404: "The task, the alias or the version does not exist.",
+    409: "The task has no prod version, the version is not served, or its bundle was refused.",
+    413: "The body, the history or the number of rows is too large, for instance for the queue.",
     429: "Too many rows are waiting; see Retry-After.",
     503: "The device process or the bundle is not available yet; see Retry-After.",
     504: "The deadline has passed.",

@@ -162,7 +162,7 @@ class ProgressBars:
                 now = time.monotonic()
                 if self._phase is None or now - self._phase.began < SHOWN_AFTER_S:
                     continue
-                if self._console.is_interactive:
+                if self._console.is_interactive or self._console.is_jupyter:
                     self._show_bar(self._phase)
                 elif now >= self._phase.line_at:
                     self._show_line(self._phase, now)

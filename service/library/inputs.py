@@ -129,7 +129,9 @@ def ids_column(values: Sequence[object], what: str) -> pa.Array:
     if not len(values):
         return pa.array([], pa.string())
     try:
-        return pa.array(values)
+        array = pa.array(values)
+        if not pa.types.is_nested(array.type):
+            return array
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, TypeError):
         pass
     texts = []
@@ -194,4 +196,11 @@ def _by_user(answers: object, histories: Listed | None) -> tuple[list[UserId], l
 
 
 def _rows(rows: Iterable[object], what: str) -> tuple[Sequence[ItemId], ...]:
+    """The items of each row; a set is refused, because it has no order."""
+    rows = list(rows)
+    for at, row in enumerate(rows):
+        if isinstance(row, set | frozenset):
+            raise ArgumentInvalid(
+                f"{what} {at} is a set, which has no order.", hint="Give a list, oldest first."
+            )
     return tuple(sequence(row, f"a list of item ids as {what} {at}") for at, row in enumerate(rows))

@@ -6,25 +6,22 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from peterrec.model.data.observer import SILENT, ReadingObserver, SilentObserver
-from peterrec.service.jobs.reading import observing
+from peterrec.service.jobs.progress_bar import ProgressBars
+from peterrec.service.jobs.reading import ConsoleObserver
 
 
-class _Notes(SilentObserver):
+class _Notes(ConsoleObserver):
     """Prints notices on stderr, each once, and nothing else."""
-
-    def __init__(self) -> None:
-        self._told: set[str] = set()
 
     def notice(self, text: str) -> None:
         """Print a sentence that a person should know, unless it was printed before."""
-        if text not in self._told:
-            self._told.add(text)
+        if text not in self.notices:
+            super().notice(text)
             print(f"note: {text}", file=sys.stderr)
 
 
 @contextmanager
-def watched(progress: bool | None) -> Iterator[ReadingObserver]:
+def watched(progress: bool | None) -> Iterator[ConsoleObserver]:
     """The observer of one call, which shows progress and notices for the length of the block.
 
     True shows what the commands show: bars on a terminal and in a notebook, elsewhere a line now
@@ -32,8 +29,6 @@ def watched(progress: bool | None) -> Iterator[ReadingObserver]:
     False shows nothing.
     """
     console = Console(stderr=True)
-    if progress or (progress is None and (console.is_jupyter or console.is_terminal)):
-        with observing() as observer:
-            yield observer
-    else:
-        yield SILENT if progress is False else _Notes()
+    is_seen = progress or (progress is None and (console.is_jupyter or console.is_terminal))
+    with ProgressBars(is_quiet=not is_seen) as bars:
+        yield _Notes(bars) if progress is None and not is_seen else ConsoleObserver(bars)

@@ -37,7 +37,7 @@ def event_options(interactions: Histories | Listed, given: Given) -> EventOption
         return EventOptions(interactions=as_source(interactions), **options)
     events = EventOptions(interactions=Path(), **options)  # the table is set below
     table = listed(interactions).table(events.user_column, events.item_column, "interactions")
-    return replace(events, interactions=table, order_column=POSITION)
+    return replace(events, interactions=table, order_column=POSITION)  # type: ignore[arg-type]  # as good as a path
 
 
 def time_options(given: Given) -> TimeOptions:
@@ -69,7 +69,7 @@ def answer_options(
             column = options.label_column or LABEL
             is_many = form == "tags" and options.tag_separator is None
             table = answers_table(labels, histories, (user_column, column), is_many)
-            options = replace(options, labels=table, label_column=column)
+            options = replace(options, labels=table, label_column=column)  # type: ignore[arg-type]  # as good as a path
     if targets is not None:
         if is_table(targets):
             options = replace(options, targets=as_source(targets))
@@ -77,7 +77,7 @@ def answer_options(
             own = targets_listed(targets, histories).table(
                 user_column, options.target_column, "targets"
             )
-            options = replace(options, targets=own, target_order_column=POSITION)
+            options = replace(options, targets=own, target_order_column=POSITION)  # type: ignore[arg-type]  # as good as a path
     return options
 
 

@@ -1,11 +1,10 @@
 """Training from Python: the jobs of the commands, with their results as objects."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
-from peterrec.model.data.observer import ReadingObserver
 from peterrec.model.disk import require_writable_file, require_writable_folder
 from peterrec.model.files.backbone_folder import LoadedBackbone, fingerprint_of
 from peterrec.model.kinds import KINDS, KindName
@@ -14,6 +13,7 @@ from peterrec.model.training.options import options_of
 from peterrec.model.training.pretrain.settings import PretrainSettings
 from peterrec.service.errors import ArgumentInvalid
 from peterrec.service.jobs.options import AnswerOptions, EventOptions, TimeOptions, parse_blocks
+from peterrec.service.jobs.reading import ConsoleObserver
 from peterrec.service.jobs.recording import Recording
 from peterrec.service.jobs.task_file import TASK_OPTIONS, TaskEntry, read_task_file
 from peterrec.service.jobs.torchrun import place_of
@@ -206,10 +206,10 @@ def finetune_settings(
     return settings_of(FinetuneSettings, values, base)
 
 
-def recording_of(given: Mapping[str, object], observer: ReadingObserver) -> Recording:
+def recording_of(given: Mapping[str, object], observer: ConsoleObserver) -> Recording:
     """How a training is recorded; what goes wrong with it is a notice."""
-    notices: Sequence[str] = getattr(observer, "notices", ())
-    return Recording(TrackOptions(**taken(TrackOptions, given)), observer.notice, notices)
+    options = TrackOptions(**taken(TrackOptions, given))
+    return Recording(options, observer.notice, observer.notices)
 
 
 def _on_existing(resume: bool, overwrite: bool) -> OnExisting:

@@ -14,7 +14,6 @@ every process of a server imports this package too and needs little of it.
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
         TagsClassifier,
     )
     from peterrec.service.library.metrics import Metrics
+    from peterrec.service.library.reports import Report, data_info, report
     from peterrec.service.library.sample import sample_data
     from peterrec.service.library.task import Task, load_bundle
     from peterrec.service.library.training import finetune, finetune_many, pretrain
@@ -40,14 +40,17 @@ __all__ = [
     "ProfileClassifier",
     "ProfileRegressor",
     "Recommender",
+    "Report",
     "TagsClassifier",
     "Task",
     "__version__",
+    "data_info",
     "finetune",
     "finetune_many",
     "load_backbone",
     "load_bundle",
     "pretrain",
+    "report",
     "sample_data",
 ]
 
@@ -59,13 +62,16 @@ _PLACES = {
     "ProfileClassifier": f"{_LIBRARY}.estimators",
     "ProfileRegressor": f"{_LIBRARY}.estimators",
     "Recommender": f"{_LIBRARY}.estimators",
+    "Report": f"{_LIBRARY}.reports",
     "TagsClassifier": f"{_LIBRARY}.estimators",
     "Task": f"{_LIBRARY}.task",
+    "data_info": f"{_LIBRARY}.reports",
     "finetune": f"{_LIBRARY}.training",
     "finetune_many": f"{_LIBRARY}.training",
     "load_backbone": f"{_LIBRARY}.backbone",
     "load_bundle": f"{_LIBRARY}.task",
     "pretrain": f"{_LIBRARY}.training",
+    "report": f"{_LIBRARY}.reports",
     "sample_data": f"{_LIBRARY}.sample",
 }
 """The module of each public name."""
@@ -73,6 +79,8 @@ _PLACES = {
 
 def __getattr__(name: str) -> Any:  # Any: whatever the public name stands for
     if name == "__version__":
+        from importlib.metadata import version  # it takes longer than all the rest
+
         return version("peterrec-serving")
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -42,7 +42,7 @@ def test_it_uses_the_public_interface_only(notebook):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)  # a minute, and more on a busy machine
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the libraries that run notebooks
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # as above
 def test_it_goes_from_a_frame_to_a_served_task(executed):

@@ -13,6 +13,7 @@ import pytest
 
 from peterrec.model.data.sample_data import write_sample_data
 from peterrec.model.files.backbone_folder import load_backbone
+from peterrec.model.files.backbone_info import SPEC
 from peterrec.model.training.pretrain.state import CHECKPOINT
 from tests.e2e.running import free_port, running_server
 from tests.unprivileged import obey_permissions
@@ -225,7 +226,9 @@ def test_a_disk_that_fills_during_pretraining_keeps_what_resume_goes_on_from(pla
     assert "bytes are wanted" in refusal
     assert "filled: go on from it with --resume" in refusal
     assert "Traceback" not in refusal
-    assert [path.name for path in (place.folder / "filled").iterdir()] == [CHECKPOINT]
+    assert checkpoint.stat().st_size == size
+    assert not (place.folder / "filled" / SPEC).exists()
+    assert place.left_over() == []
     place.run(*pretraining("filled", "--resume"))
     whole, filled = (load_backbone(place.folder / name) for name in ("whole", "filled"))
     assert filled.fingerprint == whole.fingerprint

@@ -107,7 +107,7 @@ def test_all_are_the_tasks_that_the_key_may_ask(server, api, workshop):
     assert "value" not in answer.json()["errors"]
 
 
-async def test_a_bundle_of_another_backbone_is_an_error_that_no_retry_cures(
+async def test_a_bundle_that_can_not_be_loaded_is_an_error_that_says_whether_a_retry_may_help(
     workshop, tmp_path, redis_url, redis_prefix
 ):
     foreign = verified(make_bundle("value"), backbone=TINY, limits=LIMITS)
@@ -115,6 +115,11 @@ async def test_a_bundle_of_another_backbone_is_an_error_that_no_retry_cures(
     await registry.blobs.put(Blob(make_bundle("value")))
     summary = VersionSummary.of(foreign)
     await registry.add_version(DEFAULT_TENANT, TaskId("old"), foreign.digest, summary, "ann")
+    lost = verified(workshop.bundle("tags", 1), backbone=workshop.identity, limits=LIMITS)
+    await registry.blobs.put(lost.blob)
+    summary = VersionSummary.of(lost)
+    await registry.add_version(DEFAULT_TENANT, TaskId("lost"), lost.digest, summary, "ann")
+    await registry.store.redis.hdel(registry.store.key("blobs"), lost.digest)
     await registry.close()
     settings = {"workers": 1, "redis_url": redis_url, "redis_prefix": redis_prefix, "auth": "off"}
     with (
@@ -131,6 +136,8 @@ async def test_a_bundle_of_another_backbone_is_an_error_that_no_retry_cures(
         assert [*card["results"]] == ["new"]
         assert card["errors"]["old"]["code"] == "bundle_refused"
         assert card["errors"]["old"]["retryable"] is False
+        assert card["errors"]["lost"]["code"] == "bundle_not_ready"
+        assert card["errors"]["lost"]["retryable"] is True
         eventually(lambda: counted(server, "requests", "old") == {"error": 2})
         detail = client.get("/tasks/old").json()
         assert (detail["aliases"]["prod"]["version"], detail["served"]) == (1, {})

@@ -143,6 +143,7 @@ def test_a_full_disk_leaves_none_of_a_folders_files(tmp_path, small_files):
     with pytest.raises(DiskFull) as caught:
         write_files(tmp_path, one=3, two=5000)
     assert str(tmp_path) in caught.value.message
+    assert "at least 1,003 bytes are wanted" in caught.value.message
     assert ".partial" not in caught.value.message
     assert (tmp_path / "one").read_bytes() == b"old"
     assert names(tmp_path) == ["one"]

@@ -8,6 +8,7 @@ from peterrec.model.data.histories import Histories
 from peterrec.model.data.vocabulary import TokenHistories, Vocabulary
 from peterrec.model.errors import SplitEmpty, TooFewItems
 from peterrec.model.spec import FIRST_ITEM
+from peterrec.model.training.objectives.summary import counted
 
 FEW_ITEMS = 10
 """Items below which a backbone has hardly anything to learn."""
@@ -31,7 +32,7 @@ def require_sequences(
     counts = {name: sum(len(row) > 1 for row in part.rows) for name, part in parts.items()}
     if all(counts.values()):
         return
-    users = f"{len(train.users):,} training and {len(held_out.users):,} validation users"
+    users = f"{len(train.users):,} training and {counted(len(held_out.users), 'validation user')}"
     if longest < 2:
         raise SplitEmpty(
             f"each of the {len(histories.users):,} users has one event: no item follows another.",
@@ -44,8 +45,8 @@ def require_sequences(
         )
     if counts["training"] and not any(len(row) for row in held_out.rows):
         raise SplitEmpty(
-            f"no item of the {len(held_out.users):,} validation users is one of the training "
-            "users' items.",
+            f"no item of the {counted(len(held_out.users), 'validation user')} is one of the "
+            "training users' items.",
             hint="Check the item column: it may be an id of the event. Or lower `min_count`.",
         )
     raise SplitEmpty(
@@ -90,7 +91,8 @@ def doubts_of_corpus(
         )
     yield from _doubts_of_repeats(train)
     if validated < FEW_VALIDATED:
-        yield f"Only {validated} validation sequences: the best epoch is chosen by chance."
+        sequences = counted(validated, "validation sequence")
+        yield f"Only {sequences}: the best epoch is chosen by chance."
 
 
 def _doubts_of_repeats(train: TokenHistories) -> Iterator[str]:

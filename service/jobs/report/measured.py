@@ -144,6 +144,7 @@ def measure_task(
     rows = split.test if is_test_part and len(split.test) else everybody
     objective = task.objective(examples)
     answered = _answered(task, examples, objective, rows, on_progress)
+    on_progress(Progress("learning the baselines"))
     baselines = _baselines(manifest.kind, examples, objective, split.train, rows)
     return MeasuredTask(
         kind=manifest.kind,

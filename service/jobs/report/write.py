@@ -9,9 +9,11 @@ from peterrec.model.data.interactions import InteractionSource, histories_of, re
 from peterrec.model.data.observer import SILENT, ReadingObserver
 from peterrec.model.data.statistics import DataInfo, describe_events
 from peterrec.model.disk import read_bytes, require_writable_file, write_text
+from peterrec.model.documents import Document
 from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone
 from peterrec.model.files.backbone_info import SPEC
 from peterrec.model.files.tensors import read_tensors
+from peterrec.model.progress import Progress
 from peterrec.model.training.training_file import (
     TRAINING_FILE,
     TrainingLog,
@@ -112,16 +114,18 @@ def _task_page(job: ReportJob) -> str:
     settings = recorded_training(manifest).split_settings(manifest.kind)
     examples = examples_of(loaded, histories, labels, settings)
     tested = measure_task(task, examples, job.part == "test", job.observer.progress)
-    lead = [*_differing(file, histories, labels), _measured(tested, job.part)]
+    lead = [*_differing(file, histories, labels), _measured(tested)]
     shows_samples = job.shows_samples and manifest.kind in REPORTS
     lead += [Text(PERSONAL, is_notice=True)] if shows_samples else []
+    job.observer.progress(Progress("computing intervals"))
     measured = of_task.measured_sections(tested, job.shows_samples)
     info = _data_section(job, describe_events(events, job.observer.progress))
     return page(title, [about, *measured, info, history, recorded], lead)
 
 
-def _measured(tested: MeasuredTask, part: Part) -> Text:
-    which = "that fine-tuning kept apart for the test" if part == "test" else "of the given data"
+def _measured(tested: MeasuredTask) -> Text:
+    is_whole = len(tested.rows) == len(tested.examples.users)
+    which = "of the given data" if is_whole else "that fine-tuning kept apart for the test"
     return Text(f"Measured on the {len(tested.rows):,} users {which}.")
 
 
@@ -146,7 +150,7 @@ def _differing(
 
 def _backbone_page(job: ReportJob) -> str:
     loaded = load_backbone(job.subject)
-    log = read_training_file(job.subject / TRAINING_FILE) or log_of(loaded.record)
+    log = _backbone_log(job.subject, loaded.record)
     about = of_backbone.about_section(loaded)
     history = _history(log)
     recorded = of_backbone.recorded_section(loaded.record, log)
@@ -158,6 +162,19 @@ def _backbone_page(job: ReportJob) -> str:
     info = _data_section(job, describe_events(events, job.observer.progress))
     measured, notices = _next_items(loaded, job, histories_of(events))
     return page(title, [about, *measured, info, *after], notices)
+
+
+def _backbone_log(folder: Path, record: Document) -> TrainingLog | None:
+    """The lines of a backbone's training, which have its warnings, or else what its record says.
+
+    The lines of a run that was to replace the backbone and did not end are not taken for its own.
+    """
+    recorded, lines = log_of(record), read_training_file(folder / TRAINING_FILE)
+    if lines is None or lines.ended is None:
+        return recorded
+    if recorded is None or recorded.of_part("train") == lines.of_part("train"):
+        return lines
+    return recorded
 
 
 def _history(log: TrainingLog | None) -> Section:
@@ -183,6 +200,7 @@ def _next_items(
     if digest is not None and digest != histories.digest():
         text = "These are not the data of the training; validation users may have been trained on."
         notices.append(Text(text, is_notice=True))
+    job.observer.progress(Progress("computing intervals"))
     return of_backbone.next_item_sections(found), notices
 
 

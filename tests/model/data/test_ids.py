@@ -161,6 +161,12 @@ def test_texts_that_are_not_all_integers_stay_as_they_are(tmp_path, items):
     assert read_events(texts_file(tmp_path, items)).items == tuple(items)
 
 
+def test_ids_that_a_program_may_have_rounded_are_told(tmp_path):
+    told = Recorder()
+    assert read_events(texts_file(tmp_path, ["9.007e+15", "x"]), told).items == ("9.007e+15", "x")
+    assert [text for text in told.notices if "9.007e+15 look like integers" in text]
+
+
 def test_blanks_around_ids_are_no_part_of_them_and_merged_ones_are_told(tmp_path):
     told = Recorder()
     assert read_events(texts_file(tmp_path, [" a", "a", "b\u00a0", "c d"]), told).items == (

@@ -108,13 +108,13 @@ INEXACT = {
     "truths": (pa.array([True]), "values of type bool are neither numbers nor times"),
     "times of a day": (pa.array([1], pa.time64("us")), r"values of type time64\[us\] are neither"),
     "infinite": (pa.array([float("inf")]), "inf is neither a number nor a timestamp"),
-    "missing": (pa.array([1, None]), "row 2, column 'at': None is neither"),
-    "NaN": (pa.array([1.0, float("nan")]), "row 2, column 'at': nan is neither"),
-    "blank": (pa.array(["1", " "]), "row 2, column 'at': ' ' is neither"),
-    "NULL": (pa.array(["1", "NULL"]), "row 2, column 'at': 'NULL' is neither"),
+    "missing": (pa.array([1, None]), "row 2, column 'at': the value is missing"),
+    "NaN": (pa.array([1.0, float("nan")]), "row 2, column 'at': the value is missing"),
+    "blank": (pa.array(["1", " "]), "row 2, column 'at': the value is missing"),
+    "NULL": (pa.array(["1", "NULL"]), "row 2, column 'at': 'NULL' is not of the form of '1'"),
     "a zone for some": (
         pa.array(["2024-01-02T03:04:05Z", "2024-01-02T03:04:05"]),
-        "row 2, column 'at': '2024-01-02T03:04:05' is neither",
+        "row 2, column 'at': '2024-01-02T03:04:05' is not of the form",
     ),
     "days first": (pa.array(["31.01.2024"]), r"row 1, column 'at': '31\.01\.2024' is neither"),
 }

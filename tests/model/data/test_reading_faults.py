@@ -245,7 +245,7 @@ def test_reading_reports_its_files_and_its_progress(tmp_path, name):
     size = path.stat().st_size
     assert (files.source, files.files, files.size, files.left_out) == (str(path), 1, size, ())
     reading = [step for step in told.steps if step.phase == "reading"]
-    assert reading[-1] == Progress("reading", size, size)
+    assert reading[-1] == Progress("reading", size, size, unit="bytes")
     done = [step.done for step in reading]
     assert done == sorted(done)
-    assert told.steps[-1] == Progress("ordering", 20_000, 20_000)
+    assert told.steps[-1] == Progress("ordering", 20_000, 20_000, unit="events")

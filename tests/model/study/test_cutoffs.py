@@ -1,7 +1,10 @@
 """Nothing at or after a target may be read."""
 
+from dataclasses import replace
+
 import pytest
 
+from peterrec.model.data.interactions import Events
 from peterrec.model.errors import FutureItem, OrderUnreadable
 from peterrec.model.study.cutoffs import cuts_after, first_times, is_past, require_past
 from tests.model.data.few_events import events
@@ -42,3 +45,26 @@ def test_without_times_a_target_in_the_input_is_refused():
 def test_events_without_times_are_not_cut_by_their_place_in_the_file():
     with pytest.raises(OrderUnreadable, match=r"events\.csv has no times"):
         is_past(events(("a", "x", 1), has_times=False), {"a": 2})
+
+
+def nanoseconds(*rows: tuple[str, str, int]) -> Events:
+    return replace(events(*rows), time_kind="timestamp", time_scale=9)
+
+
+def test_events_one_nanosecond_apart_are_told_apart():
+    now = 1_700_000_000_123_456_789
+    inputs = nanoseconds(("a", "x", now), ("a", "y", now + 1))
+    assert is_past(inputs, {"a": now + 1}).tolist() == [True, False]
+    require_past(inputs, nanoseconds(("a", "t", now + 2)))
+    with pytest.raises(FutureItem, match=f"has item 'y' at {now + 1}, but a target at {now + 1}"):
+        require_past(inputs, nanoseconds(("a", "t", now + 1)))
+
+
+def test_inputs_and_targets_of_two_scales_are_compared_in_one():
+    now = 1_700_000_000_123_456
+    targets = replace(events(("a", "t", now)), time_kind="timestamp", time_scale=6)
+    require_past(nanoseconds(("a", "x", now * 1000 - 1)), targets)
+    with pytest.raises(FutureItem):
+        require_past(nanoseconds(("a", "x", now * 1000)), targets)
+    with pytest.raises(OrderUnreadable, match="nothing says which events are earlier"):
+        require_past(events(("a", "x", 1)), targets)

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+from peterrec.model.errors import PathMissing
 from peterrec.patches.errors import (
     RegistryDenied,
     RegistryFull,
@@ -348,6 +349,12 @@ async def test_the_connection_may_be_encrypted_and_proves_the_server(
         url = f"rediss://{HOST}:{port}?ssl_ca_certs={tmp_path / 'ca.pem'}"
         async with opened(url) as registry:
             await use_everything(registry)
+
+
+@pytest.mark.parametrize("option", ["ssl_ca_certs", "ssl_certfile", "ssl_keyfile"])
+def test_a_certificate_or_key_that_cannot_be_read_is_named(tmp_path: Path, option: str) -> None:
+    with pytest.raises(PathMissing, match=r"nowhere\.pem can't be read"):
+        open_redis(f"rediss://{HOST}:1/0?{option}={tmp_path / 'nowhere.pem'}")
 
 
 async def test_a_server_with_a_certificate_by_somebody_else_is_not_talked_to(

@@ -22,6 +22,7 @@ from peterrec.service.jobs.hints import hint_for
 ROOT = Path(__file__).parents[3]
 ROOT_COMMAND = get_command(build_app())
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+OF_CURL = re.compile(r"curl --data-binary @FILE")
 SETTING = re.compile(r"`([a-z][a-z_]*)`")
 CALL = re.compile(r"peterrec ((?:[a-z-]+ ?)+)(?:[A-Z]+ )*((?:--[a-z-]+(?: [A-Z]+)?,? ?)*)")
 
@@ -50,13 +51,14 @@ def texts_of(node: ast.AST) -> str:
 
 
 def hints() -> dict[str, str]:
-    """The text of every hint in the sources, by its place."""
+    """The text of every hint in the sources, by its place, without options of another program."""
     found = {}
     for package in ("model", "patches", "service"):
         for path in sorted((ROOT / package).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.keyword) and node.arg == "hint":
-                    found[f"{path.relative_to(ROOT)}:{node.value.lineno}"] = texts_of(node.value)
+                    text = OF_CURL.sub("curl", texts_of(node.value))
+                    found[f"{path.relative_to(ROOT)}:{node.value.lineno}"] = text
     return found
 
 

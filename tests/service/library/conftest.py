@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,8 +10,8 @@ import pytest
 
 import peterrec
 
-PRETRAIN = {"channels": 8, "dilations": (1, 4), "max_len": 20, "epochs": 1}
-FINETUNE = {"epochs": 1, "bottleneck": 4}
+PRETRAIN: dict[str, Any] = {"channels": 8, "dilations": (1, 4), "max_len": 20, "epochs": 1}
+FINETUNE: dict[str, Any] = {"epochs": 1, "bottleneck": 4}
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def backbone(shop: Shop) -> peterrec.Backbone:
 @pytest.fixture(scope="session")
 def tasks(shop: Shop, backbone: peterrec.Backbone) -> dict[str, peterrec.Task]:
     """A task of every kind, by the kind's name."""
-    given = {
+    given: dict[str, dict[str, Any]] = {
         "classification": {"labels": shop.path("users"), "label_column": "gender"},
         "value": {"labels": shop.path("users"), "label_column": "monthly_spend"},
         "tags": {"labels": shop.path("tags"), "label_column": "tag"},

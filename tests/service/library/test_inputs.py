@@ -1,5 +1,7 @@
 """One data set in any form gives one vocabulary, one set of histories and one set of labels."""
 
+from typing import Any
+
 import duckdb
 import numpy as np
 import pandas as pd
@@ -79,7 +81,7 @@ def test_lists_in_any_form_give_the_same_task(form, shop, backbone):
     lists, labels = as_lists(shop)
     one = peterrec.finetune(backbone, lists, labels=labels, **given)
     histories, labels = form(shop)
-    order = {"order_column": "position"} if form is as_frames else {}
+    order: dict[str, Any] = {"order_column": "position"} if form is as_frames else {}
     twin = peterrec.finetune(backbone, histories, labels=labels, **order, **given)
     digests = ("histories_digest", "labels_digest")
     assert [twin.record["data"][d] for d in digests] == [one.record["data"][d] for d in digests]
@@ -96,7 +98,7 @@ def test_a_user_without_events_keeps_the_place_of_the_others(shop, backbone):
 
 
 def test_an_integer_means_its_decimal_text():
-    histories = [[3, 1, 2], [2, 3, 1, 10**20], ["1", 2, "x"]] * 20
+    histories: list[list[str | int]] = [[3, 1, 2], [2, 3, 1, 10**20], ["1", 2, "x"]] * 20
     backbone = peterrec.pretrain(histories, **PRETRAIN)
     texts = [[str(item) for item in row] for row in histories]
     assert backbone.fingerprint == peterrec.pretrain(texts, **PRETRAIN).fingerprint
@@ -153,7 +155,9 @@ def test_a_list_of_labels_needs_a_list_of_histories(shop, backbone):
         )
 
 
-@pytest.mark.parametrize("wrong", [["a", "b"], [["a", 1.5, None], ["b"]], 5, [[["a"]]]])
+@pytest.mark.parametrize(
+    "wrong", [["a", "b"], [["a", 1.5, None], ["b"]], 5, [[["a"]]], [{"a", "b"}]]
+)
 def test_histories_of_another_shape_are_refused_with_a_code(wrong):
     with pytest.raises((ArgumentInvalid, DataError)) as refused:
         peterrec.pretrain(wrong, **PRETRAIN)

@@ -79,7 +79,7 @@ def test_an_estimator_lists_the_options_of_fine_tuning():
 
 def test_a_misspelt_argument_is_a_type_error_with_a_suggestion():
     with pytest.raises(TypeError, match=r"'epohcs'\. Did you mean 'epochs'"):
-        peterrec.pretrain([["a"]], epohcs=1)
+        peterrec.pretrain([["a"]], epohcs=1)  # type: ignore[call-arg]  # that is the test
 
 
 def test_the_version_is_the_distributions():

@@ -4,6 +4,7 @@ import json
 import pickle
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -200,8 +201,9 @@ def test_settings_and_arguments_can_be_mixed(backbone, shop):
     from peterrec.model.training.finetune.settings import FinetuneSettings
 
     settings = FinetuneSettings(kind="classification", epochs=1, bottleneck=2)
+    of_a_grid: dict[str, Any] = {"bottleneck": np.int64(4)}
     task = peterrec.finetune(
-        backbone, shop.histories, labels=shop.genders, settings=settings, bottleneck=np.int64(4)
+        backbone, shop.histories, labels=shop.genders, settings=settings, **of_a_grid
     )
     found = task.record["settings"]
     assert (found["epochs"], found["bottleneck"]) == (1, 4)

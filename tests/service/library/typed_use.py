@@ -30,10 +30,11 @@ def uses(table: pa.Table, path: Path) -> None:
     assert_type(task.evaluate(path, labels=path, label_column="y")["accuracy"], float)
     assert_type(task.push("gender", alias="next"), Pushed)
     assert_type(peterrec.load_bundle(task.save(path), str(path)), peterrec.Task)
+    assert_type(peterrec.report(task, table, labels=table, label_column="y"), peterrec.Report)
+    assert_type(peterrec.data_info(path, order_column="at").html, str)
     many = peterrec.finetune_many(backbone, table, {"a": {"kind": "value", "labels": {"u1": 1.5}}})
     assert_type(many, dict[str, peterrec.Task])
     assert_type(peterrec.Recommender(backbone, top_k=3, lr=0.1).fit([["a"]]).top_k, int)
-    assert_type(peterrec.sample_data(users=10)["users"].num_rows, int)
 
 
 def misuses(task: peterrec.Task) -> None:

@@ -56,11 +56,15 @@ def _metrics(tested: MeasuredTask, predictions: Tensor) -> Metrics:
     return found
 
 
-def confusion_of(tested: MeasuredTask) -> Ints:
-    """How many users of each class (rows) are answered with each class (columns), [K, K]."""
-    classes, best = len(tested.outputs), tested.predictions.argmax(1).numpy()
-    cells = np.bincount(targets_of(tested) * classes + best, minlength=classes**2)
-    return cells.reshape(classes, classes).astype(np.int64)
+def confusion_of(tested: MeasuredTask, group: Ints | None = None) -> Ints:
+    """How many users of each class (rows) are answered with each class (columns), [K, K].
+
+    With ``group`` [K], classes of one group are counted together.
+    """
+    own = np.arange(len(tested.outputs)) if group is None else group
+    groups, best = int(own.max()) + 1, tested.predictions.argmax(1).numpy()
+    cells = np.bincount(own[targets_of(tested)] * groups + own[best], minlength=groups**2)
+    return cells.reshape(groups, groups).astype(np.int64)
 
 
 def _sections(tested: MeasuredTask) -> Sequence[Section]:
@@ -73,33 +77,35 @@ def _sections(tested: MeasuredTask) -> Sequence[Section]:
 
 
 def _confusion(tested: MeasuredTask) -> Table:
-    counts = confusion_of(tested)
-    labels = list(tested.outputs)
+    labels, group = list(tested.outputs), np.arange(len(tested.outputs))
     if len(labels) > MOST_CLASSES:
-        largest = np.sort(np.argsort(-counts.sum(1), kind="stable")[: MOST_CLASSES - 1])
-        rest = np.setdiff1d(np.arange(len(labels)), largest)
-        groups = [*([at] for at in largest.tolist()), rest.tolist()]
-        counts = np.array([[counts[np.ix_(a, b)].sum() for b in groups] for a in groups])
+        users = np.bincount(targets_of(tested), minlength=len(labels))
+        largest = np.sort(np.argsort(-users, kind="stable")[: MOST_CLASSES - 1])
+        group = np.full(len(labels), len(largest))
+        group[largest] = np.arange(len(largest))
         labels = [*(labels[at] for at in largest.tolist()), OTHERS]
     caption = (
         "Users of each class (rows) by the answer (columns); darker is a larger share of a row"
     )
-    return matrix(caption, labels, counts.tolist())
+    return matrix(caption, labels, confusion_of(tested, group).tolist())
 
 
 def _classes(tested: MeasuredTask) -> Table:
     """Every class with its training users, largest first."""
-    counts, trained = confusion_of(tested), tested.train_counts()
-    order = sorted(range(len(counts)), key=lambda at: -trained.get(tested.outputs[at], 0))
+    targets, best = targets_of(tested), tested.predictions.argmax(1).numpy()
+    trained, classes = tested.train_counts(), len(tested.outputs)
+    present, chosen = (np.bincount(each, minlength=classes) for each in (targets, best))
+    hits = np.bincount(targets[targets == best], minlength=classes)
+    order = sorted(range(classes), key=lambda at: -trained.get(tested.outputs[at], 0))
     recalls = _recalls(tested, order[:MOST_ROWS])
     rows = [
         (
             tested.outputs[at],
             trained.get(tested.outputs[at], 0),
-            int(counts[at].sum()),
-            _share(counts[at, at], counts[:, at].sum()),
-            in_words(recalls[at]) if counts[at].sum() else "–",
-            _share(2 * counts[at, at], counts[at].sum() + counts[:, at].sum()),
+            int(present[at]),
+            _share(hits[at], chosen[at]),
+            in_words(recalls[at]) if present[at] else "–",
+            _share(2 * hits[at], present[at] + chosen[at]),
         )
         for at in order[:MOST_ROWS]
     ]

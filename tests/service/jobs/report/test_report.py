@@ -165,6 +165,16 @@ def test_a_confusion_matrix_has_every_measured_user_once_and_the_hits_on_its_dia
     assert right == targets_of(task).tolist()
 
 
+def test_classes_that_are_counted_together_keep_every_user(place):
+    task = measured("classification", place)
+    together = confusion_of(task, np.array([0, 1, 1, 1]))
+    alone = confusion_of(task)
+    assert together.tolist() == [
+        [alone[0, 0], alone[0, 1:].sum()],
+        [alone[1:, 0].sum(), alone[1:, 1:].sum()],
+    ]
+
+
 @pytest.mark.parametrize("kind", ["classification", "tags"])
 def test_the_calibration_errors_are_those_of_the_manifest(kind, place):
     html = page_of(kind, place)
@@ -283,6 +293,18 @@ def test_lines_of_another_training_are_not_taken_for_those_of_the_bundle(place, 
     (tmp_path / "tags.training.jsonl").write_text("\n".join(lines) + "\n")
     run("report", tmp_path / "tags.bundle", "--out", tmp_path / "r.html", "-q")
     assert "is that of another training" in (tmp_path / "r.html").read_text()
+
+
+def test_lines_of_a_killed_run_are_not_taken_for_those_of_the_backbone(place, tmp_path):
+    for file in (place / "backbone").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    lines = (tmp_path / "training.jsonl").read_text().splitlines()
+    record = json.loads((tmp_path / "training.json").read_text())
+    (tmp_path / "training.jsonl").write_text(lines[0] + "\n")
+    run("report", tmp_path, "--out", tmp_path / "r.html", "-q")
+    html = (tmp_path / "r.html").read_text()
+    assert f"{len(record['epochs'])} epochs in" in html
+    assert "has not ended" not in html
 
 
 def test_other_data_than_those_of_the_training_are_pointed_out(place, tmp_path):
