@@ -8,7 +8,7 @@ import argparse
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -83,11 +83,12 @@ def read_plainly(path: Path) -> int:
     return len(items[np.lexsort((np.concatenate(times), users))].astype(np.int64))
 
 
-def _batches(path: Path) -> Iterable[pa.RecordBatch]:
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
     if path.suffix == ".parquet":
-        return pq.ParquetFile(path).iter_batches(1 << 19)
+        yield from pq.ParquetFile(path).iter_batches(1 << 19)
+        return
     texts = pv.ConvertOptions(column_types=dict.fromkeys(SCHEMA.names, pa.string()))
-    return pv.open_csv(path, pv.ReadOptions(block_size=1 << 24), convert_options=texts)
+    yield from pv.open_csv(path, pv.ReadOptions(block_size=1 << 24), convert_options=texts)
 
 
 def _in_own_process(read: Callable[[Path], int], path: Path) -> tuple[float, int]:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from peterrec.model.data.filters import Condition
 from peterrec.model.data.histories import Histories
 from peterrec.model.data.interactions import (
     Events,
@@ -19,7 +20,7 @@ from peterrec.model.data.interactions import (
     read_targets,
     targets_of,
 )
-from peterrec.model.data.tables import Condition, TableSource
+from peterrec.model.data.tables import TableSource
 from peterrec.model.errors import (
     ColumnMissing,
     DataFileEmpty,
