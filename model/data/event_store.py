@@ -174,11 +174,8 @@ class EventStore:
 
     def in_given_order(self, form: TimeForm) -> Numbered:
         """All events, in the order in which they were added. Users and items must have names."""
-        every = Numbered(
-            np.empty(self.count, np.int32),
-            np.empty(self.count, np.int32),
-            np.empty(self.count, form.dtype),
-        )
+        user, item = np.empty(self.count, np.int32), np.empty(self.count, np.int32)
+        every = Numbered(user, item, np.empty(self.count, form.dtype))
         for place, batch in self._batches(form, ""):
             every.user[place] = batch.user
             every.item[place] = batch.item

@@ -254,9 +254,9 @@ def _texts(part: TablePart, column: str, values: pa.Array) -> pa.Array:
 def _fractions(part: TablePart, column: str, texts: pa.Array) -> pa.Array:
     """Numbers of which some have a fraction: decimals, or floats if they are as exact."""
     wide = _first_cast(texts, (WIDEST,))
-    if wide is not None:
-        exact = _first_cast(wide, tuple(pa.decimal128(38, scale) for scale in SCALES))
-        assert exact is not None  # the last scale is that of the widest type
+    scales = tuple(pa.decimal128(38, scale) for scale in SCALES)
+    exact = None if wide is None else _first_cast(wide, scales)
+    if exact is not None:
         largest = pc.max(pc.abs(exact)).as_py()
         if largest.scaleb(exact.type.scale) < 2**63:
             return exact

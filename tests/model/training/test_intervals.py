@@ -44,7 +44,7 @@ def test_equal_weights_give_the_plain_metrics():
         lambda at: macro_f1_of(PREDICTED[at], TARGETS[at], 5),
         lambda at: explained_share_of(SCORES[at] - 0.5, TARGETS[at].astype(float)),
         lambda at: root_mean_of(SCORES[at]),
-        lambda at: mean_of(SCORES[at], TARGETS[at] + 1.0),
+        lambda at: mean_of(SCORES[at], TARGETS[at].astype(np.float64) + 1.0),
     ],
 )
 def test_a_users_weight_is_how_often_the_user_is_there(metric):
