@@ -260,7 +260,9 @@ def _fractions(part: TablePart, column: str, texts: pa.Array) -> pa.Array:
         largest = pc.max(pc.abs(exact)).as_py()
         if largest.scaleb(exact.type.scale) < 2**63:
             return exact
-    floats = texts.cast(pa.float64())
+    floats = _first_cast(texts, (pa.float64(),))
+    if floats is None:
+        raise _unreadable(part, column, 0)
     unlike = pc.not_equal(floats.cast(pa.string()), texts).to_numpy(zero_copy_only=False)
     for row in np.flatnonzero(unlike).tolist():
         unlike[row] = Decimal(texts[row].as_py()) != Decimal(repr(floats[row].as_py()))
