@@ -135,7 +135,7 @@ def test_a_class_below_the_stated_size_is_warned_of(count, is_told):
 def test_answers_that_look_like_one_are_told_of(kind, one, other, is_told):
     told = doubts(kind, singles([one] * 30 + [other] * 30))
     assert ("that look like one" in told) == is_told
-    assert (f"{ascii(min(one, other))} and {ascii(max(one, other))}" in told) == is_told
+    assert (f"{min(one, other)!a} and {max(one, other)!a}" in told) == is_told
 
 
 def test_a_constant_label_is_refused_with_the_label_and_the_table(loaded):
