@@ -279,7 +279,11 @@ def test_wrong_uses_are_refused_with_a_code_and_advice(backbone, tasks, shop, tm
 
 
 def test_a_name_that_no_bundle_takes_is_refused_before_anything_is_trained(backbone, shop):
-    unread = {"labels": "no such file", "label_column": "gender", "kind": "classification"}
+    unread: dict[str, Any] = {
+        "labels": "no such file",
+        "label_column": "gender",
+        "kind": "classification",
+    }
     with pytest.raises(TaskUnpackable, match="'my task' is no name") as refused:
         peterrec.finetune(backbone, shop.histories, name="my task", **unread)
     assert "`name`" in refused.value.hint
