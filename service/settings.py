@@ -3,6 +3,7 @@
 import ipaddress
 import os
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -178,6 +179,20 @@ def read_settings(**overrides: object) -> Settings:
         raise SettingsInvalid(
             "; ".join(problems) + ".", hint="docs/settings.md lists every setting."
         ) from error
+
+
+def unknown_settings() -> Iterator[str]:
+    """A sentence for each variable of the environment that looks like a setting and is none."""
+    known = [PREFIX + name for name in (*map(str.upper, Settings.model_fields), *OTHER_VARIABLES)]
+    for name in sorted(set(os.environ) - set(known)):
+        if name.startswith(PREFIX):
+            near = get_close_matches(name, known, 1)
+            meant = f" Did you mean {near[0]}?" if near else ""
+            yield f"{name} is no setting and has no effect.{meant}"
+
+
+OTHER_VARIABLES = ("TRACEBACK", "URL", "API_KEY")
+"""Variables of the commands, which the server does not read."""
 
 
 def _describe(location: tuple[int | str, ...], message: str) -> str:

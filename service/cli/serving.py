@@ -89,8 +89,10 @@ def serve(
 ) -> None:
     """Serve predictions; other settings are PETERREC_* variables, see docs/settings.md."""
     from peterrec.service.processes.supervisor import run_server
-    from peterrec.service.settings import read_settings
+    from peterrec.service.settings import read_settings, unknown_settings
 
+    for sentence in unknown_settings():
+        typer.echo(f"note: {sentence}", err=True)
     settings = read_settings(
         backbone_dir=backbone,
         host=host,

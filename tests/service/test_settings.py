@@ -10,6 +10,7 @@ from peterrec.service.settings import (
     is_loopback,
     read_settings,
     render_settings,
+    unknown_settings,
 )
 
 DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
@@ -39,6 +40,17 @@ def test_an_option_wins_over_the_environment_and_none_leaves_it(monkeypatch):
 def test_an_empty_variable_counts_as_unset(monkeypatch):
     monkeypatch.setenv("PETERREC_REDIS_URL", "")
     assert read_settings().redis_url is None
+
+
+def test_a_variable_that_is_no_setting_is_told_of_with_the_one_that_may_be_meant(monkeypatch):
+    for name in ("PETERREC_URL", "PETERREC_API_KEY", "PETERREC_TRACEBACK", "PETERREC_PORT"):
+        monkeypatch.setenv(name, "8000")
+    assert not list(unknown_settings())
+    monkeypatch.setenv("PETERREC_QUEUE_ROWS", "5")
+    (told,) = unknown_settings()
+    assert told == (
+        "PETERREC_QUEUE_ROWS is no setting and has no effect. Did you mean PETERREC_MAX_QUEUE_ROWS?"
+    )
 
 
 def test_every_bad_value_is_listed_at_once(monkeypatch):
