@@ -581,7 +581,7 @@ def first_record(path: Path, form: TextForm) -> list[str]:
         line, fields = next(records(path, form), (1, []))
     except csv.Error as error:
         raise DataFileUnreadable(
-            f"{path}, line 1: {error}.", hint="Check the quotes and the delimiter."
+            f"{path}, line 1: {reason_of_csv(error)}.", hint="Check the quotes and the delimiter."
         ) from error
     except OSError as error:
         raise _damaged(path, error) from error
@@ -594,11 +594,16 @@ def first_record(path: Path, form: TextForm) -> list[str]:
     return fields
 
 
+LONGEST_FIELD = 1 << 24
+"""Characters of the longest field that Python reads; its own limit, 131,072, is below DuckDB's."""
+
+
 def records(path: Path, form: TextForm) -> Iterator[tuple[int, list[str]]]:
     """Every row that is not empty, including the header, with the line on which it begins.
 
     Bytes that are not UTF-8 become surrogates (see ``is_text``).
     """
+    csv.field_size_limit(max(LONGEST_FIELD, csv.field_size_limit()))
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if form.has_quotes else csv.QUOTE_NONE
     with (
         open_bytes(path, form.packing) as stream,
@@ -610,6 +615,18 @@ def records(path: Path, form: TextForm) -> Iterator[tuple[int, list[str]]]:
             if fields:
                 yield line, fields
             line = reader.line_num + 1
+
+
+def reason_of_csv(error: csv.Error) -> str:
+    """What a person should know of a row that Python cannot split into fields."""
+    text = str(error)
+    if text.startswith("unexpected end of data"):
+        return "a quote is not closed"
+    if "expected after" in text:
+        return "text follows a closing quote; a quote within a quoted field must be written twice"
+    if text.startswith("field larger"):
+        return f"a field has more than {LONGEST_FIELD:,} characters; perhaps a quote is not closed"
+    return text
 
 
 def is_text(field: str) -> bool:

@@ -21,7 +21,12 @@ import pyarrow as pa
 
 from peterrec.model.data.event_store import Codes, EventColumns, EventStore, TimeForm, open_store
 from peterrec.model.data.histories import Histories, UserLabels
-from peterrec.model.data.lists import notice_of_written_lists, refuse_unread_lists, unfolded
+from peterrec.model.data.lists import (
+    notice_of_padding,
+    notice_of_written_lists,
+    refuse_unread_lists,
+    unfolded,
+)
 from peterrec.model.data.observer import SILENT, ReadingObserver
 from peterrec.model.data.order_columns import EPOCHS, Kind, OrderColumn, OrderValues
 from peterrec.model.data.tables import TablePart, TableSource, read_batches
@@ -324,9 +329,14 @@ def _parts(
 ) -> Iterator[TablePart]:
     """The table with one row per event, also if it has one per user with lists of items."""
     values = [source.item_column, *([source.order_column] if source.order_column else [])]
+    is_judged = False
     for part in read_batches(source.table, [source.user_column, *values], observer):
         if not takes_samples:
             refuse_unread_lists(part, source.item_column)
+        if not is_judged and part.table.num_rows:
+            is_judged = True
+            if (padding := notice_of_padding(part, source.item_column)) is not None:
+                observer.notice(padding)
         yield from unfolded(part, source.user_column, values)
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from peterrec.model.data.histories import UserLabels
-from peterrec.model.data.lists import unfolded_answers
+from peterrec.model.data.lists import refuse_written_lists, unfolded_answers
 from peterrec.model.data.observer import SILENT, ReadingObserver
 from peterrec.model.data.tables import TablePart, TableSource, one_array, read_parts
 from peterrec.model.data.values import CodedColumn, doubtful_texts, missing_text, read_codes
@@ -73,7 +73,11 @@ def read_tags(
     A user whose field is empty has no tags, which is an answer too. A repeated tag counts once.
     """
     parts = read_parts(*_columns(source), observer)
+    for part in parts:
+        refuse_written_lists(part, source.column)
     answers = _read(source, [unfolded_answers(part, source.column) for part in parts], observer)
+    for notice in _doubts_of_fields(answers, separator):
+        observer.notice(notice)
     tags_of = _split(answers, separator)
     by_user: dict[str, dict[str, None]] = {user: {} for user in answers.users.texts}
     given = 0
@@ -220,6 +224,31 @@ def _require_numbers(answers: _Answers, numbers: dict[str, str]) -> None:
         if is_comma
         else "Correct or empty the field. Texts are labels of a classification task.",
     )
+
+
+SEPARATORS = ("|", ";", ",")
+"""Between several tags in one field, in most tables."""
+
+
+def _doubts_of_fields(answers: _Answers, separator: str | None) -> Iterator[str]:
+    """A sentence if fields seem to have several tags that are not split, or not there.
+
+    Words that are split are fewer than the fields; parts of names such as ``food, drinks`` are not.
+    """
+    texts = answers.labels.texts
+    if separator and any(separator in text for text in texts):
+        return
+    if separator and texts:
+        yield f"{answers.source.name}: no field has the separator {separator!r}."
+    for other in SEPARATORS:
+        several = [text for text in texts if len([*_tags(text, other, ())]) > 1]
+        words = {tag for text in texts for tag in _tags(text, other, ())}
+        if len(several) > 1 and len(words) <= len(texts):
+            yield (
+                f"{answers.source.name}: fields such as {several[0]!r} look like several tags, but "
+                f"each is taken as one; the separator would be {other!r}."
+            )
+            return
 
 
 def _split(answers: _Answers, separator: str | None) -> list[list[str]]:

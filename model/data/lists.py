@@ -4,6 +4,7 @@ Lists are Parquet's and Arrow's, of any kind, and RecBole's ``token_seq`` and ``
 values stand between spaces in one field. Rows keep the number of the row that they come from.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -38,7 +39,7 @@ def unfolded(part: TablePart, user: str, columns: Sequence[str]) -> Iterator[Tab
     """
     lists = list_columns(part, columns)
     if not lists:
-        _refuse_written_lists(part, columns[0])
+        refuse_written_lists(part, columns[0])
         yield part
         return
     if len(lists) < len(columns):
@@ -153,6 +154,26 @@ def _continues(before: list[object], after: list[object]) -> bool:
     return len(after) == len(before) > 1 and after[:-1] == before[1:] and after != before
 
 
+def notice_of_padding(part: TablePart, item: str) -> str | None:
+    """What to say if lists seem to be filled up to one length with an item that is none."""
+    if item not in list_columns(part, [item]) or not part.table.num_rows:
+        return None
+    lists = [row for row in _lists_of(part, item).slice(0, COMPARED_ROWS).to_pylist() if row]
+    if len(lists) < 2 or len({len(row) for row in lists}) > 1 or len(lists[0]) < 2:
+        return None
+    for end, next_to_it in ((-1, -2), (0, 1)):
+        value, count = Counter(row[end] for row in lists).most_common(1)[0]
+        repeats = any(row[end] == row[next_to_it] == value for row in lists)
+        if repeats and 2 * count > len(lists):
+            where = "end with" if end else "begin with"
+            return (
+                f"{part.source}, column {item!r}: all lists have {len(lists[0])} values, and most "
+                f"{where} {value!r}, as if they were filled up with it. It is read as an item; "
+                "write the lists without it if it is none."
+            )
+    return None
+
+
 def notice_of_written_lists(items: pa.Array, column: str, source: str) -> str | None:
     """What to say if the only item of each user looks like several ones in one text."""
     texts = items.slice(0, COMPARED_ROWS)
@@ -177,8 +198,8 @@ def refuse_unread_lists(part: TablePart, item: str) -> None:
         )
 
 
-def _refuse_written_lists(part: TablePart, column: str) -> None:
-    """Refuse items that are all lists in one text, such as ``[1, 2]``: not one is an id."""
+def refuse_written_lists(part: TablePart, column: str) -> None:
+    """Refuse items or tags that are all lists in one text, such as ``[1, 2]``."""
     values = part.table[column]
     if not pa.types.is_string(values.type) or not part.table.num_rows:
         return
@@ -186,5 +207,5 @@ def _refuse_written_lists(part: TablePart, column: str) -> None:
     if len(texts) and pc.all(pc.match_substring_regex(texts, r"^\s*(\[.*\]|\(.*\))\s*$")).as_py():
         raise ListsInvalid(
             f"{part.place(0, column)}: {texts[0].as_py()!r} is a list that is written as a text.",
-            hint="Write one row per item, or a Parquet file with a column of lists.",
+            hint="Write one row per value, or a Parquet file with a column of lists.",
         )

@@ -18,6 +18,7 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from peterrec.model.data import engine
@@ -28,6 +29,7 @@ from peterrec.model.data.forms import (
     find_data_files,
     is_text,
     open_bytes,
+    reason_of_csv,
     records,
     require_columns,
 )
@@ -201,8 +203,24 @@ def _file_parts(
             rows = np.arange(first, first + table.num_rows, dtype=np.int64)
             first += table.num_rows
             part = TablePart(source.name, file, table, rows, source.missing)
+            _refuse_second_header(part, own)
             _require_same_as_folders(part, file, wanted)
             yield part, share
+
+
+def _refuse_second_header(part: TablePart, columns: list[str]) -> None:
+    """Refuse a text's row that has the names of the columns, as in files that were joined."""
+    if part.file is None or part.file.form is None or len(columns) < 2:
+        return
+    first = pc.is_in(part.table[columns[0]], pa.array([columns[0], f"\ufeff{columns[0]}"]))
+    rows = np.flatnonzero(first.to_numpy())
+    for row in rows.tolist():
+        if all(part.table[name][row].as_py() == name for name in columns[1:]):
+            raise DataFileUnreadable(
+                f"{part.place(row, columns[0])}: the row has the names of the columns, like the "
+                "header.",
+                hint="Remove the line. Files are joined without their headers, or put in a folder.",
+            )
 
 
 def _require_same_as_folders(part: TablePart, file: DataFile, wanted: list[str]) -> None:
@@ -543,7 +561,7 @@ def first_fault(file: DataFile) -> str | None:
             if len(fields) != len(file.names):
                 return f"line {line}: {len(fields)} fields, not {len(file.names)}."
     except csv.Error as error:
-        return f"the row after line {line}: {error}."
+        return f"the row after line {line}: {reason_of_csv(error)}."
     except OSError as error:
         return f"after line {line}: {_reason(error)}."
     return None

@@ -168,7 +168,9 @@ def _check_length(
     elif length > max_bytes:
         findings.add(
             ReasonCode.HEADER_TOO_LARGE,
-            f"the header claims {length} bytes, at most {max_bytes} are read",
+            f"the header claims {length} bytes, at most {max_bytes} are read"
+            + ("" if looks_like_header else "; the file does not begin like a bundle"),
+            "" if looks_like_header else "Give a bundle, as peterrec finetune writes it.",
         )
     elif size < LENGTH_BYTES + length or size < LENGTH_BYTES:
         findings.add(

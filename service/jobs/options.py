@@ -231,6 +231,9 @@ class Answers:
         from peterrec.model.data.labels import LabelSource, read_labels, read_tags, read_values
 
         form = KINDS[kind].answers
+        unused = "labels" if form == "items" else "targets"
+        if getattr(self.options, unused) is not None:
+            observer.notice(f"a {kind} task does not learn from {unused}; they are not read.")
         if form == "items":
             return read_targets(self.targets(), observer)
         given = self.options

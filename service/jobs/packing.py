@@ -1,6 +1,7 @@
 """Pack a fine-tuned task into a bundle, and unpack a bundle into a model to evaluate."""
 
 import json
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -36,6 +37,7 @@ from peterrec.patches.bundle.verify import (
     VerifiedBundle,
     verify_bundle,
 )
+from peterrec.patches.identity import NAME_PATTERN
 from peterrec.service.errors import TaskUnpackable
 
 PROBE_USERS = 7
@@ -57,6 +59,16 @@ class UnpackedTask:
         if isinstance(objective, ScaledObjective):
             objective.scale = head.value_scale
         return objective
+
+
+def require_name(name: str) -> None:
+    """Refuse a task's name that a manifest does not take, before anything is trained."""
+    if re.fullmatch(NAME_PATTERN.strip("^$"), name) is None:
+        raise TaskUnpackable(
+            f"{name!r:.150} is no name for a bundle: it has other characters than A-Z, a-z, 0-9, "
+            "'.', '_' and '-', does not begin with a letter or digit, or is longer than 128.",
+            hint="Give another name to the file. Or give `name`.",
+        )
 
 
 def pack_task(task: FinetunedTask, loaded: LoadedBackbone, name: str) -> bytes:

@@ -77,6 +77,11 @@ def server(url: str, api_key: str | None, timeout_s: float = TIMEOUT_S) -> Itera
     """
     import peterrec_client
 
+    if not url.startswith(("http://", "https://")):
+        raise ServerUnreachable(
+            f"{url!r} is no address of a server.",
+            hint="Write it with its beginning: `url` http://127.0.0.1:8000.",
+        )
     retry = peterrec_client.RetryPolicy(attempts=1)
     client = peterrec_client.Client(url, api_key, timeout_s=timeout_s, retry=retry)
     try:

@@ -36,7 +36,7 @@ from peterrec.model.training.training_file import (
 )
 from peterrec.service.errors import OutputExists
 from peterrec.service.jobs.options import Answers
-from peterrec.service.jobs.packing import pack_task, unpack_task
+from peterrec.service.jobs.packing import pack_task, require_name, unpack_task
 from peterrec.service.jobs.recording import Recording
 from peterrec.service.jobs.torchrun import Place
 
@@ -178,6 +178,7 @@ def run_finetune(
     recording: Recording = Recording(),
 ) -> PackedTask:
     """Fine-tune a task and write its bundle."""
+    require_name(job.name)
     if job.out is not None and job.out.exists() and not job.overwrite:
         raise OutputExists(f"{job.out} exists.", hint="Give another `out`, or `overwrite`.")
     path = None if job.out is None else training_file_of(job.out)

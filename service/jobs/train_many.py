@@ -17,7 +17,7 @@ from peterrec.model.training.finetune.many_tasks import TaskToTrain, finetune_ma
 from peterrec.model.training.training_file import training_file_of
 from peterrec.service.errors import OutputExists
 from peterrec.service.jobs.options import EventOptions, TimeOptions, answers_of
-from peterrec.service.jobs.packing import pack_task
+from peterrec.service.jobs.packing import pack_task, require_name
 from peterrec.service.jobs.recording import Recording
 from peterrec.service.jobs.task_file import TaskEntry
 from peterrec.service.jobs.train import PackedTask, write_bundle
@@ -69,6 +69,8 @@ def run_finetune_many(
             f"{', '.join(existing)} exists.", hint="Give other names, or `overwrite`."
         )
     names = [entry.bundle_name for entry in job.tasks]
+    for name in names:
+        require_name(name)
     with ExitStack() as runs:
         listeners = [
             runs.enter_context(

@@ -24,7 +24,7 @@ from peterrec.model.training.pretrain.pretrain import PretrainedBackbone
 from peterrec.service.errors import OutputExists
 from peterrec.service.jobs.options import EventOptions
 from peterrec.service.jobs.train import write_backbone
-from peterrec.service.library.inputs import Histories, is_table, listed
+from peterrec.service.library.inputs import Histories, as_path, is_table, listed
 from peterrec.service.library.keywords import takes
 from peterrec.service.library.local_device import LocalDevice
 from peterrec.service.library.option_types import EventKeywords
@@ -163,12 +163,14 @@ BackboneOrPath = Backbone | str | os.PathLike[str]
 
 def load_backbone(path: str | os.PathLike[str]) -> Backbone:
     """Open a backbone folder, written by ``pretrain``, ``Backbone.save`` or the command."""
-    return Backbone(backbone_folder.load_backbone(Path(path)))
+    return Backbone(backbone_folder.load_backbone(as_path(path, "path")))
 
 
 def as_backbone(backbone: BackboneOrPath) -> Backbone:
     """The backbone itself, or the one in a folder."""
-    return backbone if isinstance(backbone, Backbone) else load_backbone(backbone)
+    if isinstance(backbone, Backbone):
+        return backbone
+    return load_backbone(as_path(backbone, "backbone"))
 
 
 def _item_texts(

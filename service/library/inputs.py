@@ -5,6 +5,7 @@ of histories or answers become a small Arrow table first, so that they go the sa
 """
 
 import os
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,13 @@ def is_table(data: object) -> TypeGuard[Table]:
     return hasattr(data, "__arrow_c_stream__") and any(hasattr(data, name) for name in _SHAPES)
 
 
+def as_path(path: object, name: str) -> Path:
+    """The path that an argument of this name is; ArgumentInvalid if it is none."""
+    if not isinstance(path, str | os.PathLike):
+        raise ArgumentInvalid(f"{name}={path!r:.60} is no path.", hint="Give a text or a Path.")
+    return Path(path)
+
+
 def as_source(data: Table) -> Any:  # Any: a path, or a table of any library
     """A table as the readers take it."""
     return Path(data) if isinstance(data, str | os.PathLike) else data
@@ -99,9 +107,23 @@ def listed(data: object, what: str = "history") -> Listed:
     if isinstance(data, Listed):
         return data
     if isinstance(data, Mapping):
+        if any("user" in str(key).lower() for key in data) and all(map(_names_column, data)):
+            raise ArgumentInvalid(
+                f"the dict's keys, {', '.join(map(repr, data))}, look like names of columns, but a "
+                "dict has a list of items for each user.",
+                hint="Make a table of it, for example pandas.DataFrame(…) or pyarrow.table(…).",
+            )
         return Listed(tuple(data), _rows(data.values(), what))
     rows = _rows(sequence(data, f"a list of {what} lists"), what)
     return Listed(tuple(range(len(rows))), rows)
+
+
+def _names_column(key: object) -> bool:
+    """True for what columns of events are usually called."""
+    return isinstance(key, str) and bool(_COLUMN.fullmatch(key.lower()))
+
+
+_COLUMN = re.compile(r"(user|item|product|session|movie)s?(_?id)?|.*time.*|position|date|rating")
 
 
 def sequence(data: object, expected: str) -> Sequence[Any]:  # Any: the elements, not yet checked
@@ -116,6 +138,10 @@ def sequence(data: object, expected: str) -> Sequence[Any]:  # Any: the elements
             values = convert()
             if isinstance(values, list):
                 return values
+    if hasattr(data, "collect"):  # a lazy frame of polars
+        raise ArgumentInvalid(
+            f"{type(data).__name__} has no rows yet.", hint="Give the result of its collect()."
+        )
     if isinstance(data, str | bytes) or not isinstance(data, Iterable):
         raise ArgumentInvalid(
             f"{expected} is expected, not {type(data).__name__} {str(data)[:40]!r}.",

@@ -10,7 +10,7 @@ alone are repeated for type checkers, in ``option_types.py``, which this module 
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
@@ -30,6 +30,7 @@ from peterrec.service.errors import ArgumentInvalid
 from peterrec.service.jobs.hints import hint_for
 from peterrec.service.jobs.options import AnswerOptions, EventOptions, TimeOptions
 from peterrec.service.jobs.tracking.options import TrackOptions
+from peterrec.service.predict.body_hints import DOCS
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -116,6 +117,12 @@ def settings_of(
         raise ArgumentInvalid("; ".join(reasons) + ".", hint="See docs/python.md.") from error
 
 
+def require_one_of(name: str, value: object, known: Collection[str]) -> None:
+    """Refuse the value of an argument that is none of the known words."""
+    if value not in known:
+        raise ArgumentInvalid(f"{name}={value!r:.60} is unknown.", hint=f"Give {', '.join(known)}.")
+
+
 def plain(value: object) -> Any:  # Any: a value without NumPy's types
     """A value of NumPy as Python's, also within a list: parameter grids often hold such values."""
     if isinstance(value, np.generic | np.ndarray):
@@ -133,7 +140,8 @@ def errors_in_python(names: Iterable[str]) -> Iterator[None]:
     except PeterRecError as error:
         error.message = _in_python(error.message)
         own = {name: f"`{name}`" for name in names}
-        error.hint = hint_for(_in_python(error.hint), own, knows_others=False)
+        hint = error.hint.removesuffix(DOCS).rstrip()  # that page is a server's
+        error.hint = hint_for(_in_python(hint), own, knows_others=False)
         raise
     except typer.BadParameter as error:
         raise ArgumentInvalid(f"{_in_python(error.message)}.") from error

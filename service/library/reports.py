@@ -8,7 +8,8 @@ from tempfile import TemporaryDirectory
 from typing import Unpack
 
 from peterrec.model.documents import Document
-from peterrec.service.errors import OutputExists
+from peterrec.model.kinds import KINDS
+from peterrec.service.errors import ArgumentInvalid, OutputExists
 from peterrec.service.jobs.data_info import DataInfoJob, describe_data
 from peterrec.service.jobs.data_page import page_of
 from peterrec.service.jobs.options import AnswerOptions, EventOptions, TimeOptions
@@ -16,7 +17,7 @@ from peterrec.service.jobs.report.write import ReportJob, report_page
 from peterrec.service.jobs.train import Part
 from peterrec.service.library.backbone import Backbone
 from peterrec.service.library.inputs import Histories, is_table, listed
-from peterrec.service.library.keywords import takes
+from peterrec.service.library.keywords import require_one_of, takes
 from peterrec.service.library.option_types import AnswerKeywords, EventKeywords, TimeKeywords
 from peterrec.service.library.shown import watched
 from peterrec.service.library.sources import (
@@ -74,6 +75,8 @@ def data_info(
     ``sample`` shows the history of one user.
     """
     given: dict[str, object] = {**options}
+    if kind is not None:
+        require_one_of("kind", kind, KINDS)
     data = interactions if is_table(interactions) else listed(interactions)
     events = event_options(data, given)
     answers = answer_options(
@@ -104,6 +107,11 @@ def report(
     everything is measured on these data; ``samples`` shows ten users with their answers.
     """
     given: dict[str, object] = {**options}
+    if not isinstance(subject, Task | Backbone):
+        raise ArgumentInvalid(
+            f"{subject!r:.60} is neither a task nor a backbone.",
+            hint="Open a file with peterrec.load_bundle, or a folder with peterrec.load_backbone.",
+        )
     with TemporaryDirectory() as name, watched(progress) as seen:
         folder = Path(name)
         own = subject.backbone if isinstance(subject, Task) else subject

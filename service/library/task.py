@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, Unpack, get_args
 
 import msgspec
 
@@ -30,8 +30,15 @@ from peterrec.service.jobs.options import AnswerOptions, EventOptions, TimeOptio
 from peterrec.service.jobs.server_calls import DEFAULT_URL, outputs_parameter, push, server
 from peterrec.service.jobs.train import EvaluateJob, Part, run_evaluate, write_bundle
 from peterrec.service.library.backbone import Backbone, BackboneOrPath, DeviceName, as_backbone
-from peterrec.service.library.inputs import Histories, ItemId, is_table, listed, sequence
-from peterrec.service.library.keywords import settings_of, takes
+from peterrec.service.library.inputs import (
+    Histories,
+    ItemId,
+    as_path,
+    is_table,
+    listed,
+    sequence,
+)
+from peterrec.service.library.keywords import require_one_of, settings_of, takes
 from peterrec.service.library.metrics import Metrics
 from peterrec.service.library.option_types import AnswerKeywords, EventKeywords, TimeKeywords
 from peterrec.service.library.shown import watched
@@ -211,6 +218,7 @@ class Task:
         device: DeviceName,
         observer: ReadingObserver,
     ) -> list[Prediction]:
+        require_one_of("device", device, get_args(DeviceName))
         on = self.backbone.local_device(device)
         with self._lock:
             if device not in self._loaded_on:
@@ -316,7 +324,7 @@ def load_bundle(
     """
     keys = None if trusted_keys is None else TrustedKeys.read([Path(trusted_keys)])
     loaded = as_backbone(backbone)
-    return Task(loaded, _verified(loaded, Blob(read_bytes(Path(path))), keys))
+    return Task(loaded, _verified(loaded, Blob(read_bytes(as_path(path, "path"))), keys))
 
 
 def _verified(backbone: Backbone, source: Blob, keys: TrustedKeys | None) -> VerifiedBundle:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, Unpack, get_args
 
 from peterrec.model.disk import require_writable_file, require_writable_folder
 from peterrec.model.files.backbone_folder import LoadedBackbone, fingerprint_of
@@ -17,7 +17,7 @@ from peterrec.service.jobs.reading import ConsoleObserver
 from peterrec.service.jobs.recording import Recording
 from peterrec.service.jobs.task_file import TASK_OPTIONS, TaskEntry, read_task_file
 from peterrec.service.jobs.torchrun import place_of
-from peterrec.service.jobs.tracking.options import TrackOptions
+from peterrec.service.jobs.tracking.options import TrackerName, TrackOptions
 from peterrec.service.jobs.train import (
     FinetuneJob,
     OnExisting,
@@ -29,7 +29,7 @@ from peterrec.service.jobs.train_many import ManyJob, run_finetune_many
 from peterrec.service.library import option_types as types
 from peterrec.service.library.backbone import Backbone, BackboneOrPath, as_backbone
 from peterrec.service.library.inputs import Histories, Listed, is_table, listed
-from peterrec.service.library.keywords import settings_of, taken, takes
+from peterrec.service.library.keywords import require_one_of, settings_of, taken, takes
 from peterrec.service.library.shown import watched
 from peterrec.service.library.sources import (
     answer_options,
@@ -86,6 +86,9 @@ def pretrain(
     continues from; without it the backbone is only returned. ``settings`` has the values that the
     keyword arguments do not give. Equal data and seeds give equal weights, here and by the command.
     """
+    require_one_of("device", device, ("cpu", "cuda"))
+    if resume and out is None:
+        raise ArgumentInvalid("resume needs the folder of the checkpoints.", hint="Give `out`.")
     given: dict[str, object] = {**options, "until": until}
     events = event_options(interactions, given)
     chosen = settings_of(PretrainSettings, given, settings)
@@ -174,6 +177,11 @@ def finetune_many(
     events = event_options(data, given)
     if isinstance(tasks, str | os.PathLike):
         entries, folder = read_task_file(Path(tasks)), Path(tasks).parent
+    elif not isinstance(tasks, Mapping) or not tasks:
+        raise ArgumentInvalid(
+            "tasks has no task by its name.",
+            hint='Give a dict such as {"gender": {"kind": "classification"}}.',
+        )
     else:
         histories = data if isinstance(data, Listed) else None
         entries, folder = (
@@ -209,6 +217,8 @@ def finetune_settings(
 def recording_of(given: Mapping[str, object], observer: ConsoleObserver) -> Recording:
     """How a training is recorded; what goes wrong with it is a notice."""
     options = TrackOptions(**taken(TrackOptions, given))
+    if options.track is not None:
+        require_one_of("track", options.track, get_args(TrackerName))
     return Recording(options, observer.notice, observer.notices)
 
 

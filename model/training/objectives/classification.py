@@ -24,6 +24,7 @@ from peterrec.model.training.objectives.objective import (
 from peterrec.model.training.objectives.summary import (
     AnswerSummary,
     counted,
+    doubts_of_alike,
     doubts_of_small,
     listed,
 )
@@ -55,7 +56,12 @@ class ClassificationObjective:
         classes = f"{len(counts):,} class{'es' if len(counts) != 1 else ''}"
         text = f"{examples.source}: {users} in {classes}: {listed(counts, len(rows))}."
         return AnswerSummary(
-            text, (*doubts_of_small(counts, "class"), *_doubts_of_numbers(sorted(counts)))
+            text,
+            (
+                *doubts_of_small(counts, "class"),
+                *doubts_of_alike(counts, "classes"),
+                *_doubts_of_numbers(sorted(counts)),
+            ),
         )
 
     @classmethod

@@ -1,8 +1,11 @@
 """What a task's answers look like before it is trained: one line, and what is doubtful."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from peterrec.model.data.labels import is_number, number_text
 
 SMALL_CLASS = 20
 """Users below which a class or tag is warned of. Of 20 users about two are in the test part, so
@@ -45,6 +48,31 @@ def doubts_of_small(counts: Counter[str], noun: str) -> list[str]:
         f"Fewer than {SMALL_CLASS} users have the {noun} {shown}{more}: too few to learn it well, "
         "and hardly any are in the test part. Merge such, or leave them out."
     ]
+
+
+def doubts_of_alike(counts: Counter[str], noun: str) -> list[str]:
+    """A sentence if some answers look like different ways to write one."""
+    groups: dict[str, list[str]] = {}
+    for text in sorted(counts):
+        groups.setdefault(_plainest(text), []).append(text)
+    alike = [group for group in groups.values() if len(group) > 1]
+    if not alike:
+        return []
+    shown = ", ".join(" and ".join(map(ascii, group)) for group in alike[:LISTED])
+    more = f" and {counted(len(alike) - LISTED, 'group')} more" if len(alike) > LISTED else ""
+    return [
+        f"Different {noun} that look like one are {shown}{more}: they differ in case, accents' "
+        "form, blanks, invisible characters or how a number is written, and are learned apart. "
+        "Write those alike that mean the same."
+    ]
+
+
+def _plainest(text: str) -> str:
+    """What is left of a text without case, Unicode's forms, blanks and invisible characters."""
+    if is_number(text):
+        return number_text(text)
+    folded = unicodedata.normalize("NFKC", text.casefold())
+    return "".join(c for c in folded if not c.isspace() and unicodedata.category(c) != "Cf")
 
 
 def brief(text: str) -> str:

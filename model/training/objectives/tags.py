@@ -23,6 +23,7 @@ from peterrec.model.training.objectives.summary import (
     LISTED,
     AnswerSummary,
     counted,
+    doubts_of_alike,
     doubts_of_small,
     listed,
 )
@@ -54,7 +55,7 @@ class TagsObjective:
             f"{counts.total() / users:.1f} each, {without:,} without any: {listed(counts, users)}."
         )
         everywhere = sorted(tag for tag, n in counts.items() if n == users)
-        doubts = doubts_of_small(counts, "tag")
+        doubts = [*doubts_of_small(counts, "tag"), *doubts_of_alike(counts, "tags")]
         if everywhere:
             doubts.append(f"Every user has the tags {', '.join(map(repr, everywhere[:LISTED]))}.")
         return AnswerSummary(text, tuple(doubts))

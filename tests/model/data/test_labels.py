@@ -24,6 +24,7 @@ from peterrec.model.data.values import MISSING_TEXTS
 from peterrec.model.errors import (
     DataFileEmpty,
     LabelDuplicate,
+    ListsInvalid,
     MissingText,
     NumberUnreadable,
     ValueMissing,
@@ -319,3 +320,29 @@ def test_labels_come_from_a_table_in_memory():
     table = pa.table({"user_id": [1, 2, 3], "label": [1.0, 0.0, None]})
     found = read_labels(LabelSource(TableSource(table), "label"))
     assert found.by_user == {"1": ("1",), "2": ("0",)}
+
+
+@pytest.mark.parametrize(
+    ("rows", "separator", "told"),
+    [
+        ("a,x;y\nb,x\nc,y;z\n", None, ["fields such as 'x;y' look like several tags"]),
+        (
+            "a,x;y\nb,x\nc,y;z\n",
+            "|",
+            ["no field has the separator '|'", "the separator would be ';'"],
+        ),
+        ("a,x;y\nb,x\nc,y;z\n", ";", []),
+        ('a,"Food, drinks"\nb,"Toys, games"\nc,Books\n', None, []),
+    ],
+)
+def test_fields_that_look_like_several_tags_are_told_of(tmp_path, rows, separator, told):
+    listener = Listener()
+    read_tags(source(csv(tmp_path, f"user_id,label\n{rows}")), separator, listener)
+    assert len(listener.told) == len(told)
+    assert all(text in notice for text, notice in zip(told, listener.told, strict=True))
+
+
+def test_tags_that_are_written_as_lists_in_texts_are_refused(tmp_path):
+    path = csv(tmp_path, "user_id,label\na,\"['x', 'y']\"\nb,['x']\n")
+    with pytest.raises(ListsInvalid, match="line 2, column 'label'"):
+        read_tags(source(path))

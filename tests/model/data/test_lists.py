@@ -160,3 +160,21 @@ def test_tags_may_be_lists_and_an_empty_list_is_no_tag(tmp_path):
     (tmp_path / "x.user").write_text(text)
     tags = read_tags(LabelSource(TableSource(tmp_path / "x.user"), "tag"))
     assert tags.by_user == {"u": ("a", "b"), "v": ()}
+
+
+@pytest.mark.parametrize(
+    ("items", "where"),
+    [
+        ([["a", "b", "0", "0"], ["c", "0", "0", "0"]], "end with '0'"),
+        ([["0", "0", "a", "b"], ["0", "0", "0", "c"]], "begin with '0'"),
+        ([["a", "b", "0", "0"], ["c", "0", "0"]], None),
+        ([["a", "b", "c", "d"], ["c", "a", "b", "d"]], None),
+        ([["0"], ["0"]], None),
+    ],
+)
+def test_lists_that_are_filled_up_to_one_length_are_told_of(tmp_path, items, where):
+    noticed = Noticed()
+    read_histories(source(put(tmp_path, user_id=["u", "v"], items=items)), noticed)
+    told = [text for text in noticed.texts if "as if they were filled up" in text]
+    assert len(told) == (where is not None)
+    assert all(where in text for text in told)

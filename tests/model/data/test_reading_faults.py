@@ -249,3 +249,27 @@ def test_reading_reports_its_files_and_its_progress(tmp_path, name):
     done = [step.done for step in reading]
     assert done == sorted(done)
     assert told.steps[-1] == Progress("ordering", 20_000, 20_000, unit="events")
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "with a byte-order mark"])
+def test_a_second_header_within_a_file_is_refused_with_its_line(tmp_path, mark):
+    again = f"{mark}user_id,item_id\nu,b\n".encode()
+    with pytest.raises(DataFileUnreadable, match="line 20002, column 'user_id': the row has the"):
+        read_histories(put(tmp_path / "joined.csv", TEXT + again))
+    only_one = TEXT + b"user_id,b\nu,item_id\n"
+    histories = read_histories(put(tmp_path / "ids.csv", only_one))
+    assert {"user_id", "u"} <= set(histories.users)
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (b'u,"a,b\n', "a quote is not closed"),
+        (b'u,"a \\"b\\" c"\n', "a quote within a quoted field must be written twice"),
+        (b"u,a,b\n", "line 20003: 3 fields, not 2"),
+    ],
+)
+def test_a_fault_behind_a_long_field_is_told_as_it_is(tmp_path, rows, reason):
+    long = b"u," + b"x" * 200_000 + b"\n"
+    with pytest.raises(DataFileUnreadable, match=reason):
+        read_histories(put(tmp_path / "long.csv", TEXT + long + rows))

@@ -117,6 +117,27 @@ def test_a_class_below_the_stated_size_is_warned_of(count, is_told):
     assert ("'small'" in doubts("classification", examples)) == is_told
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "is_told"),
+    [
+        ("Male", "male", True),
+        ("caf\u00e9", "cafe\u0301", True),
+        ("a\u200b", "a", True),
+        ("new york", "newyork", True),
+        ("1e0", "1", True),
+        ("1.50", "1.5", True),
+        ("1.5", "15", False),
+        ("male", "female", False),
+        ("cafe", "caf\u00e9", False),
+    ],
+)
+@pytest.mark.parametrize("kind", ["classification", "tags"])
+def test_answers_that_look_like_one_are_told_of(kind, one, other, is_told):
+    told = doubts(kind, singles([one] * 30 + [other] * 30))
+    assert ("that look like one" in told) == is_told
+    assert (f"{min(one, other)!a} and {max(one, other)!a}" in told) == is_told
+
+
 def test_a_constant_label_is_refused_with_the_label_and_the_table(loaded):
     constant = UserLabels(dict.fromkeys(groups().by_user, ("m",)), "users.csv, column 'sex'")
     message = refusal(loaded, constant, TooFewClasses, kind="classification")

@@ -176,3 +176,23 @@ def test_a_refused_column_names_the_argument(shop):
         peterrec.pretrain(shop.tables["histories"], user_column="nobody")
     assert "nobody" in str(refused.value)
     assert "--" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason", "advice"),
+    [
+        ({"user_id": ["u", "u"], "item_id": ["a", "b"]}, "names of columns", "pandas"),
+        (pl.LazyFrame({"user_id": ["u"], "item_id": ["a"]}), "no rows yet", "collect"),
+        (None, "is expected", "path"),
+    ],
+)
+def test_what_looks_like_a_table_but_is_none_is_refused(wrong, reason, advice):
+    with pytest.raises(ArgumentInvalid, match=reason) as refused:
+        peterrec.pretrain(wrong, **PRETRAIN)
+    assert advice in refused.value.hint
+
+
+def test_answers_that_a_kind_does_not_learn_from_are_told_of(shop, backbone, capsys):
+    given = {"labels": shop.genders, "targets": shop.targets}
+    peterrec.finetune(backbone, shop.histories, kind="classification", **given, **FINETUNE)
+    assert "a classification task does not learn from targets" in capsys.readouterr().err

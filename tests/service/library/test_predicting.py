@@ -6,7 +6,12 @@ import msgspec
 import pytest
 
 import peterrec
-from peterrec.service.errors import HistoryTooLong, MalformedRequest, UnknownItemsRefused
+from peterrec.service.errors import (
+    HistoryTooLong,
+    MalformedRequest,
+    ServerUnreachable,
+    UnknownItemsRefused,
+)
 from peterrec_client import Client, Instance, Prediction
 from tests.e2e.running import running_server
 from tests.service.library.conftest import PRETRAIN
@@ -138,3 +143,16 @@ def test_one_history_instead_of_a_list_of_histories_is_refused(wrong, tasks):
 
 def test_no_histories_get_no_answers(tasks):
     assert tasks["value"].predict([]) == []
+
+
+def test_hints_about_a_history_do_not_name_a_servers_pages(tasks):
+    with pytest.raises(MalformedRequest) as refused:
+        tasks["value"].predict([[1.5]])
+    assert "12.0" in refused.value.hint
+    assert "/docs" not in str(refused.value)
+
+
+def test_an_address_without_its_beginning_is_told_to_lack_it(tasks):
+    with pytest.raises(ServerUnreachable, match="'localhost:8000' is no address") as refused:
+        tasks["value"].push("value", url="localhost:8000", api_key="prk_x")
+    assert "http://" in refused.value.hint

@@ -15,7 +15,7 @@ from peterrec.model.errors import PathMissing
 from peterrec.patches.bundle.bundle import open_bundle
 from peterrec.patches.errors import BundleRejected
 from peterrec.service.cli.main import build_app
-from peterrec.service.errors import ArgumentInvalid, OutputExists
+from peterrec.service.errors import ArgumentInvalid, OutputExists, TaskUnpackable
 from peterrec.service.jobs.train import OUTPUT_LAYER
 from tests.service.library.conftest import FINETUNE, PRETRAIN
 
@@ -254,3 +254,34 @@ def test_an_html_form_does_not_run_what_a_label_says(backbone, shop):
         backbone, shop.histories, kind="classification", labels=labels, **FINETUNE
     )
     assert "<script>alert" not in task._repr_html_()
+
+
+def test_wrong_uses_are_refused_with_a_code_and_advice(backbone, tasks, shop, tmp_path):
+    task: Any = tasks["classification"]
+    library: Any = peterrec
+    calls = {
+        "device='gpu'": lambda: library.pretrain(shop.histories, device="gpu"),
+        "device='tpu'": lambda: task.predict(shop.histories[:1], device="tpu"),
+        "resume needs the folder": lambda: library.pretrain(shop.histories, resume=True),
+        "backbone=None is no path": lambda: library.load_bundle(tmp_path / "b", None),
+        "path=None is no path": lambda: library.load_backbone(None),
+        "path=5 is no path": lambda: library.load_bundle(5, backbone),
+        "tasks has no task": lambda: library.finetune_many(backbone, shop.histories, []),
+        "by its name": lambda: library.finetune_many(backbone, shop.histories, {}),
+        "kind='x' is unknown": lambda: library.data_info(shop.histories, kind="x"),
+        "'x' is neither a task": lambda: library.report("x"),
+        "track='wandb' is unknown": lambda: library.pretrain(shop.histories, track="wandb"),
+    }
+    for reason, call in calls.items():
+        with pytest.raises(ArgumentInvalid, match=reason) as refused:
+            call()
+        assert refused.value.hint
+
+
+def test_a_name_that_no_bundle_takes_is_refused_before_anything_is_trained(backbone, shop):
+    unread = {"labels": "no such file", "label_column": "gender", "kind": "classification"}
+    with pytest.raises(TaskUnpackable, match="'my task' is no name") as refused:
+        peterrec.finetune(backbone, shop.histories, name="my task", **unread)
+    assert "`name`" in refused.value.hint
+    with pytest.raises(TaskUnpackable, match="'my task' is no name"):
+        peterrec.finetune_many(backbone, shop.histories, {"my task": unread})
