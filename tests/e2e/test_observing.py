@@ -152,7 +152,7 @@ def test_the_command_line_tells_every_reason_of_a_refusal(server, workshop, tmp_
 @pytest.mark.parametrize(
     ("arguments", "key", "code", "status"),
     [
-        (["push", "no-such-file", "--task", "x"], None, "file_unreadable", 1),
+        (["push", "no-such-file", "--task", "x"], None, "path_missing", 1),
         (["tasks"], "prk_wrong", "unauthenticated", 1),
         (["tasks", "--url", "http://127.0.0.1:1"], None, "server_unreachable", 5),
         (["keys", "revoke", "nope"], None, "key_not_found", 3),

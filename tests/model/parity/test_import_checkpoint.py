@@ -202,7 +202,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused(
 def test_a_pad_item_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
     write_case(tmp_path, CAUSAL)
     source = tmp_path / "weights_net.safetensors"
-    with pytest.raises(VocabularyMismatch, match="--pad-item 17"):
+    with pytest.raises(VocabularyMismatch, match="the padding item '17'"):
         import_reference(source, tmp_path / "backbone", replace(SETTINGS, pad_item="17"))
 
 

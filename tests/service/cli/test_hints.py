@@ -122,6 +122,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def printed(capsys: pytest.CaptureFixture[str], monkeypatch, *arguments: object) -> str:
     """What a command that fails prints on stderr."""
     monkeypatch.setattr(sys, "argv", ["peterrec", *map(str, arguments)])
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")  # the command sets it for its children; undone here
     with pytest.raises(SystemExit):
         main()
     return capsys.readouterr().err
