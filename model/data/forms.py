@@ -7,9 +7,11 @@ files below them a column. Names say which files are meant, and the first bytes 
 """
 
 import csv
+import filecmp
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -191,7 +193,37 @@ def find_data_files(
     if path.is_dir():
         _refuse_split_and_whole(path, files)
         _refuse_unnamed_parts(path, files, found.bare)
+        with file_errors(path):
+            found.notices.extend(_notices_of_copies(path, files))
     return DataFiles(path, tuple(files), tuple(found.left_out), tuple(found.notices))
+
+
+def _notices_of_copies(folder: Path, files: Sequence[DataFile]) -> Iterator[str]:
+    """A sentence if files of one folder are equal, as ``clicks (1).csv`` and ``clicks.csv`` are."""
+    alike: dict[tuple[object, int, bytes], list[Path]] = {}
+    sizes = Counter((file.partitions, file.size) for file in files)
+    for file in files:
+        if sizes[file.partitions, file.size] > 1:
+            with file.path.open("rb") as stream:
+                head = stream.read(COMPARED_BYTES)
+            alike.setdefault((file.partitions, file.size, head), []).append(file.path)
+    copies = [
+        (path, first)
+        for first, *others in alike.values()
+        for path in others
+        if filecmp.cmp(first, path, shallow=False)
+    ]
+    if copies:
+        path, first = copies[0]
+        more = f", one of {len(copies):,} such copies" if len(copies) > 1 else ""
+        yield (
+            f"{path} is the same as {first.relative_to(folder)}, byte for byte{more}: their rows "
+            "count twice."
+        )
+
+
+COMPARED_BYTES = 1 << 12
+"""The beginning by which files of one size are told apart before all of them is compared."""
 
 
 @contextmanager

@@ -569,3 +569,14 @@ def test_a_partition_column_filters_and_is_missing_where_its_folder_says_so(tmp_
     where = (Condition("domain", "a"),)
     found = read_parts(TableSource(tmp_path, where=where), ["user_id"])
     assert [user for part in found for user in part.table["user_id"].to_pylist()] == ["u"]
+
+
+def test_a_copy_of_a_file_in_its_folder_is_told_of(tmp_path):
+    for name in ("a.csv", "a (1).csv", "day=1/a.csv", "day=2/a.csv"):
+        put(tmp_path / "copied" / name, "user_id,item_id\nu,a\n")
+    (told,) = find_data_files(tmp_path / "copied").notices
+    assert "a.csv is the same as" in told or "a (1).csv is the same as" in told
+    assert "such copies" not in told
+    put(tmp_path / "other" / "a.csv", "user_id,item_id\nu,a\n")
+    put(tmp_path / "other" / "b.csv", "user_id,item_id\nu,b\n")
+    assert not find_data_files(tmp_path / "other").notices
