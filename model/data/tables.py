@@ -176,15 +176,15 @@ def _parts(
         observer.notice(notice)
     for file in found.files:
         require_columns(file, wanted)
-    before = 0
+    before, total = 0, found.size  # the size is summed over all files
     with engine.connected() as connection:
         for file in found.files:
             for part, share in _file_parts(connection, source, file, wanted):
                 yield part
-                done = min(found.size, before + round(share * file.size))
-                observer.progress(Progress("reading", done, found.size, unit="bytes"))
+                done = min(total, before + round(share * file.size))
+                observer.progress(Progress("reading", done, total, unit="bytes"))
             before += file.size
-    observer.progress(Progress("reading", found.size, found.size, unit="bytes"))
+    observer.progress(Progress("reading", total, total, unit="bytes"))
 
 
 def _file_parts(
