@@ -7,7 +7,7 @@ line number, the file is read again up to it.
 
 import csv
 import re
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -293,7 +293,8 @@ def _require_unchanged(path: Path, before: State | None) -> None:
 
 def _reason(error: Exception) -> str:
     """What a library says, in one line."""
-    text = str(error).partition("Possible")[0]
+    is_several = isinstance(error, pa.ArrowException) and len(error.args) > 1
+    text = "; ".join(map(str, error.args)) if is_several else str(error).partition("Possible")[0]
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     first = re.sub(r"^([A-Z][A-Za-z]* )*Error: ", "", lines[0])
     return "; ".join([first, *lines[1:3]])[:LONGEST_REASON].rstrip(".:; ")
@@ -370,6 +371,7 @@ def _memory_parts(
         reader = pa.RecordBatchReader.from_stream(source.data)
         for column in wanted:
             _require_once(source.name, reader.schema.names, column)
+        _require_values(source, wanted)
         yield TablePart(
             source.name,
             None,
@@ -383,6 +385,17 @@ def _memory_parts(
             first += table.num_rows
             yield TablePart(source.name, None, table, rows, source.missing)
             observer.progress(Progress("reading", first, total, unit="rows"))
+
+
+def _require_values(source: TableSource, wanted: Sequence[str]) -> None:
+    """Refuse a polars column of Python objects: its stream has addresses in place of values."""
+    types = getattr(source.data, "schema", None)
+    for column in wanted:
+        if isinstance(types, Mapping) and str(types.get(column)) == "Object":
+            raise TableInvalid(
+                f"{source.name}, column {column!r}: its values are Python objects.",
+                hint="Make it a column of texts or numbers.",
+            )
 
 
 def _small_batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:

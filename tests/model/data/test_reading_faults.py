@@ -173,7 +173,7 @@ TABLES = {
     "an object column of two types": (
         pd.DataFrame({"user_id": [1, "a"], "item_id": ["x", "y"]}),
         TableInvalid,
-        "the pandas DataFrame cannot be read as a table",
+        "as a table: Could not convert 'a' with type str: .* for column user_id",
     ),
     "a missing column": (
         pl.DataFrame({"user_id": ["u"], "item": ["x"]}),
@@ -201,6 +201,11 @@ TABLES = {
         ),
         TableInvalid,
         "the polars DataFrame cannot be read as a table",
+    ),
+    "Python objects in polars": (
+        pl.DataFrame({"user_id": ["u"], "item_id": [Path("x")]}),
+        TableInvalid,
+        "the polars DataFrame, column 'item_id': its values are Python objects",
     ),
     "structs": (
         pl.DataFrame({"user_id": ["u"], "item_id": [{"a": 1}]}),
