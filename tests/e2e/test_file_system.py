@@ -178,7 +178,7 @@ def test_an_output_that_cannot_be_written_is_a_failure(place):
         process = place.start("sample-data", "--out", "full-output", stdout=full.fileno())
         _, said = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert said.startswith("disk_full: the command's output")
+    assert "\ndisk_full: the command's output" in f"\n{said}"
     assert "Exception ignored" not in said
 
 
