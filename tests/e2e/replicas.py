@@ -130,7 +130,10 @@ def _expected(task: Task | None, version: str) -> str:
         return named.get(PROD, "task_not_active")
     if version in ALIASES:
         return named.get(version, "alias_not_found")
-    return version if version in named.values() else "version_not_served"
+    if version in named.values():
+        return version
+    is_registered = version in {format_digest(digest) for digest, _ in task.numbers}
+    return "version_not_served" if is_registered else "version_not_found"
 
 
 def possible(
