@@ -238,7 +238,7 @@ def file_in_one_step(
     try:
         with _written_as({partial: path}, path, wanted_bytes):
             yield partial
-            _sync(partial)
+            sync(partial)
             _give_name(partial, target, replaces)
             _sync_folder(target.parent)
     finally:
@@ -304,7 +304,7 @@ def _move_all(staging: Path, folder: Path, last: str) -> None:
     targets = {file: _behind_links(folder / file.relative_to(staging)) for file in files}
     for file, target in targets.items():
         _require_replaceable(target)
-        _sync(file)
+        sync(file)
     for file, target in sorted(targets.items(), key=lambda pair: pair[0].name == last):
         target.parent.mkdir(parents=True, exist_ok=True)
         file.replace(target)
@@ -498,7 +498,8 @@ def _bytes_text(path: Path, wanted_bytes: int | None) -> str:
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make the content of a file, or the names in a folder, survive a crash of the machine."""
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
@@ -509,4 +510,4 @@ def _sync(path: Path) -> None:
 def _sync_folder(folder: Path) -> None:
     """Make a renaming lasting; some file systems cannot, and some folders cannot be read."""
     with suppress(OSError):
-        _sync(folder)
+        sync(folder)

@@ -249,19 +249,23 @@ def _with_partitions(table: pa.Table, file: DataFile, wanted: list[str]) -> pa.T
     return table.select(wanted)
 
 
+class _BadText(Exception):
+    """A text file that DuckDB refuses, and its first fault, which takes a reading to find."""
+
+
 @contextmanager
 def _file_errors(file: DataFile) -> Iterator[None]:
     """Refuse a file that changes while it is read, and translate what the libraries say of it."""
     before = _state(file.path)
     try:
         yield
-    except (duckdb.Error, pa.ArrowException, UnicodeDecodeError, OSError) as error:
+    except (_BadText, duckdb.Error, pa.ArrowException, UnicodeDecodeError, OSError) as error:
         _require_unchanged(file.path, before)
         if file.form is None:
             raise DataFileUnreadable(
                 f"{file.path}: {_reason(error)}.", hint="Fetch the file or write it again."
             ) from error
-        fault = first_fault(file)
+        fault = str(error) if isinstance(error, _BadText) else first_fault(file)
         place = f"{file.path}, {fault}" if fault else f"{file.path}: {_reason(error)}."
         hint = "Check that the file is whole, its quotes and its delimiter."
         if fault and fault.endswith(NO_UTF_8):
@@ -328,9 +332,10 @@ def _text(
             table = pa.Table.from_batches([batch.slice(above if done == 0 else 0)])
             done += batch.num_rows
             yield table.rename_columns(read), max(0.0, connection.query_progress() / 100)
-    except duckdb.Error:
-        if first_fault(file) is not None:
-            raise
+    except duckdb.Error as error:
+        fault = first_fault(file)
+        if fault is not None:
+            raise _BadText(fault) from error
         # DuckDB does not read lines that end now in one way and now in another.
         yield from ((table, 1.0) for table in _records(file, read, max(done, above)))
 

@@ -7,6 +7,7 @@ report between epochs only, so that listening changes neither a result nor the s
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from importlib.metadata import version
 from typing import Literal
 
@@ -84,27 +85,26 @@ def unheard(event: TrainingEvent) -> None:
 
 def parts_of(record: EpochRecord) -> tuple[PartMeasured, PartMeasured]:
     """An epoch's passes over the training part and over the validation part."""
-    train = PartMeasured(
-        epoch=record.epoch + 1,
-        part="train",
-        loss=record.train_loss,
-        rows=record.sequences,
-        seconds=record.seconds,
-        learning_rates=record.learning_rates,
+    measured = partial(
+        PartMeasured,
+        record.epoch + 1,
         peak_rss_bytes=record.peak_rss_bytes,
         cuda_peak_bytes=record.cuda_peak_bytes,
         time=record.ended_at,
     )
-    validation = PartMeasured(
-        epoch=record.epoch + 1,
-        part="validation",
+    train = measured(
+        "train",
+        loss=record.train_loss,
+        rows=record.sequences,
+        seconds=record.seconds,
+        learning_rates=record.learning_rates,
+    )
+    validation = measured(
+        "validation",
         loss=record.validation_loss,
         metrics=record.validation_metrics,
         rows=record.validation_sequences,
         seconds=record.validation_seconds,
-        peak_rss_bytes=record.peak_rss_bytes,
-        cuda_peak_bytes=record.cuda_peak_bytes,
-        time=record.ended_at,
     )
     return train, validation
 

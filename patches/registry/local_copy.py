@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from peterrec.model.disk import sync
 from peterrec.patches.errors import BlobCorrupt, BlobMissing, CacheUnwritable, SnapshotCorrupt
 from peterrec.patches.identity import DIGEST_DIGITS, Blob, Digest
 from peterrec.patches.interning import shared_digest
@@ -63,7 +64,7 @@ class BlobCache:
             for path in list(self._unsettled)[:SETTLED_AT_ONCE]:
                 self._unsettled.discard(path)
                 with suppress(FileNotFoundError):
-                    _sync(path)
+                    sync(path)
         except OSError as error:
             raise _unwritable(error) from error
         return not self._unsettled
@@ -158,17 +159,9 @@ class BlobCache:
                 with suppress(FileNotFoundError):
                     Path(name).unlink()
             if is_lasting:
-                _sync(self.directory)
+                sync(self.directory)
         except OSError as error:
             raise _unwritable(error) from error
-
-
-def _sync(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def _checksum(text: bytes) -> bytes:

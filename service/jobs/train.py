@@ -191,13 +191,8 @@ def run_finetune(
         observer.progress(Progress("packing the bundle"))
         packed = PackedTask(task, pack_task(task, loaded, job.name))
         if job.out is not None:
-            write_bundle(job.out, packed.bundle)
+            write_bytes(job.out, packed.bundle)
     return packed
-
-
-def write_bundle(out: Path, data: bytes) -> None:
-    """Write a bundle in one step: readers see the old file or the complete new one."""
-    write_bytes(out, data)
 
 
 def run_evaluate(

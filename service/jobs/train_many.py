@@ -9,7 +9,7 @@ from typing import Any
 from peterrec.model.data.histories import UserLabels
 from peterrec.model.data.interactions import read_histories
 from peterrec.model.data.observer import ReadingObserver
-from peterrec.model.disk import require_writable_file
+from peterrec.model.disk import require_writable_file, write_bytes
 from peterrec.model.files.backbone_folder import LoadedBackbone
 from peterrec.model.progress import Progress
 from peterrec.model.training.events import TrainingListener
@@ -20,7 +20,7 @@ from peterrec.service.jobs.options import EventOptions, TimeOptions, answers_of
 from peterrec.service.jobs.packing import pack_task, require_name
 from peterrec.service.jobs.recording import Recording
 from peterrec.service.jobs.task_file import TaskEntry
-from peterrec.service.jobs.train import PackedTask, write_bundle
+from peterrec.service.jobs.train import PackedTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,5 +89,5 @@ def run_finetune_many(
         ]
         if job.folder is not None:
             for out, each in zip(outs, packed, strict=True):
-                write_bundle(out, each.bundle)
+                write_bytes(out, each.bundle)
     return list(zip(outs, packed, strict=True))

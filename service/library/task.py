@@ -12,7 +12,7 @@ import msgspec
 
 from peterrec.model.data.interactions import read_histories
 from peterrec.model.data.observer import ReadingObserver
-from peterrec.model.disk import read_bytes
+from peterrec.model.disk import read_bytes, write_bytes
 from peterrec.model.documents import Document
 from peterrec.model.progress import Progress
 from peterrec.model.training.finetune.settings import FinetuneSettings
@@ -28,7 +28,7 @@ from peterrec.patches.identity import Blob, format_digest
 from peterrec.service.errors import OutputExists
 from peterrec.service.jobs.options import AnswerOptions, EventOptions, TimeOptions
 from peterrec.service.jobs.server_calls import DEFAULT_URL, outputs_parameter, push, server
-from peterrec.service.jobs.train import EvaluateJob, Part, run_evaluate, write_bundle
+from peterrec.service.jobs.train import EvaluateJob, Part, run_evaluate
 from peterrec.service.library.backbone import Backbone, BackboneOrPath, DeviceName, as_backbone
 from peterrec.service.library.inputs import (
     Histories,
@@ -178,7 +178,7 @@ class Task:
         path = Path(out)
         if path.exists() and not overwrite:
             raise OutputExists(f"{path} exists.", hint="Give another path, or overwrite=True.")
-        write_bundle(path, self.bundle)
+        write_bytes(path, self.bundle)
         if self.record:
             write_training_file(training_file_of(path), self.record)
         return path
