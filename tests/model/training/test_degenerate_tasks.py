@@ -23,26 +23,17 @@ from peterrec.model.errors import (
     TooFewClasses,
     ValuesUnresolved,
 )
-from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone, save_backbone
+from peterrec.model.files.backbone_folder import LoadedBackbone
 from peterrec.model.spec import FIRST_ITEM
 from peterrec.model.training.finetune.doubts import doubts_of_task
 from peterrec.model.training.finetune.finetune import FinetunedTask, FinetuneSettings, finetune
 from peterrec.model.training.finetune.many_tasks import TaskToTrain, finetune_many
 from peterrec.model.training.objectives import OBJECTIVES
 from peterrec.model.training.objectives.summary import SMALL_CLASS, AnswerSummary
-from peterrec.model.training.pretrain.pretrain import pretrain
-from tests.model.small_shop import TINY, groups, shop_histories
+from tests.model.small_shop import groups, shop_histories
 
 SETTINGS = FinetuneSettings(kind="value", bottleneck=4, epochs=2, batch_size=16)
 USERS = 120
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory) -> LoadedBackbone:
-    folder = tmp_path_factory.mktemp("backbone")
-    trained = pretrain(shop_histories(), replace(TINY, epochs=1))
-    save_backbone(folder, trained.backbone, list(trained.vocabulary.items), trained.record)
-    return load_backbone(folder)
 
 
 def examples_of(answers: list[tuple[str, ...]], rows: list[list[int]] | None = None) -> Examples:

@@ -1,26 +1,14 @@
 """Evaluation repeats what training measured, in any order of users, without the undefined."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
-from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone, save_backbone
 from peterrec.model.training.evaluation import TaskModel, evaluate_prior, evaluate_task
 from peterrec.model.training.finetune.finetune import FinetuneSettings, finetune
 from peterrec.model.training.objectives.classification import ClassificationObjective
-from peterrec.model.training.pretrain.pretrain import pretrain
-from tests.model.small_shop import TINY, groups, shop_histories
+from tests.model.small_shop import groups, shop_histories
 
 SETTINGS = FinetuneSettings(kind="classification", bottleneck=4, epochs=2, batch_size=16)
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory) -> LoadedBackbone:
-    folder = tmp_path_factory.mktemp("backbone")
-    trained = pretrain(shop_histories(), replace(TINY, epochs=1))
-    save_backbone(folder, trained.backbone, list(trained.vocabulary.items), trained.record)
-    return load_backbone(folder)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from peterrec.model.errors import PathUnusable, TrainingFileInvalid
-from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone, save_backbone
 from peterrec.model.progress import Progress
 from peterrec.model.training.events import PartMeasured, TrainingStarted
 from peterrec.model.training.finetune.finetune import finetune
@@ -36,14 +35,6 @@ STARTED = TrainingStarted("pretrain", settings={"epochs": 2}, data={}, machine={
 
 class Interrupted(Exception):
     """What a test raises in the middle of an epoch."""
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory) -> LoadedBackbone:
-    folder = tmp_path_factory.mktemp("backbone")
-    trained = pretrain(shop_histories(), replace(TINY, epochs=1))
-    save_backbone(folder, trained.backbone, list(trained.vocabulary.items), trained.record)
-    return load_backbone(folder)
 
 
 def lines_of(path: Path) -> list[dict]:

@@ -4,15 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from peterrec.model.data.interactions import InteractionSource, read_histories
 from peterrec.model.data.tables import TableSource
 from peterrec.model.errors import OrderUnreadable
 from peterrec.model.files.backbone_folder import load_backbone
-from peterrec.service.cli.main import build_app
 from peterrec.service.jobs.options import AnswerOptions, EventOptions, TimeOptions, answers_of
 from peterrec.service.jobs.packing import unpack_task
+from tests.service.cli.command_line import run
 
 PRETRAIN = ["--channels", "8", "--dilations", "1,4", "--max-len", "20", "--epochs", "1"]
 TASKS = """
@@ -21,12 +20,6 @@ out = "many.bundle"
 kind = "ranking"
 epochs = 1
 """
-
-
-def run(*arguments: str | Path) -> str:
-    result = CliRunner().invoke(build_app(), [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 @pytest.fixture(scope="module")

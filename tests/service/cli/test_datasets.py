@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
 from peterrec.model.errors import ColumnMissing
-from peterrec.service.cli.main import build_app
+from tests.service.cli.command_line import run
 
 EVENTS = """user_id,item_id,at
 u,a,2024-01-01
@@ -17,12 +16,6 @@ u,a,2024-01-02
 u,a,2024-01-02
 v,a,2024-01-05
 """
-
-
-def run(*arguments: str | Path) -> str:
-    result = CliRunner().invoke(build_app(), [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 @pytest.fixture

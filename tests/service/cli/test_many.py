@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from peterrec.model.data.sample_data import write_sample_data
 from peterrec.model.files.backbone_folder import load_backbone
-from peterrec.service.cli.main import build_app
 from peterrec.service.errors import OutputExists, TaskFileInvalid
 from peterrec.service.jobs.packing import unpack_task
 from peterrec.service.jobs.task_file import read_task_file
+from tests.service.cli.command_line import run
 
 TASKS = """
 [defaults]
@@ -38,13 +37,6 @@ targets = "shop/targets.parquet"
 target_order_column = "position"
 epochs = 1
 """
-
-
-def run(*arguments: str | Path) -> str:
-    """The command's output; its error, if it fails."""
-    result = CliRunner().invoke(build_app(), [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 @pytest.fixture(scope="module")

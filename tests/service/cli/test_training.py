@@ -34,16 +34,10 @@ from peterrec.service.jobs.download import MEMBERS, download_movielens_1m
 from peterrec.service.jobs.options import parse_blocks
 from peterrec.service.jobs.packing import PROBE_USERS, unpack_task
 from peterrec.service.jobs.train import OUTPUT_LAYER
+from tests.service.cli.command_line import run
 
 PRETRAIN = ["--channels", "8", "--dilations", "1,4", "--max-len", "20", "--epochs", "1"]
 FINETUNE = ["--bottleneck", "4", "--epochs", "1"]
-
-
-def run(*arguments: str | Path) -> str:
-    """The command's output; its error, if it fails."""
-    result = CliRunner().invoke(build_app(), [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 @pytest.fixture(scope="module")

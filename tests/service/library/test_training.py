@@ -8,26 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 import peterrec
 from peterrec.model.errors import PathMissing
 from peterrec.patches.bundle.bundle import open_bundle
 from peterrec.patches.errors import BundleRejected
-from peterrec.service.cli.main import build_app
 from peterrec.service.errors import ArgumentInvalid, OutputExists, TaskUnpackable
 from peterrec.service.jobs.train import OUTPUT_LAYER
+from tests.service.cli.command_line import run
 from tests.service.library.conftest import FINETUNE, PRETRAIN
 
 COMMANDS_PRETRAIN = ["--channels", "8", "--dilations", "1,4", "--max-len", "20", "--epochs", "1"]
 COMMANDS_FINETUNE = ["--bottleneck", "4", "--epochs", "1"]
-
-
-def run(*arguments: str | Path) -> str:
-    """The command's output; its error, if it fails."""
-    result = CliRunner().invoke(build_app(), [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 def contents_of(bundle: bytes) -> tuple[dict[str, bytes], dict[str, object]]:

@@ -31,17 +31,11 @@ from peterrec.service.jobs.report.measured import (
 )
 from peterrec.service.jobs.report.next_items import _ranks_by_popularity
 from peterrec.service.jobs.report.task import metric_estimates
+from tests.service.cli.command_line import run
 from tests.service.pages.reading_html import PageReader
 
 KINDS = ("classification", "tags", "ranking", "value")
 KEPT = Path(__file__).parents[3] / "kept"
-
-
-def run(*arguments: str | Path) -> str:
-    """The command's output; its error, if it fails."""
-    result = CliRunner().invoke(build_app(), [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 @pytest.fixture(scope="module")
