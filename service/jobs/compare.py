@@ -13,6 +13,7 @@ from peterrec.model.disk import read_bytes
 from peterrec.model.documents import Document
 from peterrec.model.errors import ComparisonSettingsInvalid
 from peterrec.model.progress import Progress
+from peterrec.model.study.baselines import BASELINES
 from peterrec.model.study.corpus import PreparedCorpus, shuffled, write_corpora
 from peterrec.model.study.markdown import cells_of, header_of
 from peterrec.model.study.plots import draw_plots
@@ -22,6 +23,7 @@ from peterrec.model.study.run import Workplace
 from peterrec.model.study.schedule import Effort, compare
 from peterrec.model.study.settings import ComparisonSettings
 from peterrec.model.study.sources import Cut, domain_corpora, file_corpora, movielens_corpora
+from peterrec.model.training.baselines.bags import require_scikit_learn
 
 PREPARED, PLOTS = "prepared", "plots"
 
@@ -81,6 +83,8 @@ def prepare(job: CompareJob, observer: ReadingObserver) -> Path:
 
 def run_comparison(job: CompareJob, observer: ReadingObserver) -> tuple[Report, list[Path]]:
     """Prepare the data, execute the runs that are missing, write tables and plots."""
+    if not BASELINES.keys().isdisjoint(job.settings.methods):
+        require_scikit_learn("The methods linear, item-knn and ease need")
     place = Workplace(prepare(job, observer), job.out, job.settings, job.device)
     units = compare(place, job.effort, observer.progress, observer.notice)
     observer.progress(Progress("writing tables and plots"))

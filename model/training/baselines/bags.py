@@ -24,8 +24,8 @@ FLOAT_BYTES = 4
 class BagModel:
     """A learned model of bags: ``scores`` gives float64 [N, K] of N histories in token ids.
 
-    ``weights`` are the numbers that it must keep to answer; ``size_bytes`` is their size in float32,
-    with the indices of those that are kept sparsely.
+    ``weights`` are the numbers that it must keep to answer. ``size_bytes`` is their size in
+    float32, with the indices of those that are kept sparsely.
     """
 
     scores: Callable[[Sequence[TokenRow]], Floats]
@@ -36,7 +36,6 @@ class BagModel:
 def require_scikit_learn(what: str) -> None:
     """Refuse what needs scikit-learn if it is not installed; ``what`` begins the message."""
     try:
-        import scipy.sparse
         import sklearn.feature_extraction.text
         import sklearn.linear_model  # noqa: F401  # all that is used
     except ImportError as error:

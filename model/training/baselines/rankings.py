@@ -24,8 +24,8 @@ from peterrec.model.training.batches import TokenRow
 from peterrec.model.training.intervals import Floats, Ints
 
 MOST_EQUATIONS = 20_000
-"""Most linear equations of a closed form; their matrix takes 3.2 GB in float64. There are as many as
-items or as training users, whichever is less."""
+"""Most linear equations of a closed form; their matrix takes 3.2 GB in float64. There are as many
+as items or as training users, whichever is less."""
 
 MOST_WEIGHTS = MOST_EQUATIONS**2
 """Most weights of a closed form, items of histories times items of the catalog: 3.2 GB too."""
@@ -165,8 +165,8 @@ def linear_to_items(taken: Taken, penalty: float) -> BagModel:
 class _Inverse:
     """Multiplies by ``(XᵀX + λI)⁻¹`` for X [N, V], of which a mean [V] may be subtracted first.
 
-    A Cholesky factor of V or of N equations is kept, whichever are fewer: with more items than users
-    the inverse is ``(I - Xᵀ (XXᵀ + λI)⁻¹ X) / λ`` (Woodbury).
+    A Cholesky factor of V or of N equations is kept, whichever are fewer: with more items than
+    users the inverse is ``(I - Xᵀ (XXᵀ + λI)⁻¹ X) / λ`` (Woodbury).
     """
 
     def __init__(self, matrix: Sparse, penalty: float, mean: Floats | None = None) -> None:
