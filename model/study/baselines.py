@@ -45,11 +45,6 @@ class Strength:
         """By what the strengths of a method are sorted."""
         return (self.value,)
 
-    @property
-    def text(self) -> str:
-        """The setting in tables."""
-        return f"{self.name} {self.value:g}"
-
     def to_json(self) -> dict[str, float]:
         """The value by its name."""
         return {self.name: self.value}

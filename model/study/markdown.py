@@ -38,9 +38,14 @@ def cells_of(table: Table, row: Row) -> list[str]:
         f"{row['share']:.2%}" if "share" in row else "",
         f"{row['head_parameters']:,}",
         f"{row['size_bytes'] / 1000:,.0f}",
-        f"{row['rates_text']}{edge}",
+        f"{_tuned(row['rates'])}{edge}",
         f"{row['seconds']:.1f}",
     ]
+
+
+def left_out_of(table: Table) -> list[str]:
+    """A sentence for each method that has no row because all of its runs failed."""
+    return [f"{each['method']} has no row: {each['reason']}" for each in table["left_out"]]
 
 
 def _section(table: Table, report: Report) -> str:
@@ -59,7 +64,7 @@ def _section(table: Table, report: Report) -> str:
         "|---" * len(header) + "|",
         *("| " + " | ".join(cells_of(table, row)) + " |" for row in table["rows"]),
         "",
-        *(f"- {each['method']} has no row: {each['reason']}" for each in table["left_out"]),
+        *(f"- {text}" for text in left_out_of(table)),
         *(f"- {_sentence(verdict, table)}" for verdict in table["verdicts"]),
         "",
     ]
@@ -113,6 +118,13 @@ def _metric_names(table: Table) -> list[str]:
 def _name(row: Row) -> str:
     names = {PRIOR: "no history (prior)", POPULAR: "popular (prior)"}
     return names.get(row["family"], row["method"])
+
+
+def _tuned(rates: dict[str, float]) -> str:
+    """The encoder's learning rate, or the head's if nothing else is trained, or a strength."""
+    if "encoder" in rates:
+        return f"{rates['encoder'] or rates['head']:g}"
+    return ", ".join(f"{name} {value:g}" for name, value in rates.items())
 
 
 def _value(spread: Spread | None) -> str:

@@ -45,11 +45,6 @@ class Rates:
         """By what the rates of a method are sorted."""
         return (self.encoder, self.head)
 
-    @property
-    def text(self) -> str:
-        """The rate in tables: the encoder's, or the head's if nothing else is trained."""
-        return f"{self.encoder or self.head:g}"
-
     def to_json(self) -> dict[str, float]:
         """Both rates by their names."""
         return {"encoder": self.encoder, "head": self.head}

@@ -128,7 +128,6 @@ def _add_training(row: Row, unit: Unit, whole: list[RunResult], task: str) -> No
             "seconds": statistics.fmean(result["seconds"] for result in whole),
             "cpu_seconds": statistics.fmean(result["cpu_seconds"] for result in whole),
             "rates": rates.to_json(),
-            "rates_text": rates.text,
             "rate_trials": [
                 {**rate.to_json(), "validation_loss": loss}
                 for rate, loss in zip(unit.rates, losses, strict=True)

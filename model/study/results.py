@@ -90,7 +90,6 @@ class Row(TypedDict):
     cpu_seconds: NotRequired[float]
     epochs: NotRequired[float]
     rates: NotRequired[dict[str, float]]
-    rates_text: NotRequired[str]
     rate_trials: NotRequired[list[dict[str, float | None]]]
     is_rate_at_edge: NotRequired[bool]
     curve: NotRequired[list[Point]]

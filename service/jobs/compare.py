@@ -15,7 +15,7 @@ from peterrec.model.errors import ComparisonSettingsInvalid
 from peterrec.model.progress import Progress
 from peterrec.model.study.baselines import BASELINES
 from peterrec.model.study.corpus import PreparedCorpus, shuffled, write_corpora
-from peterrec.model.study.markdown import cells_of, header_of
+from peterrec.model.study.markdown import cells_of, header_of, left_out_of
 from peterrec.model.study.plots import draw_plots
 from peterrec.model.study.report import report_of, write_report
 from peterrec.model.study.results import Report
@@ -96,7 +96,9 @@ def run_comparison(job: CompareJob, observer: ReadingObserver) -> tuple[Report, 
 def rich_tables(document: Report) -> Iterator[Table]:
     """One table for each task."""
     for given in document["tables"]:
-        table = Table(*header_of(given), title=f"{given['corpus']}: {given['task']}")
+        left_out = "\n".join(left_out_of(given)) or None
+        title = f"{given['corpus']}: {given['task']}"
+        table = Table(*header_of(given), title=title, caption=left_out)
         for row in given["rows"]:
             table.add_row(*cells_of(given, row))
         yield table

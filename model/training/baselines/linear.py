@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from peterrec.model.errors import BaselineTooLarge
 from peterrec.model.training.baselines.bags import (
     FLOAT_BYTES,
     BagModel,
@@ -23,6 +24,10 @@ from peterrec.model.training.intervals import Floats, Ints
 
 CERTAIN = 30.0
 """Logit of an answer that all training users have, and minus that of one that none has."""
+
+MOST_WEIGHTS = 20_000_000
+"""Most weights of the classes of one model: the optimiser (L-BFGS) keeps some 25 numbers in float64
+for each, 4 GB."""
 
 STEPS = 1000
 """Most steps of the optimiser; it converges earlier unless the regularisation is very weak."""
@@ -48,6 +53,7 @@ def fit_linear(kind: str, known: Known, strength: float, steps: int = STEPS) -> 
     ``1 / alpha`` of a ridge regression.
     """
     require_scikit_learn("The linear model needs")
+    _require_room(kind, known)
     from sklearn.feature_extraction.text import TfidfTransformer
 
     transformer = TfidfTransformer(sublinear_tf=True)
@@ -61,6 +67,15 @@ def fit_linear(kind: str, known: Known, strength: float, steps: int = STEPS) -> 
 
     weights += known.items  # the IDF of each item
     return BagModel(scores, weights, FLOAT_BYTES * weights)
+
+
+def _require_room(kind: str, known: Known) -> None:
+    weights = known.items * (known.outputs if kind == "classification" else 1)
+    if weights > MOST_WEIGHTS:
+        raise BaselineTooLarge(
+            f"the linear model would have {weights:,} weights; {MOST_WEIGHTS:,} is the limit.",
+            hint="Leave `linear` out of `methods`, or raise `min_count` of pretraining.",
+        )
 
 
 Logits = Callable[[Sparse], Floats]

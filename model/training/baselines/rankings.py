@@ -30,8 +30,8 @@ as items or as training users, whichever is less."""
 MOST_WEIGHTS = MOST_EQUATIONS**2
 """Most weights of a closed form, items of histories times items of the catalog: 3.2 GB too."""
 
-COLUMNS = 1_000
-"""Columns of a product of sparse matrices that are dense at a time."""
+CELLS = 20_000_000
+"""Numbers of a product of sparse matrices that are dense at a time: 160 MB."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,13 @@ def item_knn(taken: Taken, neighbours: int) -> BagModel:
     normal = taken.all_items.multiply(scale).tocsc()
     inputs = normal[:, : taken.items]
     data, indices, ends = [], [], [0]
-    for start, stop in _blocks(len(taken.places)):
+    for start, stop in _blocks(len(taken.places), taken.items):
         places = taken.places[start:stop]
         cosines = (inputs.T @ normal[:, places]).toarray()  # [V, N] @ [N, k] -> [V, k]
         for column, place in zip(cosines.T, places.tolist(), strict=True):
             column[place : place + 1] = 0  # an item is no neighbour of itself
-            best = np.sort(np.argsort(-column, kind="stable")[:neighbours])
-            best = best[column[best] > 0]
+            near = np.flatnonzero(column)
+            best = np.sort(near[np.argsort(-column[near], kind="stable")[:neighbours]])
             data.append(column[best])
             indices.append(best)
             ends.append(ends[-1] + len(best))
@@ -115,7 +115,7 @@ def ease(taken: Taken, penalty: float) -> BagModel:
     inverse = np.empty((taken.items, len(places)))  # P, items of histories by items of the catalog
     diagonal = np.empty(len(places))
     solve = _Inverse(everything, penalty)
-    for start, stop in _blocks(len(places)):
+    for start, stop in _blocks(len(places), everything.shape[1]):
         units = np.zeros((everything.shape[1], stop - start))
         units[places[start:stop], np.arange(stop - start)] = 1
         columns = solve(units)  # [V + ..., k]
@@ -148,7 +148,7 @@ def linear_to_items(taken: Taken, penalty: float) -> BagModel:
     popular = np.asarray(taken.answers.mean(0)).ravel()  # [K]
     weights = np.empty((taken.items, len(popular)))
     solve = _Inverse(features, penalty, mean)
-    for start, stop in _blocks(len(popular)):
+    for start, stop in _blocks(len(popular), taken.items):
         moment = (features.T @ taken.answers[:, start:stop]).toarray()  # [V, k]
         moment -= len(taken.rows) * np.outer(mean, popular[start:stop])
         weights[:, start:stop] = solve(moment)
@@ -211,14 +211,16 @@ def _products(left: Sparse, right: Sparse) -> Floats:
     """A dense product of sparse matrices, whose sparse form would take more memory."""
     right = right.tocsc()
     found = np.empty((left.shape[0], right.shape[1]))
-    for start, stop in _blocks(right.shape[1]):
+    for start, stop in _blocks(right.shape[1], left.shape[0]):
         found[:, start:stop] = (left @ right[:, start:stop]).toarray()
     return found
 
 
-def _blocks(columns: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, columns, COLUMNS):
-        yield start, min(start + COLUMNS, columns)
+def _blocks(columns: int, rows: int) -> Iterator[tuple[int, int]]:
+    """Start and end of blocks of columns that hold at most ``CELLS`` numbers, or one column."""
+    width = max(1, CELLS // max(1, rows))
+    for start in range(0, columns, width):
+        yield start, min(start + width, columns)
 
 
 def _require_room(method: str, taken: Taken) -> None:

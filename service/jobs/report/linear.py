@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from peterrec.model.data.examples import Examples
-from peterrec.model.errors import ScikitLearnMissing
+from peterrec.model.errors import BaselineTooLarge, ScikitLearnMissing
 from peterrec.model.training.baselines.linear import LINEAR_KINDS, Known, fit_linear
 from peterrec.model.training.intervals import Ints
 from peterrec.model.training.objectives import Objective, ScaledObjective
@@ -35,7 +35,8 @@ def linear_logits(
 ) -> Tensor | None:
     """Logits [N, K] of a linear model for some examples, learned on others.
 
-    None if scikit-learn is not installed, or the kind or the number of outputs has no such model.
+    None if scikit-learn is not installed, or the kind or the number of outputs has no such model,
+    or it would take too much memory.
     """
     outputs = objective.head_spec.outputs
     if kind not in LINEAR_KINDS or outputs > MOST_OUTPUTS or not len(train):
@@ -45,7 +46,7 @@ def linear_logits(
     known = Known(histories, _targets(objective)[chosen], len(examples.items), outputs)
     try:
         model = fit_linear(kind, known, STRENGTHS.get(kind, STRENGTH), STEPS)
-    except ScikitLearnMissing:
+    except (ScikitLearnMissing, BaselineTooLarge):
         return None
     return torch.from_numpy(model.scores([examples.rows[i] for i in rows])).float()
 

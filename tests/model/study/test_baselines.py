@@ -20,6 +20,7 @@ from peterrec.model.study.run import Workplace
 from peterrec.model.study.schedule import Effort, Unit, compare
 from peterrec.model.study.verdict import paired_difference
 from peterrec.model.training.baselines import rankings
+from peterrec.service.jobs.compare import rich_tables
 from tests.model.study.small_comparison import SETTINGS, shop_corpus, workplace
 from tests.model.study.test_comparison import rows_of
 
@@ -192,6 +193,8 @@ def test_a_baseline_too_large_for_the_memory_is_left_out_and_the_table_says_why(
     assert left_out["method"] == "ease"
     assert left_out["failed"] == "comparison_baseline_too_large"
     assert "- ease has no row: the method ease would solve" in write_report(own, units)
+    (shown,) = rich_tables(report_of(own, units))
+    assert "ease has no row" in str(shown.caption)
 
 
 @pytest.mark.parametrize("name", ["linear-noncausal", "item-knn-serial2", "item"])

@@ -7,8 +7,9 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from peterrec.model.errors import ScikitLearnMissing
+from peterrec.model.errors import BaselineTooLarge, ScikitLearnMissing
 from peterrec.model.spec import FIRST_ITEM, UNK
+from peterrec.model.training.baselines import linear
 from peterrec.model.training.baselines.linear import CERTAIN, Known, fit_linear
 
 ITEMS = 12
@@ -83,6 +84,14 @@ def test_tokens_that_are_no_items_are_not_read():
     row = histories(1, 1)[0]
     found = model.scores([row, np.concatenate([row, [UNK]])])
     assert (found[0] == found[1]).all()
+
+
+def test_more_weights_than_the_memory_allows_are_refused(monkeypatch):
+    monkeypatch.setattr(linear, "MOST_WEIGHTS", 2 * ITEMS)
+    known = Known(histories(60, 0), np.arange(60) % 3, ITEMS, 3)
+    with pytest.raises(BaselineTooLarge, match="36 weights; 24 is the limit"):
+        fit_linear("classification", known, 1.0)
+    fit_linear("classification", Known(known.rows, np.arange(60) % 2, ITEMS, 2), 1.0)
 
 
 def test_without_scikit_learn_the_refusal_says_what_to_install(monkeypatch):

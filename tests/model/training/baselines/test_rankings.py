@@ -74,7 +74,7 @@ def test_an_item_is_no_neighbour_of_itself():
 
 @pytest.mark.parametrize("users", [5, 200])
 def test_ease_is_its_formula_with_fewer_and_with_more_users_than_items(users, monkeypatch):
-    monkeypatch.setattr(rankings, "COLUMNS", 2)
+    monkeypatch.setattr(rankings, "CELLS", 18)
     taken, penalty = shop(users), 3.0
     matrix = everything(taken)
     inverse = np.linalg.inv(matrix.T @ matrix + penalty * np.eye(9))
@@ -88,7 +88,7 @@ def test_ease_is_its_formula_with_fewer_and_with_more_users_than_items(users, mo
 
 @pytest.mark.parametrize("users", [5, 200])
 def test_linear_is_a_ridge_regression_with_fewer_and_with_more_users_than_items(users, monkeypatch):
-    monkeypatch.setattr(rankings, "COLUMNS", 2)
+    monkeypatch.setattr(rankings, "CELLS", 18)
     taken, penalty = shop(users), 0.7
     counts = np.array([np.bincount(own - FIRST_ITEM, minlength=ITEMS) for own in taken.rows])
     asked = np.array([np.bincount(own - FIRST_ITEM, minlength=ITEMS) for own in ASKED])
