@@ -30,6 +30,9 @@ as items or as training users, whichever is less."""
 MOST_WEIGHTS = MOST_EQUATIONS**2
 """Most weights of a closed form, items of histories times items of the catalog: 3.2 GB too."""
 
+TIE = 1e-9
+"""What the popularity of an item may add to its cosines, so that it decides between equal ones."""
+
 CELLS = 20_000_000
 """Numbers of a product of sparse matrices that are dense at a time: 160 MB."""
 
@@ -73,7 +76,8 @@ def item_knn(taken: Taken, neighbours: int) -> BagModel:
 
     The cosine of two items is the number of training users who have both, divided by the root of
     the product of the numbers of those who have each. Of each catalog item only the most similar
-    ``neighbours`` count, of equal ones those that come first in the vocabulary.
+    ``neighbours`` count, of equal ones those that come first in the vocabulary. Items of equal
+    scores, such as those without a neighbour in the history, are ordered by popularity.
     """
     require_scikit_learn("The method item-knn needs")
     from scipy.sparse import csc_matrix
@@ -93,14 +97,16 @@ def item_knn(taken: Taken, neighbours: int) -> BagModel:
             data.append(column[best])
             indices.append(best)
             ends.append(ends[-1] + len(best))
+    popular = TIE * np.asarray(taken.answers.mean(0)).ravel()  # [K]
     shape = (taken.items, len(taken.places))
     weights = csc_matrix((np.concatenate(data), np.concatenate(indices), ends), shape=shape)
 
     def scores(rows: Sequence[TokenRow]) -> Floats:
-        found: Floats = (_presence(rows, taken.items) @ weights).toarray()
+        found: Floats = (_presence(rows, taken.items) @ weights).toarray() + popular
         return found
 
-    return BagModel(scores, weights.nnz, 2 * FLOAT_BYTES * weights.nnz)
+    size_bytes = FLOAT_BYTES * (2 * weights.nnz + popular.size)
+    return BagModel(scores, weights.nnz + popular.size, size_bytes)
 
 
 def ease(taken: Taken, penalty: float) -> BagModel:

@@ -12,7 +12,7 @@ from sklearn.metrics import log_loss
 from peterrec.model.errors import MethodUnknown
 from peterrec.model.files.tensors import read_arrays
 from peterrec.model.progress import no_progress
-from peterrec.model.study.backbones import backbone_at, backbone_folder, items_of
+from peterrec.model.study.backbones import backbone_at, ensure_backbone, items_of
 from peterrec.model.study.markdown import cells_of, header_of
 from peterrec.model.study.plots import draw_plots
 from peterrec.model.study.report import report_of, write_report
@@ -111,7 +111,9 @@ def test_sizes_count_what_must_be_kept_to_answer(report):
     assert following["ease"]["trained_parameters"] == items * targets
     assert following["linear"]["trained_parameters"] == items * targets + targets + items
     neighbours = following["item-knn"]
-    assert neighbours["size_bytes"] == 8 * neighbours["trained_parameters"] > 0
+    pairs = neighbours["trained_parameters"] - targets
+    assert 0 < pairs <= items * targets
+    assert neighbours["size_bytes"] == 8 * pairs + 4 * targets
 
 
 def test_a_table_shows_what_was_tuned_and_no_share_of_a_backbone(report):
@@ -141,11 +143,9 @@ def test_a_finished_comparison_of_baselines_computes_nothing_again(place, units)
 
 
 def test_items_known_without_a_backbone_are_those_of_the_backbone(tmp_path):
-    settings = replace(SETTINGS, methods=("finecls",), seeds=1, rate_trials=1, epochs=1)
-    own = workplace(tmp_path, settings)
-    compare(own, Effort(), no_progress)
-    folder = backbone_folder(own.out, shop_corpus(), settings, is_causal=True)
-    assert tuple(backbone_at(folder).items) == items_of(shop_corpus(), settings)
+    ensure_backbone(tmp_path / "backbone", shop_corpus(), SETTINGS, is_causal=True)
+    items = tuple(backbone_at(tmp_path / "backbone").items)
+    assert items == items_of(shop_corpus(), SETTINGS)
 
 
 def test_patches_are_judged_against_the_baselines_within_each_user(tmp_path):
