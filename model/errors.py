@@ -378,6 +378,19 @@ class TensorFlowMissing(PeterRecError):
     category = Category.UNAVAILABLE
 
 
+class ScikitLearnMissing(PeterRecError, ImportError):
+    """Something needs scikit-learn, which is not installed."""
+
+    code = "scikit_learn_missing"
+
+
+class BaselineTooLarge(PeterRecError):
+    """A baseline of a comparison would need more memory than it may use."""
+
+    code = "comparison_baseline_too_large"
+    category = Category.TOO_LARGE
+
+
 class PreparedFolderInvalid(PeterRecError):
     """A prepared folder is incomplete, or was changed after it was written."""
 

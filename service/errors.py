@@ -474,12 +474,6 @@ class ArgumentInvalid(PeterRecError, ValueError):
     category = Category.MALFORMED
 
 
-class EstimatorsMissing(PeterRecError, ImportError):
-    """The estimators need scikit-learn, which is not installed."""
-
-    code = "scikit_learn_missing"
-
-
 class TaskFileInvalid(PeterRecError):
     """A file that does not hold a valid list of tasks."""
 

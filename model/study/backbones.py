@@ -14,6 +14,7 @@ from peterrec.model.files.backbone_info import SPEC
 from peterrec.model.progress import OnProgress, no_progress
 from peterrec.model.study.corpus import PreparedCorpus
 from peterrec.model.study.settings import ComparisonSettings
+from peterrec.model.training.pretrain.corpus import known_items
 from peterrec.model.training.pretrain.pretrain import PretrainSettings, pretrain
 from peterrec.model.training.pretrain.state import remove_checkpoint
 
@@ -67,6 +68,15 @@ def pretraining_histories(corpus: PreparedCorpus, settings: ComparisonSettings) 
         return own
     extra = _without(extra, held_out)
     return _joined(_without(own, set(extra.users)), extra)
+
+
+def items_of(corpus: PreparedCorpus, settings: ComparisonSettings) -> tuple[str, ...]:
+    """The items of the corpus's backbones, whether or not they are pretrained yet.
+
+    Both have the same, so that every method reads the same items; a baseline needs no backbone.
+    """
+    histories = pretraining_histories(corpus, settings)
+    return known_items(histories, pretrain_settings(settings, is_causal=True)).items
 
 
 def _without(histories: Histories, users: set[str]) -> Histories:

@@ -1,6 +1,7 @@
 """A comparison's report as Markdown (decision 0032: why this is not a library)."""
 
 from peterrec.model.kinds import KINDS
+from peterrec.model.study.baselines import POPULAR, PRIOR
 from peterrec.model.study.results import Report, Row, Spread, Table, Verdict
 
 METRIC_TITLES = {
@@ -21,25 +22,30 @@ def header_of(table: Table) -> list[str]:
     """Column titles of one task's table."""
     names = _metric_names(table)
     titles = [METRIC_TITLES.get(name, name.upper() if "@" in name else name) for name in names]
-    return ["method", *titles, "trained", "share", "head", "lr", "seconds"]
+    return ["method", *titles, "trained", "share", "head", "KB", "tuned", "seconds"]
 
 
 def cells_of(table: Table, row: Row) -> list[str]:
     """The cells of one row of a task's table, under ``header_of``."""
     metrics = [_value(row["metrics"].get(name)) for name in _metric_names(table)]
     if "trained_parameters" not in row:
-        return [_name(row), *metrics, "", "", "", "", ""]
-    rate = row["rates"]["encoder"] or row["rates"]["head"]
+        return [_name(row), *metrics, "", "", "", "", "", ""]
     edge = "!" if row["is_rate_at_edge"] else ""
     return [
         _name(row),
         *metrics,
         f"{row['trained_parameters']:,}",
-        f"{row['share']:.2%}",
+        f"{row['share']:.2%}" if "share" in row else "",
         f"{row['head_parameters']:,}",
-        f"{rate:g}{edge}",
+        f"{row['size_bytes'] / 1000:,.0f}",
+        f"{_tuned(row['rates'])}{edge}",
         f"{row['seconds']:.1f}",
     ]
+
+
+def left_out_of(table: Table) -> list[str]:
+    """A sentence for each method that has no row because all of its runs failed."""
+    return [f"{each['method']} has no row: {each['reason']}" for each in table["left_out"]]
 
 
 def _section(table: Table, report: Report) -> str:
@@ -58,6 +64,7 @@ def _section(table: Table, report: Report) -> str:
         "|---" * len(header) + "|",
         *("| " + " | ".join(cells_of(table, row)) + " |" for row in table["rows"]),
         "",
+        *(f"- {text}" for text in left_out_of(table)),
         *(f"- {_sentence(verdict, table)}" for verdict in table["verdicts"]),
         "",
     ]
@@ -85,14 +92,16 @@ def _footer(report: Report) -> str:
     software = ", ".join(f"{name} {version}" for name, version in report["software"].items())
     lines = [
         f"Test users; mean ± standard deviation over {settings['seeds']} seeds (initialisation and "
-        "order of batches; all share one split of the users). Each method's learning rate is the "
-        f"best of {settings['rate_trials']} on validation users with the first seed; `!` marks one "
-        "at the edge of those tried. `trained` counts parameters below the head, `share` divides "
-        "them by those of the whole backbone. Metrics marked *sampled* rank a target among 99 "
-        "random items and are not comparable with the others, which rank it among all. "
-        "Differences between methods are "
-        "means over seeds ± standard error over test users, paired within each user. *As good "
-        "as* means at most 0.5 points of accuracy or 2 % of MRR@5 lower.",
+        "order of batches; all share one split of the users). Baselines draw nothing at random and "
+        "run once. `tuned` is each method's learning rate, the best of "
+        f"{settings['rate_trials']} on validation users with the first seed, or a baseline's one "
+        "setting, also chosen on them; `!` marks one at the edge of those tried. `trained` counts "
+        "parameters below the head, `share` divides them by those of the whole backbone. `KB` is "
+        "the size of these and the head's in float32. Metrics marked *sampled* rank a target among "
+        "99 random items and are not comparable with the others, which rank it among all. "
+        "Differences between methods are means over seeds ± standard error over test users, "
+        "paired within each user. *As good as* means at most 0.5 points of accuracy or 2 % of "
+        "MRR@5 lower.",
         "",
         f"Data: {digests}. Pretrained on {settings['pretrain_on']} users. {software}; "
         f"{report['device']}.",
@@ -107,7 +116,15 @@ def _metric_names(table: Table) -> list[str]:
 
 
 def _name(row: Row) -> str:
-    return "no history (prior)" if row["family"] == "prior" else str(row["method"])
+    names = {PRIOR: "no history (prior)", POPULAR: "popular (prior)"}
+    return names.get(row["family"], row["method"])
+
+
+def _tuned(rates: dict[str, float]) -> str:
+    """The encoder's learning rate, or the head's if nothing else is trained, or a strength."""
+    if "encoder" in rates:
+        return f"{rates['encoder'] or rates['head']:g}"
+    return ", ".join(f"{name} {value:g}" for name, value in rates.items())
 
 
 def _value(spread: Spread | None) -> str:

@@ -14,6 +14,7 @@ from peterrec.model.errors import MethodUnknown
 from peterrec.model.insertions import INSERTIONS, InsertionName
 from peterrec.model.network.backbone import Backbone, new_patch
 from peterrec.model.spec import BackboneSpec, PatchGeometry
+from peterrec.model.study.baselines import BASELINES, POPULAR
 from peterrec.model.study.networks import SidePatchedBackbone, TwoTower
 from peterrec.model.study.settings import NONCAUSAL, Axes, Depth, Extras
 from peterrec.model.training.finetune.encoders import (
@@ -31,9 +32,6 @@ DEFAULT_WIDTH = 8
 DEFAULT_QUERIES = 8
 """Queries of a history reader if none are given."""
 
-PRIOR = "prior"
-"""The best answer that ignores the history: majority class, most popular items."""
-
 
 @dataclass(frozen=True, slots=True)
 class Rates:
@@ -41,6 +39,15 @@ class Rates:
 
     encoder: float
     head: float
+
+    @property
+    def order(self) -> tuple[float, ...]:
+        """By what the rates of a method are sorted."""
+        return (self.encoder, self.head)
+
+    def to_json(self) -> dict[str, float]:
+        """Both rates by their names."""
+        return {"encoder": self.encoder, "head": self.head}
 
 
 PATCH_RATES = (
@@ -195,7 +202,8 @@ def choose_variants(names: tuple[str, ...], axes: Axes, shares: tuple[float, ...
 
     A name that ends in ``-noncausal`` selects the non-causal backbone. ``peterrec`` is varied along
     all axes; with an insertion in its name (``peterrec-serial2``) the insertion is fixed. A depth
-    of ``side`` adds the side network of each width.
+    of ``side`` adds the side network of each width. ``popular`` adds nothing: every table of
+    recommendations has it.
     """
     plain = [variant for name in names for variant in _variants(name, axes)]
     shared = [replace(variant, label_share=share) for share in shares for variant in plain]
@@ -203,13 +211,18 @@ def choose_variants(names: tuple[str, ...], axes: Axes, shares: tuple[float, ...
 
 
 def _variants(name: str, axes: Axes) -> list[Variant]:
+    if name in BASELINES:
+        return [Variant(name)]
+    if name == POPULAR:
+        return []
     is_causal = not name.endswith(NONCAUSAL)
     method, _, insertion = name.removesuffix(NONCAUSAL).partition("-")
     if method not in METHODS or insertion not in ("", *INSERTIONS):
-        known = ", ".join(METHODS)
+        known = ", ".join([*BASELINES, POPULAR, *METHODS])
         raise MethodUnknown(
             f"there is no method {name!r}.",
-            hint=f"Methods are {known}. {NONCAUSAL} may follow each, and an insertion peterrec.",
+            hint=f"Methods are {known}. {NONCAUSAL} may follow each that has a backbone, and an "
+            "insertion peterrec.",
         )
     if method == "side":
         return [Variant(method, is_causal, bottleneck=width) for width in axes.bottlenecks]

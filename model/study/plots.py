@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peterrec.model.disk import file_in_one_step
+from peterrec.model.study.baselines import PRIORS
 from peterrec.model.study.results import Report, Row, Table
 from peterrec.model.study.verdict import PATCHED
 
@@ -40,11 +41,12 @@ def _undated(suffix: str) -> dict[str, str | None]:
 
 
 def _figures(table: Table) -> "Iterator[tuple[str, Figure]]":
-    trained = [row for row in table["rows"] if "curve" in row]
-    if not trained:
-        return
-    yield "epochs", _epochs(table, trained)
-    yield "parameters", _parameters(table, trained)
+    learned = [row for row in table["rows"] if "trained_parameters" in row]
+    trained = [row for row in learned if "curve" in row]
+    if trained:
+        yield "epochs", _epochs(table, trained)
+    if learned:
+        yield "parameters", _parameters(table, learned)
     depths = [row for row in trained if row["family"] in PATCHED]
     if len({str(row["depth"]) for row in depths}) > 1:
         yield "depth", _depth(table, depths)
@@ -143,7 +145,7 @@ def _depth_order(depth: str) -> tuple[int, int]:
 
 def _prior_line(table: Table, axes: "Axes") -> None:
     for row in table["rows"]:
-        if row["family"] == "prior" and row["label_share"] == 1:
+        if row["family"] in PRIORS and row["label_share"] == 1:
             value = row["metrics"][table["primary"]]["mean"]
             axes.axhline(value, color="grey", linestyle=":", label="no history (prior)")
 

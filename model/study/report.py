@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from peterrec.model.disk import write_text
+from peterrec.model.study.baselines import PRIORS
 from peterrec.model.study.markdown import markdown_of
-from peterrec.model.study.methods import PRIOR
-from peterrec.model.study.results import Point, Report, Row, RunResult, Spread, Table
+from peterrec.model.study.results import LeftOut, Point, Report, Row, RunResult, Spread, Table
 from peterrec.model.study.run import Workplace, corpora_at
 from peterrec.model.study.schedule import Unit
 from peterrec.model.study.verdict import verdicts_of
+from peterrec.model.training.baselines.bags import FLOAT_BYTES
 from peterrec.model.training.objectives import OBJECTIVES
 
 RESULTS, MARKDOWN = "comparison.json", "comparison.md"
@@ -43,6 +44,7 @@ def report_of(place: Workplace, units: list[Unit]) -> Report:
             "kind": kind,
             "primary": OBJECTIVES[kind].primary_metric,
             "rows": rows,
+            "left_out": [each for unit in own for each in _left_out(unit)],
             "verdicts": [],
         }
         table["verdicts"] = verdicts_of(table, place.out)
@@ -91,9 +93,19 @@ def _row(unit: Unit, task: str) -> Row | None:
         "keys": [result["key"] for result in whole],
         "failed": len(results) - len(whole),
     }
-    if unit.variant.method != PRIOR:
+    if unit.variant.method not in PRIORS:
         _add_training(row, unit, whole, task)
     return row
+
+
+def _left_out(unit: Unit) -> list[LeftOut]:
+    """Why a method has no row, if all of its runs failed."""
+    results = [unit.results[spec] for spec in unit.trials if spec in unit.results]
+    if len(results) < len(unit.trials) or not all("failed" in result for result in results):
+        return []
+    first = results[0]
+    reason = first.get("reason", "")
+    return [{"method": unit.variant.label, "failed": first["failed"], "reason": reason}]
 
 
 def _spread(values: Sequence[float]) -> Spread:
@@ -102,37 +114,44 @@ def _spread(values: Sequence[float]) -> Spread:
 
 
 def _add_training(row: Row, unit: Unit, whole: list[RunResult], task: str) -> None:
-    """Add what training cost, and its curve epoch by epoch."""
+    """Add what training cost, and its curve epoch by epoch if it has epochs."""
     parameters = whole[0]["parameters"]
     rates = unit.chosen
     assert rates is not None
+    dense = parameters["trained"] + parameters["head"]
     losses = [unit.results[spec].get("validation_loss") for spec in unit.trials]
     row.update(
         {
             "trained_parameters": parameters["trained"],
             "head_parameters": parameters["head"],
-            "share": parameters["trained"] / parameters["backbone"],
-            "share_of_blocks": parameters["trained"] / parameters["backbone_blocks"],
+            "size_bytes": parameters.get("size_bytes", FLOAT_BYTES * dense),
             "seconds": statistics.fmean(result["seconds"] for result in whole),
             "cpu_seconds": statistics.fmean(result["cpu_seconds"] for result in whole),
-            "epochs": statistics.fmean(len(result["epochs"]) for result in whole),
-            "rates": {"encoder": rates.encoder, "head": rates.head},
+            "rates": rates.to_json(),
             "rate_trials": [
-                {"encoder": rate.encoder, "head": rate.head, "validation_loss": loss}
+                {**rate.to_json(), "validation_loss": loss}
                 for rate, loss in zip(unit.rates, losses, strict=True)
             ],
             "is_rate_at_edge": _is_at_edge(unit),
-            "curve": _curve(whole, task),
         }
     )
+    if "backbone" in parameters:
+        row.update(
+            {
+                "share": parameters["trained"] / parameters["backbone"],
+                "share_of_blocks": parameters["trained"] / parameters["backbone_blocks"],
+                "epochs": statistics.fmean(len(result["epochs"]) for result in whole),
+                "curve": _curve(whole, task),
+            }
+        )
 
 
 def _is_at_edge(unit: Unit) -> bool:
     """True if the best rate is the lowest or highest tried, so a better one may be outside."""
     rates = unit.chosen
     assert rates is not None
-    tried = [(rate.encoder, rate.head) for rate in unit.rates]
-    return len(tried) > 1 and (rates.encoder, rates.head) in (min(tried), max(tried))
+    tried = [each.order for each in unit.rates]
+    return len(tried) > 1 and rates.order in (min(tried), max(tried))
 
 
 def _curve(whole: list[RunResult], task: str) -> list[Point]:

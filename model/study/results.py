@@ -10,18 +10,24 @@ Point = dict[str, float]
 
 
 class Parameters(TypedDict):
-    """How many weights there are: trained below the head, in the head, in the whole backbone."""
+    """How many weights there are: trained below the head, in the head, in the whole backbone.
+
+    A baseline has no backbone, and ``size_bytes`` is the size of its weights with the indices of
+    those that are kept sparsely; other methods keep none so.
+    """
 
     trained: int
     head: int
-    backbone: int
-    backbone_blocks: int
+    size_bytes: NotRequired[int]
+    backbone: NotRequired[int]
+    backbone_blocks: NotRequired[int]
 
 
 class RunOutcome(TypedDict, total=False):
-    """What training gave. The prior has only metrics and users; a diverged run only ``failed``.
+    """What training gave. The prior has only metrics and users; a failed run only ``failed``.
 
-    ``metrics`` and ``users`` are by task. ``epochs`` are ``FinetuneEpoch`` as JSON.
+    ``metrics`` and ``users`` are by task. ``epochs`` are ``FinetuneEpoch`` as JSON; baselines have
+    none. ``failed`` is an error's code, and ``reason`` its message.
     """
 
     metrics: dict[str, dict[str, float]]
@@ -33,6 +39,7 @@ class RunOutcome(TypedDict, total=False):
     parameters: Parameters
     device: str
     failed: str
+    reason: str
 
 
 class RunResult(RunOutcome):
@@ -54,7 +61,11 @@ class Spread(TypedDict):
 
 
 class Row(TypedDict):
-    """One method in one task's table. Fields below ``failed`` are missing from the prior's row."""
+    """One method in one task's table. Fields below ``failed`` are missing from the prior's row.
+
+    ``rates`` are learning rates, or a baseline's strength. A baseline has no shares of a backbone,
+    epochs and curve.
+    """
 
     method: str
     family: str
@@ -72,6 +83,7 @@ class Row(TypedDict):
     failed: int
     trained_parameters: NotRequired[int]
     head_parameters: NotRequired[int]
+    size_bytes: NotRequired[int]
     share: NotRequired[float]
     share_of_blocks: NotRequired[float]
     seconds: NotRequired[float]
@@ -99,6 +111,14 @@ class Verdict(TypedDict):
     share: NotRequired[float]
 
 
+class LeftOut(TypedDict):
+    """A method without a row because every run of it failed: an error's code and message."""
+
+    method: str
+    failed: str
+    reason: str
+
+
 class Table(TypedDict):
     """One task's methods; ``primary`` names the metric that verdicts and plots use."""
 
@@ -107,6 +127,7 @@ class Table(TypedDict):
     kind: HeadKind
     primary: str
     rows: list[Row]
+    left_out: list[LeftOut]
     verdicts: list[Verdict]
 
 

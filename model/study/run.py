@@ -12,13 +12,20 @@ from torch import nn
 
 from peterrec.model.data.examples import Examples
 from peterrec.model.data.splits import UserSplit
-from peterrec.model.errors import TrainingDiverged
+from peterrec.model.errors import BaselineTooLarge, TrainingDiverged
 from peterrec.model.files.tensors import write_arrays
 from peterrec.model.kinds import KINDS
 from peterrec.model.progress import no_progress
-from peterrec.model.study.backbones import backbone_at, backbone_folder
+from peterrec.model.study.backbones import backbone_at, backbone_folder, items_of
+from peterrec.model.study.baselines import (
+    BASELINES,
+    PRIORS,
+    Strength,
+    bag_scorer,
+    validation_loss,
+)
 from peterrec.model.study.corpus import PreparedCorpus, read_corpora
-from peterrec.model.study.methods import METHODS, PRIOR, Material, Rates, Variant, random_backbone
+from peterrec.model.study.methods import METHODS, Material, Rates, Variant, random_backbone
 from peterrec.model.study.predictions import Predictions, predict, prior_scorer, scorer_of
 from peterrec.model.study.results import Parameters, RunOutcome, RunResult
 from peterrec.model.study.settings import PROTOCOL, ComparisonSettings
@@ -54,7 +61,7 @@ class RunSpec:
     tasks: tuple[str, ...]
     variant: Variant
     seed: int
-    rates: Rates
+    rates: Rates | Strength
 
     @property
     def name(self) -> str:
@@ -69,9 +76,14 @@ def corpora_at(folder: Path) -> dict[str, PreparedCorpus]:
 
 
 @lru_cache(maxsize=16)
-def _task_data(prepared: Path, corpus: str, task: str, backbone: Path, least: int) -> TaskData:
-    items = backbone_at(backbone).items
-    return task_data(corpora_at(prepared)[corpus], task, items, least)
+def _items(prepared: Path, corpus: str, settings: ComparisonSettings) -> tuple[str, ...]:
+    return items_of(corpora_at(prepared)[corpus], settings)
+
+
+@lru_cache(maxsize=16)
+def _task_data(prepared: Path, corpus: str, task: str, settings: ComparisonSettings) -> TaskData:
+    items = _items(prepared, corpus, settings)
+    return task_data(corpora_at(prepared)[corpus], task, items, settings.min_label_count)
 
 
 def run_key(place: Workplace, spec: RunSpec) -> str:
@@ -100,9 +112,9 @@ def execute(place: Workplace, spec: RunSpec) -> RunResult:
     key = run_key(place, spec)
     outcome: RunOutcome
     try:
-        outcome = _prior(place, spec, key) if _is_prior(spec) else _trained(place, spec, key)
-    except TrainingDiverged as error:
-        outcome = {"failed": error.code}
+        outcome = _outcome(place, spec, key)
+    except (TrainingDiverged, BaselineTooLarge) as error:
+        outcome = {"failed": error.code, "reason": error.message}
     return {
         "key": key,
         "spec": asdict(spec),
@@ -113,8 +125,12 @@ def execute(place: Workplace, spec: RunSpec) -> RunResult:
     }
 
 
-def _is_prior(spec: RunSpec) -> bool:
-    return spec.variant.method == PRIOR
+def _outcome(place: Workplace, spec: RunSpec, key: str) -> RunOutcome:
+    if spec.variant.method in PRIORS:
+        return _prior(place, spec, key)
+    if spec.variant.method in BASELINES:
+        return _baseline(place, spec, key)
+    return _trained(place, spec, key)
 
 
 def _prior(place: Workplace, spec: RunSpec, key: str) -> RunOutcome:
@@ -124,6 +140,25 @@ def _prior(place: Workplace, spec: RunSpec, key: str) -> RunOutcome:
     return {
         "metrics": {data.name: _store(place, key, data, predictions)},
         "users": {data.name: _sizes(data, split)},
+    }
+
+
+def _baseline(place: Workplace, spec: RunSpec, key: str) -> RunOutcome:
+    (data,) = _tasks_of(place, spec)
+    split = limit_labels(data, spec.variant.label_share)
+    assert isinstance(spec.rates, Strength)
+    started = time.perf_counter()
+    fit = BASELINES[spec.variant.method][data.kind].fit
+    model = fit(data, split.train, spec.rates.value)
+    seconds = time.perf_counter() - started
+    scorer = bag_scorer(model)
+    return {
+        "validation_loss": validation_loss(scorer, data),
+        "seconds": round(seconds, 3),
+        "metrics": {data.name: _store(place, key, data, predict(scorer, data))},
+        "users": {data.name: _sizes(data, split)},
+        "parameters": {"trained": model.weights, "head": 0, "size_bytes": model.size_bytes},
+        "device": "cpu",
     }
 
 
@@ -156,9 +191,7 @@ def _trained(place: Workplace, spec: RunSpec, key: str) -> RunOutcome:
 
 
 def _tasks_of(place: Workplace, spec: RunSpec) -> list[TaskData]:
-    folder = _backbone(place, spec)
-    least = place.settings.min_label_count
-    return [_task_data(place.prepared, spec.corpus, task, folder, least) for task in spec.tasks]
+    return [_task_data(place.prepared, spec.corpus, task, place.settings) for task in spec.tasks]
 
 
 def _backbone(place: Workplace, spec: RunSpec) -> Path:
@@ -184,6 +217,7 @@ def _joint(
 
 
 def _loop(settings: ComparisonSettings, spec: RunSpec, kind: str) -> LoopSettings:
+    assert isinstance(spec.rates, Rates)
     is_ranking = KINDS[kind].has_catalog
     return LoopSettings(
         epochs=settings.epochs,

@@ -1,9 +1,9 @@
 """The runs of a comparison: which there are, in which order, and on how many processes.
 
-Backbones are pretrained first. Then, for each variant and task, all learning rates are tried with
-the first seed, and the other seeds run with the rates that did best on validation users. Every
-finished run is one line of ``runs.jsonl``, so an interrupted comparison continues where it stopped
-(decision 0031: why this is not a library).
+Backbones are pretrained first, if a method needs one. Then, for each variant and task, all learning
+rates are tried with the first seed, and the other seeds run with the rates that did best on
+validation users. Every finished run is one line of ``runs.jsonl``, so an interrupted comparison
+continues where it stopped (decision 0031: why this is not a library).
 """
 
 import json
@@ -22,8 +22,9 @@ import torch
 from peterrec.model.disk import append_line, make_folder
 from peterrec.model.progress import Notice, OnProgress, Progress, no_notice
 from peterrec.model.study.backbones import backbone_folder, ensure_backbone
+from peterrec.model.study.baselines import BASELINES, Strength, prior_of
 from peterrec.model.study.corpus import PreparedCorpus, choose_tasks
-from peterrec.model.study.methods import METHODS, PRIOR, Rates, Variant, choose_variants
+from peterrec.model.study.methods import METHODS, Rates, Variant, choose_variants
 from peterrec.model.study.results import RunResult
 from peterrec.model.study.run import RunSpec, Workplace, corpora_at, execute, run_key
 from peterrec.model.study.task_data import check_task
@@ -38,7 +39,7 @@ class Unit:
     corpus: str
     tasks: tuple[str, ...]
     variant: Variant
-    rates: tuple[Rates, ...]
+    rates: tuple[Rates | Strength, ...]
     seeds: tuple[int, ...]
     results: dict[RunSpec, RunResult] = field(default_factory=dict)
 
@@ -48,7 +49,7 @@ class Unit:
         return [self._spec(rates, self.seeds[0]) for rates in self.rates]
 
     @property
-    def chosen(self) -> Rates | None:
+    def chosen(self) -> Rates | Strength | None:
         """The rates with the lowest validation loss.
 
         None until all are tried, and if all diverged.
@@ -73,7 +74,7 @@ class Unit:
         """The runs that can start now and have no result yet."""
         return [spec for spec in [*self.trials, *self.final] if spec not in self.results]
 
-    def _spec(self, rates: Rates, seed: int) -> RunSpec:
+    def _spec(self, rates: Rates | Strength, seed: int) -> RunSpec:
         return RunSpec(self.corpus, self.tasks, self.variant, seed, rates)
 
 
@@ -82,22 +83,34 @@ def _validation_loss(result: RunResult) -> float:
 
 
 def plan_units(place: Workplace) -> list[Unit]:
-    """All variants on all tasks; the priors come first."""
+    """All variants on all tasks; the priors come first, then the baselines.
+
+    Neither draws anything at random, so both have one seed.
+    """
     settings = place.settings
     pairs = choose_tasks(list(corpora_at(place.prepared).values()), settings.tasks)
     variants = choose_variants(settings.methods, settings.axes, settings.label_shares)
     seeds = tuple(range(settings.first_seed, settings.first_seed + settings.seeds))
     priors = [
-        Unit(corpus.name, (task,), Variant(PRIOR, label_share=share), (Rates(0, 0),), seeds[:1])
+        Unit(corpus.name, (task,), Variant(name, label_share=share), (Rates(0, 0),), seeds[:1])
         for corpus, task in pairs
+        for name in [prior_of(corpus.task(task).kind)]
         for share in settings.label_shares
+    ]
+    baselines = [
+        Unit(corpus.name, (task,), variant, by_kind[corpus.task(task).kind].strengths, seeds[:1])
+        for variant in variants
+        for by_kind in [BASELINES.get(variant.method, {})]
+        for corpus, task in pairs
+        if corpus.task(task).kind in by_kind
     ]
     trained = [
         Unit(corpus, tasks, variant, METHODS[variant.method].rates[: settings.rate_trials], seeds)
         for variant in variants
+        if variant.method in METHODS
         for corpus, tasks in _task_groups(pairs, METHODS[variant.method].together)
     ]
-    return [*priors, *trained]
+    return [*priors, *baselines, *trained]
 
 
 def _task_groups(
@@ -194,7 +207,8 @@ def _pool(jobs: int) -> _Inline | _Processes:
 def _pretrain(
     place: Workplace, units: list[Unit], start: Start, jobs: int, on_progress: OnProgress
 ) -> None:
-    needed = list(dict.fromkeys((unit.corpus, unit.variant.is_causal) for unit in units))
+    trained = [unit for unit in units if unit.variant.method in METHODS]
+    needed = list(dict.fromkeys((unit.corpus, unit.variant.is_causal) for unit in trained))
     on_progress(Progress("pretraining", 0, len(needed), unit="backbones"))
     threads = max(1, jobs // max(1, len(needed)))
     futures = [start(pretrain_kind, place, corpus, kind, threads) for corpus, kind in needed]

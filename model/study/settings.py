@@ -22,6 +22,10 @@ NONCAUSAL = "-noncausal"
 """Ending of a method's name that selects the non-causal backbone."""
 
 DEFAULT_METHODS = (
+    "linear",
+    "popular",
+    "item-knn",
+    "ease",
     "peterrec",
     "reader",
     "fineall",
@@ -117,8 +121,8 @@ class ComparisonSettings:
 
     ``label_shares`` are shares of the training users whose answers are used. ``rate_trials``
     learning rates are tried for each method with the first seed, and the one with the lowest
-    validation loss is used. ``item_dropout`` is the mean share of a history's items that training
-    leaves out.
+    validation loss is used; a baseline tries all of its strengths. ``item_dropout`` is the mean
+    share of a history's items that training leaves out.
     """
 
     methods: Annotated[

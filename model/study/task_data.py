@@ -35,7 +35,7 @@ class TaskData:
 
 
 def task_data(
-    corpus: PreparedCorpus, name: str, items: list[str], min_label_count: int
+    corpus: PreparedCorpus, name: str, items: Sequence[str], min_label_count: int
 ) -> TaskData:
     """The users of a task with a known history and a learnable answer, split as the corpus is.
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from peterrec.model.files.tensors import read_arrays
 from peterrec.model.kinds import KINDS
+from peterrec.model.study.baselines import BASELINES, POPULAR
 from peterrec.model.study.results import Row, Table, Verdict
 
 POINTS, RELATIVE, SHARE = 0.005, 0.02, 0.1
@@ -24,6 +25,9 @@ PATCHED = ("peterrec", "reader", "side")
 
 RIVALS = ("fineall", "finelast", "finecls")
 """Families that they are compared with."""
+
+WITHOUT_BACKBONE = (POPULAR, *BASELINES)
+"""Families that they are compared with whatever backbone they have."""
 
 CUTOFF = 5
 """The k of the ranking's primary metric, MRR@k."""
@@ -42,7 +46,7 @@ class Difference:
 
 
 def verdicts_of(table: Table, out: Path) -> list[Verdict]:
-    """Compare each patch that has all labels with each rival on the same backbone.
+    """Compare each patch that has all labels with each baseline, and each rival on its backbone.
 
     A patch with a history reader is also compared with the patches without one.
     """
@@ -52,7 +56,8 @@ def verdicts_of(table: Table, out: Path) -> list[Verdict]:
         for rival in rows:
             is_plain = rival["family"] == "peterrec" and not rival["queries"] and row["queries"]
             is_rival = rival["family"] in RIVALS or is_plain
-            if is_rival and rival["is_causal"] == row["is_causal"]:
+            is_rival = is_rival and rival["is_causal"] == row["is_causal"]
+            if is_rival or rival["family"] in WITHOUT_BACKBONE:
                 found.append(_verdict(row, rival, table, out))
     return found
 

@@ -13,8 +13,9 @@ from peterrec.model.disk import read_bytes
 from peterrec.model.documents import Document
 from peterrec.model.errors import ComparisonSettingsInvalid
 from peterrec.model.progress import Progress
+from peterrec.model.study.baselines import BASELINES
 from peterrec.model.study.corpus import PreparedCorpus, shuffled, write_corpora
-from peterrec.model.study.markdown import cells_of, header_of
+from peterrec.model.study.markdown import cells_of, header_of, left_out_of
 from peterrec.model.study.plots import draw_plots
 from peterrec.model.study.report import report_of, write_report
 from peterrec.model.study.results import Report
@@ -22,6 +23,7 @@ from peterrec.model.study.run import Workplace
 from peterrec.model.study.schedule import Effort, compare
 from peterrec.model.study.settings import ComparisonSettings
 from peterrec.model.study.sources import Cut, domain_corpora, file_corpora, movielens_corpora
+from peterrec.model.training.baselines.bags import require_scikit_learn
 
 PREPARED, PLOTS = "prepared", "plots"
 
@@ -81,6 +83,8 @@ def prepare(job: CompareJob, observer: ReadingObserver) -> Path:
 
 def run_comparison(job: CompareJob, observer: ReadingObserver) -> tuple[Report, list[Path]]:
     """Prepare the data, execute the runs that are missing, write tables and plots."""
+    if not BASELINES.keys().isdisjoint(job.settings.methods):
+        require_scikit_learn("The methods linear, item-knn and ease need")
     place = Workplace(prepare(job, observer), job.out, job.settings, job.device)
     units = compare(place, job.effort, observer.progress, observer.notice)
     observer.progress(Progress("writing tables and plots"))
@@ -92,7 +96,9 @@ def run_comparison(job: CompareJob, observer: ReadingObserver) -> tuple[Report, 
 def rich_tables(document: Report) -> Iterator[Table]:
     """One table for each task."""
     for given in document["tables"]:
-        table = Table(*header_of(given), title=f"{given['corpus']}: {given['task']}")
+        left_out = "\n".join(left_out_of(given)) or None
+        title = f"{given['corpus']}: {given['task']}"
+        table = Table(*header_of(given), title=title, caption=left_out)
         for row in given["rows"]:
             table.add_row(*cells_of(given, row))
         yield table

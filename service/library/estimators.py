@@ -14,8 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from peterrec.model.data.values import settled
+from peterrec.model.errors import ScikitLearnMissing
 from peterrec.model.training.finetune.settings import FinetuneSettings
-from peterrec.service.errors import ArgumentInvalid, EstimatorsMissing
+from peterrec.service.errors import ArgumentInvalid
 from peterrec.service.library.backbone import BackboneOrPath, DeviceName, as_backbone
 from peterrec.service.library.inputs import ItemId, sequence
 from peterrec.service.library.keywords import errors_in_python, keywords_of
@@ -31,7 +32,7 @@ try:
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_is_fitted, column_or_1d
 except ImportError as error:
-    raise EstimatorsMissing(
+    raise ScikitLearnMissing(
         "the estimators need scikit-learn.", hint="pip install 'peterrec-serving[sklearn]'"
     ) from error
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from peterrec.model.data.histories import Histories
-from peterrec.model.data.splits import split_users
+from peterrec.model.data.splits import UserSplit, split_users
 from peterrec.model.data.vocabulary import Vocabulary, build_vocabulary, tokenize
 from peterrec.model.documents import Document
 from peterrec.model.training.batches import bucketed_batches
@@ -64,9 +64,19 @@ class Corpus:
     metadata: Document
 
 
+def known_items(histories: Histories, settings: PretrainSettings) -> Vocabulary:
+    """The items that a backbone pretrained on these histories knows, without pretraining it."""
+    seen = histories.select(_split(histories, settings).train)
+    return build_vocabulary(seen, settings.min_count)
+
+
+def _split(histories: Histories, settings: PretrainSettings) -> UserSplit:
+    return split_users(histories.users, settings.validation_share, 0.0, settings.seed)
+
+
 def prepare_corpus(histories: Histories, settings: PretrainSettings) -> Corpus:
     """Split by user before anything is counted: validation users add no item and no frequency."""
-    split = split_users(histories.users, settings.validation_share, 0.0, settings.seed)
+    split = _split(histories, settings)
     seen = histories.select(split.train)
     vocabulary = build_vocabulary(seen, settings.min_count)
     require_items(vocabulary)

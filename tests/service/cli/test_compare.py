@@ -1,12 +1,13 @@
 """The compare command from files to tables and pictures."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from peterrec.model.errors import ComparisonSettingsInvalid, FutureItem
+from peterrec.model.errors import ComparisonSettingsInvalid, FutureItem, ScikitLearnMissing
 from peterrec.service.cli.main import build_app
 
 RUNNER = CliRunner()
@@ -15,7 +16,7 @@ USERS = 80
 SMALL = (
     *("--channels", "8", "--dilations", "1,2", "--max-len", "8", "--pretrain-epochs", "1"),
     *("--epochs", "1", "--seeds", "2", "--lr-trials", "1", "--batch-size", "16"),
-    *("--insertions", "serial2", "--methods", "peterrec,fineall,mtl"),
+    *("--insertions", "serial2", "--methods", "peterrec,fineall,mtl,linear,ease"),
 )
 
 
@@ -53,7 +54,10 @@ def test_files_become_tables_and_pictures(shop):
     document = json.loads((shop / "out" / "comparison.json").read_text())
     assert [table["task"] for table in document["tables"]] == ["group", "region", "targets"]
     methods = [row["method"] for row in document["tables"][1]["rows"]]
-    assert methods == ["prior", "peterrec-serial2 top 1", "peterrec-serial2", "fineall", "mtl"]
+    trained = ["peterrec-serial2 top 1", "peterrec-serial2", "fineall", "mtl"]
+    assert methods == ["prior", "linear", *trained]
+    methods = [row["method"] for row in document["tables"][2]["rows"]]
+    assert methods == ["popular", "linear", "ease", *trained]
     plots = shop / "out" / "plots"
     assert (plots / "own-region-depth.svg").read_text().count("<svg") == 1
     assert (plots / "own-targets-epochs.png").read_bytes().startswith(b"\x89PNG")
@@ -75,6 +79,14 @@ def test_preparing_only_leaves_a_folder_that_can_be_compared_elsewhere(shop):
     result = RUNNER.invoke(build_app(), arguments)
     assert result.exit_code == 0
     assert (shop / "elsewhere" / "comparison.md").exists()
+
+
+def test_without_scikit_learn_baselines_are_refused_before_anything_is_read(shop, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
+    with pytest.raises(ScikitLearnMissing, match=r"pip install 'peterrec-serving\[sklearn\]'"):
+        run(shop, *all_tasks(shop))
+    assert not (shop / "out").exists()
+    assert run(shop, *all_tasks(shop), "--methods", "finecls,popular").exit_code == 0
 
 
 def test_a_comparison_of_nothing_is_refused(tmp_path):
