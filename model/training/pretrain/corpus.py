@@ -14,6 +14,7 @@ from peterrec.model.training.batches import bucketed_batches
 from peterrec.model.training.options import LossName
 from peterrec.model.training.pretrain.doubts import (
     doubts_of_corpus,
+    require_events_left,
     require_items,
     require_sequences,
 )
@@ -65,7 +66,12 @@ class Corpus:
 
 
 def prepare_corpus(histories: Histories, settings: PretrainSettings) -> Corpus:
-    """Split by user before anything is counted: validation users add no item and no frequency."""
+    """Split by user before anything is counted: validation users add no item and no frequency.
+
+    The newest events that the settings leave out are gone before that.
+    """
+    given, histories = histories, histories.without_newest(settings.leave_out_last)
+    require_events_left(given, histories, settings.leave_out_last)
     split = split_users(histories.users, settings.validation_share, 0.0, settings.seed)
     seen = histories.select(split.train)
     vocabulary = build_vocabulary(seen, settings.min_count)
@@ -81,6 +87,8 @@ def prepare_corpus(histories: Histories, settings: PretrainSettings) -> Corpus:
         "data_digest": histories.digest(),
         "users": len(histories.users),
         "events": len(histories.codes),
+        "left_out_events": len(given.codes) - len(histories.codes),
+        "left_out_users": len(given.users) - len(histories.users),
         "items": len(vocabulary),
         "train_sequences": len(train.windows),
         "validation_sequences": len(validation.windows),
