@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, Self, Unpack
+from typing import Any, Literal, Self, Unpack, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +20,18 @@ from peterrec.model.files.backbone_info import SPEC
 from peterrec.model.network.collate import frame_histories
 from peterrec.model.progress import Progress
 from peterrec.model.spec import UNK, BackboneSpec
+from peterrec.model.training.next_items import HeldOutPart
 from peterrec.model.training.pretrain.pretrain import PretrainedBackbone
 from peterrec.service.errors import OutputExists
+from peterrec.service.jobs.evaluate_backbone import (
+    EvaluateBackboneJob,
+    read_output_layer,
+    run_evaluate_backbone,
+)
 from peterrec.service.jobs.options import EventOptions
 from peterrec.service.jobs.train import write_backbone
 from peterrec.service.library.inputs import Histories, as_path, is_table, listed
-from peterrec.service.library.keywords import takes
+from peterrec.service.library.keywords import require_one_of, takes
 from peterrec.service.library.local_device import LocalDevice
 from peterrec.service.library.option_types import EventKeywords
 from peterrec.service.library.shown import watched
@@ -42,9 +48,15 @@ AT_ONCE = 256
 class Backbone:
     """A pretrained backbone: it never changes, and tasks are fine-tuned on it."""
 
-    def __init__(self, loaded: LoadedBackbone, trained: PretrainedBackbone | None = None) -> None:
+    def __init__(
+        self,
+        loaded: LoadedBackbone,
+        trained: PretrainedBackbone | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self._loaded = loaded
         self._trained = trained
+        self._folder = folder
         self._devices: dict[str, LocalDevice] = {}
         self._lock = Lock()
 
@@ -112,6 +124,35 @@ class Backbone:
                 seen.progress(Progress("computing user vectors", at, len(known), unit="users"))
         return found
 
+    @takes(EventOptions)
+    def evaluate(
+        self,
+        interactions: Histories,
+        *,
+        part: HeldOutPart = "test",
+        without_seen: bool = False,
+        max_users: int | None = None,
+        progress: bool | None = None,
+        **options: Unpack[EventKeywords],
+    ) -> Document:
+        """How well it predicts users' next items, as ``peterrec evaluate-backbone --json`` says.
+
+        Of each user with three events or more, the newest is to be predicted (``part="test"``) or
+        the one before it (``"validation"``). Pretrain with ``leave_out_last=2``, so that training
+        has seen neither.
+        """
+        require_one_of("part", part, get_args(HeldOutPart))
+        events = event_options(interactions, dict(options))
+        job = EvaluateBackboneJob(events.source(), part, without_seen, max_users)
+        with watched(progress) as seen:
+            return run_evaluate_backbone(self._loaded, self._output(), job, seen).to_json()
+
+    def _output(self) -> Mapping[str, torch.Tensor]:
+        """The layer that scores items, of the training in this process or of the folder."""
+        if self._trained is not None:
+            return self._trained.output.state_dict()
+        return read_output_layer(self._folder or Path(), self._loaded)
+
     def local_device(self, name: DeviceName = "auto") -> LocalDevice:
         """Where this process computes answers with it; not part of the public interface."""
         if name == "auto":
@@ -148,10 +189,10 @@ class Backbone:
         return facts
 
     def __getstate__(self) -> dict[str, Any]:  # Any: the parts that pickle keeps
-        return {"loaded": self._loaded, "trained": self._trained}
+        return {"loaded": self._loaded, "trained": self._trained, "folder": self._folder}
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # Any: as above
-        Backbone.__init__(self, state["loaded"], state["trained"])
+        Backbone.__init__(self, state["loaded"], state["trained"], state["folder"])
 
     def __deepcopy__(self, memo: Mapping[int, object]) -> Self:
         """The object itself, since it never changes: a copy would only take memory."""
@@ -163,7 +204,8 @@ BackboneOrPath = Backbone | str | os.PathLike[str]
 
 def load_backbone(path: str | os.PathLike[str]) -> Backbone:
     """Open a backbone folder, written by ``pretrain``, ``Backbone.save`` or the command."""
-    return Backbone(backbone_folder.load_backbone(as_path(path, "path")))
+    folder = as_path(path, "path")
+    return Backbone(backbone_folder.load_backbone(folder), folder=folder)
 
 
 def as_backbone(backbone: BackboneOrPath) -> Backbone:
