@@ -17,6 +17,7 @@ from peterrec.model.training.next_items import (
     UNKNOWN,
     HeldOutItems,
     Ranking,
+    ScoreItems,
     by_backbone,
     by_last_item,
     by_popularity,
@@ -46,7 +47,7 @@ def rows_of(*histories: str) -> list[np.ndarray]:
     return [KNOWN.tokens(history) for history in histories]
 
 
-def ranks(held_out: HeldOutItems, scores: object, without_seen: bool = False) -> list[int]:
+def ranks(held_out: HeldOutItems, scores: ScoreItems, without_seen: bool = False) -> list[int]:
     ranking = Ranking(len(KNOWN), without_seen)
     return rank_all(held_out, scores, ranking, no_progress, "ranking").tolist()
 

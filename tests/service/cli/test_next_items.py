@@ -45,13 +45,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("next")
     table = small_table(folder / "events.csv")
     for count in range(3):
-        left_out = ["--leave-out-last", str(count), "--out", folder / f"bb{count}"]
+        left_out: list[str | Path] = [
+            "--leave-out-last",
+            str(count),
+            "--out",
+            folder / f"bb{count}",
+        ]
         run("pretrain", "--interactions", table, "--order-column", "at", *SIZES, *left_out, "-q")
     return folder
 
 
 def measured(place: Path, backbone: str, *options: str | Path) -> dict:
-    data = ["--interactions", place / "events.csv", "--order-column", "at"]
+    data: list[str | Path] = ["--interactions", place / "events.csv", "--order-column", "at"]
     out, _ = run("evaluate-backbone", "--backbone", place / backbone, *data, "--json", *options)
     return json.loads(out)
 
@@ -107,7 +112,14 @@ def test_items_that_a_user_has_are_left_out_if_asked(place):
     [("bb0", "test", True), ("bb1", "test", False), ("bb1", "validation", True)],
 )
 def test_a_backbone_that_was_trained_on_the_answers_is_told_of(place, backbone, part, is_doubtful):
-    data = ["--interactions", place / "events.csv", "--order-column", "at", "--part", part]
+    data: list[str | Path] = [
+        "--interactions",
+        place / "events.csv",
+        "--order-column",
+        "at",
+        "--part",
+        part,
+    ]
     out, err = run("evaluate-backbone", "--backbone", place / backbone, *data)
     assert f"{part} items of 31 users" in " ".join(out.split())
     assert (f"was trained on the {part} items" in " ".join(err.split())) == is_doubtful
@@ -115,7 +127,15 @@ def test_a_backbone_that_was_trained_on_the_answers_is_told_of(place, backbone, 
 
 def test_other_data_are_told_of_and_few_users_are_measured(place, tmp_path):
     table = small_table(tmp_path / "events.csv", "late,zzz,0", "late,zzz,1", "late,a,2")
-    data = ["--interactions", table, "--order-column", "at", "--json", "--max-users", "4"]
+    data: list[str | Path] = [
+        "--interactions",
+        table,
+        "--order-column",
+        "at",
+        "--json",
+        "--max-users",
+        "4",
+    ]
     out, err = run("evaluate-backbone", "--backbone", place / "bb2", *data)
     assert json.loads(out)["users"] == 4
     assert json.loads(out)["cold"] == 1
@@ -141,7 +161,12 @@ def test_a_folder_without_its_output_layer_is_refused(place, tmp_path):
 
 def test_the_next_items_of_the_sample_shop_depend_on_the_last_one(tmp_path):
     write_sample_data(tmp_path, users=100)
-    data = ["--interactions", tmp_path / "interactions.parquet", "--order-column", "position"]
+    data: list[str | Path] = [
+        "--interactions",
+        tmp_path / "interactions.parquet",
+        "--order-column",
+        "position",
+    ]
     run("pretrain", *data, *SIZES, "--leave-out-last", "2", "--out", tmp_path / "bb", "-q")
     out, _ = run("evaluate-backbone", "--backbone", tmp_path / "bb", *data, "--json", "-q")
     metrics = json.loads(out)["metrics"]
