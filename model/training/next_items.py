@@ -129,12 +129,30 @@ def rank_all(
 
 
 def by_backbone(backbone: Backbone, weight: Tensor, bias: Tensor) -> ScoreItems:
-    """The scores that pretraining learned, with its output layer's weight [K, C] and bias [K]."""
+    """The scores that pretraining learned, with its output layer's weight [K, C] and bias [K].
 
-    def scores(rows: Sequence[TokenRow]) -> Tensor:
-        return product(_predicting_states(backbone, rows), weight, bias)  # [B, C] -> [B, K]
+    They are read from the newest item's state, from which almost all targets of a causal
+    pretraining are predicted; a non-causal one predicts from a mask in the next item's place.
+    """
 
-    return scores
+    def states(rows: Sequence[TokenRow]) -> Tensor:
+        """States [B, C] that predict the next items."""
+        if backbone.spec.is_causal:
+            hidden = backbone.hidden(frame_histories(rows, backbone.spec))  # [B, T, C]
+            is_empty = torch.tensor([len(row) == 0 for row in rows]).unsqueeze(1)  # [B, 1]
+            newest = hidden[:, max(0, hidden.shape[1] - 2)]  # in front of the last [CLS]
+            return torch.where(is_empty, hidden[:, -1], newest)
+        masked = [np.append(row, MASK) for row in rows]
+        return backbone.hidden(frame_histories(masked, backbone.spec))[:, -2]  # [B, T, C] -> [B, C]
+
+    return lambda rows: product(states(rows), weight, bias)  # [B, C] -> [B, K]
+
+
+def by_user_vector(backbone: Backbone, weight: Tensor, bias: Tensor) -> ScoreItems:
+    """The scores of a causal backbone's user vectors: the state of ``[CLS]``, which tasks read."""
+    return lambda rows: product(
+        backbone.user_vectors(frame_histories(rows, backbone.spec)), weight, bias
+    )
 
 
 def by_popularity(popularity: Ints) -> ScoreItems:
@@ -217,11 +235,3 @@ def doubts_of_training(record: Document, histories: Histories, part: HeldOutPart
             f"its training left out the newest {left_out} events of each user, and "
             f"{NEWEST[part]} must be left out."
         )
-
-
-def _predicting_states(backbone: Backbone, rows: Sequence[TokenRow]) -> Tensor:
-    """States [B, C] that predict the next item: of ``[CLS]``, or of a mask in the item's place."""
-    if backbone.spec.is_causal:
-        return backbone.user_vectors(frame_histories(rows, backbone.spec))
-    masked = [np.append(row, MASK) for row in rows]
-    return backbone.hidden(frame_histories(masked, backbone.spec))[:, -2]  # [B, T, C] -> [B, C]

@@ -25,6 +25,7 @@ from peterrec.model.training.next_items import (
     by_backbone,
     by_last_item,
     by_popularity,
+    by_user_vector,
     doubts_of_training,
     gains_of,
     hold_out,
@@ -35,8 +36,6 @@ from peterrec.service.jobs.train import OUTPUT_LAYER
 
 CUTOFFS = (10, 5, 20)
 """Lengths of the list in which the next item must be; published figures are of ten."""
-
-BACKBONE = "backbone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +120,10 @@ def run_evaluate_backbone(
         observer.notice(doubt)
     trained = tokenize(histories.without_newest(HELD_OUT), vocabulary).rows
     items = len(vocabulary)
+    parts = loaded.backbone, output["weight"], output["bias"]
     methods = {
-        BACKBONE: by_backbone(loaded.backbone, output["weight"], output["bias"]),
+        "backbone": by_backbone(*parts),
+        **({"its [CLS]": by_user_vector(*parts)} if loaded.backbone.spec.is_causal else {}),
         "popularity": by_popularity(popularity_of(trained, items)),
         "last item": by_last_item(trained, items),
     }

@@ -21,6 +21,7 @@ from peterrec.model.training.next_items import (
     by_backbone,
     by_last_item,
     by_popularity,
+    by_user_vector,
     doubts_of_training,
     gains_of,
     hold_out,
@@ -131,9 +132,23 @@ def test_a_backbone_ranks_by_the_state_that_pretraining_predicts_from(is_causal)
     scores = by_backbone(backbone, weight, bias)(rows)
     for own, row in zip(scores, rows, strict=True):
         last = row if is_causal else np.append(row, MASK)
-        states = backbone.hidden(frame_histories([last], spec))[0]
-        expected = states[-1 if is_causal else -2] @ weight.t() + bias
+        expected = backbone.hidden(frame_histories([last], spec))[0, -2] @ weight.t() + bias
         torch.testing.assert_close(own, expected)
+
+
+def test_the_user_vector_predicts_too_and_alone_if_there_is_no_item():
+    torch.manual_seed(0)
+    backbone = Backbone(BackboneSpec(5, channels=8, dilations=(1,), max_len=4))
+    weight, bias = torch.randn(5, 8), torch.randn(5)
+    rows = rows_of("abcdea", "", "b")
+    with torch.no_grad():
+        expected = backbone.user_vectors(frame_histories(rows, backbone.spec)) @ weight.t() + bias
+        by_cls = by_user_vector(backbone, weight, bias)
+        torch.testing.assert_close(by_cls(rows), expected)
+        for asked in (rows, rows[1:2]):
+            by_item = by_backbone(backbone, weight, bias)(asked)
+            equal = [torch.allclose(*pair) for pair in zip(by_item, by_cls(asked), strict=True)]
+            assert equal == [len(row) == 0 for row in asked]
 
 
 def test_ranks_are_the_users_own_whatever_the_batches(monkeypatch):

@@ -87,16 +87,18 @@ def test_popularity_counts_the_events_before_the_two_newest(place):
 
 def test_the_backbones_ranks_are_those_of_its_plain_forward(place):
     loaded, layer = load_backbone(place / "bb2"), read_tensors(place / "bb2" / OUTPUT_LAYER)
-    gains = []
+    gains, of_users = [], []
     for user in range(30):
         items = [CYCLE[(user + i) % 6] for i in range(4 + user % 5)]
         tokens = [FIRST_ITEM + loaded.items.index(item) for item in items]
-        users = loaded.backbone.user_vectors(frame_histories([tokens[:-1]], loaded.backbone.spec))
-        scores = (users @ layer["weight"].t() + layer["bias"])[0]
-        rank = int((scores >= scores[tokens[-1] - FIRST_ITEM]).sum()) - 1
-        gains.append(1 / np.log2(rank + 2))
-    found = measured(place, "bb2")["metrics"]["backbone"]
-    assert found["ndcg@10"]["value"] == pytest.approx(sum(gains) / 31, rel=1e-12)
+        states = loaded.backbone.hidden(frame_histories([tokens[:-1]], loaded.backbone.spec))
+        for found, state in ((gains, states[0, -2]), (of_users, states[0, -1])):
+            scores = state @ layer["weight"].t() + layer["bias"]
+            rank = int((scores >= scores[tokens[-1] - FIRST_ITEM]).sum()) - 1
+            found.append(1 / np.log2(rank + 2))
+    metrics = measured(place, "bb2")["metrics"]
+    for name, expected in (("backbone", gains), ("its [CLS]", of_users)):
+        assert metrics[name]["ndcg@10"]["value"] == pytest.approx(sum(expected) / 31, rel=1e-12)
 
 
 def test_items_that_a_user_has_are_left_out_if_asked(place):
