@@ -29,7 +29,7 @@ from peterrec.service.jobs.evaluate_backbone import (
     run_evaluate_backbone,
 )
 from peterrec.service.jobs.options import EventOptions
-from peterrec.service.jobs.train import write_backbone
+from peterrec.service.jobs.train import OUTPUT_LAYER, write_backbone
 from peterrec.service.library.inputs import Histories, as_path, is_table, listed
 from peterrec.service.library.keywords import require_one_of, takes
 from peterrec.service.library.local_device import LocalDevice
@@ -48,15 +48,10 @@ AT_ONCE = 256
 class Backbone:
     """A pretrained backbone: it never changes, and tasks are fine-tuned on it."""
 
-    def __init__(
-        self,
-        loaded: LoadedBackbone,
-        trained: PretrainedBackbone | None = None,
-        folder: Path | None = None,
-    ) -> None:
+    def __init__(self, loaded: LoadedBackbone, origin: PretrainedBackbone | Path) -> None:
+        """The origin is the training in this process, or the folder that was read."""
         self._loaded = loaded
-        self._trained = trained
-        self._folder = folder
+        self._origin = origin
         self._devices: dict[str, LocalDevice] = {}
         self._lock = Lock()
 
@@ -93,10 +88,12 @@ class Backbone:
                 f"{folder} holds a finished backbone.",
                 hint="Give another folder, or overwrite=True.",
             )
-        if self._trained is not None:
-            write_backbone(folder, self._trained)
+        if isinstance(self._origin, PretrainedBackbone):
+            write_backbone(folder, self._origin)
         else:
-            save_backbone(folder, self._loaded.backbone, self._loaded.items, self._loaded.record)
+            loaded, has_output = self._loaded, (self._origin / OUTPUT_LAYER).exists()
+            layer = {OUTPUT_LAYER: self._output()} if has_output else {}
+            save_backbone(folder, loaded.backbone, loaded.items, loaded.record, layer)
         return folder
 
     @takes(EventOptions)
@@ -148,10 +145,10 @@ class Backbone:
             return run_evaluate_backbone(self._loaded, self._output(), job, seen).to_json()
 
     def _output(self) -> Mapping[str, torch.Tensor]:
-        """The layer that scores items, of the training in this process or of the folder."""
-        if self._trained is not None:
-            return self._trained.output.state_dict()
-        return read_output_layer(self._folder or Path(), self._loaded)
+        """The layer that scores items."""
+        if isinstance(self._origin, PretrainedBackbone):
+            return self._origin.output.state_dict()
+        return read_output_layer(self._origin, self._loaded)
 
     def local_device(self, name: DeviceName = "auto") -> LocalDevice:
         """Where this process computes answers with it; not part of the public interface."""
@@ -189,10 +186,10 @@ class Backbone:
         return facts
 
     def __getstate__(self) -> dict[str, Any]:  # Any: the parts that pickle keeps
-        return {"loaded": self._loaded, "trained": self._trained, "folder": self._folder}
+        return {"loaded": self._loaded, "origin": self._origin}
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # Any: as above
-        Backbone.__init__(self, state["loaded"], state["trained"], state["folder"])
+        Backbone.__init__(self, state["loaded"], state["origin"])
 
     def __deepcopy__(self, memo: Mapping[int, object]) -> Self:
         """The object itself, since it never changes: a copy would only take memory."""
@@ -205,7 +202,7 @@ BackboneOrPath = Backbone | str | os.PathLike[str]
 def load_backbone(path: str | os.PathLike[str]) -> Backbone:
     """Open a backbone folder, written by ``pretrain``, ``Backbone.save`` or the command."""
     folder = as_path(path, "path")
-    return Backbone(backbone_folder.load_backbone(folder), folder=folder)
+    return Backbone(backbone_folder.load_backbone(folder), folder)
 
 
 def as_backbone(backbone: BackboneOrPath) -> Backbone:

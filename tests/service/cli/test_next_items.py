@@ -87,7 +87,8 @@ def test_popularity_counts_the_events_before_the_two_newest(place):
 
 def test_the_backbones_ranks_are_those_of_its_plain_forward(place):
     loaded, layer = load_backbone(place / "bb2"), read_tensors(place / "bb2" / OUTPUT_LAYER)
-    gains, of_users = [], []
+    gains: list[float] = []
+    of_users: list[float] = []
     for user in range(30):
         items = [CYCLE[(user + i) % 6] for i in range(4 + user % 5)]
         tokens = [FIRST_ITEM + loaded.items.index(item) for item in items]

@@ -85,6 +85,7 @@ def test_a_backbone_in_memory_is_saved_like_one_that_was_written(folder, backbon
     with pytest.raises(OutputExists, match=r"overwrite=True"):
         again.save(saved)
     again.save(saved, overwrite=True)
+    assert (saved / OUTPUT_LAYER).read_bytes() == (folder / OUTPUT_LAYER).read_bytes()
 
 
 COMMANDS_ANSWERS = {
