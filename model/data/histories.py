@@ -29,6 +29,18 @@ class Histories:
         codes = np.concatenate([np.empty(0, dtype=np.int64), *parts])
         return Histories(tuple(self.users[i] for i in users.tolist()), self.items, codes, offsets)
 
+    def without_newest(self, count: int) -> "Histories":
+        """Histories less their newest ``count`` events; users without older ones are left out."""
+        if count == 0:
+            return self
+        lengths = np.diff(self.offsets)
+        kept = np.maximum(lengths - count, 0)
+        places = np.arange(len(self.codes)) - np.repeat(self.offsets[:-1], lengths)
+        codes = self.codes[places < np.repeat(kept, lengths)]
+        present = np.flatnonzero(kept)
+        offsets = np.cumsum([0, *kept[present].tolist()], dtype=np.int64)
+        return Histories(tuple(self.users[i] for i in present.tolist()), self.items, codes, offsets)
+
     def items_of(self, user: int) -> tuple[str, ...]:
         """One user's items, oldest first."""
         codes = self.codes[self.offsets[user] : self.offsets[user + 1]]

@@ -22,6 +22,7 @@ from peterrec.service.system.program import import_nothing_from_current_folder
 
 COMMAND_GROUPS = (
     "training",
+    "next_items",
     "datasets",
     "many_tasks",
     "report",

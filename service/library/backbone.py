@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, Self, Unpack
+from typing import Any, Literal, Self, Unpack, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +20,18 @@ from peterrec.model.files.backbone_info import SPEC
 from peterrec.model.network.collate import frame_histories
 from peterrec.model.progress import Progress
 from peterrec.model.spec import UNK, BackboneSpec
+from peterrec.model.training.next_items import HeldOutPart
 from peterrec.model.training.pretrain.pretrain import PretrainedBackbone
 from peterrec.service.errors import OutputExists
+from peterrec.service.jobs.evaluate_backbone import (
+    EvaluateBackboneJob,
+    read_output_layer,
+    run_evaluate_backbone,
+)
 from peterrec.service.jobs.options import EventOptions
-from peterrec.service.jobs.train import write_backbone
+from peterrec.service.jobs.train import OUTPUT_LAYER, write_backbone
 from peterrec.service.library.inputs import Histories, as_path, is_table, listed
-from peterrec.service.library.keywords import takes
+from peterrec.service.library.keywords import require_one_of, takes
 from peterrec.service.library.local_device import LocalDevice
 from peterrec.service.library.option_types import EventKeywords
 from peterrec.service.library.shown import watched
@@ -42,9 +48,10 @@ AT_ONCE = 256
 class Backbone:
     """A pretrained backbone: it never changes, and tasks are fine-tuned on it."""
 
-    def __init__(self, loaded: LoadedBackbone, trained: PretrainedBackbone | None = None) -> None:
+    def __init__(self, loaded: LoadedBackbone, origin: PretrainedBackbone | Path) -> None:
+        """The origin is the training in this process, or the folder that was read."""
         self._loaded = loaded
-        self._trained = trained
+        self._origin = origin
         self._devices: dict[str, LocalDevice] = {}
         self._lock = Lock()
 
@@ -81,10 +88,12 @@ class Backbone:
                 f"{folder} holds a finished backbone.",
                 hint="Give another folder, or overwrite=True.",
             )
-        if self._trained is not None:
-            write_backbone(folder, self._trained)
+        if isinstance(self._origin, PretrainedBackbone):
+            write_backbone(folder, self._origin)
         else:
-            save_backbone(folder, self._loaded.backbone, self._loaded.items, self._loaded.record)
+            loaded, has_output = self._loaded, (self._origin / OUTPUT_LAYER).exists()
+            layer = {OUTPUT_LAYER: self._output()} if has_output else {}
+            save_backbone(folder, loaded.backbone, loaded.items, loaded.record, layer)
         return folder
 
     @takes(EventOptions)
@@ -111,6 +120,35 @@ class Backbone:
                 found[at : at + AT_ONCE] = self._loaded.backbone.user_vectors(rows).numpy()
                 seen.progress(Progress("computing user vectors", at, len(known), unit="users"))
         return found
+
+    @takes(EventOptions)
+    def evaluate(
+        self,
+        interactions: Histories,
+        *,
+        part: HeldOutPart = "test",
+        without_seen: bool = False,
+        max_users: int | None = None,
+        progress: bool | None = None,
+        **options: Unpack[EventKeywords],
+    ) -> Document:
+        """How well it predicts users' next items, as ``peterrec evaluate-backbone --json`` says.
+
+        Of each user with three events or more, the newest is to be predicted (``part="test"``) or
+        the one before it (``"validation"``). Pretrain with ``leave_out_last=2``, so that training
+        has seen neither.
+        """
+        require_one_of("part", part, get_args(HeldOutPart))
+        events = event_options(interactions, dict(options))
+        job = EvaluateBackboneJob(events.source(), part, without_seen, max_users)
+        with watched(progress) as seen:
+            return run_evaluate_backbone(self._loaded, self._output(), job, seen).to_json()
+
+    def _output(self) -> Mapping[str, torch.Tensor]:
+        """The layer that scores items."""
+        if isinstance(self._origin, PretrainedBackbone):
+            return self._origin.output.state_dict()
+        return read_output_layer(self._origin, self._loaded)
 
     def local_device(self, name: DeviceName = "auto") -> LocalDevice:
         """Where this process computes answers with it; not part of the public interface."""
@@ -148,10 +186,10 @@ class Backbone:
         return facts
 
     def __getstate__(self) -> dict[str, Any]:  # Any: the parts that pickle keeps
-        return {"loaded": self._loaded, "trained": self._trained}
+        return {"loaded": self._loaded, "origin": self._origin}
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # Any: as above
-        Backbone.__init__(self, state["loaded"], state["trained"])
+        Backbone.__init__(self, state["loaded"], state["origin"])
 
     def __deepcopy__(self, memo: Mapping[int, object]) -> Self:
         """The object itself, since it never changes: a copy would only take memory."""
@@ -163,7 +201,8 @@ BackboneOrPath = Backbone | str | os.PathLike[str]
 
 def load_backbone(path: str | os.PathLike[str]) -> Backbone:
     """Open a backbone folder, written by ``pretrain``, ``Backbone.save`` or the command."""
-    return Backbone(backbone_folder.load_backbone(as_path(path, "path")))
+    folder = as_path(path, "path")
+    return Backbone(backbone_folder.load_backbone(folder), folder)
 
 
 def as_backbone(backbone: BackboneOrPath) -> Backbone:

@@ -63,6 +63,7 @@ class PretrainKeywords(TypedDict, total=False):
     validation_share: float
     patience: int
     min_count: int
+    leave_out_last: int
     loss: Literal["full", "sampled"] | Literal["auto"]
     start: Literal["spectral", "random"]
     contrast_weight: float

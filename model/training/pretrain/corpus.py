@@ -14,6 +14,7 @@ from peterrec.model.training.batches import bucketed_batches
 from peterrec.model.training.options import LossName
 from peterrec.model.training.pretrain.doubts import (
     doubts_of_corpus,
+    require_events_left,
     require_items,
     require_sequences,
 )
@@ -66,6 +67,7 @@ class Corpus:
 
 def known_items(histories: Histories, settings: PretrainSettings) -> Vocabulary:
     """The items that a backbone pretrained on these histories knows, without pretraining it."""
+    histories = histories.without_newest(settings.leave_out_last)
     seen = histories.select(_split(histories, settings).train)
     return build_vocabulary(seen, settings.min_count)
 
@@ -75,7 +77,12 @@ def _split(histories: Histories, settings: PretrainSettings) -> UserSplit:
 
 
 def prepare_corpus(histories: Histories, settings: PretrainSettings) -> Corpus:
-    """Split by user before anything is counted: validation users add no item and no frequency."""
+    """Split by user before anything is counted: validation users add no item and no frequency.
+
+    The newest events that the settings leave out are gone before that.
+    """
+    given, histories = histories, histories.without_newest(settings.leave_out_last)
+    require_events_left(given, histories, settings.leave_out_last)
     split = _split(histories, settings)
     seen = histories.select(split.train)
     vocabulary = build_vocabulary(seen, settings.min_count)
@@ -91,6 +98,8 @@ def prepare_corpus(histories: Histories, settings: PretrainSettings) -> Corpus:
         "data_digest": histories.digest(),
         "users": len(histories.users),
         "events": len(histories.codes),
+        "left_out_events": len(given.codes) - len(histories.codes),
+        "left_out_users": len(given.users) - len(histories.users),
         "items": len(vocabulary),
         "train_sequences": len(train.windows),
         "validation_sequences": len(validation.windows),

@@ -57,6 +57,16 @@ def require_sequences(
     )
 
 
+def require_events_left(given: Histories, kept: Histories, left_out: int) -> None:
+    """Refuse histories of which the newest events that are left out are all there is."""
+    if len(given.codes) and not len(kept.codes):
+        raise SplitEmpty(
+            f"none of the {counted(len(given.users), 'user')} has more than the "
+            f"{counted(left_out, 'newest event')} left out.",
+            hint="Lower `leave_out_last`.",
+        )
+
+
 def require_items(vocabulary: Vocabulary) -> None:
     """Refuse a vocabulary of one item."""
     if len(vocabulary) == 1:

@@ -96,6 +96,7 @@ def pretrain(
     if checkpoints is not None and workers.writes:
         require_room(checkpoints, state)
     identity = {**_plain(settings), "data_digest": corpus.metadata["data_digest"]}
+    del identity["leave_out_last"]  # the digest tells; checkpoints of earlier versions lack it
     if resume and checkpoints is not None:
         restore_checkpoint(checkpoints, state, identity)
     run = _Run(state, corpus, settings, on_progress, workers)

@@ -60,6 +60,13 @@ class PretrainSettings:
     min_count: Annotated[
         int, option("Leave out items with fewer events in the training users' histories.", ge=1)
     ] = 1
+    leave_out_last: Annotated[
+        int,
+        option(
+            "Newest events of each user that are not read: 2 for the test of evaluate-backbone.",
+            ge=0,
+        ),
+    ] = 0
     loss: Annotated[
         LossName | Literal["auto"],
         option("Softmax over all items (full) or over sampled ones; auto: full up to 5,000 items."),

@@ -7,10 +7,11 @@ import numpy as np
 from peterrec.model.documents import Document
 from peterrec.model.files.backbone_folder import LoadedBackbone
 from peterrec.model.training.intervals import difference, estimates
+from peterrec.model.training.next_items import gains_of
 from peterrec.model.training.training_file import TrainingLog
 from peterrec.service.jobs.report.curves import settings_table
 from peterrec.service.jobs.report.kinds.descriptor import in_words, number, within
-from peterrec.service.jobs.report.next_items import NextItems, gains_of
+from peterrec.service.jobs.report.next_items import CUTOFFS, NextItems
 from peterrec.service.jobs.report.task import length_groups, length_text
 from peterrec.service.pages.charts import histogram
 from peterrec.service.pages.page import Cell, Part, Section, Table, Text, table
@@ -72,7 +73,7 @@ def next_item_sections(found: NextItems) -> list[Section]:
 
 
 def _metrics(found: NextItems) -> Table:
-    own, popular = gains_of(found.ranks), gains_of(found.by_popularity)
+    own, popular = (gains_of(ranks, CUTOFFS) for ranks in (found.ranks, found.by_popularity))
     metrics = {f"own {name}": metric for name, metric in own.items()}
     metrics |= {f"popular {name}": metric for name, metric in popular.items()}
     metrics |= {f"gain {name}": difference(own[name], popular[name]) for name in own}
@@ -92,7 +93,9 @@ def _metrics(found: NextItems) -> Table:
 def _by_length(found: NextItems) -> Table:
     groups = length_groups(found.lengths)
     present: list[int] = np.unique(groups).tolist()
-    own, popular = (gains_of(ranks)["hr@20"] for ranks in (found.ranks, found.by_popularity))
+    own, popular = (
+        gains_of(ranks, CUTOFFS)["hr@20"] for ranks in (found.ranks, found.by_popularity)
+    )
     metrics = {f"own {group}": within(own, groups == group) for group in present}
     metrics |= {f"popular {group}": within(popular, groups == group) for group in present}
     values = estimates(metrics, len(groups))
@@ -114,7 +117,9 @@ def _vocabulary(found: NextItems) -> list[Part]:
     place[order] = np.arange(len(order))
     ends = np.ceil([share * len(order) for _, share in PARTS])
     group = np.searchsorted(ends, place[found.targets], side="right")
-    own, popular = (gains_of(ranks)["hr@20"] for ranks in (found.ranks, found.by_popularity))
+    own, popular = (
+        gains_of(ranks, CUTOFFS)["hr@20"] for ranks in (found.ranks, found.by_popularity)
+    )
     present: list[int] = np.unique(group).tolist()
     metrics = {f"own {at}": within(own, group == at) for at in present}
     metrics |= {f"popular {at}": within(popular, group == at) for at in present}

@@ -14,6 +14,7 @@ from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone
 from peterrec.model.files.backbone_info import SPEC
 from peterrec.model.files.tensors import read_tensors
 from peterrec.model.progress import Progress
+from peterrec.model.training.next_items import is_of_other_data
 from peterrec.model.training.training_file import (
     TRAINING_FILE,
     TrainingLog,
@@ -196,8 +197,7 @@ def _next_items(
         text = "No validation user of these data has two known items, so no next-item metrics."
         return [], [Text(text, is_notice=True)]
     notices = []
-    digest = loaded.record.get("data", {}).get("data_digest")
-    if digest is not None and digest != histories.digest():
+    if is_of_other_data(loaded.record, histories):
         text = "These are not the data of the training; validation users may have been trained on."
         notices.append(Text(text, is_notice=True))
     job.observer.progress(Progress("computing intervals"))

@@ -61,6 +61,7 @@ def test_the_types_of_the_keyword_arguments_are_those_of_the_options():
         (peterrec.pretrain, (EventOptions, PretrainSettings)),
         (peterrec.finetune, (EventOptions, AnswerOptions, FinetuneSettings)),
         (peterrec.Task.evaluate, (EventOptions, AnswerOptions)),
+        (peterrec.Backbone.evaluate, (EventOptions,)),
     ],
 )
 def test_a_function_lists_the_commands_options_with_their_defaults(function, options):

@@ -55,6 +55,19 @@ def test_pretraining_gives_the_commands_backbone(folder, shop, tmp_path):
     assert all((out / name).read_bytes() == (folder / name).read_bytes() for name in same)
 
 
+def test_a_backbone_is_measured_as_by_the_command(folder, backbone, shop):
+    data = ("--interactions", shop.path("interactions"), "--order-column", "position")
+    command = ("evaluate-backbone", "--backbone", folder, *data, "--part", "validation")
+    expected = json.loads(run(*command, "--max-users", "50", "--json", "-q"))
+    for each in (backbone, pickle.loads(pickle.dumps(peterrec.load_backbone(folder)))):
+        found = each.evaluate(
+            shop.path("interactions"), order_column="position", part="validation", max_users=50
+        )
+        assert found == expected
+    with pytest.raises(ArgumentInvalid, match="part='train' is unknown"):
+        backbone.evaluate([["a", "b", "c"]], part="train")
+
+
 def test_a_backbone_in_memory_is_saved_like_one_that_was_written(folder, backbone, tmp_path):
     saved = backbone.save(tmp_path / "bb")
     assert (saved / OUTPUT_LAYER).read_bytes() == (folder / OUTPUT_LAYER).read_bytes()
@@ -64,6 +77,7 @@ def test_a_backbone_in_memory_is_saved_like_one_that_was_written(folder, backbon
     with pytest.raises(OutputExists, match=r"overwrite=True"):
         again.save(saved)
     again.save(saved, overwrite=True)
+    assert (saved / OUTPUT_LAYER).read_bytes() == (folder / OUTPUT_LAYER).read_bytes()
 
 
 COMMANDS_ANSWERS = {

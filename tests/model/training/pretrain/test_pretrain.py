@@ -175,6 +175,35 @@ def test_the_record_has_settings_data_and_speed():
     assert record["loss"] == "full"
 
 
+def test_events_that_are_left_out_change_nothing_that_is_learned():
+    given = shop_histories()
+    newest = np.concatenate([given.offsets[1:] - 1, given.offsets[1:] - 2])
+    codes = given.codes.copy()
+    codes[newest] = len(given.items)
+    changed = Histories(given.users, (*given.items, "only-new"), codes, given.offsets)
+    settings = replace(TINY, epochs=1, leave_out_last=2)
+    first, second = (pretrain(histories, settings) for histories in (given, changed))
+    assert_same_weights(first, second)
+    assert "only-new" not in second.vocabulary.items
+    without = replace(settings, leave_out_last=0)
+    assert_same_weights(first, pretrain(given.without_newest(2), without))
+
+
+def test_the_record_tells_what_was_left_out():
+    given = shop_histories()
+    record = pretrain(given, replace(TINY, epochs=1, leave_out_last=5)).record
+    lengths = np.diff(given.offsets)
+    assert record["settings"]["leave_out_last"] == 5
+    assert record["data"]["left_out_users"] == (lengths <= 5).sum() > 0
+    assert record["data"]["left_out_events"] == np.minimum(lengths, 5).sum()
+    assert record["data"]["data_digest"] == given.without_newest(5).digest()
+
+
+def test_histories_that_end_with_what_is_left_out_are_refused():
+    with pytest.raises(SplitEmpty, match="none of the 120 users has more than the 14 newest"):
+        pretrain(shop_histories(), replace(TINY, leave_out_last=14))
+
+
 def test_progress_is_reported_for_every_batch():
     seen: list[Progress] = []
     pretrain(shop_histories(), replace(TINY, epochs=1), on_progress=seen.append)

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from peterrec.model.data.sample_data import write_sample_data
 from peterrec.model.data.splits import split_users
 from peterrec.model.files.backbone_folder import load_backbone
-from peterrec.model.training.metrics import ranks_of
 from peterrec.patches.bundle.bundle import read_manifest
 from peterrec.service.cli.main import build_app
 from peterrec.service.errors import OutputExists, ReportSubjectUnknown
@@ -29,7 +27,6 @@ from peterrec.service.jobs.report.measured import (
     measure_task,
     recorded_training,
 )
-from peterrec.service.jobs.report.next_items import _ranks_by_popularity
 from peterrec.service.jobs.report.task import metric_estimates
 from tests.service.cli.command_line import run
 from tests.service.pages.reading_html import PageReader
@@ -335,14 +332,6 @@ def test_ids_and_labels_that_look_like_html_are_texts_on_the_page(tmp_path):
     reader = PageReader(html)
     assert not {"script", "img", "b"} & set(reader.tags)
     assert any("onerror" in text for text in reader.texts["td"])
-
-
-def test_popularity_ranks_as_the_plain_ranking_does():
-    popularity = np.array([5, 1, 5, 0, 3])
-    targets = np.array([0, 1, 2, 3, 4])
-    scores = torch.from_numpy(popularity).float().expand(5, -1)
-    expected = ranks_of(scores, torch.from_numpy(targets)).tolist()
-    assert _ranks_by_popularity(popularity, targets).tolist() == expected
 
 
 def test_a_page_is_replaced_only_when_asked(place, tmp_path):
