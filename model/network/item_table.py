@@ -68,7 +68,7 @@ class ItemTable:
 
     def sums(self, histories: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
         """Sums of integers int32 [B, K], and numbers of counted items int64 [B]."""
-        rows = [self._counted(history) for history in histories]
+        rows = [counted_items(history, self.spec) for history in histories]
         outputs = self.codes.shape[1]
         sums = torch.zeros(len(rows), outputs, dtype=torch.int32)  # [B, K]
         for row, items in enumerate(rows):
@@ -82,16 +82,17 @@ class ItemTable:
         factor = normalization(counts, self.spec.exponent)  # [B]
         return factor.unsqueeze(1) * self.scale * sums  # [B, 1] * [K] * [B, K] -> [B, K]
 
-    def _counted(self, history: Tokens) -> Tensor:
-        """The tokens int64 [n] that count."""
-        tokens = torch.from_numpy(np.array(history, dtype=np.int64))
-        items = tokens[tokens >= FIRST_ITEM]
-        return items.unique() if self.spec.counting == "presence" else items
-
     def _rows_of(self, items: Tensor) -> Tensor:
         """Row of each item, ``NO_ROW`` where it has none: [n] -> [n]."""
         at = torch.searchsorted(self.items, items).clamp_(max=len(self.items) - 1)
         return torch.where(self.items[at] == items, at, NO_ROW)
+
+
+def counted_items(history: Tokens, spec: TableSpec) -> Tensor:
+    """The tokens int64 [n] of a history that count."""
+    tokens = torch.from_numpy(np.array(history, dtype=np.int64))
+    items = tokens[tokens >= FIRST_ITEM]
+    return items.unique() if spec.counting == "presence" else items
 
 
 def normalization(counts: Tensor, exponent: float) -> Tensor:
