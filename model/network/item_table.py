@@ -92,7 +92,7 @@ def counted_items(history: Tokens, spec: TableSpec) -> Tensor:
     """The tokens int64 [n] of a history that count."""
     tokens = torch.from_numpy(np.array(history, dtype=np.int64))
     items = tokens[tokens >= FIRST_ITEM]
-    return items.unique() if spec.counting == "presence" else items
+    return torch.unique(items) if spec.counting == "presence" else items
 
 
 def normalization(counts: Tensor, exponent: float) -> Tensor:

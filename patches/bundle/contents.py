@@ -19,7 +19,7 @@ from peterrec.patches.bundle.header import (
     tensor_view,
 )
 from peterrec.patches.bundle.manifest import Manifest, parse_manifest
-from peterrec.patches.bundle.packed_table import is_proved, stored_dtype, table_problems
+from peterrec.patches.bundle.packed_table import is_shown, stored_dtype, table_problems
 from peterrec.patches.errors import Findings, ReasonCode
 
 FINITE_CHUNK = 1 << 20
@@ -215,7 +215,7 @@ def _check_table(manifest: Manifest, tensors: Tensors, findings: Findings) -> No
     needed = {"table.items", "table.weight", "table.scale", "probe.histories"}
     if not needed <= set(tensors):
         return
-    if not is_proved(tensors, tensors["probe.histories"], manifest.input.max_len):
+    if not is_shown(tensors, tensors["probe.histories"], manifest.input.max_len):
         findings.add(
             ReasonCode.PROBES_INVALID,
             "probe.histories: none has an item of the table before the newest "

@@ -49,7 +49,7 @@ def table_problems(tensors: Tensors, outputs: int, spec: TableSpec) -> Iterator[
         yield "table.scale: has a scale below 0"
 
 
-def is_proved(tensors: Tensors, histories: Array, max_len: int) -> bool:
+def is_shown(tensors: Tensors, histories: Array, max_len: int) -> bool:
     """True if a probe of int32 [n, length] has an item of the table that the network can't see.
 
     Such a probe shows that a server adds the table, and that it reads whole histories for it. Items

@@ -73,6 +73,7 @@ class BundleRecipe:
     probe_count: int = 2
     line: ValueScale = field(default_factory=ValueScale)
     table: TableSpec | None = None
+    probe_length: int = 8
 
 
 def make_parts(recipe: BundleRecipe) -> BundleParts:
@@ -124,7 +125,7 @@ def _manifest(recipe: BundleRecipe, outputs: int) -> Manifest:
         probes=ManifestProbes(
             count=recipe.probe_count,
             columns=outputs,
-            length=recipe.backbone.spec.max_len + 5 if recipe.table else None,
+            length=recipe.probe_length if recipe.table else None,
         ),
         metrics={"accuracy": 0.5},
         provenance=Provenance(

@@ -124,7 +124,7 @@ class _Weights:
     has_base: bool
 
     def with_items(self, table: ItemTable) -> "_Weights":
-        """The same with a table's rounded weights."""
+        """Replace the items' weights by a table's rounded ones."""
         items = torch.zeros_like(self.items)
         items[table.items - FIRST_ITEM] = table.weights().double()
         return _Weights(items, self.bias, self.factor, self.has_base)
@@ -192,7 +192,7 @@ class _SparseMatrix:
         )
 
     def squared(self) -> "_SparseMatrix":
-        """The same with each value squared."""
+        """Square each value."""
         return _SparseMatrix(_squared(self.rows), _squared(self.columns))
 
     def times(self, dense: Tensor) -> Tensor:
