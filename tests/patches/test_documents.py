@@ -65,6 +65,7 @@ def test_the_documents_writer_writes_an_item_table_as_we_do(
 @pytest.mark.parametrize("bits", [4, 8])
 def test_the_documents_item_table_is_the_plain_one(bits: int) -> None:
     parts = make_parts(BundleRecipe(table=TableSpec(9, bits), outputs=5))
+    assert parts.manifest.table is not None
     spec, tensors = parts.manifest.table.spec(), parts.tensors
     codes = unpack_codes(tensors["table.weight"], 5, spec)
     table = ItemTable(

@@ -179,7 +179,7 @@ class _SparseMatrix:
     @classmethod
     def of(cls, columns: list[Tensor], factors: Tensor, width: int) -> "_SparseMatrix":
         """Row b has ``factors[b]`` at each of ``columns[b]``, as often as it is named there."""
-        at, counts = zip(*(each.unique(return_counts=True) for each in columns), strict=True)
+        at, counts = zip(*(torch.unique(each, return_counts=True) for each in columns), strict=True)
         lengths = torch.tensor([len(each) for each in at])
         row_of = torch.arange(len(at)).repeat_interleave(lengths)  # [values]
         column_of = torch.cat(at)

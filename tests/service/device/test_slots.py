@@ -94,7 +94,7 @@ def test_a_device_that_does_not_add_the_item_table_refuses_a_bundle_with_one(
     task = workshop.task("value", 1)
     weight = torch.ones(SPEC.item_count, 1)
     table = ItemTable.quantized(weight, TableSpec(SPEC.item_count, exponent=0.0))
-    histories = [[], np.arange(SPEC.max_len + 4) + FIRST_ITEM]
+    histories = [np.arange(length) + FIRST_ITEM for length in (0, SPEC.max_len + 4)]
     if newest_only:
         table = replace(table, codes=table.codes * (table.items < FIRST_ITEM + 4).unsqueeze(1))
     probes = probe_tensors(workshop.loaded.backbone, task.patch, task.head, histories, table)
