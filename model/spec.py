@@ -1,4 +1,4 @@
-"""Frozen descriptions of a backbone, a patch and a head; HTTP workers read them without torch."""
+"""Frozen descriptions of the parts of a model, without torch, so that HTTP workers read them."""
 
 import hashlib
 import json
@@ -18,7 +18,11 @@ FIRST_ITEM = 4
 LONGEST_LABEL = 256
 """Most characters of a class or tag, which bundles and answers carry."""
 
+TABLE_BITS = (4, 8)
+"""Bits that a weight of an item table may have in a bundle."""
+
 Padding = Literal["exact", "embedded"]
+Counting = Literal["presence", "count"]
 HeadKind = str
 """Name of a kind of head: a key of ``KINDS``, checked by HeadSpec."""
 
@@ -205,6 +209,45 @@ class HeadSpec:
         if self.has_bias:
             shapes["head.bias"] = (self.outputs,)
         return shapes
+
+
+@dataclass(frozen=True, slots=True)
+class TableSpec:
+    """Form of a task's item table: one small integer per item and output, and how they are summed.
+
+    ``items`` is the number of items that have a row; all others add nothing. ``bits`` is the size
+    of a stored weight. ``counting`` says whether an item that a history has several times counts
+    once (``presence``) or each time (``count``). The sum over a history of n counted items is
+    divided by ``n ** exponent`` (``model/network/item_table.py``).
+    """
+
+    items: int
+    bits: int = 8
+    counting: Counting = "presence"
+    exponent: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require(self.items >= 1, f"an item table has {self.items} items, at least 1 is needed.")
+        _require(self.bits in TABLE_BITS, f"bits is {self.bits}, an item table has 4 or 8.")
+        _require(self.counting in ("presence", "count"), f"counting {self.counting!r} is unknown.")
+        _require(0 <= self.exponent <= 1, f"exponent is {self.exponent}, 0 to 1 is allowed.")
+
+    @property
+    def largest(self) -> int:
+        """The largest size of a weight's integer; the range is symmetric: ±127 or ±7."""
+        return (1 << (self.bits - 1)) - 1
+
+    def row_bytes(self, outputs: int) -> int:
+        """Bytes of an item's row in a bundle; two weights of four bits share a byte."""
+        return (outputs * self.bits + 7) // 8
+
+    def shapes(self, outputs: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of the stored tensors by name (``table.`` names of a bundle)."""
+        return {
+            "table.items": (self.items,),
+            "table.weight": (self.items, self.row_bytes(outputs)),
+            "table.scale": (outputs,),
+        }
 
 
 def vocabulary_digest(items: list[str]) -> str:

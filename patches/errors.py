@@ -33,6 +33,7 @@ class ReasonCode(StrEnum):
     TENSOR_NOT_FINITE = "tensor_not_finite"
     CATALOG_INVALID = "catalog_invalid"
     PROBES_INVALID = "probes_invalid"
+    TABLE_INVALID = "table_invalid"
     BACKBONE_MISMATCH = "backbone_mismatch"
     INPUT_MISMATCH = "input_mismatch"
     PATCH_OUTSIDE_BACKBONE = "patch_outside_backbone"

@@ -8,6 +8,7 @@ import torch
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.network.collate import Tokens, frame_histories
 from peterrec.model.network.heads import Head
+from peterrec.model.network.item_table import ItemTable
 from peterrec.model.network.patch import PatchWeights
 from peterrec.model.spec import PAD
 
@@ -17,24 +18,31 @@ MAX_COLUMNS = 64
 
 @torch.no_grad()
 def probe_tensors(
-    backbone: Backbone, patch: PatchWeights, head: Head, histories: Sequence[Tokens]
+    backbone: Backbone,
+    patch: PatchWeights,
+    head: Head,
+    histories: Sequence[Tokens],
+    table: ItemTable | None = None,
 ) -> dict[str, np.ndarray]:
-    """The ``probe.`` tensors of a bundle: histories int32 [n, max_len], columns, logits [n, m].
+    """The ``probe.`` tensors of a bundle: histories int32 [n, length], columns, logits [n, m].
 
-    Columns are spread evenly over the outputs. Include an empty history, the cold start.
+    The length is ``max_len``, or with an item table that of the longest history, which must be
+    longer. Columns are spread evenly over the outputs. Include an empty history, the cold start.
     """
-    max_len = backbone.spec.max_len
-    packed = np.full((len(histories), max_len), PAD, dtype=np.int32)
+    length = max(map(len, histories)) if table else backbone.spec.max_len
+    packed = np.full((len(histories), length), PAD, dtype=np.int32)
     for row, history in zip(packed, histories, strict=True):
-        newest = history[-max_len:]
-        row[max_len - len(newest) :] = newest
+        newest = history[-length:]
+        row[length - len(newest) :] = newest
     outputs = head.spec.outputs
     columns = np.unique(np.linspace(0, outputs - 1, min(outputs, MAX_COLUMNS)).astype(np.int64))
     device = backbone.embedding.weight.device
     tokens = frame_histories(histories, backbone.spec).to(device)
-    logits = head.logits(backbone.user_vectors(tokens, patch)).cpu().numpy()  # [n, K]
+    logits = head.logits(backbone.user_vectors(tokens, patch)).cpu()  # [n, K]
+    if table:
+        logits = logits + table.logits(histories)
     return {
         "probe.histories": packed,
         "probe.columns": columns,
-        "probe.logits": np.ascontiguousarray(logits[:, columns], dtype=np.float32),
+        "probe.logits": np.ascontiguousarray(logits.numpy()[:, columns], dtype=np.float32),
     }

@@ -13,6 +13,7 @@ from peterrec.model.data.examples import Examples
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.network.collate import frame_histories
 from peterrec.model.network.heads import Head
+from peterrec.model.network.item_table import ItemTable
 from peterrec.model.network.patch import PatchWeights
 from peterrec.model.progress import OnProgress, Progress, no_progress
 from peterrec.model.training.calibration import calibration_metrics, fit_temperature
@@ -26,16 +27,18 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class TaskModel:
-    """A backbone with one task's patch and head, computed by the plain reference forward."""
+    """A backbone with one task's patch, head and item table, in the plain reference forward."""
 
     backbone: Backbone
     patch: PatchWeights | None
     head: Head
+    table: ItemTable | None = None
 
     def logits(self, histories: Sequence[Rows]) -> Tensor:
-        """Logits [B, K] of histories in token ids."""
+        """Logits [B, K] of whole histories in token ids."""
         tokens = frame_histories(histories, self.backbone.spec)  # [B, T]
-        return self.head.logits(self.backbone.user_vectors(tokens, self.patch))
+        logits = self.head.logits(self.backbone.user_vectors(tokens, self.patch))
+        return logits if self.table is None else logits + self.table.logits(histories)
 
 
 def evaluate_task(

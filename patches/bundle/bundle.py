@@ -118,7 +118,7 @@ def build_bundle(manifest: Manifest, tensors: Tensors) -> bytes:
         if tensor.dtype not in DTYPES.values():
             findings.add(
                 ReasonCode.TENSOR_DTYPE,
-                f"{name} is {tensor.dtype}; a bundle holds float32, int64, int32 and uint8",
+                f"{name} is {tensor.dtype}; a bundle holds float32, int64, int32, uint8 and int8",
             )
     findings.raise_if_any()
     data = encode_file(manifest.to_json(), tensors)

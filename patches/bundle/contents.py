@@ -19,6 +19,7 @@ from peterrec.patches.bundle.header import (
     tensor_view,
 )
 from peterrec.patches.bundle.manifest import Manifest, parse_manifest
+from peterrec.patches.bundle.packed_table import is_shown, stored_dtype, table_problems
 from peterrec.patches.errors import Findings, ReasonCode
 
 FINITE_CHUNK = 1 << 20
@@ -61,8 +62,13 @@ def tensor_forms(manifest: Manifest, channels: int) -> dict[str, TensorForm]:
     if manifest.described_kind.has_catalog:
         forms["catalog.bytes"] = TensorForm("U8", (None,))
         forms["catalog.offsets"] = TensorForm("I64", (manifest.head.outputs + 1,))
+    if manifest.table is not None:
+        table = manifest.table.spec()
+        dtypes = {"table.items": "I32", "table.weight": stored_dtype(table), "table.scale": "F32"}
+        shapes = table.shapes(manifest.head.outputs)
+        forms |= {name: TensorForm(dtypes[name], shape) for name, shape in shapes.items()}
     n, m = manifest.probes.count, manifest.probes.columns
-    forms["probe.histories"] = TensorForm("I32", (n, manifest.input.max_len))
+    forms["probe.histories"] = TensorForm("I32", (n, manifest.probe_length))
     forms["probe.columns"] = TensorForm("I64", (m,))
     forms["probe.logits"] = TensorForm("F32", (n, m))
     return forms
@@ -105,6 +111,7 @@ def check_tensors(contents: Contents, channels: int | None, findings: Findings) 
     tensors = {name: t for name, t in contents.tensors.items() if name in sound}
     _check_catalog(tensors, findings)
     _check_probes(contents.manifest, tensors, findings)
+    _check_table(contents.manifest, tensors, findings)
 
 
 def _tensors_of(view: memoryview, header: Header, findings: Findings) -> dict[str, Array]:
@@ -200,8 +207,24 @@ def _check_probes(manifest: Manifest, tensors: Tensors, findings: Findings) -> N
         findings.add(ReasonCode.PROBES_INVALID, "probe.columns: an output occurs twice")
 
 
+def _check_table(manifest: Manifest, tensors: Tensors, findings: Findings) -> None:
+    if manifest.table is None:
+        return
+    for problem in table_problems(tensors, manifest.head.outputs, manifest.table.spec()):
+        findings.add(ReasonCode.TABLE_INVALID, problem)
+    needed = {"table.items", "table.weight", "table.scale", "probe.histories"}
+    if not needed <= set(tensors):
+        return
+    if not is_shown(tensors, tensors["probe.histories"], manifest.input.max_len):
+        findings.add(
+            ReasonCode.PROBES_INVALID,
+            "probe.histories: none has an item of the table before the newest "
+            f"{manifest.input.max_len}, so nothing proves that whole histories are read",
+        )
+
+
 def _history_problems(histories: Array) -> list[str]:
-    """Check the probes' tokens, ``histories`` int32 [n, max_len]."""
+    """Check the probes' tokens, ``histories`` int32 [n, length]."""
     is_pad = histories == PAD
     is_item = (histories == UNK) | (histories >= FIRST_ITEM)
     problems = []

@@ -26,6 +26,7 @@ DTYPES: dict[str, np.dtype[Any]] = {  # Any: dtypes of several kinds
     "F32": np.dtype("<f4"),
     "I32": np.dtype("<i4"),
     "U8": np.dtype("u1"),
+    "I8": np.dtype("i1"),
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 

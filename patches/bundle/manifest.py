@@ -25,10 +25,12 @@ from peterrec.model.spec import (
     PAD,
     UNK,
     BackboneSpec,
+    Counting,
     HeadKind,
     HeadSpec,
     Padding,
     PatchGeometry,
+    TableSpec,
 )
 from peterrec.patches.bundle.format import SCHEMA, compact_json, parse_json
 from peterrec.patches.errors import Findings, ReasonCode
@@ -41,6 +43,9 @@ MAX_PROBES = 256
 
 MAX_PROBE_COLUMNS = 4096
 """Most outputs whose logits a bundle may record for each probe."""
+
+LONGEST_PROBE = 10_000
+"""Most items that a probe of a bundle with an item table may have: a request's longest history."""
 
 MOST_NOTES = 4096
 """Most characters of a provenance's notes."""
@@ -171,11 +176,43 @@ class ManifestHead(_Part):
         return f"labels occur twice: {', '.join(twice[:5])}" if twice else None
 
 
+class ManifestTable(_Part):
+    """The form of the item table: the fields of TableSpec."""
+
+    items: Count
+    bits: int = 8
+    counting: Counting = "presence"
+    exponent: float = 0.5
+
+    @classmethod
+    def of(cls, spec: TableSpec) -> Self:
+        """Convert a spec into the manifest's form."""
+        return cls(**{name: getattr(spec, name) for name in cls.model_fields})
+
+    def spec(self) -> TableSpec:
+        """Convert this part into the model's form."""
+        return TableSpec(**self.model_dump())
+
+    @model_validator(mode="after")
+    def _is_a_table(self) -> Self:
+        try:
+            self.spec()
+        except InvalidSpec as error:
+            raise ValueError(error.message) from error
+        return self
+
+
 class ManifestProbes(_Part):
-    """The number of histories with known logits, and of outputs recorded for each of them."""
+    """The number of histories with known logits, and of outputs recorded for each of them.
+
+    ``length`` is the size of the histories' rows where it is not the backbone's ``max_len``.
+    """
 
     count: int = Field(ge=1, le=MAX_PROBES)
     columns: int = Field(ge=1, le=MAX_PROBE_COLUMNS)
+    length: Annotated[int, Field(ge=1, le=LONGEST_PROBE)] | None = Field(
+        default=None, exclude_if=lambda length: length is None
+    )
 
 
 class Provenance(_Part):
@@ -189,7 +226,10 @@ class Provenance(_Part):
 
 
 class Manifest(_Part):
-    """Everything that a bundle holds apart from its tensors (``docs/bundle-format.md``)."""
+    """Everything that a bundle holds apart from its tensors (``docs/bundle-format.md``).
+
+    ``table`` is left out of bundles without an item table, as older readers do not know it.
+    """
 
     schema_id: Literal["peterrec.bundle/1"] = Field(default=SCHEMA, alias="schema")
     name: str = Field(pattern=NAME_PATTERN)
@@ -197,6 +237,7 @@ class Manifest(_Part):
     input: ManifestInput
     patch: ManifestPatch
     head: ManifestHead
+    table: ManifestTable | None = Field(default=None, exclude_if=lambda table: table is None)
     probes: ManifestProbes
     metrics: dict[Label, float] = Field(default_factory=dict)
     provenance: Provenance
@@ -210,6 +251,21 @@ class Manifest(_Part):
     def described_kind(self) -> Kind:
         """What that kind of head is."""
         return KINDS[self.kind]
+
+    @property
+    def probe_length(self) -> int:
+        """Items in a row of the probes' histories."""
+        return self.probes.length or self.input.max_len
+
+    @model_validator(mode="after")
+    def _has_a_sensible_table(self) -> Self:
+        if self.table is None and self.probes.length is not None:
+            raise ValueError("only probes of an item table have a length")
+        if self.table is not None and self.described_kind.has_catalog:
+            raise ValueError(f"a {self.kind} bundle has no item table")
+        if self.table is not None and self.probe_length <= self.input.max_len:
+            raise ValueError("probes of an item table must be longer than max_len")
+        return self
 
     def to_json(self) -> str:
         """Encode in the canonical form, so that equal manifests give equal bytes."""

@@ -68,6 +68,11 @@ class VerifiedBundle:
         """The size of the head in float32."""
         return self._bytes_of("head.")
 
+    @property
+    def table_bytes(self) -> int:
+        """The size of the item table in the file; 0 without one."""
+        return self._bytes_of("table.")
+
     @cached_property
     def catalog(self) -> Catalog | None:
         """The items that the outputs stand for; None unless the head is a ranking."""
@@ -157,12 +162,16 @@ def _check_backbone(contents: Contents, backbone: BackboneIdentity, findings: Fi
             "Fine-tune the task again on the backbone that is served.",
         )
         return
-    histories = contents.tensors.get("probe.histories")
-    if histories is not None and (histories >= spec.token_count).any():
-        findings.add(
-            ReasonCode.PROBES_INVALID,
-            f"probe.histories: has tokens from {spec.token_count} on, which stand for no item",
-        )
+    tokens = {
+        "probe.histories": ReasonCode.PROBES_INVALID,
+        "table.items": ReasonCode.TABLE_INVALID,
+    }
+    for name, code in tokens.items():
+        found = contents.tensors.get(name)
+        if found is not None and (found >= spec.token_count).any():
+            findings.add(
+                code, f"{name}: has tokens from {spec.token_count} on, which stand for no item"
+            )
 
 
 def _check_input(found: ManifestInput, serving: ManifestInput, findings: Findings) -> None:

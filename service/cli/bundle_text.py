@@ -17,7 +17,7 @@ from peterrec.patches.bundle.diff import (
     NamesChange,
     OpenedBundle,
 )
-from peterrec.patches.bundle.manifest import ManifestPatch
+from peterrec.patches.bundle.manifest import ManifestPatch, ManifestTable
 from peterrec.patches.errors import BundleRejected
 from peterrec.service.system.texts import printable
 
@@ -52,6 +52,7 @@ def manifest_rows(manifest: Manifest) -> Rows:
         ("backbone", manifest.backbone),
         ("input", f"{framing.max_len} items, {framing.padding} padding, {direction}"),
         ("patch", _patch(manifest)),
+        *([("item table", _table(manifest.table))] if manifest.table else []),
         ("probes", f"{manifest.probes.count} histories, {manifest.probes.columns} outputs of each"),
         *((f"metric {name}", f"{value:.6g}") for name, value in sorted(manifest.metrics.items())),
         ("data", provenance.data_digest),
@@ -174,6 +175,10 @@ def _patch(manifest: Manifest) -> str:
         *(name for name, is_there in extras.items() if is_there),
     ]
     return ", ".join(parts)
+
+
+def _table(table: ManifestTable) -> str:
+    return f"{table.items} items, {table.bits} bits, {table.counting}, n^-{table.exponent:g}"
 
 
 def _places(patch: ManifestPatch) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -18,6 +19,7 @@ from peterrec.model.files.probes import probe_tensors
 from peterrec.model.kinds import KINDS
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.network.heads import Head
+from peterrec.model.network.item_table import ItemTable
 from peterrec.model.network.patch import PatchWeights
 from peterrec.model.training.evaluation import TaskModel
 from peterrec.model.training.finetune.finetune import FinetunedTask
@@ -29,8 +31,10 @@ from peterrec.patches.bundle.manifest import (
     ManifestInput,
     ManifestPatch,
     ManifestProbes,
+    ManifestTable,
     Provenance,
 )
+from peterrec.patches.bundle.packed_table import pack_codes, unpack_codes
 from peterrec.patches.bundle.verify import (
     BackboneIdentity,
     BundleLimits,
@@ -73,12 +77,17 @@ def require_name(name: str) -> None:
 
 def pack_task(task: FinetunedTask, loaded: LoadedBackbone, name: str) -> bytes:
     """The bundle of a fine-tuned task, with its probes."""
-    probes = probe_tensors(loaded.backbone, task.patch_weights, task.head, _probe_rows(task))
+    rows = _probe_rows(task)
+    if task.table is not None:
+        rows.append(_long_row(task.table, loaded.backbone.spec.max_len))
+    probes = probe_tensors(loaded.backbone, task.patch_weights, task.head, rows, task.table)
     tensors = {k: v.numpy() for k, v in {**task.patch, **task.head.named()}.items()} | probes
     if KINDS[task.head.spec.kind].has_catalog:
         tensors |= Catalog.pack(task.outputs).tensors()
+    if task.table is not None:
+        tensors |= _table_tensors(task.table)
     try:
-        manifest = _manifest(task, loaded, name, probes["probe.logits"].shape)
+        manifest = _manifest(task, loaded, name, probes)
     except ValidationError as error:
         reasons = "; ".join(f"{e['loc'][-1]}: {e['msg']}" for e in error.errors())
         raise TaskUnpackable(f"the task does not fit a bundle: {reasons}.") from error
@@ -92,7 +101,8 @@ def unpack_task(data: bytes, loaded: LoadedBackbone) -> UnpackedTask:
     manifest = bundle.manifest
     tensors = {name: torch.from_numpy(np.array(t)) for name, t in bundle.tensors.items()}
     patch = PatchWeights.from_named(manifest.patch.geometry(), tensors)
-    model = TaskModel(loaded.backbone, patch, _head(manifest, loaded.backbone, tensors))
+    head, table = _head(manifest, loaded.backbone, tensors), unpack_table(bundle)
+    model = TaskModel(loaded.backbone, patch, head, table)
     return UnpackedTask(bundle, model, tuple(bundle.catalog or manifest.head.labels or ()))
 
 
@@ -101,6 +111,35 @@ def _head(manifest: Manifest, backbone: Backbone, tensors: dict[str, Tensor]) ->
     names = {"weight": "head.weight", "bias": "head.bias"}
     head.load_state_dict({ours: tensors[n] for ours, n in names.items() if n in tensors})
     return head.requires_grad_(False)
+
+
+def unpack_table(bundle: VerifiedBundle) -> ItemTable | None:
+    """The bundle's item table; None if it has none."""
+    if bundle.manifest.table is None:
+        return None
+    spec, tensors = bundle.manifest.table.spec(), bundle.tensors
+    codes = unpack_codes(tensors["table.weight"], bundle.manifest.head.outputs, spec)
+    return ItemTable(
+        spec,
+        torch.from_numpy(tensors["table.items"].astype(np.int64)),
+        torch.from_numpy(np.array(codes)),
+        torch.from_numpy(np.array(tensors["table.scale"])),
+    )
+
+
+def _table_tensors(table: ItemTable) -> dict[str, np.ndarray]:
+    return {
+        "table.items": table.items.numpy().astype(np.int32),
+        "table.weight": pack_codes(table.codes.numpy(), table.spec),
+        "table.scale": table.scale.numpy(),
+    }
+
+
+def _long_row(table: ItemTable, max_len: int) -> np.ndarray:
+    """A history whose oldest item, which only the table sees, is the one of the largest weight."""
+    strongest = int(table.weights().abs().amax(1).argmax())
+    newest = np.resize(table.items.numpy(), max_len)
+    return np.concatenate([table.items.numpy()[strongest : strongest + 1], newest])
 
 
 def _probe_rows(task: FinetunedTask) -> list[np.ndarray]:
@@ -112,9 +151,10 @@ def _probe_rows(task: FinetunedTask) -> list[np.ndarray]:
 
 
 def _manifest(
-    task: FinetunedTask, loaded: LoadedBackbone, name: str, probe_shape: tuple[int, ...]
+    task: FinetunedTask, loaded: LoadedBackbone, name: str, probes: Mapping[str, np.ndarray]
 ) -> Manifest:
-    spec = task.head.spec
+    spec, table = task.head.spec, task.table
+    count, length = probes["probe.histories"].shape
     return Manifest(
         name=name,
         backbone=loaded.fingerprint,
@@ -130,7 +170,10 @@ def _manifest(
             shift=task.scale.shift,
             unit=task.record["settings"]["unit"],
         ),
-        probes=ManifestProbes(count=probe_shape[0], columns=probe_shape[1]),
+        table=ManifestTable.of(table.spec) if table else None,
+        probes=ManifestProbes(
+            count=count, columns=len(probes["probe.columns"]), length=length if table else None
+        ),
         metrics=task.metrics,
         provenance=_provenance(task),
     )

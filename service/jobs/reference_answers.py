@@ -15,6 +15,7 @@ from peterrec.model.spec import PAD
 from peterrec.patches.bundle.verify import VerifiedBundle
 from peterrec.service.device.slots import PROBE_TOLERANCES, SMALLEST_SCALE
 from peterrec.service.errors import ProbeFailed
+from peterrec.service.jobs.packing import unpack_table
 from peterrec.service.predict.item_ids import MappedHistory, map_selection
 from peterrec.service.predict.kinds import ANSWERS, Prediction, Ranked, Subject, divergence
 from peterrec.service.predict.schemas import DEFAULT_TOP_K
@@ -53,8 +54,10 @@ def reference_logits(
     weights = {name.removeprefix("head."): t for name, t in tensors.items() if "head." in name}
     head.load_state_dict(weights)
     users = backbone.user_vectors(frame_histories(histories, backbone.spec), patch)  # [n, C]
-    logits: Logits = head.logits(users).numpy()
-    return logits
+    table = unpack_table(bundle)
+    logits = head.logits(users) if table is None else head.logits(users) + table.logits(histories)
+    found: Logits = logits.numpy()
+    return found
 
 
 def check_probes(bundle: VerifiedBundle, backbone: Backbone) -> None:

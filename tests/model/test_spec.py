@@ -11,6 +11,7 @@ from peterrec.model.spec import (
     BackboneSpec,
     HeadSpec,
     PatchGeometry,
+    TableSpec,
     vocabulary_digest,
 )
 
@@ -137,3 +138,28 @@ def test_an_insertion_that_no_forward_computes_is_refused_by_name(
 ) -> None:
     with pytest.raises(InvalidSpec, match=f"insertion toy: .*{problem}"):
         Insertion("toy", convs, source)
+
+
+def test_two_weights_of_four_bits_share_a_byte() -> None:
+    assert TableSpec(9, bits=4).shapes(7) == {
+        "table.items": (9,),
+        "table.weight": (9, 4),
+        "table.scale": (7,),
+    }
+    assert TableSpec(9).shapes(7)["table.weight"] == (9, 7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"items": 0}, "has 0 items"),
+        ({"bits": 5}, "bits is 5"),
+        ({"counting": "often"}, "counting 'often'"),
+        ({"exponent": -0.1}, "exponent is -0.1"),
+        ({"exponent": 1.5}, "exponent is 1.5"),
+        ({"exponent": float("nan")}, "exponent is nan"),
+    ],
+)
+def test_an_item_table_that_cannot_be_is_refused(changes: dict[str, object], problem: str) -> None:
+    with pytest.raises(InvalidSpec, match=problem):
+        TableSpec(**{"items": 3, **changes})  # type: ignore[arg-type]  # wrong on purpose

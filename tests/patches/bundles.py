@@ -9,7 +9,7 @@ import numpy as np
 
 from peterrec.model.kinds import KINDS
 from peterrec.model.kinds.value import ValueScale
-from peterrec.model.spec import FIRST_ITEM, BackboneSpec, HeadKind, PatchGeometry
+from peterrec.model.spec import FIRST_ITEM, BackboneSpec, HeadKind, PatchGeometry, TableSpec
 from peterrec.patches.bundle.bundle import Catalog, build_bundle
 from peterrec.patches.bundle.contents import tensor_forms
 from peterrec.patches.bundle.header import Array, encode_file
@@ -19,8 +19,10 @@ from peterrec.patches.bundle.manifest import (
     ManifestInput,
     ManifestPatch,
     ManifestProbes,
+    ManifestTable,
     Provenance,
 )
+from peterrec.patches.bundle.packed_table import pack_codes
 from peterrec.patches.bundle.verify import BackboneIdentity, BundleLimits
 
 TINY = BackboneIdentity(
@@ -70,6 +72,8 @@ class BundleRecipe:
     unit: str | None = None
     probe_count: int = 2
     line: ValueScale = field(default_factory=ValueScale)
+    table: TableSpec | None = None
+    probe_length: int = 8
 
 
 def make_parts(recipe: BundleRecipe) -> BundleParts:
@@ -83,7 +87,9 @@ def make_parts(recipe: BundleRecipe) -> BundleParts:
         for name, form in forms.items()
         if form.dtype == "F32"
     }
-    tensors["probe.histories"] = _histories(recipe, random)
+    if recipe.table:
+        tensors |= _table(recipe.table, outputs, random)
+    tensors["probe.histories"] = _histories(recipe, manifest.probe_length, random)
     tensors["probe.columns"] = np.arange(outputs, dtype=np.int64)
     if recipe.kind == "ranking":
         items = recipe.catalog or tuple(f"film-{index}" for index in range(outputs))
@@ -115,7 +121,12 @@ def _manifest(recipe: BundleRecipe, outputs: int) -> Manifest:
             shift=recipe.line.shift,
             unit=recipe.unit,
         ),
-        probes=ManifestProbes(count=recipe.probe_count, columns=outputs),
+        table=ManifestTable.of(recipe.table) if recipe.table else None,
+        probes=ManifestProbes(
+            count=recipe.probe_count,
+            columns=outputs,
+            length=recipe.probe_length if recipe.table else None,
+        ),
         metrics={"accuracy": 0.5},
         provenance=Provenance(
             data_digest="0" * 64,
@@ -126,10 +137,20 @@ def _manifest(recipe: BundleRecipe, outputs: int) -> Manifest:
     )
 
 
-def _histories(recipe: BundleRecipe, random: np.random.Generator) -> Array:
-    """Left-padded item tokens int32 [n, max_len], the first one empty."""
+def _table(spec: TableSpec, outputs: int, random: np.random.Generator) -> dict[str, Array]:
+    """An item table of the vocabulary's first items."""
+    codes = random.integers(-spec.largest, spec.largest + 1, (spec.items, outputs), dtype=np.int8)
+    return {
+        "table.items": np.arange(spec.items, dtype=np.int32) + FIRST_ITEM,
+        "table.weight": pack_codes(codes, spec),
+        "table.scale": random.random(outputs, dtype=np.float32),
+    }
+
+
+def _histories(recipe: BundleRecipe, length: int, random: np.random.Generator) -> Array:
+    """Left-padded item tokens int32 [n, length], the first one empty."""
     spec = recipe.backbone.spec
-    shape = (recipe.probe_count, spec.max_len)
+    shape = (recipe.probe_count, length)
     histories = random.integers(FIRST_ITEM, spec.token_count, shape, dtype=np.int32)
     histories[0] = 0
     return histories

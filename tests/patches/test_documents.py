@@ -5,13 +5,17 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from peterrec.model.spec import HeadKind
+from peterrec.model.network.item_table import ItemTable
+from peterrec.model.spec import HeadKind, TableSpec
 from peterrec.patches.bundle.bundle import build_bundle, digest_of, format_digest, sign_bundle
 from peterrec.patches.bundle.format import MAX_KEYS, BundleLimits
-from peterrec.patches.bundle.manifest import Manifest
+from peterrec.patches.bundle.manifest import Manifest, ManifestTable
+from peterrec.patches.bundle.packed_table import unpack_codes
 from peterrec.patches.bundle.signatures import SigningKey
 from peterrec.patches.bundle.verify import verify_bundle
 from peterrec.patches.errors import MAX_REASONS, ReasonCode
@@ -46,6 +50,37 @@ def test_the_documents_writer_writes_what_we_write(
     assert written == build_bundle(parts.manifest, parts.tensors)
     assert version == format_digest(digest_of(written))
     verify_bundle(written, backbone=TINY, limits=LIMITS)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_documents_writer_writes_an_item_table_as_we_do(
+    published: SimpleNamespace, bits: int, tmp_path: Path
+) -> None:
+    parts = make_parts(BundleRecipe(table=TableSpec(9, bits)))
+    manifest = json.loads(parts.manifest.to_json())
+    published.write_bundle(tmp_path / "x", manifest, parts.tensors)
+    assert (tmp_path / "x").read_bytes() == build_bundle(parts.manifest, parts.tensors)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_documents_item_table_is_the_plain_one(bits: int) -> None:
+    parts = make_parts(BundleRecipe(table=TableSpec(9, bits), outputs=5))
+    assert parts.manifest.table is not None
+    spec, tensors = parts.manifest.table.spec(), parts.tensors
+    codes = unpack_codes(tensors["table.weight"], 5, spec)
+    table = ItemTable(
+        spec,
+        torch.from_numpy(tensors["table.items"]).to(torch.int64),
+        torch.from_numpy(codes.copy()),
+        torch.from_numpy(tensors["table.scale"]),
+    )
+    history = [5, 5, 1, 12, 20, 7, 5]
+    counted = sorted({token for token in history if token >= 4})
+    rows = [
+        tensors["table.items"].tolist().index(t) for t in counted if t in tensors["table.items"]
+    ]
+    expected = len(counted) ** -0.5 * tensors["table.scale"] * codes[rows].sum(0)
+    np.testing.assert_allclose(table.logits([history])[0].numpy(), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["classification", "tags", "ranking", "value"])
@@ -96,6 +131,7 @@ def test_every_field_of_the_manifest_is_documented() -> None:
     for part in ("input", "patch", "head", "probes", "provenance"):
         model = Manifest.model_fields[part].annotation
         fields |= set(model.model_fields) if model is not None else set()
+    fields |= set(ManifestTable.model_fields)
     documented = set(re.findall(r"`([a-z_]+)`", FORMAT))
     assert fields <= documented
 

@@ -23,6 +23,7 @@ from peterrec.model.kinds import KINDS
 from peterrec.model.kinds.value import ValueScale
 from peterrec.model.network.backbone import new_patch
 from peterrec.model.network.heads import Head
+from peterrec.model.network.item_table import ItemTable
 from peterrec.model.network.patch import Patch, PatchWeights
 from peterrec.model.progress import Notice, OnProgress, Progress, no_notice, no_progress
 from peterrec.model.spec import HeadKind, PatchGeometry
@@ -67,7 +68,7 @@ class FinetunedTask:
     ``outputs`` are labels, tags or catalog items in the order of the head's rows; empty for a
     value. ``examples`` and ``split`` are the users it was trained, validated and tested on. Logits
     are divided by ``temperature``, which was fitted on the validation part. ``scale`` makes a value
-    of the logit.
+    of the logit. ``table`` is added to the logits.
     """
 
     geometry: PatchGeometry
@@ -80,6 +81,7 @@ class FinetunedTask:
     record: Document
     temperature: float = 1.0
     scale: ValueScale = field(default_factory=ValueScale)
+    table: ItemTable | None = None
 
     @property
     def patch_weights(self) -> PatchWeights:

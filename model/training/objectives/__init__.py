@@ -4,12 +4,13 @@ from collections.abc import Mapping
 
 from peterrec.model.kinds import kinds_in
 from peterrec.model.training.objectives.objective import (
+    LogitObjective,
     Objective,
     ProbableObjective,
     ScaledObjective,
 )
 
-__all__ = ["OBJECTIVES", "Objective", "ProbableObjective", "ScaledObjective"]
+__all__ = ["OBJECTIVES", "LogitObjective", "Objective", "ProbableObjective", "ScaledObjective"]
 
 OBJECTIVES: Mapping[str, type[Objective]] = kinds_in(__name__, __path__)
 """The objective's class by the name of its kind."""

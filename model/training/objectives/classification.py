@@ -78,7 +78,10 @@ class ClassificationObjective:
 
     def loss(self, head: Head, users: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Mean cross-entropy; the published code's one-negative loss is not used."""
-        return functional.cross_entropy(head.logits(users), self.targets[rows].to(users.device))
+        return self.logit_loss(head.logits(users), rows)
+
+    def logit_loss(self, logits: Tensor, rows: Tensor) -> Tensor:
+        return functional.cross_entropy(logits, self.targets[rows].to(logits.device))
 
     def predictions(self, logits: Tensor, rows: Tensor) -> Tensor:
         return logits

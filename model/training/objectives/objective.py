@@ -84,6 +84,17 @@ class ScaledObjective(Objective, Protocol):
         """Learn the scale from the targets of some rows."""
 
 
+@runtime_checkable
+class LogitObjective(Objective, Protocol):
+    """An objective whose loss is a function of all logits, so that an item table can learn it.
+
+    A ranking is none: its loss draws some of the catalog.
+    """
+
+    def logit_loss(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Mean loss of logits [B, K] against the answers of rows int64 [B]."""
+
+
 def learnable_labels(examples: Examples, train: Rows) -> tuple[str, ...]:
     """All labels in alphabetical order; refused if one cannot be both learned and checked."""
     counts = examples.counts()

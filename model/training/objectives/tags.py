@@ -76,8 +76,11 @@ class TagsObjective:
 
     def loss(self, head: Head, users: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Mean binary cross-entropy from logits, which does not saturate."""
-        targets = self.targets[rows].to(users.device)
-        return functional.binary_cross_entropy_with_logits(head.logits(users), targets)
+        return self.logit_loss(head.logits(users), rows)
+
+    def logit_loss(self, logits: Tensor, rows: Tensor) -> Tensor:
+        targets = self.targets[rows].to(logits)
+        return functional.binary_cross_entropy_with_logits(logits, targets)
 
     def predictions(self, logits: Tensor, rows: Tensor) -> Tensor:
         return logits

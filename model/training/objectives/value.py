@@ -80,8 +80,10 @@ class ValueObjective:
 
     def loss(self, head: Head, users: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Mean squared error of the standardised numbers."""
-        wanted = self._standardised(rows).float()
-        return functional.mse_loss(head.logits(users), wanted.to(users.device))
+        return self.logit_loss(head.logits(users), rows)
+
+    def logit_loss(self, logits: Tensor, rows: Tensor) -> Tensor:
+        return functional.mse_loss(logits, self._standardised(rows).to(logits))
 
     def predictions(self, logits: Tensor, rows: Tensor) -> Tensor:
         """The numbers [B, 1] that the task answers, float64."""

@@ -1,16 +1,22 @@
 """Only a bundle whose probes come out right on this device becomes resident."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
-from peterrec.model.spec import HeadKind, PatchGeometry
+from peterrec.model.files.probes import probe_tensors
+from peterrec.model.network.item_table import ItemTable
+from peterrec.model.spec import FIRST_ITEM, HeadKind, PatchGeometry, TableSpec
 from peterrec.patches.bundle.bundle import build_bundle
 from peterrec.patches.bundle.verify import BundleLimits, VerifiedBundle, verify_bundle
 from peterrec.service.device.slots import SlotStore
 from peterrec.service.errors import HeadBudgetExceeded, ProbeFailed
 from peterrec.service.protocol.messages import Row
 from tests.model.random_tasks import random_history
-from tests.service.random_bundles import SPEC, Workshop
+from tests.patches.bundles import BundleRecipe, make_parts
+from tests.service.random_bundles import GEOMETRY, SPEC, Workshop
 
 KINDS: list[HeadKind] = ["classification", "tags", "ranking", "value"]
 
@@ -79,6 +85,37 @@ def test_a_reader_whose_weights_do_not_give_its_probes_is_refused(
     tensors["patch.query"] *= 1.1
     with pytest.raises(ProbeFailed):
         store.load(verified(workshop, build_bundle(good.manifest, tensors)))
+
+
+@pytest.mark.parametrize("newest_only", [False, True])
+def test_a_device_that_does_not_add_the_item_table_refuses_a_bundle_with_one(
+    newest_only: bool, workshop: Workshop, store: SlotStore
+) -> None:
+    task = workshop.task("value", 1)
+    weight = torch.ones(SPEC.item_count, 1)
+    table = ItemTable.quantized(weight, TableSpec(SPEC.item_count, exponent=0.0))
+    histories = [np.arange(length) + FIRST_ITEM for length in (0, SPEC.max_len + 4)]
+    if newest_only:
+        table = replace(table, codes=table.codes * (table.items < FIRST_ITEM + 4).unsqueeze(1))
+    probes = probe_tensors(workshop.loaded.backbone, task.patch, task.head, histories, table)
+    recipe = BundleRecipe(
+        kind="value",
+        backbone=workshop.identity,
+        geometry=GEOMETRY,
+        table=table.spec,
+        probe_length=SPEC.max_len + 4,
+    )
+    parts = make_parts(recipe)
+    weights = {**task.patch.named(), **task.head.named()}
+    tensors = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in weights.items()}
+    tensors |= {
+        "table.items": table.items.numpy().astype(np.int32),
+        "table.weight": table.codes.numpy(),
+        "table.scale": table.scale.numpy(),
+    }
+    data = build_bundle(parts.manifest, parts.tensors | tensors | probes)
+    with pytest.raises(ProbeFailed):
+        store.load(verified(workshop, data))
 
 
 def test_a_bundle_whose_weights_do_not_give_its_probes_is_refused_and_leaves_nothing(
