@@ -207,4 +207,5 @@ class FusedTables:
         joined = torch.from_numpy(np.concatenate(parts))
         if self._device.type == "cuda":
             joined = joined.pin_memory()
-        return list(joined.to(self._device, non_blocking=True).split([len(part) for part in parts]))
+        there = joined.to(self._device, non_blocking=True)
+        return [*torch.split(there, [len(part) for part in parts])]
