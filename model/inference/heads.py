@@ -105,7 +105,8 @@ class MixedHeads:
             if catalog is not None:
                 found = self._ranking.top(chosen, catalog, [selections[row] for row in rows])
             else:
-                found = _small(chosen, [refs[row] for row in rows])
+                are_raw = [selections[row].is_raw for row in rows]
+                found = _small(chosen, [refs[row] for row in rows], are_raw)
             for row, scores in zip(rows, found, strict=True):
                 out[row] = scores
         return [scores for scores in out if scores is not None]
@@ -139,7 +140,7 @@ def _grouped(refs: Sequence[HeadRef]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _small(users: Tensor, refs: Sequence[HeadRef]) -> list[RowScores]:
+def _small(users: Tensor, refs: Sequence[HeadRef], are_raw: Sequence[bool]) -> list[RowScores]:
     pool, kind = refs[0].pool, refs[0].spec.kind
     assert pool is not None
     pool.await_writes()
@@ -147,4 +148,8 @@ def _small(users: Tensor, refs: Sequence[HeadRef]) -> list[RowScores]:
     weight, bias = pool.tensors["head.weight"][slots], pool.tensors["head.bias"][slots]
     # A batched product rounds differently for other numbers of rows; this gives equal bits always.
     logits = weight.mul_(users.unsqueeze(1)).sum(2).add_(bias)  # [b, K, C] -> [b, K]
-    return [RowScores(row) for row in KINDS[kind].scores(logits).cpu().numpy()]
+    scores = KINDS[kind].scores(logits)
+    if any(are_raw):
+        is_raw = torch.tensor(are_raw, device=users.device).unsqueeze(1)  # [b, 1]
+        scores = torch.where(is_raw, logits, scores)
+    return [RowScores(row) for row in scores.cpu().numpy()]

@@ -73,6 +73,7 @@ def entry_of(residency: Residency) -> BundleEntry:
         scale=residency.scale,
         shift=residency.shift,
         unit=residency.unit,
+        reach=residency.reach,
     )
 
 

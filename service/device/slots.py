@@ -21,6 +21,7 @@ from peterrec.model.inference.top_k import CatalogWeights
 from peterrec.model.inference.weight_pool import WeightPool
 from peterrec.model.kinds import KINDS
 from peterrec.model.network.backbone import Backbone
+from peterrec.model.network.receptive_field import read_items
 from peterrec.model.spec import FIRST_ITEM, PAD, HeadSpec, PatchGeometry
 from peterrec.patches.bundle.verify import VerifiedBundle
 from peterrec.patches.identity import Digest
@@ -41,8 +42,8 @@ SMALLEST_SCALE = 1e-3
 PROBE_ROWS = 256
 """Probes that run in one forward; more would delay the requests that wait meanwhile."""
 
-EVERYTHING = Selection()
-"""The selection of a row whose head does not rank: all outputs."""
+EVERYTHING, EVERYTHING_RAW = Selection(), Selection(is_raw=True)
+"""The selections of a row whose head does not rank: all outputs, as scores or as logits."""
 
 
 class Form(NamedTuple):
@@ -60,7 +61,8 @@ class Residency(msgspec.Struct, frozen=True, gc=False):
     Tens of thousands are kept, so each is one small object that garbage collection does not visit.
     ``catalog`` has the weights of a ranking head; ``catalog_path`` is the local bundle file that
     its item ids are read from, and its weights again after an eviction. ``scale`` and ``shift`` are
-    those of a value's ``ValueScale``.
+    those of a value's ``ValueScale``. ``reach`` is the number of newest items that
+    the logits depend on.
     """
 
     handle: Handle
@@ -75,6 +77,7 @@ class Residency(msgspec.Struct, frozen=True, gc=False):
     scale: float = 1.0
     shift: float = 0.0
     unit: str = ""
+    reach: int = 0
 
     @property
     def patch(self) -> SlotRef:
@@ -113,6 +116,7 @@ class SlotStore:
         trunk_cache_bytes: int = 0,
         patch_dtype: torch.dtype | None = None,
     ) -> None:
+        self._spec = backbone.spec
         self._channels = backbone.spec.channels
         self._device = backbone.embedding.weight.device
         self._dtype, self._patch_dtype = dtype, patch_dtype or dtype
@@ -261,10 +265,17 @@ class SlotStore:
             scale=shared(head.scale),
             shift=shared(head.shift),
             unit=shared(head.unit or ""),
+            reach=shared(self._reach(geometry, tensors)),
         )
         self.resident[residency.handle] = self.by_digest[residency.digest] = residency
         self.patch_bytes += pool.slot_bytes
         return residency
+
+    def _reach(self, geometry: PatchGeometry, tensors: Mapping[str, Tensor]) -> int:
+        """The number of newest items that a bundle's network depends on."""
+        if not tensors["head.weight"].any():
+            return 0
+        return self._spec.max_len if geometry.queries else read_items(self._spec)
 
     def _probe_errors(
         self, written: Sequence[tuple[Residency, VerifiedBundle]]
@@ -307,7 +318,7 @@ class SlotStore:
 
 def _selection(row: Row) -> Selection:
     if not row.top_k:
-        return EVERYTHING
+        return EVERYTHING_RAW if row.is_raw else EVERYTHING
     return Selection(
         top_k=row.top_k,
         excluded=np.frombuffer(row.excluded, np.int64) if row.excluded else None,

@@ -24,6 +24,7 @@ class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     ``tokens`` are int32 token ids, oldest first, at most ``max_len``, without [CLS]. ``excluded``
     and ``candidates`` are int64 catalog indices of a ranking head; None for candidates means all.
+    With ``is_raw`` the result has logits instead of scores.
     """
 
     handle: Handle
@@ -31,6 +32,7 @@ class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
     top_k: int = 0
     excluded: bytes = b""
     candidates: bytes | None = None
+    is_raw: bool = False
 
 
 class RequestRows(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -131,7 +133,8 @@ class BundleEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A resident bundle: what a worker needs to bind rows and to name results.
 
     ``catalog_path`` is the local bundle file that a ranking head's item ids are read from;
-    ``scale`` and ``shift`` are those of a value's ``ValueScale``; ``unit`` may be empty.
+    ``scale`` and ``shift`` are those of a value's ``ValueScale``; ``unit`` may be empty. ``reach``
+    is the number of newest items that its network reads; None means ``max_len``.
     """
 
     handle: Handle
@@ -144,6 +147,7 @@ class BundleEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     scale: float = 1.0
     shift: float = 0.0
     unit: str = ""
+    reach: int | None = None
 
     def shared(self) -> Self:
         """Return an equal entry that shares its texts with other entries.
@@ -158,6 +162,7 @@ class BundleEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
             scale=shared(self.scale),
             shift=shared(self.shift),
             unit=shared(self.unit),
+            reach=shared(self.reach),
         )
 
 
@@ -210,9 +215,9 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=21):
 class RowResult(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The answer to one row.
 
-    ``values`` are float32 scores: one per output, or those of the top k if the head ranks; then
-    ``indices`` are the int64 catalog indices of the top k. ``error`` is a code, or empty if the row
-    was answered.
+    ``values`` are float32 scores or logits: one per output, or those of the top k if the head
+    ranks; then ``indices`` are the int64 catalog indices of the top k. ``error`` is a code, or
+    empty if the row was answered.
     """
 
     request_id: int
