@@ -41,6 +41,9 @@ from peterrec.service.telemetry.events import AnswerExplained, Emit
 NUMBERS_AT_ONCE = 4096
 """Tokens and outputs of the rows that are sent at once: other rows wait no longer than for them."""
 
+ROWS_AT_ONCE = 64
+"""Rows that are sent at once."""
+
 MAX_NAMED = 10_000
 """Most contributions that the answers of a call name; a worker takes 2 µs to make one."""
 
@@ -321,12 +324,13 @@ def _recommended(items: Sequence[str], catalog: Catalog | PeterRecError) -> Outp
 
 
 def _parts(works: Iterable[Work]) -> Iterator[list[tuple[Work, int]]]:
-    """Cut the rows of all works into parts of at most ``NUMBERS_AT_ONCE``, but one row at least."""
+    """Cut the rows of all works into parts that are small, but have one row at least."""
     part: list[tuple[Work, int]] = []
     numbers = 0
     for work in works:
         for number in work.steps():
-            if part and numbers + work.row_numbers > NUMBERS_AT_ONCE:
+            is_full = len(part) == ROWS_AT_ONCE or numbers + work.row_numbers > NUMBERS_AT_ONCE
+            if part and is_full:
                 yield part
                 part, numbers = [], 0
             part.append((work, number))

@@ -18,6 +18,8 @@ class Turns:
 
     def __init__(self) -> None:
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        self._last: dict[str, int] = {}  # numbers of the tenants' last turns
+        self._count = 0
         self._is_taken = False
 
     @asynccontextmanager
@@ -29,6 +31,8 @@ class Turns:
         if self._is_taken:
             await self._wait(tenant, deadline)
         self._is_taken = True
+        self._count += 1
+        self._last[tenant] = self._count
         try:
             yield
         finally:
@@ -49,14 +53,14 @@ class Turns:
             raise
 
     def _pass_on(self) -> None:
-        """Give the turn to the tenant that has waited longest since its own last one."""
+        """Give the turn to the waiting tenant whose own last one was the longest ago."""
         while self._waiting:
-            tenant = next(iter(self._waiting))
-            calls = self._waiting.pop(tenant)
-            first = calls.popleft()
-            if calls:
-                self._waiting[tenant] = calls  # at the end
+            tenant = min(self._waiting, key=lambda waiting: self._last.get(waiting, 0))
+            first = self._waiting[tenant].popleft()
+            if not self._waiting[tenant]:
+                del self._waiting[tenant]
             if not first.done():
                 first.set_result(None)
                 return
         self._is_taken = False
+        self._last.clear()
