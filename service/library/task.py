@@ -122,8 +122,8 @@ class Task:
         ``histories`` is a list of histories, each a list of item ids, oldest first; or histories by
         user, or a table of events. ``exclude`` and ``candidates`` hold for all of them; where they
         differ, give ``peterrec_client.Instance`` objects. The other parameters are those of the
-        HTTP call, with its defaults and limits; ``explain`` names so many items of each history that
-        moved its answer most. Answers are computed in calls of 256 histories.
+        HTTP call, with its defaults and limits; ``explain`` names this many items of each history
+        that moved its answer most. Answers are computed in calls of 256 histories.
         """
         parameters: CallOptions = {
             "top_k": top_k,

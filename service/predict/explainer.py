@@ -3,8 +3,11 @@
 An item's contribution is what an output's score loses when the item is left out of the history.
 The answer comes first, as without an explanation. Then the version that gave it gets the history
 once as it is, and once without each item that its network reads, as ordinary rows, a few at a time.
+What an item table adds to each of these histories, and to those without older items, is one row
+more: it follows from the table's weights.
 """
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -28,6 +31,7 @@ from peterrec.service.predict.explanation import (
     ExplainedOutput,
     Explanation,
     ItemContribution,
+    Method,
 )
 from peterrec.service.predict.item_ids import Catalog, ItemVocabulary
 from peterrec.service.predict.kinds import ANSWERS, Prediction
@@ -43,6 +47,9 @@ NUMBERS_AT_ONCE = 4096
 
 ROWS_AT_ONCE = 64
 """Rows that are sent at once."""
+
+MAX_SCORES = 1 << 19
+"""Most scores (histories times outputs) that are computed for the explanations of a call."""
 
 MAX_NAMED = 10_000
 """Most contributions that the answers of a call name; a worker takes 2 µs to make one."""
@@ -66,18 +73,26 @@ class Outputs(NamedTuple):
     candidates: bytes | None
 
 
+TABLE = -1
+"""Stands for the row that asks for what an item table adds, among the numbers of histories."""
+
+
 @dataclass(slots=True, eq=False)
 class Work:
     """An answer that is being explained.
 
     ``scores`` [1 + items, outputs]: row 0 is of the whole history, row 1 + i of that without item
-    i. ``rows`` counts the rows whose results have come.
+    i. The first ``read`` items are read by the network, so that their histories have to be run; the
+    others move a table only, which has been asked for ``added`` [1 + items, K]. ``rows`` counts the
+    rows whose results have come.
     """
 
     bundle: BundleEntry
     planned: Planned
     outputs: Outputs
     scores: Floats
+    read: int
+    added: Floats | None = None
     rows: int = 0
     error: PeterRecError | None = None
 
@@ -86,28 +101,33 @@ class Work:
         """The number of items that are looked at."""
         return len(self.scores) - 1
 
-    @property
-    def row_numbers(self) -> int:
-        """Tokens and outputs of a row, at most."""
-        removals, candidates = self.planned.removals, self.outputs.candidates
-        outputs = self.bundle.outputs if candidates is None else len(self.outputs.names)
-        return min(len(removals.tokens), removals.max_len) + outputs
-
     def steps(self) -> Iterator[int]:
-        """Yield the rows of ``scores``, as long as nothing has failed."""
-        for number in range(len(self.scores) if self.outputs.names else 0):
+        """Yield the rows to run, as long as nothing has failed."""
+        first = TABLE if self.bundle.has_table else 0
+        for number in range(first, 1 + self.read if self.outputs.names else first):
             if self.error is not None:
                 return
             yield number
 
+    def numbers_of(self, number: int) -> int:
+        """Tokens and outputs of a row, about."""
+        removals = self.planned.removals
+        if number == TABLE:
+            return len(removals.tokens) + self.bundle.outputs * len(self.scores)
+        return min(len(removals.tokens), removals.max_len) + _row_outputs(self.bundle, self.outputs)
+
     def row(self, number: int) -> BoundRow:
-        """Make the row whose result becomes this row of ``scores``."""
-        tokens = self.planned.removals.window(number - 1 if number else None).tobytes()
-        handle, candidates = self.bundle.handle, self.outputs.candidates
-        if candidates is None:
+        """Make a row to run."""
+        removals, handle = self.planned.removals, self.bundle.handle
+        tokens = removals.window(number - 1 if number > 0 else None).tobytes()
+        if number == TABLE:
+            older = removals.tokens[: -removals.max_len].tobytes()
+            asked = removals.item_tokens[: self.items].tobytes()
+            row = Row(handle, tokens, older=older, left_out=asked)
+        elif self.outputs.candidates is None:
             row = Row(handle, tokens, is_raw=True)
         else:
-            row = Row(handle, tokens, len(self.outputs.names), b"", candidates)
+            row = Row(handle, tokens, len(self.outputs.names), b"", self.outputs.candidates)
         return BoundRow(row, self.bundle.digest)
 
     def take(self, number: int, result: RowResult) -> None:
@@ -115,13 +135,23 @@ class Work:
         if result.error:
             self.error = self.error or row_error(result.error, result.detail)
             return
-        logits = np.frombuffer(result.values, np.float32).astype(np.float64)
-        if self.outputs.candidates is not None:  # they come best first
-            logits = logits[np.frombuffer(result.indices, np.int64).argsort()]
-        measure = ANSWERS[self.bundle.kind].measure
-        found = measure.scores(self.bundle, logits[None])[0]  # [K]
-        self.scores[number] = found[self.outputs.places]
         self.rows += 1
+        values = np.frombuffer(result.values, np.float32).astype(np.float64)
+        if number == TABLE:
+            self.added = values.reshape(len(self.scores), -1)
+            return
+        if self.outputs.candidates is not None:  # they come best first
+            values = values[np.frombuffer(result.indices, np.int64).argsort()]
+        self._score(number, values)
+        if number == 0 and self.read < self.items:
+            self._score(slice(1 + self.read, None), values)
+
+    def _score(self, which: int | slice, logits: Floats) -> None:
+        """Keep the scores of the network's logits [K], with what a table adds for each history."""
+        added = 0.0 if self.added is None else self.added[which]
+        measure = ANSWERS[self.bundle.kind].measure
+        found = measure.scores(self.bundle, np.atleast_2d(logits + added))  # [n, K]
+        self.scores[which] = found[:, self.outputs.places]
 
     def explanation(self) -> Explanation:
         """Name the items that moved each output most; nothing if there was an error."""
@@ -129,7 +159,7 @@ class Work:
         within = _within(removals, self.bundle)
         names = self.outputs.names if self.error is None else ()
         return Explanation(
-            method="leave_one_out",
+            method=_method(self.bundle),
             unit=self.bundle.unit or ANSWERS[self.bundle.kind].measure.unit,
             items_looked_at=self.items,
             items_without_effect=removals.unread + len(removals.ids) - within,
@@ -181,21 +211,24 @@ class Explainer:
         """
         planned: dict[int, Planned] = {}
         known: dict[tuple[int, str], Removals] = {}  # the tasks of one user share a history
-        rows = 0
+        rows = scores = 0
         for at, (question, each) in enumerate(zip(questions, bound, strict=True)):
             if isinstance(question, PeterRecError) or isinstance(each, PeterRecError):
                 continue
             if question.explain is None:
                 continue
-            history, policy = question.item_ids, question.unknown_items
-            removals = known.get((id(history), policy))
-            if removals is None:
-                removals = Removals.of(history, policy, self._vocabulary)
-                known[id(history), policy] = removals
-            planned[at] = Planned(question.explain, removals)
-            rows += 1 + _items(planned[at], each.by.bundle)
-            if rows > self._max_rows:
-                raise self._refusal(sum(_is_explained(q) for q in questions))
+            key = id(question.item_ids), question.unknown_items
+            if key not in known:
+                known[key] = Removals.of(
+                    question.item_ids, question.unknown_items, self._vocabulary
+                )
+            planned[at] = Planned(question.explain, known[key])
+            bundle = each.by.bundle
+            rows += 1 + bundle.has_table + _read(planned[at], bundle)
+            scores += (1 + _items(planned[at], bundle)) * _most_outputs(question, bundle)
+            if rows > self._max_rows or scores > MAX_SCORES:
+                answers = sum(map(_is_explained, questions))
+                raise self._refusal(answers, are_rows=rows > self._max_rows)
         return planned
 
     async def explain(
@@ -244,18 +277,26 @@ class Explainer:
             for (work, number), result in zip(sent, found.rows, strict=True):
                 work.take(number, result)
 
-    def _refusal(self, answers: int) -> ExplanationTooLarge:
-        """Return the error of a call whose explanations need too many rows."""
+    def _refusal(self, answers: int, *, are_rows: bool) -> ExplanationTooLarge:
+        """Return the error of a call whose explanations need too many rows, or scores."""
         if not self._max_rows:
             return ExplanationTooLarge(
                 "this server gives no explanations.", hint="Send the request without `explain`."
             )
-        most = self._max_rows // answers - 1
-        smaller = f'`"explain": {{"items": …, "newest": {most}}}` looks at fewer. '
+        fewer = "Explain fewer answers in one call"
+        if not are_rows:
+            return ExplanationTooLarge(
+                f"the explanations need more than the {MAX_SCORES} scores that are computed for a "
+                "call: one for each item and output.",
+                hint=f"{fewer}, or look at the newest items only (`newest`).",
+            )
+        newest = self._max_rows // answers - 2
+        smaller = f'"explain": {{"items": …, "newest": {newest}}} looks at fewer items'
         return ExplanationTooLarge(
-            f"the explanations need more than the {self._max_rows} rows that a call may add: one "
-            f"for each different item that is read, and one for each of {answers} answers.",
-            hint=(smaller if most > 0 else "") + "Ask for fewer explanations in one call.",
+            f"the explanations need more than the {self._max_rows} rows that they may add to a "
+            f"call: one for each item that is read, in each of {answers} histories, and one or two "
+            "for each answer.",
+            hint=f"{fewer}; {smaller}." if newest > 0 else f"{fewer}.",
         )
 
 
@@ -263,16 +304,43 @@ def _is_explained(question: Question | PeterRecError) -> bool:
     return isinstance(question, Question) and question.explain is not None
 
 
+def _method(bundle: BundleEntry) -> Method:
+    if not bundle.has_table:
+        return "leave_one_out"
+    return "table" if bundle.reach == 0 else "leave_one_out_and_table"
+
+
 def _within(removals: Removals, bundle: BundleEntry) -> int:
     """The number of items, the first ones, that can move an answer of the bundle."""
+    return len(removals.ids) if bundle.has_table else _in_reach(removals, bundle)
+
+
+def _in_reach(removals: Removals, bundle: BundleEntry) -> int:
+    """The number of items, the first ones, that the bundle's network reads."""
     return removals.within(removals.max_len if bundle.reach is None else bundle.reach)
 
 
 def _items(planned: Planned, bundle: BundleEntry) -> int:
     """The number of items that are looked at."""
-    within = _within(planned.removals, bundle)
-    newest = planned.explain.newest
-    return within if newest is None else min(within, newest)
+    return min(_within(planned.removals, bundle), planned.explain.newest or sys.maxsize)
+
+
+def _read(planned: Planned, bundle: BundleEntry) -> int:
+    """The number of items whose histories have to be run."""
+    return min(_in_reach(planned.removals, bundle), planned.explain.newest or sys.maxsize)
+
+
+def _most_outputs(question: Question, bundle: BundleEntry) -> int:
+    """The number of outputs that each row has, at most."""
+    return min(question.top_k, bundle.outputs) if _has_catalog(bundle) else bundle.outputs
+
+
+def _row_outputs(bundle: BundleEntry, outputs: Outputs) -> int:
+    return bundle.outputs if outputs.candidates is None else len(outputs.names)
+
+
+def _has_catalog(bundle: BundleEntry) -> bool:
+    return KINDS[bundle.kind].has_catalog
 
 
 def _works(
@@ -291,7 +359,8 @@ def _works(
         named += len(outputs.names) * max(1, min(each.explain.items, items))
         if named > MAX_NAMED:
             outputs = Outputs((), np.empty(0, np.int64), None)
-        works[at] = Work(by.bundle, each, outputs, np.zeros((1 + items, len(outputs.names))))
+        scores = np.zeros((1 + items, len(outputs.names)))
+        works[at] = Work(by.bundle, each, outputs, scores, _read(each, by.bundle))
         if named > MAX_NAMED:
             works[at].error = ExplanationTooLarge(
                 f"the explanations of a call name at most {MAX_NAMED} contributions, of all items "
@@ -306,7 +375,7 @@ def _outputs(
 ) -> Outputs:
     """Choose the outputs to explain: those that the answer rests on, or all."""
     rests_on = ANSWERS[bundle.kind].measure.rests_on(answer)
-    if KINDS[bundle.kind].has_catalog:
+    if _has_catalog(bundle):
         assert rests_on is not None
         return _recommended(rests_on, catalogs[bundle.digest])
     names = bundle.labels or (bundle.kind,)
@@ -329,11 +398,11 @@ def _parts(works: Iterable[Work]) -> Iterator[list[tuple[Work, int]]]:
     numbers = 0
     for work in works:
         for number in work.steps():
-            is_full = len(part) == ROWS_AT_ONCE or numbers + work.row_numbers > NUMBERS_AT_ONCE
-            if part and is_full:
+            own = work.numbers_of(number)
+            if part and (len(part) == ROWS_AT_ONCE or numbers + own > NUMBERS_AT_ONCE):
                 yield part
                 part, numbers = [], 0
             part.append((work, number))
-            numbers += work.row_numbers
+            numbers += own
     if part:
         yield part

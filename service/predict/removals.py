@@ -65,6 +65,11 @@ class Removals:
         """Return how many items, the first ones, occur among the newest ``reach`` tokens."""
         return int(self.ages.searchsorted(reach))
 
+    @property
+    def item_tokens(self) -> Tokens:
+        """The token of each item, int32 [items]."""
+        return self.tokens[::-1][self.ages]
+
     def window(self, item: int | None = None) -> Tokens:
         """Return the newest ``max_len`` tokens of the history, or of it without an item."""
         tokens = self.tokens if item is None else self.tokens[self.item_of != item]

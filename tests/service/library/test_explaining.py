@@ -6,7 +6,7 @@ import random
 import pytest
 
 from peterrec.model.kinds.value import ValueScale
-from peterrec.model.spec import BackboneSpec, PatchGeometry
+from peterrec.model.spec import BackboneSpec, PatchGeometry, TableSpec
 from peterrec.service.errors import ExplanationTooLarge, MalformedRequest
 from peterrec.service.library.backbone import load_backbone
 from peterrec.service.library.task import Task, task_of
@@ -74,12 +74,16 @@ def removed_one_by_one(task: Task, history, **options) -> dict[str, dict[str, fl
     }
 
 
+def assert_same_items(output: ExplainedOutput, expected: dict[str, float]) -> None:
+    for item in output.items:
+        assert item.contribution == pytest.approx(expected[str(item.id)], abs=TOLERANCE)
+
+
 def assert_same(output: ExplainedOutput, expected: dict[str, float]) -> None:
     """The explanation has the most of the expected contributions, largest first."""
     found = [item.contribution for item in output.items]
     assert found == sorted(found, key=abs, reverse=True)
-    for item in output.items:
-        assert item.contribution == pytest.approx(expected[str(item.id)], abs=TOLERANCE)
+    assert_same_items(output, expected)
     most = sorted((abs(value) for value in expected.values()), reverse=True)
     assert [abs(each) for each in found] == pytest.approx(most[: len(found)], abs=TOLERANCE)
 
@@ -109,6 +113,77 @@ def test_every_part_of_a_patch_is_explained_exactly(workshop, backbone, place):
         (output,) = answer.explanation.outputs
         assert output.output == answer.label
         assert_same(output, expected[output.output])
+
+
+FORMS = {
+    "presence": TableSpec(1),
+    "count": TableSpec(1, counting="count"),
+    "hardly divided": TableSpec(1, exponent=0.25),
+    "mean of four bits": TableSpec(1, bits=4, counting="count", exponent=1.0),
+}
+
+
+def long_histories(count: int) -> list[list[str | int]]:
+    """Histories several times as long as the network reads, with repetitions near and far."""
+    draw = random.Random(6)
+    return [
+        draw.choices(IDS, k=draw.randrange(SPEC.max_len, 5 * SPEC.max_len)) for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("policy", ["drop", "map"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["classification", "tags", "value"])
+def test_a_table_is_explained_over_the_whole_history(workshop, backbone, kind, form, policy):
+    task = task_of(backbone, workshop.bundle(kind, seed=4, table=FORMS[form]))
+    for history in [*long_histories(3), *histories(2)]:
+        expected = removed_one_by_one(task, history, unknown_items=policy)
+        (answer,) = task.predict([history], explain=Explain(100, "all"), unknown_items=policy)
+        explanation = answer.explanation
+        assert explanation.method == "leave_one_out_and_table"
+        unread = answer.unknown_items and policy == "drop"
+        assert explanation.items_looked_at + explanation.items_without_effect == len(
+            {*map(str, history)}
+        )
+        assert bool(explanation.items_without_effect) == bool(unread)
+        for output in explanation.outputs:
+            assert_same(output, expected[output.output])
+            assert output.score == pytest.approx(scores_of(answer)[output.output], abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["classification", "tags", "value"])
+def test_a_table_alone_costs_two_rows(workshop, backbone, kind, form):
+    bundle = workshop.bundle(kind, 5, table=FORMS[form], reads_network=False)
+    task = task_of(backbone, bundle)
+    for history in long_histories(3):
+        expected = removed_one_by_one(task, history)
+        (answer,) = task.predict([history], explain=Explain(100, "all"))
+        assert (answer.explanation.method, answer.explanation.rows) == ("table", 2)
+        for output in answer.explanation.outputs:
+            assert_same(output, expected[output.output])
+
+
+def test_a_cold_start_of_a_table_has_no_item_that_moved_it(workshop, backbone):
+    task = task_of(backbone, workshop.bundle("tags", seed=4, table=TableSpec(1)))
+    for answer in task.predict([[], ["not known"]], explain=5):
+        assert answer.explanation.error is None
+        assert answer.explanation.items_looked_at == 0
+        assert [output.items for output in answer.explanation.outputs] == [()] * len(
+            answer.explanation.outputs
+        )
+
+
+def test_the_newest_items_of_a_table_are_looked_at_on_request(workshop, backbone):
+    task = task_of(backbone, workshop.bundle("value", seed=4, table=TableSpec(1)))
+    history = ITEMS[:60]
+    for newest, rows in ((5, 7), (30, 22)):
+        (answer,) = task.predict([history], explain=Explain(100, newest=newest))
+        explanation = answer.explanation
+        assert (explanation.items_looked_at, explanation.items_left_out) == (newest, 60 - newest)
+        assert explanation.rows == rows
+        assert {item.id for item in explanation.outputs[0].items} == {*history[-newest:]}
+        assert_same_items(explanation.outputs[0], removed_one_by_one(task, history)["value"])
 
 
 @pytest.mark.parametrize("is_causal", [True, False])

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -31,7 +32,7 @@ async def test_a_tenant_with_one_call_is_not_kept_waiting_by_one_with_many():
         group.create_task(work(turns, "neighbour", 5, seen))
     places = [at for at, tenant in enumerate(seen) if tenant == "neighbour"]
     assert len(seen) == 105
-    assert [after - before for before, after in zip(places, places[1:], strict=False)] == [2] * 4
+    assert [after - before for before, after in pairwise(places)] == [2] * 4
     assert places[0] <= 3
 
 
