@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Items = Annotated[
     list[str] | None,
-    typer.Argument(metavar="ITEM…", help="The user's items, oldest first; or give --user."),
+    typer.Argument(metavar="ITEM", help="The user's items, oldest first; or give --user."),
 ]
 
 
@@ -176,7 +176,7 @@ def _print(found: "Prediction") -> None:
 def _summary(found: "Prediction", explanation: "Explanation") -> str:
     parts = [
         f"{explanation.items_looked_at} different items looked at ({explanation.method})",
-        f"scores and contributions in {explanation.unit}",
+        f"unit: {explanation.unit}",
     ]
     if explanation.items_without_effect:
         parts.append(f"{explanation.items_without_effect} without an effect: unknown or too old")

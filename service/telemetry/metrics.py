@@ -122,6 +122,8 @@ class Metrics:
         self._explanations = self._counter(
             "explanations_total", "Explanations of answers.", "outcome"
         )
+        for outcome in set(OUTCOMES) - {"client_left"}:
+            self._explanations.labels(outcome)
         self._explanation_rows = self._counter(
             "explanation_rows_total", "Rows that were run for explanations."
         )
