@@ -1,66 +1,140 @@
-"""What a table on the device adds to a history without each of its items."""
+"""Packed item tables on a device: the bits of the reference, whatever else is in the batch."""
+
+import os
+from collections.abc import Callable
+from typing import Any  # each device lists items in a form of its own
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from peterrec.model.inference.heads import MixedHeads
-from peterrec.model.inference.item_tables import packed_table, without_each
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from peterrec.model.inference.cpu.table_kernel import CompiledTables
+from peterrec.model.inference.gpu.table_kernel import FusedTables
+from peterrec.model.inference.item_tables import (
+    BatchTables,
+    TableForward,
+    TableWeights,
+    packed_table,
+    table_bytes,
+)
 from peterrec.model.network.item_table import ItemTable
-from peterrec.model.spec import FIRST_ITEM, UNK, BackboneSpec, HeadSpec, TableSpec
-from tests.model.random_tasks import random_table
+from peterrec.model.spec import FIRST_ITEM, UNK, BackboneSpec, TableSpec
+from tests.model.random_tasks import random_history, random_table
 
-SPEC = BackboneSpec(item_count=300, channels=8, dilations=(1,), max_len=10)
-FORMS = {
-    "presence": TableSpec(1),
-    "count": TableSpec(1, counting="count"),
-    "sum of four bits": TableSpec(1, bits=4, exponent=0.0),
-    "mean": TableSpec(1, counting="count", exponent=1.0),
+SPEC = BackboneSpec(item_count=5000, max_len=50)
+CPU = torch.device("cpu")
+GPU = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+FORMS = [
+    TableSpec(1, counting=counting, exponent=exponent)
+    for counting in ("presence", "count")
+    for exponent in (0.0, 0.5, 1.0)
+]
+
+Make = Callable[[int], TableForward[Any]]
+DEVICES: dict[str, tuple[Make, torch.device]] = {
+    "CPU": (CompiledTables, CPU),
+    "GPU": (lambda token_count: FusedTables(GPU, token_count), GPU),
 }
 
 
-def histories(count: int) -> list[np.ndarray]:
-    """Tokens of items, repeated ones and unknown ones, empty and long histories."""
-    draw = np.random.default_rng(2)
-    lengths = [0, 1, 2, *draw.integers(3, 500, count)]
-    drawn = [draw.integers(FIRST_ITEM, SPEC.token_count, length) for length in lengths]
-    return [np.where(draw.random(len(row)) < 0.1, UNK, row).astype(np.int32) for row in drawn]
+def resident(table: ItemTable, device: torch.device, temperature: float = 1.0) -> TableWeights:
+    weights = TableWeights(table_bytes(table))
+    weights.put(packed_table(table, temperature).to(device))
+    assert weights.packed is not None
+    assert weights.packed.nbytes == weights.size_bytes
+    return weights
 
 
-def table_of(form: str, outputs: int, share: float = 0.7) -> ItemTable:
-    return random_table(SPEC, outputs, 3, FORMS[form], share)
+def added(
+    forward: TableForward[Any], tables: list[TableWeights], histories: list[Any], outputs: int
+) -> torch.Tensor:
+    """What tables add to zeros, row i of table and history i."""
+    device = tables[0].packed.device if tables[0].packed is not None else CPU
+    logits = torch.zeros(len(tables), outputs, device=device)
+    BatchTables(forward, tables, histories, SPEC.token_count).add(logits, range(len(tables)))
+    return logits.cpu()
 
 
-@pytest.mark.parametrize("outputs", [1, 3, 70])
-@pytest.mark.parametrize("form", FORMS)
-def test_each_row_has_the_bits_of_the_history_without_the_item(form, outputs):
-    table = table_of(form, outputs)
-    for history in histories(6):
-        items = np.unique(history)
-        rest = [history, *(history[history != item] for item in items)]
-        found = without_each(packed_table(table), outputs, history, items)
-        assert torch.equal(found, table.logits(rest))
+@pytest.mark.parametrize("name", DEVICES)
+@pytest.mark.parametrize("outputs", [1, 16, 17])
+def test_a_mixed_batch_adds_the_bits_of_the_reference(name: str, outputs: int) -> None:
+    make, device = DEVICES[name]
+    forward = make(SPEC.token_count)
+    tables = [random_table(SPEC, outputs, n, form, 0.3) for n, form in enumerate(FORMS)]
+    tables += [random_table(SPEC, outputs, 9, share=share) for share in (0.0, 0.01, 1.0)]
+    twice = random_history(SPEC, 60, 1) * 2
+    histories = [[], [UNK, FIRST_ITEM], twice, *(random_history(SPEC, n, n) for n in (50, 3000))]
+    own = [resident(table, device) for table in tables]
+    rows = [(weights, history) for history in histories for weights in own]
+    expected = torch.cat([table.logits([h]) for h in histories for table in tables])
+    for _ in range(2):  # a batch leaves nothing behind
+        found = added(forward, *map(list, zip(*rows, strict=True)), outputs)
+        if name == "CPU":
+            assert torch.equal(found, expected)
+        else:  # its power of the number of items may be rounded otherwise
+            torch.testing.assert_close(found, expected, rtol=3e-7, atol=0)
 
 
-def test_items_that_the_history_or_the_table_lack_change_what_they_must():
-    table = table_of("presence", 2, share=0.1)
-    history = np.arange(FIRST_ITEM, FIRST_ITEM + 50, dtype=np.int32)
-    without_row = next(item for item in history if item not in table.items)
-    asked = np.array([without_row, SPEC.token_count - 1, UNK], np.int32)
-    whole, fewer, same, unknown = without_each(packed_table(table), 2, history, asked)
-    assert torch.equal(fewer, table.logits([history[history != without_row]])[0])
-    assert not torch.equal(fewer, whole)
-    assert torch.equal(same, whole)
-    assert torch.equal(unknown, whole)
+@given(
+    tokens=st.lists(st.integers(0, SPEC.token_count - 1) | st.integers(0, 9), max_size=40),
+    kept=st.sets(st.integers(0, SPEC.item_count - 1), min_size=1, max_size=9),
+    form=st.sampled_from(FORMS),
+)
+@settings(deadline=None, max_examples=60)
+def test_whatever_a_history_has_the_table_adds_what_the_reference_does(
+    tokens: list[int], kept: set[int], form: TableSpec
+) -> None:
+    weight = torch.zeros(SPEC.item_count, 2)
+    weight[sorted(kept)] = torch.randn(len(kept), 2, generator=torch.Generator().manual_seed(1))
+    table = ItemTable.quantized(weight, form)
+    found = added(CompiledTables(SPEC.token_count), [resident(table, CPU)], [tokens], 2)
+    assert torch.equal(found, table.logits([tokens]))
 
 
-def test_a_heads_temperature_divides_them_as_it_divides_the_logits():
-    table, spec = table_of("count", 3), HeadSpec("tags", 3)
-    heads = MixedHeads(SPEC.channels, torch.device("cpu"), SPEC.token_count)
-    tensors = {"head.weight": torch.zeros(3, SPEC.channels), "head.bias": torch.zeros(3)}
-    head = heads.add(spec, tensors, 2.5, table)
-    history = histories(1)[-1]
-    columns, users = torch.arange(3), torch.zeros(1, SPEC.channels)
-    found = heads.table_without_each(head, history, history[:5]).values.reshape(6, 3)
-    whole = heads.logits(users, head, columns, [history])[0]
-    np.testing.assert_array_equal(found[0], whole.numpy())
+@pytest.mark.parametrize("name", DEVICES)
+def test_the_temperature_divides_the_scales(name: str) -> None:
+    make, device = DEVICES[name]
+    table = random_table(SPEC, 3, 1)
+    history = random_history(SPEC, 100, 1)
+    found = added(make(SPEC.token_count), [resident(table, device, 2.5)], [history], 3)
+    torch.testing.assert_close(found, table.logits([history]) / 2.5)
+
+
+@pytest.mark.parametrize("token", [-1, SPEC.token_count])
+def test_a_token_that_the_backbone_lacks_is_refused(token: int) -> None:
+    weights = resident(random_table(SPEC, 3, 1), CPU)
+    with pytest.raises(IndexError, match="outside 0"):
+        added(CompiledTables(SPEC.token_count), [weights], [[5, token]], 3)
+
+
+def test_rows_without_a_table_stay_as_they_are() -> None:
+    table, forward = random_table(SPEC, 3, 1), CompiledTables(SPEC.token_count)
+    history = random_history(SPEC, 100, 1)
+    tables = [None, resident(table, CPU), None]
+    logits = torch.ones(2, 3)
+    BatchTables(forward, tables, [history] * 3, SPEC.token_count).add(logits, [2, 1])
+    assert torch.equal(logits[0], torch.ones(3))
+    assert torch.equal(logits[1], torch.ones(3) + table.logits([history])[0])
+
+
+def test_a_history_that_rows_share_is_listed_once() -> None:
+    lengths = []
+
+    class Counting(CompiledTables):
+        def listed(self, histories: Any) -> Any:
+            lengths.append(len(histories.tokens))
+            return super().listed(histories)
+
+    weights, history = resident(random_table(SPEC, 3, 1), CPU), np.arange(4, 900)
+    added(Counting(SPEC.token_count), [weights] * 100, [history] * 100, 3)
+    assert lengths == [len(history)]
+
+
+def test_a_table_of_twenty_thousand_items_and_ten_outputs_takes_205_kilobytes() -> None:
+    spec = BackboneSpec(item_count=20_000)
+    assert table_bytes(random_table(spec, 10, 1, share=1.0)) == 200_000 + 40 + 24 + 8 * 626
