@@ -287,15 +287,15 @@ class SlotStore:
             shift=shared(head.shift),
             unit=shared(head.unit or ""),
             table=head_ref.table,
-            reach=shared(self._reach(geometry, tensors)),
+            reach=shared(self._reach(geometry, head_ref, tensors)),
         )
         self.resident[residency.handle] = self.by_digest[residency.digest] = residency
         self.patch_bytes += pool.slot_bytes
         return residency
 
-    def _reach(self, geometry: PatchGeometry, tensors: Mapping[str, Tensor]) -> int:
-        """The number of newest items that a bundle's network depends on."""
-        if not tensors["head.weight"].any():
+    def _reach(self, geometry: PatchGeometry, head: HeadRef, tensors: Mapping[str, Tensor]) -> int:
+        """The number of newest items that a bundle's network depends on; 0 if only a table does."""
+        if head.table is not None and not tensors["head.weight"].any():
             return 0
         return self._spec.max_len if geometry.queries else read_items(self._spec)
 

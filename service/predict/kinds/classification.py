@@ -50,7 +50,7 @@ def _log_odds(bundle: BundleEntry, logits: Floats) -> Floats:
     weights = np.exp(logits - logits[every, best][:, None])  # [N, K], 1 at the best
     others = weights.sum(1, keepdims=True) - weights
     others[every, best] = 1.0
-    found = logits - logits[every, best][:, None] - np.log(others)  # [N, K]
+    found: Floats = logits - logits[every, best][:, None] - np.log(others)  # [N, K]
     rest = logits.copy()
     rest[every, best] = -np.inf
     second = rest.max(1, keepdims=True)  # [N, 1]

@@ -31,14 +31,15 @@ def table_of(form: str, outputs: int, share: float = 0.7) -> ItemTable:
     return random_table(SPEC, outputs, 3, FORMS[form], share)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("outputs", [1, 3, 70])
 @pytest.mark.parametrize("form", FORMS)
-def test_each_row_has_the_bits_of_the_history_without_the_item(form, outputs):
+def test_each_row_has_the_bits_of_the_history_without_the_item(form, outputs, device):
     table = table_of(form, outputs)
     for history in histories(6):
         items = np.unique(history)
         rest = [history, *(history[history != item] for item in items)]
-        found = without_each(packed_table(table), outputs, history, items)
+        found = without_each(packed_table(table).to(device), outputs, history, items)
         assert torch.equal(found, table.logits(rest))
 
 
