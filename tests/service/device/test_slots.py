@@ -93,7 +93,8 @@ def test_a_device_that_does_not_add_the_item_table_refuses_a_bundle_with_one(
 ) -> None:
     task = workshop.task("value", 1)
     weight = torch.ones(SPEC.item_count, 1)
-    table = ItemTable.quantized(weight, TableSpec(SPEC.item_count, exponent=0.0))
+    tokens = torch.arange(SPEC.item_count) + FIRST_ITEM
+    table = ItemTable.quantized(weight, tokens, TableSpec(SPEC.item_count, exponent=0.0))
     histories = [np.arange(length) + FIRST_ITEM for length in (0, SPEC.max_len + 4)]
     if newest_only:
         table = replace(table, codes=table.codes * (table.items < FIRST_ITEM + 4).unsqueeze(1))
