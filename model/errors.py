@@ -378,12 +378,6 @@ class TensorFlowMissing(PeterRecError):
     category = Category.UNAVAILABLE
 
 
-class ScikitLearnMissing(PeterRecError, ImportError):
-    """Something needs scikit-learn, which is not installed."""
-
-    code = "scikit_learn_missing"
-
-
 class BaselineTooLarge(PeterRecError):
     """A baseline of a comparison would need more memory than it may use."""
 

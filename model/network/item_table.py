@@ -48,10 +48,10 @@ class ItemTable:
     scale: Tensor
 
     @classmethod
-    def quantized(cls, weight: Tensor, tokens: Tensor, spec: TableSpec) -> Self:
+    def quantized(cls, weight: Tensor, spec: TableSpec, tokens: Tensor | None = None) -> Self:
         """Round float32 weights [V, K] of the items with these tokens int64 [V], ascending.
 
-        Rows that are nothing are left out, ``spec.items`` becomes the number of the others. At
+        None are the vocabulary's first V items. Rows that are nothing are left out, ``spec.items`` becomes the number of the others. At
         least one row stays.
         """
         scale = quantization_scale(weight, spec)
@@ -60,7 +60,8 @@ class ItemTable:
         if not len(kept):
             kept = torch.zeros(1, dtype=torch.int64)
         found = TableSpec(len(kept), spec.bits, spec.counting, spec.exponent)
-        return cls(found, tokens[kept], codes[kept], scale)
+        own = kept + FIRST_ITEM if tokens is None else tokens[kept]
+        return cls(found, own, codes[kept], scale)
 
     @property
     def size_bytes(self) -> int:

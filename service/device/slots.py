@@ -17,15 +17,18 @@ from peterrec.model.errors import PeterRecError
 from peterrec.model.inference.batch_plan import SlotRef
 from peterrec.model.inference.forward import mixed_forward
 from peterrec.model.inference.heads import HeadRef, MixedHeads, RowScores, Selection
+from peterrec.model.inference.item_tables import TableWeights
 from peterrec.model.inference.top_k import CatalogWeights
 from peterrec.model.inference.weight_pool import WeightPool
-from peterrec.model.kinds import KINDS
 from peterrec.model.network.backbone import Backbone
+from peterrec.model.network.collate import Tokens
+from peterrec.model.network.item_table import ItemTable
 from peterrec.model.spec import FIRST_ITEM, PAD, HeadSpec, PatchGeometry
 from peterrec.patches.bundle.verify import VerifiedBundle
 from peterrec.patches.identity import Digest
 from peterrec.patches.interning import shared, shared_digest
 from peterrec.service.device.head_cache import HeadCache
+from peterrec.service.device.head_file import item_table
 from peterrec.service.errors import HeadBudgetExceeded, ProbeFailed
 from peterrec.service.protocol.messages import Handle, Row
 
@@ -58,9 +61,9 @@ class Residency(msgspec.Struct, frozen=True, gc=False):
     """A bundle whose weights are on the device and were validated there.
 
     Tens of thousands are kept, so each is one small object that garbage collection does not visit.
-    ``catalog`` has the weights of a ranking head; ``catalog_path`` is the local bundle file that
-    its item ids are read from, and its weights again after an eviction. ``scale`` and ``shift`` are
-    those of a value's ``ValueScale``.
+    ``catalog`` has the weights of a ranking head, ``table`` the item table of another one, and
+    ``path`` is the local bundle file that they are read from again after an eviction, and a
+    catalog's item ids. ``scale`` and ``shift`` are those of a value's ``ValueScale``.
     """
 
     handle: Handle
@@ -70,11 +73,12 @@ class Residency(msgspec.Struct, frozen=True, gc=False):
     form: Form
     patch_slot: int
     head_slot: int
-    catalog_path: str = ""
+    path: str = ""
     catalog: CatalogWeights | None = None
     scale: float = 1.0
     shift: float = 0.0
     unit: str = ""
+    table: TableWeights | None = None
 
     @property
     def patch(self) -> SlotRef:
@@ -83,15 +87,15 @@ class Residency(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def head(self) -> HeadRef:
-        """The slot or the catalog weights of the head."""
-        return HeadRef(self.form.head, self.form.heads, self.head_slot, self.catalog)
+        """The slot or the catalog weights of the head, and its item table."""
+        return HeadRef(self.form.head, self.form.heads, self.head_slot, self.catalog, self.table)
 
 
 @dataclass(frozen=True, slots=True)
 class LocalBundle:
-    """A verified bundle, and the file on this machine that its ranking head can be read from.
+    """A verified bundle, and the file on this machine that its large parts can be read from.
 
-    Without a path the head is never evicted.
+    These are a ranking head or an item table. Without a path they are never evicted.
     """
 
     bundle: VerifiedBundle
@@ -117,7 +121,7 @@ class SlotStore:
         self._device = backbone.embedding.weight.device
         self._dtype, self._patch_dtype = dtype, patch_dtype or dtype
         self._forward = mixed_forward(backbone, dtype, trunk_cache_bytes)
-        self._heads = MixedHeads(self._channels, self._device)
+        self._heads = MixedHeads(self._channels, self._device, backbone.spec.token_count)
         self.head_cache = HeadCache(head_limit_bytes)
         self._pools: dict[PatchGeometry, WeightPool] = {}
         self._forms: dict[Form, Form] = {}
@@ -132,13 +136,13 @@ class SlotStore:
         """Bytes of heads on the device, including room for one that is being reloaded."""
         return self.head_cache.used_bytes
 
-    def load(self, bundle: VerifiedBundle, catalog_path: str = "") -> Residency:
+    def load(self, bundle: VerifiedBundle, path: str = "") -> Residency:
         """Copy a bundle's weights to the device and run its probes there.
 
         Nothing serves the residency until a table names it. Raises HeadBudgetExceeded or
         ProbeFailed, with nothing left of the bundle.
         """
-        (outcome,) = self.load_many([LocalBundle(bundle, catalog_path)])
+        (outcome,) = self.load_many([LocalBundle(bundle, path)])
         if isinstance(outcome, PeterRecError):
             raise outcome
         return outcome
@@ -207,24 +211,26 @@ class SlotStore:
         """
         self.head_cache.touch([row.handle for row in rows])
         residencies = [self.resident[row.handle] for row in rows]
-        users = self._forward.user_vectors(
-            [np.frombuffer(bytearray(row.tokens), np.int32) for row in rows],
-            [residency.patch for residency in residencies],
-        )
+        newest: list[Tokens] = [np.frombuffer(bytearray(row.tokens), np.int32) for row in rows]
+        users = self._forward.user_vectors(newest, [each.patch for each in residencies])
+        has_table = any(each.table is not None for each in residencies)
         return self._heads.scores(
             users,
             [residency.head for residency in residencies],
             [_selection(row) for row in rows],
+            _whole_histories(rows, newest) if has_table else (),
         )
 
     def _written(self, local: LocalBundle) -> Residency | HeadBudgetExceeded:
-        head = local.bundle.manifest.head.spec()
-        is_evictable = KINDS[head.kind].has_catalog and local.path != ""
+        manifest = local.bundle.manifest
+        table = item_table(manifest, local.bundle.tensors)
+        size = self._heads.size(manifest.head.spec(), table)
+        is_evictable = size.large > 0 and local.path != ""
         try:
-            self.head_cache.reserve(self._heads.size_bytes(head), is_evictable=is_evictable)
+            self.head_cache.reserve(size, is_evictable=is_evictable)
         except HeadBudgetExceeded as error:
             return error
-        residency = self._write(local.bundle, local.path)
+        residency = self._write(local, table)
         self.head_cache.add(residency.handle, residency.head, is_evictable=is_evictable)
         return residency
 
@@ -237,14 +243,15 @@ class SlotStore:
         self.free(outcome)
         return ProbeFailed(errors[outcome.handle], tolerance)
 
-    def _write(self, bundle: VerifiedBundle, catalog_path: str) -> Residency:
+    def _write(self, local: LocalBundle, table: ItemTable | None) -> Residency:
+        bundle = local.bundle
         tensors, head = _as_torch(bundle), bundle.manifest.head
         geometry = bundle.manifest.patch.geometry()
         pool = self._pool(geometry)
         slot = pool.write(tensors)
         try:
-            head_ref = self._heads.add(head.spec(), tensors, head.temperature)
-        except Exception:  # no memory for a large catalog: the slot must not be leaked
+            head_ref = self._heads.add(head.spec(), tensors, head.temperature, table)
+        except Exception:  # no memory for a large part: the slot must not be leaked
             pool.release(slot)
             raise
         form = Form(geometry, pool, head_ref.spec, head_ref.pool)
@@ -256,11 +263,12 @@ class SlotStore:
             form=self._forms.setdefault(form, form),
             patch_slot=slot,
             head_slot=slot if head_ref.slot == slot else head_ref.slot,  # the same int, if equal
-            catalog_path=catalog_path if head_ref.catalog else "",
+            path=local.path if head_ref.large else "",
             catalog=head_ref.catalog,
             scale=shared(head.scale),
             shift=shared(head.shift),
             unit=shared(head.unit or ""),
+            table=head_ref.table,
         )
         self.resident[residency.handle] = self.by_digest[residency.digest] = residency
         self.patch_bytes += pool.slot_bytes
@@ -283,16 +291,24 @@ class SlotStore:
         at, vectors = 0, torch.cat(users) if users else torch.empty(0)  # [all probes, C]
         for residency, bundle in written:
             count = len(bundle.tensors["probe.histories"])
+            histories = [history for _, history in rows[at : at + count]]
             errors[residency.handle] = self._probe_error(
-                residency, bundle, vectors[at : at + count]
+                residency, bundle, vectors[at : at + count], histories
             )
             at += count
         return errors
 
-    def _probe_error(self, residency: Residency, bundle: VerifiedBundle, users: Tensor) -> float:
+    def _probe_error(
+        self,
+        residency: Residency,
+        bundle: VerifiedBundle,
+        users: Tensor,
+        histories: Sequence[Tokens],
+    ) -> float:
         """``users`` [n, C] are the probes' user vectors."""
         columns = torch.from_numpy(bundle.tensors["probe.columns"].astype(np.int64))  # [m]
-        logits = self._heads.logits(users, residency.head, columns.to(users.device))  # [n, m]
+        columns = columns.to(users.device)
+        logits = self._heads.logits(users, residency.head, columns, histories)  # [n, m]
         found = logits.cpu().numpy() * bundle.manifest.head.temperature
         expected = bundle.tensors["probe.logits"]  # [n, m]
         scale = max(SMALLEST_SCALE, float(np.abs(expected).max()))
@@ -303,6 +319,19 @@ class SlotStore:
             shapes = geometry.shapes(self._channels)
             self._pools[geometry] = WeightPool(shapes, self._device, self._patch_dtype)
         return self._pools[geometry]
+
+
+def _whole_histories(rows: Sequence[Row], newest: Sequence[Tokens]) -> list[Tokens]:
+    """Each row's whole history; rows with equal ones get the same object."""
+    found: dict[tuple[bytes, bytes], Tokens] = {}
+    whole: list[Tokens] = []
+    for row, tokens in zip(rows, newest, strict=True):
+        key = (row.older, row.tokens)
+        if key not in found:
+            older = np.frombuffer(row.older, np.int32)
+            found[key] = np.concatenate([older, tokens]) if row.older else tokens
+        whole.append(found[key])
+    return whole
 
 
 def _selection(row: Row) -> Selection:

@@ -31,7 +31,8 @@ NUMBERS_PER_ITEM = 16
 class MappedHistory(msgspec.Struct, frozen=True, gc=False):
     """A history as the network reads it: ``tokens`` are int32, oldest first, without [CLS].
 
-    ``used_items`` counts the tokens; ``is_cold`` means that none of them is a known item.
+    ``used_items`` counts the tokens; ``is_cold`` means that none of them is a known item. ``older``
+    are the tokens before them, which item tables read too.
     """
 
     tokens: bytes
@@ -40,6 +41,18 @@ class MappedHistory(msgspec.Struct, frozen=True, gc=False):
     unknown: list[ItemId]
     is_truncated: bool
     is_cold: bool
+    older: bytes = b""
+
+    @property
+    def whole(self) -> "MappedHistory":
+        """The history as an item table reads it: nothing is left out."""
+        older = np.frombuffer(self.older, np.int32)
+        return msgspec.structs.replace(
+            self,
+            used_items=self.used_items + len(older),
+            is_truncated=False,
+            is_cold=self.is_cold and bool((older == UNK).all()),
+        )
 
 
 class ItemVocabulary:
@@ -51,7 +64,9 @@ class ItemVocabulary:
         self._numbers = _NumberTable(self._tokens)
 
     def map_history(self, history: Sequence[ItemId], unknown_items: UnknownItems) -> MappedHistory:
-        """Map the newest ``max_len`` items to tokens. Unknown items are dropped, or mapped to UNK.
+        """Map items to tokens, the newest ``max_len`` and the older ones apart.
+
+        Unknown items are dropped, or mapped to UNK.
 
         The policy ``error`` maps like ``drop``: the caller refuses a history with unknown items.
         """
@@ -67,7 +82,7 @@ class ItemVocabulary:
                 found[is_unknown] = UNK
             else:
                 found = found[~is_unknown]
-        kept = found[-self._max_len :]
+        older, kept = found[: -self._max_len], found[-self._max_len :]
         return MappedHistory(
             tokens=kept.tobytes(),
             used_items=len(kept),
@@ -75,6 +90,7 @@ class ItemVocabulary:
             unknown=unknown,
             is_truncated=len(found) > self._max_len,
             is_cold=not len(kept) or (count > 0 and bool((kept == UNK).all())),
+            older=older.tobytes(),
         )
 
     def _find_names(self, history: Sequence[ItemId]) -> Tokens:

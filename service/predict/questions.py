@@ -70,8 +70,9 @@ def bind(
         return _bind_ranking(served, question, catalogs[bundle.digest])
     if question.exclude is not None or question.candidates is not None:
         return NotARankingTask(served.task, bundle.kind)
-    row = Row(bundle.handle, question.history.tokens)
-    subject = Subject(bundle, question.history, question.user_id, None)
+    history = question.history
+    row = Row(bundle.handle, history.tokens, older=history.older if bundle.has_table else b"")
+    subject = Subject(bundle, history, question.user_id, None)
     return BoundQuestion(served, BoundRow(row, bundle.digest), subject)
 
 

@@ -47,8 +47,8 @@ History = Annotated[
     list[ItemId],
     Meta(
         description="The user's item ids, oldest first; strings or ints (an int means its decimal "
-        f"string). At most {MAX_HISTORY_ITEMS} items, of which the newest max_len are used. "
-        "It may be empty: a cold start.",
+        f"string). At most {MAX_HISTORY_ITEMS} items, of which the newest max_len are used, or all "
+        "by a task with an item table. It may be empty: a cold start.",
         examples=[["1193", "661", "914"]],
     ),
 ]

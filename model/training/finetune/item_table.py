@@ -90,7 +90,7 @@ def fit_table(
             best = weights
         elif trials.index(lowest) < len(trials) - WORSE_RIDGES:
             break
-    table = ItemTable.quantized(best.items.float(), parts.tokens, spec)
+    table = ItemTable.quantized(best.items.float(), spec, parts.tokens)
     quantized = _Weights(parts.rows_of(table), best.bias)
     return FittedTable(
         table=table,

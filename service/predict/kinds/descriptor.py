@@ -30,7 +30,10 @@ class Prediction(Struct, frozen=True, kw_only=True, tag_field="kind"):
     digest: str | UnsetType = UNSET
     alias: str | UnsetType | None = UNSET
     role: AnswerRole | UnsetType = UNSET
-    used_items: Annotated[int, Meta(description="Items that the network read.")]
+    used_items: Annotated[
+        int,
+        Meta(description="Items that were read: the newest max_len, or all by an item table."),
+    ]
     unknown_items: Annotated[
         int, Meta(description="Items that are not in the backbone's vocabulary.")
     ]
@@ -92,12 +95,13 @@ class UsedFields(TypedDict):
 def used_fields(subject: Subject) -> UsedFields:
     """How the request's history was read, and the user id as it was given."""
     history = subject.history
+    read = history.whole if subject.bundle.has_table and history.is_truncated else history
     return {
-        "used_items": history.used_items,
+        "used_items": read.used_items,
         "unknown_items": history.unknown_items,
         "unknown": history.unknown,
-        "truncated": history.is_truncated,
-        "cold": history.is_cold,
+        "truncated": read.is_truncated,
+        "cold": read.is_cold,
         "user_id": UNSET if subject.user_id is None else subject.user_id,
     }
 

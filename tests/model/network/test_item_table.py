@@ -16,8 +16,6 @@ TABLE = ItemTable(
     scale=torch.tensor([0.5, 0.25]),
 )
 
-TOKENS = torch.arange(30) + FIRST_ITEM
-
 
 def random_weights(items=30, outputs=3, seed=0):
     return torch.randn(items, outputs, generator=torch.Generator().manual_seed(seed))
@@ -54,7 +52,7 @@ def test_an_empty_history_adds_nothing():
 
 @pytest.mark.parametrize(("counting", "factor"), [("presence", 1), ("count", 4 / 4**0.5)])
 def test_a_repeated_item_counts_once_or_each_time(counting, factor):
-    table = ItemTable.quantized(random_weights(), TOKENS, TableSpec(30, counting=counting))
+    table = ItemTable.quantized(random_weights(), TableSpec(30, counting=counting))
     torch.testing.assert_close(table.logits([[8] * 4]), factor * table.logits([[8]]))
 
 
@@ -63,7 +61,7 @@ def test_a_repeated_item_counts_once_or_each_time(counting, factor):
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
 def test_every_form_gives_what_numpy_gives_item_by_item(bits, counting, exponent):
     weight = random_weights() * (torch.arange(30) % 3 > 0).unsqueeze(1)
-    table = ItemTable.quantized(weight, TOKENS, TableSpec(30, bits, counting, exponent))
+    table = ItemTable.quantized(weight, TableSpec(30, bits, counting, exponent))
     random = np.random.default_rng(1)
     histories = [random.integers(0, 34, length) for length in (0, 1, 7, 300)]
     expected = np.stack([by_hand(table, history) for history in histories])
@@ -84,14 +82,14 @@ def test_the_longest_history_of_the_largest_weights_is_summed_exactly_in_any_ord
 
 
 def test_the_order_of_the_items_and_the_other_rows_change_no_bit():
-    table = ItemTable.quantized(random_weights(), TOKENS, TableSpec(30))
+    table = ItemTable.quantized(random_weights(), TableSpec(30))
     history = np.random.default_rng(2).integers(4, 34, 50)
     alone = table.logits([history])[0]
     assert torch.equal(table.logits([[5], history[::-1], []])[1], alone)
 
 
 def test_removing_an_item_removes_exactly_its_summand_while_the_number_is_not_read():
-    table = ItemTable.quantized(random_weights(), TOKENS, TableSpec(30, exponent=0.0))
+    table = ItemTable.quantized(random_weights(), TableSpec(30, exponent=0.0))
     sums, _ = table.sums([[5, 9, 20], [5, 20]])
     row = table.items.tolist().index(9)
     assert torch.equal(sums[0] - sums[1], table.codes[row].to(torch.int32))
@@ -117,7 +115,7 @@ def test_eight_bits_are_off_by_half_a_step_and_four_bits_never_worse_than_plain_
 def test_each_output_has_its_own_scale_and_an_output_of_zeros_has_none():
     weight = torch.tensor([[1.0, 1e-6, 0.0], [-0.5, 2e-6, 0.0]])
     for bits in (4, 8):
-        table = ItemTable.quantized(weight, TOKENS[:2], TableSpec(2, bits))
+        table = ItemTable.quantized(weight, TableSpec(2, bits))
         assert table.scale[2] == 0
         torch.testing.assert_close(table.weights(), weight, rtol=0.2, atol=0)
 
@@ -125,10 +123,10 @@ def test_each_output_has_its_own_scale_and_an_output_of_zeros_has_none():
 def test_rows_of_zeros_are_left_out_and_an_empty_table_keeps_one():
     weight = random_weights()
     weight[[0, 4, 29]] = 0
-    table = ItemTable.quantized(weight, TOKENS, TableSpec(30))
+    table = ItemTable.quantized(weight, TableSpec(30))
     assert table.spec.items == len(table.items) == 27
     assert not {4, 8, 33} & set(table.items.tolist())
-    assert ItemTable.quantized(torch.zeros(5, 2), TOKENS[:5], TableSpec(5)).spec.items == 1
+    assert ItemTable.quantized(torch.zeros(5, 2), TableSpec(5)).spec.items == 1
 
 
 def test_the_normalisation_is_rounded_once_and_is_one_without_items():
