@@ -28,7 +28,7 @@ def draw_plots(report: Report, folder: Path) -> list[Path]:
     for table in report["tables"]:
         for name, figure in _figures(table):
             for suffix in FORMATS:
-                path = folder / f"{table['corpus']}-{table['task']}-{name}.{suffix}"
+                path = folder / f"{table['data_set']}-{table['task']}-{name}.{suffix}"
                 with file_in_one_step(path) as partial:
                     figure.savefig(partial, format=suffix, dpi=150, metadata=_undated(suffix))
                 written.append(path)
@@ -61,7 +61,7 @@ def _axes(table: Table, x_label: str) -> "tuple[Figure, Axes]":
     axes = figure.add_subplot()
     axes.set_xlabel(x_label)
     axes.set_ylabel(str(table["primary"]))
-    axes.set_title(f"{table['corpus']}: {table['task']}")
+    axes.set_title(f"{table['data_set']}: {table['task']}")
     axes.grid(alpha=0.3)
     return figure, axes
 

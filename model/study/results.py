@@ -53,18 +53,33 @@ class RunResult(RunOutcome):
 
 
 class Spread(TypedDict):
-    """Mean and sample standard deviation over seeds; the deviation of one seed is None."""
+    """Mean and sample standard deviation over runs; the deviation of one run is None.
+
+    Runs differ in their seed, and in their split of the users if there are several splits.
+    """
 
     mean: float
     std: float | None
     runs: int
 
 
-class Row(TypedDict):
-    """One method in one task's table. Fields below ``failed`` are missing from the prior's row.
+class Tuning(TypedDict):
+    """What was chosen on one split's validation users: learning rates, or a baseline's strength.
 
-    ``rates`` are learning rates, or a baseline's strength. A baseline has no shares of a backbone,
-    epochs and curve.
+    ``is_at_edge`` if it is the lowest or highest of those tried, so a better one may be outside.
+    """
+
+    rates: dict[str, float]
+    trials: list[dict[str, float | None]]
+    is_at_edge: bool
+
+
+class Row(TypedDict):
+    """One method in one task's table, over all splits of its data set.
+
+    ``keys`` are the keys of the runs that the metrics are of, and ``tuning`` what was chosen, both
+    by the names of the splits' corpora. Fields below ``failed`` are missing from the prior's row. A
+    baseline has no shares of a backbone, epochs and curve.
     """
 
     method: str
@@ -79,7 +94,7 @@ class Row(TypedDict):
     label_share: float
     metrics: dict[str, Spread]
     users: dict[str, int]
-    keys: list[str]
+    keys: dict[str, list[str]]
     failed: int
     trained_parameters: NotRequired[int]
     head_parameters: NotRequired[int]
@@ -89,9 +104,7 @@ class Row(TypedDict):
     seconds: NotRequired[float]
     cpu_seconds: NotRequired[float]
     epochs: NotRequired[float]
-    rates: NotRequired[dict[str, float]]
-    rate_trials: NotRequired[list[dict[str, float | None]]]
-    is_rate_at_edge: NotRequired[bool]
+    tuning: NotRequired[dict[str, Tuning]]
     curve: NotRequired[list[Point]]
 
 
@@ -111,6 +124,21 @@ class Verdict(TypedDict):
     share: NotRequired[float]
 
 
+class Gap(TypedDict):
+    """How much larger a metric of one method is than of another, over the same test users.
+
+    The interval is the mean and 1.96 standard errors on either side.
+    """
+
+    method: str
+    rival: str
+    metric: str
+    mean: float
+    standard_error: float
+    low: float
+    high: float
+
+
 class LeftOut(TypedDict):
     """A method without a row because every run of it failed: an error's code and message."""
 
@@ -120,14 +148,19 @@ class LeftOut(TypedDict):
 
 
 class Table(TypedDict):
-    """One task's methods; ``primary`` names the metric that verdicts and plots use."""
+    """One task's methods; ``primary`` names the metric that verdicts and plots use.
 
-    corpus: str
+    ``splits`` are the names of the corpora whose runs it is of.
+    """
+
+    data_set: str
+    splits: list[str]
     task: str
     kind: HeadKind
     primary: str
     rows: list[Row]
     left_out: list[LeftOut]
+    gaps: list[Gap]
     verdicts: list[Verdict]
 
 

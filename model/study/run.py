@@ -16,7 +16,12 @@ from peterrec.model.errors import BaselineTooLarge, TrainingDiverged
 from peterrec.model.files.tensors import write_arrays
 from peterrec.model.kinds import KINDS
 from peterrec.model.progress import no_progress
-from peterrec.model.study.backbones import backbone_at, backbone_folder, items_of
+from peterrec.model.study.backbones import (
+    backbone_at,
+    backbone_folder,
+    further_items,
+    items_of,
+)
 from peterrec.model.study.baselines import (
     BASELINES,
     PRIORS,
@@ -80,10 +85,13 @@ def _items(prepared: Path, corpus: str, settings: ComparisonSettings) -> tuple[s
     return items_of(corpora_at(prepared)[corpus], settings)
 
 
-@lru_cache(maxsize=16)
-def _task_data(prepared: Path, corpus: str, task: str, settings: ComparisonSettings) -> TaskData:
-    items = _items(prepared, corpus, settings)
-    return task_data(corpora_at(prepared)[corpus], task, items, settings.min_label_count)
+@lru_cache(maxsize=32)
+def _task_data(
+    prepared: Path, corpus: str, task: str, settings: ComparisonSettings, is_baseline: bool
+) -> TaskData:
+    items, own = _items(prepared, corpus, settings), corpora_at(prepared)[corpus]
+    further = further_items(own, settings, items) if is_baseline else ()
+    return task_data(own, task, items, settings.min_label_count, further)
 
 
 def run_key(place: Workplace, spec: RunSpec) -> str:
@@ -191,7 +199,11 @@ def _trained(place: Workplace, spec: RunSpec, key: str) -> RunOutcome:
 
 
 def _tasks_of(place: Workplace, spec: RunSpec) -> list[TaskData]:
-    return [_task_data(place.prepared, spec.corpus, task, place.settings) for task in spec.tasks]
+    is_baseline = spec.variant.method in BASELINES
+    return [
+        _task_data(place.prepared, spec.corpus, task, place.settings, is_baseline)
+        for task in spec.tasks
+    ]
 
 
 def _backbone(place: Workplace, spec: RunSpec) -> Path:

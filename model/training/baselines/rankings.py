@@ -18,7 +18,6 @@ from peterrec.model.training.baselines.bags import (
     BagModel,
     Sparse,
     item_bags,
-    require_scikit_learn,
 )
 from peterrec.model.training.batches import TokenRow
 from peterrec.model.training.intervals import Floats, Ints
@@ -79,7 +78,6 @@ def item_knn(taken: Taken, neighbours: int) -> BagModel:
     ``neighbours`` count, of equal ones those that come first in the vocabulary. Items of equal
     scores, such as those without a neighbour in the history, are ordered by popularity.
     """
-    require_scikit_learn("The method item-knn needs")
     from scipy.sparse import csc_matrix
 
     norms = np.sqrt(np.asarray(taken.all_items.sum(0)).ravel())  # [V + ...]
@@ -115,7 +113,6 @@ def ease(taken: Taken, penalty: float) -> BagModel:
     With ``P = (ZᵀZ + λI)⁻¹`` the weight from item i to another item j is ``-P_ij / P_jj``; Z says
     which items each training user has. Only the columns of catalog items are computed.
     """
-    require_scikit_learn("The method ease needs")
     _require_room("ease", taken)
     everything, places = taken.all_items, taken.places
     inverse = np.empty((taken.items, len(places)))  # P, items of histories by items of the catalog
@@ -144,7 +141,6 @@ def linear_to_items(taken: Taken, penalty: float) -> BagModel:
     It is scikit-learn's ``Ridge(alpha=penalty)`` with an intercept, in closed form: its solvers for
     sparse input take every output in turn.
     """
-    require_scikit_learn("The method linear needs")
     from sklearn.feature_extraction.text import TfidfTransformer
 
     _require_room("linear", taken)
