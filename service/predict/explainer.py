@@ -178,7 +178,7 @@ class Work:
             output=self.outputs.names[output],
             score=whole + ANSWERS[self.bundle.kind].measure.shift(self.bundle),
             items=[
-                ItemContribution(removals.ids[item], float(moved[item]), removals.times[item])
+                ItemContribution(removals.name(item), float(moved[item]), removals.times[item])
                 for item in most.tolist()
             ],
         )
