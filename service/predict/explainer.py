@@ -172,13 +172,13 @@ class Work:
     def _explained(self, output: int) -> ExplainedOutput:
         whole = float(self.scores[0, output])
         moved = whole - self.scores[1:, output]  # [items]
-        most = (-np.abs(moved)).argsort(kind="stable")[: self.planned.explain.items]
+        most = largest(np.abs(moved), self.planned.explain.items)
         removals = self.planned.removals
         return ExplainedOutput(
             output=self.outputs.names[output],
             score=whole + ANSWERS[self.bundle.kind].measure.shift(self.bundle),
             items=[
-                ItemContribution(removals.ids[item], float(moved[item]), removals.times[item])
+                ItemContribution(removals.name(item), float(moved[item]), removals.times[item])
                 for item in most.tolist()
             ],
         )
@@ -298,6 +298,18 @@ class Explainer:
             "for each answer.",
             hint=f"{fewer}; {smaller}." if newest > 0 else f"{fewer}.",
         )
+
+
+def largest(sizes: Floats, count: int) -> Places:
+    """The places of the largest sizes [n], largest first; of equal ones the first.
+
+    Thousands of items need not be sorted to find a few.
+    """
+    if len(sizes) <= count:
+        return (-sizes).argsort(kind="stable")
+    least = np.partition(sizes, -count)[-count]
+    places = np.flatnonzero(sizes >= least)
+    return places[(-sizes[places]).argsort(kind="stable")][:count]
 
 
 def _is_explained(question: Question | PeterRecError) -> bool:
