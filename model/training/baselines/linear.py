@@ -72,7 +72,7 @@ def _require_room(kind: str, known: Known) -> None:
     if weights > MOST_WEIGHTS:
         raise BaselineTooLarge(
             f"the linear model would have {weights:,} weights; {MOST_WEIGHTS:,} is the limit.",
-            hint="Leave `linear` out of `methods`, or raise `min_count` of pretraining.",
+            hint="Leave the linear model out of `methods`, or raise `min_count` of pretraining.",
         )
 
 

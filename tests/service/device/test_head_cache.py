@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from peterrec.model.inference.heads import HeadRef, MixedHeads
+from peterrec.model.inference.heads import HeadBytes, HeadRef, MixedHeads
 from peterrec.model.spec import HeadSpec
 from peterrec.service.device.head_cache import HeadCache, HeadMoves
 from peterrec.service.errors import HeadBudgetExceeded
@@ -25,7 +25,7 @@ class Heads:
         self.refs: dict[int, HeadRef] = {}
 
     def load(self, handle: int, *, items: int = ITEMS, is_evictable: bool = True) -> None:
-        self.cache.reserve(4 * items * (CHANNELS + 1), is_evictable=is_evictable)
+        self.cache.reserve(HeadBytes(0, 4 * items * (CHANNELS + 1)), is_evictable=is_evictable)
         spec = HeadSpec("ranking", items)
         tensors = {name: torch.zeros(shape) for name, shape in spec.shapes(CHANNELS).items()}
         self.refs[handle] = self.mixed.add(spec, tensors)
@@ -135,7 +135,7 @@ def test_whatever_comes_and_goes_the_bytes_are_right_and_within_the_limit(seed: 
                 }
                 heads.mixed.put_back(heads.refs[back], zeros)
                 heads.cache.end_reload(back, is_here=True)
-        here = {h: ref.size_bytes for h, ref in heads.refs.items() if ref.is_here}
-        kept = sum(heads.refs[h].size_bytes for h in reloading if heads.cache.is_reloading(h))
+        here = {h: sum(ref.size) for h, ref in heads.refs.items() if ref.is_here}
+        kept = sum(sum(heads.refs[h].size) for h in reloading if heads.cache.is_reloading(h))
         assert heads.cache.used_bytes == sum(here.values()) + kept <= 3.5 * CATALOG
         assert heads.cache.evicted == heads.refs.keys() - here.keys()

@@ -111,7 +111,7 @@ class Device:
 
     def __init__(self, workshop: Workshop, folder: Path) -> None:
         self.store = SlotStore(workshop.loaded.backbone, head_limit_bytes=ONE_HEAD + 1000)
-        self.queue = RowQueue(max_rows=9)
+        self.queue = RowQueue(9)
         self.jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.refused: list[str] = []
         self.reloader = HeadReloader(
@@ -177,7 +177,7 @@ def test_a_head_whose_residency_was_freed_while_it_was_read_is_let_go(device: De
 def test_a_head_that_can_not_be_read_gives_its_room_back_and_its_rows_are_refused(
     device: Device,
 ) -> None:
-    Path(device.ranking.catalog_path).unlink()
+    Path(device.ranking.path).unlink()
     device.push(device.ranking)
     assert device.take() == []
     device.reloader.begin_next()
