@@ -3,7 +3,7 @@
 ``docs/compare.md`` describes every method.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
@@ -24,6 +24,7 @@ from peterrec.model.training.finetune.encoders import (
     PatchedBackbone,
     TunedBackbone,
 )
+from peterrec.model.training.finetune.settings import LoopSettings
 
 Start = Literal["pretrained", "random"]
 
@@ -198,18 +199,11 @@ METHODS: dict[str, Method] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Finetuned:
-    """A method that is ``peterrec finetune`` itself: the value of its option ``--parts``."""
+FINETUNED = ("auto", "table")
+"""Methods that are ``peterrec finetune`` itself, by the value of its option ``--parts``.
 
-    parts: str
-    rates: tuple[Rates, ...] = PATCH_RATES
-
-
-FINETUNED: Mapping[str, Finetuned] = {
-    "auto": Finetuned("auto"),
-    "table": Finetuned("table"),
-}
+They have its default learning rates and item dropout: nothing is tuned, as for a new user.
+"""
 
 CATALOG_LESS = ("table",)
 """Methods of ``FINETUNED`` that no task with a catalog has."""
@@ -227,7 +221,10 @@ def fits(name: str, kind: HeadKind) -> bool:
 
 def rates_of(name: str) -> tuple[Rates, ...]:
     """The learning rates that a trained method tries."""
-    return FINETUNED[name].rates if name in FINETUNED else METHODS[name].rates
+    if name not in FINETUNED:
+        return METHODS[name].rates
+    defaults = LoopSettings()
+    return (Rates(defaults.learning_rate, defaults.head_learning_rate),)
 
 
 def is_joint(name: str) -> bool:

@@ -300,8 +300,8 @@ def _bundle_size(place: Workplace, spec: RunSpec, data: TaskData, own: _Packable
 def _finetune_settings(
     settings: ComparisonSettings, spec: RunSpec, kind: HeadKind
 ) -> FinetuneSettings:
-    loop = asdict(_loop(settings, spec, kind))
-    return FinetuneSettings(**loop, kind=kind, parts=FINETUNED[spec.variant.method].parts)
+    loop = asdict(_loop(settings, spec, kind)) | {"item_dropout": LoopSettings().item_dropout}
+    return FinetuneSettings(**loop, kind=kind, parts=spec.variant.method)
 
 
 def _tasks_of(place: Workplace, spec: RunSpec) -> list[TaskData]:

@@ -251,7 +251,7 @@ def test_differences_are_paired_by_user_and_judged_against_the_papers_finding(pl
 def test_a_changed_setting_is_another_run(place, units, tmp_path):
     (tmp_path / "backbones").symlink_to(place.out / "backbones")
     (tmp_path / JOURNAL).write_text((place.out / JOURNAL).read_text())
-    changed = replace(place, out=tmp_path, settings=replace(SETTINGS, epochs=4))
+    changed = replace(place, out=tmp_path, settings=replace(SETTINGS, epochs=7))
     results = compare(changed, Effort(time_limit_s=0), no_progress)
     assert not any(unit.results for unit in results)
 
