@@ -242,10 +242,12 @@ class ManyTasksRun:
         for task, batch, users in zip(tasks, batches, vectors, strict=True):
             progress, prepared = self._progress[task], self._tasks[task]
             examples = torch.from_numpy(prepared.split.train)[batch]
-            losses.append(prepared.head_objective.loss(users, examples, progress.generator))
+            objective = prepared.head_objective
+            loss = objective.loss(users, examples, progress.generator)
             step = len(progress.epochs) * len(progress.batches) + progress.done
             rate = self._optimizer.param_groups[2 * task]["lr"]
-            progress.loss += require_finite(losses[-1], step, rate) * len(batch)
+            progress.loss += require_finite(loss, step, rate) * len(batch)
+            losses.append(loss + objective.penalty())
         return losses
 
     def _finish_epochs(self, ended: list[int]) -> None:
@@ -354,4 +356,4 @@ def _epochs(task: PreparedTask) -> Epochs:
 def _groups(task: PreparedTask) -> Iterator[dict[str, Any]]:  # Any: torch's own type
     """A task's two parameter groups for the optimiser: patch and head."""
     yield {"params": task.patch.parameters(), "lr": task.settings.learning_rate}
-    yield {"params": task.head_objective.head.parameters(), "lr": task.settings.head_learning_rate}
+    yield from task.head_objective.groups(task.settings.head_learning_rate)
