@@ -385,6 +385,13 @@ class BaselineTooLarge(PeterRecError):
     category = Category.TOO_LARGE
 
 
+class ItemTableTooLarge(PeterRecError):
+    """An item table would need more memory to train than it may use."""
+
+    code = "item_table_too_large"
+    category = Category.TOO_LARGE
+
+
 class PreparedFolderInvalid(PeterRecError):
     """A prepared folder is incomplete, or was changed after it was written."""
 

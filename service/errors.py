@@ -104,6 +104,11 @@ class TooManyRows(PeterRecError):
     category = Category.TOO_LARGE
 
 
+class ExplanationTooLarge(PeterRecError):
+    code = "explanation_too_large"
+    category = Category.TOO_LARGE
+
+
 class BodyTooLarge(PeterRecError):
     code = "body_too_large"
     category = Category.TOO_LARGE
