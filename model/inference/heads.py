@@ -20,7 +20,7 @@ from peterrec.model.inference.weight_pool import WeightPool
 from peterrec.model.kinds import KINDS
 from peterrec.model.network.collate import Tokens
 from peterrec.model.network.item_table import ItemTable
-from peterrec.model.spec import HeadSpec
+from peterrec.model.spec import FIRST_ITEM, HeadSpec, TableSpec
 
 __all__ = ["HeadRef", "MixedHeads", "RowScores", "Selection"]
 
@@ -120,6 +120,20 @@ class MixedHeads:
         elif ref.catalog is not None:
             weights = _tempered(ref.spec, tensors, temperature, self._device)
             ref.catalog.weight, ref.catalog.bias = weights["head.weight"], weights["head.bias"]
+
+    def warm_up(self) -> None:
+        """Add one small table, so that the first bundle with one need not compile."""
+        items, codes = torch.tensor([FIRST_ITEM]), torch.zeros(1, 1, dtype=torch.int8)
+        weights = {"head.weight": torch.zeros(1, self._channels)}
+        ref = self.add(
+            HeadSpec("value", 1),
+            weights,
+            1.0,
+            ItemTable(TableSpec(1), items, codes, torch.zeros(1)),
+        )
+        users = torch.zeros(1, self._channels, device=self._device)
+        self.scores(users, [ref], [Selection()], [[FIRST_ITEM]])
+        self.remove(ref)
 
     def remove(self, ref: HeadRef) -> None:
         """Free the head's memory; no row may be waiting for it."""

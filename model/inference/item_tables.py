@@ -6,7 +6,8 @@ are listed once for all tables that read it.
 
 A buffer begins with three numbers of eight bytes: the words of the directory, 1 if repeated items
 count each time, and the exponent. Then follow the *directory*, which has a word of 64 bits for each
-32 tokens, the scales float32 [K], and the weights int8 [N, K]. A word's lower half has a bit for
+32 tokens, the scales float32 [K], the weights int8 [N, K], and a few bytes that a vector of
+weights may reach into. A word's lower half has a bit for
 each token that has a row; its upper half is the number of rows before those tokens. So a token's
 row takes one read, and a directory takes two bits for each item of the vocabulary.
 """
@@ -27,6 +28,9 @@ from peterrec.model.spec import FIRST_ITEM
 
 HEADER_BYTES = 24
 """Bytes of the numbers at the start of a buffer."""
+
+END_BYTES = 16
+"""Bytes after the last row: the last weights are read as a part of sixteen."""
 
 TOKENS_PER_WORD = 32
 """Tokens that a word of the directory covers."""
@@ -62,7 +66,7 @@ class TableWeights:
 def table_bytes(table: ItemTable) -> int:
     """Bytes of a table's buffer."""
     rows, outputs = table.codes.shape
-    return HEADER_BYTES + 8 * _words(table) + (4 + rows) * outputs
+    return HEADER_BYTES + 8 * _words(table) + (4 + rows) * outputs + END_BYTES
 
 
 def packed_table(table: ItemTable, temperature: float = 1.0) -> Tensor:
@@ -76,7 +80,8 @@ def packed_table(table: ItemTable, temperature: float = 1.0) -> Tensor:
     exponent = torch.tensor([spec.exponent], dtype=torch.float64)
     directory = (rows.cumsum(0) - rows) << TOKENS_PER_WORD | bits
     scale = table.scale / temperature if temperature != 1.0 else table.scale
-    parts = (header, exponent, directory, scale, table.codes)
+    end = torch.zeros(END_BYTES, dtype=torch.uint8)
+    parts = (header, exponent, directory, scale, table.codes, end)
     return torch.cat([part.flatten().contiguous().view(torch.uint8) for part in parts])
 
 
@@ -105,7 +110,7 @@ class UnpackedTable:
             exponent=packed[16:HEADER_BYTES].view(torch.float64).item(),
             directory=packed[HEADER_BYTES:scales].view(torch.int64),
             scale=packed[scales : scales + 4 * outputs].view(torch.float32),
-            codes=packed[scales + 4 * outputs :].view(torch.int8).view(-1, outputs),
+            codes=packed[scales + 4 * outputs : -END_BYTES].view(torch.int8).view(-1, outputs),
         )
 
     def codes_of(self, items: Tensor) -> Tensor:
@@ -192,8 +197,8 @@ class TableForward(Protocol[Listed]):
     def listed(self, histories: Histories) -> Listed:
         """The counted items of each history: each item once, then its repetitions."""
 
-    def add(self, logits: Tensor, rows: TableRows, listed: Listed) -> None:
-        """Add the tables of ``rows`` to logits float32 [B, K] in place."""
+    def add(self, logits: Tensor, chosen: TableRows, listed: Listed) -> None:
+        """Add the tables of the ``chosen`` rows to logits float32 [B, K] in place."""
 
 
 class BatchTables:

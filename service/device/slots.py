@@ -207,6 +207,7 @@ class SlotStore:
         for length in WARM_UP_LENGTHS:
             self._forward.user_vectors([np.full(length, FIRST_ITEM)] * 2, [ref, ref])
         pool.release(ref.slot)
+        self._heads.warm_up()
 
     def score(self, rows: Sequence[Row]) -> list[RowScores]:
         """Run one forward over rows of any tasks; return their scores in the same order.
