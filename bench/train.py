@@ -137,8 +137,8 @@ def _finetune_rates(
 ) -> Rates:
     settings = FinetuneSettings(
         "classification",
+        parts="blocks",
         blocks=blocks,
-        queries=0,
         epochs=2 if blocks is None else 12,
         batch_size=options.batch,
         max_unknown_share=1.0,

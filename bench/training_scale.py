@@ -30,8 +30,8 @@ def measure_many_tasks(
     """Measure the training of tasks in one run and one by one, in the top two blocks."""
     settings = FinetuneSettings(
         "classification",
+        parts="blocks",
         blocks=(6, 7),
-        queries=0,
         epochs=6,
         batch_size=options.batch,
         max_unknown_share=1.0,

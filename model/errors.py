@@ -378,16 +378,17 @@ class TensorFlowMissing(PeterRecError):
     category = Category.UNAVAILABLE
 
 
-class ScikitLearnMissing(PeterRecError, ImportError):
-    """Something needs scikit-learn, which is not installed."""
-
-    code = "scikit_learn_missing"
-
-
 class BaselineTooLarge(PeterRecError):
     """A baseline of a comparison would need more memory than it may use."""
 
     code = "comparison_baseline_too_large"
+    category = Category.TOO_LARGE
+
+
+class ItemTableTooLarge(PeterRecError):
+    """An item table would need more memory to train than it may use."""
+
+    code = "item_table_too_large"
     category = Category.TOO_LARGE
 
 

@@ -7,79 +7,149 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from peterrec.model.inference.item_tables import (
+    BatchTables,
+    TableWeights,
+    packed_table,
+    table_bytes,
+    table_forward,
+    without_each,
+)
 from peterrec.model.inference.top_k import CatalogRanking, CatalogWeights, RowScores, Selection
 from peterrec.model.inference.weight_pool import WeightPool
 from peterrec.model.kinds import KINDS
-from peterrec.model.spec import HeadSpec
+from peterrec.model.network.collate import Tokens
+from peterrec.model.network.item_table import ItemTable
+from peterrec.model.spec import FIRST_ITEM, HeadSpec, TableSpec
 
 __all__ = ["HeadRef", "MixedHeads", "RowScores", "Selection"]
 
 FLOAT_BYTES = 4
 
 
+class HeadBytes(NamedTuple):
+    """Bytes that a head takes on the device: of the part that stays there, and of the large one."""
+
+    pooled: int
+    large: int = 0
+
+
 class HeadRef(NamedTuple):
-    """A resident head: a slot of a pool, or its own tensors if it ranks a catalog."""
+    """A resident head: a slot of a pool, or its own tensors if it ranks a catalog.
+
+    A head of a pool may have an item table.
+    """
 
     spec: HeadSpec
     pool: WeightPool | None
     slot: int
     catalog: CatalogWeights | None = None
+    table: TableWeights | None = None
 
     @property
-    def size_bytes(self) -> int:
+    def large(self) -> CatalogWeights | TableWeights | None:
+        """The part that may be evicted from the device."""
+        return self.catalog or self.table
+
+    @property
+    def size(self) -> HeadBytes:
         """Bytes that the head takes on the device while it is there."""
-        if self.catalog is not None:
-            return self.catalog.size_bytes
-        return self.pool.slot_bytes if self.pool is not None else 0
+        pooled = 0 if self.pool is None else self.pool.slot_bytes
+        return HeadBytes(pooled, 0 if self.large is None else self.large.size_bytes)
 
     @property
     def is_here(self) -> bool:
-        """True unless it is a ranking head whose weights have been evicted from the device."""
-        return self.catalog is None or self.catalog.is_here
+        """True unless a part of it has been evicted from the device."""
+        return self.large is None or self.large.is_here
 
 
 class MixedHeads:
-    """All resident heads. Used by one thread, the device's owner."""
+    """All resident heads. Used by one thread, the device's owner.
 
-    def __init__(self, channels: int, device: torch.device) -> None:
+    ``token_count`` is the number of the backbone's token ids.
+    """
+
+    def __init__(self, channels: int, device: torch.device, token_count: int = 0) -> None:
         self._channels = channels
         self._device = device
+        self._token_count = token_count
         self._pools: dict[int, WeightPool] = {}
         self._ranking = CatalogRanking(device)
+        self._tables = table_forward(device, token_count)
 
-    def size_bytes(self, spec: HeadSpec) -> int:
+    def size(self, spec: HeadSpec, table: ItemTable | None = None) -> HeadBytes:
         """Bytes that a head takes on the device, where every head has a bias."""
-        return FLOAT_BYTES * spec.outputs * (self._channels + 1)
+        own = FLOAT_BYTES * spec.outputs * (self._channels + 1)
+        if KINDS[spec.kind].has_catalog:
+            return HeadBytes(0, own)
+        return HeadBytes(own, 0 if table is None else table_bytes(table))
 
     def add(
-        self, spec: HeadSpec, tensors: Mapping[str, Tensor], temperature: float = 1.0
+        self,
+        spec: HeadSpec,
+        tensors: Mapping[str, Tensor],
+        temperature: float = 1.0,
+        table: ItemTable | None = None,
     ) -> HeadRef:
-        """Store ``head.weight`` and ``head.bias``; a temperature is folded into them."""
+        """Store ``head.weight`` and ``head.bias``, and a table; a temperature is folded into them.
+
+        A head that ranks a catalog has no table.
+        """
+        size = self.size(spec, table)
         if KINDS[spec.kind].has_catalog:
-            ref = HeadRef(spec, None, 0, CatalogWeights(self.size_bytes(spec)))
+            assert table is None
+            ref = HeadRef(spec, None, 0, CatalogWeights(size.large))
             self.put_back(ref, tensors, temperature)
             return ref
+        weights = None
+        if table is not None:
+            weights = TableWeights(size.large)
+            weights.put(packed_table(table, temperature).to(self._device))
         pool = self._pool(spec.outputs)
-        return HeadRef(spec, pool, pool.write(_tempered(spec, tensors, temperature)))
+        return HeadRef(spec, pool, pool.write(_tempered(spec, tensors, temperature)), None, weights)
 
     def put_back(
         self, ref: HeadRef, tensors: Mapping[str, Tensor], temperature: float = 1.0
     ) -> None:
-        """Store a ranking head's tensors; tensors on the device already are not copied."""
-        assert ref.catalog is not None
-        weights = _tempered(ref.spec, tensors, temperature, self._device)
-        ref.catalog.weight, ref.catalog.bias = weights["head.weight"], weights["head.bias"]
+        """Store the large part of a head again; tensors on the device already are not copied.
+
+        It is ``head.weight`` and ``head.bias`` of a ranking, or ``table``, the buffer of a table.
+        """
+        if ref.table is not None:
+            ref.table.put(tensors["table"].to(self._device))
+        elif ref.catalog is not None:
+            weights = _tempered(ref.spec, tensors, temperature, self._device)
+            ref.catalog.weight, ref.catalog.bias = weights["head.weight"], weights["head.bias"]
+
+    def warm_up(self) -> None:
+        """Add one small table, so that the first bundle with one need not compile."""
+        items, codes = torch.tensor([FIRST_ITEM]), torch.zeros(1, 1, dtype=torch.int8)
+        weights = {"head.weight": torch.zeros(1, self._channels)}
+        ref = self.add(
+            HeadSpec("value", 1),
+            weights,
+            1.0,
+            ItemTable(TableSpec(1), items, codes, torch.zeros(1)),
+        )
+        users = torch.zeros(1, self._channels, device=self._device)
+        self.scores(users, [ref], [Selection()], [[FIRST_ITEM]])
+        self.remove(ref)
 
     def remove(self, ref: HeadRef) -> None:
         """Free the head's memory; no row may be waiting for it."""
         if ref.pool is not None:
             ref.pool.release(ref.slot)
-        elif ref.catalog is not None:
-            ref.catalog.take_off()
+        if ref.large is not None:
+            ref.large.take_off()
 
     @torch.inference_mode()
-    def logits(self, users: Tensor, ref: HeadRef, columns: Tensor) -> Tensor:
-        """Logits [B, m] of one head at int64 columns [m], for user vectors [B, C]."""
+    def logits(
+        self, users: Tensor, ref: HeadRef, columns: Tensor, histories: Sequence[Tokens] = ()
+    ) -> Tensor:
+        """Logits [B, m] of one head at int64 columns [m], for user vectors [B, C].
+
+        ``histories`` are the rows' whole histories, which an item table reads.
+        """
         if ref.catalog is not None:
             weight, bias = ref.catalog.weight, ref.catalog.bias
         else:
@@ -89,14 +159,30 @@ class MixedHeads:
             weight, bias = tensors["head.weight"][ref.slot], tensors["head.bias"][ref.slot]
         assert weight is not None
         assert bias is not None
-        return torch.addmm(bias[columns], users, weight[columns].T)
+        if ref.table is None:
+            return torch.addmm(bias[columns], users, weight[columns].T)
+        logits = torch.addmm(bias, users, weight.T)  # [B, K]
+        self._batch_tables([ref] * len(users), histories).add(logits, range(len(users)))
+        return logits[:, columns]
 
     @torch.inference_mode()
     def scores(
-        self, users: Tensor, refs: Sequence[HeadRef], selections: Sequence[Selection]
+        self,
+        users: Tensor,
+        refs: Sequence[HeadRef],
+        selections: Sequence[Selection],
+        histories: Sequence[Tokens] = (),
     ) -> list[RowScores]:
-        """Each row's scores: user vectors [B, C], row i by head i; all heads are on the device."""
+        """Each row's scores: user vectors [B, C], row i by head i; all heads are on the device.
+
+        ``histories[i]`` is the whole history of row i if its head has an item table. Rows of one
+        history should have the same object, whose items are then listed once.
+        """
         groups = _grouped(refs)
+        read = [
+            None if each.is_raw else ref.table for ref, each in zip(refs, selections, strict=True)
+        ]
+        tables = BatchTables(self._tables, read, histories, self._token_count)
         out: list[RowScores | None] = [None] * len(refs)
         for rows in groups:
             is_all = len(groups) == 1
@@ -105,10 +191,28 @@ class MixedHeads:
             if catalog is not None:
                 found = self._ranking.top(chosen, catalog, [selections[row] for row in rows])
             else:
-                found = _small(chosen, [refs[row] for row in rows])
-            for row, scores in zip(rows, found, strict=True):
-                out[row] = scores
+                logits = _logits(chosen, [refs[row] for row in rows])
+                tables.add(logits, rows)
+                are_raw = [selections[row].is_raw for row in rows]
+                scores = _scores(refs[rows[0]].spec.kind, logits, are_raw)
+                found = [RowScores(row) for row in scores.cpu().numpy()]
+            for row, each in zip(rows, found, strict=True):
+                out[row] = each
         return [scores for scores in out if scores is not None]
+
+    @torch.inference_mode()
+    def table_without_each(self, ref: HeadRef, history: Tokens, items: Tokens) -> RowScores:
+        """What a head's table adds to the logits, float32 [(1 + items) · K], row after row.
+
+        The first row is of a whole history, the others of it without each of the items (tokens).
+        """
+        assert ref.table is not None
+        assert ref.table.packed is not None
+        added = without_each(ref.table.packed, ref.spec.outputs, history, items)
+        return RowScores(added.flatten().numpy())
+
+    def _batch_tables(self, refs: Sequence[HeadRef], histories: Sequence[Tokens]) -> BatchTables:
+        return BatchTables(self._tables, [ref.table for ref in refs], histories, self._token_count)
 
     def _pool(self, outputs: int) -> WeightPool:
         if outputs not in self._pools:
@@ -139,12 +243,21 @@ def _grouped(refs: Sequence[HeadRef]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _small(users: Tensor, refs: Sequence[HeadRef]) -> list[RowScores]:
-    pool, kind = refs[0].pool, refs[0].spec.kind
+def _logits(users: Tensor, refs: Sequence[HeadRef]) -> Tensor:
+    """Logits [b, K] of heads of one pool, without their tables."""
+    pool = refs[0].pool
     assert pool is not None
     pool.await_writes()
     slots = torch.tensor([ref.slot for ref in refs], device=users.device)
     weight, bias = pool.tensors["head.weight"][slots], pool.tensors["head.bias"][slots]
     # A batched product rounds differently for other numbers of rows; this gives equal bits always.
-    logits = weight.mul_(users.unsqueeze(1)).sum(2).add_(bias)  # [b, K, C] -> [b, K]
-    return [RowScores(row) for row in KINDS[kind].scores(logits).cpu().numpy()]
+    return weight.mul_(users.unsqueeze(1)).sum(2).add_(bias)  # [b, K, C] -> [b, K]
+
+
+def _scores(kind: str, logits: Tensor, are_raw: Sequence[bool]) -> Tensor:
+    """Scores [b, K] of a kind from logits [b, K], which stay as they are where a row is raw."""
+    scores = KINDS[kind].scores(logits)
+    if not any(are_raw):
+        return scores
+    is_raw = torch.tensor(are_raw, device=logits.device).unsqueeze(1)  # [b, 1]
+    return torch.where(is_raw, logits, scores)

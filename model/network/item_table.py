@@ -22,7 +22,7 @@ summand ``s_k n^-p q_ik`` is exactly what it adds.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -48,10 +48,10 @@ class ItemTable:
     scale: Tensor
 
     @classmethod
-    def quantized(cls, weight: Tensor, spec: TableSpec) -> Self:
-        """Round float32 weights [V, K] of the vocabulary's items, row v for token 4 + v.
+    def quantized(cls, weight: Tensor, spec: TableSpec, tokens: Tensor | None = None) -> Self:
+        """Round float32 weights [V, K] of the items with these tokens int64 [V], ascending.
 
-        Rows that are nothing are left out, ``spec.items`` becomes the number of the others. At
+        None are the vocabulary's first V items. Rows that are nothing are left out, ``spec.items`` becomes the number of the others. At
         least one row stays.
         """
         scale = quantization_scale(weight, spec)
@@ -60,7 +60,18 @@ class ItemTable:
         if not len(kept):
             kept = torch.zeros(1, dtype=torch.int64)
         found = TableSpec(len(kept), spec.bits, spec.counting, spec.exponent)
-        return cls(found, kept + FIRST_ITEM, codes[kept], scale)
+        own = kept + FIRST_ITEM if tokens is None else tokens[kept]
+        return cls(found, own, codes[kept], scale)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of its tensors in a bundle."""
+        outputs = self.codes.shape[1]
+        return self.spec.items * (4 + self.spec.row_bytes(outputs)) + 4 * outputs
+
+    def times(self, factor: float) -> Self:
+        """The table whose logits are this one's times a factor that is not negative."""
+        return replace(self, scale=self.scale * factor)
 
     def weights(self) -> Tensor:
         """The weights that the integers stand for, float32 [N, K]."""

@@ -2,21 +2,25 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from peterrec.model.data.histories import Histories
+from peterrec.model.data.vocabulary import build_vocabulary
 from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone, save_backbone
 from peterrec.model.files.backbone_info import SPEC
-from peterrec.model.progress import OnProgress, no_progress
 from peterrec.model.study.corpus import PreparedCorpus
 from peterrec.model.study.settings import ComparisonSettings
 from peterrec.model.training.pretrain.corpus import known_items
 from peterrec.model.training.pretrain.pretrain import PretrainSettings, pretrain
 from peterrec.model.training.pretrain.state import remove_checkpoint
+
+CPU = torch.device("cpu")
 
 
 def backbone_folder(
@@ -40,14 +44,14 @@ def ensure_backbone(
     corpus: PreparedCorpus,
     settings: ComparisonSettings,
     is_causal: bool,
-    on_progress: OnProgress = no_progress,
+    device: torch.device = CPU,
 ) -> None:
     """Pretrain into the folder, or continue an unfinished run; do nothing if it is finished."""
     if (folder / SPEC).exists():
         return
     histories = pretraining_histories(corpus, settings)
     chosen = pretrain_settings(settings, is_causal)
-    trained = pretrain(histories, chosen, checkpoints=folder, resume=True, on_progress=on_progress)
+    trained = pretrain(histories, chosen, checkpoints=folder, resume=True, device=device)
     save_backbone(folder, trained.backbone, list(trained.vocabulary.items), trained.record)
     remove_checkpoint(folder)
 
@@ -73,10 +77,24 @@ def pretraining_histories(corpus: PreparedCorpus, settings: ComparisonSettings) 
 def items_of(corpus: PreparedCorpus, settings: ComparisonSettings) -> tuple[str, ...]:
     """The items of the corpus's backbones, whether or not they are pretrained yet.
 
-    Both have the same, so that every method reads the same items; a baseline needs no backbone.
+    Both have the same; a baseline needs no backbone.
     """
     histories = pretraining_histories(corpus, settings)
     return known_items(histories, pretrain_settings(settings, is_causal=True)).items
+
+
+def further_items(
+    corpus: PreparedCorpus, settings: ComparisonSettings, known: Sequence[str]
+) -> tuple[str, ...]:
+    """The items that training users have and the backbones do not know.
+
+    Pretraining keeps some of the training users to choose its epoch with, and learns no item that
+    they alone have. Nothing keeps a baseline from reading these.
+    """
+    own = corpus.histories.select(corpus.split.train)
+    found = build_vocabulary(own, settings.pretraining.min_count).items
+    is_known = set(known)
+    return tuple(item for item in found if item not in is_known)
 
 
 def _without(histories: Histories, users: set[str]) -> Histories:

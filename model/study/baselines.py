@@ -13,13 +13,12 @@ from torch.nn import functional
 
 from peterrec.model.kinds import KINDS
 from peterrec.model.spec import HeadKind
-from peterrec.model.study.predictions import Scorer
+from peterrec.model.study.predictions import Scorer, scored
 from peterrec.model.study.task_data import TaskData
 from peterrec.model.training.baselines.bags import BagModel
 from peterrec.model.training.baselines.linear import Known, fit_linear
 from peterrec.model.training.baselines.rankings import Taken, ease, item_knn, linear_to_items
-from peterrec.model.training.evaluation import EVALUATION_ROWS, Rows
-from peterrec.model.training.finetune.encoders import UserRows
+from peterrec.model.training.evaluation import Rows
 from peterrec.model.training.objectives import ProbableObjective
 from peterrec.model.training.objectives.classification import ClassificationObjective
 from peterrec.model.training.objectives.ranking import OUTSIDE, RankingObjective
@@ -89,13 +88,13 @@ BASELINES: Mapping[str, Mapping[HeadKind, Baseline]] = {
         "classification": Baseline(_linear, _strengths("C", 0.3, 1, 3, 10, 30)),
         "ranking": Baseline(
             lambda data, train, strength: linear_to_items(_taken(data, train), strength),
-            _strengths("λ", 0.3, 1, 3, 10, 30, 100),
+            _strengths("λ", 0.3, 1, 3, 10, 30, 100, 300),
         ),
     },
     "item-knn": {
         "ranking": Baseline(
-            lambda data, train, strength: item_knn(_taken(data, train), int(strength)),
-            _strengths("k", 10, 30, 100, 300, 1000),
+            lambda data, train, strength: item_knn(_taken(data, train), strength),
+            _strengths("shrinkage", 0, 10, 30, 100, 300, 1000),
         )
     },
     "ease": {
@@ -124,12 +123,7 @@ def validation_loss(scorer: Scorer, data: TaskData) -> float:
     for a ranking it is one minus the primary metric.
     """
     objective = data.objective
-    rows = torch.from_numpy(data.split.validation)
-    found = []
-    for part in torch.split(rows, EVALUATION_ROWS):
-        users = UserRows([data.examples.rows[i] for i in part.tolist()], part)
-        found.append(objective.predictions(scorer(users), part))
-    predictions = torch.cat(found)
+    predictions, rows = scored(scorer, data, data.split.validation)
     if isinstance(objective, ProbableObjective):
         samples = objective.samples(predictions, rows)
         return functional.cross_entropy(samples.logits, samples.chosen).item()

@@ -52,7 +52,8 @@ class PreparedCorpus:
 
     ``split`` indexes ``histories.users`` and holds for all tasks and for pretraining.
     ``pretraining`` are sequences that only pretraining reads (``backbones.py``). ``metadata`` says
-    how the corpus was made, for the report.
+    how the corpus was made, for the report. ``split_of`` is the data set's name if another split of
+    it has that name already.
     """
 
     name: str
@@ -61,6 +62,12 @@ class PreparedCorpus:
     tasks: tuple[CorpusTask, ...]
     metadata: Document
     pretraining: Histories | None = None
+    split_of: str | None = None
+
+    @property
+    def data_set(self) -> str:
+        """The data set's name. Its corpora differ in their split alone, and share tables."""
+        return self.split_of or self.name
 
     def task(self, name: str) -> CorpusTask:
         """The task of this name."""
@@ -92,6 +99,7 @@ def shuffled(corpus: PreparedCorpus) -> PreparedCorpus:
     return replace(
         corpus,
         name=f"{corpus.name}-shuffled",
+        split_of=f"{corpus.data_set}-shuffled",
         tasks=tuple(tasks),
         metadata={**corpus.metadata, "answers": "shuffled among users"},
     )
@@ -114,6 +122,7 @@ def write_corpora(folder: Path, corpora: Sequence[PreparedCorpus]) -> None:
         corpus.name: {
             "tasks": {task.name: task.kind for task in corpus.tasks},
             "facts": corpus.metadata,
+            "data_set": corpus.data_set,
             "digest": corpus.digest,
         }
         for corpus in corpora
@@ -145,9 +154,9 @@ def read_corpora(folder: Path) -> list[PreparedCorpus]:
 def choose_tasks(
     corpora: Sequence[PreparedCorpus], names: Sequence[str]
 ) -> list[tuple[PreparedCorpus, str]]:
-    """The tasks named as ``task`` or ``corpus/task``; all tasks if ``names`` is empty."""
+    """The tasks named as ``task`` or ``data set/task``; all tasks if ``names`` is empty."""
     pairs = [(corpus, task.name) for corpus in corpora for task in corpus.tasks]
-    known = {name for corpus, task in pairs for name in (task, f"{corpus.name}/{task}")}
+    known = {name for corpus, task in pairs for name in (task, f"{corpus.data_set}/{task}")}
     unknown = [name for name in names if name not in known]
     if unknown:
         raise TaskUnknown(
@@ -156,7 +165,7 @@ def choose_tasks(
     return [
         (corpus, task)
         for corpus, task in pairs
-        if not names or task in names or f"{corpus.name}/{task}" in names
+        if not names or task in names or f"{corpus.data_set}/{task}" in names
     ]
 
 
@@ -175,6 +184,7 @@ def _read_corpus(folder: Path, entry: Document) -> PreparedCorpus:
         ),
         metadata=entry["facts"],
         pretraining=_unpacked(read_arrays(extra)) if extra.exists() else None,
+        split_of=entry["data_set"],
     )
     if corpus.digest != entry["digest"]:
         raise PreparedFolderInvalid(

@@ -10,6 +10,9 @@ from peterrec.model.spec import BackboneSpec
 from peterrec.model.training.finetune.encoders import OnBackbone, UserRows
 from peterrec.model.training.finetune.forward import user_states
 
+WHOLE = 10_000
+"""Items that a network without order reads of a history: all that a request may have."""
+
 
 class SideNetwork(nn.Module):
     """A small network outside the backbone that reads its states and never changes them.
@@ -66,8 +69,9 @@ class SidePatchedBackbone(OnBackbone):
 class TwoTower(nn.Module):
     """The user tower of a model that ignores the order of items (DSSM, CIKM 2013).
 
-    It is what one would use without a sequence model. It reads the mean of a history's item vectors
-    through two tanh layers, and has its own item vectors; its sizes are those of a backbone's spec.
+    It is what one would use without a sequence model. It reads the mean of a whole history's item
+    vectors through two tanh layers, and has its own item vectors; its sizes are those of a
+    backbone's spec.
     The other tower is the head: targets are known by their ids only, so a network over a free
     embedding of each id could learn no more than the embedding itself. Nothing is pretrained.
     """
@@ -76,7 +80,7 @@ class TwoTower(nn.Module):
         self, spec: BackboneSpec, device: torch.device, generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
-        self.channels, self.max_len = spec.channels, spec.max_len
+        self.channels, self.max_len = spec.channels, WHOLE
         self.items = nn.Embedding(spec.token_count, spec.channels)
         self.layers = nn.Sequential(
             nn.Linear(spec.channels, 2 * spec.channels),

@@ -1,6 +1,6 @@
 """Predictions of a trained model for the test users, stored so that metrics can be recomputed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +12,12 @@ from peterrec.model.kinds import KINDS
 from peterrec.model.network.heads import Head
 from peterrec.model.study.task_data import TaskData
 from peterrec.model.training.batches import seeded
+from peterrec.model.training.calibration import fit_temperature
 from peterrec.model.training.evaluation import EVALUATION_ROWS, Rows
 from peterrec.model.training.finetune.encoders import Encoder, UserRows
+from peterrec.model.training.intervals import Floats
 from peterrec.model.training.metrics import rank_metrics
+from peterrec.model.training.objectives import ProbableObjective
 from peterrec.model.training.objectives.ranking import OUTSIDE, RankingObjective
 
 SAMPLED_NEGATIVES = 99
@@ -22,6 +25,9 @@ SAMPLED_NEGATIVES = 99
 
 KEPT_ITEMS = 20
 """Best items of each user that are stored."""
+
+LOG_LOSS = "log_loss"
+"""Name of the metric of probabilities: the mean of ``log_losses``; less is better."""
 
 Scorer = Callable[[UserRows], Tensor]
 """Gives the logits [B, K] of some users."""
@@ -40,6 +46,37 @@ def scorer_of(encoder: Encoder, head: Head) -> Scorer:
     return lambda users: head.logits(encoder.user_vectors(users)).cpu()
 
 
+def calibrated(scorer: Scorer, data: TaskData) -> Scorer:
+    """The scorer with its logits divided by the temperature that fits the validation users best.
+
+    Every bundle has such a temperature, so every method gets one. Scores of items stay as they are.
+    """
+    objective = data.objective
+    if KINDS[data.kind].has_catalog or not isinstance(objective, ProbableObjective):
+        return scorer
+    temperature = fit_temperature(objective.samples(*scored(scorer, data, data.split.validation)))
+    return lambda users: scorer(users) / temperature
+
+
+@torch.no_grad()
+def scored(scorer: Scorer, data: TaskData, rows: Rows) -> tuple[Tensor, Tensor]:
+    """The objective's predictions of some users, the shortest histories first, and the users."""
+    ordered = _by_length(data, rows)
+    found = [
+        data.objective.predictions(scorer(_users(data, part)), part)
+        for part in torch.split(ordered, EVALUATION_ROWS)
+    ]
+    return torch.cat(found), ordered
+
+
+def _by_length(data: TaskData, rows: Rows) -> Tensor:
+    return torch.from_numpy(rows[np.argsort(data.examples.lengths[rows], kind="stable")])
+
+
+def _users(data: TaskData, rows: Tensor) -> UserRows:
+    return UserRows([data.examples.rows[i] for i in rows.tolist()], rows)
+
+
 def prior_scorer(data: TaskData, train: Rows) -> Scorer:
     """The scorer of the best answer that ignores the history, learned from some rows."""
     prior = data.objective.prior(torch.from_numpy(train))  # [K]
@@ -49,13 +86,13 @@ def prior_scorer(data: TaskData, train: Rows) -> Scorer:
 @torch.no_grad()
 def predict(scorer: Scorer, data: TaskData) -> Predictions:
     """Predict for the test users, the shortest histories first, and compute the metrics."""
-    rows = data.split.test
-    ordered = torch.from_numpy(rows[np.argsort(data.examples.lengths[rows], kind="stable")])
+    ordered = _by_length(data, data.split.test)
+    scorer = calibrated(scorer, data)
     collect = _ranked if KINDS[data.kind].has_catalog else _classified
-    parts = []
-    for part in torch.split(ordered, EVALUATION_ROWS):
-        users = UserRows([data.examples.rows[i] for i in part.tolist()], part)
-        parts.append(collect(scorer(users), data, part))
+    parts = [
+        collect(scorer(_users(data, part)), data, part)
+        for part in torch.split(ordered, EVALUATION_ROWS)
+    ]
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return Predictions(
         _metrics(arrays, data, ordered), arrays | {"outputs": np.array(data.outputs)}
@@ -64,11 +101,24 @@ def predict(scorer: Scorer, data: TaskData) -> Predictions:
 
 def _metrics(arrays: dict[str, NumpyArray], data: TaskData, rows: Tensor) -> dict[str, float]:
     if "logits" in arrays:
-        return data.objective.metrics(torch.from_numpy(arrays["logits"]), rows)
+        found = data.objective.metrics(torch.from_numpy(arrays["logits"]), rows)
+        losses = log_losses(arrays | {"outputs": np.array(data.outputs)})
+        return found | {LOG_LOSS: float(losses.mean())}
     ranks = torch.from_numpy(arrays["ranks"].astype(np.int64))
     sampled = rank_metrics(torch.from_numpy(arrays["sampled_ranks"].astype(np.int64)), 5)
     metrics = data.objective.metrics(ranks, rows)
     return metrics | {f"sampled_{name}": value for name, value in sampled.items()}
+
+
+def log_losses(arrays: Mapping[str, NumpyArray]) -> Floats:
+    """Minus the logarithm of the probability [N] of each stored user's answer."""
+    logits = arrays["logits"].astype(np.float64)  # [N, K]
+    index = {output: place for place, output in enumerate(arrays["outputs"].tolist())}
+    chosen = np.array([index[target] for target in arrays["targets"].tolist()])
+    highest = logits.max(1, keepdims=True)
+    totals = np.log(np.exp(logits - highest).sum(1)) + highest[:, 0]
+    losses: Floats = totals - logits[np.arange(len(logits)), chosen]
+    return losses
 
 
 def _classified(logits: Tensor, data: TaskData, rows: Tensor) -> dict[str, NumpyArray]:

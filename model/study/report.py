@@ -3,6 +3,7 @@
 import json
 import platform
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,10 +12,21 @@ import torch
 from peterrec.model.disk import write_text
 from peterrec.model.study.baselines import PRIORS
 from peterrec.model.study.markdown import markdown_of
-from peterrec.model.study.results import LeftOut, Point, Report, Row, RunResult, Spread, Table
+from peterrec.model.study.methods import Variant
+from peterrec.model.study.results import (
+    LeftOut,
+    Parameters,
+    Point,
+    Report,
+    Row,
+    RunResult,
+    Spread,
+    Table,
+    Tuning,
+)
 from peterrec.model.study.run import Workplace, corpora_at
 from peterrec.model.study.schedule import Unit
-from peterrec.model.study.verdict import verdicts_of
+from peterrec.model.study.verdict import gaps_of, verdicts_of
 from peterrec.model.training.baselines.bags import FLOAT_BYTES
 from peterrec.model.training.objectives import OBJECTIVES
 
@@ -33,22 +45,11 @@ def write_report(place: Workplace, units: list[Unit]) -> str:
 def report_of(place: Workplace, units: list[Unit]) -> Report:
     """The report, from which tables and plots are made."""
     corpora = corpora_at(place.prepared)
-    tables = []
-    for corpus, task in dict.fromkeys((u.corpus, task) for u in units for task in u.tasks):
-        own = [unit for unit in units if unit.corpus == corpus and task in unit.tasks]
-        kind = corpora[corpus].task(task).kind
-        rows = [row for unit in own if (row := _row(unit, task)) is not None]
-        table: Table = {
-            "corpus": corpus,
-            "task": task,
-            "kind": kind,
-            "primary": OBJECTIVES[kind].primary_metric,
-            "rows": rows,
-            "left_out": [each for unit in own for each in _left_out(unit)],
-            "verdicts": [],
-        }
-        table["verdicts"] = verdicts_of(table, place.out)
-        tables.append(table)
+    own: dict[tuple[str, str], list[Unit]] = {}
+    for unit in units:
+        for task in unit.tasks:
+            own.setdefault((corpora[unit.corpus].data_set, task), []).append(unit)
+    tables = [_table(place, name, task, chosen) for (name, task), chosen in own.items()]
     return {
         "settings": place.settings.to_json(),
         "corpora": {c.name: {**c.metadata, "digest": c.digest} for c in corpora.values()},
@@ -64,38 +65,70 @@ def report_of(place: Workplace, units: list[Unit]) -> Report:
     }
 
 
-def _row(unit: Unit, task: str) -> Row | None:
-    """One row of a task's table; None until one of the unit's final runs has succeeded."""
-    results = [unit.results[spec] for spec in unit.final if spec in unit.results]
+def _table(place: Workplace, data_set: str, task: str, units: list[Unit]) -> Table:
+    """One task's table, from the units of all splits of its data set."""
+    kind = corpora_at(place.prepared)[units[0].corpus].task(task).kind
+    variants: dict[Variant, list[Unit]] = {}
+    for unit in units:
+        variants.setdefault(unit.variant, []).append(unit)
+    rows = [row for own in variants.values() if (row := _row(own, task)) is not None]
+    table: Table = {
+        "data_set": data_set,
+        "splits": list(dict.fromkeys(unit.corpus for unit in units)),
+        "task": task,
+        "kind": kind,
+        "primary": OBJECTIVES[kind].primary_metric,
+        "rows": rows,
+        "left_out": [each for unit in units for each in _left_out(unit)],
+        "gaps": [],
+        "verdicts": [],
+    }
+    table["gaps"] = gaps_of(table, place.out)
+    table["verdicts"] = verdicts_of(table, place.out)
+    return table
+
+
+def _row(units: list[Unit], task: str) -> Row | None:
+    """One variant's row over all splits; None until one of its final runs has succeeded."""
+    found = {unit.corpus: _finished(unit) for unit in units}
+    results = [result for own in found.values() for result in own]
     whole = [result for result in results if "failed" not in result]
     if not whole:
         return None
     names = list(whole[0]["metrics"][task])
-    rates = unit.chosen
-    assert rates is not None
+    variant = units[0].variant
     row: Row = {
-        "method": unit.variant.label,
-        "family": unit.variant.method,
-        "is_causal": unit.variant.is_causal,
-        "insertion": unit.variant.insertion,
-        "bottleneck": unit.variant.bottleneck,
-        "cardinality": unit.variant.cardinality,
-        "depth": unit.variant.depth,
-        "extras": unit.variant.extras,
-        "queries": unit.variant.queries,
-        "label_share": unit.variant.label_share,
+        "method": variant.label,
+        "family": variant.method,
+        "is_causal": variant.is_causal,
+        "insertion": variant.insertion,
+        "bottleneck": variant.bottleneck,
+        "cardinality": variant.cardinality,
+        "depth": variant.depth,
+        "extras": variant.extras,
+        "queries": variant.queries,
+        "label_share": variant.label_share,
         "metrics": {
             name: _spread([result["metrics"][task][name] for result in whole])
             for name in names
             if all(name in result["metrics"][task] for result in whole)
         },
         "users": whole[0]["users"][task],
-        "keys": [result["key"] for result in whole],
+        "keys": {
+            corpus: [result["key"] for result in own if "failed" not in result]
+            for corpus, own in found.items()
+            if own
+        },
         "failed": len(results) - len(whole),
     }
-    if unit.variant.method not in PRIORS:
-        _add_training(row, unit, whole, task)
+    if variant.method not in PRIORS:
+        row["tuning"] = {unit.corpus: _tuning(unit) for unit in units if unit.chosen}
+        _add_training(row, whole, task)
     return row
+
+
+def _finished(unit: Unit) -> list[RunResult]:
+    return [unit.results[spec] for spec in unit.final if spec in unit.results]
 
 
 def _left_out(unit: Unit) -> list[LeftOut]:
@@ -113,28 +146,33 @@ def _spread(values: Sequence[float]) -> Spread:
     return {"mean": statistics.fmean(values), "std": std, "runs": len(values)}
 
 
-def _add_training(row: Row, unit: Unit, whole: list[RunResult], task: str) -> None:
+def _tuning(unit: Unit) -> Tuning:
+    losses = [unit.results[spec].get("validation_loss") for spec in unit.trials]
+    assert unit.chosen is not None
+    return {
+        "rates": unit.chosen.to_json(),
+        "trials": [
+            {**rate.to_json(), "validation_loss": loss}
+            for rate, loss in zip(unit.rates, losses, strict=True)
+        ],
+        "is_at_edge": _is_at_edge(unit),
+    }
+
+
+def _add_training(row: Row, whole: list[RunResult], task: str) -> None:
     """Add what training cost, and its curve epoch by epoch if it has epochs."""
     parameters = whole[0]["parameters"]
-    rates = unit.chosen
-    assert rates is not None
-    dense = parameters["trained"] + parameters["head"]
-    losses = [unit.results[spec].get("validation_loss") for spec in unit.trials]
     row.update(
         {
             "trained_parameters": parameters["trained"],
             "head_parameters": parameters["head"],
-            "size_bytes": parameters.get("size_bytes", FLOAT_BYTES * dense),
+            "size_bytes": statistics.fmean(_size_bytes(result["parameters"]) for result in whole),
             "seconds": statistics.fmean(result["seconds"] for result in whole),
             "cpu_seconds": statistics.fmean(result["cpu_seconds"] for result in whole),
-            "rates": rates.to_json(),
-            "rate_trials": [
-                {**rate.to_json(), "validation_loss": loss}
-                for rate, loss in zip(unit.rates, losses, strict=True)
-            ],
-            "is_rate_at_edge": _is_at_edge(unit),
         }
     )
+    if "parts" in whole[0]:
+        row["parts"] = dict(Counter("+".join(each["parts"]) or "head" for each in whole))
     if "backbone" in parameters:
         row.update(
             {
@@ -144,6 +182,11 @@ def _add_training(row: Row, unit: Unit, whole: list[RunResult], task: str) -> No
                 "curve": _curve(whole, task),
             }
         )
+
+
+def _size_bytes(parameters: Parameters) -> int:
+    dense = parameters["trained"] + parameters["head"]
+    return parameters.get("size_bytes", FLOAT_BYTES * dense)
 
 
 def _is_at_edge(unit: Unit) -> bool:

@@ -12,8 +12,8 @@ Point = dict[str, float]
 class Parameters(TypedDict):
     """How many weights there are: trained below the head, in the head, in the whole backbone.
 
-    A baseline has no backbone, and ``size_bytes`` is the size of its weights with the indices of
-    those that are kept sparsely; other methods keep none so.
+    ``size_bytes`` is that of a bundle where the method makes one, and for a baseline that of its
+    weights with the indices of those that are kept sparsely. A baseline has no backbone.
     """
 
     trained: int
@@ -27,7 +27,8 @@ class RunOutcome(TypedDict, total=False):
     """What training gave. The prior has only metrics and users; a failed run only ``failed``.
 
     ``metrics`` and ``users`` are by task. ``epochs`` are ``FinetuneEpoch`` as JSON; baselines have
-    none. ``failed`` is an error's code, and ``reason`` its message.
+    none. ``parts`` are those that fine-tuning chose. ``failed`` is an error's code, and ``reason``
+    its message.
     """
 
     metrics: dict[str, dict[str, float]]
@@ -35,6 +36,7 @@ class RunOutcome(TypedDict, total=False):
     validation_loss: float
     best_epoch: int
     epochs: list[Document]
+    parts: list[str]
     seconds: float
     parameters: Parameters
     device: str
@@ -53,18 +55,34 @@ class RunResult(RunOutcome):
 
 
 class Spread(TypedDict):
-    """Mean and sample standard deviation over seeds; the deviation of one seed is None."""
+    """Mean and sample standard deviation over runs; the deviation of one run is None.
+
+    Runs differ in their seed, and in their split of the users if there are several splits.
+    """
 
     mean: float
     std: float | None
     runs: int
 
 
-class Row(TypedDict):
-    """One method in one task's table. Fields below ``failed`` are missing from the prior's row.
+class Tuning(TypedDict):
+    """What was chosen on one split's validation users: learning rates, or a baseline's strength.
 
-    ``rates`` are learning rates, or a baseline's strength. A baseline has no shares of a backbone,
-    epochs and curve.
+    ``is_at_edge`` if it is the lowest or highest of those tried, so a better one may be outside.
+    """
+
+    rates: dict[str, float]
+    trials: list[dict[str, float | None]]
+    is_at_edge: bool
+
+
+class Row(TypedDict):
+    """One method in one task's table, over all splits of its data set.
+
+    ``keys`` are the keys of the runs that the metrics are of, and ``tuning`` what was chosen, both
+    by the names of the splits' corpora. ``parts`` counts the runs in which fine-tuning chose a
+    combination, by its name. Fields below ``failed`` are missing from the prior's row. A
+    baseline has no shares of a backbone, epochs and curve.
     """
 
     method: str
@@ -79,19 +97,18 @@ class Row(TypedDict):
     label_share: float
     metrics: dict[str, Spread]
     users: dict[str, int]
-    keys: list[str]
+    keys: dict[str, list[str]]
     failed: int
     trained_parameters: NotRequired[int]
     head_parameters: NotRequired[int]
-    size_bytes: NotRequired[int]
+    size_bytes: NotRequired[float]
     share: NotRequired[float]
     share_of_blocks: NotRequired[float]
     seconds: NotRequired[float]
     cpu_seconds: NotRequired[float]
+    parts: NotRequired[dict[str, int]]
     epochs: NotRequired[float]
-    rates: NotRequired[dict[str, float]]
-    rate_trials: NotRequired[list[dict[str, float | None]]]
-    is_rate_at_edge: NotRequired[bool]
+    tuning: NotRequired[dict[str, Tuning]]
     curve: NotRequired[list[Point]]
 
 
@@ -111,6 +128,21 @@ class Verdict(TypedDict):
     share: NotRequired[float]
 
 
+class Gap(TypedDict):
+    """How much larger a metric of one method is than of another, over the same test users.
+
+    The interval is the mean and 1.96 standard errors on either side.
+    """
+
+    method: str
+    rival: str
+    metric: str
+    mean: float
+    standard_error: float
+    low: float
+    high: float
+
+
 class LeftOut(TypedDict):
     """A method without a row because every run of it failed: an error's code and message."""
 
@@ -120,14 +152,19 @@ class LeftOut(TypedDict):
 
 
 class Table(TypedDict):
-    """One task's methods; ``primary`` names the metric that verdicts and plots use."""
+    """One task's methods; ``primary`` names the metric that verdicts and plots use.
 
-    corpus: str
+    ``splits`` are the names of the corpora whose runs it is of.
+    """
+
+    data_set: str
+    splits: list[str]
     task: str
     kind: HeadKind
     primary: str
     rows: list[Row]
     left_out: list[LeftOut]
+    gaps: list[Gap]
     verdicts: list[Verdict]
 
 

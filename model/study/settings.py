@@ -11,11 +11,12 @@ from peterrec.model.insertions import INSERTIONS, InsertionName
 from peterrec.model.training.options import BatchSize, Epochs, Patience, option
 from peterrec.model.training.pretrain.settings import PretrainSettings
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of the protocol, part of every run's key.
 
 It is increased when a change of the code makes older results incomparable: 2 orders all ties by a
-hash and stores predictions as safetensors.
+hash and stores predictions as safetensors; 3 calibrates every method on the validation users, and
+the two towers read whole histories.
 """
 
 NONCAUSAL = "-noncausal"
@@ -26,6 +27,8 @@ DEFAULT_METHODS = (
     "popular",
     "item-knn",
     "ease",
+    "auto",
+    "table",
     "peterrec",
     "reader",
     "fineall",
@@ -70,9 +73,12 @@ class CutSettings:
         float,
         option("Share of users kept apart to measure results on.", "Input", ge=0.01, le=0.5),
     ] = 0.2
-    seed: Annotated[
-        int, option("Seed of the split of the users.", "Input", name="split_seed", ge=0)
-    ] = 0
+    seeds: Annotated[
+        tuple[Count, ...],
+        option(
+            "Seeds of splits of the users; a table is over all of them.", "Input", name="split_seed"
+        ),
+    ] = (0,)
     most_targets: Annotated[
         int, option("Targets of a user that are used, the first ones.", "Input", ge=1)
     ] = 5

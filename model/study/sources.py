@@ -41,19 +41,34 @@ class Cut(CutSettings):
     one that at least ``min_history`` inputs precede; with 0 they begin with the very first one.
     """
 
-    def corpus(
+    def corpora(
         self,
         name: str,
         histories: Histories,
         tasks: Sequence[CorpusTask],
         metadata: Document,
         pretraining: Histories | None = None,
-    ) -> PreparedCorpus:
-        """Split the users of the histories, before anything is counted."""
-        split = split_users(histories.users, self.validation_share, self.test_share, self.seed)
+    ) -> list[PreparedCorpus]:
+        """Split the users of the histories, before anything is counted: one corpus per seed.
+
+        The one of seed 0 has the name, the others have their seed in theirs.
+        """
         own = {"users": len(histories.users), "events": len(histories.codes)}
-        said = {**metadata, **own, "split_seed": self.seed}
-        return PreparedCorpus(name, histories, split, tuple(tasks), said, pretraining)
+        found = []
+        for seed in self.seeds:
+            split = split_users(histories.users, self.validation_share, self.test_share, seed)
+            found.append(
+                PreparedCorpus(
+                    name=f"{name}-split{seed}" if seed else name,
+                    histories=histories,
+                    split=split,
+                    tasks=tuple(tasks),
+                    metadata={**metadata, **own, "split_seed": seed},
+                    pretraining=pretraining,
+                    split_of=name,
+                )
+            )
+        return found
 
 
 def movielens_corpora(
@@ -61,11 +76,10 @@ def movielens_corpora(
 ) -> list[PreparedCorpus]:
     """Tasks on MovieLens: the users' profiles, if known, and films of one domain."""
     data = read_movielens(folder, observer)
-    recommendation = _film_corpus(data, domain, cut)
-    return [*_profile_corpus(data, cut), recommendation]
+    return [*_profile_corpora(data, cut), *_film_corpora(data, domain, cut)]
 
 
-def _profile_corpus(data: MovieLens, cut: Cut) -> list[PreparedCorpus]:
+def _profile_corpora(data: MovieLens, cut: Cut) -> list[PreparedCorpus]:
     if not data.profiles:
         return []
     tasks = [
@@ -77,10 +91,10 @@ def _profile_corpus(data: MovieLens, cut: Cut) -> list[PreparedCorpus]:
         }.items()
     ]
     metadata = {"source": "MovieLens", "input": "all ratings of a user, oldest first"}
-    return [cut.corpus("movielens-profile", data.histories, tasks, metadata)]
+    return cut.corpora("movielens-profile", data.histories, tasks, metadata)
 
 
-def _film_corpus(data: MovieLens, domain: str, cut: Cut) -> PreparedCorpus:
+def _film_corpora(data: MovieLens, domain: str, cut: Cut) -> list[PreparedCorpus]:
     """Films of one domain, recommended from films of all others.
 
     Inputs are the other films among a user's oldest four fifths; targets are films of the domain
@@ -102,7 +116,7 @@ def _film_corpus(data: MovieLens, domain: str, cut: Cut) -> PreparedCorpus:
         "targets": f"the first {cut.most_targets} films of {domain} among the newest fifth",
     }
     name = f"movielens-{domain.replace(':', '-').lower()}"
-    return cut.corpus(re.sub(r"[^a-z0-9-]", "-", name), histories_of(inputs), tasks, metadata)
+    return cut.corpora(re.sub(r"[^a-z0-9-]", "-", name), histories_of(inputs), tasks, metadata)
 
 
 def _film_events(histories: Histories) -> Events:
@@ -155,8 +169,9 @@ def domain_corpora(
         for domain in domains
     }
     return [
-        _direction(source_domain, target_domain, parts, cut)
+        corpus
         for source_domain, target_domain in ((one, other), (other, one))
+        for corpus in _direction(source_domain, target_domain, parts, cut)
     ]
 
 
@@ -164,7 +179,9 @@ def _where(table: TableSource, column: str, value: str) -> TableSource:
     return replace(table, where=(*table.where, Condition(column, value)))
 
 
-def _direction(source: str, target: str, parts: dict[str, Events], cut: Cut) -> PreparedCorpus:
+def _direction(
+    source: str, target: str, parts: dict[str, Events], cut: Cut
+) -> list[PreparedCorpus]:
     """Items of the target domain, recommended from events in the source domain.
 
     Inputs are a user's events in the source domain before the first target. That is the user's
@@ -187,7 +204,7 @@ def _direction(source: str, target: str, parts: dict[str, Events], cut: Cut) -> 
     }
     tasks = [CorpusTask("first-items", "ranking", answers)]
     name, histories = f"{source}-to-{target}", histories_of(inputs)
-    return cut.corpus(name, histories, tasks, metadata, histories_of(events))
+    return cut.corpora(name, histories, tasks, metadata, histories_of(events))
 
 
 def _belongs(events: Events, cuts: Cuts) -> Flags:
@@ -211,8 +228,9 @@ def file_corpora(
     """Corpora of a task list (see docs/compare.md); paths are relative to ``folder``."""
     try:
         return [
-            _file_corpus(name, entry, folder, cut, observer)
+            corpus
             for name, entry in document["corpora"].items()
+            for corpus in _of_files(name, entry, folder, cut, observer)
         ]
     except (KeyError, TypeError, AttributeError) as error:
         raise ComparisonSettingsInvalid(
@@ -220,9 +238,9 @@ def file_corpora(
         ) from error
 
 
-def _file_corpus(
+def _of_files(
     name: str, entry: Document, folder: Path, cut: Cut, observer: ReadingObserver
-) -> PreparedCorpus:
+) -> list[PreparedCorpus]:
     user_column = entry.get("user_column", "user_id")
     source = InteractionSource(
         _table(entry["interactions"], entry, folder),
@@ -262,7 +280,7 @@ def _file_corpus(
     if extra is not None:
         other = replace(source, table=_table(extra, entry, folder))
         pretraining = histories_of(read_events(other, observer))
-    return cut.corpus(name, histories_of(events), tasks, metadata, pretraining)
+    return cut.corpora(name, histories_of(events), tasks, metadata, pretraining)
 
 
 def _kind(task: Document) -> HeadKind:

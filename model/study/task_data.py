@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,9 +36,16 @@ class TaskData:
 
 
 def task_data(
-    corpus: PreparedCorpus, name: str, items: Sequence[str], min_label_count: int
+    corpus: PreparedCorpus,
+    name: str,
+    items: Sequence[str],
+    min_label_count: int,
+    further_items: Sequence[str] = (),
 ) -> TaskData:
     """The users of a task with a known history and a learnable answer, split as the corpus is.
+
+    A history is known if it has one of the ``items``. Its examples also have the ``further_items``,
+    whose tokens follow those of the others.
 
     Fine-tuning's ``prepare_task`` splits users by shares and builds a patch. Here the corpus's
     split holds, and a method builds what is trained. Answers are counted among training users
@@ -46,14 +54,17 @@ def task_data(
     """
     task = corpus.task(name)
     require_shared_users(corpus.histories.users, task.labels)
-    vocabulary = Vocabulary(tuple(items))
+    vocabulary = Vocabulary((*items, *further_items))
     wanted = np.flatnonzero([user in task.labels.by_user for user in corpus.histories.users])
-    known = tokenize(corpus.histories.select(wanted), vocabulary)
+    own = corpus.histories.select(wanted)
+    known = tokenize(own, Vocabulary(tuple(items)))
     readable = {user for user, row in zip(known.users, known.rows, strict=True) if len(row)}
     part_of = {user: part for user, part in _parts(corpus).items() if user in readable}
     labels = task.labels
     if KINDS[task.kind].answers == "label":
         labels = _without_rare(labels, part_of, min_label_count)
+    readable_rows = np.flatnonzero([len(row) > 0 for row in known.rows])
+    known = tokenize(own.select(readable_rows), vocabulary) if further_items else known
     examples = join_answers(known, labels, vocabulary.items)
     split = _split(examples, part_of)
     _require_parts(f"{corpus.name}/{name}", split)
@@ -150,6 +161,12 @@ class JointObjective:
     def prepare(self, rows: Tensor) -> None:
         for objective, own in zip(self._objectives, self._rows, strict=True):
             objective.prepare(own[rows][own[rows] != ABSENT])
+
+    def groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        return [group for own in self._objectives for group in own.groups(learning_rate)]
+
+    def penalty(self) -> Tensor:
+        return torch.stack([objective.penalty() for objective in self._objectives]).sum()
 
     def loss(self, vectors: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         total = vectors.sum() * 0

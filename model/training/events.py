@@ -6,7 +6,7 @@ report between epochs only, so that listening changes neither a result nor the s
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from importlib.metadata import version
 from typing import Literal
@@ -45,6 +45,7 @@ class PartMeasured:
     ``rows`` are the sequences or users of the part, ``seconds`` the time that the pass took. What
     was not measured is None or empty. ``learning_rates`` are those of the epoch's first step: of
     the backbone, or of patch and head. Peaks of memory are the process's since it began, in bytes.
+    ``network`` names the parts that are trained if a run trains several networks in turn.
     """
 
     epoch: int
@@ -56,6 +57,21 @@ class PartMeasured:
     learning_rates: Sequence[float] = ()
     peak_rss_bytes: int | None = None
     cuda_peak_bytes: int | None = None
+    network: str | None = None
+    time: str | None = field(default_factory=lambda: now())
+
+
+@dataclass(frozen=True, slots=True)
+class PartsChosen:
+    """The parts that a task got, the network that was kept, and every combination that was tried.
+
+    A trial has ``parts``, the mean validation ``loss`` per user, how far it is ``behind`` the best
+    one with its standard ``error`` over users, and ``size_bytes`` of patch and table.
+    """
+
+    parts: Sequence[str]
+    network: str
+    trials: Sequence[Document]
     time: str | None = field(default_factory=lambda: now())
 
 
@@ -73,7 +89,7 @@ class TrainingEnded:
     time: str | None = field(default_factory=lambda: now())
 
 
-TrainingEvent = TrainingStarted | PartMeasured | TrainingEnded
+TrainingEvent = TrainingStarted | PartMeasured | PartsChosen | TrainingEnded
 
 TrainingListener = Callable[[TrainingEvent], None]
 """Called with every event of one run, in their order, by the thread that trains."""
@@ -83,13 +99,14 @@ def unheard(event: TrainingEvent) -> None:
     """Ignore an event."""
 
 
-def parts_of(record: EpochRecord) -> tuple[PartMeasured, PartMeasured]:
+def parts_of(record: EpochRecord, network: str | None = None) -> tuple[PartMeasured, PartMeasured]:
     """An epoch's passes over the training part and over the validation part."""
     measured = partial(
         PartMeasured,
         record.epoch + 1,
         peak_rss_bytes=record.peak_rss_bytes,
         cuda_peak_bytes=record.cuda_peak_bytes,
+        network=network,
         time=record.ended_at,
     )
     train = measured(
@@ -116,16 +133,21 @@ def report_epochs(listener: TrainingListener, records: Sequence[EpochRecord]) ->
             listener(part)
 
 
+def naming(network: str | None, listener: TrainingListener) -> TrainingListener:
+    """A listener to one network of a run, which tells the run's own listener of its name."""
+
+    def hear(event: TrainingEvent) -> None:
+        listener(replace(event, network=network) if isinstance(event, PartMeasured) else event)
+
+    return hear
+
+
 def events_of(record: Document) -> list[TrainingEvent]:
     """What a listener has heard of a run, from the record that the run left.
 
     Records of earlier versions lack times, rows and memory.
     """
-    known = {each.name for each in fields(EpochRecord)}
-    records = [
-        EpochRecord(**{name: value for name, value in epoch.items() if name in known})
-        for epoch in record["epochs"]
-    ]
+    records = _epochs(record)
     data = dict(record["data"]) | {name: record[name] for name in ("loss",) if name in record}
     started = TrainingStarted(
         "finetune" if "metrics" in record else "pretrain",
@@ -135,8 +157,16 @@ def events_of(record: Document) -> list[TrainingEvent]:
         backbone=record.get("backbone"),
         time=record.get("started_at"),
     )
-    parts = [part for each in records for part in parts_of(each)]
+    parts: list[TrainingEvent] = [
+        part
+        for network in record.get("networks") or [record]
+        for each in _epochs(network)
+        for part in parts_of(each, network.get("network"))
+    ]
     best, time = record["best_epoch"] + 1, record.get("ended_at")
+    if "trials" in record:
+        network = record["network"]
+        parts.append(PartsChosen(record["parts"], network, record["trials"], time=time))
     if "metrics" in record:
         rows, seconds = data["test_users"], record.get("test_seconds")
         metrics = record["metrics"]
@@ -144,6 +174,14 @@ def events_of(record: Document) -> list[TrainingEvent]:
         parts.append(test)
     ended = TrainingEnded(best, len(records), record["seconds"], record.get("temperature"), time)
     return [started, *parts, ended]
+
+
+def _epochs(record: Document) -> list[EpochRecord]:
+    known = {each.name for each in fields(EpochRecord)}
+    return [
+        EpochRecord(**{name: value for name, value in epoch.items() if name in known})
+        for epoch in record["epochs"]
+    ]
 
 
 def machine_of(device: torch.device, processes: int = 1) -> Document:

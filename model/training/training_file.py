@@ -25,6 +25,7 @@ from peterrec.model.documents import Document
 from peterrec.model.errors import TrainingFileInvalid
 from peterrec.model.training.events import (
     PartMeasured,
+    PartsChosen,
     TrainingEvent,
     TrainingStarted,
     events_of,
@@ -50,6 +51,8 @@ def line_of(event: TrainingEvent, warnings: Sequence[str] = ()) -> Document:
         fields["warnings"] = list(warnings)
     elif isinstance(event, PartMeasured):
         fields = _measured(event)
+    elif isinstance(event, PartsChosen):
+        fields = {"event": "chosen", "time": event.time, **asdict(event)}
     else:
         fields = {"event": "ended", "time": event.time, **asdict(event)}
     return {name: value for name, value in fields.items() if _is_known(value)}
@@ -153,16 +156,24 @@ def write_training_file(path: Path, record: Document) -> None:
 class TrainingLog:
     """The lines of a ``training.jsonl``: the first, those of epochs and parts, and the last.
 
-    ``ended`` is None if the run was killed or goes on.
+    ``chosen`` says which parts a task got. ``ended`` is None if the run was killed or goes on.
     """
 
     started: Document
     measured: tuple[Document, ...]
+    chosen: Document | None
     ended: Document | None
 
     def of_part(self, part: str) -> list[Document]:
-        """The lines of one part, in the order of the epochs."""
-        return [line for line in self.measured if line.get("part") == part]
+        """The lines of one part of the users, in the order of the epochs.
+
+        If several networks were trained in turn, they are those of the one that was kept, or of
+        the last one while none is chosen.
+        """
+        own = [line for line in self.measured if line.get("part") == part]
+        named = [line["network"] for line in own if "network" in line]
+        kept = self.chosen["network"] if self.chosen else (named or [None])[-1]
+        return [line for line in own if line.get("network", kept) == kept]
 
 
 def read_training_file(path: Path) -> TrainingLog | None:
@@ -194,8 +205,11 @@ def log_of(record: Document) -> TrainingLog | None:
 def _log(documents: list[Document]) -> TrainingLog:
     started, *rest = documents
     measured = tuple(line for line in rest if line.get("event") == "measured")
-    ended = next((line for line in rest if line.get("event") == "ended"), None)
-    return TrainingLog(started, measured, ended)
+    chosen, ended = (
+        next((line for line in rest if line.get("event") == event), None)
+        for event in ("chosen", "ended")
+    )
+    return TrainingLog(started, measured, chosen, ended)
 
 
 def _parse(path: Path, number: int, line: str) -> Document:

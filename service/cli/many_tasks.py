@@ -35,11 +35,11 @@ def finetune_many(
     time: TimeOptions,
     patch: Annotated[dict[str, Any], COMMON],
     tracking: TrackOptions,
-    blocks: Blocks = "none",
+    blocks: Blocks = "all",
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train many tasks' patches and heads together, and write a bundle for each."""
+    """Train many tasks' parts and heads together, and write a bundle for each."""
     from peterrec.service.jobs.task_file import read_task_file
 
     entries = read_task_file(tasks)
@@ -56,7 +56,8 @@ def finetune_many(
         recording = Recording(tracking, observer.line, observer.notices)
         trained = run_finetune_many(loaded, job, observer, recording)
     bundle = Column("bundle", no_wrap=True)
-    table = Table(bundle, "test users", "metric", "value", "no history", "ECE: raw, calibrated")
+    errors_of = "ECE: raw, calibrated"
+    table = Table(bundle, "parts", "test users", "metric", "value", "no history", errors_of)
     for out, packed in trained:
         task = packed.task
         name = next(iter(task.metrics))
@@ -66,5 +67,6 @@ def finetune_many(
         errors = [task.metrics[n] for n in ("ece_uncalibrated", "ece") if n in task.metrics]
         shown = ", ".join(f"{error:.3f}" for error in errors)
         value = f"{task.metrics[name]:.4f}"
-        table.add_row(out.name, users, name, value, without_history, shown)
+        parts = "+".join(task.record["parts"]) or "head"
+        table.add_row(out.name, parts, users, name, value, without_history, shown)
     Console(highlight=False).print(table)

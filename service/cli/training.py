@@ -16,6 +16,7 @@ from peterrec.model.progress import Progress
 from peterrec.model.training.finetune.settings import FinetuneSettings
 from peterrec.model.training.pretrain.settings import PretrainSettings
 from peterrec.service.cli.failures import interruption_keeps
+from peterrec.service.cli.parts_text import print_parts
 from peterrec.service.cli.settings_options import FieldsOf, takes_settings
 from peterrec.service.cli.shared_options import AsJson, BackboneFolder, Blocks, Overwrite, Quiet
 from peterrec.service.jobs.options import (
@@ -113,7 +114,7 @@ def finetune(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train one task's patch and head on a frozen backbone, and write its bundle."""
+    """Train one task's parts and head on a frozen backbone, and write its bundle."""
     require_writable_file(out)
     from peterrec.model.files.backbone_folder import load_backbone
     from peterrec.service.jobs.reading import observing
@@ -136,6 +137,7 @@ def finetune(
     task = packed.task
     data = task.record["data"]
     _print_metrics(f"{out}, {data['test_users']} test users", task.metrics)
+    print_parts(task.record)
     if "ece" in task.metrics:
         print(f"temperature {task.temperature:.3f}, fitted on the validation users")
     if data["without_history"]:

@@ -1,4 +1,4 @@
-"""The heads on the device, within a limit in bytes: a cache that evicts ranking heads.
+"""The heads on the device, within a limit in bytes: a cache that evicts their large parts.
 
 Not ``cachetools.LRUCache``: what is evicted stays known, an eviction is all or nothing, heads can
 be pinned, and room is reserved for a head while it is read from its file.
@@ -8,7 +8,9 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from peterrec.model.inference.heads import HeadRef
+from peterrec.model.inference.heads import HeadBytes, HeadRef
+from peterrec.model.inference.item_tables import TableWeights
+from peterrec.model.inference.top_k import CatalogWeights
 from peterrec.service.errors import HeadBudgetExceeded
 from peterrec.service.protocol.messages import Handle
 
@@ -26,37 +28,42 @@ class HeadMoves:
 class HeadCache:
     """Bytes of heads on the device within a limit. Used by the device thread only.
 
-    Small heads are never evicted. A ranking head may be evicted if it can be read from a file
-    again. The heads that are never evicted leave room for the largest of the others, so that each
+    Small heads are never evicted. A ranking head or an item table may be evicted if it can be read
+    from a file again. What is never evicted leaves room for the largest of the others, so that each
     of these can be reloaded. ``evicted`` are the residencies whose heads are not on the device.
     """
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
         self._fixed_bytes = 0
-        self._evictable: OrderedDict[Handle, HeadRef] = OrderedDict()  # least recently used first
+        self._evictable: OrderedDict[Handle, CatalogWeights | TableWeights] = OrderedDict()
+        # The least recently used come first.
         self._pinned: set[Handle] = set()
         self._reloading: Handle | None = None
         self._moves = HeadMoves()
         self.used_bytes = 0
         self.evicted: set[Handle] = set()
 
-    def reserve(self, size_bytes: int, *, is_evictable: bool) -> None:
+    def reserve(self, size: HeadBytes, *, is_evictable: bool) -> None:
         """Make room for a new head; raise HeadBudgetExceeded, with nothing evicted, if it can't."""
-        largest = max((head.size_bytes for head in self._evictable.values()), default=0)
-        fixed = self._fixed_bytes + (0 if is_evictable else size_bytes)
-        if fixed + max(largest, size_bytes if is_evictable else 0) > self._limit:
-            raise HeadBudgetExceeded(size_bytes, self._fixed_bytes, self._limit)
-        self._make_room(size_bytes)
+        largest = max((large.size_bytes for large in self._evictable.values()), default=0)
+        if is_evictable:
+            largest = max(largest, size.large)
+        fixed = self._fixed_bytes + size.pooled + (0 if is_evictable else size.large)
+        if fixed + largest > self._limit:
+            raise HeadBudgetExceeded(sum(size), self._fixed_bytes, self._limit)
+        self._make_room(sum(size))
 
     def add(self, handle: Handle, head: HeadRef, *, is_evictable: bool) -> None:
         """Count a head that is on the device now. It can't be evicted before ``unpin``."""
-        self.used_bytes += head.size_bytes
-        if is_evictable:
-            self._evictable[handle] = head
+        size = head.size
+        self.used_bytes += sum(size)
+        self._fixed_bytes += size.pooled
+        if head.large is not None and is_evictable:
+            self._evictable[handle] = head.large
             self._pinned.add(handle)
         else:
-            self._fixed_bytes += head.size_bytes
+            self._fixed_bytes += size.large
 
     def unpin(self) -> None:
         """Let the new heads be evicted from now on: they have been validated."""
@@ -64,14 +71,17 @@ class HeadCache:
 
     def remove(self, handle: Handle, head: HeadRef) -> None:
         """Forget a head whose residency is freed."""
+        size = head.size
+        self._fixed_bytes -= size.pooled
+        self.used_bytes -= size.pooled
         if handle not in self._evictable:
-            self._fixed_bytes -= head.size_bytes
-            self.used_bytes -= head.size_bytes
+            self._fixed_bytes -= size.large
+            self.used_bytes -= size.large
             return
         if handle == self._reloading:
             self._cancel_reload()
         elif handle not in self.evicted:
-            self.used_bytes -= head.size_bytes
+            self.used_bytes -= size.large
         del self._evictable[handle]
         self._pinned.discard(handle)
         self.evicted.discard(handle)
@@ -115,12 +125,12 @@ class HeadCache:
         """Evict until ``wanted`` bytes are free; HeadBudgetExceeded if too many are pinned."""
         excess = self.used_bytes + wanted - self._limit
         leaving: list[Handle] = []
-        for handle, head in self._evictable.items():
+        for handle, large in self._evictable.items():
             if excess <= 0:
                 break
             if handle not in self.evicted and handle not in self._pinned:
                 leaving.append(handle)
-                excess -= head.size_bytes
+                excess -= large.size_bytes
         reserved = 0 if self._reloading is None else self._evictable[self._reloading].size_bytes
         if excess > reserved:
             raise HeadBudgetExceeded(wanted, self.used_bytes, self._limit)
@@ -135,12 +145,11 @@ class HeadCache:
         self._reloading = None
 
     def _evict(self, handle: Handle) -> None:
-        head = self._evictable[handle]
-        assert head.catalog is not None
-        head.catalog.take_off()
+        large = self._evictable[handle]
+        large.take_off()
         self.evicted.add(handle)
-        self.used_bytes -= head.size_bytes
-        self._count(HeadMoves(evicted=1, evicted_bytes=head.size_bytes))
+        self.used_bytes -= large.size_bytes
+        self._count(HeadMoves(evicted=1, evicted_bytes=large.size_bytes))
 
     def _count(self, more: HeadMoves) -> None:
         self._moves = HeadMoves(

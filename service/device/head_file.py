@@ -1,19 +1,27 @@
-"""Reads a ranking head's weights from the bundle's local file, equal to those loaded at first."""
+"""Reads the large part of a head from the bundle's local file, equal to what was loaded at first.
 
+It is the weights of a ranking, or an item table.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from peterrec.model.inference.item_tables import packed_table
+from peterrec.model.network.item_table import ItemTable
 from peterrec.patches.bundle.contents import manifest_of
 from peterrec.patches.bundle.header import Array, read_header, tensor_view
+from peterrec.patches.bundle.manifest import Manifest
+from peterrec.patches.bundle.packed_table import unpack_codes
 from peterrec.patches.errors import BlobCorrupt, BlobMissing, Findings
 from peterrec.patches.identity import Digest, digest_of
 
 
 def read_head(path: Path, digest: Digest) -> dict[str, Tensor]:
-    """Read ``head.weight`` and ``head.bias``, divided by the temperature. Blocks, without the GIL.
+    """Read what ``MixedHeads.put_back`` takes, divided by the temperature. Blocks, without the GIL.
 
     The whole file is hashed first: raises BlobCorrupt if it is not the one that was verified, and
     BlobMissing if it does not exist.
@@ -27,9 +35,28 @@ def read_head(path: Path, digest: Digest) -> dict[str, Tensor]:
     manifest = manifest_of(header, findings)
     findings.raise_if_any()
     assert manifest is not None
-    names = (name for name in header.entries if name.startswith("head."))
     temperature = manifest.head.temperature
-    return {name: _divided(tensor_view(view, header, name), temperature) for name in names}
+    prefix = "head." if manifest.table is None else "table."
+    names = (name for name in header.entries if name.startswith(prefix))
+    tensors = {name: tensor_view(view, header, name) for name in names}
+    table = item_table(manifest, tensors)
+    if table is not None:
+        return {"table": packed_table(table, temperature)}
+    return {name: _divided(tensor, temperature) for name, tensor in tensors.items()}
+
+
+def item_table(manifest: Manifest, tensors: Mapping[str, Array]) -> ItemTable | None:
+    """The item table in a verified bundle's tensors; None if it has none."""
+    if manifest.table is None:
+        return None
+    spec = manifest.table.spec()
+    codes = unpack_codes(tensors["table.weight"], manifest.head.outputs, spec)
+    return ItemTable(
+        spec,
+        torch.from_numpy(tensors["table.items"].astype(np.int64)),
+        torch.from_numpy(np.array(codes)),
+        torch.from_numpy(np.array(tensors["table.scale"])),
+    )
 
 
 def _mapped(path: Path, digest: Digest) -> memoryview:

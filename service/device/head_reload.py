@@ -1,4 +1,4 @@
-"""Reloads evicted ranking heads that rows wait for, one after another.
+"""Reloads evicted parts of heads that rows wait for, one after another.
 
 Files are read in a separate thread. Meanwhile the rows of these heads are pending, and those of
 other tasks run.
@@ -51,7 +51,7 @@ class HeadReloader:
         residency = self._store.resident[handle]
         self._store.head_cache.begin_reload(handle)
         self._is_reading = True
-        read = self._reader.submit(read_head, Path(residency.catalog_path), residency.digest)
+        read = self._reader.submit(read_head, Path(residency.path), residency.digest)
         read.add_done_callback(lambda done: self._submit(partial(self._end, handle, done)))
 
     def close(self) -> None:

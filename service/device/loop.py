@@ -292,7 +292,7 @@ class DeviceLoop:
         for request in message.requests:
             rows = [
                 QueuedRow(worker, request.request_id, number, row, request.deadline, now)
-                for number, row in enumerate(request.rows)
+                for number, row in enumerate(request.whole_rows())
             ]
             if not self.queue.push(rows):
                 self._refuse(rows, QueueFull, f"{self._limits.max_queue_rows} rows wait already")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from peterrec.service.protocol.messages import Handle, Row
+from peterrec.service.protocol.messages import Handle, Row, older_places, places_of
 
 Worker = bytes
 """The address of a worker on the device socket."""
@@ -39,15 +39,17 @@ class Taken:
 class RowQueue:
     """Rows in order of arrival. Used by the device thread only.
 
-    Rows whose head is evicted are pending until it is reloaded; they count towards the bound.
+    Rows whose head is evicted are pending until it is reloaded; they count towards the bound. So do
+    long histories (``places_of``), as a row may carry 40 KB of older tokens.
     """
 
-    def __init__(self, max_rows: int) -> None:
-        self._max_rows = max_rows
+    def __init__(self, max_places: int) -> None:
+        self._max_places = max_places
         self._rows: deque[QueuedRow] = deque()
         self._by_request: defaultdict[tuple[Worker, int], list[QueuedRow]] = defaultdict(list)
         self._by_handle: defaultdict[Handle, int] = defaultdict(int)
-        self._count = 0
+        self._count = self._places = 0
+        self._sharing: defaultdict[int, int] = defaultdict(int)  # rows, by identity of older tokens
         self._pending: dict[Handle, deque[QueuedRow]] = {}
         self._expired_at = float("-inf")
 
@@ -69,11 +71,15 @@ class RowQueue:
 
     def push(self, rows: Sequence[QueuedRow]) -> bool:
         """Queue all rows of a request; return False, with none queued, if they do not fit."""
-        if self._count + len(rows) > self._max_rows:
+        places = places_of([each.row for each in rows])
+        if self._places + places > self._max_places:
             return False
         self._count += len(rows)
+        self._places += places
         self._rows.extend(rows)
         for row in rows:
+            if row.row.older:
+                self._sharing[id(row.row.older)] += 1
             self._by_request[row.worker, row.request_id].append(row)
             self._by_handle[row.row.handle] += 1
         return True
@@ -145,8 +151,14 @@ class RowQueue:
             del self._by_request[request]
 
     def _uncount(self, row: QueuedRow) -> None:
-        handle = row.row.handle
+        handle, older = row.row.handle, row.row.older
         self._count -= 1
+        self._places -= 1
+        if older:
+            self._sharing[id(older)] -= 1
+            if not self._sharing[id(older)]:
+                del self._sharing[id(older)]
+                self._places -= older_places(older)
         self._by_handle[handle] -= 1
         if not self._by_handle[handle]:
             del self._by_handle[handle]

@@ -69,10 +69,12 @@ def entry_of(residency: Residency) -> BundleEntry:
         outputs=spec.outputs,
         labels=residency.labels,
         threshold=residency.threshold,
-        catalog_path=residency.catalog_path,
+        catalog_path=residency.path if residency.catalog else "",
         scale=residency.scale,
         shift=residency.shift,
         unit=residency.unit,
+        has_table=residency.table is not None,
+        reach=residency.reach,
     )
 
 

@@ -17,15 +17,19 @@ from peterrec.model.errors import PeterRecError
 from peterrec.model.inference.batch_plan import SlotRef
 from peterrec.model.inference.forward import mixed_forward
 from peterrec.model.inference.heads import HeadRef, MixedHeads, RowScores, Selection
+from peterrec.model.inference.item_tables import TableWeights
 from peterrec.model.inference.top_k import CatalogWeights
 from peterrec.model.inference.weight_pool import WeightPool
-from peterrec.model.kinds import KINDS
 from peterrec.model.network.backbone import Backbone
+from peterrec.model.network.collate import Tokens
+from peterrec.model.network.item_table import ItemTable
+from peterrec.model.network.receptive_field import read_items
 from peterrec.model.spec import FIRST_ITEM, PAD, HeadSpec, PatchGeometry
 from peterrec.patches.bundle.verify import VerifiedBundle
 from peterrec.patches.identity import Digest
 from peterrec.patches.interning import shared, shared_digest
 from peterrec.service.device.head_cache import HeadCache
+from peterrec.service.device.head_file import item_table
 from peterrec.service.errors import HeadBudgetExceeded, ProbeFailed
 from peterrec.service.protocol.messages import Handle, Row
 
@@ -41,8 +45,8 @@ SMALLEST_SCALE = 1e-3
 PROBE_ROWS = 256
 """Probes that run in one forward; more would delay the requests that wait meanwhile."""
 
-EVERYTHING = Selection()
-"""The selection of a row whose head does not rank: all outputs."""
+EVERYTHING, EVERYTHING_RAW = Selection(), Selection(is_raw=True)
+"""The selections of a row whose head does not rank: all outputs, as scores or as logits."""
 
 
 class Form(NamedTuple):
@@ -58,9 +62,10 @@ class Residency(msgspec.Struct, frozen=True, gc=False):
     """A bundle whose weights are on the device and were validated there.
 
     Tens of thousands are kept, so each is one small object that garbage collection does not visit.
-    ``catalog`` has the weights of a ranking head; ``catalog_path`` is the local bundle file that
-    its item ids are read from, and its weights again after an eviction. ``scale`` and ``shift`` are
-    those of a value's ``ValueScale``.
+    ``catalog`` has the weights of a ranking head, ``table`` the item table of another one, and
+    ``path`` is the local bundle file that they are read from again after an eviction, and a
+    catalog's item ids. ``scale`` and ``shift`` are those of a value's ``ValueScale``. ``reach``
+    is the number of newest items that the network's logits depend on.
     """
 
     handle: Handle
@@ -70,11 +75,13 @@ class Residency(msgspec.Struct, frozen=True, gc=False):
     form: Form
     patch_slot: int
     head_slot: int
-    catalog_path: str = ""
+    path: str = ""
     catalog: CatalogWeights | None = None
     scale: float = 1.0
     shift: float = 0.0
     unit: str = ""
+    table: TableWeights | None = None
+    reach: int = 0
 
     @property
     def patch(self) -> SlotRef:
@@ -83,15 +90,15 @@ class Residency(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def head(self) -> HeadRef:
-        """The slot or the catalog weights of the head."""
-        return HeadRef(self.form.head, self.form.heads, self.head_slot, self.catalog)
+        """The slot or the catalog weights of the head, and its item table."""
+        return HeadRef(self.form.head, self.form.heads, self.head_slot, self.catalog, self.table)
 
 
 @dataclass(frozen=True, slots=True)
 class LocalBundle:
-    """A verified bundle, and the file on this machine that its ranking head can be read from.
+    """A verified bundle, and the file on this machine that its large parts can be read from.
 
-    Without a path the head is never evicted.
+    These are a ranking head or an item table. Without a path they are never evicted.
     """
 
     bundle: VerifiedBundle
@@ -113,11 +120,12 @@ class SlotStore:
         trunk_cache_bytes: int = 0,
         patch_dtype: torch.dtype | None = None,
     ) -> None:
+        self._spec = backbone.spec
         self._channels = backbone.spec.channels
         self._device = backbone.embedding.weight.device
         self._dtype, self._patch_dtype = dtype, patch_dtype or dtype
         self._forward = mixed_forward(backbone, dtype, trunk_cache_bytes)
-        self._heads = MixedHeads(self._channels, self._device)
+        self._heads = MixedHeads(self._channels, self._device, backbone.spec.token_count)
         self.head_cache = HeadCache(head_limit_bytes)
         self._pools: dict[PatchGeometry, WeightPool] = {}
         self._forms: dict[Form, Form] = {}
@@ -132,13 +140,13 @@ class SlotStore:
         """Bytes of heads on the device, including room for one that is being reloaded."""
         return self.head_cache.used_bytes
 
-    def load(self, bundle: VerifiedBundle, catalog_path: str = "") -> Residency:
+    def load(self, bundle: VerifiedBundle, path: str = "") -> Residency:
         """Copy a bundle's weights to the device and run its probes there.
 
         Nothing serves the residency until a table names it. Raises HeadBudgetExceeded or
         ProbeFailed, with nothing left of the bundle.
         """
-        (outcome,) = self.load_many([LocalBundle(bundle, catalog_path)])
+        (outcome,) = self.load_many([LocalBundle(bundle, path)])
         if isinstance(outcome, PeterRecError):
             raise outcome
         return outcome
@@ -199,32 +207,49 @@ class SlotStore:
         for length in WARM_UP_LENGTHS:
             self._forward.user_vectors([np.full(length, FIRST_ITEM)] * 2, [ref, ref])
         pool.release(ref.slot)
+        self._heads.warm_up()
 
     def score(self, rows: Sequence[Row]) -> list[RowScores]:
         """Run one forward over rows of any tasks; return their scores in the same order.
 
-        The bundles of all rows must be resident and none of their heads evicted.
+        The bundles of all rows must be resident and none of their heads evicted. Rows with
+        ``left_out`` need no forward.
         """
         self.head_cache.touch([row.handle for row in rows])
+        run = [row for row in rows if row.left_out is None]
+        if len(run) == len(rows):
+            return self._run(rows)
+        found = iter(self._run(run) if run else ())
+        return [next(found) if row.left_out is None else self._without_each(row) for row in rows]
+
+    def _without_each(self, row: Row) -> RowScores:
+        head = self.resident[row.handle].head
+        history = np.frombuffer(row.older + row.tokens, np.int32)
+        items = np.frombuffer(row.left_out or b"", np.int32)
+        return self._heads.table_without_each(head, history, items)
+
+    def _run(self, rows: Sequence[Row]) -> list[RowScores]:
         residencies = [self.resident[row.handle] for row in rows]
-        users = self._forward.user_vectors(
-            [np.frombuffer(bytearray(row.tokens), np.int32) for row in rows],
-            [residency.patch for residency in residencies],
-        )
+        newest: list[Tokens] = [np.frombuffer(bytearray(row.tokens), np.int32) for row in rows]
+        users = self._forward.user_vectors(newest, [each.patch for each in residencies])
+        has_table = any(each.table is not None for each in residencies)
         return self._heads.scores(
             users,
             [residency.head for residency in residencies],
             [_selection(row) for row in rows],
+            _whole_histories(rows, newest) if has_table else (),
         )
 
     def _written(self, local: LocalBundle) -> Residency | HeadBudgetExceeded:
-        head = local.bundle.manifest.head.spec()
-        is_evictable = KINDS[head.kind].has_catalog and local.path != ""
+        manifest = local.bundle.manifest
+        table = item_table(manifest, local.bundle.tensors)
+        size = self._heads.size(manifest.head.spec(), table)
+        is_evictable = size.large > 0 and local.path != ""
         try:
-            self.head_cache.reserve(self._heads.size_bytes(head), is_evictable=is_evictable)
+            self.head_cache.reserve(size, is_evictable=is_evictable)
         except HeadBudgetExceeded as error:
             return error
-        residency = self._write(local.bundle, local.path)
+        residency = self._write(local, table)
         self.head_cache.add(residency.handle, residency.head, is_evictable=is_evictable)
         return residency
 
@@ -237,14 +262,15 @@ class SlotStore:
         self.free(outcome)
         return ProbeFailed(errors[outcome.handle], tolerance)
 
-    def _write(self, bundle: VerifiedBundle, catalog_path: str) -> Residency:
+    def _write(self, local: LocalBundle, table: ItemTable | None) -> Residency:
+        bundle = local.bundle
         tensors, head = _as_torch(bundle), bundle.manifest.head
         geometry = bundle.manifest.patch.geometry()
         pool = self._pool(geometry)
         slot = pool.write(tensors)
         try:
-            head_ref = self._heads.add(head.spec(), tensors, head.temperature)
-        except Exception:  # no memory for a large catalog: the slot must not be leaked
+            head_ref = self._heads.add(head.spec(), tensors, head.temperature, table)
+        except Exception:  # no memory for a large part: the slot must not be leaked
             pool.release(slot)
             raise
         form = Form(geometry, pool, head_ref.spec, head_ref.pool)
@@ -256,15 +282,23 @@ class SlotStore:
             form=self._forms.setdefault(form, form),
             patch_slot=slot,
             head_slot=slot if head_ref.slot == slot else head_ref.slot,  # the same int, if equal
-            catalog_path=catalog_path if head_ref.catalog else "",
+            path=local.path if head_ref.large else "",
             catalog=head_ref.catalog,
             scale=shared(head.scale),
             shift=shared(head.shift),
             unit=shared(head.unit or ""),
+            table=head_ref.table,
+            reach=shared(self._reach(geometry, head_ref, tensors)),
         )
         self.resident[residency.handle] = self.by_digest[residency.digest] = residency
         self.patch_bytes += pool.slot_bytes
         return residency
+
+    def _reach(self, geometry: PatchGeometry, head: HeadRef, tensors: Mapping[str, Tensor]) -> int:
+        """The number of newest items that a bundle's network depends on; 0 if only a table does."""
+        if head.table is not None and not tensors["head.weight"].any():
+            return 0
+        return self._spec.max_len if geometry.queries else read_items(self._spec)
 
     def _probe_errors(
         self, written: Sequence[tuple[Residency, VerifiedBundle]]
@@ -283,16 +317,24 @@ class SlotStore:
         at, vectors = 0, torch.cat(users) if users else torch.empty(0)  # [all probes, C]
         for residency, bundle in written:
             count = len(bundle.tensors["probe.histories"])
+            histories = [history for _, history in rows[at : at + count]]
             errors[residency.handle] = self._probe_error(
-                residency, bundle, vectors[at : at + count]
+                residency, bundle, vectors[at : at + count], histories
             )
             at += count
         return errors
 
-    def _probe_error(self, residency: Residency, bundle: VerifiedBundle, users: Tensor) -> float:
+    def _probe_error(
+        self,
+        residency: Residency,
+        bundle: VerifiedBundle,
+        users: Tensor,
+        histories: Sequence[Tokens],
+    ) -> float:
         """``users`` [n, C] are the probes' user vectors."""
         columns = torch.from_numpy(bundle.tensors["probe.columns"].astype(np.int64))  # [m]
-        logits = self._heads.logits(users, residency.head, columns.to(users.device))  # [n, m]
+        columns = columns.to(users.device)
+        logits = self._heads.logits(users, residency.head, columns, histories)  # [n, m]
         found = logits.cpu().numpy() * bundle.manifest.head.temperature
         expected = bundle.tensors["probe.logits"]  # [n, m]
         scale = max(SMALLEST_SCALE, float(np.abs(expected).max()))
@@ -305,9 +347,22 @@ class SlotStore:
         return self._pools[geometry]
 
 
+def _whole_histories(rows: Sequence[Row], newest: Sequence[Tokens]) -> list[Tokens]:
+    """Each row's whole history; rows with equal ones get the same object."""
+    found: dict[tuple[bytes, bytes], Tokens] = {}
+    whole: list[Tokens] = []
+    for row, tokens in zip(rows, newest, strict=True):
+        key = (row.older, row.tokens)
+        if key not in found:
+            older = np.frombuffer(row.older, np.int32)
+            found[key] = np.concatenate([older, tokens]) if row.older else tokens
+        whole.append(found[key])
+    return whole
+
+
 def _selection(row: Row) -> Selection:
     if not row.top_k:
-        return EVERYTHING
+        return EVERYTHING_RAW if row.is_raw else EVERYTHING
     return Selection(
         top_k=row.top_k,
         excluded=np.frombuffer(row.excluded, np.int64) if row.excluded else None,

@@ -13,9 +13,14 @@ from peterrec.model.disk import read_bytes
 from peterrec.model.documents import Document
 from peterrec.model.errors import ComparisonSettingsInvalid
 from peterrec.model.progress import Progress
-from peterrec.model.study.baselines import BASELINES
 from peterrec.model.study.corpus import PreparedCorpus, shuffled, write_corpora
-from peterrec.model.study.markdown import cells_of, header_of, left_out_of
+from peterrec.model.study.markdown import (
+    cells_of,
+    gaps_cells_of,
+    gaps_header_of,
+    header_of,
+    left_out_of,
+)
 from peterrec.model.study.plots import draw_plots
 from peterrec.model.study.report import report_of, write_report
 from peterrec.model.study.results import Report
@@ -23,7 +28,7 @@ from peterrec.model.study.run import Workplace
 from peterrec.model.study.schedule import Effort, compare
 from peterrec.model.study.settings import ComparisonSettings
 from peterrec.model.study.sources import Cut, domain_corpora, file_corpora, movielens_corpora
-from peterrec.model.training.baselines.bags import require_scikit_learn
+from peterrec.service.jobs.packing import pack_task
 
 PREPARED, PLOTS = "prepared", "plots"
 
@@ -83,9 +88,7 @@ def prepare(job: CompareJob, observer: ReadingObserver) -> Path:
 
 def run_comparison(job: CompareJob, observer: ReadingObserver) -> tuple[Report, list[Path]]:
     """Prepare the data, execute the runs that are missing, write tables and plots."""
-    if not BASELINES.keys().isdisjoint(job.settings.methods):
-        require_scikit_learn("The methods linear, item-knn and ease need")
-    place = Workplace(prepare(job, observer), job.out, job.settings, job.device)
+    place = Workplace(prepare(job, observer), job.out, job.settings, job.device, pack_task)
     units = compare(place, job.effort, observer.progress, observer.notice)
     observer.progress(Progress("writing tables and plots"))
     write_report(place, units)
@@ -97,11 +100,16 @@ def rich_tables(document: Report) -> Iterator[Table]:
     """One table for each task."""
     for given in document["tables"]:
         left_out = "\n".join(left_out_of(given)) or None
-        title = f"{given['corpus']}: {given['task']}"
+        title = f"{given['data_set']}: {given['task']}"
         table = Table(*header_of(given), title=title, caption=left_out)
         for row in given["rows"]:
             table.add_row(*cells_of(given, row))
         yield table
+        if given["gaps"]:
+            gaps = Table(*gaps_header_of(given), title="differences, paired by user, with 95 %")
+            for cells in gaps_cells_of(given):
+                gaps.add_row(*cells)
+            yield gaps
 
 
 def _corpora(sources: Sources, cut: Cut, observer: ReadingObserver) -> Iterator[PreparedCorpus]:

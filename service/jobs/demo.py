@@ -69,12 +69,7 @@ class DemoTask:
     name: str
     kind: str
     answers: Sequence[str]
-    patch: Sequence[str] = ()
 
-
-READER = ("--blocks", "none", "--queries", "8")
-"""A reader without patched blocks, which suits profile tasks best (docs/experiments.md). The other
-tasks are patched in all blocks."""
 
 RANKING = DemoTask(
     "recommendations", "ranking", ("--targets", "targets.parquet", "--target-column", "item_id")
@@ -84,7 +79,7 @@ TAGS = DemoTask("interests", "tags", ("--labels", "tags.parquet", "--label-colum
 
 def profile_task(column: str, kind: str = "classification") -> DemoTask:
     """A task on one column of the users' table."""
-    return DemoTask(column, kind, ("--labels", "users.parquet", "--label-column", column), READER)
+    return DemoTask(column, kind, ("--labels", "users.parquet", "--label-column", column))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +132,7 @@ def run_demo(options: DemoOptions) -> None:
         answers = [str(data / a) if a.endswith(".parquet") else a for a in task.answers]
         out = ("--out", options.out / f"{task.name}.bundle", "--overwrite")
         kind = ("--backbone", backbone, "--kind", task.kind)
-        given = (*answers, *recipe.finetuning, *task.patch)
+        given = (*answers, *recipe.finetuning)
         _step(console, "finetune", *kind, *events, *given, *out)
     with _server(console, backbone, options) as server:
         for task in recipe.tasks:

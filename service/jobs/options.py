@@ -322,9 +322,9 @@ def answers_of(
 
 
 def parse_blocks(text: str, count: int) -> tuple[int, ...]:
-    """Read ``all``, ``none``, ``top:2`` or ``0,1`` for a backbone of ``count`` blocks."""
-    if text in ("all", "none"):
-        return tuple(range(count if text == "all" else 0))
+    """Read ``all``, ``top:2`` or ``0,1`` for a backbone of ``count`` blocks."""
+    if text == "all":
+        return tuple(range(count))
     if text.startswith("top:"):
         (top,) = _integers(text.removeprefix("top:"), "--blocks")[:1]
         return tuple(range(max(0, count - top), count))

@@ -34,7 +34,7 @@ from peterrec.patches.bundle.manifest import (
     ManifestTable,
     Provenance,
 )
-from peterrec.patches.bundle.packed_table import pack_codes, unpack_codes
+from peterrec.patches.bundle.packed_table import pack_codes
 from peterrec.patches.bundle.verify import (
     BackboneIdentity,
     BundleLimits,
@@ -42,6 +42,7 @@ from peterrec.patches.bundle.verify import (
     verify_bundle,
 )
 from peterrec.patches.identity import NAME_PATTERN
+from peterrec.service.device.head_file import item_table
 from peterrec.service.errors import TaskUnpackable
 
 PROBE_USERS = 7
@@ -85,7 +86,7 @@ def pack_task(task: FinetunedTask, loaded: LoadedBackbone, name: str) -> bytes:
     if KINDS[task.head.spec.kind].has_catalog:
         tensors |= Catalog.pack(task.outputs).tensors()
     if task.table is not None:
-        tensors |= _table_tensors(task.table)
+        tensors |= table_tensors(task.table)
     try:
         manifest = _manifest(task, loaded, name, probes)
     except ValidationError as error:
@@ -115,19 +116,11 @@ def _head(manifest: Manifest, backbone: Backbone, tensors: dict[str, Tensor]) ->
 
 def unpack_table(bundle: VerifiedBundle) -> ItemTable | None:
     """The bundle's item table; None if it has none."""
-    if bundle.manifest.table is None:
-        return None
-    spec, tensors = bundle.manifest.table.spec(), bundle.tensors
-    codes = unpack_codes(tensors["table.weight"], bundle.manifest.head.outputs, spec)
-    return ItemTable(
-        spec,
-        torch.from_numpy(tensors["table.items"].astype(np.int64)),
-        torch.from_numpy(np.array(codes)),
-        torch.from_numpy(np.array(tensors["table.scale"])),
-    )
+    return item_table(bundle.manifest, bundle.tensors)
 
 
-def _table_tensors(table: ItemTable) -> dict[str, np.ndarray]:
+def table_tensors(table: ItemTable) -> dict[str, np.ndarray]:
+    """The ``table.`` tensors of a bundle."""
     return {
         "table.items": table.items.numpy().astype(np.int32),
         "table.weight": pack_codes(table.codes.numpy(), table.spec),

@@ -12,9 +12,12 @@ from typing import Any, ClassVar, Self, Unpack
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils import assert_all_finite, check_consistent_length, check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from peterrec.model.data.values import settled
-from peterrec.model.errors import ScikitLearnMissing
 from peterrec.model.training.finetune.settings import FinetuneSettings
 from peterrec.service.errors import ArgumentInvalid
 from peterrec.service.library.backbone import BackboneOrPath, DeviceName, as_backbone
@@ -25,16 +28,6 @@ from peterrec.service.library.task import Task
 from peterrec.service.library.training import finetune
 from peterrec_client import ClassificationPrediction, RankingPrediction, TagsPrediction
 from peterrec_client.kinds.value import ValuePrediction
-
-try:
-    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-    from sklearn.utils import assert_all_finite, check_consistent_length, check_random_state
-    from sklearn.utils.multiclass import check_classification_targets
-    from sklearn.utils.validation import check_is_fitted, column_or_1d
-except ImportError as error:
-    raise ScikitLearnMissing(
-        "the estimators need scikit-learn.", hint="pip install 'peterrec-serving[sklearn]'"
-    ) from error
 
 OPTIONS = tuple(k for k in keywords_of(FinetuneSettings) if k.name != "seed")
 """Parameters that every estimator has; ``random_state`` stands for the seed."""

@@ -90,6 +90,7 @@ class FinetuneKeywords(TypedDict, total=False):
     norms: bool
     cls: bool | None
     queries: int
+    parts: str
     validation_share: float
     test_share: float
     min_label_count: int

@@ -166,14 +166,13 @@ def finetune_many(
 
     ``tasks`` has each task's own keyword arguments of ``finetune`` by its name, or is the path of
     the command's TOML file, whose bundles are written too. The keyword arguments are what the tasks
-    share; options of training that a task does not give itself are taken from them. By default no
-    block is patched (``blocks="none"``).
+    share; options of training that a task does not give itself are taken from them.
     """
     loaded = as_backbone(backbone)
     if options.get("cls") is not None:
         raise ArgumentInvalid("cls is no option of tasks that are trained together.")
     data = _read_once(interactions)
-    given: dict[str, object] = {"blocks": "none", **options}
+    given: dict[str, object] = {**options}
     events = event_options(data, given)
     if isinstance(tasks, str | os.PathLike):
         entries, folder = read_task_file(Path(tasks)), Path(tasks).parent

@@ -41,6 +41,7 @@ from peterrec.service.protocol.messages import (
     Welcome,
     encode,
     from_device,
+    places_of,
 )
 
 HELLO_INTERVAL_S = 1.0
@@ -246,22 +247,19 @@ class DeviceLink:
         """
         if not self.is_connected:
             raise DeviceUnavailable
-        if len(rows) > self._max_rows:
-            raise TooManyRows(
-                f"the call needs {len(rows)} rows, and the server's queue takes {self._max_rows}.",
-                hint="Split it, or raise PETERREC_MAX_QUEUE_ROWS.",
-            )
-        if self.state.waiting_rows + len(rows) > self._max_rows:
-            raise QueueFull(f"{self.state.waiting_rows} rows wait already.", hint="Try again.")
+        places = self._places(rows)
         request_id = next(self._ids)
         awaited = len(rows)
-        if shadows and self.state.waiting_rows + awaited + len(shadows) <= self._max_rows:
-            rows = [*rows, *shadows]
+        if shadows:
+            together = [*rows, *shadows]
+            needed = places_of([each.row for each in together])
+            if self.state.waiting_rows + needed <= self._max_rows:
+                rows, places = together, needed
         count = len(rows)
         pending = _Pending(rows, awaited, deadline, self._loop.create_future())
         self._pending[request_id] = pending
-        self.state.waiting_rows += count
-        self._ask(RequestRows(request_id, deadline, [each.row for each in rows]))
+        self.state.waiting_rows += places
+        self._ask(RequestRows.of(request_id, deadline, [each.row for each in rows]))
         if deadline < self._timer_at:
             self._set_timer(deadline)
         try:
@@ -270,9 +268,23 @@ class DeviceLink:
             return Results(answered, [*pending.results[awaited:], *left_out])
         finally:
             del self._pending[request_id]
-            self.state.waiting_rows -= count
+            self.state.waiting_rows -= places
             if None in pending.results:
                 self._send(Cancel(request_id))
+
+    def _places(self, rows: Sequence[BoundRow]) -> int:
+        """The places in the queue that rows take; QueueFull or TooManyRows if there are too few."""
+        places = places_of([each.row for each in rows])
+        if places > self._max_rows:
+            with_items = "" if places == len(rows) else " with the items of long histories"
+            raise TooManyRows(
+                f"the call needs {places} rows{with_items}, and the server's queue takes "
+                f"{self._max_rows}.",
+                hint="Split it, or raise PETERREC_MAX_QUEUE_ROWS.",
+            )
+        if self.state.waiting_rows + places > self._max_rows:
+            raise QueueFull(f"{self.state.waiting_rows} rows wait already.", hint="Try again.")
+        return places
 
     def rebind(self, row: BoundRow) -> BoundRow | None:
         """Return the row with the handle that its bundle has now; None if it is not resident."""
@@ -452,4 +464,4 @@ class DeviceLink:
                 sent.append(at)
         pending.sent = sent
         if rows:
-            self._ask(RequestRows(request_id, pending.deadline, rows))
+            self._ask(RequestRows.of(request_id, pending.deadline, rows))

@@ -18,6 +18,9 @@ UnknownItems = Literal["drop", "map", "error"]
 Tokens = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.bool_]
 
+MAX_HISTORY_ITEMS = 10_000
+"""Most items of one history, so that no request keeps a worker busy for long."""
+
 SHOWN_UNKNOWN = 10
 """Unknown ids that an answer names at most; the count it states is always exact."""
 
@@ -31,7 +34,8 @@ NUMBERS_PER_ITEM = 16
 class MappedHistory(msgspec.Struct, frozen=True, gc=False):
     """A history as the network reads it: ``tokens`` are int32, oldest first, without [CLS].
 
-    ``used_items`` counts the tokens; ``is_cold`` means that none of them is a known item.
+    ``used_items`` counts the tokens; ``is_cold`` means that none of them is a known item. ``older``
+    are the tokens before them, which item tables read too.
     """
 
     tokens: bytes
@@ -40,6 +44,18 @@ class MappedHistory(msgspec.Struct, frozen=True, gc=False):
     unknown: list[ItemId]
     is_truncated: bool
     is_cold: bool
+    older: bytes = b""
+
+    @property
+    def whole(self) -> "MappedHistory":
+        """The history as an item table reads it: nothing is left out."""
+        older = np.frombuffer(self.older, np.int32)
+        return msgspec.structs.replace(
+            self,
+            used_items=self.used_items + len(older),
+            is_truncated=False,
+            is_cold=self.is_cold and bool((older == UNK).all()),
+        )
 
 
 class ItemVocabulary:
@@ -50,14 +66,24 @@ class ItemVocabulary:
         self._tokens = {item: token for token, item in enumerate(items, FIRST_ITEM)}
         self._numbers = _NumberTable(self._tokens)
 
+    @property
+    def max_len(self) -> int:
+        """The number of newest items that the network reads."""
+        return self._max_len
+
+    def find(self, history: Sequence[ItemId]) -> Tokens:
+        """Return the token of each item, or UNKNOWN: a new array int32, as long as the history."""
+        found = self._numbers.find(history)
+        return self._find_names(history) if found is None else found
+
     def map_history(self, history: Sequence[ItemId], unknown_items: UnknownItems) -> MappedHistory:
-        """Map the newest ``max_len`` items to tokens. Unknown items are dropped, or mapped to UNK.
+        """Map items to tokens, the newest ``max_len`` and the older ones apart.
+
+        Unknown items are dropped, or mapped to UNK.
 
         The policy ``error`` maps like ``drop``: the caller refuses a history with unknown items.
         """
-        found = self._numbers.find(history)
-        if found is None:
-            found = self._find_names(history)
+        found = self.find(history)
         is_unknown = found == UNKNOWN
         count = int(np.count_nonzero(is_unknown))
         unknown: list[ItemId] = []
@@ -67,7 +93,7 @@ class ItemVocabulary:
                 found[is_unknown] = UNK
             else:
                 found = found[~is_unknown]
-        kept = found[-self._max_len :]
+        older, kept = found[: -self._max_len], found[-self._max_len :]
         return MappedHistory(
             tokens=kept.tobytes(),
             used_items=len(kept),
@@ -75,6 +101,7 @@ class ItemVocabulary:
             unknown=unknown,
             is_truncated=len(found) > self._max_len,
             is_cold=not len(kept) or (count > 0 and bool((kept == UNK).all())),
+            older=older.tobytes(),
         )
 
     def _find_names(self, history: Sequence[ItemId]) -> Tokens:

@@ -7,6 +7,7 @@ whole table if the worker does not know its *epoch*, a number that each start of
 takes anew. The structs are encoded as arrays, so new fields go last and have defaults.
 """
 
+from collections.abc import Sequence
 from typing import Self
 
 import msgspec
@@ -19,11 +20,23 @@ Handle = int
 """Names one residency of one bundle on the device; never used twice within an epoch."""
 
 
+ITEM_BYTES = 4
+"""Bytes of a token id."""
+
+ITEMS_PER_ROW = 500
+"""Older items that take as much room in the queue as a row: some kilobytes, as a row has."""
+
+
 class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One history for one bundle.
 
     ``tokens`` are int32 token ids, oldest first, at most ``max_len``, without [CLS]. ``excluded``
     and ``candidates`` are int64 catalog indices of a ranking head; None for candidates means all.
+    ``older`` are the tokens before ``tokens``; it is empty unless the bundle has an item table.
+
+    The last two are for explanations. With ``is_raw`` the result has the network's logits, without
+    a table's, instead of scores. With ``left_out``, int32 tokens, it has what the table adds to the
+    logits, float32 [1 + tokens, K]: for the whole history, and for it without each of the tokens.
     """
 
     handle: Handle
@@ -31,17 +44,65 @@ class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
     top_k: int = 0
     excluded: bytes = b""
     candidates: bytes | None = None
+    older: bytes = b""
+    is_raw: bool = False
+    left_out: bytes | None = None
+
+
+class OlderTokens(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The older tokens of some rows of a request, by their numbers."""
+
+    tokens: bytes
+    rows: list[int]
 
 
 class RequestRows(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Rows of one request; ``BatchResults`` answer them row by row, in any order.
 
-    ``deadline`` is in seconds on the system-wide monotonic clock.
+    ``deadline`` is in seconds on the system-wide monotonic clock. Rows of one user have equal older
+    tokens, up to 40 KB: the message has them once, in ``older`` instead of ``rows``.
     """
 
     request_id: int
     deadline: float
     rows: list[Row]
+    older: list[OlderTokens] = []
+
+    @classmethod
+    def of(cls, request_id: int, deadline: float, rows: Sequence[Row]) -> Self:
+        """Take the older tokens out of the rows."""
+        if not any(row.older for row in rows):
+            return cls(request_id, deadline, [*rows])
+        found: dict[int, OlderTokens] = {}
+        for number, row in enumerate(rows):
+            if row.older:
+                found.setdefault(id(row.older), OlderTokens(row.older, [])).rows.append(number)
+        bare = [msgspec.structs.replace(row, older=b"") if row.older else row for row in rows]
+        return cls(request_id, deadline, bare, [*found.values()])
+
+    def whole_rows(self) -> list[Row]:
+        """The rows with their older tokens, which they share."""
+        if not self.older:
+            return self.rows
+        rows = [*self.rows]
+        for older in self.older:
+            for number in older.rows:
+                rows[number] = msgspec.structs.replace(rows[number], older=older.tokens)
+        return rows
+
+
+def places_of(rows: Sequence[Row]) -> int:
+    """Places in the queue that rows take: one each, and one per ``ITEMS_PER_ROW`` older items.
+
+    Rows that share their older tokens take the places of these once.
+    """
+    older = {id(row.older): row.older for row in rows if row.older}
+    return len(rows) + sum(map(older_places, older.values()))
+
+
+def older_places(older: bytes) -> int:
+    """Places in the queue that older tokens take."""
+    return -(-len(older) // (ITEMS_PER_ROW * ITEM_BYTES))
 
 
 class Predict(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
@@ -132,6 +193,8 @@ class BundleEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     ``catalog_path`` is the local bundle file that a ranking head's item ids are read from;
     ``scale`` and ``shift`` are those of a value's ``ValueScale``; ``unit`` may be empty.
+    ``has_table`` means that rows need the whole history, as an item table reads it. ``reach`` is
+    the number of newest items that the network reads; None means ``max_len``.
     """
 
     handle: Handle
@@ -144,6 +207,8 @@ class BundleEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     scale: float = 1.0
     shift: float = 0.0
     unit: str = ""
+    has_table: bool = False
+    reach: int | None = None
 
     def shared(self) -> Self:
         """Return an equal entry that shares its texts with other entries.
@@ -158,6 +223,7 @@ class BundleEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
             scale=shared(self.scale),
             shift=shared(self.shift),
             unit=shared(self.unit),
+            reach=shared(self.reach),
         )
 
 
@@ -210,9 +276,9 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=21):
 class RowResult(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The answer to one row.
 
-    ``values`` are float32 scores: one per output, or those of the top k if the head ranks; then
-    ``indices`` are the int64 catalog indices of the top k. ``error`` is a code, or empty if the row
-    was answered.
+    ``values`` are float32 scores or logits: one per output, or those of the top k if the head
+    ranks; then ``indices`` are the int64 catalog indices of the top k. ``error`` is a code, or
+    empty if the row was answered.
     """
 
     request_id: int

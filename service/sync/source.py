@@ -169,7 +169,7 @@ class BundleSource:
         return await self._on_disk(self._cache.load_snapshot)
 
     def _local_path(self, digest: Digest) -> str:
-        """Return the bundle's file on this machine, from which workers read catalogs."""
+        """Return the bundle's file on this machine: workers read catalogs, the device heads."""
         return str(self._directory / self._cache.path_of(digest).name)
 
     def _cached(self, digests: Sequence[Digest]) -> Found:
@@ -226,9 +226,12 @@ class BundleSource:
 
 
 def _if_readable(fetched: Fetched, unkept: CacheUnwritable | None) -> Fetched:
-    """Replace a ranking by the error if its file is missing, because workers read its catalog."""
+    """Replace a ranking by the error if its file is missing, because workers read its catalog.
+
+    The head of another kind then stays on the device, as an item table can't be read again.
+    """
     outcome = fetched.outcome
     if unkept is None or isinstance(outcome, PeterRecError):
         return fetched
     is_read = outcome.bundle.manifest.described_kind.has_catalog
-    return Fetched(fetched.digest, unkept) if is_read else fetched
+    return Fetched(fetched.digest, unkept if is_read else LocalBundle(outcome.bundle))

@@ -10,8 +10,9 @@ from torch import Tensor
 from peterrec.model.network.backbone import Backbone, new_patch
 from peterrec.model.network.collate import frame_histories
 from peterrec.model.network.heads import Head
+from peterrec.model.network.item_table import ItemTable
 from peterrec.model.network.patch import PatchWeights
-from peterrec.model.spec import FIRST_ITEM, BackboneSpec, HeadSpec, PatchGeometry
+from peterrec.model.spec import FIRST_ITEM, BackboneSpec, HeadSpec, PatchGeometry, TableSpec
 
 WEIGHT_STD = 0.3
 
@@ -23,6 +24,7 @@ class RandomTask:
     backbone: Backbone
     patch: PatchWeights
     head: Head
+    table: ItemTable | None = None
 
     def user_vector(self, history: Sequence[int]) -> Tensor:
         """Compute the user vector [C] of one history with the reference."""
@@ -33,7 +35,8 @@ class RandomTask:
     def logits(self, history: Sequence[int]) -> Tensor:
         """Compute the logits [K] of one history with the reference."""
         with torch.inference_mode():
-            return self.head.logits(self.user_vector(history).unsqueeze(0))[0]
+            logits = self.head.logits(self.user_vector(history).unsqueeze(0))[0]
+            return logits if self.table is None else logits + self.table.logits([history])[0]
 
 
 def random_backbone(spec: BackboneSpec, seed: int = 0) -> Backbone:
@@ -57,6 +60,16 @@ def random_task(
     for parameter in output.parameters():
         parameter.normal_(std=WEIGHT_STD)
     return RandomTask(backbone, patch.weights(), output)
+
+
+def random_table(
+    spec: BackboneSpec, outputs: int, seed: int, form: TableSpec | None = None, share: float = 0.7
+) -> ItemTable:
+    """An item table of a form; about ``share`` of the items have a row, whatever the form says."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(spec.item_count, outputs, generator=generator)
+    weight[torch.rand(spec.item_count, generator=generator) > share] = 0
+    return ItemTable.quantized(weight, form or TableSpec(spec.item_count))
 
 
 def random_history(spec: BackboneSpec, length: int, seed: int) -> list[int]:

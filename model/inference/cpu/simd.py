@@ -74,6 +74,8 @@ floats = types.CPointer(types.float32)  # type: ignore[attr-defined]  # numba fi
 halves = types.CPointer(types.uint16)  # type: ignore[attr-defined]  # numba fills it in
 longs = types.CPointer(types.int64)  # type: ignore[attr-defined]  # numba fills it in
 ints = types.CPointer(types.int32)  # type: ignore[attr-defined]  # numba fills it in
+small_ints = types.CPointer(types.int8)  # type: ignore[attr-defined]  # numba fills it in
+doubles = types.CPointer(types.float64)  # type: ignore[attr-defined]  # numba fills it in
 
 
 @register_model(_Vector)
@@ -90,9 +92,19 @@ def _pointer_to(kind: Any) -> Any:
     return pointer
 
 
-float_pointer, half_pointer, int_pointer, long_pointer = map(
-    _pointer_to, (floats, halves, ints, longs)
+float_pointer, half_pointer, int_pointer, long_pointer, byte_pointer, double_pointer = map(
+    _pointer_to, (floats, halves, ints, longs, small_ints, doubles)
 )
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
+def count_bits(context: Any, number: Any) -> Any:
+    """The number of ones in an int64."""
+
+    def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ctpop(args[0])
+
+    return types.int64(types.int64), build
 
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
@@ -165,6 +177,18 @@ def load_first(context: Any, pointer: Any, index: Any, count: Any) -> Any:
         return _widened(builder, _masked_load(builder, at, mask, pointer))
 
     return vec(pointer, types.int64, types.int64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
+def load_bytes(context: Any, pointer: Any, index: Any) -> Any:
+    """Load sixteen int8 from ``index`` on, as float32."""
+
+    def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+        wide = ir.VectorType(ir.IntType(8), LANES)
+        at = builder.bitcast(builder.gep(args[0], [args[1]]), wide.as_pointer())
+        return builder.sitofp(builder.sext(builder.load(at, align=1), _BITS), _VECTOR)
+
+    return vec(small_ints, types.int64), build
 
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped

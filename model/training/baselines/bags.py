@@ -1,6 +1,6 @@
 """Histories as bags of items: which items a user has and how often, in no order.
 
-scipy and scikit-learn compute with them (extra ``sklearn``); both are imported when they are used.
+scipy and scikit-learn compute with them; both are imported when they are used.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from peterrec.model.errors import ScikitLearnMissing
 from peterrec.model.spec import FIRST_ITEM
 from peterrec.model.training.batches import TokenRow
 from peterrec.model.training.intervals import Floats
@@ -31,17 +30,6 @@ class BagModel:
     scores: Callable[[Sequence[TokenRow]], Floats]
     weights: int
     size_bytes: int
-
-
-def require_scikit_learn(what: str) -> None:
-    """Refuse what needs scikit-learn if it is not installed; ``what`` begins the message."""
-    try:
-        import sklearn.feature_extraction.text
-        import sklearn.linear_model  # noqa: F401  # all that is used
-    except ImportError as error:
-        raise ScikitLearnMissing(
-            f"{what} scikit-learn.", hint="pip install 'peterrec-serving[sklearn]'"
-        ) from error
 
 
 def item_bags(rows: Sequence[TokenRow], items: int) -> Sparse:

@@ -17,7 +17,6 @@ from peterrec.model.training.baselines.bags import (
     BagModel,
     Sparse,
     item_bags,
-    require_scikit_learn,
 )
 from peterrec.model.training.batches import TokenRow
 from peterrec.model.training.intervals import Floats, Ints
@@ -52,7 +51,6 @@ def fit_linear(kind: str, known: Known, strength: float, steps: int = STEPS) -> 
     ``strength`` is scikit-learn's ``C`` of a logistic regression (more is less regularisation), and
     ``1 / alpha`` of a ridge regression.
     """
-    require_scikit_learn("The linear model needs")
     _require_room(kind, known)
     from sklearn.feature_extraction.text import TfidfTransformer
 
@@ -74,7 +72,7 @@ def _require_room(kind: str, known: Known) -> None:
     if weights > MOST_WEIGHTS:
         raise BaselineTooLarge(
             f"the linear model would have {weights:,} weights; {MOST_WEIGHTS:,} is the limit.",
-            hint="Leave `linear` out of `methods`, or raise `min_count` of pretraining.",
+            hint="Leave the linear model out of `methods`, or raise `min_count` of pretraining.",
         )
 
 

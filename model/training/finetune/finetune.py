@@ -1,4 +1,7 @@
-"""Fine-tuning: a patch and a head learn one task; the backbone never changes (PeterRec, sec. 3)."""
+"""Fine-tuning: the parts of one task and its head are learned; the backbone never changes.
+
+The method is PeterRec's (section 3); history reader and item table are additions of ours.
+"""
 
 import platform
 import time
@@ -21,19 +24,12 @@ from peterrec.model.documents import Document
 from peterrec.model.files.backbone_folder import LoadedBackbone
 from peterrec.model.kinds import KINDS
 from peterrec.model.kinds.value import ValueScale
-from peterrec.model.network.backbone import new_patch
 from peterrec.model.network.heads import Head
 from peterrec.model.network.item_table import ItemTable
-from peterrec.model.network.patch import Patch, PatchWeights
+from peterrec.model.network.patch import PatchWeights
 from peterrec.model.progress import Notice, OnProgress, Progress, no_notice, no_progress
 from peterrec.model.spec import HeadKind, PatchGeometry
-from peterrec.model.training.batches import seeded
-from peterrec.model.training.evaluation import (
-    TaskModel,
-    calibrate_task,
-    evaluate_prior,
-    evaluate_task,
-)
+from peterrec.model.training.evaluation import calibrate_task, evaluate_prior, evaluate_task
 from peterrec.model.training.events import (
     PartMeasured,
     TrainingEnded,
@@ -43,11 +39,10 @@ from peterrec.model.training.events import (
     unheard,
 )
 from peterrec.model.training.finetune.doubts import doubts_of_task
-from peterrec.model.training.finetune.encoders import CachedPatchedBackbone, patch_encoder
-from peterrec.model.training.finetune.objective_of_head import HeadObjective
-from peterrec.model.training.finetune.run import FinetuneRun
+from peterrec.model.training.finetune.parts import FittedParts, fit_parts
 from peterrec.model.training.finetune.settings import FinetuneSettings
-from peterrec.model.training.loop import EpochRecord, now
+from peterrec.model.training.finetune.task_rows import TaskUsers
+from peterrec.model.training.loop import now
 from peterrec.model.training.objectives import OBJECTIVES, Objective, ScaledObjective
 
 __all__ = ["FinetuneSettings", "FinetunedTask", "finetune", "prepare_examples"]
@@ -55,10 +50,6 @@ __all__ = ["FinetuneSettings", "FinetunedTask", "finetune", "prepare_examples"]
 
 BASELINE_PREFIX = "baseline_"
 """Prefix of the metrics of the best answer that ignores the history."""
-
-MOST_VALIDATION_SCORES = 1_000_000
-"""Most scores (validation users times outputs) that metrics are computed from after every epoch.
-A ranking takes 60 ms for as many. Above it, as with large catalogs, there is the loss alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,31 +82,26 @@ class FinetunedTask:
 
 @dataclass(frozen=True, slots=True)
 class PreparedTask:
-    """A task before training: its users and answers, an untrained patch and head.
+    """A task before training: its users, their answers, and the names of its outputs.
 
     ``started_at`` is the time at which it was prepared, in UTC.
     """
 
-    settings: FinetuneSettings
-    examples: Examples
-    split: UserSplit
+    users: TaskUsers
     outputs: tuple[str, ...]
-    patch: Patch
-    head_objective: HeadObjective
     metadata: Document
     started_at: str
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """The epochs of a trained task, its metrics on the test part, and its temperature.
+    """The trained parts of a task, their metrics on the test users, and the temperature.
 
     ``temperature`` is fitted on the validation part; the metrics include its calibration error.
     ``seconds`` are those of the whole training, ``test_seconds`` those of the test.
     """
 
-    epochs: list[EpochRecord]
-    best_epoch: int
+    fitted: FittedParts
     metrics: dict[str, float]
     seconds: float
     temperature: float
@@ -131,7 +117,7 @@ def finetune(
     listener: TrainingListener = unheard,
     notice: Notice = no_notice,
 ) -> FinetunedTask:
-    """Train a patch and head on one task's answers; keep the epoch with the best validation loss.
+    """Train the parts and the head of one task, and choose those parts that validation prefers.
 
     Users are split into training, validation and test parts. Metrics are those of the test part,
     in addition to those of the best answer that ignores the history (``baseline_…``). What the
@@ -141,33 +127,15 @@ def finetune(
     on_progress(Progress("joining histories and answers"))
     task = prepare_task(loaded, histories, labels, settings, notice)
     listener(started_task(task, loaded))
-    head_objective, split, examples = task.head_objective, task.split, task.examples
-    variants = settings.trunk_variants if settings.item_dropout else 1
-    histories_met = variants * len(split.train) + len(split.validation)
-    encoder = patch_encoder(
-        loaded.backbone, task.patch, histories_met if settings.trunk_variants else 0
-    )
-    if not isinstance(encoder, CachedPatchedBackbone):
-        variants = 0
-    run = FinetuneRun(
-        encoder,
-        head_objective,
-        examples,
-        split,
-        settings,
-        variants=variants,
-        tracks_metrics=tracks_metrics(task),
-    )
-    run.train(on_progress, listener)
-    model = TaskModel(loaded.backbone, task.patch.weights(), head_objective.head)
-    objective = head_objective.objective
-    temperature = calibrate_task(model, objective, examples, split.validation, on_progress)
+    users = task.users
+    fitted = fit_parts(loaded.backbone, users, on_progress, listener, notice)
+    model, split = fitted.model(loaded.backbone), users.split
+    measured = (model, users.objective, users.examples)
+    temperature = calibrate_task(*measured, split.validation, on_progress)
     tested = time.perf_counter()
-    metrics = evaluate_task(model, objective, examples, split.test, temperature, on_progress)
+    metrics = evaluate_task(*measured, split.test, temperature, on_progress)
     ended = time.perf_counter()
-    training = Training(
-        run.epochs.records, run.epochs.best, metrics, ended - started, temperature, ended - tested
-    )
+    training = Training(fitted, metrics, ended - started, temperature, ended - tested)
     return finished_task(task, loaded, training, listener)
 
 
@@ -178,7 +146,7 @@ def prepare_task(
     settings: FinetuneSettings,
     notice: Notice = no_notice,
 ) -> PreparedTask:
-    """Split a task's users, and build its untrained patch and head."""
+    """Split a task's users, and learn what its outputs are."""
     examples = prepare_examples(loaded, histories, labels, settings.max_unknown_share)
     examples = learnable_examples(settings.kind, examples, settings.min_label_count)
     split = split_users(
@@ -193,30 +161,22 @@ def prepare_task(
     for warning in warnings:
         notice(warning)
     objective = kind.of(outputs, examples)
-    generator = seeded(settings.seed, "patch")
-    patch = new_patch(loaded.backbone, settings.geometry(len(loaded.backbone.blocks)), generator)
-    head_objective = HeadObjective(objective, loaded.backbone.spec.channels, generator)
     metadata = _metadata(histories, labels, examples, split)
     metadata |= {"answers": summary.text, "warnings": warnings}
-    return PreparedTask(settings, examples, split, outputs, patch, head_objective, metadata, now())
+    users = TaskUsers(examples, split, settings, objective)
+    return PreparedTask(users, outputs, metadata, now())
 
 
 def started_task(task: PreparedTask, loaded: LoadedBackbone) -> TrainingStarted:
     """What a listener hears of a task before its first epoch."""
     return TrainingStarted(
         "finetune",
-        settings=asdict(task.settings),
-        data={**task.metadata, "outputs": task.head_objective.objective.head_spec.outputs},
+        settings=asdict(task.users.settings),
+        data={**task.metadata, "outputs": task.users.objective.head_spec.outputs},
         machine=machine_of(loaded.backbone.embedding.weight.device),
         backbone=loaded.fingerprint,
         time=task.started_at,
     )
-
-
-def tracks_metrics(task: PreparedTask) -> bool:
-    """Whether metrics are computed after every epoch: not if they need too many scores."""
-    outputs = task.head_objective.objective.head_spec.outputs
-    return len(task.split.validation) * outputs <= MOST_VALIDATION_SCORES
 
 
 def finished_task(
@@ -226,23 +186,23 @@ def finished_task(
     listener: TrainingListener = unheard,
 ) -> FinetunedTask:
     """A trained task with its record; its metrics include those of the baseline."""
-    baseline = evaluate_prior(task.head_objective.objective, task.split.train, task.split.test)
+    users, fitted = task.users, training.fitted
+    baseline = evaluate_prior(users.objective, users.split.train, users.split.test)
     metrics = training.metrics | {BASELINE_PREFIX + k: value for k, value in baseline.items()}
     ended = _report_end(task, training, metrics, listener)
     return FinetunedTask(
-        geometry=task.patch.geometry,
-        patch=task.patch.folded(),
-        head=task.head_objective.head.requires_grad_(False),
+        geometry=fitted.geometry,
+        patch=fitted.network.network.patch.folded(),
+        head=fitted.head.requires_grad_(False),
         outputs=task.outputs,
         metrics=metrics,
-        examples=task.examples,
-        split=task.split,
+        examples=users.examples,
+        split=users.split,
         record={
-            "settings": asdict(task.settings),
+            "settings": asdict(users.settings),
             "backbone": loaded.fingerprint,
-            "data": {**task.metadata, "outputs": task.head_objective.objective.head_spec.outputs},
-            "best_epoch": training.best_epoch,
-            "epochs": [asdict(epoch) for epoch in training.epochs],
+            "data": {**task.metadata, "outputs": users.objective.head_spec.outputs},
+            **fitted.record(),
             "metrics": metrics,
             "temperature": training.temperature,
             "seconds": ended.seconds,
@@ -253,7 +213,8 @@ def finished_task(
             "software": {"python": platform.python_version(), "torch": torch.__version__},
         },
         temperature=training.temperature,
-        scale=scale_of(task.head_objective.objective),
+        scale=scale_of(users.objective),
+        table=fitted.table,
     )
 
 
@@ -265,11 +226,13 @@ def scale_of(objective: Objective) -> ValueScale:
 def _report_end(
     task: PreparedTask, training: Training, metrics: dict[str, float], listener: TrainingListener
 ) -> TrainingEnded:
-    best = training.best_epoch + 1
-    rows, seconds = len(task.split.test), round(training.test_seconds, 3)
+    network = training.fitted.network
+    best = network.best_epoch + 1
+    listener(training.fitted.event())
+    rows, seconds = len(task.users.split.test), round(training.test_seconds, 3)
     listener(PartMeasured(best, "test", metrics=metrics, rows=rows, seconds=seconds))
     whole = round(training.seconds, 3)
-    ended = TrainingEnded(best, len(training.epochs), whole, training.temperature)
+    ended = TrainingEnded(best, len(network.epochs), whole, training.temperature)
     listener(ended)
     return ended
 

@@ -1,14 +1,12 @@
-"""Training of an item table, alone or added to the logits that blocks and reader give.
+"""Training of an item table, alone; ``fusion.py`` adds it to the logits of blocks and reader.
 
 The loss is convex in the weights: L-BFGS finds its minimum from zeros, for a falling ridge, each
-time from the weights before. The ridge with the lowest validation loss is taken. A table for logits
-that are there already learns with them one factor of these logits and a bias, so that the head
-stays one and its temperature is fitted afterwards as ever.
+time from the weights before. The ridge with the lowest validation loss is taken. Only items of
+training users have weights, so that the size of the vocabulary costs nothing.
 """
 
-import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +19,7 @@ from torch.autograd.function import FunctionCtx
 from peterrec.model.data.splits import UserSplit
 from peterrec.model.network.item_table import ItemTable, counted_items, normalization
 from peterrec.model.spec import FIRST_ITEM, TableSpec
+from peterrec.model.training.minimum import minimize
 from peterrec.model.training.objectives import LogitObjective
 
 RIDGES = tuple(2.0**-power for power in range(5, 21))
@@ -30,11 +29,9 @@ MovieLens chose 2^-12 to 2^-14."""
 WORSE_RIDGES = 2
 """Number of ridges in a row without a lower validation loss after which the search ends."""
 
-MOST_STEPS = 200
-"""Most steps of L-BFGS for one ridge."""
-
-TOLERANCE = 1e-7
-"""L-BFGS ends when the loss falls by less in a step, or no derivative is larger."""
+MOST_WEIGHTS = 20_000_000
+"""Most weights of a table: items of training users times outputs. L-BFGS keeps some 25 numbers in
+float64 for each, 4 GB."""
 
 Rows = npt.NDArray[np.int64]
 
@@ -52,42 +49,38 @@ class RidgeTrial:
 class FittedTable:
     """A quantised table, and what it was trained with.
 
-    Logits are ``factor · base + bias`` and what the table adds; ``bias`` is float32 [K].
-    ``validation_loss`` is that of the quantised table, ``base_loss`` the validation loss with
-    factor and bias alone: the difference is what the table earns.
+    Logits are ``bias`` float32 [K] and what the table adds. ``validation_loss`` is that of the
+    quantised table, ``bias_loss`` that of the best bias alone.
     """
 
     table: ItemTable
-    factor: float
     bias: Tensor
     ridge: float
     validation_loss: float
-    base_loss: float
+    bias_loss: float
     trials: tuple[RidgeTrial, ...]
+
+    def logits(self, histories: Sequence[Rows]) -> Tensor:
+        """Logits [B, K] of whole histories in tokens."""
+        return self.bias + self.table.logits(histories)
+
+
+def table_weights(histories: Sequence[Rows], train: Rows, outputs: int) -> int:
+    """Number of weights that a table learned from these users would have."""
+    return len(_known_items(histories, train)) * outputs
 
 
 def fit_table(
-    histories: Sequence[Rows],
-    objective: LogitObjective,
-    split: UserSplit,
-    spec: TableSpec,
-    base: Tensor | None = None,
+    histories: Sequence[Rows], objective: LogitObjective, split: UserSplit, spec: TableSpec
 ) -> FittedTable:
     """Train a table on the training users' whole histories in tokens, item by item.
 
-    ``spec.items`` is the number of the vocabulary's items. ``base`` [N, K] are logits of all users
-    that stay as they are but for one factor; None are zeros. Takes seconds for thousands of users.
+    ``spec`` gives the form; its number of items is found here. Thousands of users take seconds.
     """
-    logits = torch.zeros(len(histories), objective.head_spec.outputs) if base is None else base
-    parts = _Parts(
-        _Part.of(histories, objective, split.train, spec, logits),
-        _Part.of(histories, objective, split.validation, spec, logits),
-        _inverse_frequencies(histories, split.train, spec),
-    )
-    start = parts.start(has_base=base is not None)
-    base_weights = parts.fitted(start, math.inf)
+    parts = _Parts.of(histories, objective, split, spec)
+    bias_only = parts.fitted(parts.start(), None)
     trials: list[RidgeTrial] = []
-    best, weights = base_weights, base_weights
+    best, weights = bias_only, bias_only
     for ridge in RIDGES:
         weights = parts.fitted(weights, ridge)
         trial = RidgeTrial(ridge, parts.train.loss(weights), parts.validation.loss(weights))
@@ -97,15 +90,14 @@ def fit_table(
             best = weights
         elif trials.index(lowest) < len(trials) - WORSE_RIDGES:
             break
-    table = ItemTable.quantized(best.items.float(), spec)
-    quantized = best.with_items(table)
+    table = ItemTable.quantized(best.items.float(), spec, parts.tokens)
+    quantized = _Weights(parts.rows_of(table), best.bias)
     return FittedTable(
         table=table,
-        factor=float(best.factor),
         bias=best.bias.float(),
         ridge=min(trials, key=_validation_loss).ridge,
         validation_loss=parts.validation.loss(quantized),
-        base_loss=parts.validation.loss(base_weights),
+        bias_loss=parts.validation.loss(bias_only),
         trials=tuple(trials),
     )
 
@@ -116,28 +108,19 @@ def _validation_loss(trial: RidgeTrial) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Weights:
-    """What is learned, in float64: items [V, K], bias [K], factor []."""
+    """What is learned, in float64: items [V, K] of the V items of training users, bias [K]."""
 
     items: Tensor
     bias: Tensor
-    factor: Tensor
-    has_base: bool
-
-    def with_items(self, table: ItemTable) -> "_Weights":
-        """Replace the items' weights by a table's rounded ones."""
-        items = torch.zeros_like(self.items)
-        items[table.items - FIRST_ITEM] = table.weights().double()
-        return _Weights(items, self.bias, self.factor, self.has_base)
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Users' inputs, ``n^-p`` times each item's count [B, V], and their other logits [B, K]."""
+    """Users' inputs: ``n^-p`` times each item's count [B, V]."""
 
     objective: LogitObjective
     rows: Tensor
     inputs: "_SparseMatrix"
-    base: Tensor
 
     @classmethod
     def of(
@@ -146,20 +129,25 @@ class _Part:
         objective: LogitObjective,
         rows: Rows,
         spec: TableSpec,
-        base: Tensor,
+        tokens: Tensor,
     ) -> "_Part":
-        found = [counted_items(histories[row], spec) - FIRST_ITEM for row in rows.tolist()]
+        """Inputs of some users for the items ``tokens``; an item without a place counts in n."""
+        found = [counted_items(histories[row], spec) for row in rows.tolist()]
         norms = normalization(torch.tensor([len(items) for items in found]), spec.exponent)
+        places = [torch.searchsorted(tokens, items) for items in found]
+        known = [
+            at[tokens[at.clamp(max=len(tokens) - 1)] == items]
+            for at, items in zip(places, found, strict=True)
+        ]
         return cls(
             objective=objective,
             rows=torch.from_numpy(rows),
-            inputs=_SparseMatrix.of(found, norms.double(), spec.items),
-            base=base[torch.from_numpy(rows)].double(),
+            inputs=_SparseMatrix.of(known, norms.double(), len(tokens)),
         )
 
     def logits(self, weights: _Weights) -> Tensor:
         """Logits float64 [B, K]."""
-        return weights.factor * self.base + weights.bias + self.inputs.times(weights.items)
+        return weights.bias + self.inputs.times(weights.items)
 
     def loss(self, weights: _Weights) -> float:
         return float(self.objective.logit_loss(self.logits(weights), self.rows))
@@ -190,6 +178,10 @@ class _SparseMatrix:
             _compressed(lengths, column_of, values, width),
             _compressed(width_of, row_of[order], values[order], len(at)),
         )
+
+    def users_of_columns(self) -> Tensor:
+        """Number of rows that have each column, int64 [V]."""
+        return self.columns.crow_indices().diff()
 
     def squared(self) -> "_SparseMatrix":
         """Square each value."""
@@ -233,70 +225,64 @@ def _squared(matrix: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """Training and validation users, and the inverse frequencies of items [V, 1]."""
+    """Training and validation users, the items' tokens [V] and inverse frequencies [V, 1]."""
 
     train: _Part
     validation: _Part
+    tokens: Tensor
     frequencies: Tensor
 
-    def start(self, *, has_base: bool) -> _Weights:
-        outputs = self.train.base.shape[1]
-        items = torch.zeros(len(self.frequencies), outputs, dtype=torch.float64)
-        bias, factor = (
-            torch.zeros(outputs, dtype=torch.float64),
-            torch.ones((), dtype=torch.float64),
+    @classmethod
+    def of(
+        cls,
+        histories: Sequence[Rows],
+        objective: LogitObjective,
+        split: UserSplit,
+        spec: TableSpec,
+    ) -> "_Parts":
+        tokens = _known_items(histories, split.train)
+        train, validation = (
+            _Part.of(histories, objective, rows, spec, tokens)
+            for rows in (split.train, split.validation)
         )
-        return _Weights(items, bias, factor, has_base)
+        users = train.inputs.users_of_columns().double()  # [V]
+        frequencies = ((1 + len(split.train)) / (1 + users)).log() + 1
+        return cls(train, validation, tokens, frequencies.unsqueeze(1))
 
-    def fitted(self, start: _Weights, ridge: float) -> _Weights:
-        """The minimum of the training loss for a ridge, from given weights; infinite: no items.
+    def start(self) -> _Weights:
+        outputs = self.train.objective.head_spec.outputs
+        return _Weights(
+            torch.zeros(len(self.tokens), outputs, dtype=torch.float64),
+            torch.zeros(outputs, dtype=torch.float64),
+        )
+
+    def fitted(self, start: _Weights, ridge: float | None) -> _Weights:
+        """The minimum of the training loss for a ridge, from given weights; None: bias alone.
 
         The ridge is on the weights divided by the items' inverse frequencies: rare items may have
         larger weights. This is the IDF of the model.
         """
-        is_free = math.isfinite(ridge)
-        scaled = (start.items / self.frequencies).requires_grad_(is_free)
+        scaled = (start.items / self.frequencies).requires_grad_(ridge is not None)
         bias = start.bias.clone().requires_grad_()
-        factor = start.factor.clone().requires_grad_(start.has_base)
-        strength = ridge * self.train.squared_size(self.frequencies) if is_free else 0.0
-
-        def found() -> _Weights:
-            return _Weights(scaled * self.frequencies, bias, factor, start.has_base)
+        strength = (ridge or 0.0) * self.train.squared_size(self.frequencies)
 
         def loss() -> Tensor:
-            fit = self.train.objective.logit_loss(self.train.logits(found()), self.train.rows)
+            logits = self.train.logits(_Weights(scaled * self.frequencies, bias))
+            fit = self.train.objective.logit_loss(logits, self.train.rows)
             return fit + strength / 2 * scaled.square().sum()
 
-        _minimize([each for each in (scaled, bias, factor) if each.requires_grad], loss)
-        kept = found()
-        return _Weights(
-            kept.items.detach(), kept.bias.detach(), kept.factor.detach(), start.has_base
-        )
+        minimize([bias] if ridge is None else [scaled, bias], loss)
+        return _Weights((scaled * self.frequencies).detach(), bias.detach())
+
+    def rows_of(self, table: ItemTable) -> Tensor:
+        """A table's rounded weights float64 [V, K]; 0 for items that it leaves out."""
+        rows = torch.zeros(len(self.tokens), table.codes.shape[1], dtype=torch.float64)
+        rows[torch.searchsorted(self.tokens, table.items)] = table.weights().double()
+        return rows
 
 
-def _minimize(parameters: list[Tensor], loss: Callable[[], Tensor]) -> None:
-    """Move parameters to the minimum of a smooth convex loss."""
-    optimizer = torch.optim.LBFGS(
-        parameters,
-        max_iter=MOST_STEPS,
-        tolerance_grad=TOLERANCE,
-        tolerance_change=TOLERANCE,
-        history_size=10,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure() -> float:
-        optimizer.zero_grad()
-        value = loss()
-        value.backward()  # type: ignore[no-untyped-call]  # torch's
-        return value.item()
-
-    optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch's
-
-
-def _inverse_frequencies(histories: Sequence[Rows], train: Rows, spec: TableSpec) -> Tensor:
-    """``log((1 + users) / (1 + users with the item)) + 1`` of all items, float64 [V, 1]."""
-    users = torch.zeros(spec.items, dtype=torch.float64)
-    for row in train.tolist():
-        users[torch.from_numpy(np.unique(histories[row])) - FIRST_ITEM] += 1
-    return (((1 + len(train)) / (1 + users)).log() + 1).unsqueeze(1)
+def _known_items(histories: Sequence[Rows], train: Rows) -> Tensor:
+    """Tokens int64 [V] of the items that training users have, ascending; at least one."""
+    tokens = torch.unique(torch.from_numpy(np.concatenate([histories[i] for i in train])))
+    known = tokens[tokens >= FIRST_ITEM]
+    return known if len(known) else torch.tensor([FIRST_ITEM])

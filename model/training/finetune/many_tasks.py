@@ -2,7 +2,8 @@
 
 The backbone is shared and frozen, so a step takes a batch of every task that is not finished, each
 through its own patch (``model/training/finetune/forward.py``). The activations of every history
-below the patches are computed once for all tasks that read it.
+below the patches are computed once for all tasks that read it. Tasks that choose their parts train
+one network after the other, each together with all tasks that try it.
 """
 
 import math
@@ -25,7 +26,7 @@ from peterrec.model.spec import PatchGeometry
 from peterrec.model.training.batches import bucketed_batches, seeded
 from peterrec.model.training.calibration import fit_temperature
 from peterrec.model.training.evaluation import quality
-from peterrec.model.training.events import TrainingListener, report_epochs, unheard
+from peterrec.model.training.events import TrainingListener, naming, report_epochs, unheard
 from peterrec.model.training.finetune.activation_cache import ActivationCache
 from peterrec.model.training.finetune.finetune import (
     FinetunedTask,
@@ -34,18 +35,28 @@ from peterrec.model.training.finetune.finetune import (
     finished_task,
     prepare_task,
     started_task,
-    tracks_metrics,
 )
 from peterrec.model.training.finetune.forward import FieldBlocks
+from peterrec.model.training.finetune.networks import (
+    NETWORKS,
+    Network,
+    TrainedNetwork,
+    label_of,
+    names_of,
+    networks_to_try,
+    tracks_metrics,
+)
+from peterrec.model.training.finetune.parts import FittedParts, choose_parts
 from peterrec.model.training.finetune.patch_stack import PatchStack
 from peterrec.model.training.finetune.run import VALIDATION_ROWS
-from peterrec.model.training.finetune.settings import FinetuneSettings
+from peterrec.model.training.finetune.settings import PARTS, FinetuneSettings, Part
 from peterrec.model.training.finetune.task_rows import (
     TaskRows,
     TaskUsers,
     distinct_histories,
     find_rows,
 )
+from peterrec.model.training.intervals import Ints
 from peterrec.model.training.loop import (
     Epochs,
     Pass,
@@ -95,15 +106,84 @@ def finetune_many(
     listeners = [task.listener for task in tasks]
     for task, listener in zip(prepared, listeners, strict=True):
         listener(started_task(task, loaded))
-    run = ManyTasksRun(loaded, prepared, listeners)
-    run.train(on_progress)
-    seconds = (time.perf_counter() - started) / len(tasks)
+    users = [task.users for task in prepared]
+    networks = _networks(loaded.backbone, users, listeners, on_progress, notice)
     finished = []
-    for at, (task, listener) in enumerate(zip(prepared, listeners, strict=True)):
-        on_progress(Progress("evaluating", at, len(tasks), unit="tasks"))
-        finished.append(finished_task(task, loaded, run.training(at, seconds), listener))
-    on_progress(Progress("evaluating", len(tasks), len(tasks), unit="tasks"))
+    for at, (task, given) in enumerate(zip(prepared, tasks, strict=True)):
+        on_progress(Progress("choosing parts", at, len(tasks), unit="tasks"))
+        kept = [network.trained for network in networks[at]]
+        fitted = choose_parts(task.users, kept, notice=_named(given.name, notice))
+        (tested,) = (n.tested for n in networks[at] if n.trained is fitted.network)
+        seconds = (time.perf_counter() - started) / len(tasks)
+        training = _training(task.users, fitted, tested, seconds)
+        finished.append(finished_task(task, loaded, training, given.listener))
+    on_progress(Progress("choosing parts", len(tasks), len(tasks), unit="tasks"))
     return finished
+
+
+@dataclass(frozen=True, slots=True)
+class _Tested:
+    """A trained network, and its user vectors [N, C] of the test users, on the CPU."""
+
+    trained: TrainedNetwork
+    tested: Tensor
+
+
+def _networks(
+    backbone: Backbone,
+    tasks: Sequence[TaskUsers],
+    listeners: Sequence[TrainingListener],
+    on_progress: OnProgress,
+    notice: Notice,
+) -> list[list[_Tested]]:
+    """The trained networks of each task; all tasks that try one train it together."""
+    tried = [networks_to_try(task) for task in tasks]
+    names = [names_of(own) for own in tried]
+    found: list[list[_Tested]] = [[] for _ in tasks]
+    for parts in NETWORKS:
+        trying = [at for at, own in enumerate(tried) if parts in own]
+        if not trying:
+            continue
+        heard = [naming(names[at][tried[at].index(parts)], listeners[at]) for at in trying]
+        try:
+            run = ManyTasksRun(backbone, [tasks[at] for at in trying], parts, heard)
+        except TrunkTooLarge as error:
+            if any(tasks[at].settings.chosen_parts is not None for at in trying):
+                raise
+            notice(f"{label_of(parts)}: not tried, as {error.message}")
+            continue
+        run.train(on_progress)
+        for place, at in enumerate(trying):
+            found[at].append(run.trained(place))
+    return found
+
+
+def _training(task: TaskUsers, fitted: FittedParts, tested: Tensor, seconds: float) -> Training:
+    """Temperature and test metrics of a task's chosen parts."""
+    started = time.perf_counter()
+    parts = (task.split.validation, fitted.network.vectors), (task.split.test, tested)
+    held_out, test = (_predictions(task, fitted, rows, own) for rows, own in parts)
+    temperature = 1.0
+    if isinstance(task.objective, ProbableObjective):
+        samples = task.objective.samples(held_out, torch.from_numpy(task.split.validation))
+        temperature = fit_temperature(samples)
+    metrics = quality(task.objective, test, torch.from_numpy(task.split.test), temperature)
+    return Training(fitted, metrics, seconds, temperature, time.perf_counter() - started)
+
+
+@torch.no_grad()
+def _predictions(task: TaskUsers, fitted: FittedParts, rows: Ints, vectors: Tensor) -> Tensor:
+    """What the metrics need of examples [N] from the network's user vectors [N, C]."""
+    found = []
+    examples, head = torch.from_numpy(rows), fitted.head
+    for part, own in zip(
+        torch.split(examples, VALIDATION_ROWS), torch.split(vectors, VALIDATION_ROWS), strict=True
+    ):
+        logits = head.logits(own.to(head.weight.device)).cpu()
+        if fitted.table is not None:
+            logits += fitted.table.logits([task.examples.rows[i] for i in part.tolist()])
+        found.append(task.objective.predictions(logits, part))
+    return torch.cat(found)
 
 
 def _named(task: str, notice: Notice) -> Notice:
@@ -116,11 +196,12 @@ def _require_trainable(backbone: Backbone, tasks: Sequence[PreparedTask]) -> Non
             "a non-causal user vector reads every position of its own task's network.",
             hint="Fine-tune the tasks one by one, or pretrain a causal backbone.",
         )
-    first = tasks[0].patch.geometry
-    for number, task in enumerate(tasks):
-        if task.patch.geometry != first:
+    count = len(backbone.blocks)
+    first, *others = (task.users.settings.geometry(count, PARTS) for task in tasks)
+    for number, geometry in enumerate(others, 2):
+        if geometry != first:
             raise TasksDiffer(
-                f"task {number + 1} patches {task.patch.geometry}, the first one {first}.",
+                f"task {number} patches {geometry}, the first one {first}.",
                 hint="Train tasks of one geometry together, the others in a separate run.",
             )
 
@@ -139,28 +220,31 @@ class _TaskProgress:
 
 
 class ManyTasksRun:
-    """Trains prepared tasks together; their patches and heads change in place."""
+    """Trains one network, with these parts, for each of some tasks together."""
 
     def __init__(
         self,
-        loaded: LoadedBackbone,
-        tasks: Sequence[PreparedTask],
+        backbone: Backbone,
+        tasks: Sequence[TaskUsers],
+        parts: tuple[Part, ...],
         listeners: Sequence[TrainingListener],
     ) -> None:
-        backbone = loaded.backbone
         device = backbone.embedding.weight.device
-        for task in tasks:
-            task.patch.to(device)
-            task.head_objective.head.to(device)
-            task.head_objective.prepare(torch.from_numpy(task.split.train))
+        self._networks = [Network.of(backbone, task, parts) for task in tasks]
+        self._cache = _cache_of(backbone, self._networks[0].patch.geometry, tasks)
+        for task, network in zip(tasks, self._networks, strict=True):
+            network.patch.to(device)
+            network.head_objective.head.to(device)
+            network.head_objective.prepare(torch.from_numpy(task.split.train))
         self._tasks = tasks
         self._listeners = listeners
-        users = [TaskUsers(task.examples, task.split, task.settings) for task in tasks]
-        self._cache = _cache_of(backbone, tasks[0].patch.geometry, users)
+        self._phase = f"fine-tuning {label_of(parts)}"
         self._blocks = FieldBlocks(backbone, backbone.spec.max_input_len, self._cache.block)
-        self._rows: list[TaskRows] = find_rows(self._cache, users, backbone.spec.max_len)
-        self._progress = [_TaskProgress(_epochs(task)) for task in tasks]
-        self._optimizer = torch.optim.Adam(list(chain(*map(_groups, tasks))), fused=True)
+        self._rows: list[TaskRows] = find_rows(self._cache, tasks, backbone.spec.max_len)
+        pairs = list(zip(tasks, self._networks, strict=True))
+        self._progress = [_TaskProgress(_epochs(*pair)) for pair in pairs]
+        groups = chain.from_iterable(_groups(*pair) for pair in pairs)
+        self._optimizer = torch.optim.Adam(list(groups), fused=True)
         shapes = [falling(task.settings.epochs * _batch_count(task)) for task in tasks]
         self._schedule = schedule(self._optimizer, [shape for shape in shapes for _ in range(2)])
         self._forward_rows = FORWARD_ROWS[device.type]
@@ -178,31 +262,27 @@ class ManyTasksRun:
             self._finish_epochs(ended)
             active = [t for t in active if not self._progress[t].epochs.are_over]
             note = f"{len(active)} tasks"
-            on_progress(Progress("fine-tuning", done if active else total, total, note, "batches"))
+            on_progress(Progress(self._phase, done if active else total, total, note, "batches"))
         for progress in self._progress:
             progress.epochs.restore_best()
 
     @torch.no_grad()
-    def training(self, task: int, seconds: float) -> Training:
-        """Epochs, temperature and test metrics of a trained task."""
-        prepared, epochs = self._tasks[task], self._progress[task].epochs
-        objective, rows = prepared.head_objective.objective, torch.from_numpy(prepared.split.test)
-        temperature = 1.0
-        if isinstance(objective, ProbableObjective):
-            held_out = torch.from_numpy(prepared.split.validation)
-            temperature = fit_temperature(
-                objective.samples(self._predictions(task, held_out), held_out)
+    def trained(self, task: int) -> _Tested:
+        """A trained task's network, with its user vectors of validation and test users."""
+        epochs, split = self._progress[task].epochs, self._tasks[task].split
+        held_out, tested = (
+            torch.cat(
+                [
+                    self._vectors([task], [part])[0].cpu()
+                    for part in torch.split(torch.from_numpy(rows), VALIDATION_ROWS)
+                ]
             )
-        started = time.perf_counter()
-        metrics = quality(objective, self._predictions(task, rows), rows, temperature)
-        test_seconds = time.perf_counter() - started
-        return Training(epochs.records, epochs.best, metrics, seconds, temperature, test_seconds)
-
-    def _predictions(self, task: int, rows: Tensor) -> Tensor:
-        """The predictions that a trained task's metrics need, of some of its examples."""
-        parts = torch.split(rows, VALIDATION_ROWS)
-        vectors = torch.cat([self._vectors([task], [part])[0] for part in parts])
-        return self._tasks[task].head_objective.predictions(vectors, rows)
+            for rows in (split.validation, split.test)
+        )
+        seconds = sum(each.seconds + (each.validation_seconds or 0) for each in epochs.records)
+        network = self._networks[task]
+        trained = TrainedNetwork(network, epochs.records, epochs.best, held_out, seconds)
+        return _Tested(trained, tested)
 
     def _begin_epoch(self, task: int) -> None:
         """Draw the batches of a task's next epoch, unless it is within an epoch."""
@@ -240,12 +320,13 @@ class ManyTasksRun:
             slots.append(own[len(self._progress[task].epochs) % len(own)][batch])
         vectors = self._grouped_vectors(tasks, slots)
         for task, batch, users in zip(tasks, batches, vectors, strict=True):
-            progress, prepared = self._progress[task], self._tasks[task]
-            examples = torch.from_numpy(prepared.split.train)[batch]
-            losses.append(prepared.head_objective.loss(users, examples, progress.generator))
+            progress, objective = self._progress[task], self._networks[task].head_objective
+            examples = torch.from_numpy(self._tasks[task].split.train)[batch]
+            loss = objective.loss(users, examples, progress.generator)
             step = len(progress.epochs) * len(progress.batches) + progress.done
             rate = self._optimizer.param_groups[2 * task]["lr"]
-            progress.loss += require_finite(losses[-1], step, rate) * len(batch)
+            progress.loss += require_finite(loss, step, rate) * len(batch)
+            losses.append(loss + objective.penalty())
         return losses
 
     def _finish_epochs(self, ended: list[int]) -> None:
@@ -279,7 +360,8 @@ class ManyTasksRun:
                 rows, self._vectors(list(rows), list(rows.values())), strict=True
             ):
                 vectors[task].append(users)
-                loss = self._tasks[task].head_objective.loss(users, rows[task], generators[task])
+                objective = self._networks[task].head_objective
+                loss = objective.loss(users, rows[task], generators[task])
                 totals[task] += loss.item() * len(rows[task])
         metrics = [self._tracked(task, torch.cat(vectors[task])) for task in ended]
         seconds = (time.perf_counter() - started) / max(1, len(ended))
@@ -290,11 +372,10 @@ class ManyTasksRun:
 
     def _tracked(self, task: int, vectors: Tensor) -> dict[str, float]:
         """Metrics of a task's validation users from their vectors [B, C], if it tracks them."""
-        prepared = self._tasks[task]
-        if not tracks_metrics(prepared):
+        if not tracks_metrics(self._tasks[task]):
             return {}
-        rows = torch.from_numpy(prepared.split.validation)
-        return prepared.head_objective.metrics(vectors, rows)
+        rows = torch.from_numpy(self._tasks[task].split.validation)
+        return self._networks[task].head_objective.metrics(vectors, rows)
 
     def _vectors(self, tasks: list[int], rows: list[Tensor]) -> list[Tensor]:
         """User vectors [B, C] of some of each task's whole histories."""
@@ -308,7 +389,7 @@ class ManyTasksRun:
     def _grouped_vectors(self, tasks: list[int], slots: list[Tensor]) -> list[Tensor]:
         """User vectors [B, C] of each task's slots, all in one forward."""
         padded = torch.nn.utils.rnn.pad_sequence(slots, batch_first=True)  # [G, B]
-        patches = [self._tasks[task].patch for task in tasks]
+        patches = [self._networks[task].patch for task in tasks]
         names = [name for name, _ in patches[0].named_parameters()]
         stacked = {n: torch.stack([patch.get_parameter(n) for patch in patches]) for n in names}
         stack = PatchStack.of_branches(patches[0].geometry, stacked)
@@ -342,16 +423,16 @@ def _cache_of(
     return cache
 
 
-def _batch_count(task: PreparedTask) -> int:
+def _batch_count(task: TaskUsers) -> int:
     return math.ceil(len(task.split.train) / task.settings.batch_size)
 
 
-def _epochs(task: PreparedTask) -> Epochs:
-    trained = nn.ModuleList([task.patch, task.head_objective.head])
+def _epochs(task: TaskUsers, network: Network) -> Epochs:
+    trained = nn.ModuleList([network.patch, network.head_objective.head])
     return Epochs(trained, task.settings.epochs, task.settings.patience)
 
 
-def _groups(task: PreparedTask) -> Iterator[dict[str, Any]]:  # Any: torch's own type
+def _groups(task: TaskUsers, network: Network) -> Iterator[dict[str, Any]]:  # Any: torch's own type
     """A task's two parameter groups for the optimiser: patch and head."""
-    yield {"params": task.patch.parameters(), "lr": task.settings.learning_rate}
-    yield {"params": task.head_objective.head.parameters(), "lr": task.settings.head_learning_rate}
+    yield {"params": network.patch.parameters(), "lr": task.settings.learning_rate}
+    yield from network.head_objective.groups(task.settings.head_learning_rate)

@@ -1,7 +1,8 @@
 """The settings of a fine-tuning run; every option of fine-tuning is written here and only here."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from peterrec.model.errors import InvalidSpec
 from peterrec.model.insertions import InsertionName
@@ -18,6 +19,15 @@ from peterrec.model.training.options import (
     ValidationShare,
     option,
 )
+
+Part = Literal["blocks", "reader", "table"]
+"""What a task may have beside its head: a patch in the residual blocks, a history reader, an item
+table."""
+
+PARTS: tuple[Part, ...] = get_args(Part)
+
+AUTO, NONE = "auto", "none"
+"""Values of ``parts``: the best combination by validation loss, and a head alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +71,7 @@ class FinetuneSettings(LoopSettings):
     ] = 1
     blocks: Annotated[
         tuple[int, ...] | None,
-        option("Residual blocks to patch: all, none, top:2, or numbers such as 0,1.", "Model"),
+        option("Where the part blocks is: all, top:2, or numbers such as 0,1.", "Model"),
     ] = None
     has_inner_skip: Annotated[
         bool,
@@ -86,11 +96,18 @@ class FinetuneSettings(LoopSettings):
     queries: Annotated[
         int,
         option(
-            "Attention queries of the reader that pools the history's items; 0 turns it off.",
+            "Attention queries of the reader, which pools the history's items.",
             "Model",
-            ge=0,
+            ge=1,
         ),
     ] = 8
+    parts: Annotated[
+        str,
+        option(
+            "Parts beside the head: auto takes the best combination by validation loss; none, or "
+            "a list of blocks, reader, table."
+        ),
+    ] = AUTO
     validation_share: ValidationShare = 0.1
     test_share: Annotated[
         float, option("Share of users kept apart to measure the result on.", ge=0, le=0.9)
@@ -116,18 +133,29 @@ class FinetuneSettings(LoopSettings):
     ] = 4
 
     def __post_init__(self) -> None:
+        self._require_parts()
         if self.unit is not None and KINDS[self.kind].outputs != "number":
             raise InvalidSpec(
                 f"a {self.kind} task has no unit.", hint="Leave `unit` out, or use `kind` value."
             )
 
-    def geometry(self, block_count: int) -> PatchGeometry:
-        """Where the patch is in a backbone of this many blocks.
+    @property
+    def chosen_parts(self) -> tuple[Part, ...] | None:
+        """The parts that were asked for, in the order of ``PARTS``; None if training chooses."""
+        if self.parts == AUTO:
+            return None
+        named = [] if self.parts == NONE else [name.strip() for name in self.parts.split(",")]
+        return tuple(part for part in PARTS if part in named)
+
+    def geometry(self, block_count: int, parts: Collection[Part]) -> PatchGeometry:
+        """The patch in a backbone of this many blocks, if it has these parts.
 
         ``has_cls`` None trains ``[CLS]`` only if the first block is patched: otherwise a task's own
         ``[CLS]`` would make it compute the blocks that tasks share anew.
         """
-        blocks = tuple(range(block_count)) if self.blocks is None else self.blocks
+        blocks: tuple[int, ...] = ()
+        if "blocks" in parts:
+            blocks = tuple(range(block_count)) if self.blocks is None else self.blocks
         return PatchGeometry(
             insertion=self.insertion,
             bottleneck=self.bottleneck,
@@ -135,6 +163,24 @@ class FinetuneSettings(LoopSettings):
             cardinality=self.cardinality,
             has_inner_skip=self.has_inner_skip,
             has_norms=self.has_norms and bool(blocks),
-            has_cls=(0 in blocks) if self.has_cls is None else self.has_cls,
-            queries=self.queries,
+            has_cls=(0 in blocks) if self.has_cls is None else self.has_cls and bool(blocks),
+            queries=self.queries if "reader" in parts else 0,
         )
+
+    def _require_parts(self) -> None:
+        names = [name.strip() for name in self.parts.split(",")]
+        unknown = [name for name in names if name not in PARTS]
+        if unknown and self.parts not in (AUTO, NONE):
+            raise InvalidSpec(
+                f"`parts` {self.parts!r}: {unknown[0]!r} is no part.",
+                hint=f"Give {AUTO}, {NONE}, or some of {', '.join(PARTS)} with commas.",
+            )
+        if "table" in names and KINDS[self.kind].has_catalog:
+            raise InvalidSpec(
+                f"a {self.kind} task has no item table.", hint="Leave table out of `parts`."
+            )
+        if self.blocks == ():
+            raise InvalidSpec(
+                "`blocks` names no block.",
+                hint="`parts` without blocks, such as reader, leaves them unpatched.",
+            )

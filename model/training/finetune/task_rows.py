@@ -13,6 +13,7 @@ from peterrec.model.data.splits import UserSplit
 from peterrec.model.training.batches import TokenRow, drop_items, seeded
 from peterrec.model.training.finetune.activation_cache import ActivationCache
 from peterrec.model.training.finetune.settings import FinetuneSettings
+from peterrec.model.training.objectives import Objective
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +29,12 @@ class TaskRows:
 
 @dataclass(frozen=True, slots=True)
 class TaskUsers:
-    """One task's users, split into parts."""
+    """One task's users, split into parts, what is learned of them, and how."""
 
     examples: Examples
     split: UserSplit
     settings: FinetuneSettings
+    objective: Objective
 
 
 def variant_count(settings: FinetuneSettings) -> int:

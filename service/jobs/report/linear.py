@@ -1,4 +1,4 @@
-"""A linear model of the items that a user has, as a yardstick, if scikit-learn is installed."""
+"""A linear model of the items that a user has, as a yardstick."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from peterrec.model.data.examples import Examples
-from peterrec.model.errors import BaselineTooLarge, ScikitLearnMissing
+from peterrec.model.errors import BaselineTooLarge
 from peterrec.model.training.baselines.linear import LINEAR_KINDS, Known, fit_linear
 from peterrec.model.training.intervals import Ints
 from peterrec.model.training.objectives import Objective, ScaledObjective
@@ -35,8 +35,7 @@ def linear_logits(
 ) -> Tensor | None:
     """Logits [N, K] of a linear model for some examples, learned on others.
 
-    None if scikit-learn is not installed, or the kind or the number of outputs has no such model,
-    or it would take too much memory.
+    None if the kind or the number of outputs has no such model, or it would take too much memory.
     """
     outputs = objective.head_spec.outputs
     if kind not in LINEAR_KINDS or outputs > MOST_OUTPUTS or not len(train):
@@ -46,7 +45,7 @@ def linear_logits(
     known = Known(histories, _targets(objective)[chosen], len(examples.items), outputs)
     try:
         model = fit_linear(kind, known, STRENGTHS.get(kind, STRENGTH), STEPS)
-    except (ScikitLearnMissing, BaselineTooLarge):
+    except BaselineTooLarge:
         return None
     return torch.from_numpy(model.scores([examples.rows[i] for i in rows])).float()
 

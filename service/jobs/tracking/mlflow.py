@@ -12,6 +12,7 @@ from peterrec.service.jobs.tracking.tracker import (
     flat_settings,
     in_short,
     missing,
+    place_of,
     scalars_of,
     without_passwords,
 )
@@ -100,7 +101,7 @@ class MlflowRun:
         at = datetime.now() if event.time is None else datetime.fromisoformat(event.time)
         moment = int(at.timestamp() * 1000)
         metrics = [
-            Metric(f"{event.part}/{name.replace('@', '_at_')}", value, moment, event.epoch)
+            Metric(f"{place_of(event)}/{name.replace('@', '_at_')}", value, moment, event.epoch)
             for name, value in scalars_of(event).items()
         ]
         self._client.log_batch(self._run, metrics=metrics, synchronous=True)

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from peterrec.model.training.events import (
     PartMeasured,
+    PartsChosen,
     TrainingEnded,
     TrainingEvent,
     TrainingStarted,
 )
 from peterrec.service.errors import TrackerUnavailable
-from peterrec.service.jobs.tracking.tracker import missing, scalars_of
+from peterrec.service.jobs.tracking.tracker import missing, place_of, scalars_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -35,7 +36,7 @@ def open_tracker(target: str, name: str) -> "TensorBoardRun":
 
 
 class TensorBoardRun:
-    """Scalars by part and epoch, such as ``train/loss``; what was trained is a text."""
+    """Scalars by part and epoch, such as ``train/loss``; what was trained and tried is a text."""
 
     def __init__(self, writer: "SummaryWriter") -> None:
         self._writer = writer
@@ -46,7 +47,9 @@ class TensorBoardRun:
             self._add_text("training", json.dumps(about, indent=1))
         elif isinstance(event, PartMeasured):
             for name, value in scalars_of(event).items():
-                self._writer.add_scalar(f"{event.part}/{name}", value, event.epoch)
+                self._writer.add_scalar(f"{place_of(event)}/{name}", value, event.epoch)
+        elif isinstance(event, PartsChosen):
+            self._add_text("parts", json.dumps(list(event.trials), indent=1))
         elif isinstance(event, TrainingEnded):
             self._add_text("end", f"best epoch {event.best_epoch} of {event.epochs}")
         self._writer.flush()

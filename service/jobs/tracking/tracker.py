@@ -115,6 +115,11 @@ def flat_settings(settings: Document, prefix: str = "") -> dict[str, str]:
     return found
 
 
+def place_of(event: PartMeasured) -> str:
+    """In front of the names of an event's numbers: the part, of which network if there are more."""
+    return f"{event.network}/{event.part}" if event.network else event.part
+
+
 def scalars_of(event: PartMeasured) -> dict[str, float]:
     """The numbers of an event by name."""
     found: dict[str, float | None] = {

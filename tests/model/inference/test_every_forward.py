@@ -1,4 +1,4 @@
-"""Every forward computes every insertion, against the equations written out by hand.
+"""Every forward computes every insertion and item table, against the equations by hand.
 
 An insertion that is added to ``INSERTIONS`` is compared here without further work, and so is a toy
 that only these tests register. A forward that computes another one fails under its own name.
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -21,19 +22,40 @@ from peterrec.model.inference.batch_plan import SlotRef
 from peterrec.model.inference.cpu.forward import PackedForward
 from peterrec.model.inference.forward import MixedForward
 from peterrec.model.inference.gpu.forward import FusedForward
+from peterrec.model.inference.gpu.table_kernel import FusedTables
+from peterrec.model.inference.heads import MixedHeads, Selection
 from peterrec.model.inference.weight_pool import WeightPool
 from peterrec.model.insertions import INSERTIONS, Insertion
+from peterrec.model.kinds import KINDS
 from peterrec.model.network.backbone import Backbone, DilatedConv, ResidualBlock
 from peterrec.model.network.collate import frame_histories
+from peterrec.model.network.item_table import ItemTable
 from peterrec.model.network.patch import PatchWeights
-from peterrec.model.spec import CLS, PAD, BackboneSpec, HeadSpec, Padding, PatchGeometry
+from peterrec.model.spec import (
+    CLS,
+    FIRST_ITEM,
+    PAD,
+    UNK,
+    BackboneSpec,
+    HeadSpec,
+    Padding,
+    PatchGeometry,
+    TableSpec,
+)
 from peterrec.model.training.finetune.activation_cache import ActivationCache
 from peterrec.model.training.finetune.forward import FieldBlocks, user_vectors
 from peterrec.model.training.finetune.patch_stack import PatchStack
 from peterrec.model.training.pretrain.packed_blocks import pack, packed_states
 from peterrec.model.training.pretrain.step import packed_users
-from tests.model.random_tasks import random_backbone, random_history, random_task
+from tests.model.random_tasks import (
+    RandomTask,
+    random_backbone,
+    random_history,
+    random_table,
+    random_task,
+)
 
+CPU = torch.device("cpu")
 GPU = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOY = Insertion("toy_parallel1", convs_per_block=1, source="input")
 
@@ -327,3 +349,118 @@ def test_a_forward_that_took_one_insertion_for_another_would_be_seen(one: str, o
 
 def test_every_insertion_is_stated_a_second_time() -> None:
     assert set(PLACES) == set(INSERTIONS)
+
+
+TABLE_SPEC = BackboneSpec(item_count=90, channels=16, dilations=(1, 2), max_len=6)
+TABLE_FORMS: list[TableSpec | None] = [
+    None,
+    TableSpec(1),
+    TableSpec(1, bits=4, counting="count", exponent=0.0),
+    TableSpec(1, counting="count", exponent=1.0),
+]
+HEADS = [HeadSpec("classification", 3), HeadSpec("tags", 19), HeadSpec("value", 1)]
+HISTORIES = [
+    [],
+    [UNK, UNK],
+    [FIRST_ITEM + 7] * 3 + [UNK, FIRST_ITEM + 89],
+    *(random_history(TABLE_SPEC, length, length) for length in (1, 6, 7, 40, 300)),
+]
+"""Histories that item tables read whole; the network reads the newest six items."""
+
+
+def table_tasks() -> list[RandomTask]:
+    """A task of each kind of head that may have a table, with each form of one and without."""
+    backbone, geometry = random_backbone(TABLE_SPEC), PatchGeometry("serial2", 5, (1,), queries=2)
+    tasks = []
+    for seed, (head, form) in enumerate(product(HEADS, TABLE_FORMS)):
+        task = random_task(backbone, geometry, head, seed)
+        share = 0.05 if seed % 2 else 0.7
+        table = random_table(TABLE_SPEC, head.outputs, seed, form, share) if form else None
+        tasks.append(RandomTask(task.backbone, task.patch, task.head, table))
+    return tasks
+
+
+def table_by_hand(table: ItemTable | None, history: Sequence[int], outputs: int) -> Tensor:
+    """What a table adds, item by item, in whole numbers and float64: no shared code."""
+    sums, counted = [0] * outputs, 0
+    if table is None:
+        return torch.zeros(outputs, dtype=torch.float64)
+    rows = dict(zip(table.items.tolist(), table.codes.tolist(), strict=True))
+    items = [token for token in history if token >= FIRST_ITEM]
+    for token in items if table.spec.counting == "count" else set(items):
+        counted += 1
+        sums = [a + b for a, b in zip(sums, rows.get(token, [0] * outputs), strict=True)]
+    scale = [float(value) for value in table.scale]
+    divisor = max(counted, 1) ** table.spec.exponent
+    return torch.tensor([a * b / divisor for a, b in zip(sums, scale, strict=True)]).double()
+
+
+def expected_scores(task: RandomTask, history: list[int]) -> Tensor:
+    user = by_hand(task.backbone, task.patch, history).unsqueeze(0)  # [1, C]
+    logits = task.head.logits(user) + table_by_hand(task.table, history, task.head.spec.outputs)
+    return KINDS[task.head.spec.kind].scores(logits)[0].float()
+
+
+def reference_scores(tasks: Sequence[RandomTask]) -> list[Tensor]:
+    return [
+        KINDS[task.head.spec.kind].scores(task.logits(history).unsqueeze(0))[0]
+        for history in HISTORIES
+        for task in tasks
+    ]
+
+
+def cpu_scores(tasks: Sequence[RandomTask]) -> list[Tensor]:
+    return mixed_scores(tasks, PackedForward(tasks[0].backbone, torch.float32), CPU)
+
+
+def cpu_bfloat16_scores(tasks: Sequence[RandomTask]) -> list[Tensor]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("peterrec.model.inference.cpu.forward.may_use_tiles", lambda: True)
+        forward = PackedForward(tasks[0].backbone, torch.bfloat16)
+    return mixed_scores(tasks, forward, CPU, torch.bfloat16)
+
+
+def gpu_scores(tasks: Sequence[RandomTask]) -> list[Tensor]:
+    """Without a GPU the kernels run in Triton's interpreter."""
+    backbone = random_backbone(TABLE_SPEC).to(GPU)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("peterrec.model.inference.heads.table_forward", FusedTables)
+        return mixed_scores(tasks, FusedForward(backbone, torch.float32), GPU)
+
+
+def mixed_scores(
+    tasks: Sequence[RandomTask],
+    forward: MixedForward,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> list[Tensor]:
+    """Scores of all tasks for all histories in one batch; rows of one history share it."""
+    geometry = tasks[0].patch.geometry
+    pool = WeightPool(geometry.shapes(TABLE_SPEC.channels), device, dtype, capacity=len(tasks))
+    heads = MixedHeads(TABLE_SPEC.channels, device, TABLE_SPEC.token_count)
+    slots = [SlotRef(geometry, pool, pool.write(task.patch.named())) for task in tasks]
+    refs = [heads.add(task.head.spec, task.head.named(), 1.0, task.table) for task in tasks]
+    histories = [history for history in HISTORIES for _ in tasks]
+    users = forward.user_vectors(histories, slots * len(HISTORIES))
+    selections = [Selection()] * len(histories)
+    found = heads.scores(users, refs * len(HISTORIES), selections, histories)
+    return [torch.from_numpy(np.array(scores.values)) for scores in found]
+
+
+SCORES: dict[str, Callable[[Sequence[RandomTask]], list[Tensor]]] = {
+    "reference": reference_scores,
+    "CPU float32": cpu_scores,
+    "CPU bfloat16": cpu_bfloat16_scores,
+    "GPU": gpu_scores,
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("forward", SCORES)
+def test_every_forward_adds_item_tables_over_whole_histories_in_a_mixed_batch(forward: str) -> None:
+    tasks = table_tasks()
+    found = SCORES[forward](tasks)
+    asked = [(task, history) for history in HISTORIES for task in tasks]
+    limit = TOLERANCES.get(forward, TOLERANCE)
+    for (task, history), scores in zip(asked, found, strict=True):
+        torch.testing.assert_close(scores, expected_scores(task, history), rtol=limit, atol=limit)

@@ -15,7 +15,7 @@ SETTINGS = ComparisonSettings(
     axes=Axes(insertions=("serial2",), bottlenecks=(4,)),
     seeds=2,
     rate_trials=2,
-    epochs=3,
+    epochs=6,
     batch_size=16,
     item_dropout=0.0,
     pretraining=replace(TINY, epochs=1),
@@ -33,15 +33,18 @@ def targets() -> UserLabels:
     return UserLabels(by_user, "targets.csv")
 
 
-def shop_corpus(name: str = "shop", labels: UserLabels | None = None) -> PreparedCorpus:
+def shop_corpus(
+    name: str = "shop", labels: UserLabels | None = None, split_seed: int = 0
+) -> PreparedCorpus:
     """Make a corpus with one task of groups and one task of targets."""
     histories = shop_histories(USERS)
     tasks = (
         CorpusTask("group", "classification", labels or groups(USERS)),
         CorpusTask("next", "ranking", targets()),
     )
-    split = split_users(histories.users, 0.2, 0.3, seed=0)
-    return PreparedCorpus(name, histories, split, tasks, {"source": "a test"})
+    split = split_users(histories.users, 0.2, 0.3, seed=split_seed)
+    own = f"{name}-split{split_seed}" if split_seed else name
+    return PreparedCorpus(own, histories, split, tasks, {"source": "a test"}, split_of=name)
 
 
 def workplace(folder: Path, settings: ComparisonSettings, *corpora: PreparedCorpus) -> Workplace:

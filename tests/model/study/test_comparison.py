@@ -4,17 +4,25 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.special import softmax
+from sklearn.metrics import log_loss
+from torch import Tensor
+from torch.nn import functional
 
 from peterrec.model.errors import MethodUnknown, TaskUnknown
 from peterrec.model.files.tensors import read_arrays
 from peterrec.model.progress import Progress, no_progress
 from peterrec.model.study.corpus import shuffled
+from peterrec.model.study.predictions import calibrated, scored
 from peterrec.model.study.report import report_of, write_report
 from peterrec.model.study.run import Workplace
 from peterrec.model.study.schedule import JOURNAL, Effort, Unit, compare
 from peterrec.model.study.settings import Axes
 from peterrec.model.study.task_data import limit_labels, task_data
 from peterrec.model.study.verdict import paired_difference
+from peterrec.model.training.finetune.encoders import UserRows
+from peterrec.model.training.objectives.classification import ClassificationObjective
+from peterrec.service.jobs.packing import pack_task
 from tests.model.small_shop import groups
 from tests.model.study.small_comparison import (
     SETTINGS,
@@ -26,7 +34,7 @@ EVERY_METHOD = replace(
     SETTINGS,
     methods=(
         *("peterrec", "reader", "side", "fineall", "finelast", "finecls", "peterzero"),
-        *("fineblocks", "fineitems", "reader-noncausal"),
+        *("fineblocks", "fineitems", "reader-noncausal", "auto", "table"),
         *("random", "scratch", "mtl", "dssm", "peterrec-noncausal", "side-noncausal"),
     ),
     axes=Axes(insertions=("serial1",), bottlenecks=(4,), depths=("all", 1, "side")),
@@ -84,12 +92,12 @@ def test_every_table_reports_spread_cost_and_the_prior(report):
 
 def test_metrics_are_recomputed_from_saved_predictions_alone(place, report):
     for row in rows_of(report, "group").values():
-        accuracies = [_accuracy(place, key) for key in row["keys"]]
+        accuracies = [_accuracy(place, key) for key in row["keys"]["shop"]]
         assert row["metrics"]["accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
     for row in rows_of(report, "next").values():
         kept = [
             read_arrays(place.out / "predictions" / f"{key}-next.safetensors")
-            for key in row["keys"]
+            for key in row["keys"]["shop"]
         ]
         for prefix, name in (("", "ranks"), ("sampled_", "sampled_ranks")):
             ranks = [run[name].astype(np.int64) for run in kept]
@@ -182,6 +190,7 @@ def test_every_method_runs(tmp_path):
                 "dssm",
             ),
             *("fineblocks", "fineitems", "reader bottleneck 4", "reader-noncausal bottleneck 4"),
+            *(("auto", "table") if task == "group" else ("auto",)),
             *("peterrec-serial1 bottleneck 4", "peterrec-serial1 top 1 bottleneck 4"),
             *("side bottleneck 4", "peterzero-serial2 bottleneck 4"),
             *("peterrec-serial1-noncausal bottleneck 4", "side-noncausal bottleneck 4"),
@@ -242,7 +251,7 @@ def test_differences_are_paired_by_user_and_judged_against_the_papers_finding(pl
 def test_a_changed_setting_is_another_run(place, units, tmp_path):
     (tmp_path / "backbones").symlink_to(place.out / "backbones")
     (tmp_path / JOURNAL).write_text((place.out / JOURNAL).read_text())
-    changed = replace(place, out=tmp_path, settings=replace(SETTINGS, epochs=4))
+    changed = replace(place, out=tmp_path, settings=replace(SETTINGS, epochs=7))
     results = compare(changed, Effort(time_limit_s=0), no_progress)
     assert not any(unit.results for unit in results)
 
@@ -286,3 +295,99 @@ def test_what_a_patch_trains_besides_is_an_axis(tmp_path):
     assert counts["peterrec-serial2 bottleneck 4 trains norms"] == plain + 2 * 2 * 8
     assert counts["peterrec-serial2 bottleneck 4 trains cls"] == plain + 8
     assert counts["peterrec-serial2 bottleneck 4"] == plain + 2 * 2 * 8 + 8
+
+
+@pytest.fixture(scope="module")
+def of_two_splits(tmp_path_factory):
+    """The report of a comparison over two splits of the shop's users."""
+    folder = tmp_path_factory.mktemp("splits")
+    methods = ("linear", "reader", "fineall")
+    settings = replace(SETTINGS, methods=methods, tasks=("group",), rate_trials=1, epochs=1)
+    own = workplace(folder, settings, shop_corpus(), shop_corpus(split_seed=1))
+    return report_of(own, compare(own, Effort(), no_progress))
+
+
+def test_several_splits_of_the_users_make_one_table(of_two_splits):
+    (table,) = of_two_splits["tables"]
+    assert table["splits"] == ["shop", "shop-split1"]
+    runs = {row["method"]: row["metrics"]["accuracy"]["runs"] for row in table["rows"]}
+    assert runs == {"prior": 2, "linear": 2, "reader bottleneck 4": 4, "fineall": 4}
+    for row in table["rows"]:
+        assert set(row["keys"]) == {"shop", "shop-split1"}
+
+
+def test_every_method_is_compared_with_linear_and_fineall_on_the_same_users(of_two_splits):
+    rows, (table,) = rows_of(of_two_splits, "group"), of_two_splits["tables"]
+    gaps = {(gap["method"], gap["rival"], gap["metric"]): gap for gap in table["gaps"]}
+    names = [name for name in rows if name != "linear"]
+    assert [key[0] for key in gaps if key[1:] == ("linear", "log_loss")] == names
+    for (method, rival, metric), gap in gaps.items():
+        means = [rows[name]["metrics"][metric]["mean"] for name in (method, rival)]
+        assert gap["mean"] == pytest.approx(means[0] - means[1], abs=1e-6)
+        assert gap["low"] <= gap["mean"] <= gap["high"]
+
+
+def test_a_user_in_two_splits_counts_as_one_observation(place, units):
+    (unit,) = [
+        unit for unit in units if unit.tasks == ("group",) and unit.variant.method == "fineall"
+    ]
+    (other,) = [
+        unit for unit in units if unit.tasks == ("group",) and unit.variant.method == "peterrec"
+    ]
+    one, two = ([result["key"] for result in each.results.values()] for each in (unit, other))
+    once = paired_difference({"a": one}, {"a": two}, "group", place.out)
+    twice = paired_difference({"a": one, "b": one}, {"a": two, "b": two}, "group", place.out)
+    assert twice == once  # the same users again say nothing new
+
+
+def test_the_log_loss_is_that_of_calibrated_probabilities(place, report):
+    for row in rows_of(report, "group").values():
+        found = []
+        for key in row["keys"]["shop"]:
+            run = read_arrays(place.out / "predictions" / f"{key}-group.safetensors")
+            shares = softmax(run["logits"].astype(np.float64), 1)
+            found.append(log_loss(run["targets"], shares, labels=run["outputs"]))
+        assert row["metrics"]["log_loss"]["mean"] == pytest.approx(np.mean(found), abs=1e-6)
+
+
+def test_logits_are_divided_by_the_temperature_that_fits_the_validation_users():
+    data = task_data(shop_corpus(), "group", list(shop_corpus().histories.items), 5)
+    assert isinstance(data.objective, ClassificationObjective)
+    targets = data.objective.targets
+    overconfident = 40 * functional.one_hot(targets, len(data.outputs)).double()
+    overconfident[::4] = overconfident[::4].flip(1)  # every fourth answer is wrong, and certain
+
+    def scorer(users: UserRows) -> Tensor:
+        return overconfident[users.examples]
+
+    logits, rows = scored(calibrated(scorer, data), data, data.split.validation)
+    right = (logits.argmax(1) == targets[rows]).double().mean().item()
+    assert logits.softmax(1).max(1).values.mean().item() == pytest.approx(right, abs=0.05)
+
+
+def test_what_finetune_makes_by_default_is_a_method_and_has_the_size_of_its_bundle(tmp_path):
+    settings = replace(SETTINGS, methods=("auto", "table", "reader", "finecls"), rate_trials=1)
+    own = replace(workplace(tmp_path, settings), pack=pack_task)
+    units = compare(own, Effort(), no_progress)
+    rows = rows_of(report_of(own, units), "group")
+    assert sum(rows["auto"]["parts"].values()) == settings.seeds
+    assert rows["table"]["parts"] == {"table": settings.seeds}
+    prior = rows["prior"]["metrics"]["log_loss"]["mean"]
+    for name in ("auto", "table"):
+        assert rows[name]["metrics"]["log_loss"]["mean"] < prior
+    for name, row in rows.items():
+        if "size_bytes" in row:
+            dense = 4 * (row["trained_parameters"] + row["head_parameters"])
+            has_bundle = name != "finecls"
+            assert (row["size_bytes"] > dense) == has_bundle  # a bundle has a manifest and probes
+    assert "- auto chose " in write_report(own, units)
+
+
+def test_a_method_without_a_task_of_its_kind_is_said_to_have_no_row(place, tmp_path):
+    settings = replace(SETTINGS, methods=("ease", "popular", "linear"), tasks=("group",))
+    said: list[str] = []
+    compare(replace(place, out=tmp_path, settings=settings), Effort(), no_progress, said.append)
+    assert [text for text in said if "has no row" in text] == [
+        f"No task here is of a kind that the method {name} is for: it has no row."
+        for name in ("ease", "popular")
+    ]

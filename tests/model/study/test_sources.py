@@ -175,9 +175,9 @@ def test_a_prepared_folder_reads_as_it_was_written(tmp_path):
 def test_a_changed_prepared_folder_is_refused(tmp_path):
     corpora = file_corpora(task_list(tmp_path), tmp_path, Cut())
     write_corpora(tmp_path / "prepared", corpora)
-    other = file_corpora(task_list(tmp_path), tmp_path, Cut(seed=1))
+    other = file_corpora(task_list(tmp_path), tmp_path, Cut(seeds=(1,)))
     write_corpora(tmp_path / "other", other)
-    (tmp_path / "other" / "shop" / "histories.safetensors").replace(
+    (tmp_path / "other" / "shop-split1" / "histories.safetensors").replace(
         tmp_path / "prepared" / "shop" / "histories.safetensors"
     )
     with pytest.raises(PreparedFolderInvalid, match="its index records"):

@@ -327,14 +327,14 @@ def test_histories_of_one_item_each_are_warned_of():
 
 def test_tasks_that_are_trained_together_tell_their_names(loaded):
     told: list[str] = []
-    settings = replace(SETTINGS, blocks=())
+    settings = replace(SETTINGS, parts="reader")
     numbers = [TaskToTrain(values(np.arange(USERS) % n), settings, f"n{n}") for n in (2, 3)]
     finetune_many(loaded, shop_histories(), numbers, notice=told.append)
     assert [text.partition(":")[0] for text in told if "different values" in text] == ["n2", "n3"]
 
 
 def test_a_scaled_task_is_equal_alone_and_among_many(loaded):
-    settings = replace(SETTINGS, blocks=(), item_dropout=0.0)
+    settings = replace(SETTINGS, parts="reader", item_dropout=0.0)
     labels = values(1e6 + np.arange(USERS) % 7)
     (together,) = finetune_many(loaded, shop_histories(), [TaskToTrain(labels, settings)])
     alone = finetune(loaded, shop_histories(), labels, settings)

@@ -18,7 +18,7 @@ def task(loaded):
 
 def test_a_finished_task_is_judged_as_in_training_in_any_order_of_users(loaded, task):
     objective = ClassificationObjective.of(task.outputs, task.examples)
-    model = TaskModel(loaded.backbone, task.patch_weights, task.head)
+    model = TaskModel(loaded.backbone, task.patch_weights, task.head, task.table)
     for rows in (task.split.test, task.split.test[::-1].copy()):
         metrics = evaluate_task(model, objective, task.examples, rows, task.temperature)
         assert metrics == pytest.approx({name: task.metrics[name] for name in metrics})
@@ -36,7 +36,7 @@ def test_the_prior_of_two_classes_is_the_majority_class(task):
 
 def test_an_undefined_metric_is_left_out(loaded, task):
     objective = ClassificationObjective.of(task.outputs, task.examples)
-    model = TaskModel(loaded.backbone, task.patch_weights, task.head)
+    model = TaskModel(loaded.backbone, task.patch_weights, task.head, task.table)
     metrics = evaluate_task(model, objective, task.examples, task.split.test[:1])
     assert "auc" not in metrics
     assert "accuracy" in metrics

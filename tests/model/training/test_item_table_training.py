@@ -63,7 +63,7 @@ def test_a_table_is_right_more_often_than_the_majority():
     fitted = fit_table(rows, classes_objective(targets), SPLIT, FORM)
     logits = fitted.bias + fitted.table.logits([rows[i] for i in SPLIT.test])
     assert (logits.argmax(1) == targets[SPLIT.test]).float().mean() > 0.6
-    assert fitted.validation_loss < 0.9 * fitted.base_loss
+    assert fitted.validation_loss < 0.9 * fitted.bias_loss
 
 
 def test_the_ridge_is_that_with_the_lowest_validation_loss_and_the_search_ends_behind_it():
@@ -89,26 +89,8 @@ def test_answers_that_no_item_tells_of_give_a_table_that_earns_nothing():
     rows, _ = histories()
     targets = torch.from_numpy(np.random.default_rng(9).integers(0, CLASSES, USERS))
     fitted = fit_table(rows, classes_objective(targets), SPLIT, FORM)
-    assert fitted.validation_loss > fitted.base_loss - 0.02
+    assert fitted.validation_loss > fitted.bias_loss - 0.02
     assert fitted.ridge >= RIDGES[4]
-
-
-def test_a_base_that_knows_the_answers_is_kept_and_one_of_noise_is_not():
-    rows, targets = histories()
-    objective = classes_objective(targets)
-    knowing = 3 * torch.eye(CLASSES)[targets]
-    with_base = fit_table(rows, objective, SPLIT, FORM, knowing)
-    assert with_base.factor > 1
-    assert with_base.validation_loss <= with_base.base_loss + 1e-3
-    noise = torch.randn(USERS, CLASSES, generator=torch.Generator().manual_seed(0))
-    alone, with_noise = (fit_table(rows, objective, SPLIT, FORM, base) for base in (None, noise))
-    assert abs(with_noise.factor) < 0.3
-    assert with_noise.validation_loss == pytest.approx(alone.validation_loss, abs=0.05)
-
-
-def test_without_a_base_there_is_no_factor_to_learn():
-    rows, targets = histories()
-    assert fit_table(rows, classes_objective(targets), SPLIT, FORM).factor == 1
 
 
 def test_the_same_users_give_the_same_table():
@@ -122,7 +104,7 @@ def test_tags_and_repeated_items_are_learned_too():
     rows, targets = histories()
     objective = TagsObjective(HeadSpec("tags", CLASSES), torch.eye(CLASSES)[targets])
     fitted = fit_table(rows, objective, SPLIT, TableSpec(ITEMS, counting="count"))
-    assert fitted.validation_loss < fitted.base_loss
+    assert fitted.validation_loss < fitted.bias_loss
 
 
 def test_every_kind_but_a_ranking_has_a_loss_of_logits():

@@ -1,13 +1,12 @@
 """The compare command from files to tables and pictures."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from peterrec.model.errors import ComparisonSettingsInvalid, FutureItem, ScikitLearnMissing
+from peterrec.model.errors import ComparisonSettingsInvalid, FutureItem
 from peterrec.service.cli.main import build_app
 
 RUNNER = CliRunner()
@@ -81,12 +80,15 @@ def test_preparing_only_leaves_a_folder_that_can_be_compared_elsewhere(shop):
     assert (shop / "elsewhere" / "comparison.md").exists()
 
 
-def test_without_scikit_learn_baselines_are_refused_before_anything_is_read(shop, monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
-    with pytest.raises(ScikitLearnMissing, match=r"pip install 'peterrec-serving\[sklearn\]'"):
-        run(shop, *all_tasks(shop))
-    assert not (shop / "out").exists()
-    assert run(shop, *all_tasks(shop), "--methods", "finecls,popular").exit_code == 0
+def test_several_splits_are_one_table_with_paired_differences(shop):
+    labels = ("--labels", str(shop / "users.csv"), "--label-column", "group")
+    result = run(shop, *labels, "--split-seed", "0,3", "--methods", "linear,finecls,fineall")
+    assert result.exit_code == 0
+    (table,) = json.loads((shop / "out" / "comparison.json").read_text())["tables"]
+    assert table["splits"] == ["own", "own-split3"]
+    text = (shop / "out" / "comparison.md").read_text()
+    assert "| method | accuracy − linear | log-loss − linear | accuracy − fineall |" in text
+    assert "differences, paired by user" in result.output
 
 
 def test_a_comparison_of_nothing_is_refused(tmp_path):

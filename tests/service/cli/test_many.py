@@ -51,7 +51,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(place: Path, *options: str) -> str:
+def train(place: Path, *options: str, parts: str = "reader") -> str:
+    (place / "tasks.toml").write_text(TASKS.replace("epochs = 2", f'epochs = 2\nparts = "{parts}"'))
     return run(
         "finetune-many",
         f"--backbone={place / 'backbone'}",
@@ -62,7 +63,7 @@ def train(place: Path, *options: str) -> str:
 
 
 def test_every_task_of_the_file_becomes_a_bundle_that_verifies(place):
-    output = train(place, "--blocks", "top:1", "--overwrite")
+    output = train(place, "--blocks", "top:1", "--overwrite", parts="blocks")
     loaded = load_backbone(place / "backbone")
     names = {}
     for path in sorted((place / "bundles").glob("*.bundle")):
@@ -77,7 +78,7 @@ def test_every_task_of_the_file_becomes_a_bundle_that_verifies(place):
 
 
 def test_all_blocks_may_be_patched(place):
-    train(place, "--blocks", "all", "--overwrite")
+    train(place, "--overwrite", parts="blocks")
     loaded = load_backbone(place / "backbone")
     bundle = (place / "bundles" / "gender.bundle").read_bytes()
     assert unpack_task(bundle, loaded).bundle.manifest.patch.blocks == (0, 1)

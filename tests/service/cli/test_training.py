@@ -147,7 +147,7 @@ def test_the_geometry_follows_the_options(backbone, shop, tmp_path):
         "classification",
         *(backbone, shop, tmp_path / "task.bundle"),
         *("--insertion", "parallel2", "--inner-skip", "--cardinality", "2"),
-        *("--blocks", "top:1", "--no-norms", "--name", "gender-small"),
+        *("--parts", "blocks", "--blocks", "top:1", "--no-norms", "--name", "gender-small"),
     )
     manifest = read_manifest(out)
     patch = manifest.patch
@@ -158,7 +158,7 @@ def test_the_geometry_follows_the_options(backbone, shop, tmp_path):
 
 @pytest.mark.parametrize("kind", ["classification", "ranking"])
 def test_a_reader_alone_is_a_patch_that_a_bundle_can_carry(kind, backbone, loaded, shop, tmp_path):
-    reader = ("--blocks", "none", "--queries", "3")
+    reader = ("--parts", "reader", "--queries", "3")
     out = tune(kind, backbone, shop, tmp_path / "task.bundle", *reader)
     task = unpack_task(out.read_bytes(), loaded)
     patch = task.bundle.manifest.patch
@@ -315,17 +315,16 @@ def test_resume_and_overwrite_exclude_each_other(shop, tmp_path):
     ("text", "blocks"),
     [
         ("all", (0, 1, 2, 3)),
-        ("none", ()),
         ("top:2", (2, 3)),
         ("top:9", (0, 1, 2, 3)),
         ("2,0", (0, 2)),
     ],
 )
-def test_blocks_are_named_in_four_ways(text, blocks):
+def test_blocks_are_named_in_three_ways(text, blocks):
     assert parse_blocks(text, 4) == blocks
 
 
-@pytest.mark.parametrize("text", ["top:", "top:x", "some", ""])
+@pytest.mark.parametrize("text", ["top:", "top:x", "some", "none", ""])
 def test_odd_names_of_blocks_are_refused(text):
     with pytest.raises(typer.BadParameter):
         parse_blocks(text, 4)

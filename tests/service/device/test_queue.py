@@ -1,7 +1,7 @@
 """The queue hands out rows in order, within its bound, and forgets those nobody waits for."""
 
 from peterrec.service.device.queue import QueuedRow, RowQueue
-from peterrec.service.protocol.messages import Row
+from peterrec.service.protocol.messages import ITEM_BYTES, ITEMS_PER_ROW, Row
 
 FAR = 1e9
 
@@ -114,3 +114,38 @@ def test_rows_of_a_head_that_can_not_be_reloaded_are_handed_out_to_be_refused() 
     assert numbers(queue.drop_pending(7)) == [(1, 0), (1, 1)]
     assert len(queue) == 0
     assert not queue.is_waiting_for(7)
+
+
+def long_rows(request_id: int, count: int, items: int) -> list[QueuedRow]:
+    """Rows of one user, whose older items they share."""
+    row = Row(1, b"", older=bytes(ITEM_BYTES * items))
+    return [QueuedRow(b"w", request_id, n, row, FAR, 0.0) for n in range(count)]
+
+
+def test_older_items_take_places_in_the_queue_once_for_the_rows_that_share_them() -> None:
+    queue = RowQueue(10)
+    assert queue.push(long_rows(1, 3, items=5 * ITEMS_PER_ROW))
+    assert not queue.push(rows(2, 3))
+    assert queue.push(rows(3, 2))
+    queue.take(2, now=0)
+    assert not queue.push(long_rows(4, 1, items=2 * ITEMS_PER_ROW))
+    queue.take(1, now=0)  # the last row that has them
+    assert queue.push(long_rows(4, 1, items=6 * ITEMS_PER_ROW))
+    assert not queue.push(rows(5, 2))
+    assert len(queue) == 3
+
+
+def test_a_flood_of_long_histories_is_refused_before_it_fills_the_memory() -> None:
+    queue = RowQueue(1000)
+    taken = sum(queue.push(long_rows(n, 1, items=10_000)) for n in range(1000))
+    assert taken == 1000 // (1 + 10_000 // ITEMS_PER_ROW)
+
+
+def test_cancelled_and_refused_rows_give_back_the_places_of_their_older_items() -> None:
+    queue = RowQueue(6)
+    queue.push(long_rows(1, 1, items=5 * ITEMS_PER_ROW))
+    queue.cancel(b"w", 1)
+    assert queue.push(long_rows(2, 1, items=5 * ITEMS_PER_ROW))
+    queue.take(9, now=0, evicted={1})
+    queue.drop_pending(1)
+    assert queue.push(rows(3, 6))

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from peterrec.model.files.probes import probe_tensors
-from peterrec.model.network.item_table import ItemTable
-from peterrec.model.spec import FIRST_ITEM, HeadKind, PatchGeometry, TableSpec
+from peterrec.model.kinds import KINDS as model_kinds
+from peterrec.model.spec import PAD, HeadKind, PatchGeometry, TableSpec
 from peterrec.patches.bundle.bundle import build_bundle
 from peterrec.patches.bundle.verify import BundleLimits, VerifiedBundle, verify_bundle
-from peterrec.service.device.slots import SlotStore
+from peterrec.service.device.slots import Residency, SlotStore
 from peterrec.service.errors import HeadBudgetExceeded, ProbeFailed
 from peterrec.service.protocol.messages import Row
 from tests.model.random_tasks import random_history
-from tests.patches.bundles import BundleRecipe, make_parts
-from tests.service.random_bundles import GEOMETRY, SPEC, Workshop
+from tests.service.random_bundles import SPEC, Workshop
 
 KINDS: list[HeadKind] = ["classification", "tags", "ranking", "value"]
+TABLES = [None, TableSpec(1), TableSpec(1, bits=4, counting="count"), TableSpec(1, exponent=1.0)]
+"""Forms of item tables; the number of items is that of the random table."""
 
 
 @pytest.fixture(scope="module")
@@ -87,35 +87,46 @@ def test_a_reader_whose_weights_do_not_give_its_probes_is_refused(
         store.load(verified(workshop, build_bundle(good.manifest, tensors)))
 
 
-@pytest.mark.parametrize("newest_only", [False, True])
-def test_a_device_that_does_not_add_the_item_table_refuses_a_bundle_with_one(
-    newest_only: bool, workshop: Workshop, store: SlotStore
+def rows_of(residency: Residency, history: list[int]) -> Row:
+    tokens = np.array(history, np.int32)
+    older, newest = tokens[: -SPEC.max_len], tokens[-SPEC.max_len :]
+    return Row(residency.handle, newest.tobytes(), older=older.tobytes())
+
+
+def test_rows_with_and_without_item_tables_of_all_kinds_equal_the_reference(
+    workshop: Workshop, store: SlotStore
 ) -> None:
-    task = workshop.task("value", 1)
-    weight = torch.ones(SPEC.item_count, 1)
-    table = ItemTable.quantized(weight, TableSpec(SPEC.item_count, exponent=0.0))
-    histories = [np.arange(length) + FIRST_ITEM for length in (0, SPEC.max_len + 4)]
-    if newest_only:
-        table = replace(table, codes=table.codes * (table.items < FIRST_ITEM + 4).unsqueeze(1))
-    probes = probe_tensors(workshop.loaded.backbone, task.patch, task.head, histories, table)
-    recipe = BundleRecipe(
-        kind="value",
-        backbone=workshop.identity,
-        geometry=GEOMETRY,
-        table=table.spec,
-        probe_length=SPEC.max_len + 4,
-    )
-    parts = make_parts(recipe)
-    weights = {**task.patch.named(), **task.head.named()}
-    tensors = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in weights.items()}
-    tensors |= {
-        "table.items": table.items.numpy().astype(np.int32),
-        "table.weight": table.codes.numpy(),
-        "table.scale": table.scale.numpy(),
-    }
-    data = build_bundle(parts.manifest, parts.tensors | tensors | probes)
+    kinds: list[HeadKind] = ["classification", "tags", "value"]
+    tasks = [(kind, seed, table) for kind in kinds for seed, table in enumerate(TABLES)]
+    residencies = [
+        store.load(verified(workshop, workshop.bundle(kind, seed, table=table)))
+        for kind, seed, table in tasks
+    ]
+    histories = [random_history(SPEC, length, length) for length in (0, 3, SPEC.max_len, 25, 300)]
+    asked = [(n, history) for n in range(len(tasks)) for history in histories]
+    found = store.score([rows_of(residencies[n], history) for n, history in asked])
+    for (n, history), scores in zip(asked, found, strict=True):
+        kind, seed, table = tasks[n]
+        logits = workshop.task(kind, seed, table=table).logits(history)
+        expected = model_kinds[kind].scores(logits.unsqueeze(0))[0].numpy()
+        np.testing.assert_allclose(scores.values, expected, rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("read", ["none", "newest"])
+def test_a_bundle_whose_probes_do_not_show_its_item_table_over_whole_histories_is_refused(
+    read: str, workshop: Workshop, store: SlotStore
+) -> None:
+    table = TableSpec(1, exponent=0.0)
+    good = verified(workshop, workshop.bundle("value", 1, table=table))
+    task = workshop.task("value", 1, table=table)
+    histories = [row[row != PAD] for row in good.tensors["probe.histories"]]
+    newest = histories if read == "none" else [history[-SPEC.max_len :] for history in histories]
+    known = replace(task, table=None) if read == "none" else task
+    logits = torch.stack([known.logits(history.tolist()) for history in newest])
+    tensors = {**good.tensors, "probe.logits": logits.numpy()}
     with pytest.raises(ProbeFailed):
-        store.load(verified(workshop, data))
+        store.load(verified(workshop, build_bundle(good.manifest, tensors)))
+    assert (store.resident, store.head_bytes) == ({}, 0)
 
 
 def test_a_bundle_whose_weights_do_not_give_its_probes_is_refused_and_leaves_nothing(

@@ -19,7 +19,7 @@ import peterrec
 from peterrec import ProfileClassifier, ProfileRegressor, Recommender, TagsClassifier
 from tests.service.library.conftest import FINETUNE, PRETRAIN
 
-QUICK: dict[str, Any] = {"epochs": 1, "queries": 2, "blocks": "none"}
+QUICK: dict[str, Any] = {"epochs": 1, "queries": 2, "parts": "reader"}
 
 
 def test_cross_validation_and_a_search_go_through(backbone, shop):
@@ -205,7 +205,7 @@ def test_what_is_missing_is_told(backbone, shop):
 
 
 BINS = 8
-NUMBERS: dict[str, Any] = {**QUICK, "queries": 0, "epochs": 2, "max_unknown_share": 1.0}
+NUMBERS: dict[str, Any] = {**QUICK, "parts": "none", "epochs": 2, "max_unknown_share": 1.0}
 
 
 def items_of(X: np.ndarray) -> list[list[int]]:

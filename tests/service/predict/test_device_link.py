@@ -9,10 +9,12 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from peterrec.service.errors import DeadlineExceeded, DeviceUnavailable, QueueFull
+from peterrec.service.errors import DeadlineExceeded, DeviceUnavailable, QueueFull, TooManyRows
 from peterrec.service.predict.device_link import BoundRow, DeviceLink
 from peterrec.service.predict.task_table import TaskTable
 from peterrec.service.protocol.messages import (
+    ITEM_BYTES,
+    ITEMS_PER_ROW,
     BatchResults,
     Cancel,
     Goodbye,
@@ -251,6 +253,23 @@ async def test_rows_of_a_caller_that_gave_up_are_withdrawn(peer, link):
     task.cancel()
     assert await peer.next(Cancel) == Cancel(asked.request_id)
     assert link.state.waiting_rows == 0
+
+
+async def test_the_items_of_long_histories_count_towards_the_bound(peer, link):
+    await peer.welcome(table(1, a=7))
+    older = bytes(2 * ITEMS_PER_ROW * ITEM_BYTES)
+    long = BoundRow(Row(7, b"\1\0\0\0", older=older), DIGEST_A)
+    task = ask(link, long, long)  # one user: two rows, and two places for the items
+    asked = await peer.asked()
+    assert [each.older for each in asked.whole_rows()] == [older, older]
+    with pytest.raises(QueueFull):
+        await link.predict([row()], soon_due())
+    await peer.send(BatchResults(1, [answer(asked, 0), answer(asked, 1)]))
+    await task
+    assert link.state.waiting_rows == 0
+    longer = BoundRow(Row(7, b"", older=older * 2), DIGEST_A)
+    with pytest.raises(TooManyRows, match="5 rows with the items of long histories"):
+        await link.predict([longer], soon_due())
 
 
 async def test_more_rows_than_the_bound_are_refused_immediately(peer, link):

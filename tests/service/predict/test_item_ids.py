@@ -119,3 +119,15 @@ def test_candidates_limit_what_counts_as_filtered():
 
 def test_no_known_candidate_is_not_every_candidate():
     assert map_selection(FILMS, [], ["zzz"]).candidates == b""
+
+
+def test_tokens_that_are_too_old_for_the_network_are_kept_apart():
+    mapped = VOCABULARY.map_history(["b", "x", "a", 7, "007", "a"], "drop")
+    assert tokens(mapped) == [SEVEN, PADDED_SEVEN, A]
+    assert array("i", mapped.older).tolist() == [B, A]
+    assert (mapped.used_items, mapped.is_truncated) == (3, True)
+    assert (mapped.whole.used_items, mapped.whole.is_truncated) == (5, False)
+
+
+def test_a_history_that_the_network_reads_whole_has_no_older_tokens():
+    assert VOCABULARY.map_history(["b", "a", 7], "drop").older == b""

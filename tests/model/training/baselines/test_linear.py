@@ -1,13 +1,11 @@
 """The linear model of items is scikit-learn's, in float64."""
 
-import sys
-
 import numpy as np
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from peterrec.model.errors import BaselineTooLarge, ScikitLearnMissing
+from peterrec.model.errors import BaselineTooLarge
 from peterrec.model.spec import FIRST_ITEM, UNK
 from peterrec.model.training.baselines import linear
 from peterrec.model.training.baselines.linear import CERTAIN, Known, fit_linear
@@ -92,10 +90,3 @@ def test_more_weights_than_the_memory_allows_are_refused(monkeypatch):
     with pytest.raises(BaselineTooLarge, match="36 weights; 24 is the limit"):
         fit_linear("classification", known, 1.0)
     fit_linear("classification", Known(known.rows, np.arange(60) % 2, ITEMS, 2), 1.0)
-
-
-def test_without_scikit_learn_the_refusal_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
-    known = Known(histories(60, 0), np.arange(60) % 2, ITEMS, 2)
-    with pytest.raises(ScikitLearnMissing, match=r"pip install 'peterrec-serving\[sklearn\]'"):
-        fit_linear("classification", known, 1.0)

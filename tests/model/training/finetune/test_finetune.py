@@ -21,7 +21,13 @@ from peterrec.model.training.pretrain.pretrain import pretrain
 from tests.model.small_shop import TINY, groups, shop_histories
 
 SETTINGS = FinetuneSettings(
-    kind="classification", bottleneck=4, epochs=4, batch_size=16, learning_rate=0.03, seed=1
+    kind="classification",
+    bottleneck=4,
+    parts="blocks,reader",
+    epochs=4,
+    batch_size=16,
+    learning_rate=0.03,
+    seed=1,
 )
 
 

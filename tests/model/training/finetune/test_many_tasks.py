@@ -12,13 +12,14 @@ from peterrec.model.files.backbone_folder import load_backbone, save_backbone
 from peterrec.model.progress import Progress
 from peterrec.model.training.finetune.finetune import FinetuneSettings, finetune, prepare_task
 from peterrec.model.training.finetune.many_tasks import TaskToTrain, finetune_many
-from peterrec.model.training.finetune.task_rows import TaskUsers, distinct_histories, variant_count
+from peterrec.model.training.finetune.task_rows import distinct_histories, variant_count
 from peterrec.model.training.pretrain.pretrain import pretrain
 from tests.model.small_shop import TINY, groups, shop_histories
 
 SETTINGS = FinetuneSettings(
     kind="classification",
     bottleneck=4,
+    parts="blocks,reader",
     blocks=(1,),
     epochs=3,
     batch_size=16,
@@ -132,10 +133,9 @@ def test_histories_have_as_many_variants_as_are_trained_on(changes, count):
 def test_tasks_of_the_same_users_share_every_history(loaded):
     settings = replace(SETTINGS, item_dropout=0.2, epochs=6, trunk_variants=2)
     task = prepare_task(loaded, HISTORIES, groups(), settings)
-    users = TaskUsers(task.examples, task.split, settings)
-    alone = distinct_histories([users], TINY.max_len)
+    alone = distinct_histories([task.users], TINY.max_len)
     assert alone == 2 * 96 + 24
-    assert distinct_histories([users] * 5, TINY.max_len) == alone
+    assert distinct_histories([task.users] * 5, TINY.max_len) == alone
 
 
 def test_tasks_that_patch_different_places_are_refused(loaded):

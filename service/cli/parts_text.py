@@ -1,0 +1,23 @@
+"""Which parts a task got and what the others would have earned, as text for people."""
+
+from rich.console import Console
+from rich.table import Table
+
+from peterrec.model.documents import Document
+
+
+def print_parts(record: Document) -> None:
+    """Print every combination of parts that was tried, on validation users, and the chosen one."""
+    trials = record["trials"]
+    chosen = "+".join(record["parts"]) or "head"
+    if len(trials) == 1:
+        print(f"parts {chosen}, as asked for")
+        return
+    columns = ("parts", "validation loss", "behind the best", "bytes", "")
+    table = Table(*columns, title="Parts on the validation users")
+    for trial in trials:
+        name = "+".join(trial["parts"]) or "head"
+        behind = f"{trial['behind']:.4f} ± {trial['error']:.4f}" if trial["behind"] else "best"
+        mark = "chosen" if name == chosen else ""
+        table.add_row(name, f"{trial['loss']:.4f}", behind, f"{trial['size_bytes']:,}", mark)
+    Console(highlight=False).print(table)
