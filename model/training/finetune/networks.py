@@ -120,7 +120,7 @@ def train_network(
     network = Network.of(backbone, task, parts)
     settings, split = task.settings, task.split
     variants = settings.trunk_variants if settings.item_dropout else 1
-    met = variants * len(split.train) + len(split.validation)
+    met = variants * len(split.train) + len(split.validation) + len(split.test)
     encoder = patch_encoder(backbone, network.patch, met if settings.trunk_variants else 0)
     run = FinetuneRun(
         encoder,
