@@ -104,6 +104,11 @@ class TooManyRows(PeterRecError):
     category = Category.TOO_LARGE
 
 
+class ExplanationTooLarge(PeterRecError):
+    code = "explanation_too_large"
+    category = Category.TOO_LARGE
+
+
 class BodyTooLarge(PeterRecError):
     code = "body_too_large"
     category = Category.TOO_LARGE
@@ -320,7 +325,7 @@ class HeadBudgetExceeded(DeviceRefusal):
     def __init__(self, wanted: int, kept: int, limit: int) -> None:
         super().__init__(
             f"the head needs {wanted} bytes; heads that can't be evicted need {kept} of {limit}.",
-            hint="Raise PETERREC_HEAD_LIMIT_BYTES, or retire tasks with large catalogs.",
+            hint="Raise PETERREC_HEAD_LIMIT_BYTES, or retire tasks with large heads or tables.",
         )
 
 

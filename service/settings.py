@@ -79,6 +79,11 @@ class Settings(BaseSettings):
         description="Maximum number of rows that wait at one time; more are refused with 429, and "
         "a call that has more by itself (up to 512) with 413.",
     )
+    max_explain_rows: Annotated[int, Field(ge=0)] = Field(
+        512,
+        description="Maximum number of rows that the explanations of one call may add; a call that "
+        "needs more is refused with 413. 0 turns explanations off.",
+    )
     request_timeout_ms: Annotated[int, Field(ge=1, le=600_000)] = Field(
         2000,
         description="Milliseconds that a prediction may take if X-Request-Timeout-Ms is absent.",

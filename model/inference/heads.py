@@ -13,13 +13,14 @@ from peterrec.model.inference.item_tables import (
     packed_table,
     table_bytes,
     table_forward,
+    without_each,
 )
 from peterrec.model.inference.top_k import CatalogRanking, CatalogWeights, RowScores, Selection
 from peterrec.model.inference.weight_pool import WeightPool
 from peterrec.model.kinds import KINDS
 from peterrec.model.network.collate import Tokens
 from peterrec.model.network.item_table import ItemTable
-from peterrec.model.spec import HeadSpec
+from peterrec.model.spec import FIRST_ITEM, HeadSpec, TableSpec
 
 __all__ = ["HeadRef", "MixedHeads", "RowScores", "Selection"]
 
@@ -120,6 +121,20 @@ class MixedHeads:
             weights = _tempered(ref.spec, tensors, temperature, self._device)
             ref.catalog.weight, ref.catalog.bias = weights["head.weight"], weights["head.bias"]
 
+    def warm_up(self) -> None:
+        """Add one small table, so that the first bundle with one need not compile."""
+        items, codes = torch.tensor([FIRST_ITEM]), torch.zeros(1, 1, dtype=torch.int8)
+        weights = {"head.weight": torch.zeros(1, self._channels)}
+        ref = self.add(
+            HeadSpec("value", 1),
+            weights,
+            1.0,
+            ItemTable(TableSpec(1), items, codes, torch.zeros(1)),
+        )
+        users = torch.zeros(1, self._channels, device=self._device)
+        self.scores(users, [ref], [Selection()], [[FIRST_ITEM]])
+        self.remove(ref)
+
     def remove(self, ref: HeadRef) -> None:
         """Free the head's memory; no row may be waiting for it."""
         if ref.pool is not None:
@@ -164,7 +179,10 @@ class MixedHeads:
         history should have the same object, whose items are then listed once.
         """
         groups = _grouped(refs)
-        tables = self._batch_tables(refs, histories)
+        read = [
+            None if each.is_raw else ref.table for ref, each in zip(refs, selections, strict=True)
+        ]
+        tables = BatchTables(self._tables, read, histories, self._token_count)
         out: list[RowScores | None] = [None] * len(refs)
         for rows in groups:
             is_all = len(groups) == 1
@@ -175,11 +193,23 @@ class MixedHeads:
             else:
                 logits = _logits(chosen, [refs[row] for row in rows])
                 tables.add(logits, rows)
-                scores = KINDS[refs[rows[0]].spec.kind].scores(logits)
+                are_raw = [selections[row].is_raw for row in rows]
+                scores = _scores(refs[rows[0]].spec.kind, logits, are_raw)
                 found = [RowScores(row) for row in scores.cpu().numpy()]
             for row, each in zip(rows, found, strict=True):
                 out[row] = each
         return [scores for scores in out if scores is not None]
+
+    @torch.inference_mode()
+    def table_without_each(self, ref: HeadRef, history: Tokens, items: Tokens) -> RowScores:
+        """What a head's table adds to the logits, float32 [(1 + items) · K], row after row.
+
+        The first row is of a whole history, the others of it without each of the items (tokens).
+        """
+        assert ref.table is not None
+        assert ref.table.packed is not None
+        added = without_each(ref.table.packed, ref.spec.outputs, history, items)
+        return RowScores(added.flatten().numpy())
 
     def _batch_tables(self, refs: Sequence[HeadRef], histories: Sequence[Tokens]) -> BatchTables:
         return BatchTables(self._tables, [ref.table for ref in refs], histories, self._token_count)
@@ -222,3 +252,12 @@ def _logits(users: Tensor, refs: Sequence[HeadRef]) -> Tensor:
     weight, bias = pool.tensors["head.weight"][slots], pool.tensors["head.bias"][slots]
     # A batched product rounds differently for other numbers of rows; this gives equal bits always.
     return weight.mul_(users.unsqueeze(1)).sum(2).add_(bias)  # [b, K, C] -> [b, K]
+
+
+def _scores(kind: str, logits: Tensor, are_raw: Sequence[bool]) -> Tensor:
+    """Scores [b, K] of a kind from logits [b, K], which stay as they are where a row is raw."""
+    scores = KINDS[kind].scores(logits)
+    if not any(are_raw):
+        return scores
+    is_raw = torch.tensor(are_raw, device=logits.device).unsqueeze(1)  # [b, 1]
+    return torch.where(is_raw, logits, scores)

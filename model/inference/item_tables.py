@@ -6,7 +6,8 @@ are listed once for all tables that read it.
 
 A buffer begins with three numbers of eight bytes: the words of the directory, 1 if repeated items
 count each time, and the exponent. Then follow the *directory*, which has a word of 64 bits for each
-32 tokens, the scales float32 [K], and the weights int8 [N, K]. A word's lower half has a bit for
+32 tokens, the scales float32 [K], the weights int8 [N, K], and a few bytes that a vector of
+weights may reach into. A word's lower half has a bit for
 each token that has a row; its upper half is the number of rows before those tokens. So a token's
 row takes one read, and a directory takes two bits for each item of the vocabulary.
 """
@@ -22,10 +23,14 @@ from torch import Tensor
 
 from peterrec.model.inference.batch_plan import Indices
 from peterrec.model.network.collate import Tokens
-from peterrec.model.network.item_table import ItemTable
+from peterrec.model.network.item_table import ItemTable, normalization
+from peterrec.model.spec import FIRST_ITEM
 
 HEADER_BYTES = 24
 """Bytes of the numbers at the start of a buffer."""
+
+END_BYTES = 16
+"""Bytes after the last row: the last weights are read as a part of sixteen."""
 
 TOKENS_PER_WORD = 32
 """Tokens that a word of the directory covers."""
@@ -61,7 +66,7 @@ class TableWeights:
 def table_bytes(table: ItemTable) -> int:
     """Bytes of a table's buffer."""
     rows, outputs = table.codes.shape
-    return HEADER_BYTES + 8 * _words(table) + (4 + rows) * outputs
+    return HEADER_BYTES + 8 * _words(table) + (4 + rows) * outputs + END_BYTES
 
 
 def packed_table(table: ItemTable, temperature: float = 1.0) -> Tensor:
@@ -75,12 +80,82 @@ def packed_table(table: ItemTable, temperature: float = 1.0) -> Tensor:
     exponent = torch.tensor([spec.exponent], dtype=torch.float64)
     directory = (rows.cumsum(0) - rows) << TOKENS_PER_WORD | bits
     scale = table.scale / temperature if temperature != 1.0 else table.scale
-    parts = (header, exponent, directory, scale, table.codes)
+    end = torch.zeros(END_BYTES, dtype=torch.uint8)
+    parts = (header, exponent, directory, scale, table.codes, end)
     return torch.cat([part.flatten().contiguous().view(torch.uint8) for part in parts])
 
 
 def _words(table: ItemTable) -> int:
     return int(table.items[-1]) // TOKENS_PER_WORD + 1
+
+
+@dataclass(frozen=True, slots=True)
+class UnpackedTable:
+    """The parts of a buffer, where they are: directory int64 [W], scale float32 [K], codes int8
+    [N, K]."""
+
+    counts_repetitions: bool
+    exponent: float
+    directory: Tensor
+    scale: Tensor
+    codes: Tensor
+
+    @classmethod
+    def of(cls, packed: Tensor, outputs: int) -> "UnpackedTable":
+        """Find the parts of a buffer."""
+        words, is_count = packed[:16].view(torch.int64).tolist()
+        scales = HEADER_BYTES + 8 * words
+        return cls(
+            counts_repetitions=bool(is_count),
+            exponent=packed[16:HEADER_BYTES].view(torch.float64).item(),
+            directory=packed[HEADER_BYTES:scales].view(torch.int64),
+            scale=packed[scales : scales + 4 * outputs].view(torch.float32),
+            codes=packed[scales + 4 * outputs : -END_BYTES].view(torch.int8).view(-1, outputs),
+        )
+
+    def codes_of(self, items: Tensor) -> Tensor:
+        """Weights int32 [n, K] of tokens int64 [n]; zeros for one without a row."""
+        word = items // TOKENS_PER_WORD
+        is_inside = word < len(self.directory)
+        entry = self.directory[word.where(is_inside, 0)]  # [n]
+        bit = 1 << items % TOKENS_PER_WORD
+        row = (entry >> TOKENS_PER_WORD) + _bits(entry & (bit - 1))
+        has_row = is_inside & ((entry & bit) != 0)
+        return self.codes[row.where(has_row, 0)].int() * has_row.unsqueeze(1)  # [n, K]
+
+
+def _bits(numbers: Tensor) -> Tensor:
+    """How many of the lower 32 bits of each number are set, int64 [n]."""
+    numbers = numbers - (numbers >> 1 & 0x55555555)
+    numbers = (numbers & 0x33333333) + (numbers >> 2 & 0x33333333)
+    return ((numbers + (numbers >> 4) & 0x0F0F0F0F) * 0x01010101 >> 24) & 0xFF
+
+
+def without_each(packed: Tensor, outputs: int, history: Tokens, items: Tokens) -> Tensor:
+    """What a table adds to the logits of a whole history, and of it without each of some items.
+
+    Returns float32 [1 + items, K] on the CPU. All occurrences of an item are left out together. It
+    equals, to the bit, what the forward adds to the logits of these histories.
+    """
+    table, device = UnpackedTable.of(packed, outputs), packed.device
+    read = torch.from_numpy(np.array(history, dtype=np.int64)).to(device)
+    present, times = torch.unique(read[read >= FIRST_ITEM], return_counts=True)  # [n], [n]
+    if not table.counts_repetitions:
+        times = torch.ones_like(times)
+    own = table.codes_of(present) * times.unsqueeze(1)  # [n, K]
+    asked = torch.from_numpy(np.array(items, dtype=np.int64)).to(device)  # [m]
+    at = torch.searchsorted(present, asked).clamp(max=max(0, len(present) - 1))
+    total, count = own.sum(0), int(times.sum())  # [K]
+    if len(present):
+        is_counted = present[at] == asked  # [m]
+        less = own[at] * is_counted.unsqueeze(1)  # [m, K]
+        fewer = times[at] * is_counted  # [m]
+    else:
+        less, fewer = own.new_zeros(len(asked), outputs), torch.zeros_like(asked)
+    sums = torch.cat([total.unsqueeze(0), total - less])  # [1 + m, K]
+    counts = torch.cat([fewer.new_tensor([count]), count - fewer])  # [1 + m]
+    factor = normalization(counts, table.exponent).unsqueeze(1)  # [1 + m, 1]
+    return (factor * table.scale * sums.float()).cpu()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +197,8 @@ class TableForward(Protocol[Listed]):
     def listed(self, histories: Histories) -> Listed:
         """The counted items of each history: each item once, then its repetitions."""
 
-    def add(self, logits: Tensor, rows: TableRows, listed: Listed) -> None:
-        """Add the tables of ``rows`` to logits float32 [B, K] in place."""
+    def add(self, logits: Tensor, chosen: TableRows, listed: Listed) -> None:
+        """Add the tables of the ``chosen`` rows to logits float32 [B, K] in place."""
 
 
 class BatchTables:

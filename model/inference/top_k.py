@@ -46,11 +46,15 @@ class CatalogWeights:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What a ranking row asks for, in catalog indices int64; no candidates: the whole catalog."""
+    """What a row asks for. A ranking's catalog indices are int64; no candidates: the whole catalog.
+
+    ``is_raw``: logits, where a kind's scores are something else.
+    """
 
     top_k: int = 0
     excluded: np.ndarray | None = None
     candidates: np.ndarray | None = None
+    is_raw: bool = False
 
 
 NO_INDICES = np.empty(0, np.int64)

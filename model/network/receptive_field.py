@@ -74,6 +74,13 @@ def plan(spec: BackboneSpec, length: int) -> Plan:
     )
 
 
+def read_items(spec: BackboneSpec) -> int:
+    """The number of newest items that a user vector without a reader depends on."""
+    if not spec.is_causal:
+        return spec.max_len
+    return int(plan(spec, spec.max_input_len).inputs[0])  # [CLS] is at 0, so this many are items
+
+
 def tap_shifts(spec: BackboneSpec, dilation: int) -> np.ndarray:
     """Positions int64 [k] that each tap reads back; negative is forward (non-causal only)."""
     taps = np.arange(spec.kernel_size)

@@ -132,20 +132,24 @@ def by_backbone(backbone: Backbone, weight: Tensor, bias: Tensor) -> ScoreItems:
     """The scores that pretraining learned, with its output layer's weight [K, C] and bias [K].
 
     They are read from the newest item's state, from which almost all targets of a causal
-    pretraining are predicted; a non-causal one predicts from a mask in the next item's place.
+    pretraining are predicted; a non-causal one predicts from a mask in the next item's place. The
+    backbone and the layer may be on any device; scores are on the CPU.
     """
+
+    def hidden_of(rows: Sequence[TokenRow]) -> Tensor:
+        return backbone.hidden(frame_histories(rows, backbone.spec).to(weight.device))
 
     def states(rows: Sequence[TokenRow]) -> Tensor:
         """States [B, C] that predict the next items."""
         if backbone.spec.is_causal:
-            hidden = backbone.hidden(frame_histories(rows, backbone.spec))  # [B, T, C]
-            is_empty = torch.tensor([len(row) == 0 for row in rows]).unsqueeze(1)  # [B, 1]
+            hidden = hidden_of(rows)  # [B, T, C]
+            is_empty = torch.tensor([len(row) == 0 for row in rows], device=weight.device)  # [B]
             newest = hidden[:, max(0, hidden.shape[1] - 2)]  # in front of the last [CLS]
-            return torch.where(is_empty, hidden[:, -1], newest)
+            return torch.where(is_empty.unsqueeze(1), hidden[:, -1], newest)
         masked = [np.append(row, MASK) for row in rows]
-        return backbone.hidden(frame_histories(masked, backbone.spec))[:, -2]  # [B, T, C] -> [B, C]
+        return hidden_of(masked)[:, -2]  # [B, T, C] -> [B, C]
 
-    return lambda rows: product(states(rows), weight, bias)  # [B, C] -> [B, K]
+    return lambda rows: product(states(rows), weight, bias).cpu()  # [B, C] -> [B, K]
 
 
 def by_user_vector(backbone: Backbone, weight: Tensor, bias: Tensor) -> ScoreItems:

@@ -116,8 +116,9 @@ class _SampledSoftmax(Function):
         right = (hidden * positive).sum(1, keepdim=True) + bias[draw.own].unsqueeze(1)  # [M, 1]
         grad_hidden, grad_right = torch.empty_like(hidden), torch.empty_like(right)
         losses = [hidden.new_zeros(())]
-        for part in range(0, len(hidden), chunk_rows(len(draw.negatives))):
-            rows = slice(part, part + chunk_rows(len(draw.negatives)))
+        size = chunk_rows(len(draw.negatives), hidden.device)
+        for part in range(0, len(hidden), size):
+            rows = slice(part, part + size)
             loss, grad_hidden[rows], grad_right[rows] = work.run(
                 hidden[rows], right[rows], draw.hits[rows]
             )
@@ -217,8 +218,9 @@ class _ChunkedCrossEntropy(Function):
         weight = weight.to(dtype)
         transposed = weight.t().contiguous()  # [K, C] -> [C, K]
         losses = [hidden.new_zeros(1, 1)]
-        for start in range(0, len(hidden), chunk_rows(len(weight))):
-            part = slice(start, start + chunk_rows(len(weight)))
+        size = chunk_rows(len(weight), hidden.device)
+        for start in range(0, len(hidden), size):
+            part = slice(start, start + size)
             rows = hidden[part].to(dtype)
             logits = biased_product(rows, weight, bias)  # [M, C] -> [M, K]
             loss, gradient = _loss_and_gradient(logits, targets[part], len(hidden))

@@ -27,6 +27,7 @@ COMMAND_GROUPS = (
     "many_tasks",
     "report",
     "compare",
+    "explain",
     "reference",
     "bundles",
     "signing",

@@ -74,6 +74,7 @@ def entry_of(residency: Residency) -> BundleEntry:
         shift=residency.shift,
         unit=residency.unit,
         has_table=residency.table is not None,
+        reach=residency.reach,
     )
 
 

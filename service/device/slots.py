@@ -23,6 +23,7 @@ from peterrec.model.inference.weight_pool import WeightPool
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.network.collate import Tokens
 from peterrec.model.network.item_table import ItemTable
+from peterrec.model.network.receptive_field import read_items
 from peterrec.model.spec import FIRST_ITEM, PAD, HeadSpec, PatchGeometry
 from peterrec.patches.bundle.verify import VerifiedBundle
 from peterrec.patches.identity import Digest
@@ -44,8 +45,8 @@ SMALLEST_SCALE = 1e-3
 PROBE_ROWS = 256
 """Probes that run in one forward; more would delay the requests that wait meanwhile."""
 
-EVERYTHING = Selection()
-"""The selection of a row whose head does not rank: all outputs."""
+EVERYTHING, EVERYTHING_RAW = Selection(), Selection(is_raw=True)
+"""The selections of a row whose head does not rank: all outputs, as scores or as logits."""
 
 
 class Form(NamedTuple):
@@ -63,7 +64,8 @@ class Residency(msgspec.Struct, frozen=True, gc=False):
     Tens of thousands are kept, so each is one small object that garbage collection does not visit.
     ``catalog`` has the weights of a ranking head, ``table`` the item table of another one, and
     ``path`` is the local bundle file that they are read from again after an eviction, and a
-    catalog's item ids. ``scale`` and ``shift`` are those of a value's ``ValueScale``.
+    catalog's item ids. ``scale`` and ``shift`` are those of a value's ``ValueScale``. ``reach``
+    is the number of newest items that the network's logits depend on.
     """
 
     handle: Handle
@@ -79,6 +81,7 @@ class Residency(msgspec.Struct, frozen=True, gc=False):
     shift: float = 0.0
     unit: str = ""
     table: TableWeights | None = None
+    reach: int = 0
 
     @property
     def patch(self) -> SlotRef:
@@ -117,6 +120,7 @@ class SlotStore:
         trunk_cache_bytes: int = 0,
         patch_dtype: torch.dtype | None = None,
     ) -> None:
+        self._spec = backbone.spec
         self._channels = backbone.spec.channels
         self._device = backbone.embedding.weight.device
         self._dtype, self._patch_dtype = dtype, patch_dtype or dtype
@@ -203,13 +207,28 @@ class SlotStore:
         for length in WARM_UP_LENGTHS:
             self._forward.user_vectors([np.full(length, FIRST_ITEM)] * 2, [ref, ref])
         pool.release(ref.slot)
+        self._heads.warm_up()
 
     def score(self, rows: Sequence[Row]) -> list[RowScores]:
         """Run one forward over rows of any tasks; return their scores in the same order.
 
-        The bundles of all rows must be resident and none of their heads evicted.
+        The bundles of all rows must be resident and none of their heads evicted. Rows with
+        ``left_out`` need no forward.
         """
         self.head_cache.touch([row.handle for row in rows])
+        run = [row for row in rows if row.left_out is None]
+        if len(run) == len(rows):
+            return self._run(rows)
+        found = iter(self._run(run) if run else ())
+        return [next(found) if row.left_out is None else self._without_each(row) for row in rows]
+
+    def _without_each(self, row: Row) -> RowScores:
+        head = self.resident[row.handle].head
+        history = np.frombuffer(row.older + row.tokens, np.int32)
+        items = np.frombuffer(row.left_out or b"", np.int32)
+        return self._heads.table_without_each(head, history, items)
+
+    def _run(self, rows: Sequence[Row]) -> list[RowScores]:
         residencies = [self.resident[row.handle] for row in rows]
         newest: list[Tokens] = [np.frombuffer(bytearray(row.tokens), np.int32) for row in rows]
         users = self._forward.user_vectors(newest, [each.patch for each in residencies])
@@ -269,10 +288,17 @@ class SlotStore:
             shift=shared(head.shift),
             unit=shared(head.unit or ""),
             table=head_ref.table,
+            reach=shared(self._reach(geometry, head_ref, tensors)),
         )
         self.resident[residency.handle] = self.by_digest[residency.digest] = residency
         self.patch_bytes += pool.slot_bytes
         return residency
+
+    def _reach(self, geometry: PatchGeometry, head: HeadRef, tensors: Mapping[str, Tensor]) -> int:
+        """The number of newest items that a bundle's network depends on; 0 if only a table does."""
+        if head.table is not None and not tensors["head.weight"].any():
+            return 0
+        return self._spec.max_len if geometry.queries else read_items(self._spec)
 
     def _probe_errors(
         self, written: Sequence[tuple[Residency, VerifiedBundle]]
@@ -336,7 +362,7 @@ def _whole_histories(rows: Sequence[Row], newest: Sequence[Tokens]) -> list[Toke
 
 def _selection(row: Row) -> Selection:
     if not row.top_k:
-        return EVERYTHING
+        return EVERYTHING_RAW if row.is_raw else EVERYTHING
     return Selection(
         top_k=row.top_k,
         excluded=np.frombuffer(row.excluded, np.int64) if row.excluded else None,

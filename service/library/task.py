@@ -45,7 +45,7 @@ from peterrec.service.library.shown import watched
 from peterrec.service.library.sources import event_options, task_answers, time_options
 from peterrec.service.pages.page import Cell, Table, fragment
 from peterrec.service.predict.schemas import MAX_INSTANCES
-from peterrec_client import Instance, Prediction, Pushed, predicting
+from peterrec_client import Explain, Instance, Prediction, Pushed, predicting
 from peterrec_client.questions import CallOptions
 
 SHOWN_OUTPUTS = 8
@@ -112,6 +112,7 @@ class Task:
         top_k: int | None = None,
         exclude_seen: bool | None = None,
         unknown_items: Literal["drop", "map", "error"] | None = None,
+        explain: Explain | int | None = None,
         device: DeviceName = "auto",
         progress: bool | None = None,
         **options: Unpack[EventKeywords],
@@ -121,12 +122,14 @@ class Task:
         ``histories`` is a list of histories, each a list of item ids, oldest first; or histories by
         user, or a table of events. ``exclude`` and ``candidates`` hold for all of them; where they
         differ, give ``peterrec_client.Instance`` objects. The other parameters are those of the
-        HTTP call, with its defaults and limits. Answers are computed in calls of 256 histories.
+        HTTP call, with its defaults and limits; ``explain`` names this many items of each history
+        that moved its answer most. Answers are computed in calls of 256 histories.
         """
         parameters: CallOptions = {
             "top_k": top_k,
             "exclude_seen": exclude_seen,
             "unknown_items": unknown_items,
+            "explain": explain,
         }
         with watched(progress) as seen:
             asked = list(self._instances(histories, options, exclude, candidates, seen))

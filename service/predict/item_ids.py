@@ -18,6 +18,9 @@ UnknownItems = Literal["drop", "map", "error"]
 Tokens = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.bool_]
 
+MAX_HISTORY_ITEMS = 10_000
+"""Most items of one history, so that no request keeps a worker busy for long."""
+
 SHOWN_UNKNOWN = 10
 """Unknown ids that an answer names at most; the count it states is always exact."""
 
@@ -63,6 +66,16 @@ class ItemVocabulary:
         self._tokens = {item: token for token, item in enumerate(items, FIRST_ITEM)}
         self._numbers = _NumberTable(self._tokens)
 
+    @property
+    def max_len(self) -> int:
+        """The number of newest items that the network reads."""
+        return self._max_len
+
+    def find(self, history: Sequence[ItemId]) -> Tokens:
+        """Return the token of each item, or UNKNOWN: a new array int32, as long as the history."""
+        found = self._numbers.find(history)
+        return self._find_names(history) if found is None else found
+
     def map_history(self, history: Sequence[ItemId], unknown_items: UnknownItems) -> MappedHistory:
         """Map items to tokens, the newest ``max_len`` and the older ones apart.
 
@@ -70,9 +83,7 @@ class ItemVocabulary:
 
         The policy ``error`` maps like ``drop``: the caller refuses a history with unknown items.
         """
-        found = self._numbers.find(history)
-        if found is None:
-            found = self._find_names(history)
+        found = self.find(history)
         is_unknown = found == UNKNOWN
         count = int(np.count_nonzero(is_unknown))
         unknown: list[ItemId] = []

@@ -5,6 +5,7 @@ device and decodes the results. Each question carries its own error through all 
 never fails the others.
 """
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -16,7 +17,10 @@ from peterrec.service.errors import HistoryTooLong, UnknownItemsRefused
 from peterrec.service.predict.canary import Answered, TrafficRouter
 from peterrec.service.predict.catalogs import Catalogs
 from peterrec.service.predict.device_link import RowLink
+from peterrec.service.predict.explainer import Explainer
+from peterrec.service.predict.explanation import asked_for
 from peterrec.service.predict.item_ids import (
+    MAX_HISTORY_ITEMS,
     Catalog,
     ItemId,
     ItemVocabulary,
@@ -29,7 +33,7 @@ from peterrec.service.predict.questions import (
     bind,
     decode,
 )
-from peterrec.service.predict.schemas import MAX_HISTORY_ITEMS, Instance, Parameters
+from peterrec.service.predict.schemas import Instance, Parameters
 from peterrec.service.predict.task_table import TaskTable, VersionName
 from peterrec.service.predict.traffic_counts import TrafficObserver
 from peterrec.service.protocol.messages import BundleEntry
@@ -67,7 +71,10 @@ class Predicted(NamedTuple):
 
 
 class Predictor:
-    """Answers questions about users; shared by all routes. Lives on the event loop."""
+    """Answers questions about users; shared by all routes. Lives on the event loop.
+
+    Explanations add at most ``max_explain_rows`` rows to a call.
+    """
 
     def __init__(
         self,
@@ -76,6 +83,7 @@ class Predictor:
         link: RowLink,
         catalogs: Catalogs,
         emit: Emit,
+        max_explain_rows: int = sys.maxsize,
     ) -> None:
         self._vocabulary = vocabulary
         self._table = table
@@ -83,6 +91,7 @@ class Predictor:
         self._catalogs = catalogs
         self._emit = emit
         self._router = TrafficRouter(link, TrafficObserver(link.send_traffic))
+        self._explainer = Explainer(vocabulary, link, emit, max_explain_rows)
 
     def map_history(self, ids: Sequence[ItemId], policy: UnknownItems) -> MappedHistory:
         """Map a history to tokens; raise HistoryTooLong or UnknownItemsRefused."""
@@ -115,8 +124,8 @@ class Predictor:
     ) -> Predicted:
         """Answer the questions of one call. ``deadline`` is on ``time.monotonic``.
 
-        Raises DeviceUnavailable or QueueFull for all of them together; every other error is the
-        answer of one question.
+        Raises DeviceUnavailable, QueueFull or ExplanationTooLarge for all of them together; every
+        other error is the answer of one question.
         """
         catalogs: dict[str, Catalog | PeterRecError] = {}
         served = self._resolve_all(tenant, asked)
@@ -132,7 +141,12 @@ class Predictor:
             for version, each in zip(served, asked, strict=True)
             for question in each.questions
         ]
-        answers = iter(await self._answer(bound, deadline))
+        questions = [question for each in asked for question in each.questions]
+        planned = self._explainer.plan(questions, bound)
+        answered = await self._answer(bound, deadline)
+        if planned:
+            answered = await self._explainer.explain(tenant, planned, answered, catalogs, deadline)
+        answers = iter(answered)
         tasks = [
             TaskAnswers(version, [next(answers) for _ in each.questions])
             for version, each in zip(served, asked, strict=True)
@@ -182,6 +196,7 @@ class Predictor:
         except PeterRecError as error:
             return error
         seen = instance.exclude_seen
+        explain = parameters.explain if instance.explain is None else instance.explain
         return Question(
             history=history,
             item_ids=instance.history,
@@ -190,6 +205,8 @@ class Predictor:
             exclude=instance.exclude,
             candidates=instance.candidates,
             user_id=instance.user_id,
+            unknown_items=parameters.unknown_items,
+            explain=asked_for(explain),
         )
 
     def _resolve_all(

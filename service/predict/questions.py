@@ -8,7 +8,14 @@ from peterrec.model.errors import PeterRecError
 from peterrec.model.kinds import KINDS
 from peterrec.service.errors import NotARankingTask, row_error
 from peterrec.service.predict.device_link import BoundRow
-from peterrec.service.predict.item_ids import Catalog, ItemId, MappedHistory, map_selection
+from peterrec.service.predict.explanation import Explain
+from peterrec.service.predict.item_ids import (
+    Catalog,
+    ItemId,
+    MappedHistory,
+    UnknownItems,
+    map_selection,
+)
 from peterrec.service.predict.kinds import ANSWERS, Prediction, Ranked, Subject
 from peterrec.service.protocol.messages import Row, RowResult
 from peterrec.service.protocol.served_task import ServedTask, Split
@@ -19,7 +26,11 @@ CatalogsByDigest = Mapping[str, Catalog | PeterRecError]
 
 
 class Question(msgspec.Struct, frozen=True, gc=False):
-    """One user's history, as item ids and mapped to tokens once, and what to answer for it."""
+    """One user's history, as item ids and mapped to tokens once, and what to answer for it.
+
+    ``unknown_items`` says how it was mapped, ``explain`` what an explanation names, if one is
+    wanted.
+    """
 
     history: MappedHistory
     item_ids: Sequence[ItemId]
@@ -28,6 +39,8 @@ class Question(msgspec.Struct, frozen=True, gc=False):
     exclude: Sequence[ItemId] | None = None
     candidates: Sequence[ItemId] | None = None
     user_id: str | int | None = None
+    unknown_items: UnknownItems = "drop"
+    explain: Explain | None = None
 
     @property
     def user(self) -> bytes:

@@ -6,7 +6,8 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from peterrec.service.errors import ErrorBody
-from peterrec.service.predict.item_ids import ItemId, UnknownItems
+from peterrec.service.predict.explanation import ExplainOption
+from peterrec.service.predict.item_ids import MAX_HISTORY_ITEMS, ItemId, UnknownItems
 from peterrec.service.predict.kinds import AnswerRole, AnyPrediction
 
 MAX_TOP_K = 1000
@@ -20,9 +21,6 @@ MAX_INSTANCES = 256
 
 MAX_TASKS = 512
 """Most tasks of one call."""
-
-MAX_HISTORY_ITEMS = 10_000
-"""Most items of one history, so that no request keeps a worker busy for long."""
 
 MAX_BODY_BYTES = 2_000_000
 """Largest body in bytes: 256 histories of a few hundred items fit."""
@@ -73,6 +71,7 @@ class Parameters(Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = "drop"
     version: Version | None = None
+    explain: ExplainOption | None = None
 
 
 NO_PARAMETERS = Parameters()
@@ -87,6 +86,7 @@ class Instance(Struct, frozen=True, forbid_unknown_fields=True):
     exclude: Exclude | None = None
     candidates: Candidates | None = None
     exclude_seen: bool | None = None
+    explain: ExplainOption | None = None
 
 
 class PredictRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -116,6 +116,7 @@ class TaskChoice(Struct, frozen=True, forbid_unknown_fields=True):
     version: Version | None = None
     exclude: Exclude | None = None
     candidates: Candidates | None = None
+    explain: ExplainOption | None = None
 
 
 class UsersPredictRequest(Struct, frozen=True, forbid_unknown_fields=True):

@@ -90,7 +90,9 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         PredictContext(
             table=table,
             authenticator=authenticator,
-            predictor=Predictor(vocabulary, table, link, catalogs, events.emit),
+            predictor=Predictor(
+                vocabulary, table, link, catalogs, events.emit, settings.max_explain_rows
+            ),
             emit=events.emit,
             request_timeout_ms=settings.request_timeout_ms,
             registered=RegisteredVersions(table, registry),

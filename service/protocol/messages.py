@@ -33,6 +33,10 @@ class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
     ``tokens`` are int32 token ids, oldest first, at most ``max_len``, without [CLS]. ``excluded``
     and ``candidates`` are int64 catalog indices of a ranking head; None for candidates means all.
     ``older`` are the tokens before ``tokens``; it is empty unless the bundle has an item table.
+
+    The last two are for explanations. With ``is_raw`` the result has the network's logits, without
+    a table's, instead of scores. With ``left_out``, int32 tokens, it has what the table adds to the
+    logits, float32 [1 + tokens, K]: for the whole history, and for it without each of the tokens.
     """
 
     handle: Handle
@@ -41,6 +45,8 @@ class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
     excluded: bytes = b""
     candidates: bytes | None = None
     older: bytes = b""
+    is_raw: bool = False
+    left_out: bytes | None = None
 
 
 class OlderTokens(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -187,7 +193,8 @@ class BundleEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     ``catalog_path`` is the local bundle file that a ranking head's item ids are read from;
     ``scale`` and ``shift`` are those of a value's ``ValueScale``; ``unit`` may be empty.
-    ``has_table`` means that rows need the whole history, as an item table reads it.
+    ``has_table`` means that rows need the whole history, as an item table reads it. ``reach`` is
+    the number of newest items that the network reads; None means ``max_len``.
     """
 
     handle: Handle
@@ -201,6 +208,7 @@ class BundleEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     shift: float = 0.0
     unit: str = ""
     has_table: bool = False
+    reach: int | None = None
 
     def shared(self) -> Self:
         """Return an equal entry that shares its texts with other entries.
@@ -215,6 +223,7 @@ class BundleEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
             scale=shared(self.scale),
             shift=shared(self.shift),
             unit=shared(self.unit),
+            reach=shared(self.reach),
         )
 
 
@@ -267,9 +276,9 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=21):
 class RowResult(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The answer to one row.
 
-    ``values`` are float32 scores: one per output, or those of the top k if the head ranks; then
-    ``indices`` are the int64 catalog indices of the top k. ``error`` is a code, or empty if the row
-    was answered.
+    ``values`` are float32 scores or logits: one per output, or those of the top k if the head
+    ranks; then ``indices`` are the int64 catalog indices of the top k. ``error`` is a code, or
+    empty if the row was answered.
     """
 
     request_id: int

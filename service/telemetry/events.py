@@ -141,6 +141,13 @@ class TasksChanged(msgspec.Struct, frozen=True, array_like=True, tag=16, gc=Fals
     removed: list[TaskRef]
 
 
+class AnswerExplained(msgspec.Struct, frozen=True, array_like=True, tag=17, gc=False):
+    """An answer was explained, or not; ``rows`` were run for it in addition to its own."""
+
+    rows: int
+    outcome: str
+
+
 Event = (
     RequestFinished
     | ItemsMapped
@@ -158,6 +165,7 @@ Event = (
     | GuardBroken
     | HeadsMoved
     | TasksChanged
+    | AnswerExplained
 )
 
 Emit = Callable[[Event], None]

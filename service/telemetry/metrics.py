@@ -19,6 +19,7 @@ from peterrec.patches.identity import DEFAULT_TENANT
 from peterrec.patches.registry.traffic import GuardReason
 from peterrec.service.protocol.served_task import Role
 from peterrec.service.telemetry.events import (
+    AnswerExplained,
     BatchFinished,
     BundleRefused,
     BundleSwapped,
@@ -82,6 +83,7 @@ class Metrics:
             GuardBroken: self._on_guard_broken,
             HeadsMoved: self._on_heads_moved,
             TasksChanged: self._on_tasks,
+            AnswerExplained: self._on_explained,
         }
 
     def record(self, event: Event) -> None:
@@ -115,6 +117,15 @@ class Metrics:
         self._items = self._counter("items_total", "Items in all histories.")
         self._unknown_items = self._counter(
             "unknown_items_total", "Items in histories that the backbone does not know."
+        )
+
+        self._explanations = self._counter(
+            "explanations_total", "Explanations of answers.", "outcome"
+        )
+        for outcome in set(OUTCOMES) - {"client_left"}:
+            self._explanations.labels(outcome)
+        self._explanation_rows = self._counter(
+            "explanation_rows_total", "Rows that were run for explanations."
         )
 
     def _make_batch_series(self) -> None:
@@ -229,6 +240,10 @@ class Metrics:
     def _on_items(self, event: ItemsMapped) -> None:
         self._items.inc(event.items)
         self._unknown_items.inc(event.unknown_items)
+
+    def _on_explained(self, event: AnswerExplained) -> None:
+        self._explanations.labels(event.outcome).inc()
+        self._explanation_rows.inc(event.rows)
 
     def _on_batch(self, event: BatchFinished) -> None:
         self._batch_rows.observe(event.rows)

@@ -313,7 +313,7 @@ def test_an_unreadable_answer_is_unexpected(client, script, step):
 
 
 def test_fields_of_a_newer_server_are_ignored(client, script):
-    prediction = {**PREDICTION, "explanation": {"because": [1]}}
+    prediction = {**PREDICTION, "provenance": {"because": [1]}}
     newer = {**ANSWER, "predictions": [prediction], "replica": "r-2"}
     script.steps = [Scripted(200, json.dumps(newer).encode())]
     assert client.predict("gender", [1]).value == 1.5

@@ -49,10 +49,13 @@ class Workshop:
         outputs: int = 3,
         geometry: PatchGeometry = GEOMETRY,
         table: TableSpec | None = None,
+        reads_network: bool = True,
     ) -> RandomTask:
         """Return the weights of ``bundle``, with the plain reference forward."""
         spec = HeadSpec(kind, 1 if kind == "value" else outputs)
         task = random_task(self.loaded.backbone, geometry, spec, seed)
+        if not reads_network:
+            task.head.weight.data.zero_()
         if table is None:
             return task
         return replace(task, table=random_table(self.spec, spec.outputs, seed, table))
@@ -67,13 +70,15 @@ class Workshop:
         line: ValueScale = STANDARD,
         unit: str | None = None,
         table: TableSpec | None = None,
+        reads_network: bool = True,
     ) -> bytes:
         """Make a bundle with correct probes for this backbone; seeds change only the weights.
 
         ``names``: what the outputs are called, as labels or as the catalog. ``line`` makes a value
-        of a logit. ``table`` is the form of the item table, but for its number of items.
+        of a logit. ``table`` is the form of the item table, but for its number of items. Without
+        ``reads_network`` the head has no weights but its bias.
         """
-        task = self.task(kind, seed, outputs, geometry, table)
+        task = self.task(kind, seed, outputs, geometry, table, reads_network)
         histories = [[], *(random_history(self.spec, length, length) for length in LENGTHS)]
         probes = probe_tensors(self.loaded.backbone, task.patch, task.head, histories, task.table)
         recipe = BundleRecipe(

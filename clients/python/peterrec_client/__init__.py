@@ -13,7 +13,6 @@ from peterrec_client.answers import (
     FailedInstance,
     Pushed,
     Readiness,
-    Reason,
     RolledBack,
     Task,
     TaskDetail,
@@ -45,10 +44,16 @@ from peterrec_client.errors import (
 )
 from peterrec_client.kinds import ItemId, Prediction
 from peterrec_client.kinds.classification import ClassificationPrediction
+from peterrec_client.kinds.prediction import (
+    ExplainedOutput,
+    Explanation,
+    ItemContribution,
+    Reason,
+)
 from peterrec_client.kinds.ranking import RankedItem, RankingPrediction
 from peterrec_client.kinds.tags import Tag, TagsPrediction
 from peterrec_client.kinds.value import ValuePrediction
-from peterrec_client.questions import Instance, TaskChoice
+from peterrec_client.questions import Explain, Instance, TaskChoice
 from peterrec_client.retrying import RetryPolicy
 from peterrec_client.sync_client import Client
 
@@ -64,11 +69,15 @@ __all__ = [
     "Client",
     "Conflict",
     "DeadlineExceeded",
+    "Explain",
+    "ExplainedOutput",
+    "Explanation",
     "FailedInstance",
     "Forbidden",
     "Incompatible",
     "Instance",
     "InvalidRequest",
+    "ItemContribution",
     "ItemId",
     "NoRoom",
     "NotFound",

@@ -5,19 +5,7 @@ from datetime import datetime
 
 from msgspec import Struct
 
-from peterrec_client.kinds import Prediction
-
-
-class Reason(Struct, frozen=True):
-    """Why something was refused: a stable code, a message for people, and what to do about it.
-
-    ``retryable`` says whether the same call may succeed later.
-    """
-
-    code: str
-    message: str
-    hint: str = ""
-    retryable: bool = False
+from peterrec_client.kinds.prediction import Prediction, Reason
 
 
 class FailedInstance(Struct, frozen=True):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from peterrec_client.answers import Reason
+from peterrec_client.kinds.prediction import Reason
 
 SHOWN_CHARACTERS = 200
 """Characters of an answer without a problem document that the message shows."""

@@ -7,9 +7,10 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Struct
 
-from peterrec_client.answers import FailedInstance, Reason, UserPrediction
+from peterrec_client.answers import FailedInstance, UserPrediction
 from peterrec_client.call import Call
 from peterrec_client.kinds import AnyPrediction, ItemId, Prediction
+from peterrec_client.kinds.prediction import Reason
 from peterrec_client.questions import (
     CallOptions,
     Instance,
@@ -111,6 +112,7 @@ def _parameters(options: CallOptions) -> Parameters:
         options.get("exclude_seen"),
         options.get("unknown_items"),
         options.get("version"),
+        options.get("explain"),
     )
 
 

@@ -13,6 +13,18 @@ UnknownItems = Literal["drop", "map", "error"]
 """How history items outside the backbone's vocabulary are treated."""
 
 
+class Explain(Struct, frozen=True, omit_defaults=True):
+    """What an explanation names: the ``items`` that moved an output most, 1 to 100.
+
+    ``outputs``: those that the answer rests on (``answer``), or ``all`` labels or tags. ``newest``:
+    look at this many different items only, the newest ones.
+    """
+
+    items: int
+    outputs: Literal["answer", "all"] = "answer"
+    newest: int | None = None
+
+
 class CallOptions(TypedDict, total=False):
     """Keywords of every prediction. For one that is left out, the server's default applies.
 
@@ -20,14 +32,16 @@ class CallOptions(TypedDict, total=False):
     a ranking leaves out the history's items (default: yes). ``unknown_items``: whether items
     outside the backbone's vocabulary are left out (``drop``, the default), read as UNK (``map``) or
     refused (``error``). ``version``: the version that answers instead of prod and its canaries, by
-    number, digest or alias. ``timeout_s``: seconds for the whole call including retries, instead of
-    the client's.
+    number, digest or alias. ``explain``: how many items of the history the answer names that moved
+    it most (default 0), or an ``Explain``; each different item costs the server a row.
+    ``timeout_s``: seconds for the whole call including retries, instead of the client's.
     """
 
     top_k: int | None
     exclude_seen: bool | None
     unknown_items: UnknownItems | None
     version: int | str | None
+    explain: Explain | int | None
     timeout_s: float | None
 
 
@@ -66,6 +80,7 @@ class Instance(Struct, frozen=True, omit_defaults=True):
     exclude: Sequence[ItemId] | None = None
     candidates: Sequence[ItemId] | None = None
     exclude_seen: bool | None = None
+    explain: Explain | int | None = None
 
     def __post_init__(self) -> None:
         check_items(self.history, "history")
@@ -82,6 +97,7 @@ class TaskChoice(Struct, frozen=True, omit_defaults=True):
     version: int | str | None = None
     exclude: Sequence[ItemId] | None = None
     candidates: Sequence[ItemId] | None = None
+    explain: Explain | int | None = None
 
     def __post_init__(self) -> None:
         check_items(self.exclude, "exclude")
@@ -95,6 +111,7 @@ class Parameters(Struct, frozen=True, omit_defaults=True):
     exclude_seen: bool | None = None
     unknown_items: UnknownItems | None = None
     version: int | str | None = None
+    explain: Explain | int | None = None
 
 
 class PredictBody(Struct, frozen=True):

@@ -180,6 +180,18 @@ def load_first(context: Any, pointer: Any, index: Any, count: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
+def load_bytes(context: Any, pointer: Any, index: Any) -> Any:
+    """Load sixteen int8 from ``index`` on, as float32."""
+
+    def build(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+        wide = ir.VectorType(ir.IntType(8), LANES)
+        at = builder.bitcast(builder.gep(args[0], [args[1]]), wide.as_pointer())
+        return builder.sitofp(builder.sext(builder.load(at, align=1), _BITS), _VECTOR)
+
+    return vec(small_ints, types.int64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba is untyped
 def store(context: Any, pointer: Any, index: Any, value: Any) -> Any:
     """Store sixteen numbers, rounded to the memory's type."""
 

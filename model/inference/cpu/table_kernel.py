@@ -14,13 +14,20 @@ from torch import Tensor
 
 from peterrec.model.inference.batch_plan import Indices
 from peterrec.model.inference.cpu.compiled import compiled
+from peterrec.model.inference.cpu.patch_kernel import ZERO
 from peterrec.model.inference.cpu.simd import (
+    LANES,
+    add,
     byte_pointer,
     count_bits,
     double_pointer,
     float_pointer,
     int_pointer,
+    load_bytes,
     long_pointer,
+    prefetch,
+    splat,
+    store,
 )
 from peterrec.model.inference.item_tables import (
     HEADER_BYTES,
@@ -60,35 +67,40 @@ def list_items(tokens_, starts_, histories, marks_, items_, ends_):
 
 
 @njit
-def _add_rows(items, start, stop, directory, words, weights, outputs, sums):
-    """Add the weights int8 of items [start, stop) to sums int32 [outputs]."""
+def _find_rows(items, start, stop, directory, words, weights, outputs, rows, found):
+    """Write the rows of items [start, stop) to ``rows`` from ``found`` on; return where they end.
+
+    Their weights are prefetched: a batch's tables are in no cache, and waiting for one row after
+    the other takes four times as long.
+    """
     for at in range(start, stop):
         token = np.int64(items[at])
         word = token // TOKENS_PER_WORD
-        if word >= words:
-            continue
-        entry, bit = directory[word], np.int64(1) << (token % TOKENS_PER_WORD)
-        if entry & bit:
+        if word < words:
+            entry, bit = directory[word], np.int64(1) << (token % TOKENS_PER_WORD)
             row = (entry >> TOKENS_PER_WORD) + count_bits(entry & (bit - 1))
-            own = row * outputs
-            for k in range(outputs):
-                sums[k] += np.int32(weights[own + k])
+            prefetch(weights, row * outputs)
+            rows[found] = np.int32(row)
+            found += (entry & bit) != 0
+    return found
 
 
 @compiled
 def add_tables(
-    items_, starts_, ends_, places_, histories_, addresses_, rows, sums_, logits_, outputs,
+    items_, starts_, ends_, places_, histories_, addresses_, count, rows_, sums_, logits_, outputs,
 ):  # fmt: skip
-    """Add the tables of rows to logits float32 [B, outputs]; ``sums`` int32 [outputs] is scratch.
+    """Add the tables of ``count`` rows to logits float32 [B, outputs].
 
     Row i has the logits ``places[i]``, the history ``histories[i]`` and the table at
-    ``addresses[i]``.
+    ``addresses[i]``. Scratch: ``rows`` int32 of the longest history, ``sums`` float32 of the
+    outputs, in whole vectors. The sums are whole numbers below 2^24, so they are exact.
     """
     items, starts, ends = int_pointer(items_), int_pointer(starts_), int_pointer(ends_)
     places, histories = int_pointer(places_), int_pointer(histories_)
-    addresses, sums, logits = long_pointer(addresses_), int_pointer(sums_), float_pointer(logits_)
-    for row in range(rows):
-        table, history = addresses[row], np.int64(histories[row])
+    addresses, logits = long_pointer(addresses_), float_pointer(logits_)
+    rows, sums = int_pointer(rows_), float_pointer(sums_)
+    for own in range(count):
+        table, history = addresses[own], np.int64(histories[own])
         header, exponent = long_pointer(table), double_pointer(table)[2]
         words, is_count = header[0], header[1]
         scale_ = table + HEADER_BYTES + 8 * words
@@ -96,17 +108,22 @@ def add_tables(
         weights = byte_pointer(scale_ + 4 * outputs)
         start, stop = np.int64(starts[history]), np.int64(starts[history + 1])
         front, back = np.int64(ends[2 * history]), np.int64(ends[2 * history + 1])
-        for k in range(outputs):
-            sums[k] = np.int32(0)
-        _add_rows(items, start, front, directory, words, weights, outputs, sums)
+        found = _find_rows(
+            items, start, front, directory, words, weights, outputs, rows, np.int64(0)
+        )
         counted = front - start
         if is_count:
-            _add_rows(items, back, stop, directory, words, weights, outputs, sums)
+            found = _find_rows(items, back, stop, directory, words, weights, outputs, rows, found)
             counted += stop - back
+        for k in range(0, outputs, LANES):
+            total = splat(ZERO)
+            for at in range(found):
+                total = add(total, load_bytes(weights, np.int64(rows[at]) * outputs + k))
+            store(sums, k, total)
         factor = np.float32(np.float64(max(counted, 1)) ** -exponent)
-        to = np.int64(places[row]) * outputs
+        to = np.int64(places[own]) * outputs
         for k in range(outputs):
-            logits[to + k] += factor * scale[k] * np.float32(sums[k])
+            logits[to + k] += factor * scale[k] * sums[k]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +153,14 @@ class CompiledTables:
         )  # fmt: skip
         return found
 
-    def add(self, logits: Tensor, rows: TableRows, listed: ListedItems) -> None:
-        """Add the tables of ``rows`` to logits float32 [B, K] in place."""
+    def add(self, logits: Tensor, chosen: TableRows, listed: ListedItems) -> None:
+        """Add the tables of the ``chosen`` rows to logits float32 [B, K] in place."""
         assert logits.is_contiguous()
-        outputs = logits.shape[1]
-        sums = np.empty(outputs, dtype=np.int32)
+        outputs, longest = logits.shape[1], int(np.diff(listed.starts).max(initial=0))
+        rows = np.empty(longest + 1, dtype=np.int32)  # one is written past the last that is kept
+        sums = np.empty(outputs + LANES, dtype=np.float32)
         add_tables(
             listed.items.ctypes.data, listed.starts.ctypes.data, listed.ends.ctypes.data,
-            rows.places.ctypes.data, rows.histories.ctypes.data, rows.addresses.ctypes.data,
-            len(rows.places), sums.ctypes.data, logits.data_ptr(), outputs,
+            chosen.places.ctypes.data, chosen.histories.ctypes.data, chosen.addresses.ctypes.data,
+            len(chosen.places), rows.ctypes.data, sums.ctypes.data, logits.data_ptr(), outputs,
         )  # fmt: skip

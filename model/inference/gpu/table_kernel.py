@@ -180,14 +180,14 @@ class FusedTables:
         )
         return ListedItems(items, starts, ends)
 
-    def add(self, logits: Tensor, rows: TableRows, listed: ListedItems) -> None:
-        """Add the tables of ``rows`` to logits float32 [B, K] in place."""
+    def add(self, logits: Tensor, chosen: TableRows, listed: ListedItems) -> None:
+        """Add the tables of the ``chosen`` rows to logits float32 [B, K] in place."""
         assert logits.is_contiguous()
         outputs = logits.shape[1]
         addresses, places, histories = self._sent(
-            rows.addresses.view(np.int32), rows.places, rows.histories
+            chosen.addresses.view(np.int32), chosen.places, chosen.histories
         )
-        _add_tables[(len(rows.places), triton.cdiv(outputs, OUTPUTS_AT_ONCE))](
+        _add_tables[(len(chosen.places), triton.cdiv(outputs, OUTPUTS_AT_ONCE))](
             listed.items,
             listed.starts,
             listed.ends,
@@ -207,4 +207,5 @@ class FusedTables:
         joined = torch.from_numpy(np.concatenate(parts))
         if self._device.type == "cuda":
             joined = joined.pin_memory()
-        return list(joined.to(self._device, non_blocking=True).split([len(part) for part in parts]))
+        there = joined.to(self._device, non_blocking=True)
+        return [*torch.split(there, [len(part) for part in parts])]

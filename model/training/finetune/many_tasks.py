@@ -353,10 +353,11 @@ class ManyTasksRun:
         for task, batch, users in zip(tasks, batches, vectors, strict=True):
             progress, objective = self._progress[task], self._networks[task].head_objective
             examples = torch.from_numpy(self._tasks[task].split.train)[batch]
-            losses.append(objective.loss(users, examples, progress.generator))
+            loss = objective.loss(users, examples, progress.generator)
             step = len(progress.epochs) * len(progress.batches) + progress.done
             rate = self._optimizer.param_groups[2 * task]["lr"]
-            progress.loss += require_finite(losses[-1], step, rate) * len(batch)
+            progress.loss += require_finite(loss, step, rate) * len(batch)
+            losses.append(loss + objective.penalty())
         return losses
 
     def _finish_epochs(self, ended: list[int]) -> None:
@@ -464,6 +465,5 @@ def _epochs(task: TaskUsers, network: Network) -> Epochs:
 
 def _groups(task: TaskUsers, network: Network) -> Iterator[dict[str, Any]]:  # Any: torch's own type
     """A task's two parameter groups for the optimiser: patch and head."""
-    settings, head = task.settings, network.head_objective.head
-    yield {"params": network.patch.parameters(), "lr": settings.learning_rate}
-    yield {"params": head.parameters(), "lr": settings.head_learning_rate}
+    yield {"params": network.patch.parameters(), "lr": task.settings.learning_rate}
+    yield from network.head_objective.groups(task.settings.head_learning_rate)

@@ -7,18 +7,25 @@ import torch
 from torch import Tensor
 
 from peterrec.model.data.histories import Histories
-from peterrec.model.data.splits import UserSplit, split_users
-from peterrec.model.data.vocabulary import Vocabulary, build_vocabulary, tokenize
+from peterrec.model.data.splits import split_users
+from peterrec.model.data.vocabulary import (
+    TokenHistories,
+    Vocabulary,
+    build_vocabulary,
+    tokenize,
+)
 from peterrec.model.documents import Document
 from peterrec.model.training.batches import bucketed_batches
+from peterrec.model.training.next_items import UNKNOWN, hold_out
 from peterrec.model.training.options import LossName
 from peterrec.model.training.pretrain.doubts import (
     doubts_of_corpus,
     require_events_left,
     require_items,
+    require_newest_items,
     require_sequences,
 )
-from peterrec.model.training.pretrain.examples import TokenRow, Windows, cut_windows
+from peterrec.model.training.pretrain.examples import TokenRow, Windows, cut_windows, newest_items
 from peterrec.model.training.pretrain.settings import PretrainSettings
 from peterrec.model.training.softmax import PRETRAINING_LIMIT, choose_loss
 
@@ -43,6 +50,10 @@ class Part:
     def of(cls, rows: list[TokenRow], max_len: int, most: int | None = None) -> Self:
         return cls(rows, cut_windows(rows, max_len)[:most])
 
+    def cut_anew(self, max_len: int, generator: torch.Generator) -> Self:
+        """The same rows, the long ones cut at other places, in as many windows."""
+        return type(self)(self.rows, cut_windows(self.rows, max_len, generator))
+
     def take(self, indices: Tensor) -> list[TokenRow]:
         """The token rows of some windows."""
         chosen = self.windows[indices.numpy()]  # a tensor of one index would count as a number
@@ -56,7 +67,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Training and validation windows, cut after the split by user."""
+    """Training and validation windows, cut after validation users or items were taken out.
+
+    If each user's newest item is validated on, a validation window ends with it, and only it is
+    predicted.
+    """
 
     vocabulary: Vocabulary
     train: Part
@@ -67,32 +82,42 @@ class Corpus:
 
 def known_items(histories: Histories, settings: PretrainSettings) -> Vocabulary:
     """The items that a backbone pretrained on these histories knows, without pretraining it."""
-    histories = histories.without_newest(settings.leave_out_last)
-    seen = histories.select(_split(histories, settings).train)
+    seen, _ = _parts(histories.without_newest(settings.leave_out_last), settings)
     return build_vocabulary(seen, settings.min_count)
 
 
-def _split(histories: Histories, settings: PretrainSettings) -> UserSplit:
-    return split_users(histories.users, settings.validation_share, 0.0, settings.seed)
+def _parts(histories: Histories, settings: PretrainSettings) -> tuple[Histories, Histories]:
+    """Histories to learn from, and histories to choose the best epoch with."""
+    if settings.validation_share == 0:
+        return histories.without_newest(1), histories
+    split = split_users(histories.users, settings.validation_share, 0.0, settings.seed)
+    return histories.select(split.train), histories.select(split.validation)
 
 
 def prepare_corpus(histories: Histories, settings: PretrainSettings) -> Corpus:
-    """Split by user before anything is counted: validation users add no item and no frequency.
+    """Split before anything is counted: validation adds no item and no frequency.
 
     The newest events that the settings leave out are gone before that.
     """
     given, histories = histories, histories.without_newest(settings.leave_out_last)
     require_events_left(given, histories, settings.leave_out_last)
-    split = _split(histories, settings)
-    seen = histories.select(split.train)
+    seen, others = _parts(histories, settings)
+    require_events_left(histories, seen, 1)
     vocabulary = build_vocabulary(seen, settings.min_count)
     require_items(vocabulary)
     known = tokenize(seen, vocabulary)
     train = Part.of(known.rows, settings.max_len)
-    held_out = tokenize(histories.select(split.validation), vocabulary)
+    if settings.validation_share == 0:
+        held_out, most = (
+            _newest_items(others, vocabulary, settings.max_len),
+            MOST_VALIDATION_WINDOWS,
+        )
+        require_newest_items(held_out)
+    else:
+        held_out = tokenize(others, vocabulary)
+        most = VALIDATION_LOGITS // (len(vocabulary) * settings.max_len)
+        most = min(MOST_VALIDATION_WINDOWS, max(FEWEST_VALIDATION_WINDOWS, most))
     require_sequences(known, held_out, histories)
-    most = VALIDATION_LOGITS // (len(vocabulary) * settings.max_len)
-    most = min(MOST_VALIDATION_WINDOWS, max(FEWEST_VALIDATION_WINDOWS, most))
     validation = Part.of(held_out.rows, settings.max_len, most)
     metadata = {
         "data_digest": histories.digest(),
@@ -109,3 +134,11 @@ def prepare_corpus(histories: Histories, settings: PretrainSettings) -> Corpus:
     }
     loss = choose_loss(settings.loss, len(vocabulary), PRETRAINING_LIMIT)
     return Corpus(vocabulary, train, validation, loss, metadata)
+
+
+def _newest_items(histories: Histories, vocabulary: Vocabulary, max_len: int) -> TokenHistories:
+    """Each user's newest item behind the items that it is predicted from: one window each."""
+    asked = hold_out(histories, vocabulary, "test", MOST_VALIDATION_WINDOWS)
+    rows = [row[-max_len - 1 :] for row in newest_items(asked)]
+    unknown = int((asked.targets == UNKNOWN).sum())
+    return TokenHistories(histories.users, rows, len(asked.rows), unknown)

@@ -38,11 +38,6 @@ def require_sequences(
             f"each of the {len(histories.users):,} users has one event: no item follows another.",
             hint="Check the user column: it may be an id of the event.",
         )
-    if not len(held_out.users):
-        raise SplitEmpty(
-            "there are no validation users to choose the best epoch with.",
-            hint="Give a positive `validation_share`.",
-        )
     if counts["training"] and not any(len(row) for row in held_out.rows):
         raise SplitEmpty(
             f"no item of the {counted(len(held_out.users), 'validation user')} is one of the "
@@ -55,6 +50,16 @@ def require_sequences(
         hint="Give more users or longer histories, lower `min_count`. Or give another "
         "`validation_share`.",
     )
+
+
+def require_newest_items(held_out: TokenHistories) -> None:
+    """Refuse histories without a newest item that could be predicted."""
+    if not held_out.rows:
+        raise SplitEmpty(
+            f"of the {counted(len(held_out.users), 'user')}, {held_out.events:,} have three events "
+            "or more, and the newest item of none of them is known from others' older events.",
+            hint="Give a positive `validation_share`. Or check the user and the item column.",
+        )
 
 
 def require_events_left(given: Histories, kept: Histories, left_out: int) -> None:

@@ -25,8 +25,37 @@ from peterrec.model.network.receptive_field import tap_shifts
 from peterrec.model.spec import BackboneSpec
 from peterrec.model.training.products import product
 
+CPU = torch.device("cpu")
+
 ZERO_ROW = 1
 """Number of zero rows at the start of packed states; taps outside a sequence read them."""
+
+
+EMBEDDING_DROPOUT = 0.5
+"""Share of the dropout of blocks that embeddings have: an item's vector is all that there is of it,
+where a block's output is added to what is there already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropout:
+    """Sets a random share of numbers to 0 and divides the others by what is left.
+
+    ``generator`` is one of the device that computes.
+    """
+
+    share: float
+    generator: torch.Generator | None = None
+
+    def __call__(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        """Drop ``factor`` times the share of x's numbers."""
+        kept = 1 - self.share * factor
+        if kept == 1:
+            return x
+        mask = torch.empty_like(x).bernoulli_(kept, generator=self.generator)
+        return x * mask.div_(kept)
+
+
+NO_DROPOUT = Dropout(0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +71,8 @@ class Packing:
     """The layout of a packed batch: packed row ``ZERO_ROW + n`` is position ``places[n]`` of B·T.
 
     ``first`` and ``last`` int64 [B] are the packed rows at which each sequence begins and ends.
-    ``taps`` has an entry for each dilation of the network.
+    ``taps`` has an entry for each dilation of the network. ``places`` are on the CPU, where
+    batches are made; the rest is on the device that computes.
     """
 
     places: Tensor
@@ -51,17 +81,21 @@ class Packing:
     taps: dict[int, ConvTaps]
 
 
-def pack(tokens: Tensor, spec: BackboneSpec) -> Packing:
-    """Pack collated tokens int64 [B, T]."""
+def pack(tokens: Tensor, spec: BackboneSpec, device: torch.device = CPU) -> Packing:
+    """Pack collated tokens int64 [B, T], which are on the CPU, for a device.
+
+    All that has a size which depends on values is computed here on the CPU: on a graphics card each
+    such step would wait for the ones before it.
+    """
     valid = positions_read(tokens, spec)
     lengths = valid.sum(1)  # [B, T] -> [B]
     ends = ZERO_ROW + lengths.cumsum(0)
     starts = ends - lengths
     zero = starts.new_zeros(1)  # the zero row counts as a sequence that ends before it begins
-    start_of = torch.cat([zero, starts.repeat_interleave(lengths)])  # [1 + N]
-    end_of = torch.cat([zero, ends.repeat_interleave(lengths)])
+    start_of = sent(torch.cat([zero, starts.repeat_interleave(lengths)]), device)  # [1 + N]
+    end_of = sent(torch.cat([zero, ends.repeat_interleave(lengths)]), device)
     shifts = {
-        dilation: torch.from_numpy(tap_shifts(spec, dilation)).to(tokens.device)
+        dilation: sent(torch.from_numpy(tap_shifts(spec, dilation)), device)
         for dilation in sorted(set(spec.conv_dilations))
     }
     taps = {
@@ -71,7 +105,15 @@ def pack(tokens: Tensor, spec: BackboneSpec) -> Packing:
         )
         for dilation, back in shifts.items()
     }
-    return Packing(valid.flatten().nonzero().squeeze(1), starts, ends - 1, taps)
+    places = valid.flatten().nonzero().squeeze(1)  # [N]
+    return Packing(places, sent(starts, device), sent(ends - 1, device), taps)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device; a graphics card's queue goes on while it is copied."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _taps(start_of: Tensor, end_of: Tensor, shifts: Tensor) -> Tensor:
@@ -135,17 +177,19 @@ def packed_states(
     embedded: Tensor,
     packing: Packing,
     dtype: torch.dtype = torch.float32,
+    dropout: Dropout = NO_DROPOUT,
 ) -> Tensor:
     """Hidden states [1 + N, C] of embedded positions [N, C]; differentiable.
 
-    They equal ``Backbone.hidden`` at the valid positions; row 0 is the packing's zero row. Blocks
-    are computed in ``dtype``.
+    Without dropout they equal ``Backbone.hidden`` at the valid positions; row 0 is the packing's
+    zero row. Blocks are computed in ``dtype``.
     """
+    embedded = dropout(embedded, EMBEDDING_DROPOUT)
     x = functional.pad(embedded.to(dtype), (0, 0, ZERO_ROW, 0))  # [N, C] -> [1 + N, C]
     for block in backbone.blocks:
         assert isinstance(block, ResidualBlock)
         middle = _half_block(x, block.conv1, block.norm1, packing)
-        x = x + _half_block(middle, block.conv2, block.norm2, packing)
+        x = x + dropout(_half_block(middle, block.conv2, block.norm2, packing))
     return x.to(embedded.dtype)
 
 

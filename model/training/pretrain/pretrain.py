@@ -28,12 +28,20 @@ from peterrec.model.training.events import (
 )
 from peterrec.model.training.loop import EpochPlan, RunProgress, rising_then_falling, schedule
 from peterrec.model.training.metrics import rank_metrics, ranks_of
-from peterrec.model.training.pretrain.corpus import Corpus, prepare_corpus
+from peterrec.model.training.pretrain.corpus import Corpus, Part, prepare_corpus
 from peterrec.model.training.pretrain.examples import (
     batch_maker,
+    newest_item_batch,
     second_views,
+    shorten,
 )
-from peterrec.model.training.pretrain.packed_blocks import pack, packed_states
+from peterrec.model.training.pretrain.packed_blocks import (
+    NO_DROPOUT,
+    Dropout,
+    pack,
+    packed_states,
+    sent,
+)
 from peterrec.model.training.pretrain.settings import Precision, PretrainSettings
 from peterrec.model.training.pretrain.spectral import spectral_embedding
 from peterrec.model.training.pretrain.state import (
@@ -188,47 +196,59 @@ class _Run:
 
     def train_epoch(self) -> float:
         """Make one pass over the training windows; returns the mean item loss per target."""
-        settings, part, spec = self._settings, self._corpus.train, self._state.backbone.spec
+        settings, spec = self._settings, self._state.backbone.spec
         epoch = len(self._state.epochs)
         generator = seeded(settings.seed, "pretrain", epoch)
+        part = self._corpus.train.cut_anew(settings.max_len, generator)
         batches = part.batches(settings.batch_size, generator)
         total, targets = 0.0, 0
         self._progress.training(epoch, 0)
         for done, indices in enumerate(batches):
             step = epoch * len(batches) + done
-            context = StepContext(step, generator, DTYPES[settings.precision], self._workers)
-            batch = batch_maker(spec)(part.take(indices), spec, generator).to(self._state.device)
-            views = self._views(indices, generator)
+            context = StepContext(
+                step, generator, self._dropout(step), DTYPES[settings.precision], self._workers
+            )
+            rows = shorten(part.take(indices), settings.item_dropout, generator)
+            batch = batch_maker(spec)(rows, spec, generator)
+            views = self._views(part, indices, generator)
             loss = train_step(self._state, batch, views, self._corpus.loss, context)
             self._rates.step()
             total, targets = total + loss.items * loss.targets, targets + loss.targets
             self._progress.training(epoch, done + 1, total / targets)
         return total / targets
 
-    def _views(self, indices: Tensor, generator: torch.Generator) -> Views | None:
+    def _dropout(self, step: int) -> Dropout:
+        """A step's dropout; each of several workers draws its own."""
+        share = self._settings.dropout
+        if share == 0:
+            return NO_DROPOUT
+        drawn = seeded(self._settings.seed, "dropout", step, self._workers.rank).initial_seed()
+        return Dropout(share, torch.Generator(self._state.device).manual_seed(drawn))
+
+    def _views(self, part: Part, indices: Tensor, generator: torch.Generator) -> Views | None:
         """Second views of the windows' users; None without the contrastive loss."""
         if self._settings.contrast_weight == 0:
             return None
-        part, device = self._corpus.train, self._state.device
         users = torch.from_numpy(part.windows[indices.numpy(), 0])  # [B]
         rows = [part.rows[user] for user in users.tolist()]
-        tokens = second_views(rows, self._state.backbone.spec, generator).to(device)
-        return Views(tokens, users.to(device), self._settings.contrast_weight)
+        tokens = second_views(rows, self._state.backbone.spec, generator)
+        return Views(tokens, users, self._settings.contrast_weight)
 
     @torch.no_grad()
     def validate(self) -> tuple[float, dict[str, float]]:
         """Exact loss per target, and rank metrics over all items at the predicting positions."""
         generator = seeded(self._settings.seed, "validate")  # the same masks in every epoch
-        spec, output = self._state.backbone.spec, self._state.output
-        part = self._corpus.validation
+        spec, output, device = self._state.backbone.spec, self._state.output, self._state.device
+        part, asks_newest = self._corpus.validation, self._settings.validation_share == 0
+        make_batch = newest_item_batch if asks_newest else batch_maker(spec)
         losses, ranks = [], []
         for done, indices in enumerate(part.batches(self._settings.batch_size, generator)):
-            batch = batch_maker(spec)(part.take(indices), spec, generator).to(self._state.device)
-            packing = pack(batch.tokens, spec)
-            tokens = batch.tokens.flatten()[packing.places]  # [B, T] -> [N]
+            batch = make_batch(part.take(indices), spec, generator)
+            packing = pack(batch.tokens, spec, device)
+            tokens = sent(batch.tokens.flatten()[packing.places], device)  # [B, T] -> [N]
             embedded = self._state.backbone.embedding(tokens)  # [N, C]
             states = packed_states(self._state.backbone, embedded, packing)  # [1 + N, C]
-            rows = chunk_rows(len(output.bias))
+            rows = chunk_rows(len(output.bias), device)
             chunks = (torch.split(x, rows) for x in predicting(states, batch, packing))
             for hidden, wanted in zip(*chunks, strict=True):
                 logits = product(hidden, output.weight, output.bias)  # [M, C] -> [M, K]

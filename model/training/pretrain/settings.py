@@ -8,10 +8,10 @@ from peterrec.model.training.options import (
     STRICT,
     BatchSize,
     Epochs,
+    ItemDropout,
     LossName,
     Patience,
     Seed,
-    ValidationShare,
     option,
 )
 
@@ -55,7 +55,14 @@ class PretrainSettings:
         ),
     ] = 3e-3
     seed: Seed = 0
-    validation_share: ValidationShare = 0.05
+    validation_share: Annotated[
+        float,
+        option(
+            "Share of users kept apart to choose the best epoch with; 0: each user's newest item.",
+            ge=0,
+            le=0.9,
+        ),
+    ] = 0.05
     patience: Patience = 2
     min_count: Annotated[
         int, option("Leave out items with fewer events in the training users' histories.", ge=1)
@@ -71,6 +78,15 @@ class PretrainSettings:
         LossName | Literal["auto"],
         option("Softmax over all items (full) or over sampled ones; auto: full up to 5,000 items."),
     ] = "auto"
+    dropout: Annotated[
+        float,
+        option(
+            "Share of each block's outputs that a step sets to 0, and half as many of embeddings.",
+            ge=0,
+            le=0.9,
+        ),
+    ] = 0.0
+    item_dropout: ItemDropout = 0.0
     start: Annotated[
         Start,
         option("Start of item embeddings: user-item singular vectors (spectral), or random."),

@@ -16,7 +16,15 @@ from peterrec.model.training.loop import current_rate, require_finite
 from peterrec.model.training.options import LossName
 from peterrec.model.training.pretrain.examples import NO_TARGET, ExampleBatch
 from peterrec.model.training.pretrain.lazy_rows import LazyRows
-from peterrec.model.training.pretrain.packed_blocks import ZERO_ROW, Packing, pack, packed_states
+from peterrec.model.training.pretrain.packed_blocks import (
+    NO_DROPOUT,
+    ZERO_ROW,
+    Dropout,
+    Packing,
+    pack,
+    packed_states,
+    sent,
+)
 from peterrec.model.training.pretrain.state import PretrainingState
 from peterrec.model.training.softmax import (
     draw_negatives,
@@ -54,10 +62,14 @@ class Views:
 
 @dataclass(frozen=True, slots=True)
 class StepContext:
-    """The number of a step in the whole run, from 0, and where and how it computes."""
+    """The number of a step in the whole run, from 0, and where and how it computes.
+
+    ``dropout`` is that of the network's activations.
+    """
 
     step: int
     generator: torch.Generator
+    dropout: Dropout = NO_DROPOUT
     dtype: torch.dtype = torch.float32
     workers: Workers = ALONE
 
@@ -80,13 +92,15 @@ def train_step(
     """Make one step of Adam; with the sampled loss only the rows of items that it reads change."""
     everyone = batch if views is None else _stacked(batch, views.tokens)
     own = _share(everyone, len(batch.tokens), context.workers)
-    packing = pack(own.tokens, state.backbone.spec)
-    tokens = own.tokens.flatten()[packing.places]  # [B, T] -> [N]
+    packing = pack(own.tokens, state.backbone.spec, state.device)
+    tokens = sent(own.tokens.flatten()[packing.places], state.device)  # [B, T] -> [N]
     embedded, tables = _embedded(state, tokens, everyone.tokens, loss)
-    states = packed_states(state.backbone, embedded, packing, context.dtype)  # [1 + N, C]
+    states = packed_states(
+        state.backbone, embedded, packing, context.dtype, context.dropout
+    )  # [1 + N, C]
     hidden, targets = predicting(states, own, packing)
     total = batch.targets[batch.targets != NO_TARGET]  # [M] of all workers
-    predicted = _Predicted(hidden, targets, total)
+    predicted = _Predicted(hidden, targets, sent(total, state.device))
     if loss == "sampled":
         items_loss, scores = _sampled_loss(state, predicted, context)
         tables += scores
@@ -100,7 +114,8 @@ def train_step(
         first, second = (
             context.workers.joined(half, len(views.users)) for half in torch.chunk(users, 2)
         )
-        objective = items_loss + views.weight * contrastive_loss(first, second, views.users)
+        own_users = sent(views.users, state.device)
+        objective = items_loss + views.weight * contrastive_loss(first, second, own_users)
     state.backward(objective, tables, context.workers)
     values = torch.stack([items_loss.detach(), objective.detach()])
     context.workers.add_up([values])
@@ -127,7 +142,8 @@ def _embedded(
     """
     if loss == "full":
         return state.backbone.embedding(tokens), []
-    rows = LazyRows(state.backbone.embedding.weight, torch.unique(everyone))
+    read = sent(torch.unique(everyone), state.device)
+    rows = LazyRows(state.backbone.embedding.weight, read)
     return rows.read(tokens), [rows]
 
 
@@ -156,7 +172,7 @@ def predicting(states: Tensor, batch: ExampleBatch, packing: Packing) -> tuple[T
     """The packed states [M, C] that predict an item, of all [1 + N, C], and their targets [M]."""
     targets = batch.targets.flatten()[packing.places]  # [B, T] -> [N]
     at = (targets != NO_TARGET).nonzero().squeeze(1)  # [M]
-    return states[ZERO_ROW + at], targets[at]
+    return states[sent(ZERO_ROW + at, states.device)], sent(targets[at], states.device)
 
 
 def packed_users(states: Tensor, packing: Packing, spec: BackboneSpec) -> Tensor:

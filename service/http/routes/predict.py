@@ -40,6 +40,7 @@ from peterrec.service.http.openapi import (
 from peterrec.service.http.raw_route import Call, RawRoute
 from peterrec.service.predict.body_hints import PREDICT, PREDICT_USER, BodyForm
 from peterrec.service.predict.canary import Answered
+from peterrec.service.predict.explanation import asked_for
 from peterrec.service.predict.item_ids import MappedHistory
 from peterrec.service.predict.kinds import Prediction
 from peterrec.service.predict.parse import parse_predict, parse_users_predict, query_refused
@@ -297,6 +298,7 @@ def _user_question(
 ) -> Question:
     parameters = request.parameters
     seen = choice.exclude_seen
+    explain = parameters.explain if choice.explain is None else choice.explain
     return Question(
         history=history,
         item_ids=request.history,
@@ -305,6 +307,8 @@ def _user_question(
         exclude=choice.exclude,
         candidates=choice.candidates,
         user_id=request.user_id,
+        unknown_items=parameters.unknown_items,
+        explain=asked_for(explain),
     )
 
 

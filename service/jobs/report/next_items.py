@@ -51,15 +51,16 @@ def predict_last_items(
 ) -> NextItems | None:
     """Rank the last item of each validation user among all items; None if there are no such users.
 
-    The validation users are those of the recorded share and seed. Histories lack their last item,
-    as it is what must be predicted.
+    The validation users are those of the recorded share and seed; all users if their newest items
+    were validated on. Histories lack their last item, as it is what must be predicted.
     """
     settings = loaded.record.get("settings", {})
     share, seed = settings.get("validation_share", 0.05), settings.get("seed", 0)
     split = split_users(histories.users, share, 0.0, seed)
     known = tokenize(histories, Vocabulary(tuple(loaded.items)))
+    asked_of = split.validation if share else split.train
     popularity = popularity_of([known.rows[i] for i in split.train.tolist()], len(loaded.items))
-    rows = [known.rows[i] for i in split.validation.tolist() if len(known.rows[i]) > 1]
+    rows = [known.rows[i] for i in asked_of.tolist() if len(known.rows[i]) > 1]
     if not rows:
         return None
     rows = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, MOST_USERS).astype(int))]

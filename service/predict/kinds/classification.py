@@ -2,16 +2,19 @@
 
 from typing import Annotated
 
+import numpy as np
 from msgspec import Meta
 
 from peterrec.service.predict.kinds.descriptor import (
     AnswerKind,
+    Floats,
+    Measure,
     Prediction,
     Subject,
     scores_of,
     used_fields,
 )
-from peterrec.service.protocol.messages import RowResult
+from peterrec.service.protocol.messages import BundleEntry, RowResult
 
 
 class ClassPrediction(Prediction, frozen=True, kw_only=True, tag="classification"):
@@ -35,10 +38,32 @@ def _divergence(first: ClassPrediction, second: ClassPrediction) -> float:
     return float(first.label != second.label)
 
 
+def _log_odds(bundle: BundleEntry, logits: Floats) -> Floats:
+    """Log-odds of each class against all others, [N, K]; 0 if there is only one class.
+
+    The logits alone say nothing: a number added to all of them changes no probability. The best
+    class is computed apart, since the sum of the others would vanish in rounding beside it.
+    """
+    if logits.shape[1] == 1:
+        return np.zeros_like(logits)
+    every, best = np.arange(len(logits)), logits.argmax(1)  # [N], [N]
+    weights = np.exp(logits - logits[every, best][:, None])  # [N, K], 1 at the best
+    others = weights.sum(1, keepdims=True) - weights
+    others[every, best] = 1.0
+    found: Floats = logits - logits[every, best][:, None] - np.log(others)  # [N, K]
+    rest = logits.copy()
+    rest[every, best] = -np.inf
+    second = rest.max(1, keepdims=True)  # [N, 1]
+    total = second[:, 0] + np.log(np.exp(rest - second).sum(1))  # [N]
+    found[every, best] = logits[every, best] - total
+    return found
+
+
 KIND = AnswerKind(
     prediction=ClassPrediction,
     decode=_decode,
     divergence=_divergence,
     divergence_text="share of histories with another class",
     text=lambda answer: answer.label,
+    measure=Measure(unit="log-odds", scores=_log_odds, rests_on=lambda answer: (answer.label,)),
 )

@@ -1,12 +1,15 @@
 """What a kind of head needs in a worker: its answer's schema, decoding, divergence and text."""
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Generic, TypedDict, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from peterrec.service.predict.explanation import Explanation
 from peterrec.service.predict.item_ids import Catalog, ItemId, MappedHistory, MappedSelection
 from peterrec.service.protocol.messages import BundleEntry, RowResult
 from peterrec.service.protocol.served_task import Role
@@ -43,6 +46,7 @@ class Prediction(Struct, frozen=True, kw_only=True, tag_field="kind"):
     ]
     cold: Annotated[bool, Meta(description="Whether no known item was read: a cold start.")]
     user_id: str | int | UnsetType = UNSET
+    explanation: Explanation | UnsetType = UNSET
 
 
 class Ranked(Struct, frozen=True, gc=False):
@@ -63,6 +67,35 @@ class Subject(Struct, frozen=True, gc=False):
 
 P = TypeVar("P", bound=Prediction)
 
+Floats = npt.NDArray[np.float64]
+
+
+def _unchanged(bundle: BundleEntry, logits: Floats) -> Floats:
+    return logits
+
+
+def _nothing(bundle: BundleEntry) -> float:
+    return 0.0
+
+
+def _all_outputs(answer: Prediction) -> Sequence[str] | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Measure(Generic[P]):
+    """How the outputs of a kind are measured when an answer is explained.
+
+    ``scores`` turns logits float64 [N, K], a row for each history, into what is compared, in
+    ``unit``. ``shift`` belongs to a score and cancels in differences. ``rests_on`` names the
+    outputs that an answer rests on; None means all of them.
+    """
+
+    unit: str = "logit"
+    scores: Callable[[BundleEntry, Floats], Floats] = _unchanged
+    shift: Callable[[BundleEntry], float] = _nothing
+    rests_on: Callable[[P], Sequence[str] | None] = _all_outputs
+
 
 @dataclass(frozen=True, slots=True)
 class AnswerKind(Generic[P]):
@@ -71,7 +104,8 @@ class AnswerKind(Generic[P]):
     ``prediction`` is the answer's schema; its tag is the kind's name. ``decode`` builds an answer
     from the device's numbers, on the hot path. ``divergence`` is how far two answers to one history
     differ, from 0 (the same) to 1. The guard of a canary and ``peterrec diff`` use this definition,
-    which ``divergence_text`` describes. ``text`` says an answer in a few words.
+    which ``divergence_text`` describes. ``text`` says an answer in a few words. ``measure`` is what
+    an explanation compares.
     """
 
     prediction: type[P]
@@ -79,6 +113,7 @@ class AnswerKind(Generic[P]):
     divergence: Callable[[P, P], float]
     divergence_text: str
     text: Callable[[P], str]
+    measure: Measure[P] = Measure()
 
 
 class UsedFields(TypedDict):

@@ -8,6 +8,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from peterrec.service.predict.item_ids import ItemId
 from peterrec.service.predict.kinds.descriptor import (
     AnswerKind,
+    Measure,
     Prediction,
     Subject,
     scores_of,
@@ -69,4 +70,5 @@ KIND = AnswerKind(
     divergence=_divergence,
     divergence_text=f"1 - overlap of the best {OVERLAP_AT} items",
     text=lambda answer: ", ".join(item.id for item in answer.items) or "none",
+    measure=Measure(unit="score", rests_on=lambda answer: [item.id for item in answer.items]),
 )

@@ -6,6 +6,7 @@ from msgspec import Meta, Struct
 
 from peterrec.service.predict.kinds.descriptor import (
     AnswerKind,
+    Measure,
     Prediction,
     Subject,
     scores_of,
@@ -47,10 +48,17 @@ def _divergence(first: TagsPrediction, second: TagsPrediction) -> float:
     return len(one ^ other) / max(1, len(first.scores.keys() | second.scores.keys()))
 
 
+def _rests_on(answer: TagsPrediction) -> list[str]:
+    """The tags that apply; if none does, the one that is nearest to it."""
+    applying = [tag.label for tag in answer.tags]
+    return applying or [max(answer.scores, key=lambda label: answer.scores[label])]
+
+
 KIND = AnswerKind(
     prediction=TagsPrediction,
     decode=_decode,
     divergence=_divergence,
     divergence_text="share of tags that one has and the other has not",
     text=lambda answer: ", ".join(tag.label for tag in answer.tags) or "none",
+    measure=Measure(unit="log-odds", rests_on=_rests_on),
 )

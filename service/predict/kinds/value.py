@@ -7,6 +7,7 @@ from msgspec import UNSET, Meta, UnsetType
 from peterrec.model.kinds.value import ValueScale
 from peterrec.service.predict.kinds.descriptor import (
     AnswerKind,
+    Measure,
     Prediction,
     Subject,
     scores_of,
@@ -42,4 +43,9 @@ KIND = AnswerKind(
     divergence=_divergence,
     divergence_text="difference in relation to the larger value",
     text=lambda answer: f"{answer.value:.1f}",
+    measure=Measure(
+        unit="value",
+        scores=lambda bundle, logits: logits * bundle.scale,
+        shift=lambda bundle: bundle.shift,
+    ),
 )

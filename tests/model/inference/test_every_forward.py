@@ -371,15 +371,13 @@ HISTORIES = [
 def table_tasks() -> list[RandomTask]:
     """A task of each kind of head that may have a table, with each form of one and without."""
     backbone, geometry = random_backbone(TABLE_SPEC), PatchGeometry("serial2", 5, (1,), queries=2)
-    return [
-        RandomTask(task.backbone, task.patch, task.head, form and random_table_of(head, seed, form))
-        for seed, (head, form) in enumerate(product(HEADS, TABLE_FORMS))
-        for task in [random_task(backbone, geometry, head, seed)]
-    ]
-
-
-def random_table_of(head: HeadSpec, seed: int, form: TableSpec) -> ItemTable:
-    return random_table(TABLE_SPEC, head.outputs, seed, form, share=0.05 if seed % 2 else 0.7)
+    tasks = []
+    for seed, (head, form) in enumerate(product(HEADS, TABLE_FORMS)):
+        task = random_task(backbone, geometry, head, seed)
+        share = 0.05 if seed % 2 else 0.7
+        table = random_table(TABLE_SPEC, head.outputs, seed, form, share) if form else None
+        tasks.append(RandomTask(task.backbone, task.patch, task.head, table))
+    return tasks
 
 
 def table_by_hand(table: ItemTable | None, history: Sequence[int], outputs: int) -> Tensor:

@@ -6,10 +6,12 @@ import torch
 
 from peterrec.model.inference.heads import MixedHeads, Selection
 from peterrec.model.kinds import KINDS
-from peterrec.model.spec import HeadKind, HeadSpec
+from peterrec.model.spec import FIRST_ITEM, BackboneSpec, HeadKind, HeadSpec
+from tests.model.random_tasks import random_table
 
 CHANNELS = 8
 CPU = torch.device("cpu")
+TABLED = BackboneSpec(item_count=50, channels=CHANNELS, dilations=(1,))
 
 
 def weights(spec: HeadSpec, seed: int) -> dict[str, torch.Tensor]:
@@ -57,6 +59,22 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(kind: HeadKind, outputs:
     for row, (ref, scores) in enumerate(zip(refs, batch, strict=True)):
         alone = heads.scores(users[row : row + 1], [ref], [Selection()])[0]
         np.testing.assert_array_equal(alone.values, scores.values)
+
+
+@pytest.mark.parametrize("kind", ["classification", "tags", "value"])
+def test_a_raw_row_has_its_networks_logits_beside_rows_that_have_scores(kind: HeadKind) -> None:
+    spec = HeadSpec(kind, 1 if kind == "value" else 3)
+    heads, own = MixedHeads(CHANNELS, CPU, TABLED.token_count), weights(spec, 1)
+    table = random_table(TABLED, spec.outputs, 1)
+    ref = heads.add(spec, own, table=table)
+    users = torch.randn(3, CHANNELS, generator=torch.Generator().manual_seed(9))
+    history = np.arange(FIRST_ITEM, FIRST_ITEM + 9, dtype=np.int32)
+    asked = [Selection(), Selection(is_raw=True), Selection()]
+    found = heads.scores(users, [ref] * 3, asked, [history] * 3)
+    expected = KINDS[kind].scores(reference(users[:1], own) + table.logits([history]))[0]
+    np.testing.assert_allclose(found[0].values, expected.numpy(), rtol=1e-5, atol=1e-6)
+    raw = reference(users[1], own)
+    np.testing.assert_allclose(found[1].values, raw.numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_temperature_softens_the_classes() -> None:

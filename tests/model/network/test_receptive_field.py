@@ -1,9 +1,11 @@
 """The cone holds exactly the positions that reach the last one."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from peterrec.model.network.receptive_field import Plan, plan
+from peterrec.model.network.receptive_field import Plan, plan, read_items
 from peterrec.model.spec import BackboneSpec
 
 PUBLISHED = BackboneSpec(10, 8)
@@ -25,6 +27,13 @@ def test_the_cone_of_a_long_row_has_the_known_sizes_bottom_to_top() -> None:
 @pytest.mark.parametrize(("length", "positions"), [(20, 259), (50, 604), (100, 921)])
 def test_the_cone_computes_so_many_conv_positions(length: int, positions: int) -> None:
     assert plan(PUBLISHED, length).conv_positions == positions
+
+
+def test_a_causal_user_vector_depends_on_the_items_of_its_receptive_field() -> None:
+    published = BackboneSpec(item_count=9, max_len=500)
+    assert read_items(published) == 120
+    assert read_items(replace(published, max_len=50)) == 50
+    assert read_items(replace(published, is_causal=False)) == 500
 
 
 def test_non_causal_rows_keep_every_position() -> None:

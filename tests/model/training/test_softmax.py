@@ -24,7 +24,7 @@ from peterrec.model.training.softmax import (
 @pytest.fixture
 def problem():
     generator = torch.Generator().manual_seed(0)
-    rows, items, channels = chunk_rows(50) + 7, 50, 6
+    rows, items, channels = chunk_rows(50, torch.device("cpu")) + 7, 50, 6
     hidden = torch.randn(rows, channels, generator=generator, requires_grad=True)
     weight = torch.randn(items, channels, generator=generator, requires_grad=True)
     bias = torch.randn(items, generator=generator, requires_grad=True)

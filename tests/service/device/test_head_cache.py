@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from peterrec.model.inference.heads import HeadBytes, HeadRef, MixedHeads
-from peterrec.model.spec import HeadSpec
+from peterrec.model.spec import BackboneSpec, HeadSpec
 from peterrec.service.device.head_cache import HeadCache, HeadMoves
 from peterrec.service.errors import HeadBudgetExceeded
+from tests.model.random_tasks import random_table
 
 CHANNELS = 8
 ITEMS = 10
 CATALOG = 4 * ITEMS * (CHANNELS + 1)
+BACKBONE = BackboneSpec(item_count=70, channels=CHANNELS)
 
 
 class Heads:
@@ -21,7 +23,7 @@ class Heads:
 
     def __init__(self, catalogs: float) -> None:
         self.cache = HeadCache(int(catalogs * CATALOG))
-        self.mixed = MixedHeads(CHANNELS, torch.device("cpu"))
+        self.mixed = MixedHeads(CHANNELS, torch.device("cpu"), BACKBONE.token_count)
         self.refs: dict[int, HeadRef] = {}
 
     def load(self, handle: int, *, items: int = ITEMS, is_evictable: bool = True) -> None:
@@ -30,6 +32,19 @@ class Heads:
         tensors = {name: torch.zeros(shape) for name, shape in spec.shapes(CHANNELS).items()}
         self.refs[handle] = self.mixed.add(spec, tensors)
         self.cache.add(handle, self.refs[handle], is_evictable=is_evictable)
+
+    def load_table(self, handle: int, *, is_evictable: bool = True) -> int:
+        """Load a small head with an item table of about a catalog; return the table's bytes."""
+        spec = HeadSpec("classification", 4)
+        tensors = {name: torch.zeros(shape) for name, shape in spec.shapes(CHANNELS).items()}
+        table = random_table(BACKBONE, spec.outputs, seed=1)
+        size = self.mixed.size(spec, table)
+        self.cache.reserve(size, is_evictable=is_evictable)
+        self.refs[handle] = self.mixed.add(spec, tensors, table=table)
+        assert self.refs[handle].size == size
+        self.cache.add(handle, self.refs[handle], is_evictable=is_evictable)
+        self.cache.unpin()
+        return size.large
 
     def settle(self, *handles: int) -> None:
         for handle in handles:
@@ -94,6 +109,34 @@ def test_a_new_head_may_take_the_room_that_was_reserved_for_a_reload() -> None:
     heads.settle(3)
     assert not heads.cache.is_reloading(1)
     assert heads.cache.evicted == {1, 2}
+    assert heads.cache.used_bytes == CATALOG
+
+
+def test_item_tables_and_rankings_evict_each_other_and_small_heads_stay() -> None:
+    heads = Heads(3)
+    table = heads.load_table(1)
+    small = heads.refs[1].size.pooled
+    heads.settle(2)
+    assert heads.cache.used_bytes == small + table + CATALOG
+    heads.settle(3)
+    assert heads.cache.evicted == {1}
+    assert not heads.refs[1].is_here
+    assert heads.cache.used_bytes == small + 2 * CATALOG
+    heads.cache.begin_reload(1)
+    assert heads.cache.evicted == {1, 2}
+    heads.mixed.put_back(heads.refs[1], {"table": torch.zeros(table, dtype=torch.uint8)})
+    heads.cache.end_reload(1, is_here=True)
+    assert heads.refs[1].is_here
+    assert heads.cache.used_bytes == small + table + CATALOG
+
+
+def test_an_item_table_that_can_not_be_read_again_stays() -> None:
+    heads = Heads(3)
+    heads.load_table(1, is_evictable=False)
+    heads.settle(2)
+    with pytest.raises(HeadBudgetExceeded):
+        heads.load_table(3, is_evictable=False)
+    heads.cache.remove(1, heads.refs[1])
     assert heads.cache.used_bytes == CATALOG
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from peterrec.model.spec import TableSpec
 from peterrec.patches.bundle.verify import BundleLimits, verify_bundle
 from peterrec.patches.errors import BlobCorrupt, BlobMissing
 from peterrec.patches.identity import Blob, Digest, TaskId, digest_of
@@ -27,6 +28,9 @@ from tests.service.random_bundles import SPEC, Workshop
 
 ITEMS = 100
 ONE_HEAD = 4 * ITEMS * (SPEC.channels + 1)
+ROOM_FOR_ONE_TABLE = 3 * 4 * (SPEC.channels + 1) + 300
+"""Bytes of three heads of one output, and of one item table but not two."""
+
 RANKINGS = {"one": 1, "two": 2, "three": 3}
 TOP = 5
 
@@ -109,8 +113,10 @@ async def test_a_task_whose_head_can_not_be_read_is_refused_and_the_others_go_on
 class Device:
     """What the device thread owns, its turns taken one by one."""
 
-    def __init__(self, workshop: Workshop, folder: Path) -> None:
-        self.store = SlotStore(workshop.loaded.backbone, head_limit_bytes=ONE_HEAD + 1000)
+    def __init__(
+        self, workshop: Workshop, folder: Path, limit_bytes: int, bundles: Sequence[bytes]
+    ) -> None:
+        self.store = SlotStore(workshop.loaded.backbone, limit_bytes)
         self.queue = RowQueue(9)
         self.jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.refused: list[str] = []
@@ -120,8 +126,15 @@ class Device:
             self.jobs.put,
             lambda rows, error, detail: self.refused.append(error.code),
         )
-        self.ranking = self._load(workshop, folder, workshop.bundle("ranking", 1, outputs=ITEMS))
-        self.other = self._load(workshop, folder, workshop.bundle("ranking", 2, outputs=ITEMS))
+        self.residents = [self._load(workshop, folder, data) for data in bundles]
+
+    @property
+    def ranking(self) -> Residency:
+        return self.residents[0]
+
+    @property
+    def other(self) -> Residency:
+        return self.residents[1]
 
     def _load(self, workshop: Workshop, folder: Path, data: bytes) -> Residency:
         path = folder / digest_of(data)
@@ -143,7 +156,8 @@ class Device:
 
 @pytest.fixture
 def device(workshop: Workshop, tmp_path: Path) -> Iterator[Device]:
-    device = Device(workshop, tmp_path)
+    bundles = [workshop.bundle("ranking", seed, outputs=ITEMS) for seed in (1, 2)]
+    device = Device(workshop, tmp_path, ONE_HEAD + 1000, bundles)
     yield device
     device.reloader.close()
 
@@ -203,6 +217,45 @@ def test_a_head_read_from_its_file_has_the_bits_that_were_loaded(
     assert loaded.bias is not None
     assert torch.equal(loaded.weight, head["head.weight"])
     assert torch.equal(loaded.bias, head["head.bias"])
+
+
+@pytest.mark.parametrize("form", [TableSpec(1), TableSpec(1, bits=4, counting="count")])
+def test_an_item_table_read_from_its_file_has_the_bits_that_were_loaded(
+    form: TableSpec, workshop: Workshop, tmp_path: Path
+) -> None:
+    data = workshop.bundle("classification", 1, table=form)
+    path = tmp_path / "bundle"
+    path.write_bytes(data)
+    bundle = verify_bundle(data, backbone=workshop.identity, limits=BundleLimits())
+    residency = SlotStore(workshop.loaded.backbone, 1 << 20).load(bundle, str(path))
+    assert residency.table is not None
+    assert residency.table.packed is not None
+    head = read_head(path, digest_of(data))
+    assert head.keys() == {"table"}
+    assert torch.equal(residency.table.packed, head["table"])
+
+
+def test_item_tables_beyond_the_limit_take_turns_and_answer_like_the_reference(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    bundles = [workshop.bundle("value", seed, table=TableSpec(1)) for seed in range(3)]
+    device = Device(workshop, tmp_path, ROOM_FOR_ONE_TABLE, bundles)
+    history = random_history(SPEC, 100, 1)
+    tokens = np.array(history, np.int32)
+    older, newest = tokens[: -SPEC.max_len].tobytes(), tokens[-SPEC.max_len :].tobytes()
+    for seed in (0, 1, 2, 0, 1, 2):
+        residency = device.residents[seed]
+        device.push(residency)
+        assert device.take() == []
+        device.reloader.begin_next()
+        device.jobs.get(timeout=PATIENCE_S)()
+        assert device.take() == [residency.handle]
+        (scores,) = device.store.score([Row(residency.handle, newest, older=older)])
+        expected = workshop.task("value", seed, table=TableSpec(1)).logits(history)
+        assert scores.values[0] == pytest.approx(expected.item(), rel=1e-4, abs=1e-4)
+    device.reloader.close()
+    moves = device.store.head_cache.take_moves()
+    assert (moves.reloaded, moves.evicted) == (6, 2 + 6)
 
 
 def test_a_file_that_was_damaged_or_has_gone_gives_no_head(

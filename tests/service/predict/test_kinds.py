@@ -36,6 +36,26 @@ def test_a_class_answer_has_probabilities_in_label_order():
     assert [*answer.scores.items()] == [("x", 0.25), ("y", 0.5), ("z", 0.25)]
 
 
+@pytest.mark.parametrize("outputs", [2, 3, 1000])
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1000.0])
+def test_classes_are_measured_by_their_odds_against_all_others(outputs, scale):
+    logits = np.random.default_rng(outputs).normal(0, scale, (20, outputs))
+    labels = tuple(map(str, range(outputs)))
+    bundle = bundle_entry(1, DIGEST_A, labels=labels)
+    found = ANSWERS["classification"].measure.scores(bundle, logits)
+    for place in range(outputs) if outputs < 9 else (0, 500, 999):
+        others = np.delete(logits, place, axis=1)
+        expected = logits[:, place] - np.logaddexp.reduce(others, axis=1)
+        np.testing.assert_allclose(found[:, place], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_two_classes_have_opposite_odds_and_one_has_none():
+    two, one = (bundle_entry(1, DIGEST_A, labels=labels) for labels in (("x", "y"), ("x",)))
+    measure = ANSWERS["classification"].measure
+    np.testing.assert_array_equal(measure.scores(two, np.array([[1.0, 4.0]])), [[-3.0, 3.0]])
+    np.testing.assert_array_equal(measure.scores(one, np.array([[1.0], [4.0]])), [[0.0], [0.0]])
+
+
 def test_a_tags_answer_lists_tags_at_or_above_the_threshold_best_first():
     bundle = bundle_entry(1, DIGEST_A, "tags", ("x", "y", "z"))
     answer = ANSWERS["tags"].decode(subject(bundle), result([0.5, 0.25, 0.75]))

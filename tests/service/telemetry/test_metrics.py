@@ -5,6 +5,7 @@ from prometheus_client import generate_latest
 
 from peterrec.patches.identity import DEFAULT_TENANT, TaskId, TaskRef, TenantId
 from peterrec.service.telemetry.events import (
+    AnswerExplained,
     BatchFinished,
     BundleRefused,
     BundleSwapped,
@@ -143,6 +144,7 @@ def test_the_registry_shows_revision_staleness_and_absence(metrics):
 
 def test_the_other_events_have_their_series(metrics):
     metrics.record(ItemsMapped(50, 2))
+    metrics.record(AnswerExplained(7, "ok"))
     metrics.record(RowsRefused("queue_full", 4))
     metrics.record(BundleSwapped(0.2, 2, 1))
     metrics.record(BundleRefused(["tensor_shape", "oversize"]))
@@ -151,6 +153,9 @@ def test_the_other_events_have_their_series(metrics):
     metrics.record(HeadsMoved(3, 3000, 1, 1000))
     assert value(metrics, "items_total") == 50
     assert value(metrics, "unknown_items_total") == 2
+    assert value(metrics, "explanation_rows_total") == 7
+    assert value(metrics, "explanations_total", outcome="ok") == 1
+    assert value(metrics, "explanations_total", outcome="deadline") == 0
     assert value(metrics, "rejected_total", code="queue_full") == 4
     assert value(metrics, "swaps_total") == 2
     assert value(metrics, "bundle_rejected_total", reason="oversize") == 1
