@@ -18,6 +18,7 @@ MEASUREMENTS = {
     "peers": "end to end over HTTP, compared with other model servers measured alternately",
     "registry": "registrations, swaps on three replicas, starts with many bundles, memory",
     "reading": "peak memory and speed of reading interactions, compared with whole text columns",
+    "backbones": "next-item quality of backbones by several recipes, and of the tasks above them",
     "train": "sequences per second in pretraining and fine-tuning, compared with plain PyTorch",
 }
 TOOLS = {"fleet": "start the service with random tasks and keep it running for load generators"}

@@ -8,17 +8,19 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from peterrec.model.data.histories import Histories
 from peterrec.model.data.vocabulary import build_vocabulary
 from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone, save_backbone
 from peterrec.model.files.backbone_info import SPEC
-from peterrec.model.progress import OnProgress, no_progress
 from peterrec.model.study.corpus import PreparedCorpus
 from peterrec.model.study.settings import ComparisonSettings
 from peterrec.model.training.pretrain.corpus import known_items
 from peterrec.model.training.pretrain.pretrain import PretrainSettings, pretrain
 from peterrec.model.training.pretrain.state import remove_checkpoint
+
+CPU = torch.device("cpu")
 
 
 def backbone_folder(
@@ -42,14 +44,14 @@ def ensure_backbone(
     corpus: PreparedCorpus,
     settings: ComparisonSettings,
     is_causal: bool,
-    on_progress: OnProgress = no_progress,
+    device: torch.device = CPU,
 ) -> None:
     """Pretrain into the folder, or continue an unfinished run; do nothing if it is finished."""
     if (folder / SPEC).exists():
         return
     histories = pretraining_histories(corpus, settings)
     chosen = pretrain_settings(settings, is_causal)
-    trained = pretrain(histories, chosen, checkpoints=folder, resume=True, on_progress=on_progress)
+    trained = pretrain(histories, chosen, checkpoints=folder, resume=True, device=device)
     save_backbone(folder, trained.backbone, list(trained.vocabulary.items), trained.record)
     remove_checkpoint(folder)
 

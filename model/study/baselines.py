@@ -88,13 +88,13 @@ BASELINES: Mapping[str, Mapping[HeadKind, Baseline]] = {
         "classification": Baseline(_linear, _strengths("C", 0.3, 1, 3, 10, 30)),
         "ranking": Baseline(
             lambda data, train, strength: linear_to_items(_taken(data, train), strength),
-            _strengths("λ", 0.3, 1, 3, 10, 30, 100),
+            _strengths("λ", 0.3, 1, 3, 10, 30, 100, 300),
         ),
     },
     "item-knn": {
         "ranking": Baseline(
-            lambda data, train, strength: item_knn(_taken(data, train), int(strength)),
-            _strengths("k", 10, 30, 100, 300, 1000),
+            lambda data, train, strength: item_knn(_taken(data, train), strength),
+            _strengths("shrinkage", 0, 10, 30, 100, 300, 1000),
         )
     },
     "ease": {

@@ -72,6 +72,15 @@ def left_out_of(table: Table) -> list[str]:
     return [f"{each['method']} has no row: {each['reason']}" for each in table["left_out"]]
 
 
+def parts_of(table: Table) -> list[str]:
+    """A sentence for each method that chose its parts on validation users."""
+    return [
+        f"{row['method']} chose {', '.join(f'{name} ({runs}×)' for name, runs in found)}."
+        for row in table["rows"]
+        if len(found := sorted(row.get("parts", {}).items(), key=lambda pair: -pair[1])) > 0
+    ]
+
+
 def _section(table: Table, report: Report) -> str:
     header = header_of(table)
     users = table["rows"][0]["users"] if table["rows"] else {}
@@ -89,6 +98,7 @@ def _section(table: Table, report: Report) -> str:
         *_lines(header, [cells_of(table, row) for row in table["rows"]]),
         *_lines(gaps_header_of(table), gaps_cells_of(table)),
         *(f"- {text}" for text in left_out_of(table)),
+        *(f"- {text}" for text in parts_of(table)),
         *(f"- {_sentence(verdict, table)}" for verdict in table["verdicts"]),
         "",
     ]
@@ -133,11 +143,11 @@ def _footer(report: Report) -> str:
         f"{settings['rate_trials']} on validation users with the first seed, or a baseline's one "
         "setting, also chosen on them; `!` marks one at the edge of those tried. `trained` counts "
         "parameters below the head, `share` divides them by those of the whole backbone. `KB` is "
-        "the size of these and the head's in float32. Metrics marked *sampled* rank a target among "
-        "99 random items and are not comparable with the others, which rank it among all. "
-        "Differences between methods are means over seeds and splits ± standard error over test "
-        "users, paired within each user, with the interval of 95 %. *As good as* means at most "
-        "0.5 points of accuracy or 2 % of MRR@5 lower.",
+        "the size of the bundle, or without one that of these and the head's in float32. Metrics "
+        "marked *sampled* rank a target among 99 random items and are not comparable with the "
+        "others, which rank it among all. Differences between methods are means over seeds and "
+        "splits ± standard error over test users, paired within each user, with the interval of "
+        "95 %. *As good as* means at most 0.5 points of accuracy or 2 % of MRR@5 lower.",
         "",
         f"Data: {digests}. Pretrained on {settings['pretrain_on']} users. {software}; "
         f"{report['device']}.",

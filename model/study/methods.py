@@ -12,8 +12,9 @@ import torch
 
 from peterrec.model.errors import MethodUnknown
 from peterrec.model.insertions import INSERTIONS, InsertionName
+from peterrec.model.kinds import KINDS
 from peterrec.model.network.backbone import Backbone, new_patch
-from peterrec.model.spec import BackboneSpec, PatchGeometry
+from peterrec.model.spec import BackboneSpec, HeadKind, PatchGeometry
 from peterrec.model.study.baselines import BASELINES, POPULAR
 from peterrec.model.study.networks import SidePatchedBackbone, TwoTower
 from peterrec.model.study.settings import NONCAUSAL, Axes, Depth, Extras
@@ -23,6 +24,7 @@ from peterrec.model.training.finetune.encoders import (
     PatchedBackbone,
     TunedBackbone,
 )
+from peterrec.model.training.finetune.settings import LoopSettings
 
 Start = Literal["pretrained", "random"]
 
@@ -197,6 +199,39 @@ METHODS: dict[str, Method] = {
 }
 
 
+FINETUNED = ("auto", "table")
+"""Methods that are ``peterrec finetune`` itself, by the value of its option ``--parts``.
+
+They have its default learning rates and item dropout: nothing is tuned, as for a new user.
+"""
+
+CATALOG_LESS = ("table",)
+"""Methods of ``FINETUNED`` that no task with a catalog has."""
+
+
+def is_trained(name: str) -> bool:
+    """Whether a method needs a backbone and is trained with several seeds."""
+    return name in METHODS or name in FINETUNED
+
+
+def fits(name: str, kind: HeadKind) -> bool:
+    """Whether a trained method is there for a kind of task."""
+    return name not in CATALOG_LESS or not KINDS[kind].has_catalog
+
+
+def rates_of(name: str) -> tuple[Rates, ...]:
+    """The learning rates that a trained method tries."""
+    if name not in FINETUNED:
+        return METHODS[name].rates
+    defaults = LoopSettings()
+    return (Rates(defaults.learning_rate, defaults.head_learning_rate),)
+
+
+def is_joint(name: str) -> bool:
+    """Whether a trained method learns all tasks of a data set in one run."""
+    return name in METHODS and METHODS[name].together
+
+
 def choose_variants(names: tuple[str, ...], axes: Axes, shares: tuple[float, ...]) -> list[Variant]:
     """Every variant of the named methods, in the order of the names.
 
@@ -217,8 +252,8 @@ def _variants(name: str, axes: Axes) -> list[Variant]:
         return []
     is_causal = not name.endswith(NONCAUSAL)
     method, _, insertion = name.removesuffix(NONCAUSAL).partition("-")
-    if method not in METHODS or insertion not in ("", *INSERTIONS):
-        known = ", ".join([*BASELINES, POPULAR, *METHODS])
+    if not is_trained(method) or insertion not in ("", *INSERTIONS):
+        known = ", ".join([*BASELINES, POPULAR, *FINETUNED, *METHODS])
         raise MethodUnknown(
             f"there is no method {name!r}.",
             hint=f"Methods are {known}. {NONCAUSAL} may follow each that has a backbone, and an "

@@ -1,4 +1,4 @@
-"""Pictures of a comparison: quality over epochs, over trained parameters, and over patched blocks.
+"""Pictures of a comparison: quality over epochs, over bytes, and over patched blocks.
 
 Matplotlib draws them (decision 0032: why not seaborn).
 """
@@ -46,7 +46,7 @@ def _figures(table: Table) -> "Iterator[tuple[str, Figure]]":
     if trained:
         yield "epochs", _epochs(table, trained)
     if learned:
-        yield "parameters", _parameters(table, learned)
+        yield "bytes", _bytes(table, learned)
     depths = [row for row in trained if row["family"] in PATCHED]
     if len({str(row["depth"]) for row in depths}) > 1:
         yield "depth", _depth(table, depths)
@@ -82,16 +82,13 @@ def _epochs(table: Table, rows: list[Row]) -> "Figure":
     return figure
 
 
-def _parameters(table: Table, rows: list[Row]) -> "Figure":
-    """The primary metric of the test users over the trained parameters below the head.
-
-    A method that trains none is drawn at 1.
-    """
-    figure, axes = _axes(table, "trained parameters below the head")
+def _bytes(table: Table, rows: list[Row]) -> "Figure":
+    """The primary metric of the test users over what a task adds to what all tasks share."""
+    figure, axes = _axes(table, "KB of a task")
     for row in rows:
         metric = row["metrics"][table["primary"]]
         axes.errorbar(
-            max(1, row["trained_parameters"]),
+            row["size_bytes"] / 1000,
             metric["mean"],
             yerr=metric["std"] or 0,
             label=row["method"],
@@ -99,7 +96,7 @@ def _parameters(table: Table, rows: list[Row]) -> "Figure":
             capsize=3,
             linestyle="none",
         )
-    axes.set_xscale("symlog")
+    axes.set_xscale("log")
     _prior_line(table, axes)
     axes.legend(fontsize="small")
     return figure

@@ -3,6 +3,7 @@
 import json
 import platform
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from peterrec.model.study.markdown import markdown_of
 from peterrec.model.study.methods import Variant
 from peterrec.model.study.results import (
     LeftOut,
+    Parameters,
     Point,
     Report,
     Row,
@@ -160,16 +162,17 @@ def _tuning(unit: Unit) -> Tuning:
 def _add_training(row: Row, whole: list[RunResult], task: str) -> None:
     """Add what training cost, and its curve epoch by epoch if it has epochs."""
     parameters = whole[0]["parameters"]
-    dense = parameters["trained"] + parameters["head"]
     row.update(
         {
             "trained_parameters": parameters["trained"],
             "head_parameters": parameters["head"],
-            "size_bytes": parameters.get("size_bytes", FLOAT_BYTES * dense),
+            "size_bytes": statistics.fmean(_size_bytes(result["parameters"]) for result in whole),
             "seconds": statistics.fmean(result["seconds"] for result in whole),
             "cpu_seconds": statistics.fmean(result["cpu_seconds"] for result in whole),
         }
     )
+    if "parts" in whole[0]:
+        row["parts"] = dict(Counter("+".join(each["parts"]) or "head" for each in whole))
     if "backbone" in parameters:
         row.update(
             {
@@ -179,6 +182,11 @@ def _add_training(row: Row, whole: list[RunResult], task: str) -> None:
                 "curve": _curve(whole, task),
             }
         )
+
+
+def _size_bytes(parameters: Parameters) -> int:
+    dense = parameters["trained"] + parameters["head"]
+    return parameters.get("size_bytes", FLOAT_BYTES * dense)
 
 
 def _is_at_edge(unit: Unit) -> bool:

@@ -12,8 +12,8 @@ Point = dict[str, float]
 class Parameters(TypedDict):
     """How many weights there are: trained below the head, in the head, in the whole backbone.
 
-    A baseline has no backbone, and ``size_bytes`` is the size of its weights with the indices of
-    those that are kept sparsely; other methods keep none so.
+    ``size_bytes`` is that of a bundle where the method makes one, and for a baseline that of its
+    weights with the indices of those that are kept sparsely. A baseline has no backbone.
     """
 
     trained: int
@@ -27,7 +27,8 @@ class RunOutcome(TypedDict, total=False):
     """What training gave. The prior has only metrics and users; a failed run only ``failed``.
 
     ``metrics`` and ``users`` are by task. ``epochs`` are ``FinetuneEpoch`` as JSON; baselines have
-    none. ``failed`` is an error's code, and ``reason`` its message.
+    none. ``parts`` are those that fine-tuning chose. ``failed`` is an error's code, and ``reason``
+    its message.
     """
 
     metrics: dict[str, dict[str, float]]
@@ -35,6 +36,7 @@ class RunOutcome(TypedDict, total=False):
     validation_loss: float
     best_epoch: int
     epochs: list[Document]
+    parts: list[str]
     seconds: float
     parameters: Parameters
     device: str
@@ -78,7 +80,8 @@ class Row(TypedDict):
     """One method in one task's table, over all splits of its data set.
 
     ``keys`` are the keys of the runs that the metrics are of, and ``tuning`` what was chosen, both
-    by the names of the splits' corpora. Fields below ``failed`` are missing from the prior's row. A
+    by the names of the splits' corpora. ``parts`` counts the runs in which fine-tuning chose a
+    combination, by its name. Fields below ``failed`` are missing from the prior's row. A
     baseline has no shares of a backbone, epochs and curve.
     """
 
@@ -98,11 +101,12 @@ class Row(TypedDict):
     failed: int
     trained_parameters: NotRequired[int]
     head_parameters: NotRequired[int]
-    size_bytes: NotRequired[int]
+    size_bytes: NotRequired[float]
     share: NotRequired[float]
     share_of_blocks: NotRequired[float]
     seconds: NotRequired[float]
     cpu_seconds: NotRequired[float]
+    parts: NotRequired[dict[str, int]]
     epochs: NotRequired[float]
     tuning: NotRequired[dict[str, Tuning]]
     curve: NotRequired[list[Point]]

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,9 +15,14 @@ from torch import nn
 from peterrec.model.data.examples import Examples
 from peterrec.model.data.splits import UserSplit
 from peterrec.model.errors import BaselineTooLarge, TrainingDiverged
+from peterrec.model.files.backbone_folder import LoadedBackbone
 from peterrec.model.files.tensors import write_arrays
 from peterrec.model.kinds import KINDS
+from peterrec.model.network.heads import Head
+from peterrec.model.network.item_table import ItemTable
+from peterrec.model.network.patch import Patch
 from peterrec.model.progress import no_progress
+from peterrec.model.spec import HeadKind
 from peterrec.model.study.backbones import (
     backbone_at,
     backbone_folder,
@@ -30,7 +37,14 @@ from peterrec.model.study.baselines import (
     validation_loss,
 )
 from peterrec.model.study.corpus import PreparedCorpus, read_corpora
-from peterrec.model.study.methods import METHODS, Material, Rates, Variant, random_backbone
+from peterrec.model.study.methods import (
+    FINETUNED,
+    METHODS,
+    Material,
+    Rates,
+    Variant,
+    random_backbone,
+)
 from peterrec.model.study.predictions import Predictions, predict, prior_scorer, scorer_of
 from peterrec.model.study.results import Parameters, RunOutcome, RunResult
 from peterrec.model.study.settings import PROTOCOL, ComparisonSettings
@@ -42,20 +56,30 @@ from peterrec.model.study.task_data import (
     task_data,
 )
 from peterrec.model.training.batches import seeded
-from peterrec.model.training.finetune.encoders import Encoder
+from peterrec.model.training.finetune.encoders import Encoder, PatchedBackbone
+from peterrec.model.training.finetune.finetune import FinetunedTask
 from peterrec.model.training.finetune.objective_of_head import HeadObjective, TrainedObjective
+from peterrec.model.training.finetune.parts import fit_parts
 from peterrec.model.training.finetune.run import FinetuneRun
-from peterrec.model.training.finetune.settings import LoopSettings
+from peterrec.model.training.finetune.settings import FinetuneSettings, LoopSettings
+from peterrec.model.training.finetune.task_rows import TaskUsers
+
+Pack = Callable[[FinetunedTask, LoadedBackbone, str], bytes]
+"""Gives the bundle of a task by a name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
-    """The folders that a comparison reads and writes, its settings, and its device."""
+    """The folders that a comparison reads and writes, its settings, and its device.
+
+    ``pack`` makes the bundle of a fine-tuned task, whose size the tables have; None leaves it out.
+    """
 
     prepared: Path
     out: Path
     settings: ComparisonSettings
     device: str = "cpu"
+    pack: Pack | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +162,8 @@ def _outcome(place: Workplace, spec: RunSpec, key: str) -> RunOutcome:
         return _prior(place, spec, key)
     if spec.variant.method in BASELINES:
         return _baseline(place, spec, key)
+    if spec.variant.method in FINETUNED:
+        return _finetuned(place, spec, key)
     return _trained(place, spec, key)
 
 
@@ -184,6 +210,10 @@ def _trained(place: Workplace, spec: RunSpec, key: str) -> RunOutcome:
         data.name: predict(scorer_of(encoder, objective.head), data)
         for data, objective in zip(tasks, objectives, strict=True)
     }
+    parameters = _parameters(encoder, objective.head, _backbone(place, spec))
+    if isinstance(encoder, PatchedBackbone) and METHODS[spec.variant.method].start == "pretrained":
+        own = _Packable(encoder.patch, objectives[0].head)
+        _add_bundle_size(parameters, place, spec, tasks[0], own)
     return {
         "validation_loss": run.epochs.records[run.epochs.best].validation_loss,
         "best_epoch": run.epochs.best,
@@ -193,9 +223,86 @@ def _trained(place: Workplace, spec: RunSpec, key: str) -> RunOutcome:
         "users": {
             data.name: _sizes(data, split) for data, split in zip(tasks, splits, strict=True)
         },
-        "parameters": _parameters(encoder, objective.head, _backbone(place, spec)),
+        "parameters": parameters,
         "device": str(encoder.device),
     }
+
+
+def _finetuned(place: Workplace, spec: RunSpec, key: str) -> RunOutcome:
+    """Train the parts that ``peterrec finetune`` trains, with this comparison's split."""
+    (data,) = _tasks_of(place, spec)
+    split = limit_labels(data, spec.variant.label_share)
+    folder = _backbone(place, spec)
+    backbone = backbone_at(folder).backbone.to(place.device)
+    settings = _finetune_settings(place.settings, spec, data.kind)
+    started = time.perf_counter()
+    fitted = fit_parts(backbone, TaskUsers(data.examples, split, settings, data.objective))
+    seconds = time.perf_counter() - started
+    patch, table = fitted.network.network.patch, fitted.table
+    encoder = PatchedBackbone(backbone, patch)
+    network = scorer_of(encoder, fitted.head)
+    scorer = network if table is None else lambda users: network(users) + table.logits(users.rows)
+    parameters = _parameters(encoder, fitted.head, folder)
+    if table is not None:
+        parameters["trained"] += table.codes.numel() + table.scale.numel()
+    own = _Packable(encoder.patch, fitted.head, table)
+    _add_bundle_size(parameters, place, spec, data, own)
+    return {
+        "validation_loss": fitted.validation_loss,
+        "best_epoch": fitted.network.best_epoch,
+        "epochs": [asdict(epoch) for epoch in fitted.network.epochs],
+        "parts": list(fitted.parts),
+        "seconds": round(seconds, 3),
+        "metrics": {data.name: _store(place, key, data, predict(scorer, data))},
+        "users": {data.name: _sizes(data, split)},
+        "parameters": parameters,
+        "device": str(encoder.device),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Packable:
+    """What a bundle has of a task."""
+
+    patch: Patch
+    head: Head
+    table: ItemTable | None = None
+
+
+def _add_bundle_size(
+    parameters: Parameters, place: Workplace, spec: RunSpec, data: TaskData, own: _Packable
+) -> None:
+    """Add the size of the task's bundle, with its manifest and probes, if something packs it."""
+    if place.pack is None:
+        return
+    loaded = backbone_at(_backbone(place, spec))
+    backbone = loaded.backbone.to("cpu")
+    corpus = corpora_at(place.prepared)[spec.corpus]
+    task = FinetunedTask(
+        geometry=own.patch.geometry,
+        patch={name: tensor.cpu() for name, tensor in own.patch.folded().items()},
+        head=deepcopy(own.head).cpu().requires_grad_(False),
+        outputs=data.outputs,
+        metrics={},
+        examples=data.examples,
+        split=data.split,
+        record={
+            "settings": {"seed": spec.seed, "unit": None},
+            "data": {"histories_digest": corpus.digest, "labels_digest": data.name},
+            "best_epoch": 0,
+            "seconds": 0,
+        },
+        table=own.table,
+    )
+    parameters["size_bytes"] = len(place.pack(task, replace(loaded, backbone=backbone), data.name))
+    backbone.to(place.device)
+
+
+def _finetune_settings(
+    settings: ComparisonSettings, spec: RunSpec, kind: HeadKind
+) -> FinetuneSettings:
+    loop = asdict(_loop(settings, spec, kind)) | {"item_dropout": LoopSettings().item_dropout}
+    return FinetuneSettings(**loop, kind=kind, parts=spec.variant.method)
 
 
 def _tasks_of(place: Workplace, spec: RunSpec) -> list[TaskData]:
@@ -228,7 +335,7 @@ def _joint(
     return examples, split, JointObjective([data.name for data in tasks], objectives, rows)
 
 
-def _loop(settings: ComparisonSettings, spec: RunSpec, kind: str) -> LoopSettings:
+def _loop(settings: ComparisonSettings, spec: RunSpec, kind: HeadKind) -> LoopSettings:
     assert isinstance(spec.rates, Rates)
     is_ranking = KINDS[kind].has_catalog
     return LoopSettings(

@@ -10,7 +10,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -22,11 +22,21 @@ import torch
 from peterrec.model.disk import append_line, make_folder
 from peterrec.model.progress import Notice, OnProgress, Progress, no_notice
 from peterrec.model.study.backbones import backbone_folder, ensure_backbone
-from peterrec.model.study.baselines import BASELINES, Strength, prior_of
+from peterrec.model.study.baselines import BASELINES, POPULAR, Strength, prior_of
 from peterrec.model.study.corpus import PreparedCorpus, choose_tasks
-from peterrec.model.study.methods import METHODS, Rates, Variant, choose_variants
+from peterrec.model.study.methods import (
+    FINETUNED,
+    Rates,
+    Variant,
+    choose_variants,
+    fits,
+    is_joint,
+    is_trained,
+    rates_of,
+)
 from peterrec.model.study.results import RunResult
 from peterrec.model.study.run import RunSpec, Workplace, corpora_at, execute, run_key
+from peterrec.model.study.settings import DEFAULT_METHODS
 from peterrec.model.study.task_data import check_task
 
 JOURNAL = "runs.jsonl"
@@ -105,17 +115,22 @@ def plan_units(place: Workplace) -> list[Unit]:
         if corpus.task(task).kind in by_kind
     ]
     trained = [
-        Unit(corpus, tasks, variant, METHODS[variant.method].rates[: settings.rate_trials], seeds)
+        Unit(corpus, tasks, variant, rates_of(variant.method)[: settings.rate_trials], seeds)
         for variant in variants
-        if variant.method in METHODS
-        for corpus, tasks in _task_groups(pairs, METHODS[variant.method].together)
+        if is_trained(variant.method)
+        for corpus, tasks in _task_groups(_fitting(pairs, variant), is_joint(variant.method))
     ]
     return [*priors, *baselines, *trained]
 
 
-def _task_groups(
-    pairs: list[tuple[PreparedCorpus, str]], together: bool
-) -> Iterable[tuple[str, tuple[str, ...]]]:
+Pairs = list[tuple[PreparedCorpus, str]]
+
+
+def _fitting(pairs: Pairs, variant: Variant) -> Pairs:
+    return [pair for pair in pairs if fits(variant.method, pair[0].task(pair[1]).kind)]
+
+
+def _task_groups(pairs: Pairs, together: bool) -> Iterable[tuple[str, tuple[str, ...]]]:
     """Each task alone, or the tasks of each corpus together if it has several."""
     if not together:
         return [(corpus.name, (task,)) for corpus, task in pairs]
@@ -142,14 +157,33 @@ def compare(
     """
     deadline = time.monotonic() + effort.time_limit_s
     units = plan_units(place)
-    for corpus, task in dict.fromkeys((unit.corpus, t) for unit in units for t in unit.tasks):
-        prepared = corpora_at(place.prepared)[corpus]
-        check_task(prepared, task, place.settings.min_label_count, notice)
+    _check_tasks(place, units, notice)
     _recall(place, units)
     with _pool(effort.jobs) as start:
         _pretrain(place, units, start, effort.jobs, on_progress)
         _run_units(place, units, start, _Limits(effort.jobs, deadline), on_progress)
     return units
+
+
+def _check_tasks(place: Workplace, units: list[Unit], notice: Notice) -> None:
+    """Refuse tasks that cannot be learned; tell once what the answers of each data set are."""
+    told = set[tuple[str, str]]()
+    for corpus, task in dict.fromkeys((unit.corpus, t) for unit in units for t in unit.tasks):
+        prepared = corpora_at(place.prepared)[corpus]
+        known = (prepared.data_set, task)
+        tells = no_notice if known in told else notice
+        check_task(prepared, task, place.settings.min_label_count, tells)
+        told.add(known)
+    for name in _without_task(place.settings.methods, units):
+        notice(f"No task here is of a kind that the method {name} is for: it has no row.")
+
+
+def _without_task(names: Sequence[str], units: list[Unit]) -> list[str]:
+    """Methods that were asked for and that no task has; the defaults are for every kind."""
+    present = {unit.variant.method for unit in units}
+    is_asked = tuple(names) != DEFAULT_METHODS
+    kinds = (*BASELINES, POPULAR, *FINETUNED)
+    return [name for name in names if is_asked and name in kinds and name not in present]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +241,7 @@ def _pool(jobs: int) -> _Inline | _Processes:
 def _pretrain(
     place: Workplace, units: list[Unit], start: Start, jobs: int, on_progress: OnProgress
 ) -> None:
-    trained = [unit for unit in units if unit.variant.method in METHODS]
+    trained = [unit for unit in units if is_trained(unit.variant.method)]
     needed = list(dict.fromkeys((unit.corpus, unit.variant.is_causal) for unit in trained))
     on_progress(Progress("pretraining", 0, len(needed), unit="backbones"))
     threads = max(1, jobs // max(1, len(needed)))
@@ -222,7 +256,7 @@ def pretrain_kind(place: Workplace, corpus_name: str, is_causal: bool, threads: 
     corpus = corpora_at(place.prepared)[corpus_name]
     folder = backbone_folder(place.out, corpus, place.settings, is_causal)
     torch.set_num_threads(threads)
-    ensure_backbone(folder, corpus, place.settings, is_causal)
+    ensure_backbone(folder, corpus, place.settings, is_causal, torch.device(place.device))
     torch.set_num_threads(1)
 
 

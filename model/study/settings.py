@@ -27,6 +27,8 @@ DEFAULT_METHODS = (
     "popular",
     "item-knn",
     "ease",
+    "auto",
+    "table",
     "peterrec",
     "reader",
     "fineall",

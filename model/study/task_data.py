@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -160,6 +161,12 @@ class JointObjective:
     def prepare(self, rows: Tensor) -> None:
         for objective, own in zip(self._objectives, self._rows, strict=True):
             objective.prepare(own[rows][own[rows] != ABSENT])
+
+    def groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        return [group for own in self._objectives for group in own.groups(learning_rate)]
+
+    def penalty(self) -> Tensor:
+        return torch.stack([objective.penalty() for objective in self._objectives]).sum()
 
     def loss(self, vectors: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         total = vectors.sum() * 0

@@ -132,20 +132,24 @@ def by_backbone(backbone: Backbone, weight: Tensor, bias: Tensor) -> ScoreItems:
     """The scores that pretraining learned, with its output layer's weight [K, C] and bias [K].
 
     They are read from the newest item's state, from which almost all targets of a causal
-    pretraining are predicted; a non-causal one predicts from a mask in the next item's place.
+    pretraining are predicted; a non-causal one predicts from a mask in the next item's place. The
+    backbone and the layer may be on any device; scores are on the CPU.
     """
+
+    def hidden_of(rows: Sequence[TokenRow]) -> Tensor:
+        return backbone.hidden(frame_histories(rows, backbone.spec).to(weight.device))
 
     def states(rows: Sequence[TokenRow]) -> Tensor:
         """States [B, C] that predict the next items."""
         if backbone.spec.is_causal:
-            hidden = backbone.hidden(frame_histories(rows, backbone.spec))  # [B, T, C]
-            is_empty = torch.tensor([len(row) == 0 for row in rows]).unsqueeze(1)  # [B, 1]
+            hidden = hidden_of(rows)  # [B, T, C]
+            is_empty = torch.tensor([len(row) == 0 for row in rows], device=weight.device)  # [B]
             newest = hidden[:, max(0, hidden.shape[1] - 2)]  # in front of the last [CLS]
-            return torch.where(is_empty, hidden[:, -1], newest)
+            return torch.where(is_empty.unsqueeze(1), hidden[:, -1], newest)
         masked = [np.append(row, MASK) for row in rows]
-        return backbone.hidden(frame_histories(masked, backbone.spec))[:, -2]  # [B, T, C] -> [B, C]
+        return hidden_of(masked)[:, -2]  # [B, T, C] -> [B, C]
 
-    return lambda rows: product(states(rows), weight, bias)  # [B, C] -> [B, K]
+    return lambda rows: product(states(rows), weight, bias).cpu()  # [B, C] -> [B, K]
 
 
 def by_user_vector(backbone: Backbone, weight: Tensor, bias: Tensor) -> ScoreItems:
@@ -208,6 +212,15 @@ def events_left_out(record: Document) -> int:
     return int(record.get("settings", {}).get("leave_out_last", 0))
 
 
+def events_not_learned(record: Document) -> int:
+    """How many of each user's newest events no step of a backbone's training learned from.
+
+    Without validation users, the newest event that was read chose the best epoch and nothing else.
+    """
+    is_validated = record.get("settings", {}).get("validation_share") == 0
+    return events_left_out(record) + int(is_validated)
+
+
 def is_of_other_data(record: Document, histories: Histories) -> bool:
     """True if a backbone's record names other data than these histories, less what it left out."""
     digest = record.get("data", {}).get("data_digest")
@@ -229,9 +242,14 @@ def doubts_of_training(record: Document, histories: Histories, part: HeldOutPart
             "The backbone was trained on other data than these, by their digest: nobody knows "
             f"whether it saw {asked}."
         )
-    elif (left_out := events_left_out(record)) < NEWEST[part]:
+    elif (left_out := events_not_learned(record)) < NEWEST[part]:
         yield (
             f"The backbone was trained on {asked}, so these figures say nothing about new events: "
             f"its training left out the newest {left_out} events of each user, and "
             f"{NEWEST[part]} must be left out."
+        )
+    elif part == "test" and events_left_out(record) == 0:
+        yield (
+            "The best epoch of the backbone's training was chosen by the test items, so these "
+            "figures are somewhat too good: `leave_out_last` 1 keeps them for the test."
         )

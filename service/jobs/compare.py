@@ -28,6 +28,7 @@ from peterrec.model.study.run import Workplace
 from peterrec.model.study.schedule import Effort, compare
 from peterrec.model.study.settings import ComparisonSettings
 from peterrec.model.study.sources import Cut, domain_corpora, file_corpora, movielens_corpora
+from peterrec.service.jobs.packing import pack_task
 
 PREPARED, PLOTS = "prepared", "plots"
 
@@ -87,7 +88,7 @@ def prepare(job: CompareJob, observer: ReadingObserver) -> Path:
 
 def run_comparison(job: CompareJob, observer: ReadingObserver) -> tuple[Report, list[Path]]:
     """Prepare the data, execute the runs that are missing, write tables and plots."""
-    place = Workplace(prepare(job, observer), job.out, job.settings, job.device)
+    place = Workplace(prepare(job, observer), job.out, job.settings, job.device, pack_task)
     units = compare(place, job.effort, observer.progress, observer.notice)
     observer.progress(Progress("writing tables and plots"))
     write_report(place, units)

@@ -26,6 +26,7 @@ OTHER_NAMES: Mapping[str, frozenset[str]] = {
     "tasks": frozenset({"models", "names"}),
     "exclude": frozenset({"filter", "ignore", "without", "blocked"}),
     "candidates": frozenset({"include", "only", "allowed", "catalog"}),
+    "explain": frozenset({"why", "explanation", "explanations", "reasons"}),
     "parameters": frozenset({"params", "options", "config", "settings"}),
 }
 """What other interfaces call these fields, in small letters and without ``_`` and ``-``."""

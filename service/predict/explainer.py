@@ -8,6 +8,7 @@ more: it follows from the table's weights.
 """
 
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -101,13 +102,11 @@ class Work:
         """The number of items that are looked at."""
         return len(self.scores) - 1
 
-    def steps(self) -> Iterator[int]:
-        """Yield the rows to run, as long as nothing has failed."""
-        first = TABLE if self.bundle.has_table else 0
-        for number in range(first, 1 + self.read if self.outputs.names else first):
-            if self.error is not None:
-                return
-            yield number
+    def needs(self, number: int) -> bool:
+        """True if a row has to be run; False for all once something has failed."""
+        if self.error is not None or not self.outputs.names:
+            return False
+        return self.bundle.has_table if number == TABLE else number <= self.read
 
     def numbers_of(self, number: int) -> int:
         """Tokens and outputs of a row, about."""
@@ -127,7 +126,8 @@ class Work:
         elif self.outputs.candidates is None:
             row = Row(handle, tokens, is_raw=True)
         else:
-            row = Row(handle, tokens, len(self.outputs.names), b"", self.outputs.candidates)
+            asked = len(self.outputs.names), b"", self.outputs.candidates
+            row = Row(handle, tokens, *asked, is_raw=True)
         return BoundRow(row, self.bundle.digest)
 
     def take(self, number: int, result: RowResult) -> None:
@@ -172,13 +172,13 @@ class Work:
     def _explained(self, output: int) -> ExplainedOutput:
         whole = float(self.scores[0, output])
         moved = whole - self.scores[1:, output]  # [items]
-        most = (-np.abs(moved)).argsort(kind="stable")[: self.planned.explain.items]
+        most = largest(np.abs(moved), self.planned.explain.items)
         removals = self.planned.removals
         return ExplainedOutput(
             output=self.outputs.names[output],
             score=whole + ANSWERS[self.bundle.kind].measure.shift(self.bundle),
             items=[
-                ItemContribution(removals.ids[item], float(moved[item]), removals.times[item])
+                ItemContribution(removals.name(item), float(moved[item]), removals.times[item])
                 for item in most.tolist()
             ],
         )
@@ -300,6 +300,18 @@ class Explainer:
         )
 
 
+def largest(sizes: Floats, count: int) -> Places:
+    """The places of the largest sizes [n], largest first; of equal ones the first.
+
+    Thousands of items need not be sorted to find a few.
+    """
+    if len(sizes) <= count:
+        return (-sizes).argsort(kind="stable")
+    least = np.partition(sizes, -count)[-count]
+    places = np.flatnonzero(sizes >= least)
+    return places[(-sizes[places]).argsort(kind="stable")][:count]
+
+
 def _is_explained(question: Question | PeterRecError) -> bool:
     return isinstance(question, Question) and question.explain is not None
 
@@ -396,13 +408,27 @@ def _parts(works: Iterable[Work]) -> Iterator[list[tuple[Work, int]]]:
     """Cut the rows of all works into parts that are small, but have one row at least."""
     part: list[tuple[Work, int]] = []
     numbers = 0
-    for work in works:
-        for number in work.steps():
-            own = work.numbers_of(number)
-            if part and (len(part) == ROWS_AT_ONCE or numbers + own > NUMBERS_AT_ONCE):
-                yield part
-                part, numbers = [], 0
-            part.append((work, number))
-            numbers += own
+    for work, number in _steps(works):
+        own = work.numbers_of(number)
+        if part and (len(part) == ROWS_AT_ONCE or numbers + own > NUMBERS_AT_ONCE):
+            yield part
+            part, numbers = [], 0
+        part.append((work, number))
+        numbers += own
     if part:
         yield part
+
+
+def _steps(works: Iterable[Work]) -> Iterator[tuple[Work, int]]:
+    """Yield the rows to run. Those of one history, for several tasks, follow each other.
+
+    So they share what all tasks compute alike.
+    """
+    by_history: defaultdict[int, list[Work]] = defaultdict(list)
+    for work in works:
+        by_history[id(work.planned.removals)].append(work)
+    for members in by_history.values():
+        for number in range(TABLE, 1 + max(work.read for work in members)):
+            for work in members:
+                if work.needs(number):
+                    yield work, number

@@ -15,6 +15,9 @@ from peterrec.service.predict.item_ids import (
     UnknownItems,
 )
 
+LONGEST_UNKNOWN = 256
+"""Characters of an unknown item's id that are named; the vocabulary bounds those of known ones."""
+
 Places = npt.NDArray[np.int64]
 
 
@@ -60,6 +63,15 @@ class Removals:
             unread=0 if policy == "map" else len(numbers),
             max_len=vocabulary.max_len,
         )
+
+    def name(self, item: int) -> ItemId:
+        """Return an item's id as an answer names it: the beginning of a long one that is unknown.
+
+        Anybody can make up an id of a megabyte, and an answer names an item once for each output.
+        """
+        name = self.ids[item]
+        is_long = isinstance(name, str) and len(name) > LONGEST_UNKNOWN
+        return str(name)[:LONGEST_UNKNOWN] if is_long and self.item_tokens[item] == UNK else name
 
     def within(self, reach: int) -> int:
         """Return how many items, the first ones, occur among the newest ``reach`` tokens."""

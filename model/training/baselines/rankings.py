@@ -29,6 +29,9 @@ as items or as training users, whichever is less."""
 MOST_WEIGHTS = MOST_EQUATIONS**2
 """Most weights of a closed form, items of histories times items of the catalog: 3.2 GB too."""
 
+NEIGHBOURS = 1_000
+"""Most similar items of each catalog item that count."""
+
 TIE = 1e-9
 """What the popularity of an item may add to its cosines, so that it decides between equal ones."""
 
@@ -70,25 +73,27 @@ class Taken:
         return joint.tocsr()
 
 
-def item_knn(taken: Taken, neighbours: int) -> BagModel:
-    """Score a catalog item by the sum of its cosines to the history's items.
+def item_knn(taken: Taken, shrinkage: float, neighbours: int = NEIGHBOURS) -> BagModel:
+    """Score a catalog item by the sum of its similarities to the history's items.
 
-    The cosine of two items is the number of training users who have both, divided by the root of
-    the product of the numbers of those who have each. Of each catalog item only the most similar
-    ``neighbours`` count, of equal ones those that come first in the vocabulary. Items of equal
-    scores, such as those without a neighbour in the history, are ordered by popularity.
+    The similarity of two items is the number of training users who have both, divided by the root
+    of the product of the numbers of those who have each, plus ``shrinkage``: with 0 it is the
+    cosine, which is 1 for two items that a single user has. Of each catalog item only the most
+    similar ``neighbours`` count, of equal ones those that come first in the vocabulary. Items of
+    equal scores, such as those without a neighbour in the history, are ordered by popularity.
     """
     from scipy.sparse import csc_matrix
 
     norms = np.sqrt(np.asarray(taken.all_items.sum(0)).ravel())  # [V + ...]
-    scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
-    normal = taken.all_items.multiply(scale).tocsc()
-    inputs = normal[:, : taken.items]
+    everything = taken.all_items.tocsc()
+    inputs = everything[:, : taken.items]
     data, indices, ends = [], [], [0]
     for start, stop in _blocks(len(taken.places), taken.items):
         places = taken.places[start:stop]
-        cosines = (inputs.T @ normal[:, places]).toarray()  # [V, N] @ [N, k] -> [V, k]
-        for column, place in zip(cosines.T, places.tolist(), strict=True):
+        both = (inputs.T @ everything[:, places]).toarray()  # [V, N] @ [N, k] -> [V, k]
+        for column, place in zip(both.T, places.tolist(), strict=True):
+            size = norms[: taken.items] * norms[place] + shrinkage
+            np.divide(column, size, out=column, where=column > 0)
             column[place : place + 1] = 0  # an item is no neighbour of itself
             near = np.flatnonzero(column)
             best = np.sort(near[np.argsort(-column[near], kind="stable")[:neighbours]])

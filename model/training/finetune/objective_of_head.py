@@ -1,12 +1,16 @@
 """What user vectors are trained for: objectives together with the heads that they train."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from peterrec.model.network.heads import Head
-from peterrec.model.training.objectives import Objective, ScaledObjective
+from peterrec.model.training.objectives import (
+    Objective,
+    RestrainedObjective,
+    ScaledObjective,
+)
 
 EVALUATED_ROWS = 256
 """Users whose logits are in memory together while metrics are computed."""
@@ -22,8 +26,14 @@ class TrainedObjective(Protocol):
     def prepare(self, rows: Tensor) -> None:
         """Start the head at the answers of these training examples, before the first step."""
 
+    def groups(self, learning_rate: float) -> list[dict[str, Any]]:  # Any: torch's own type
+        """Groups of parameters for the optimiser: each head with its own learning rate."""
+
     def loss(self, vectors: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Mean loss of user vectors [B, C] against the answers of examples int64 [B]."""
+
+    def penalty(self) -> Tensor:
+        """What training adds to the loss so that the head's weights stay small; a number []."""
 
     def metrics(self, vectors: Tensor, rows: Tensor) -> dict[str, float]:
         """Quality of user vectors [B, C] of examples int64 [B], by metric name."""
@@ -37,9 +47,15 @@ class HeadObjective:
     ) -> None:
         self.objective = objective
         self.head = Head(objective.head_spec, channels, generator)
+        self._ridge = 0.0
 
     def prepare(self, rows: Tensor) -> None:
-        """Start the bias at the prior of some rows: 0 if the targets are standardised."""
+        """Start the bias at the prior of some rows: 0 if the targets are standardised.
+
+        The ridge of the head's weights is set for these rows, too.
+        """
+        if isinstance(self.objective, RestrainedObjective):
+            self._ridge = self.objective.head_ridge(rows)
         if isinstance(self.objective, ScaledObjective):
             self.objective.learn_scale(rows)
             return
@@ -49,6 +65,16 @@ class HeadObjective:
 
     def loss(self, vectors: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         return self.objective.loss(self.head, vectors, rows, generator)
+
+    def groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        restrained = isinstance(self.objective, RestrainedObjective)
+        share = self.objective.head_rate_share if restrained else 1.0
+        return [{"params": self.head.parameters(), "lr": share * learning_rate}]
+
+    def penalty(self) -> Tensor:
+        if not self._ridge:
+            return self.head.weight.new_zeros(())
+        return self.head.weight.square().sum() * (self._ridge / 2)
 
     def metrics(self, vectors: Tensor, rows: Tensor) -> dict[str, float]:
         return self.objective.metrics(self.predictions(vectors, rows), rows)

@@ -67,12 +67,12 @@ class FinetuneRun:
         self._optimizer = torch.optim.Adam(
             [
                 {"params": encoder.trained.parameters(), "lr": settings.learning_rate},
-                {"params": objective.head.parameters(), "lr": settings.head_learning_rate},
+                *objective.groups(settings.head_learning_rate),
             ],
             fused=True,
         )
         shape = falling(settings.epochs * math.ceil(len(split.train) / settings.batch_size))
-        self._rates = schedule(self._optimizer, [shape, shape])
+        self._rates = schedule(self._optimizer, [shape] * len(self._optimizer.param_groups))
         objective.prepare(torch.from_numpy(split.train))
 
     def train(self, on_progress: OnProgress, listener: TrainingListener = unheard) -> None:
@@ -108,7 +108,7 @@ class FinetuneRun:
             step = epoch * len(batches) + done
             value = require_finite(loss, step, current_rate(self._optimizer))
             self._optimizer.zero_grad()
-            backward(loss)
+            backward(loss + self._objective.penalty())
             self._optimizer.step()
             self._rates.step()
             total, users = total + value * len(batch), users + len(batch)

@@ -7,10 +7,18 @@ from peterrec.model.training.objectives.objective import (
     LogitObjective,
     Objective,
     ProbableObjective,
+    RestrainedObjective,
     ScaledObjective,
 )
 
-__all__ = ["OBJECTIVES", "LogitObjective", "Objective", "ProbableObjective", "ScaledObjective"]
+__all__ = [
+    "OBJECTIVES",
+    "LogitObjective",
+    "Objective",
+    "ProbableObjective",
+    "RestrainedObjective",
+    "ScaledObjective",
+]
 
 OBJECTIVES: Mapping[str, type[Objective]] = kinds_in(__name__, __path__)
 """The objective's class by the name of its kind."""

@@ -85,6 +85,19 @@ class ScaledObjective(Objective, Protocol):
 
 
 @runtime_checkable
+class RestrainedObjective(Objective, Protocol):
+    """An objective with so many outputs that a free head learns the training users by heart.
+
+    ``head_rate_share`` is multiplied with the head's learning rate.
+    """
+
+    head_rate_share: ClassVar[float]
+
+    def head_ridge(self, rows: Tensor) -> float:
+        """Twice the weight of the head's squared weights in the loss, for these training rows."""
+
+
+@runtime_checkable
 class LogitObjective(Objective, Protocol):
     """An objective whose loss is a function of all logits, so that an item table can learn it.
 

@@ -21,6 +21,13 @@ from peterrec.model.training.softmax import choose_loss, sampled_softmax_loss
 LISTED_ITEMS = 3
 """Target items that a summary lists, the most frequent first."""
 
+HEAD_RATE_SHARE = 0.1
+"""Share of the head's learning rate that a ranking's head takes. Adam makes full steps for items
+whose gradients are tiny, and with a catalog's thousands of rare items these are mostly noise."""
+
+HEAD_RIDGE = 150.0
+"""Ridge of the head's weights, in training targets (decision 0110 has the figures)."""
+
 OUTSIDE = -1
 """Catalog index of an item that the catalog does not have."""
 
@@ -34,6 +41,7 @@ class RankingObjective:
     """
 
     primary_metric: ClassVar[str] = "mrr@5"
+    head_rate_share: ClassVar[float] = HEAD_RATE_SHARE
 
     head_spec: HeadSpec
     targets: list[Tensor]
@@ -91,6 +99,11 @@ class RankingObjective:
             return sampled_softmax_loss(users[at], head.weight, head.bias, wanted, generator)
         log_shares = torch.log_softmax(head.logits(users), 1)  # [B, K]
         return -log_shares[at, wanted].mean()
+
+    def head_ridge(self, rows: Tensor) -> float:
+        """``HEAD_RIDGE`` over the number of targets: the more targets, the less is restrained."""
+        _, wanted = self._pairs(rows)
+        return HEAD_RIDGE / max(1, len(wanted))
 
     def predictions(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Rank of every target among the items that the user has neither seen nor as a target."""

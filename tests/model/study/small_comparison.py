@@ -15,7 +15,7 @@ SETTINGS = ComparisonSettings(
     axes=Axes(insertions=("serial2",), bottlenecks=(4,)),
     seeds=2,
     rate_trials=2,
-    epochs=3,
+    epochs=6,
     batch_size=16,
     item_dropout=0.0,
     pretraining=replace(TINY, epochs=1),

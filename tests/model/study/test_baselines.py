@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.special import logit
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
@@ -71,9 +72,9 @@ def test_linear_is_scikit_learn_with_the_strength_that_validation_users_choose(p
     run = read_arrays(place.out / "predictions" / f"{key}-group.safetensors")
     order = np.argsort(run["users"])
     assert run["users"][order].tolist() == users
-    logits, odds = run["logits"][order], np.log(expected[:, 1] / expected[:, 0])
-    temperature = odds / (logits[:, 1] - logits[:, 0])  # the only change to scikit-learn's answers
-    np.testing.assert_allclose(temperature, temperature[0], rtol=1e-5)
+    logits = run["logits"][order].astype(np.float64)
+    temperature = logit(expected[:, 1]) / (logits[:, 1] - logits[:, 0])
+    np.testing.assert_allclose(temperature, temperature[0], rtol=1e-5)  # no other change
 
 
 def test_each_kind_of_task_has_its_baselines_first_and_each_runs_once(report):
@@ -130,15 +131,23 @@ def test_a_table_shows_what_was_tuned_and_no_share_of_a_backbone(report):
     assert cells["KB"] == f"{row['size_bytes'] / 1000:,.0f}"
 
 
+def test_every_metric_has_a_title_of_its_own(report):
+    group, following = (header_of(table) for table in report["tables"])
+    assert group[1:5] == ["accuracy", "macro-F1", "AUC", "log-loss"]
+    assert following[1:4] == ["MRR@5", "HR@5", "NDCG@5"]
+    sampled = [title for title in following if title.endswith("of 100 *(sampled)*")]
+    assert [title.split()[0] for title in sampled] == ["MRR@5", "HR@5", "NDCG@5"]
+
+
 def test_no_backbone_is_pretrained_for_them(place, report):
     assert not (place.out / "backbones").exists()
 
 
 def test_pictures_have_baselines_where_they_have_points(report, tmp_path):
     names = {path.name for path in draw_plots(report, tmp_path)}
-    assert "shop-group-parameters.svg" in names
+    assert "shop-group-bytes.svg" in names
     assert "shop-group-epochs.svg" not in names  # nothing has epochs
-    assert "<!-- linear -->" in (tmp_path / "shop-group-parameters.svg").read_text()
+    assert "<!-- linear -->" in (tmp_path / "shop-group-bytes.svg").read_text()
 
 
 def test_a_finished_comparison_of_baselines_computes_nothing_again(place, units):

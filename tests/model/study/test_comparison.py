@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import softmax
 from sklearn.metrics import log_loss
 from torch import Tensor
@@ -12,7 +13,9 @@ from torch.nn import functional
 from peterrec.model.errors import MethodUnknown, TaskUnknown
 from peterrec.model.files.tensors import read_arrays
 from peterrec.model.progress import Progress, no_progress
+from peterrec.model.spec import FIRST_ITEM, BackboneSpec
 from peterrec.model.study.corpus import shuffled
+from peterrec.model.study.networks import TwoTower
 from peterrec.model.study.predictions import calibrated, scored
 from peterrec.model.study.report import report_of, write_report
 from peterrec.model.study.run import Workplace
@@ -21,6 +24,8 @@ from peterrec.model.study.settings import Axes
 from peterrec.model.study.task_data import limit_labels, task_data
 from peterrec.model.study.verdict import paired_difference
 from peterrec.model.training.finetune.encoders import UserRows
+from peterrec.model.training.objectives.classification import ClassificationObjective
+from peterrec.service.jobs.packing import pack_task
 from tests.model.small_shop import groups
 from tests.model.study.small_comparison import (
     SETTINGS,
@@ -32,7 +37,7 @@ EVERY_METHOD = replace(
     SETTINGS,
     methods=(
         *("peterrec", "reader", "side", "fineall", "finelast", "finecls", "peterzero"),
-        *("fineblocks", "fineitems", "reader-noncausal"),
+        *("fineblocks", "fineitems", "reader-noncausal", "auto", "table"),
         *("random", "scratch", "mtl", "dssm", "peterrec-noncausal", "side-noncausal"),
     ),
     axes=Axes(insertions=("serial1",), bottlenecks=(4,), depths=("all", 1, "side")),
@@ -188,6 +193,7 @@ def test_every_method_runs(tmp_path):
                 "dssm",
             ),
             *("fineblocks", "fineitems", "reader bottleneck 4", "reader-noncausal bottleneck 4"),
+            *(("auto", "table") if task == "group" else ("auto",)),
             *("peterrec-serial1 bottleneck 4", "peterrec-serial1 top 1 bottleneck 4"),
             *("side bottleneck 4", "peterzero-serial2 bottleneck 4"),
             *("peterrec-serial1-noncausal bottleneck 4", "side-noncausal bottleneck 4"),
@@ -248,7 +254,7 @@ def test_differences_are_paired_by_user_and_judged_against_the_papers_finding(pl
 def test_a_changed_setting_is_another_run(place, units, tmp_path):
     (tmp_path / "backbones").symlink_to(place.out / "backbones")
     (tmp_path / JOURNAL).write_text((place.out / JOURNAL).read_text())
-    changed = replace(place, out=tmp_path, settings=replace(SETTINGS, epochs=4))
+    changed = replace(place, out=tmp_path, settings=replace(SETTINGS, epochs=7))
     results = compare(changed, Effort(time_limit_s=0), no_progress)
     assert not any(unit.results for unit in results)
 
@@ -349,6 +355,7 @@ def test_the_log_loss_is_that_of_calibrated_probabilities(place, report):
 
 def test_logits_are_divided_by_the_temperature_that_fits_the_validation_users():
     data = task_data(shop_corpus(), "group", list(shop_corpus().histories.items), 5)
+    assert isinstance(data.objective, ClassificationObjective)
     targets = data.objective.targets
     overconfident = 40 * functional.one_hot(targets, len(data.outputs)).double()
     overconfident[::4] = overconfident[::4].flip(1)  # every fourth answer is wrong, and certain
@@ -359,3 +366,40 @@ def test_logits_are_divided_by_the_temperature_that_fits_the_validation_users():
     logits, rows = scored(calibrated(scorer, data), data, data.split.validation)
     right = (logits.argmax(1) == targets[rows]).double().mean().item()
     assert logits.softmax(1).max(1).values.mean().item() == pytest.approx(right, abs=0.05)
+
+
+def test_what_finetune_makes_by_default_is_a_method_and_has_the_size_of_its_bundle(tmp_path):
+    settings = replace(SETTINGS, methods=("auto", "table", "reader", "finecls"), rate_trials=1)
+    own = replace(workplace(tmp_path, settings), pack=pack_task)
+    units = compare(own, Effort(), no_progress)
+    rows = rows_of(report_of(own, units), "group")
+    assert sum(rows["auto"]["parts"].values()) == settings.seeds
+    assert rows["table"]["parts"] == {"table": settings.seeds}
+    prior = rows["prior"]["metrics"]["log_loss"]["mean"]
+    for name in ("auto", "table"):
+        assert rows[name]["metrics"]["log_loss"]["mean"] < prior
+    for name, row in rows.items():
+        if "size_bytes" in row:
+            dense = 4 * (row["trained_parameters"] + row["head_parameters"])
+            has_bundle = name != "finecls"
+            assert (row["size_bytes"] > dense) == has_bundle  # a bundle has a manifest and probes
+    assert "- auto chose " in write_report(own, units)
+
+
+def test_the_two_towers_read_whole_histories():
+    spec = BackboneSpec(item_count=9, channels=8, dilations=(1,), max_len=2)
+    towers = TwoTower(spec, torch.device("cpu"))
+    rows = [np.array([FIRST_ITEM, FIRST_ITEM + 1, FIRST_ITEM + 2]) + oldest for oldest in (0, 3)]
+    rows[1][1:] = rows[0][1:]  # only the oldest item differs, which is outside of max_len
+    one, other = towers.user_vectors(UserRows(rows, torch.arange(2)))
+    assert not torch.equal(one, other)
+
+
+def test_a_method_without_a_task_of_its_kind_is_said_to_have_no_row(place, tmp_path):
+    settings = replace(SETTINGS, methods=("ease", "popular", "linear"), tasks=("group",))
+    said: list[str] = []
+    compare(replace(place, out=tmp_path, settings=settings), Effort(), no_progress, said.append)
+    assert [text for text in said if "has no row" in text] == [
+        f"No task here is of a kind that the method {name} is for: it has no row."
+        for name in ("ease", "popular")
+    ]

@@ -18,7 +18,11 @@ from peterrec.model.training.finetune.objective_of_head import HeadObjective
 from peterrec.model.training.metrics import ranks_of
 from peterrec.model.training.objectives import OBJECTIVES
 from peterrec.model.training.objectives.classification import ClassificationObjective
-from peterrec.model.training.objectives.ranking import RankingObjective
+from peterrec.model.training.objectives.ranking import (
+    HEAD_RATE_SHARE,
+    HEAD_RIDGE,
+    RankingObjective,
+)
 from peterrec.model.training.objectives.tags import TagsObjective
 from peterrec.model.training.objectives.value import ValueObjective
 
@@ -261,6 +265,46 @@ def test_ranking_learns_over_the_whole_catalog():
     objective = RankingObjective(HeadSpec("ranking", 3), [torch.tensor([1])], [torch.tensor([])])
     loss = loss_of(objective, torch.tensor([[0.0, LOG2, 0.0]]))
     assert loss.item() == pytest.approx(LOG2)
+
+
+def test_the_head_of_a_ranking_learns_slowly_and_its_ridge_falls_with_the_number_of_targets():
+    examples = make_examples(("a", "b"), ("b",), ("a", "new"))
+    trained = HeadObjective(RankingObjective.of(("a", "b"), examples), 3, seeded(0))
+    with torch.no_grad():
+        trained.head.weight.fill_(2)
+    penalties = []
+    for users in (3, 1):
+        trained.prepare(torch.arange(users))
+        penalties.append(trained.penalty().item())
+    (group,) = trained.groups(0.5)
+    assert group["lr"] == pytest.approx(HEAD_RATE_SHARE * 0.5)
+    squares = 2 * 3 * 2**2
+    assert penalties == pytest.approx([HEAD_RIDGE / 2 * squares / 4, HEAD_RIDGE / 2 * squares / 2])
+
+
+@pytest.mark.parametrize(
+    ("kind", "answers"),
+    [("classification", ("x", "y")), ("tags", ("x", "y")), ("value", ("1", "2"))],
+)
+def test_heads_of_few_outputs_learn_at_the_full_rate_without_a_ridge(kind, answers):
+    examples = make_examples(*((answer,) for answer in answers * 2))
+    trained = at_prior(objective_of(kind, examples)[1], examples)
+    (group,) = trained.groups(0.5)
+    assert group["lr"] == 0.5
+    assert trained.penalty().item() == 0
+
+
+def test_the_ridge_holds_the_weights_and_not_the_biases():
+    _, objective = objective_of("ranking", make_examples(("a",), ("b",), ("a",), ("c",)))
+    trained = HeadObjective(objective, 3, seeded(0))
+    trained.prepare(torch.arange(4))
+    torch.autograd.backward(trained.penalty())
+    assert trained.head.weight.grad is not None
+    torch.testing.assert_close(
+        trained.head.weight.grad, trained.head.weight.detach() * HEAD_RIDGE / 4
+    )
+    assert trained.head.bias is not None
+    assert trained.head.bias.grad is None
 
 
 def test_ranking_metrics_at_5_and_20():

@@ -61,6 +61,12 @@ def test_unknown_items_are_different_items_if_they_are_read():
     assert (mapped.ids, mapped.times, mapped.unread) == (["y", "9", "a", "x"], [1, 2, 1, 1], 0)
 
 
+def test_a_long_id_is_named_whole_only_if_it_is_known():
+    vocabulary = ItemVocabulary(["k" * 1000], MAX_LEN)
+    found = Removals.of(["u" * 1000, "k" * 1000, 7], "map", vocabulary)
+    assert [found.name(item) for item in range(3)] == [7, "k" * 1000, "u" * 256]
+
+
 def test_an_empty_history_has_no_items():
     found = removals([])
     assert (found.ids, found.within(MAX_LEN), len(found.window())) == ([], 0, 0)
