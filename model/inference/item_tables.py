@@ -248,20 +248,3 @@ def _distinct(histories: list[Tokens]) -> tuple[list[Tokens], Indices]:
         return histories, np.arange(len(histories), dtype=np.int32)
     numbers = {key: number for number, key in enumerate(found)}
     return [*found.values()], np.fromiter(map(numbers.__getitem__, keys), np.int32, len(keys))
-
-
-def table_forward(
-    device: torch.device, token_count: int
-) -> TableForward[Any]:  # Any: as in BatchTables
-    """The forward of tables for a device, and a backbone with so many token ids."""
-    if device.type == "cuda":
-        from peterrec.model.inference.gpu.table_kernel import (
-            FusedTables,  # needs Triton, which comes with CUDA builds
-        )
-
-        return FusedTables(device, token_count)
-    from peterrec.model.inference.cpu.table_kernel import (
-        CompiledTables,  # needs numba, which a GPU does without
-    )
-
-    return CompiledTables(token_count)
