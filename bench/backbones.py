@@ -210,7 +210,7 @@ def settings_of(job: Job) -> PretrainSettings:
     """The pretraining of a job's recipe on the job's data."""
     base = FILMS if job.corpus.startswith("movielens") else SHOPS
     chosen = {**RECIPES[job.recipe], "precision": job.options.precision}
-    return replace(base, **chosen)  # type: ignore[arg-type]  # RECIPES names fields of the settings
+    return replace(base, **chosen)
 
 
 def _gains(

@@ -212,6 +212,15 @@ def events_left_out(record: Document) -> int:
     return int(record.get("settings", {}).get("leave_out_last", 0))
 
 
+def events_not_learned(record: Document) -> int:
+    """How many of each user's newest events no step of a backbone's training learned from.
+
+    Without validation users, the newest event that was read chose the best epoch and nothing else.
+    """
+    is_validated = record.get("settings", {}).get("validation_share") == 0
+    return events_left_out(record) + int(is_validated)
+
+
 def is_of_other_data(record: Document, histories: Histories) -> bool:
     """True if a backbone's record names other data than these histories, less what it left out."""
     digest = record.get("data", {}).get("data_digest")
@@ -233,9 +242,14 @@ def doubts_of_training(record: Document, histories: Histories, part: HeldOutPart
             "The backbone was trained on other data than these, by their digest: nobody knows "
             f"whether it saw {asked}."
         )
-    elif (left_out := events_left_out(record)) < NEWEST[part]:
+    elif (left_out := events_not_learned(record)) < NEWEST[part]:
         yield (
             f"The backbone was trained on {asked}, so these figures say nothing about new events: "
             f"its training left out the newest {left_out} events of each user, and "
             f"{NEWEST[part]} must be left out."
+        )
+    elif part == "test" and events_left_out(record) == 0:
+        yield (
+            "The best epoch of the backbone's training was chosen by the test items, so these "
+            "figures are somewhat too good: `leave_out_last` 1 keeps them for the test."
         )

@@ -39,8 +39,16 @@ SETTINGS = FieldsOf(ComparisonSettings, base=ComparisonSettings())
 
 PRETRAINING = FieldsOf(
     PretrainSettings,
-    only=frozenset({"channels", "dilations", "max_len", "epochs"}),
-    names={"epochs": "pretrain_epochs"},
+    only=frozenset(
+        {"channels", "dilations", "max_len", "dropout", "contrast_weight"}
+        | {"epochs", "batch_size", "patience", "item_dropout"}
+    ),
+    names={
+        "epochs": "pretrain_epochs",
+        "batch_size": "pretrain_batch_size",
+        "patience": "pretrain_patience",
+        "item_dropout": "pretrain_item_dropout",
+    },
     title="Pretraining",
     base=ComparisonSettings().pretraining,
 )

@@ -24,6 +24,7 @@ from peterrec.model.training.pretrain.doubts import (
     require_items,
     require_newest_items,
     require_sequences,
+    require_successions,
 )
 from peterrec.model.training.pretrain.examples import TokenRow, Windows, cut_windows, newest_items
 from peterrec.model.training.pretrain.settings import PretrainSettings
@@ -101,8 +102,8 @@ def prepare_corpus(histories: Histories, settings: PretrainSettings) -> Corpus:
     """
     given, histories = histories, histories.without_newest(settings.leave_out_last)
     require_events_left(given, histories, settings.leave_out_last)
+    require_successions(histories)
     seen, others = _parts(histories, settings)
-    require_events_left(histories, seen, 1)
     vocabulary = build_vocabulary(seen, settings.min_count)
     require_items(vocabulary)
     known = tokenize(seen, vocabulary)
@@ -117,7 +118,7 @@ def prepare_corpus(histories: Histories, settings: PretrainSettings) -> Corpus:
         held_out = tokenize(others, vocabulary)
         most = VALIDATION_LOGITS // (len(vocabulary) * settings.max_len)
         most = min(MOST_VALIDATION_WINDOWS, max(FEWEST_VALIDATION_WINDOWS, most))
-    require_sequences(known, held_out, histories)
+    require_sequences(known, held_out)
     validation = Part.of(held_out.rows, settings.max_len, most)
     metadata = {
         "data_digest": histories.digest(),

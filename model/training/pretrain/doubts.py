@@ -23,21 +23,22 @@ RARE_EVENTS = 2.0
 """Events per item below which most items are seen once, as if each event had an item of its own."""
 
 
-def require_sequences(
-    train: TokenHistories, held_out: TokenHistories, histories: Histories
-) -> None:
+def require_successions(histories: Histories) -> None:
+    """Refuse histories of one event each."""
+    if int(np.diff(histories.offsets).max(initial=0)) == 1:
+        raise SplitEmpty(
+            f"each of the {len(histories.users):,} users has one event: no item follows another.",
+            hint="Check the user column: it may be an id of the event.",
+        )
+
+
+def require_sequences(train: TokenHistories, held_out: TokenHistories) -> None:
     """Refuse parts without a sequence of two known items; the message says which way it went."""
-    longest = int(np.diff(histories.offsets).max(initial=0))
     parts = {"training": train, "validation": held_out}
     counts = {name: sum(len(row) > 1 for row in part.rows) for name, part in parts.items()}
     if all(counts.values()):
         return
     users = f"{len(train.users):,} training and {counted(len(held_out.users), 'validation user')}"
-    if longest < 2:
-        raise SplitEmpty(
-            f"each of the {len(histories.users):,} users has one event: no item follows another.",
-            hint="Check the user column: it may be an id of the event.",
-        )
     if counts["training"] and not any(len(row) for row in held_out.rows):
         raise SplitEmpty(
             f"no item of the {counted(len(held_out.users), 'validation user')} is one of the "

@@ -56,9 +56,16 @@ def test_a_vocabulary_cut_that_leaves_nothing_is_refused():
     assert "`min_count`" in refused.value.hint
 
 
-def test_no_validation_users_are_refused_with_the_option():
-    with pytest.raises(SplitEmpty, match="no validation users") as refused:
-        prepare_corpus(shop_histories(), replace(TINY, validation_share=0.0))
+@pytest.mark.parametrize(
+    ("rows", "text"),
+    [
+        ([[0, 1], [1, 0]] * 20, "of the 40 users, 0 have three events or more"),
+        ([[0, 1, 2 + i] for i in range(40)], "40 have three events or more, and the newest item"),
+    ],
+)
+def test_newest_items_that_cannot_be_predicted_are_refused_with_the_option(rows, text):
+    with pytest.raises(SplitEmpty, match=text) as refused:
+        prepare_corpus(histories_of(rows), replace(TINY, validation_share=0.0))
     assert "`validation_share`" in refused.value.hint
 
 

@@ -161,18 +161,23 @@ def test_ranks_are_the_users_own_whatever_the_batches(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("left_out", "part", "expected"),
+    ("left_out", "share", "part", "expected"),
     [
-        (0, "test", "was trained on the test items"),
-        (1, "test", None),
-        (1, "validation", "was trained on the validation items"),
-        (2, "validation", None),
+        (0, 0.05, "test", "was trained on the test items"),
+        (1, 0.05, "test", None),
+        (1, 0.05, "validation", "was trained on the validation items"),
+        (2, 0.05, "validation", None),
+        (0, 0, "test", "was chosen by the test items"),
+        (0, 0, "validation", "was trained on the validation items"),
+        (1, 0, "test", None),
+        (1, 0, "validation", None),
     ],
 )
-def test_a_backbone_that_saw_what_it_is_to_predict_is_told_of(left_out, part, expected):
+def test_a_backbone_that_saw_what_it_is_to_predict_is_told_of(left_out, share, part, expected):
     given = histories_of(ann="abcd", bob="abc")
     digest = given.without_newest(left_out).digest()
-    record = {"settings": {"leave_out_last": left_out}, "data": {"data_digest": digest}}
+    settings = {"leave_out_last": left_out, "validation_share": share}
+    record = {"settings": settings, "data": {"data_digest": digest}}
     found = list(doubts_of_training(record, given, part))
     assert (expected is None) == (found == [])
     assert all(expected in doubt for doubt in found)

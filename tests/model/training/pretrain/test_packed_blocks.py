@@ -10,7 +10,7 @@ from torch.nn import functional
 from peterrec.model.network.backbone import Backbone, pool
 from peterrec.model.network.collate import frame_histories
 from peterrec.model.spec import FIRST_ITEM, BackboneSpec
-from peterrec.model.training.pretrain.packed_blocks import ZERO_ROW, pack, packed_states
+from peterrec.model.training.pretrain.packed_blocks import ZERO_ROW, Dropout, pack, packed_states
 from peterrec.model.training.pretrain.step import packed_users
 from peterrec.model.training.products import linear
 
@@ -61,6 +61,24 @@ def test_packed_user_vectors_are_the_pooled_ones(spec):
     torch.testing.assert_close(
         packed_users(states, packing, spec), pool(backbone.hidden(tokens), tokens, spec)
     )
+
+
+def test_dropout_zeroes_its_share_and_keeps_the_mean():
+    ones = torch.ones(200, 50)
+    dropped = Dropout(0.4, torch.Generator().manual_seed(0))(ones)
+    assert (dropped == 0).double().mean().item() == pytest.approx(0.4, abs=0.02)
+    assert dropped.mean().item() == pytest.approx(1, abs=0.02)
+    assert Dropout(0.0)(ones) is ones
+
+
+def test_the_zero_row_stays_zero_with_dropout_too():
+    backbone, tokens = backbone_and_tokens(SPEC)
+    packing = pack(tokens, SPEC)
+    embedded = backbone.embedding(tokens.flatten()[packing.places])
+    dropout = Dropout(0.5, torch.Generator().manual_seed(0))
+    states = packed_states(backbone, embedded, packing, dropout=dropout)
+    assert not states[:ZERO_ROW].any()
+    assert not torch.equal(states, packed_states(backbone, embedded, packing))
 
 
 def test_the_zero_row_stays_zero():

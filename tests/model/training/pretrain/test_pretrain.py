@@ -21,12 +21,15 @@ from peterrec.model.files.tensors import write_tensors
 from peterrec.model.progress import Progress
 from peterrec.model.spec import CLS, FIRST_ITEM, MASK, PAD, BackboneSpec
 from peterrec.model.training.batches import seeded
+from peterrec.model.training.next_items import Ranking, by_backbone, hold_out, rank_all
 from peterrec.model.training.pretrain.examples import (
     NO_TARGET,
     cloze_batch,
     cut_windows,
+    newest_item_batch,
     next_item_batch,
     second_views,
+    shorten,
 )
 from peterrec.model.training.pretrain.pretrain import pretrain
 from peterrec.model.training.pretrain.state import CHECKPOINT
@@ -56,8 +59,43 @@ def test_windows_cover_every_item_but_the_first_as_a_target_once():
     assert windows == [[5, 6, 7, 8, 9], [1, 2, 3, 4, 5], [0, 1]]
 
 
+@pytest.mark.parametrize("length", [2, 5, 6, 9, 10, 17])
+def test_windows_that_move_have_every_target_once_and_are_as_many(length):
+    row = np.arange(length)
+    cuts = {
+        tuple(map(tuple, cut_windows([row], 4, seeded(seed))[:, 1:].tolist())) for seed in range(60)
+    }
+    for windows in cuts:
+        targets = [i for start, end in windows for i in row[start + 1 : end].tolist()]
+        assert sorted(targets) == list(range(1, length))
+        assert max(end - start for start, end in windows) <= 5
+        assert len(windows) == len(cut_windows([row], 4))
+    spare = -(length - 1) % 4 if length > 5 else 0
+    assert len(cuts) == spare + 1
+
+
 def test_a_history_of_one_item_gives_no_window():
     assert cut_windows([np.arange(1), np.arange(0)], 4).shape == (0, 3)
+    assert cut_windows([np.arange(1), np.arange(0)], 4, seeded(0)).shape == (0, 3)
+
+
+def test_the_newest_item_is_asked_of_the_state_that_predicts_it():
+    rows = [np.array([4, 5, 6, 7]), np.array([8, 9])]
+    batch = newest_item_batch(rows, CAUSAL, seeded(0))
+    assert batch.tokens.tolist() == [[4, 5, 6, CLS], [PAD, PAD, 8, CLS]]
+    assert batch.targets[:, -2].tolist() == [3, 5]
+    assert (batch.targets != NO_TARGET).sum() == len(rows)
+    batch = newest_item_batch(rows, NON_CAUSAL, seeded(0))
+    assert batch.tokens.tolist() == [[CLS, 4, 5, 6, MASK, CLS], [PAD, PAD, CLS, 8, MASK, CLS]]
+    assert batch.targets[:, -2].tolist() == [3, 5]
+
+
+def test_a_window_that_loses_items_keeps_two_of_them():
+    windows = [np.arange(10, 10 + length) for length in (2, 3, 30) * 40]
+    shorter = shorten(windows, 0.5, seeded(0))
+    assert min(map(len, shorter)) == 2
+    assert sum(map(len, shorter)) < 0.7 * sum(map(len, windows))
+    assert all(set(own) <= set(window) for own, window in zip(shorter, windows, strict=True))
 
 
 def test_each_position_predicts_the_next_item_and_cls_the_last_one():
@@ -100,11 +138,51 @@ def test_pretraining_lowers_the_loss_below_that_of_guessing():
         {"start": "random"},
         {"contrast_weight": 0.0},
         {"precision": "bfloat16"},
+        {"dropout": 0.3, "item_dropout": 0.3, "max_len": 4},
+        {"validation_share": 0.0},
     ],
 )
 def test_the_same_seed_gives_the_same_weights_bit_for_bit(changes):
     settings = replace(TINY, **changes)
     assert_same_weights(pretrain(shop_histories(), settings), pretrain(shop_histories(), settings))
+
+
+def test_dropout_keeps_the_training_loss_above_that_of_a_run_without():
+    settings = replace(TINY, epochs=8, learning_rate=2e-2, contrast_weight=0.0)
+    losses = [
+        pretrain(shop_histories(), each).record["epochs"][-1]["train_loss"]
+        for each in (settings, replace(settings, dropout=0.5))
+    ]
+    assert losses[1] > losses[0] + 0.02
+
+
+def test_items_that_are_left_out_change_what_is_learned():
+    one = pretrain(shop_histories(), TINY)
+    other = pretrain(shop_histories(), replace(TINY, item_dropout=0.5))
+    assert not torch.equal(one.output.weight, other.output.weight)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_the_newest_items_are_validated_on_as_evaluate_backbone_ranks_them(is_causal):
+    histories = shop_histories()
+    settings = replace(TINY, validation_share=0.0, is_causal=is_causal, epochs=1)
+    trained = pretrain(histories, settings)
+    asked = hold_out(histories, trained.vocabulary, "test")
+    scores = by_backbone(trained.backbone, trained.output.weight, trained.output.bias)
+    ranks = rank_all(asked, scores, Ranking(len(trained.vocabulary)), lambda _: None, "ranking")
+    found = trained.record["epochs"][0]["validation_metrics"]
+    assert found["hr@5"] == pytest.approx((ranks < 5).mean(), abs=0.01)
+    assert trained.record["data"]["validation_sequences"] == len(asked.rows)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_no_newest_item_is_trained_on_if_they_are_validated_on(is_causal):
+    histories = shop_histories()
+    newest = histories.offsets[1:] - 1
+    changed = replace(histories, codes=histories.codes.copy())
+    changed.codes[newest] = (changed.codes[newest] + 7) % 30
+    settings = replace(TINY, validation_share=0.0, is_causal=is_causal, epochs=1)
+    assert_same_weights(pretrain(histories, settings), pretrain(changed, settings))
 
 
 def test_another_seed_gives_other_weights():
@@ -113,12 +191,13 @@ def test_another_seed_gives_other_weights():
     assert not torch.equal(one.output.weight, other.output.weight)
 
 
-def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path):
+@pytest.mark.parametrize("changes", [{}, {"dropout": 0.3, "item_dropout": 0.3, "max_len": 4}])
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, changes):
     def interrupt(progress: Progress) -> None:
         if progress.note.startswith("epoch 3/4, loss"):
             raise Interrupted
 
-    settings = replace(TINY, epochs=4)
+    settings = replace(TINY, epochs=4, **changes)
     with pytest.raises(Interrupted):
         pretrain(shop_histories(), settings, checkpoints=tmp_path, on_progress=interrupt)
     resumed = pretrain(shop_histories(), settings, checkpoints=tmp_path, resume=True)
