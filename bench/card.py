@@ -2,7 +2,9 @@
 
 ``trunk_cache`` is the time of a task with patches in the top two blocks when the history's
 activations are cached (from another task), divided by the time when they are not.
-``trunk_cache_reader`` is this ratio for a task that has only a history reader.
+``trunk_cache_reader`` is this ratio for a task that has only a history reader. ``card_table`` is
+the time of all tasks for one history, forward and heads, when each has an item table, divided by
+the time without tables.
 """
 
 import argparse
@@ -13,7 +15,13 @@ from statistics import median
 import numpy as np
 import torch
 
-from bench.forward_fixture import paired_ratio, paired_seconds, random_histories, resident_tasks
+from bench.forward_fixture import (
+    ResidentHeads,
+    paired_ratio,
+    paired_seconds,
+    random_histories,
+    resident_tasks,
+)
 from bench.random_fleet import FleetShape
 from bench.report import Report
 
@@ -57,10 +65,14 @@ def run(options: argparse.Namespace) -> Report:
         name = f"card_{options.tasks}_{place}"
         figures[name] = paired_ratio(seconds, "card", "one")
         times = [f"{1000 * median(seconds[side]):.2f}" for side in ("one", "card")]
-        rows.append([place, *times, f"{figures[name]:.1f}"])
+        tables = ResidentHeads.of(shape, tasks).table_cost(
+            range(options.tasks), history * options.tasks, options.repeats
+        )
+        cost = figures[f"card_table_{place}"] = paired_ratio(tables, "with", "without")
+        rows.append([place, *times, f"{figures[name]:.1f}", f"{cost:.3f}"])
     figures["trunk_cache"] = _trunk_cache(options, "top2")
     figures["trunk_cache_reader"] = _trunk_cache(options, "reader")
-    columns = ("patch", "one task, ms", f"{options.tasks} tasks, ms", "ratio")
+    columns = ("patch", "one task, ms", f"{options.tasks} tasks, ms", "ratio", "table")
     return Report("card", figures, {**vars(options), "threads": 1}, columns, rows)
 
 

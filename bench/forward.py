@@ -3,7 +3,8 @@
 ``vs_loop`` compares with the plain padded forward, which runs once per distinct task. ``vs_bmm``
 compares with one padded float32 forward whose patches are gathered and applied by ``torch.bmm``.
 ``gemm_share`` is the useful arithmetic per second, divided by the rate of a large matrix product on
-the same core.
+the same core. ``table`` is the time of rows with an item table, heads included, divided by that of
+the same rows without.
 """
 
 import argparse
@@ -21,7 +22,13 @@ from bench.forward_contenders import (
     useful_operations,
     zipf_lengths,
 )
-from bench.forward_fixture import paired_ratio, paired_seconds, random_histories, resident_tasks
+from bench.forward_fixture import (
+    ResidentHeads,
+    paired_ratio,
+    paired_seconds,
+    random_histories,
+    resident_tasks,
+)
 from bench.forward_gpu import measure_gpu
 from bench.random_fleet import FleetShape
 from bench.report import Report
@@ -30,7 +37,11 @@ LARGE = 2048
 """Number of rows and columns of the large matrix product's operands."""
 
 SMALLEST_OF_WIDTHS = {"vs_loop", "vs_bmm_fp32", "vs_bmm_bf16", "ragged"}
+LARGEST_OF_WIDTHS = {"table", "table_large", "table_bf16"}
 """Figures that are reported for the number of channels with the worst value."""
+
+LONG_HISTORY = 10_000
+"""Items of the longest history of a request."""
 
 OF_WIDEST = {
     *("gemm_share_fp32", "gemm_share_bf16", "floor_share", "batch1_ms", "gpu_mixed"),
@@ -63,6 +74,8 @@ def run(options: argparse.Namespace) -> Report:
         figures |= {f"{name}_c{channels}": value for name, value in found.items()}
     for name in {name.rpartition("_c")[0] for name in figures} & SMALLEST_OF_WIDTHS:
         figures[name] = min(figures[f"{name}_c{channels}"] for channels in options.channels)
+    for name in {name.rpartition("_c")[0] for name in figures} & LARGEST_OF_WIDTHS:
+        figures[name] = max(figures[f"{name}_c{channels}"] for channels in options.channels)
     widest = max(options.channels)
     figures |= {n: figures[f"{n}_c{widest}"] for n in OF_WIDEST if f"{n}_c{widest}" in figures}
     settings = {**vars(options), "threads": 1}
@@ -104,7 +117,20 @@ def measure(shape: FleetShape, options: argparse.Namespace) -> dict[str, float]:
     for name in ("fp32", "bf16"):
         rate = 2 * LARGE**3 / median(seconds[f"large_{name}"])
         figures[f"gemm_share_{name}"] = useful / median(seconds[name]) / rate
-    return figures
+    for tasks, name in ((exact, "table"), (narrow, "table_bf16")):
+        heads = ResidentHeads.of(shape, tasks)
+        figures[name] = paired_ratio(
+            heads.table_cost(chosen, full, options.repeats), "with", "without"
+        )
+    return figures | {"table_us_per_1000_items": _long_history(heads, shape, options)}
+
+
+def _long_history(heads: ResidentHeads, shape: FleetShape, options: argparse.Namespace) -> float:
+    """Microseconds that a table takes for a thousand items of a very long history."""
+    history = random_histories(shape, np.full(1, LONG_HISTORY))
+    seconds = heads.table_cost([0], history, 3 * options.repeats)
+    differences = (a - b for a, b in zip(seconds["with"], seconds["without"], strict=True))
+    return 1e6 * median(differences) * 1000 / LONG_HISTORY
 
 
 class LargeProduct:

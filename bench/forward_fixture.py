@@ -1,18 +1,20 @@
-"""Random tasks on a random backbone, for measurements of the bare forward."""
+"""Random tasks on a random backbone, for measurements of the forward and of heads."""
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
 
-from bench.random_fleet import FleetShape, make_backbone, make_patch
+from bench.random_fleet import FleetShape, make_backbone, make_head, make_patch, make_table
 from peterrec.model.inference.batch_plan import SlotRef
 from peterrec.model.inference.forward import MixedForward, mixed_forward
+from peterrec.model.inference.heads import HeadRef, MixedHeads, RowScores, Selection
 from peterrec.model.inference.weight_pool import WeightPool
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.network.collate import Tokens
@@ -41,6 +43,42 @@ def resident_tasks(
     slots = [pool.write(make_patch(shape, task).named()) for task in range(shape.tasks)]
     refs = [SlotRef(shape.geometry, pool, slot) for slot in slots]
     return ResidentTasks(backbone, mixed_forward(backbone, dtype, trunk_cache_bytes), refs)
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentHeads:
+    """Heads of the tasks of a forward, each with an item table of the whole vocabulary."""
+
+    tasks: ResidentTasks
+    heads: MixedHeads
+    refs: list[HeadRef]
+
+    @classmethod
+    def of(cls, shape: FleetShape, tasks: ResidentTasks) -> "ResidentHeads":
+        """Load random heads and tables for every task of ``shape``."""
+        embedding = tasks.backbone.embedding.weight
+        heads = MixedHeads(shape.channels, embedding.device, len(embedding))
+        made = ((make_head(shape, task), make_table(shape, task)) for task in range(shape.tasks))
+        refs = [heads.add(head.spec, head.named(), 1.0, table) for head, table in made]
+        return cls(tasks, heads, refs)
+
+    def answers(
+        self, chosen: Sequence[int], histories: list[Tokens], *, with_tables: bool
+    ) -> list[RowScores]:
+        """Run the forward and the heads of the ``chosen`` tasks, one per history."""
+        users = self.tasks.forward.user_vectors(histories, [self.tasks.refs[n] for n in chosen])
+        refs = [self.refs[n] if with_tables else self.refs[n]._replace(table=None) for n in chosen]
+        return self.heads.scores(users, refs, [Selection()] * len(chosen), histories)
+
+    def table_cost(
+        self, chosen: Sequence[int], histories: list[Tokens], repeats: int
+    ) -> dict[str, list[float]]:
+        """Measure the seconds of rows ``with`` tables and ``without``."""
+        work = partial(self.answers, chosen, histories)
+        return paired_seconds(
+            {"with": partial(work, with_tables=True), "without": partial(work, with_tables=False)},
+            repeats,
+        )
 
 
 def random_histories(shape: FleetShape, lengths: np.ndarray, seed: int = 0) -> list[Tokens]:

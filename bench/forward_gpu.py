@@ -25,6 +25,7 @@ from bench.forward_contenders import (
     zipf_lengths,
 )
 from bench.forward_fixture import (
+    ResidentHeads,
     ResidentTasks,
     paired_ratio,
     paired_seconds,
@@ -53,6 +54,9 @@ def measure_gpu(shape: FleetShape, options: argparse.Namespace) -> dict[str, flo
         batch, histories = _batch(narrow, shape, rows), _histories(shape, rows)
         figures |= _against_itself(batch, histories, options.repeats, suffix)
         figures |= _against_gathered(batch, histories, options.repeats, suffix)
+    heads = ResidentHeads.of(shape, narrow)
+    for rows, suffix in ((options.rows, ""), (options.large_rows, "_large")):
+        figures |= _with_tables(heads, shape, rows, options.repeats, suffix)
     return figures | _on_device(narrow, shape, options) | _reading(narrow, shape, options)
 
 
@@ -76,6 +80,16 @@ def _exact(shape: FleetShape, options: argparse.Namespace) -> dict[str, float]:
         "ragged_fp32": paired_ratio(seconds, "fp32", "ragged"),
         "rows_per_s_fp32": options.rows / median(seconds["fp32"]),
     }
+
+
+def _with_tables(
+    heads: ResidentHeads, shape: FleetShape, rows: int, repeats: int, suffix: str
+) -> dict[str, float]:
+    """Compare rows with an item table with the same rows without: forward, heads and planning."""
+    batch, histories = _batch(heads.tasks, shape, rows), _histories(shape, rows)
+    heads.table_cost(batch.chosen, histories, 1)  # captures the graphs
+    seconds = heads.table_cost(batch.chosen, histories, 7 * repeats)
+    return {f"table{suffix}": paired_ratio(seconds, "with", "without")}
 
 
 def _against_gathered(

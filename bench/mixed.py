@@ -1,4 +1,8 @@
-"""The cost of mixing tasks: rows of different tasks, compared with the same rows of one task."""
+"""The cost of mixing tasks: rows of different tasks, compared with the same rows of one task.
+
+``table`` is the time of rows with an item table, divided by that of the same rows without: forward
+and heads of different tasks.
+"""
 
 import argparse
 from functools import partial
@@ -7,7 +11,13 @@ from statistics import median
 import numpy as np
 import torch
 
-from bench.forward_fixture import paired_ratio, paired_seconds, random_histories, resident_tasks
+from bench.forward_fixture import (
+    ResidentHeads,
+    paired_ratio,
+    paired_seconds,
+    random_histories,
+    resident_tasks,
+)
 from bench.random_fleet import FleetShape
 from bench.report import Report
 
@@ -31,6 +41,7 @@ def run(options: argparse.Namespace) -> Report:
     for channels in options.channels:
         shape = FleetShape(tasks=max(options.rows), channels=channels)
         tasks = resident_tasks(shape, device=options.device)
+        heads = ResidentHeads.of(shape, tasks)
         for count in options.rows:
             histories = random_histories(shape, np.full(count, options.history))
             forward, refs = tasks.forward.user_vectors, tasks.refs
@@ -44,6 +55,10 @@ def run(options: argparse.Namespace) -> Report:
             name = f"mixed_{count}_c{channels}"
             figures[name] = paired_ratio(seconds, "one", "mixed")
             rates = [f"{count / median(seconds[side]):.0f}" for side in ("mixed", "one")]
-            rows.append([str(channels), str(count), *rates, f"{figures[name]:.3f}"])
-    columns = ("channels", "rows", "rows/s, all tasks different", "rows/s, one task", "ratio")
+            tables = heads.table_cost(range(count), histories, options.repeats)
+            cost = figures[f"table_{count}_c{channels}"] = paired_ratio(tables, "with", "without")
+            rows.append([str(channels), str(count), *rates, f"{figures[name]:.3f}", f"{cost:.3f}"])
+    columns = (
+        "channels", "rows", "rows/s, all tasks different", "rows/s, one task", "ratio", "table"
+    )  # fmt: skip
     return Report("mixed", figures, {**vars(options), "threads": 1}, columns, rows)

@@ -17,8 +17,9 @@ from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone, 
 from peterrec.model.files.probes import probe_tensors
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.network.heads import Head
+from peterrec.model.network.item_table import ItemTable
 from peterrec.model.network.patch import PatchWeights
-from peterrec.model.spec import FIRST_ITEM, BackboneSpec, HeadSpec, PatchGeometry
+from peterrec.model.spec import FIRST_ITEM, BackboneSpec, HeadSpec, PatchGeometry, TableSpec
 from peterrec.patches.bundle.bundle import build_bundle
 from peterrec.patches.bundle.manifest import (
     Manifest,
@@ -90,6 +91,16 @@ def make_head(shape: FleetShape, task: int) -> Head:
     with torch.no_grad():
         head.weight.mul_(10 * shape.channels**-0.5)
     return head.requires_grad_(False)
+
+
+def make_table(shape: FleetShape, task: int) -> ItemTable:
+    """Make a random item table for one task, in which every item has a row."""
+    random = np.random.default_rng((2, task))
+    codes = random.integers(-127, 128, (shape.items, CLASSES), dtype=np.int8)
+    items = torch.arange(shape.items) + FIRST_ITEM
+    return ItemTable(
+        TableSpec(shape.items), items, torch.from_numpy(codes), torch.full((CLASSES,), 0.01)
+    )
 
 
 def make_bundles(shape: FleetShape, loaded: LoadedBackbone) -> Iterator[bytes]:

@@ -19,8 +19,13 @@ from peterrec.model.network.collate import Tokens
 class MixedForward(Protocol):
     """User vectors for rows of different tasks. Used by one thread, the device's owner."""
 
-    def user_vectors(self, histories: Sequence[Tokens], refs: Sequence[SlotRef]) -> Tensor:
-        """User vectors float32 [B, C]: history i through the backbone patched by slot i."""
+    def user_vectors(
+        self, histories: Sequence[Tokens], refs: Sequence[SlotRef], passing: Sequence[bool] = ()
+    ) -> Tensor:
+        """User vectors float32 [B, C]: history i through the backbone patched by slot i.
+
+        A history that is ``passing`` is not expected again, so nothing of it is cached.
+        """
 
 
 def mixed_forward(

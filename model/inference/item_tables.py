@@ -14,6 +14,7 @@ row takes one read, and a directory takes two bits for each item of the vocabula
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -168,10 +169,12 @@ class Histories:
     @classmethod
     def of(cls, histories: Sequence[Tokens], token_count: int) -> "Histories":
         """Join histories; raises IndexError for a token that the backbone does not have."""
-        starts = np.zeros(len(histories) + 1, dtype=np.int32)
-        np.cumsum([len(history) for history in histories], out=starts[1:])
-        tokens = np.concatenate(histories, dtype=np.int32, casting="unsafe")
-        if tokens.view(np.uint32).max(initial=0) >= token_count:  # a negative one is large
+        starts = np.array([*accumulate(map(len, histories), initial=0)], np.int32)
+        if len(histories) == 1:  # a single row should cost as little as a row of many
+            tokens = np.array(histories[0], np.int32)
+        else:
+            tokens = np.concatenate(histories, dtype=np.int32, casting="unsafe")
+        if len(tokens) and tokens.view(np.uint32).max() >= token_count:  # a negative one is large
             raise IndexError(f"a history has a token outside 0..{token_count - 1}")
         return cls(tokens, starts)
 
@@ -213,26 +216,28 @@ class BatchTables:
     ) -> None:
         """``histories[i]`` is row i's; rows with equal histories should have the same object."""
         self._forward, self._tables = forward, tables
-        read = {row: histories[row] for row, table in enumerate(tables) if table is not None}
-        distinct = {id(history): history for history in read.values()}
+        read = [row for row, table in enumerate(tables) if table is not None]
+        distinct = {id(histories[row]): histories[row] for row in read}
         numbers = {key: number for number, key in enumerate(distinct)}
-        self._history_of = {row: numbers[id(history)] for row, history in read.items()}
+        self._history_of = {row: numbers[id(histories[row])] for row in read}
         if read:
             self._listed = forward.listed(Histories.of([*distinct.values()], token_count))
 
     def add(self, logits: Tensor, rows: Sequence[int]) -> None:
         """Add tables to logits float32 [b, K], where place i is that of row ``rows[i]``."""
-        own = [(place, row) for place, row in enumerate(rows) if row in self._history_of]
-        if not own:
+        if not self._history_of:
             return
-        addresses = [table.address for _, row in own if (table := self._tables[row]) is not None]
-        assert 0 not in addresses
-        places = [place for place, _ in own]
-        histories = [self._history_of[row] for _, row in own]
-        chosen = TableRows(
-            np.array(places, np.int32), np.array(histories, np.int32), np.array(addresses, np.int64)
-        )
-        self._forward.add(logits, chosen, self._listed)
+        own: list[tuple[int, int, int]] = []
+        for place, row in enumerate(rows):
+            table = self._tables[row]
+            if table is not None:
+                assert table.is_here
+                own.append((place, self._history_of[row], table.address))
+        if own:
+            columns = np.array(own, np.int64).T
+            places, histories = columns[:2].astype(np.int32)
+            chosen = TableRows(places, histories, np.ascontiguousarray(columns[2]))
+            self._forward.add(logits, chosen, self._listed)
 
 
 def table_forward(

@@ -51,8 +51,8 @@ class ItemTable:
     def quantized(cls, weight: Tensor, spec: TableSpec, tokens: Tensor | None = None) -> Self:
         """Round float32 weights [V, K] of the items with these tokens int64 [V], ascending.
 
-        None are the vocabulary's first V items. Rows that are nothing are left out, ``spec.items`` becomes the number of the others. At
-        least one row stays.
+        None are the vocabulary's first V items. Rows that are nothing are left out, and
+        ``spec.items`` becomes the number of the others. At least one row stays.
         """
         scale = quantization_scale(weight, spec)
         codes = rounded(weight, scale, spec)  # [V, K]

@@ -10,12 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from peterrec.model.training.finetune.parts import fit_parts
 from torch import nn
 
 from peterrec.model.data.examples import Examples
 from peterrec.model.data.splits import UserSplit
-from peterrec.model.documents import Document
 from peterrec.model.errors import BaselineTooLarge, TrainingDiverged
 from peterrec.model.files.backbone_folder import LoadedBackbone
 from peterrec.model.files.tensors import write_arrays
@@ -61,6 +59,7 @@ from peterrec.model.training.batches import seeded
 from peterrec.model.training.finetune.encoders import Encoder, PatchedBackbone
 from peterrec.model.training.finetune.finetune import FinetunedTask
 from peterrec.model.training.finetune.objective_of_head import HeadObjective, TrainedObjective
+from peterrec.model.training.finetune.parts import fit_parts
 from peterrec.model.training.finetune.run import FinetuneRun
 from peterrec.model.training.finetune.settings import FinetuneSettings, LoopSettings
 from peterrec.model.training.finetune.task_rows import TaskUsers
@@ -214,7 +213,7 @@ def _trained(place: Workplace, spec: RunSpec, key: str) -> RunOutcome:
     parameters = _parameters(encoder, objective.head, _backbone(place, spec))
     if isinstance(encoder, PatchedBackbone) and METHODS[spec.variant.method].start == "pretrained":
         own = _Packable(encoder.patch, objectives[0].head)
-        parameters = {**parameters, **_bundle_size(place, spec, tasks[0], own)}
+        _add_bundle_size(parameters, place, spec, tasks[0], own)
     return {
         "validation_loss": run.epochs.records[run.epochs.best].validation_loss,
         "best_epoch": run.epochs.best,
@@ -247,6 +246,7 @@ def _finetuned(place: Workplace, spec: RunSpec, key: str) -> RunOutcome:
     if table is not None:
         parameters["trained"] += table.codes.numel() + table.scale.numel()
     own = _Packable(encoder.patch, fitted.head, table)
+    _add_bundle_size(parameters, place, spec, data, own)
     return {
         "validation_loss": fitted.validation_loss,
         "best_epoch": fitted.network.best_epoch,
@@ -255,7 +255,7 @@ def _finetuned(place: Workplace, spec: RunSpec, key: str) -> RunOutcome:
         "seconds": round(seconds, 3),
         "metrics": {data.name: _store(place, key, data, predict(scorer, data))},
         "users": {data.name: _sizes(data, split)},
-        "parameters": {**parameters, **_bundle_size(place, spec, data, own)},
+        "parameters": parameters,
         "device": str(encoder.device),
     }
 
@@ -269,10 +269,12 @@ class _Packable:
     table: ItemTable | None = None
 
 
-def _bundle_size(place: Workplace, spec: RunSpec, data: TaskData, own: _Packable) -> Document:
-    """The size of the task's bundle, with its manifest and probes; empty if nothing packs it."""
+def _add_bundle_size(
+    parameters: Parameters, place: Workplace, spec: RunSpec, data: TaskData, own: _Packable
+) -> None:
+    """Add the size of the task's bundle, with its manifest and probes, if something packs it."""
     if place.pack is None:
-        return {}
+        return
     loaded = backbone_at(_backbone(place, spec))
     backbone = loaded.backbone.to("cpu")
     corpus = corpora_at(place.prepared)[spec.corpus]
@@ -292,9 +294,8 @@ def _bundle_size(place: Workplace, spec: RunSpec, data: TaskData, own: _Packable
         },
         table=own.table,
     )
-    size_bytes = len(place.pack(task, replace(loaded, backbone=backbone), data.name))
+    parameters["size_bytes"] = len(place.pack(task, replace(loaded, backbone=backbone), data.name))
     backbone.to(place.device)
-    return {"size_bytes": size_bytes}
 
 
 def _finetune_settings(

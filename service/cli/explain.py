@@ -16,7 +16,8 @@ from peterrec.service.cli.shared_options import AsJson, Quiet
 from peterrec.service.errors import ServerRefused
 from peterrec.service.jobs.options import INPUT, TableOptions
 from peterrec.service.jobs.server_calls import DEFAULT_URL, server
-from peterrec.service.predict.explanation import MAX_EXPLAINED_ITEMS, MAX_HISTORY_ITEMS
+from peterrec.service.predict.explanation import MAX_EXPLAINED_ITEMS
+from peterrec.service.predict.item_ids import MAX_HISTORY_ITEMS
 from peterrec.service.predict.schemas import MAX_TOP_K
 
 if TYPE_CHECKING:

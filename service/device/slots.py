@@ -231,7 +231,9 @@ class SlotStore:
     def _run(self, rows: Sequence[Row]) -> list[RowScores]:
         residencies = [self.resident[row.handle] for row in rows]
         newest: list[Tokens] = [np.frombuffer(bytearray(row.tokens), np.int32) for row in rows]
-        users = self._forward.user_vectors(newest, [each.patch for each in residencies])
+        users = self._forward.user_vectors(
+            newest, [each.patch for each in residencies], [row.is_raw for row in rows]
+        )
         has_table = any(each.table is not None for each in residencies)
         return self._heads.scores(
             users,

@@ -48,6 +48,10 @@ from peterrec.service.errors import TaskUnpackable
 PROBE_USERS = 7
 """Number of test users whose answers are stored as probes, in addition to an empty history."""
 
+OLDER_PROBED = 16
+"""Items before the newest ``max_len`` of a probe that an item table still sees. Whole histories
+were two thirds of a bundle: every probe takes the space of the longest."""
+
 
 @dataclass(frozen=True, slots=True)
 class UnpackedTask:
@@ -80,7 +84,9 @@ def pack_task(task: FinetunedTask, loaded: LoadedBackbone, name: str) -> bytes:
     """The bundle of a fine-tuned task, with its probes."""
     rows = _probe_rows(task)
     if task.table is not None:
-        rows.append(_long_row(task.table, loaded.backbone.spec.max_len))
+        max_len = loaded.backbone.spec.max_len
+        rows = [row[-max_len - OLDER_PROBED :] for row in rows]
+        rows.append(_long_row(task.table, max_len))
     probes = probe_tensors(loaded.backbone, task.patch_weights, task.head, rows, task.table)
     tensors = {k: v.numpy() for k, v in {**task.patch, **task.head.named()}.items()} | probes
     if KINDS[task.head.spec.kind].has_catalog:

@@ -8,6 +8,7 @@ more: it follows from the table's weights.
 """
 
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -101,13 +102,11 @@ class Work:
         """The number of items that are looked at."""
         return len(self.scores) - 1
 
-    def steps(self) -> Iterator[int]:
-        """Yield the rows to run, as long as nothing has failed."""
-        first = TABLE if self.bundle.has_table else 0
-        for number in range(first, 1 + self.read if self.outputs.names else first):
-            if self.error is not None:
-                return
-            yield number
+    def needs(self, number: int) -> bool:
+        """True if a row has to be run; False for all once something has failed."""
+        if self.error is not None or not self.outputs.names:
+            return False
+        return self.bundle.has_table if number == TABLE else number <= self.read
 
     def numbers_of(self, number: int) -> int:
         """Tokens and outputs of a row, about."""
@@ -127,7 +126,8 @@ class Work:
         elif self.outputs.candidates is None:
             row = Row(handle, tokens, is_raw=True)
         else:
-            row = Row(handle, tokens, len(self.outputs.names), b"", self.outputs.candidates)
+            asked = len(self.outputs.names), b"", self.outputs.candidates
+            row = Row(handle, tokens, *asked, is_raw=True)
         return BoundRow(row, self.bundle.digest)
 
     def take(self, number: int, result: RowResult) -> None:
@@ -408,13 +408,27 @@ def _parts(works: Iterable[Work]) -> Iterator[list[tuple[Work, int]]]:
     """Cut the rows of all works into parts that are small, but have one row at least."""
     part: list[tuple[Work, int]] = []
     numbers = 0
-    for work in works:
-        for number in work.steps():
-            own = work.numbers_of(number)
-            if part and (len(part) == ROWS_AT_ONCE or numbers + own > NUMBERS_AT_ONCE):
-                yield part
-                part, numbers = [], 0
-            part.append((work, number))
-            numbers += own
+    for work, number in _steps(works):
+        own = work.numbers_of(number)
+        if part and (len(part) == ROWS_AT_ONCE or numbers + own > NUMBERS_AT_ONCE):
+            yield part
+            part, numbers = [], 0
+        part.append((work, number))
+        numbers += own
     if part:
         yield part
+
+
+def _steps(works: Iterable[Work]) -> Iterator[tuple[Work, int]]:
+    """Yield the rows to run. Those of one history, for several tasks, follow each other.
+
+    So they share what all tasks compute alike.
+    """
+    by_history: defaultdict[int, list[Work]] = defaultdict(list)
+    for work in works:
+        by_history[id(work.planned.removals)].append(work)
+    for members in by_history.values():
+        for number in range(TABLE, 1 + max(work.read for work in members)):
+            for work in members:
+                if work.needs(number):
+                    yield work, number

@@ -35,8 +35,9 @@ class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
     ``older`` are the tokens before ``tokens``; it is empty unless the bundle has an item table.
 
     The last two are for explanations. With ``is_raw`` the result has the network's logits, without
-    a table's, instead of scores. With ``left_out``, int32 tokens, it has what the table adds to the
-    logits, float32 [1 + tokens, K]: for the whole history, and for it without each of the tokens.
+    a table's, instead of scores, and nothing is cached for the history. With ``left_out``, int32
+    tokens, it has what the table adds to the logits, float32 [1 + tokens, K]: for the whole
+    history, and for it without each of the tokens.
     """
 
     handle: Handle

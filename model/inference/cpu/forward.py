@@ -45,6 +45,10 @@ FEWEST_POSITIONS = 256
 """Positions below which chunks are not cut smaller just to give every thread one."""
 
 
+def _newest(history: Tokens, spec: BackboneSpec) -> Indices:
+    return np.asarray(history[-spec.max_len :], dtype=np.int32)
+
+
 class ChunkPlanner:
     """Plans batches; ``counts`` is the result of ``position_counts``."""
 
@@ -64,7 +68,7 @@ class ChunkPlanner:
         """Chunks of all rows; rows whose activations are cached continue from these."""
         if len(histories) == 1:
             return [self._plan_alone(histories[0], refs[0], cache)]
-        newest = [np.asarray(h[-self._spec.max_len :], dtype=np.int32) for h in histories]
+        newest = [_newest(history, self._spec) for history in histories]
         keys, history_of = number_histories(newest)
         patches = RowPatches.of(refs, self._block_count)
         entries = [patches.pools[at].entry for at in patches.pool_of.tolist()]
@@ -95,7 +99,7 @@ class ChunkPlanner:
         With a cached trunk below the top two blocks, a row takes 0.22 to 0.26 of the time without
         one (``trunk_cache`` of ``bench card``); planned like a batch, it takes 0.31.
         """
-        newest = np.asarray(history[-self._spec.max_len :], dtype=np.int32)
+        newest = _newest(history, self._spec)
         entry = entry_block(ref.geometry, self._block_count)
         group = Group(0, 1, ref.geometry, ref.pool, np.array([ref.slot], dtype=np.int32))
         read = None
@@ -191,14 +195,25 @@ class PackedForward:
         self._planner = ChunkPlanner(backbone.spec, self._blocks.counts, positions, threads)
         self._pool = ThreadPoolExecutor(threads, "forward") if threads > 1 else None
 
-    def user_vectors(self, histories: Sequence[Tokens], refs: Sequence[SlotRef]) -> Tensor:
-        """User vectors float32 [B, C]: history i through the backbone patched by slot i."""
+    def user_vectors(
+        self, histories: Sequence[Tokens], refs: Sequence[SlotRef], passing: Sequence[bool] = ()
+    ) -> Tensor:
+        """User vectors float32 [B, C]: history i through the backbone patched by slot i.
+
+        Activations of a history that is ``passing`` are not cached.
+        """
         histories = filled(histories, self._blocks.spec)
         chunks = self._planner.plan(histories, refs, self.activation_cache)
         done = self._run_all(chunks)
+        left = {
+            _newest(history, self._blocks.spec).tobytes()
+            for history, is_passing in zip(histories, passing, strict=False)
+            if is_passing
+        }
         for _, kept in done:
             for state in kept:
-                self.activation_cache.put(state.key, state.states)
+                if state.key[0] not in left:
+                    self.activation_cache.put(state.key, state.states)
         if len(chunks) == 1 and chunks[0].sequences.rows.tolist() == list(range(len(histories))):
             return done[0][0]
         out = torch.empty(len(histories), self._blocks.spec.channels)

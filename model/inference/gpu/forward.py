@@ -69,8 +69,12 @@ class FusedForward:
         self._streams = [ChunkStream(self._network) for _ in range(STREAMS)]
 
     @torch.inference_mode()
-    def user_vectors(self, histories: Sequence[Tokens], refs: Sequence[SlotRef]) -> Tensor:
+    def user_vectors(
+        self, histories: Sequence[Tokens], refs: Sequence[SlotRef], passing: Sequence[bool] = ()
+    ) -> Tensor:
         """User vectors float32 [B, C]: history i through the backbone patched by slot i.
+
+        Nothing is cached, whether a history is ``passing`` or not.
 
         Raises IndexError for a token id that the backbone does not have.
         """

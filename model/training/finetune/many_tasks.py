@@ -36,17 +36,20 @@ from peterrec.model.training.finetune.finetune import (
     prepare_task,
     started_task,
 )
+from peterrec.model.training.finetune.folds import FOLDS
 from peterrec.model.training.finetune.forward import FieldBlocks
 from peterrec.model.training.finetune.networks import (
     NETWORKS,
     Network,
     TrainedNetwork,
+    cross_logits,
+    fold_tasks,
     label_of,
     names_of,
     networks_to_try,
     tracks_metrics,
 )
-from peterrec.model.training.finetune.parts import FittedParts, choose_parts
+from peterrec.model.training.finetune.parts import Choice, FittedParts, final_choice, first_choice
 from peterrec.model.training.finetune.patch_stack import PatchStack
 from peterrec.model.training.finetune.run import VALIDATION_ROWS
 from peterrec.model.training.finetune.settings import PARTS, FinetuneSettings, Part
@@ -107,26 +110,23 @@ def finetune_many(
     for task, listener in zip(prepared, listeners, strict=True):
         listener(started_task(task, loaded))
     users = [task.users for task in prepared]
+    notices = [_named(given.name, notice) for given in tasks]
     networks = _networks(loaded.backbone, users, listeners, on_progress, notice)
+    on_progress(Progress("choosing parts"))
+    choices = [
+        first_choice(task, own, notice=told)
+        for task, own, told in zip(users, networks, notices, strict=True)
+    ]
+    crossed = _crossed(loaded.backbone, users, choices, on_progress)
     finished = []
     for at, (task, given) in enumerate(zip(prepared, tasks, strict=True)):
-        on_progress(Progress("choosing parts", at, len(tasks), unit="tasks"))
-        kept = [network.trained for network in networks[at]]
-        fitted = choose_parts(task.users, kept, notice=_named(given.name, notice))
-        (tested,) = (n.tested for n in networks[at] if n.trained is fitted.network)
+        on_progress(Progress("evaluating", at, len(tasks), unit="tasks"))
+        fitted = final_choice(task.users, choices[at], crossed[at])
         seconds = (time.perf_counter() - started) / len(tasks)
-        training = _training(task.users, fitted, tested, seconds)
+        training = _training(task.users, fitted, seconds)
         finished.append(finished_task(task, loaded, training, given.listener))
-    on_progress(Progress("choosing parts", len(tasks), len(tasks), unit="tasks"))
+    on_progress(Progress("evaluating", len(tasks), len(tasks), unit="tasks"))
     return finished
-
-
-@dataclass(frozen=True, slots=True)
-class _Tested:
-    """A trained network, and its user vectors [N, C] of the test users, on the CPU."""
-
-    trained: TrainedNetwork
-    tested: Tensor
 
 
 def _networks(
@@ -135,34 +135,67 @@ def _networks(
     listeners: Sequence[TrainingListener],
     on_progress: OnProgress,
     notice: Notice,
-) -> list[list[_Tested]]:
+) -> list[list[TrainedNetwork]]:
     """The trained networks of each task; all tasks that try one train it together."""
     tried = [networks_to_try(task) for task in tasks]
     names = [names_of(own) for own in tried]
-    found: list[list[_Tested]] = [[] for _ in tasks]
+    found: list[list[TrainedNetwork]] = [[] for _ in tasks]
     for parts in NETWORKS:
         trying = [at for at, own in enumerate(tried) if parts in own]
-        if not trying:
-            continue
         heard = [naming(names[at][tried[at].index(parts)], listeners[at]) for at in trying]
         try:
-            run = ManyTasksRun(backbone, [tasks[at] for at in trying], parts, heard)
+            trained = _together(backbone, [tasks[at] for at in trying], parts, heard, on_progress)
         except TrunkTooLarge as error:
             if any(tasks[at].settings.chosen_parts is not None for at in trying):
                 raise
             notice(f"{label_of(parts)}: not tried, as {error.message}")
             continue
-        run.train(on_progress)
-        for place, at in enumerate(trying):
-            found[at].append(run.trained(place))
+        for at, network in zip(trying, trained, strict=True):
+            found[at].append(network)
     return found
 
 
-def _training(task: TaskUsers, fitted: FittedParts, tested: Tensor, seconds: float) -> Training:
+def _crossed(
+    backbone: Backbone,
+    tasks: Sequence[TaskUsers],
+    choices: Sequence[Choice],
+    on_progress: OnProgress,
+) -> list[dict[tuple[Part, ...], Tensor]]:
+    """Logits of each task's training users from networks that have not seen them."""
+    found: list[dict[tuple[Part, ...], Tensor]] = [{} for _ in tasks]
+    for parts in NETWORKS:
+        asking = [at for at, choice in enumerate(choices) if parts in choice.to_cross]
+        folds = [fold for at in asking for fold in fold_tasks(tasks[at])]
+        try:
+            trained = _together(backbone, folds, parts, [unheard] * len(folds), on_progress)
+        except TrunkTooLarge:
+            continue
+        for place, at in enumerate(asking):
+            own = trained[place * FOLDS : (place + 1) * FOLDS]
+            found[at][parts] = cross_logits(tasks[at], own)
+    return found
+
+
+def _together(
+    backbone: Backbone,
+    tasks: Sequence[TaskUsers],
+    parts: tuple[Part, ...],
+    listeners: Sequence[TrainingListener],
+    on_progress: OnProgress,
+) -> list[TrainedNetwork]:
+    """Train a network with these parts for each task."""
+    if not tasks:
+        return []
+    run = ManyTasksRun(backbone, tasks, parts, listeners)
+    run.train(on_progress)
+    return [run.trained(at) for at in range(len(tasks))]
+
+
+def _training(task: TaskUsers, fitted: FittedParts, seconds: float) -> Training:
     """Temperature and test metrics of a task's chosen parts."""
-    started = time.perf_counter()
-    parts = (task.split.validation, fitted.network.vectors), (task.split.test, tested)
-    held_out, test = (_predictions(task, fitted, rows, own) for rows, own in parts)
+    started, network = time.perf_counter(), fitted.network
+    held_out = _predictions(task, fitted, task.split.validation, network.vectors)
+    test = _predictions(task, fitted, task.split.test, network.test_vectors)
     temperature = 1.0
     if isinstance(task.objective, ProbableObjective):
         samples = task.objective.samples(held_out, torch.from_numpy(task.split.validation))
@@ -175,11 +208,11 @@ def _training(task: TaskUsers, fitted: FittedParts, tested: Tensor, seconds: flo
 def _predictions(task: TaskUsers, fitted: FittedParts, rows: Ints, vectors: Tensor) -> Tensor:
     """What the metrics need of examples [N] from the network's user vectors [N, C]."""
     found = []
-    examples, head = torch.from_numpy(rows), fitted.head
+    examples = torch.from_numpy(rows)
     for part, own in zip(
         torch.split(examples, VALIDATION_ROWS), torch.split(vectors, VALIDATION_ROWS), strict=True
     ):
-        logits = head.logits(own.to(head.weight.device)).cpu()
+        logits = fitted.network.logits(own)
         if fitted.table is not None:
             logits += fitted.table.logits([task.examples.rows[i] for i in part.tolist()])
         found.append(task.objective.predictions(logits, part))
@@ -267,7 +300,7 @@ class ManyTasksRun:
             progress.epochs.restore_best()
 
     @torch.no_grad()
-    def trained(self, task: int) -> _Tested:
+    def trained(self, task: int) -> TrainedNetwork:
         """A trained task's network, with its user vectors of validation and test users."""
         epochs, split = self._progress[task].epochs, self._tasks[task].split
         held_out, tested = (
@@ -279,10 +312,8 @@ class ManyTasksRun:
             )
             for rows in (split.validation, split.test)
         )
-        seconds = sum(each.seconds + (each.validation_seconds or 0) for each in epochs.records)
         network = self._networks[task]
-        trained = TrainedNetwork(network, epochs.records, epochs.best, held_out, seconds)
-        return _Tested(trained, tested)
+        return TrainedNetwork(network, epochs.records, epochs.best, held_out, tested)
 
     def _begin_epoch(self, task: int) -> None:
         """Draw the batches of a task's next epoch, unless it is within an epoch."""

@@ -5,28 +5,32 @@ backbone's user vectors.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from peterrec.model.data.splits import UserSplit
 from peterrec.model.network.backbone import Backbone, new_patch
 from peterrec.model.network.patch import Patch
-from peterrec.model.progress import OnProgress
+from peterrec.model.progress import OnProgress, no_progress
 from peterrec.model.training.batches import seeded
-from peterrec.model.training.events import TrainingListener
+from peterrec.model.training.events import TrainingListener, unheard
 from peterrec.model.training.finetune.encoders import (
     CachedPatchedBackbone,
     Encoder,
     UserRows,
     patch_encoder,
 )
+from peterrec.model.training.finetune.folds import folds_of
 from peterrec.model.training.finetune.objective_of_head import HeadObjective
 from peterrec.model.training.finetune.run import VALIDATION_ROWS, FinetuneRun
 from peterrec.model.training.finetune.settings import Part
 from peterrec.model.training.finetune.task_rows import TaskUsers
 from peterrec.model.training.loop import EpochRecord
+from peterrec.model.training.objectives import ScaledObjective
 
 NETWORKS: tuple[tuple[Part, ...], ...] = ((), ("reader",), ("blocks",), ("blocks", "reader"))
 """The networks that are tried, the smallest first."""
@@ -61,21 +65,24 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class TrainedNetwork:
-    """A network with the weights of its best epoch, and its user vectors [N, C] of the validation
-    users, on the CPU.
-
-    ``seconds`` is the time of its training.
-    """
+    """A network with the weights of its best epoch, and user vectors [N, C] on the CPU: of the
+    validation users, and of the test users."""
 
     network: Network
     epochs: list[EpochRecord]
     best_epoch: int
     vectors: Tensor
-    seconds: float
+    test_vectors: Tensor
 
     @property
     def parts(self) -> tuple[Part, ...]:
         return self.network.parts
+
+    @torch.no_grad()
+    def logits(self, vectors: Tensor) -> Tensor:
+        """Logits [N, K] of user vectors [N, C], on the CPU."""
+        head = self.network.head_objective.head
+        return head.logits(vectors.to(head.weight.device)).cpu()
 
 
 def networks_to_try(task: TaskUsers) -> list[tuple[Part, ...]]:
@@ -106,14 +113,14 @@ def train_network(
     backbone: Backbone,
     task: TaskUsers,
     parts: tuple[Part, ...],
-    on_progress: OnProgress,
-    listener: TrainingListener,
+    on_progress: OnProgress = no_progress,
+    listener: TrainingListener = unheard,
 ) -> TrainedNetwork:
     """Train one network on a task, alone; the epoch with the lowest validation loss is kept."""
     network = Network.of(backbone, task, parts)
     settings, split = task.settings, task.split
     variants = settings.trunk_variants if settings.item_dropout else 1
-    met = variants * len(split.train) + len(split.validation)
+    met = variants * len(split.train) + len(split.validation) + len(split.test)
     encoder = patch_encoder(backbone, network.patch, met if settings.trunk_variants else 0)
     run = FinetuneRun(
         encoder,
@@ -125,9 +132,35 @@ def train_network(
         tracks_metrics=tracks_metrics(task),
     )
     run.train(on_progress, listener)
-    vectors = _vectors(encoder, task, torch.from_numpy(split.validation))
-    seconds = sum(each.seconds + (each.validation_seconds or 0) for each in run.epochs.records)
-    return TrainedNetwork(network, run.epochs.records, run.epochs.best, vectors, seconds)
+    vectors, test_vectors = (
+        _vectors(encoder, task, torch.from_numpy(rows)) for rows in (split.validation, split.test)
+    )
+    return TrainedNetwork(network, run.epochs.records, run.epochs.best, vectors, test_vectors)
+
+
+def fold_tasks(task: TaskUsers) -> list[TaskUsers]:
+    """The task with a part of its training users; the others are the test users."""
+    held = task.split.validation
+    return [
+        replace(task, split=UserSplit(kept, held, out), objective=copy(task.objective))
+        for kept, out in folds_of(task.split.train)
+    ]
+
+
+def cross_logits(task: TaskUsers, folds: Sequence[TrainedNetwork]) -> Tensor:
+    """Logits float64 [N, K] of the training users, ascending, from networks trained on folds."""
+    rows = torch.cat([torch.from_numpy(fold.split.test) for fold in fold_tasks(task)])
+    found = [_on_scale_of(task, fold) for fold in folds]
+    return torch.cat(found)[rows.argsort()]
+
+
+def _on_scale_of(task: TaskUsers, fold: TrainedNetwork) -> Tensor:
+    """Logits float64 [N, K] of a fold's test users; targets are standardised as in the task."""
+    logits = fold.logits(fold.test_vectors).double()
+    own, whole = fold.network.head_objective.objective, task.objective
+    if isinstance(own, ScaledObjective) and isinstance(whole, ScaledObjective):
+        return (own.scale.apply(logits) - whole.scale.shift) / whole.scale.scale
+    return logits
 
 
 @torch.no_grad()

@@ -1,17 +1,26 @@
-"""Which parts a task gets: each combination is trained, and validation users choose.
+"""Which parts a task gets: each combination is trained, and held-out users choose.
 
 A combination is a network (blocks and reader, one of them, or neither) with or without an item
 table. Networks and table are trained alone and joined by factors (``fusion.py``), so all
-combinations cost four trainings and one table. The combination with the lowest loss on the
-validation users would win by chance too often: among those that are not clearly worse than it, the
-smallest one is taken. Clearly worse means by more than ``TOLERATED_ERRORS`` standard errors of the
-difference, paired by user.
+combinations cost four trainings and one table. It is decided in two steps:
+
+1. The validation users decide which network it is, each with and without the table.
+2. A tenth of the users say too little about what network and table are worth beside each other:
+   they misjudge the factors, and prefer by chance what was stopped early by them. So this network
+   is trained again on two thirds of the training users, three times, to answer for the third that
+   it has not seen; the table did the same. Training and validation users together then decide
+   between network, table and both, and give the factors. A ranking, which has no table, needs no
+   second step.
+
+The combination with the lowest loss would win by chance too often: among those that are not clearly
+worse than it, the smallest one is taken. Clearly worse means by more than ``TOLERATED_ERRORS``
+standard errors of the difference, paired by user.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +43,8 @@ from peterrec.model.training.finetune.item_table import (
 )
 from peterrec.model.training.finetune.networks import (
     TrainedNetwork,
+    cross_logits,
+    fold_tasks,
     label_of,
     names_of,
     networks_to_try,
@@ -46,30 +57,37 @@ from peterrec.model.training.objectives import LogitObjective, ProbableObjective
 TOLERATED_ERRORS = 1.0
 """Standard errors by which a smaller combination may be behind the best one and still be taken."""
 
-MOST_GROUPS = 256
-"""Groups of validation users whose mean losses give a standard error; up to so many users, each is
-a group."""
+MOST_GROUPS = 1024
+"""Groups of users whose mean losses give a standard error; up to so many users, each is a group."""
+
+Crossed = Mapping[tuple[Part, ...], Tensor]
+"""Logits [N, K] of the training users from networks that have not seen them, by the parts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One combination of parts on the validation users.
+    """One combination of parts on the users that judged it.
 
     ``loss`` is the mean loss per user, with factors learned on other users. ``behind`` is the
-    distance from the lowest loss, ``error`` its standard error over users. ``size_bytes`` are those
-    of patch and table; the head is the same for all.
+    distance from the lowest loss that these users gave, ``error`` its standard error over users.
+    ``users`` are their number: those of the validation, or with those of the training if they
+    judged too. ``size_bytes`` are those of patch and table; the head is the same for all.
     """
 
     parts: tuple[Part, ...]
     loss: float
     behind: float
     error: float
+    users: int
     size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class FittedParts:
-    """The chosen parts of a task, trained and joined under one head, and what was tried."""
+    """The chosen parts of a task, trained and joined under one head, and what was tried.
+
+    ``trials`` has first what the validation users alone say, of every combination.
+    """
 
     parts: tuple[Part, ...]
     network: TrainedNetwork
@@ -87,12 +105,14 @@ class FittedParts:
 
     @property
     def validation_loss(self) -> float:
+        """The mean loss per validation user of the chosen parts, with factors of other users."""
         return next(trial.loss for trial in self.trials if trial.parts == self.parts)
 
     @property
-    def names(self) -> tuple[str | None, ...]:
-        """The networks' names in reports; None if there was one alone."""
-        return names_of([network.parts for network in self.networks])
+    def size_bytes(self) -> int:
+        """Size of patch and table in a bundle, without the head."""
+        table = self.table.size_bytes if self.table else 0
+        return self.network.network.size_bytes + table
 
     def event(self) -> PartsChosen:
         """What a listener hears of the choice."""
@@ -106,8 +126,9 @@ class FittedParts:
             {"best_epoch": each.best_epoch, "epochs": [asdict(epoch) for epoch in each.epochs]}
             for each in (self.network, *self.networks)
         )
+        names = names_of([network.parts for network in self.networks])
         named = [
-            {"network": name, **network} for name, network in zip(self.names, networks, strict=True)
+            {"network": name, **network} for name, network in zip(names, networks, strict=True)
         ]
         return {
             "parts": list(event.parts),
@@ -130,48 +151,109 @@ def fit_parts(
     listener: TrainingListener = unheard,
     notice: Notice = no_notice,
 ) -> FittedParts:
-    """Train the combinations that the settings ask for, and choose one by validation loss."""
+    """Train the combinations that the settings ask for, and choose one by its loss."""
     tried = networks_to_try(task)
     networks = [
         train_network(backbone, task, parts, on_progress, naming(name, listener))
         for parts, name in zip(tried, names_of(tried), strict=True)
     ]
-    return choose_parts(task, networks, on_progress, notice)
+    choice = first_choice(task, networks, on_progress, notice)
+    crossed = {
+        parts: cross_logits(
+            task, [train_network(backbone, fold, parts, on_progress) for fold in fold_tasks(task)]
+        )
+        for parts in choice.to_cross
+    }
+    return final_choice(task, choice, crossed)
 
 
-def choose_parts(
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What the validation users say: all networks, the table, and the combinations' trials.
+
+    ``to_cross`` are the parts of the networks that the training users must judge, too, before it is
+    decided: the preferred one, and the head alone that may stand beside the table.
+    """
+
+    networks: tuple[TrainedNetwork, ...]
+    table: FittedTable | None
+    trials: tuple[Trial, ...]
+    preferred: Trial
+    to_cross: tuple[tuple[Part, ...], ...]
+
+
+def first_choice(
     task: TaskUsers,
     networks: Sequence[TrainedNetwork],
     on_progress: OnProgress = no_progress,
     notice: Notice = no_notice,
-) -> FittedParts:
-    """Join trained networks with an item table, if one is asked for, and choose a combination.
+) -> Choice:
+    """Train the item table, if one is asked for, and let the validation users judge."""
+    table = _fitted_table(task, on_progress, notice)
+    rows = torch.from_numpy(task.split.validation)
+    combined = _combinations(task, networks, table)
+    trials = _trials(combined, [each.losses(task, rows, {}) for each in combined], len(rows))
+    preferred = _smallest(trials)
+    to_cross: tuple[tuple[Part, ...], ...] = ()
+    if table is not None and table.crossed is not None:
+        own = combined[trials.index(preferred)].network.parts
+        to_cross = tuple(n.parts for n in networks if n.parts in ((), own))
+    return Choice(tuple(networks), table, trials, preferred, to_cross)
+
+
+def final_choice(task: TaskUsers, choice: Choice, crossed: Crossed) -> FittedParts:
+    """Let the training users judge too, where ``crossed`` has their logits, and join the parts.
 
     The chosen network's head changes in place: it is multiplied by the network's factor.
     """
-    table = _fitted_table(task, on_progress, notice)
-    wants_table = task.settings.chosen_parts is not None and table is not None
-    forms = (True,) if wants_table else (False,) if table is None else (False, True)
-    combined = [
-        _Combination.of(task, network, table if has_table else None)
-        for network in networks
-        for has_table in forms
-    ]
-    best = min(combined, key=lambda each: float(each.losses.mean()))
-    trials = tuple(each.trial(best) for each in combined)
-    chosen = combined[trials.index(_chosen(trials))]
-    parts = chosen.parts
-    return FittedParts(parts, chosen.network, chosen.join(task), trials, tuple(networks))
+    rows = torch.from_numpy(task.split.validation)
+    networks = [n for n in choice.networks if n.parts in choice.to_cross]
+    trials, preferred = choice.trials, choice.preferred
+    combined = _combinations(task, choice.networks, choice.table)
+    if networks and crossed.keys() >= {n.parts for n in networks}:
+        rows = torch.cat([torch.from_numpy(np.sort(task.split.train)), rows])
+        combined = _combinations(task, networks, choice.table)
+        found = [each.losses(task, rows, crossed) for each in combined]
+        own = _trials(combined, found, len(rows))
+        trials, preferred = (*trials, *own), _smallest(own)
+    else:
+        crossed = {}
+    chosen = next(each for each in combined if each.parts == preferred.parts)
+    table = chosen.join(task, rows, crossed)
+    return FittedParts(chosen.parts, chosen.network, table, trials, choice.networks)
 
 
-def _chosen(trials: Sequence[Trial]) -> Trial:
+def _combinations(
+    task: TaskUsers, networks: Sequence[TrainedNetwork], table: FittedTable | None
+) -> list["_Combination"]:
+    """Networks with the table, and without it unless it was asked for."""
+    is_asked = task.settings.chosen_parts is not None
+    forms = [None] if table is None else [table] if is_asked else [None, table]
+    return [_Combination(network, form) for network in networks for form in forms]
+
+
+def _trials(
+    combined: Sequence["_Combination"], losses: Sequence[Tensor], users: int
+) -> tuple[Trial, ...]:
+    """Each combination beside the one with the lowest loss, from losses [G] of groups."""
+    best = min(losses, key=lambda each: float(each.mean()))
+    found = []
+    for each, own in zip(combined, losses, strict=True):
+        behind = own - best  # [G]
+        error = float(behind.std()) / len(behind) ** 0.5 if len(behind) > 1 else 0.0
+        mean, distance = float(own.mean()), float(behind.mean())
+        found.append(Trial(each.parts, mean, distance, error, users, each.size_bytes))
+    return tuple(found)
+
+
+def _smallest(trials: Sequence[Trial]) -> Trial:
     """The smallest combination that is not clearly worse than the best one."""
     sufficient = [each for each in trials if each.behind <= TOLERATED_ERRORS * each.error]
     return min(sufficient, key=lambda each: (each.size_bytes, each.loss))
 
 
 def _fitted_table(task: TaskUsers, on_progress: OnProgress, notice: Notice) -> FittedTable | None:
-    """The task's item table, unless the settings or the kind do without."""
+    """The task's item table, unless settings or kind do without, or it says nothing."""
     chosen, objective = task.settings.chosen_parts, task.objective
     if not isinstance(objective, LogitObjective) or (chosen is not None and "table" not in chosen):
         return None
@@ -188,47 +270,55 @@ def _fitted_table(task: TaskUsers, on_progress: OnProgress, notice: Notice) -> F
         return None
     on_progress(Progress("fitting the item table"))
     spec = TableSpec(len(task.examples.items))
-    return fit_table(task.examples.rows, objective, task.split, spec)
+    table = fit_table(task.examples.rows, objective, task.split, spec)
+    if not table.table.codes.any():
+        notice("The item table has learned nothing, so there is none.")
+        return None
+    return table
 
 
 @dataclass(frozen=True, slots=True)
 class _Combination:
-    """A network with or without the item table, and its mean loss [G] on groups of users."""
+    """A network with or without the item table."""
 
     network: TrainedNetwork
     table: FittedTable | None
-    losses: Tensor
-
-    @classmethod
-    def of(cls, task: TaskUsers, network: TrainedNetwork, table: FittedTable | None) -> Self:
-        return cls(network, table, _losses(task, network, table))
 
     @property
     def parts(self) -> tuple[Part, ...]:
         return (*self.network.parts, *(("table",) if self.table else ()))
 
-    def trial(self, best: "_Combination") -> Trial:
-        """The combination beside the one with the lowest loss."""
-        behind = self.losses - best.losses  # [G]
-        error = float(behind.std()) / len(behind) ** 0.5 if len(behind) > 1 else 0.0
-        table_bytes = self.table.table.size_bytes if self.table else 0
-        return Trial(
-            parts=self.parts,
-            loss=float(self.losses.mean()),
-            behind=float(behind.mean()),
-            error=error,
-            size_bytes=self.network.network.size_bytes + table_bytes,
-        )
+    @property
+    def size_bytes(self) -> int:
+        table = self.table.table.size_bytes if self.table else 0
+        return self.network.network.size_bytes + table
 
-    def join(self, task: TaskUsers) -> ItemTable | None:
+    def losses(self, task: TaskUsers, rows: Tensor, crossed: Crossed) -> Tensor:
+        """Mean losses float64 [G] of groups of some users.
+
+        What the parts are multiplied by, factors or a temperature, is learned on other users.
+        """
+        groups = torch.arange(len(rows)).tensor_split(min(len(rows), MOST_GROUPS))
+        objective = task.objective
+        if isinstance(objective, LogitObjective):
+            logits = self.sources(task, crossed)
+            is_scaled = self.table is not None or isinstance(objective, ProbableObjective)
+            z = cross_joined(logits, rows, objective) if is_scaled else logits[0].double()
+            return torch.stack([objective.logit_loss(z[g], rows[g]) for g in groups]).double()
+        head = self.network.network.head_objective.head
+        generator = seeded(task.settings.seed, "validate")
+        with torch.no_grad():
+            vectors = self.network.vectors.to(head.weight.device)
+            found = [objective.loss(head, vectors[g], rows[g], generator) for g in groups]
+        return torch.stack(found).double().cpu()
+
+    def join(self, task: TaskUsers, rows: Tensor, crossed: Crossed) -> ItemTable | None:
         """Multiply head and table by their factors, and give the head the table's bias."""
         if self.table is None:
             return None
-        objective = task.objective
-        assert isinstance(objective, LogitObjective)
-        rows = torch.from_numpy(task.split.validation)
-        sources = _sources(task, self.network, self.table)
-        network, table = fit_factors(sources, rows, objective).tolist()
+        assert isinstance(task.objective, LogitObjective)
+        factors = fit_factors(self.sources(task, crossed), rows, task.objective)
+        network, table = factors.clamp(min=SMALLEST_FACTOR).tolist()
         head = self.network.network.head_objective.head
         assert head.bias is not None
         with torch.no_grad():
@@ -236,33 +326,24 @@ class _Combination:
             head.bias.mul_(network).add_(table * self.table.bias.to(head.bias))
         return self.table.table.times(table)
 
+    @torch.no_grad()
+    def sources(self, task: TaskUsers, crossed: Crossed) -> list[Tensor]:
+        """Logits [N, K] from the network, and from the table if there is one.
 
-@torch.no_grad()
-def _sources(task: TaskUsers, network: TrainedNetwork, table: FittedTable | None) -> list[Tensor]:
-    """Logits [N, K] of the validation users from the network, and from the table."""
-    head = network.network.head_objective.head
-    found = [head.logits(network.vectors.to(head.weight.device)).cpu()]
-    if table is not None:
-        found.append(table.logits([task.examples.rows[i] for i in task.split.validation]))
-    return found
+        They are those of the training users, if ``crossed`` has them, then of the validation users.
+        """
+        found = [self.network.logits(self.network.vectors)]
+        if crossed:
+            found = [torch.cat([crossed[self.network.parts], found[0].double()])]
+        if self.table is not None:
+            held_out = [task.examples.rows[i] for i in task.split.validation]
+            logits = self.table.logits(held_out).double()
+            if crossed:
+                assert self.table.crossed is not None
+                logits = torch.cat([self.table.crossed, logits])
+            found.append(logits)
+        return found
 
 
-def _losses(task: TaskUsers, network: TrainedNetwork, table: FittedTable | None) -> Tensor:
-    """Mean losses float64 [G] of groups of validation users.
-
-    What a head is multiplied by afterwards, a factor or a temperature, is learned on other users.
-    """
-    rows = torch.from_numpy(task.split.validation)
-    groups = torch.arange(len(rows)).tensor_split(min(len(rows), MOST_GROUPS))
-    objective = task.objective
-    if isinstance(objective, LogitObjective):
-        logits = _sources(task, network, table)
-        is_scaled = table is not None or isinstance(objective, ProbableObjective)
-        z = cross_joined(logits, rows, objective) if is_scaled else logits[0].double()
-        return torch.stack([objective.logit_loss(z[g], rows[g]) for g in groups]).double()
-    head = network.network.head_objective.head
-    generator = seeded(task.settings.seed, "validate")
-    with torch.no_grad():
-        vectors = network.vectors.to(head.weight.device)
-        found = [objective.loss(head, vectors[g], rows[g], generator) for g in groups]
-    return torch.stack(found).double().cpu()
+SMALLEST_FACTOR = 1e-6
+"""Factor of a part that was asked for and earns nothing; a bundle's table must not be all zeros."""

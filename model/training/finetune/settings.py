@@ -44,7 +44,12 @@ class LoopSettings:
     ] = 1e-2
     head_learning_rate: Annotated[
         float,
-        option("Adam's learning rate for the head; it falls linearly to 0.", name="head_lr", ge=0),
+        option(
+            "Adam's learning rate for the head; a ranking takes a tenth of it. "
+            "It falls linearly to 0.",
+            name="head_lr",
+            ge=0,
+        ),
     ] = 1e-2
     item_dropout: ItemDropout = 0.2
     seed: Seed = 0

@@ -12,7 +12,7 @@ from peterrec.model.inference.cpu.forward import PackedForward
 from peterrec.model.inference.forward import mixed_forward
 from peterrec.model.inference.weight_pool import WeightPool
 from peterrec.model.network.patch import PatchWeights
-from peterrec.model.spec import CLS, BackboneSpec, HeadSpec, PatchGeometry
+from peterrec.model.spec import CLS, BackboneSpec, HeadSpec, Padding, PatchGeometry
 from tests.model.random_tasks import RandomTask, random_backbone, random_history, random_task
 
 TOLERANCE = 1e-5
@@ -199,6 +199,26 @@ def test_a_history_asked_again_goes_on_from_its_trunk() -> None:
     torch.testing.assert_close(first, expected, rtol=TOLERANCE, atol=TOLERANCE)
     assert torch.equal(again, first)
     assert forward.activation_cache.hits == 3
+
+
+@pytest.mark.parametrize("padding", ["exact", "embedded"])
+def test_nothing_of_a_passing_history_is_cached(padding: Padding) -> None:
+    spec = BackboneSpec(60, 16, (1, 4, 2), max_len=20, padding=padding)
+    geometry = PatchGeometry("serial2", 4, (2,))
+    backbone = random_backbone(spec)
+    forward = PackedForward(backbone, torch.float32, trunk_cache_bytes=100_000)
+    pool = WeightPool(geometry.shapes(spec.channels), torch.device("cpu"))
+    task = random_task(backbone, geometry, HeadSpec("value", 1), 1)
+    ref = SlotRef(geometry, pool, pool.write(task.patch.named()))
+    histories = [np.array(random_history(spec, n, n), np.int32) for n in (9, 30, 5)]
+    plain = forward.user_vectors(histories[:1], [ref])
+    kept = forward.activation_cache.size_bytes
+    again = forward.user_vectors(histories, [ref] * 3, [True, True, False])
+    assert forward.activation_cache.hits == 1
+    assert kept < forward.activation_cache.size_bytes <= 2 * kept
+    assert torch.equal(again[:1], plain)
+    forward.user_vectors(histories[1:2], [ref], [True])
+    assert forward.activation_cache.hits == 1
 
 
 @pytest.mark.parametrize(

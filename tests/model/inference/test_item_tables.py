@@ -1,7 +1,5 @@
-"""Packed item tables on a device: the bits of the reference, whatever else is in the batch."""
+"""Packed item tables on a CPU: the bits of the reference, whatever else is in the batch."""
 
-import os
-from collections.abc import Callable
 from typing import Any  # each device lists items in a form of its own
 
 import numpy as np
@@ -10,74 +8,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
-
 from peterrec.model.inference.cpu.table_kernel import CompiledTables
-from peterrec.model.inference.gpu.table_kernel import FusedTables
-from peterrec.model.inference.item_tables import (
-    BatchTables,
-    TableForward,
-    TableWeights,
-    packed_table,
-    table_bytes,
-)
+from peterrec.model.inference.item_tables import BatchTables, table_bytes
 from peterrec.model.network.item_table import ItemTable
-from peterrec.model.spec import FIRST_ITEM, UNK, BackboneSpec, TableSpec
+from peterrec.model.spec import BackboneSpec, TableSpec
+from tests.model.inference.table_batches import FORMS, SPEC, added, mixed_batch, resident
 from tests.model.random_tasks import random_history, random_table
 
-SPEC = BackboneSpec(item_count=5000, max_len=50)
 CPU = torch.device("cpu")
-GPU = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-FORMS = [
-    TableSpec(1, counting=counting, exponent=exponent)
-    for counting in ("presence", "count")
-    for exponent in (0.0, 0.5, 1.0)
-]
-
-Make = Callable[[int], TableForward[Any]]
-DEVICES: dict[str, tuple[Make, torch.device]] = {
-    "CPU": (CompiledTables, CPU),
-    "GPU": (lambda token_count: FusedTables(GPU, token_count), GPU),
-}
 
 
-def resident(table: ItemTable, device: torch.device, temperature: float = 1.0) -> TableWeights:
-    weights = TableWeights(table_bytes(table))
-    weights.put(packed_table(table, temperature).to(device))
-    assert weights.packed is not None
-    assert weights.packed.nbytes == weights.size_bytes
-    return weights
-
-
-def added(
-    forward: TableForward[Any], tables: list[TableWeights], histories: list[Any], outputs: int
-) -> torch.Tensor:
-    """What tables add to zeros, row i of table and history i."""
-    device = tables[0].packed.device if tables[0].packed is not None else CPU
-    logits = torch.zeros(len(tables), outputs, device=device)
-    BatchTables(forward, tables, histories, SPEC.token_count).add(logits, range(len(tables)))
-    return logits.cpu()
-
-
-@pytest.mark.parametrize("name", DEVICES)
 @pytest.mark.parametrize("outputs", [1, 16, 17])
-def test_a_mixed_batch_adds_the_bits_of_the_reference(name: str, outputs: int) -> None:
-    make, device = DEVICES[name]
-    forward = make(SPEC.token_count)
-    tables = [random_table(SPEC, outputs, n, form, 0.3) for n, form in enumerate(FORMS)]
-    tables += [random_table(SPEC, outputs, 9, share=share) for share in (0.0, 0.01, 1.0)]
-    twice = random_history(SPEC, 60, 1) * 2
-    histories = [[], [UNK, FIRST_ITEM], twice, *(random_history(SPEC, n, n) for n in (50, 3000))]
-    own = [resident(table, device) for table in tables]
-    rows, read = own * len(histories), [history for history in histories for _ in own]
-    expected = torch.cat([table.logits([h]) for h in histories for table in tables])
+def test_a_mixed_batch_adds_the_bits_of_the_reference(outputs: int) -> None:
+    forward = CompiledTables(SPEC.token_count)
     for _ in range(2):  # a batch leaves nothing behind
-        found = added(forward, rows, read, outputs)
-        if name == "CPU":
-            assert torch.equal(found, expected)
-        else:  # its power of the number of items may be rounded otherwise
-            torch.testing.assert_close(found, expected, rtol=3e-7, atol=0)
+        found, expected = mixed_batch(forward, CPU, outputs)
+        assert torch.equal(found, expected)
 
 
 @given(
@@ -96,12 +42,10 @@ def test_whatever_a_history_has_the_table_adds_what_the_reference_does(
     assert torch.equal(found, table.logits([tokens]))
 
 
-@pytest.mark.parametrize("name", DEVICES)
-def test_the_temperature_divides_the_scales(name: str) -> None:
-    make, device = DEVICES[name]
+def test_the_temperature_divides_the_scales() -> None:
     table = random_table(SPEC, 3, 1)
     history = random_history(SPEC, 100, 1)
-    found = added(make(SPEC.token_count), [resident(table, device, 2.5)], [history], 3)
+    found = added(CompiledTables(SPEC.token_count), [resident(table, CPU, 2.5)], [history], 3)
     torch.testing.assert_close(found, table.logits([history]) / 2.5)
 
 

@@ -131,6 +131,14 @@ def test_a_table_shows_what_was_tuned_and_no_share_of_a_backbone(report):
     assert cells["KB"] == f"{row['size_bytes'] / 1000:,.0f}"
 
 
+def test_every_metric_has_a_title_of_its_own(report):
+    group, following = (header_of(table) for table in report["tables"])
+    assert group[1:5] == ["accuracy", "macro-F1", "AUC", "log-loss"]
+    assert following[1:4] == ["MRR@5", "HR@5", "NDCG@5"]
+    sampled = [title for title in following if title.endswith("of 100 *(sampled)*")]
+    assert [title.split()[0] for title in sampled] == ["MRR@5", "HR@5", "NDCG@5"]
+
+
 def test_no_backbone_is_pretrained_for_them(place, report):
     assert not (place.out / "backbones").exists()
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import softmax
 from sklearn.metrics import log_loss
 from torch import Tensor
@@ -12,7 +13,9 @@ from torch.nn import functional
 from peterrec.model.errors import MethodUnknown, TaskUnknown
 from peterrec.model.files.tensors import read_arrays
 from peterrec.model.progress import Progress, no_progress
+from peterrec.model.spec import FIRST_ITEM, BackboneSpec
 from peterrec.model.study.corpus import shuffled
+from peterrec.model.study.networks import TwoTower
 from peterrec.model.study.predictions import calibrated, scored
 from peterrec.model.study.report import report_of, write_report
 from peterrec.model.study.run import Workplace
@@ -381,6 +384,15 @@ def test_what_finetune_makes_by_default_is_a_method_and_has_the_size_of_its_bund
             has_bundle = name != "finecls"
             assert (row["size_bytes"] > dense) == has_bundle  # a bundle has a manifest and probes
     assert "- auto chose " in write_report(own, units)
+
+
+def test_the_two_towers_read_whole_histories():
+    spec = BackboneSpec(item_count=9, channels=8, dilations=(1,), max_len=2)
+    towers = TwoTower(spec, torch.device("cpu"))
+    rows = [np.array([FIRST_ITEM, FIRST_ITEM + 1, FIRST_ITEM + 2]) + oldest for oldest in (0, 3)]
+    rows[1][1:] = rows[0][1:]  # only the oldest item differs, which is outside of max_len
+    one, other = towers.user_vectors(UserRows(rows, torch.arange(2)))
+    assert not torch.equal(one, other)
 
 
 def test_a_method_without_a_task_of_its_kind_is_said_to_have_no_row(place, tmp_path):

@@ -1,14 +1,13 @@
 """An item table learns what items say of users, as a regression of a library does, and no more."""
 
 import numpy as np
-import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
 from peterrec.model.data.splits import UserSplit
 from peterrec.model.kinds import KINDS
 from peterrec.model.spec import FIRST_ITEM, HeadSpec, TableSpec
-from peterrec.model.training.finetune.item_table import RIDGES, fit_table
+from peterrec.model.training.finetune.item_table import STRENGTHS, fit_table
 from peterrec.model.training.objectives import OBJECTIVES, LogitObjective
 from peterrec.model.training.objectives.classification import ClassificationObjective
 from peterrec.model.training.objectives.tags import TagsObjective
@@ -52,8 +51,7 @@ def test_the_weights_are_those_of_a_regression_of_scikit_learn():
     found = (fitted.bias + fitted.table.logits(rows)).softmax(1).numpy()
     x = inputs(rows, SPLIT.train)
     size = np.square(x[SPLIT.train]).sum(1).mean()
-    strength = 1 / (fitted.ridge * size * len(SPLIT.train))
-    theirs = LogisticRegression(C=strength, max_iter=5000, tol=1e-8)
+    theirs = LogisticRegression(C=1 / (fitted.strength * size), max_iter=5000, tol=1e-8)
     theirs.fit(x[SPLIT.train], targets[SPLIT.train].numpy())
     np.testing.assert_allclose(found, theirs.predict_proba(x), atol=0.01)  # int8
 
@@ -66,15 +64,32 @@ def test_a_table_is_right_more_often_than_the_majority():
     assert fitted.validation_loss < 0.9 * fitted.bias_loss
 
 
-def test_the_ridge_is_that_with_the_lowest_validation_loss_and_the_search_ends_behind_it():
+def test_the_ridge_is_that_with_the_lowest_loss_on_held_out_users_and_the_search_ends_behind_it():
     rows, targets = histories()
     fitted = fit_table(rows, classes_objective(targets), SPLIT, FORM)
-    losses = [trial.validation_loss for trial in fitted.trials]
-    assert fitted.ridge == fitted.trials[int(np.argmin(losses))].ridge
-    assert len(losses) < len(RIDGES)
-    assert fitted.validation_loss == pytest.approx(min(losses), abs=0.01)
+    losses = [trial.held_out_loss for trial in fitted.trials]
+    assert fitted.strength == fitted.trials[int(np.argmin(losses))].strength
+    assert len(losses) < len(STRENGTHS)
     train_losses = [trial.train_loss for trial in fitted.trials]
     assert train_losses == sorted(train_losses, reverse=True)
+
+
+def test_training_users_are_judged_by_a_table_that_has_not_seen_them():
+    rows, _ = histories()
+    targets = torch.from_numpy(np.random.default_rng(9).integers(0, CLASSES, USERS))
+    objective, train = classes_objective(targets), torch.from_numpy(SPLIT.train)
+    fitted = fit_table(rows, objective, SPLIT, FORM)
+    own = objective.logit_loss(fitted.logits([rows[i] for i in SPLIT.train]), train)
+    assert fitted.crossed is not None
+    crossed = objective.logit_loss(fitted.crossed, train)
+    assert own < crossed
+    assert crossed > np.log(CLASSES) - 0.02  # noise can't be told
+
+
+def test_too_few_users_judge_nothing_by_folds():
+    rows, targets = histories()
+    few = UserSplit(np.arange(40), SPLIT.validation, SPLIT.test)
+    assert fit_table(rows, classes_objective(targets), few, FORM).crossed is None
 
 
 def test_items_of_no_training_user_have_no_row():
@@ -90,7 +105,7 @@ def test_answers_that_no_item_tells_of_give_a_table_that_earns_nothing():
     targets = torch.from_numpy(np.random.default_rng(9).integers(0, CLASSES, USERS))
     fitted = fit_table(rows, classes_objective(targets), SPLIT, FORM)
     assert fitted.validation_loss > fitted.bias_loss - 0.02
-    assert fitted.ridge >= RIDGES[4]
+    assert fitted.strength >= STRENGTHS[8]
 
 
 def test_the_same_users_give_the_same_table():

@@ -53,6 +53,7 @@ def test_a_bundle_file_is_explained_as_the_library_explains_it(place, kind):
     found = explained(place, kind, *HISTORY, "-n", "2")
     task = load_bundle(place / f"{kind}.bundle", load_backbone(place / "bb"))
     (expected,) = task.predict([HISTORY], explain=Explain(2), top_k=3)
+    assert expected.explanation is not None
     assert found["explanation"]["items_looked_at"] == 5
     assert [each["output"] for each in found["explanation"]["outputs"]] == [
         output.output for output in expected.explanation.outputs

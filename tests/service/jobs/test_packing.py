@@ -28,7 +28,9 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedBackbone:
 
 @pytest.fixture(scope="module")
 def task(loaded: LoadedBackbone) -> FinetunedTask:
-    settings = FinetuneSettings(kind="classification", bottleneck=4, epochs=1, batch_size=16)
+    settings = FinetuneSettings(
+        kind="classification", parts="blocks,reader", bottleneck=4, epochs=1, batch_size=16
+    )
     return finetune(loaded, shop_histories(), groups(), settings)
 
 

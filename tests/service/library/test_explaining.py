@@ -2,6 +2,7 @@
 
 import math
 import random
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,10 @@ def histories(count: int) -> list[list[str | int]]:
     return [draw.choices(IDS, k=draw.randrange(2, 2 * SPEC.max_len)) for _ in range(count)]
 
 
+def ask(task: Task, histories: Any, **options: Any) -> Any:  # Any: answers of every kind
+    return task.predict(histories, **options)
+
+
 def without(history, item):
     return [each for each in history if str(each) != str(item)]
 
@@ -67,7 +72,7 @@ def removed_one_by_one(task: Task, history, **options) -> dict[str, dict[str, fl
     """What each output loses with each different item, by output and item."""
     items = list(dict.fromkeys(map(str, history)))
     rows = [history, *(without(history, item) for item in items)]
-    whole, *rest = map(scores_of, task.predict(rows, **options))
+    whole, *rest = map(scores_of, ask(task, rows, **options))
     return {
         output: {item: score - found[output] for item, found in zip(items, rest, strict=True)}
         for output, score in whole.items()
@@ -94,7 +99,7 @@ def test_contributions_are_those_of_removing_the_items_one_by_one(tasks, kind, p
     options = {"unknown_items": policy, "exclude_seen": False}
     for history in histories(6):
         expected = removed_one_by_one(tasks[kind], history, **options)
-        (answer,) = tasks[kind].predict([history], explain=Explain(4, "all"), **options)
+        (answer,) = ask(tasks[kind], [history], explain=Explain(4, "all"), **options)
         assert answer.explanation.method == "leave_one_out"
         assert {output.output for output in answer.explanation.outputs} == set(expected)
         for output in answer.explanation.outputs:
@@ -109,7 +114,7 @@ def test_every_part_of_a_patch_is_explained_exactly(workshop, backbone, place):
     task = task_of(backbone, bundle)
     for history in histories(6):
         expected = removed_one_by_one(task, history)
-        (answer,) = task.predict([history], explain=100)
+        (answer,) = ask(task, [history], explain=100)
         (output,) = answer.explanation.outputs
         assert output.output == answer.label
         assert_same(output, expected[output.output])
@@ -138,7 +143,7 @@ def test_a_table_is_explained_over_the_whole_history(workshop, backbone, kind, f
     task = task_of(backbone, workshop.bundle(kind, seed=4, table=FORMS[form]))
     for history in [*long_histories(3), *histories(2)]:
         expected = removed_one_by_one(task, history, unknown_items=policy)
-        (answer,) = task.predict([history], explain=Explain(100, "all"), unknown_items=policy)
+        (answer,) = ask(task, [history], explain=Explain(100, "all"), unknown_items=policy)
         explanation = answer.explanation
         assert explanation.method == "leave_one_out_and_table"
         unread = answer.unknown_items and policy == "drop"
@@ -158,7 +163,7 @@ def test_a_table_alone_costs_two_rows(workshop, backbone, kind, form):
     task = task_of(backbone, bundle)
     for history in long_histories(3):
         expected = removed_one_by_one(task, history)
-        (answer,) = task.predict([history], explain=Explain(100, "all"))
+        (answer,) = ask(task, [history], explain=Explain(100, "all"))
         assert (answer.explanation.method, answer.explanation.rows) == ("table", 2)
         for output in answer.explanation.outputs:
             assert_same(output, expected[output.output])
@@ -166,7 +171,7 @@ def test_a_table_alone_costs_two_rows(workshop, backbone, kind, form):
 
 def test_a_cold_start_of_a_table_has_no_item_that_moved_it(workshop, backbone):
     task = task_of(backbone, workshop.bundle("tags", seed=4, table=TableSpec(1)))
-    for answer in task.predict([[], ["not known"]], explain=5):
+    for answer in ask(task, [[], ["not known"]], explain=5):
         assert answer.explanation.error is None
         assert answer.explanation.items_looked_at == 0
         assert [output.items for output in answer.explanation.outputs] == [()] * len(
@@ -178,7 +183,7 @@ def test_the_newest_items_of_a_table_are_looked_at_on_request(workshop, backbone
     task = task_of(backbone, workshop.bundle("value", seed=4, table=TableSpec(1)))
     history = ITEMS[:60]
     for newest, rows in ((5, 7), (30, 22)):
-        (answer,) = task.predict([history], explain=Explain(100, newest=newest))
+        (answer,) = ask(task, [history], explain=Explain(100, newest=newest))
         explanation = answer.explanation
         assert (explanation.items_looked_at, explanation.items_left_out) == (newest, 60 - newest)
         assert explanation.rows == rows
@@ -198,7 +203,7 @@ def test_items_out_of_the_networks_reach_cost_no_rows(tmp_path, is_causal, paddi
         workshop.bundle("value", seed=1, geometry=PatchGeometry("serial2", 4, (0,))),
     )
     history = ITEMS[:30]
-    (answer,) = task.predict([history], explain=100)
+    (answer,) = ask(task, [history], explain=100)
     expected = removed_one_by_one(task, history)["value"]
     moving = [item for item, moved in expected.items() if abs(moved) > TOLERANCE]
     assert answer.explanation.items_looked_at == (6 if is_causal else 20)
@@ -211,8 +216,8 @@ def test_items_out_of_the_networks_reach_cost_no_rows(tmp_path, is_causal, paddi
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_explanation_changes_nothing_else_of_an_answer(tasks, kind):
     rows = histories(20)
-    plain = tasks[kind].predict(rows)
-    explained = tasks[kind].predict(rows, explain=3)
+    plain = ask(tasks[kind], rows)
+    explained = ask(tasks[kind], rows, explain=3)
     for one, other in zip(plain, explained, strict=True):
         assert one.explanation is None
         fields = [name for name in one.__struct_fields__ if name != "explanation"]
@@ -221,8 +226,8 @@ def test_an_explanation_changes_nothing_else_of_an_answer(tasks, kind):
 
 def test_each_recommended_item_is_explained_for_itself(tasks):
     history = ITEMS[:8]
-    (answer,) = tasks["ranking"].predict([history], explain=2, top_k=2)
-    (full,) = tasks["ranking"].predict([history], explain=2)
+    (answer,) = ask(tasks["ranking"], [history], explain=2, top_k=2)
+    (full,) = ask(tasks["ranking"], [history], explain=2)
     outputs = answer.explanation.outputs
     assert [output.output for output in outputs] == [item.id for item in answer.items]
     assert len(outputs) == 2
@@ -231,14 +236,14 @@ def test_each_recommended_item_is_explained_for_itself(tasks):
 
 
 def test_a_ranking_that_recommends_nothing_needs_no_explanation(tasks):
-    (answer,) = tasks["ranking"].predict([ITEMS[:8]], explain=2, candidates=["none"])
+    (answer,) = ask(tasks["ranking"], [ITEMS[:8]], explain=2, candidates=["none"])
     assert (answer.explanation.outputs, answer.explanation.rows) == ((), 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("history", [[], ["not known", "nor this"]])
 def test_a_cold_start_has_no_item_that_moved_it(tasks, kind, history):
-    (answer,) = tasks[kind].predict([history], explain=5)
+    (answer,) = ask(tasks[kind], [history], explain=5)
     explanation = answer.explanation
     assert answer.cold
     assert (explanation.items_looked_at, explanation.items_without_effect) == (0, len(history))
@@ -249,8 +254,8 @@ def test_a_cold_start_has_no_item_that_moved_it(tasks, kind, history):
 
 def test_only_the_newest_items_are_looked_at_on_request(tasks):
     history = ITEMS[:10]
-    (whole,) = tasks["value"].predict([history], explain=10)
-    (part,) = tasks["value"].predict([history], explain=Explain(10, newest=3))
+    (whole,) = ask(tasks["value"], [history], explain=10)
+    (part,) = ask(tasks["value"], [history], explain=Explain(10, newest=3))
     by_item = {item.id: item for item in whole.explanation.outputs[0].items}
     found = part.explanation
     assert (found.items_looked_at, found.items_left_out, found.rows) == (3, 7, 4)
@@ -260,13 +265,13 @@ def test_only_the_newest_items_are_looked_at_on_request(tasks):
 
 
 def test_items_are_named_as_the_caller_sent_them_and_counted(tasks):
-    (answer,) = tasks["value"].predict([["7", "item-1", 7, "item-1", "item-1"]], explain=5)
+    (answer,) = ask(tasks["value"], [["7", "item-1", 7, "item-1", "item-1"]], explain=5)
     found = {item.id: item.times for item in answer.explanation.outputs[0].items}
     assert found == {7: 2, "item-1": 3}
 
 
 def test_tags_are_explained_that_apply_or_else_the_nearest(tasks):
-    for answer in tasks["tags"].predict(histories(40), explain=1):
+    for answer in ask(tasks["tags"], histories(40), explain=1):
         found = [output.output for output in answer.explanation.outputs]
         nearest = max(answer.scores, key=lambda label: answer.scores[label])
         assert found == ([tag.label for tag in answer.tags] or [nearest])
@@ -276,7 +281,7 @@ def test_a_values_contributions_are_in_its_unit_whatever_its_scale_is(workshop, 
     line = ValueScale(scale=1 / 1024, shift=20240000000.0)
     plain = task_of(backbone, workshop.bundle("value", seed=1))
     scaled = task_of(backbone, workshop.bundle("value", seed=1, line=line, unit="euro"))
-    (one,), (other,) = (task.predict([ITEMS[:8]], explain=8) for task in (plain, scaled))
+    (one,), (other,) = (ask(task, [ITEMS[:8]], explain=8) for task in (plain, scaled))
     assert (one.explanation.unit, other.explanation.unit) == ("value", "euro")
     for first, second in zip(
         one.explanation.outputs[0].items, other.explanation.outputs[0].items, strict=True
@@ -288,7 +293,7 @@ def test_a_values_contributions_are_in_its_unit_whatever_its_scale_is(workshop, 
 
 def test_instances_decide_for_themselves(tasks):
     asked = [Instance(ITEMS[:4]), Instance(ITEMS[:4], explain=0), Instance(ITEMS[:4], explain=1)]
-    default, none, one = tasks["value"].predict(asked, explain=2)
+    default, none, one = ask(tasks["value"], asked, explain=2)
     assert len(default.explanation.outputs[0].items) == 2
     assert none.explanation is None
     assert len(one.explanation.outputs[0].items) == 1
@@ -296,7 +301,7 @@ def test_instances_decide_for_themselves(tasks):
 
 def test_a_call_names_a_bounded_number_of_contributions(workshop, backbone):
     task = task_of(backbone, workshop.bundle("tags", seed=1, outputs=600))
-    few, many = (task.predict([ITEMS[:18]], explain=Explain(n, "all"))[0] for n in (16, 17))
+    few, many = (ask(task, [ITEMS[:18]], explain=Explain(n, "all"))[0] for n in (16, 17))
     assert len(few.explanation.outputs) == 600
     assert few.explanation.error is None
     assert many.explanation.outputs == ()
@@ -307,4 +312,4 @@ def test_a_call_names_a_bounded_number_of_contributions(workshop, backbone):
 @pytest.mark.parametrize("given", [-1, 101, Explain(0), Explain(5, newest=0)])
 def test_numbers_out_of_bounds_are_refused(tasks, given):
     with pytest.raises(MalformedRequest, match=r"parameters\.explain"):
-        tasks["value"].predict([ITEMS[:4]], explain=given)
+        ask(tasks["value"], [ITEMS[:4]], explain=given)

@@ -136,6 +136,18 @@ async def test_rows_are_sent_a_few_at_a_time_after_the_answer(place: Place) -> N
     assert len(parts) > 1
 
 
+async def test_the_rows_of_one_history_for_several_tasks_are_run_together(place: Place) -> None:
+    history, policy = ITEMS[:19], Parameters(explain=3)
+    asked = [
+        TaskQuestions("task", None, place.predictor.questions([Instance(history)], policy))
+        for _ in range(4)
+    ]
+    await place.predictor.predict(DEFAULT_TENANT, asked, time.monotonic() + 60)
+    tokens = [each.row.tokens for rows in place.link.calls[1:] for each in rows]
+    assert len(tokens) == 80
+    assert [len({*tokens[at : at + 4]}) for at in range(0, 80, 4)] == [1] * 20
+
+
 async def test_parts_of_long_rows_have_fewer(workshop: Workshop) -> None:
     outputs = NUMBERS_AT_ONCE // 4
     place = Place(workshop, workshop.bundle("tags", 1, outputs=outputs), max_rows=100)
@@ -167,7 +179,7 @@ async def test_a_part_that_finds_no_room_leaves_the_answer_and_what_failed_is_to
     place.link.before = refuse_the_third
     plain = await place.ask(*[Instance(ITEMS[:19])] * 5, explain=0)
     place.link.calls.clear()
-    answers = await place.ask(*[Instance(ITEMS[:19])] * 5)
+    answers = await place.ask(*[Instance([*ITEMS[:19]]) for _ in range(5)])
     explanations = [explanation_of(answer) for answer in answers]
     failed = [each for each in explanations if each.error]
     assert [each.rows for each in explanations if not each.error] == [20] * (5 - len(failed))
