@@ -10,7 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from peterrec.model.training.finetune.parts import fit_parts
 from torch import nn
 
 from peterrec.model.data.examples import Examples
@@ -61,6 +60,7 @@ from peterrec.model.training.batches import seeded
 from peterrec.model.training.finetune.encoders import Encoder, PatchedBackbone
 from peterrec.model.training.finetune.finetune import FinetunedTask
 from peterrec.model.training.finetune.objective_of_head import HeadObjective, TrainedObjective
+from peterrec.model.training.finetune.parts import fit_parts
 from peterrec.model.training.finetune.run import FinetuneRun
 from peterrec.model.training.finetune.settings import FinetuneSettings, LoopSettings
 from peterrec.model.training.finetune.task_rows import TaskUsers
