@@ -14,8 +14,8 @@ combinations cost four trainings and one table. It is decided in two steps:
 
 The combination with the lowest loss would win by chance too often: among those that are not clearly
 worse than it, the smallest one is taken. Clearly worse means by more than ``TOLERATED_ERRORS``
-standard errors of the difference, paired by user. Sizes are those of all weights, and those within a
-tenth of the smallest count as equal: beside a ranking's head of megabytes, no part has a price.
+standard errors of the difference, paired by user. Sizes are those of all weights, and those within
+a tenth of the smallest count as equal: beside a ranking's head of megabytes, no part has a price.
 """
 
 from collections.abc import Mapping, Sequence
