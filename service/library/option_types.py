@@ -65,6 +65,8 @@ class PretrainKeywords(TypedDict, total=False):
     min_count: int
     leave_out_last: int
     loss: Literal["full", "sampled"] | Literal["auto"]
+    dropout: float
+    item_dropout: float
     start: Literal["spectral", "random"]
     contrast_weight: float
     precision: Literal["float32", "bfloat16"]
