@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import TypedDict
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -13,6 +14,9 @@ METRICS = {"gender": "accuracy", "age": "accuracy", "first-items": "mrr@5"}
 """What is shown of each task."""
 
 MARKS = "osv^"
+
+COLUMNS = 2
+"""Panels beside each other."""
 
 
 class Result(TypedDict):
@@ -63,23 +67,34 @@ def points_of(results: Sequence[Result]) -> Iterator[Point]:
 
 
 def draw(results: Sequence[Result], folder: Path) -> None:
-    """Write ``pretraining.png``."""
+    """Write ``pretraining.png``: a panel for each task, a mark for each backbone and form."""
     points = list(points_of(results))
     panels = list(dict.fromkeys((point.corpus, point.task) for point in points))
     if not panels:
         return
-    figure = Figure(figsize=(5.2 * len(panels), 4.6), layout="constrained")
+    rows = -(-len(panels) // COLUMNS)
+    figure = Figure(figsize=(5.5 * COLUMNS, 4.2 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    every = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
+    for axes in every[len(panels) :]:
+        axes.set_axis_off()
+    for axes, panel in zip(every, panels, strict=False):
         own = [point for point in points if (point.corpus, point.task) == panel]
+        _draw_panel(axes, own)
         axes.set_title(", ".join(panel))
-        axes.set_xlabel("next item, NDCG@10")
         axes.set_ylabel(METRICS[panel[1]])
-        for form, mark in zip(dict.fromkeys(point.form for point in own), MARKS, strict=False):
-            chosen = sorted((p for p in own if p.form == form), key=lambda p: p.ndcg)
-            across, up = [p.ndcg for p in chosen], [p.value for p in chosen]
-            axes.errorbar(across, up, [p.spread for p in chosen], marker=mark, label=form)
-        for point in (p for p in own if p.form == own[0].form):
-            axes.annotate(point.recipe, (point.ndcg, point.value), fontsize=7, rotation=20)
-        axes.legend()
-    figure.savefig(folder / "pretraining.png", dpi=120)
+    figure.savefig(folder / "pretraining.png", dpi=100)
+
+
+def _draw_panel(axes: Axes, points: Sequence[Point]) -> None:
+    """One task: marks with the spread over seeds; the best mark of a backbone has its name."""
+    axes.set_xlabel("next item of the test, NDCG@10")
+    for form, mark in zip(dict.fromkeys(point.form for point in points), MARKS, strict=False):
+        own = [point for point in points if point.form == form]
+        x, y, spread = ([getattr(p, name) for p in own] for name in ("ndcg", "value", "spread"))
+        axes.errorbar(x, y, spread, marker=mark, linestyle="none", label=form, alpha=0.8)
+    for recipe in dict.fromkeys(point.recipe for point in points):
+        top = max((p for p in points if p.recipe == recipe), key=lambda p: p.value)
+        axes.annotate(recipe, (top.ndcg, top.value), (3, 4), textcoords="offset points", fontsize=8)
+    axes.margins(0.12)
+    axes.legend(loc="lower right", fontsize=8)

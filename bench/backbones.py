@@ -48,8 +48,8 @@ FILMS = PretrainSettings(
 SHOPS = PretrainSettings(dilations=(1, 4, 1, 4), max_len=30, leave_out_last=1, validation_share=0)
 
 LONG = {
-    "epochs": 60,
-    "patience": 60,
+    "epochs": 40,
+    "patience": 40,
     "batch_size": 128,
     "item_dropout": 0.1,
     "contrast_weight": 0.0,
@@ -63,7 +63,8 @@ RECIPES: Mapping[str, Mapping[str, object]] = {
     "20 epochs": {"epochs": 20},
     "long": {**LONG, "dropout": 0.1},
     "long, contrast": {**LONG, "dropout": 0.1, "contrast_weight": 0.5},
-    "wide": {**LONG, "channels": 256, "dropout": 0.4, "learning_rate": 2e-3},
+    "wide": {**LONG, "channels": 128, "dropout": 0.3, "learning_rate": 2e-3},
+    "wider": {**LONG, "channels": 256, "dropout": 0.4, "learning_rate": 2e-3},
 }
 """What each recipe changes of the data set's settings. The first two train nothing."""
 

@@ -65,8 +65,9 @@ class PartMeasured:
 class PartsChosen:
     """The parts that a task got, the network that was kept, and every combination that was tried.
 
-    A trial has ``parts``, the mean validation ``loss`` per user, how far it is ``behind`` the best
-    one with its standard ``error`` over users, and ``size_bytes`` of patch and table.
+    A trial has ``parts``, the mean ``loss`` per held-out user, how far it is ``behind`` the best
+    one with its standard ``error`` over users, how many ``users`` judged it, and the ``size_bytes``
+    of patch, head and table.
     """
 
     parts: Sequence[str]

@@ -192,7 +192,8 @@ def _provenance(task: FinetunedTask) -> Provenance:
 
 def _notes(task: FinetunedTask) -> str:
     """The record of the training as JSON, without what does not fit: texts go first."""
-    notes = {key: task.record[key] for key in ("settings", "data", "best_epoch", "seconds")}
+    kept = ("settings", "data", "parts", "best_epoch", "seconds")
+    notes = {key: task.record[key] for key in kept if key in task.record}
     data = dict(notes["data"])
     for too_long in ("", "answers", "warnings"):
         data.pop(too_long, None)

@@ -8,7 +8,7 @@ import pytest
 from peterrec.model import kinds
 from peterrec.model.spec import FIRST_ITEM, TableSpec
 from peterrec.patches.bundle.verify import BundleLimits, verify_bundle
-from tests.e2e.conftest import push
+from tests.e2e.conftest import BUNDLE_LIMIT, push
 from tests.patches.bundles import BundleParts
 from tests.service.random_bundles import ITEMS, SPEC
 
@@ -232,3 +232,23 @@ def test_every_bit_of_a_table_is_covered_by_the_checksum(api, workshop):
         assert "checksum_mismatch" in codes
     answer = api.post("/tasks/flipped/versions", content=bundle[:-100])
     assert "truncated" in [reason["code"] for reason in answer.json()["reasons"]]
+
+
+def test_a_table_that_makes_a_bundle_too_large_is_refused_unread(api, workshop):
+    bundle = workshop.bundle("tags", 1, outputs=900, table=TableSpec(1))
+    assert len(bundle) > BUNDLE_LIMIT
+    answer = api.post("/tasks/large-table/versions", content=bundle)
+    assert answer.status_code == 413, answer.text
+
+
+def test_a_ranking_with_a_table_is_refused(api, workshop):
+    limits = {"backbone": workshop.identity, "limits": BundleLimits()}
+    ranking = verify_bundle(workshop.bundle("ranking", 1), **limits)
+    other = verify_bundle(workshop.bundle("tags", 1, table=TableSpec(1)), **limits)
+    table = {name: t for name, t in other.tensors.items() if name.startswith("table.")}
+    parts = BundleParts(ranking.manifest, {**ranking.tensors, **table})
+    answer = api.post(
+        "/tasks/ranked-table/versions",
+        content=parts.with_manifest(table=other.manifest.table).encode(),
+    )
+    assert "manifest_invalid" in [reason["code"] for reason in answer.json()["reasons"]]

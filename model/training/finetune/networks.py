@@ -59,8 +59,9 @@ class Network:
 
     @property
     def size_bytes(self) -> int:
-        """Size of the patch in a bundle; every network has a head of the same size."""
-        return 4 * sum(tensor.numel() for tensor in self.patch.folded().values())
+        """Size of patch and head in a bundle."""
+        tensors = [*self.patch.folded().values(), *self.head_objective.head.parameters()]
+        return 4 * sum(tensor.numel() for tensor in tensors)
 
 
 @dataclass(frozen=True, slots=True)

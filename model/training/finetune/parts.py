@@ -14,7 +14,8 @@ combinations cost four trainings and one table. It is decided in two steps:
 
 The combination with the lowest loss would win by chance too often: among those that are not clearly
 worse than it, the smallest one is taken. Clearly worse means by more than ``TOLERATED_ERRORS``
-standard errors of the difference, paired by user.
+standard errors of the difference, paired by user. Sizes are those of all weights, and those within
+a tenth of the smallest count as equal: beside a ranking's head of megabytes, no part has a price.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,6 +58,9 @@ from peterrec.model.training.objectives import LogitObjective, ProbableObjective
 TOLERATED_ERRORS = 1.0
 """Standard errors by which a smaller combination may be behind the best one and still be taken."""
 
+EQUAL_SIZES = 1.1
+"""Ratio up to which two combinations count as equally large, so that the lower loss is taken."""
+
 MOST_GROUPS = 1024
 """Groups of users whose mean losses give a standard error; up to so many users, each is a group."""
 
@@ -71,7 +75,7 @@ class Trial:
     ``loss`` is the mean loss per user, with factors learned on other users. ``behind`` is the
     distance from the lowest loss that these users gave, ``error`` its standard error over users.
     ``users`` are their number: those of the validation, or with those of the training if they
-    judged too. ``size_bytes`` are those of patch and table; the head is the same for all.
+    judged too. ``size_bytes`` are those of patch, head and table.
     """
 
     parts: tuple[Part, ...]
@@ -110,7 +114,7 @@ class FittedParts:
 
     @property
     def size_bytes(self) -> int:
-        """Size of patch and table in a bundle, without the head."""
+        """Size of patch, head and table in a bundle."""
         table = self.table.size_bytes if self.table else 0
         return self.network.network.size_bytes + table
 
@@ -249,7 +253,9 @@ def _trials(
 def _smallest(trials: Sequence[Trial]) -> Trial:
     """The smallest combination that is not clearly worse than the best one."""
     sufficient = [each for each in trials if each.behind <= TOLERATED_ERRORS * each.error]
-    return min(sufficient, key=lambda each: (each.size_bytes, each.loss))
+    smallest = min(each.size_bytes for each in sufficient)
+    small = [each for each in sufficient if each.size_bytes <= EQUAL_SIZES * smallest]
+    return min(small, key=lambda each: (each.loss, each.size_bytes))
 
 
 def _fitted_table(task: TaskUsers, on_progress: OnProgress, notice: Notice) -> FittedTable | None:

@@ -52,7 +52,7 @@ class Part:
         return cls(rows, cut_windows(rows, max_len)[:most])
 
     def cut_anew(self, max_len: int, generator: torch.Generator) -> Self:
-        """The same rows, the long ones cut at other places, in as many windows."""
+        """A part of the same users whose long rows are cut at other places, in as many windows."""
         return type(self)(self.rows, cut_windows(self.rows, max_len, generator))
 
     def take(self, indices: Tensor) -> list[TokenRow]:

@@ -14,7 +14,7 @@ LONGEST_VALUE = 200
 
 def training_section(log: TrainingLog, metric: str | None) -> Section:
     """Learning curves, times and memory; ``metric`` is drawn if it was measured in every epoch."""
-    parts: list[Part] = list(_outcome(log))
+    parts: list[Part] = [*_outcome(log), *_trials(log)]
     train, validation = log.of_part("train"), log.of_part("validation")
     if train:
         parts.append(_curve("Loss", "loss", {"training": train, "validation": validation}))
@@ -57,6 +57,26 @@ def _outcome(log: TrainingLog) -> Iterator[Text]:
             f"{when}{ended['epochs']} epochs in {ended['seconds']:,.1f} s; the best one is "
             f"{ended['best_epoch']}, whose weights were kept. {where.capitalize()}."
         )
+
+
+def _trials(log: TrainingLog) -> Iterator[Table]:
+    """Every combination of parts that was tried, if there were several."""
+    if log.chosen is None or len(log.chosen.get("trials", [])) < 2:
+        return
+    rows = [
+        (
+            "+".join(trial["parts"]) or "head",
+            f"{trial['users']:,}",
+            trial["loss"],
+            f"{trial['behind']:.4f} ± {trial['error']:.4f}",
+            f"{trial['size_bytes']:,}",
+        )
+        for trial in log.chosen["trials"]
+    ]
+    kept = "+".join(log.chosen["parts"]) or "head"
+    note = f"Taken: {kept}, the smallest of those within one standard error of the lowest loss."
+    header = ("parts", "held-out users", "loss", "behind the best", "bytes")
+    yield table("Parts that were tried", header, rows, note)
 
 
 def _curve(title: str, field: str, parts: Mapping[str, list[Document]]) -> Figure:

@@ -92,6 +92,7 @@ def about_section(file: BundleFile) -> Section:
         ("version", format_digest(file.digest)),
         ("backbone", manifest.backbone),
         ("patch", _patch_text(manifest)),
+        *([("item table", f"{manifest.table.items:,} items")] if manifest.table else []),
         (
             "trained",
             f"{provenance.created_at.isoformat(timespec='seconds')}, {provenance.software}",

@@ -1,6 +1,7 @@
 """Bundles come from the cache or the registry; what is there is served while the rest loads."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import pytest
 from redis.asyncio import Redis
 
 from peterrec.model.errors import PeterRecError
+from peterrec.model.spec import TableSpec
 from peterrec.patches.bundle.verify import BundleLimits
+from peterrec.patches.errors import CacheUnwritable
 from peterrec.patches.identity import Blob, Digest, TaskId, TaskRef, TenantId, digest_of
 from peterrec.patches.registry.local_copy import BlobCache
 from peterrec.patches.registry.records import RegistrySnapshot, TaskEntry
@@ -206,3 +209,18 @@ async def test_files_that_are_in_use_outlive_a_snapshot_that_does_not_name_them(
     await soon(lambda: replica.resident() == set(digests))
     await replica.source.remember(RegistrySnapshot(1, {}, {}), in_use=digests[:1])
     assert replica.cache.digests() == {digests[0]}
+
+
+async def test_an_item_table_whose_file_can_not_be_kept_is_served_and_never_evicted(
+    replica: Replica, workshop: Workshop, registry: Registry
+) -> None:
+    with_table = workshop.bundle("value", 1, table=TableSpec(1))
+    digests = await stored(registry, [with_table, workshop.bundle("ranking", 1)])
+    shutil.rmtree(replica.cache.directory)
+    kept, lost = (fetched.outcome for fetched in await replica.source.fetch_some(digests))
+    assert isinstance(lost, CacheUnwritable)
+    assert isinstance(kept, LocalBundle)
+    assert replica.loading.load([kept]) == {}
+    residency = replica.store.by_digest[digests[0]]
+    assert residency.table is not None
+    assert residency.path == ""
