@@ -97,6 +97,7 @@ def _bytes(table: Table, rows: list[Row]) -> "Figure":
             linestyle="none",
         )
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     _prior_line(table, axes)
     axes.legend(fontsize="small")
     return figure
