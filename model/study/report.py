@@ -109,7 +109,12 @@ def _row(units: list[Unit], task: str) -> Row | None:
         "queries": variant.queries,
         "label_share": variant.label_share,
         "metrics": {
-            name: _spread([result["metrics"][task][name] for result in whole])
+            name: _spread(
+                [
+                    [result["metrics"][task][name] for result in own if "failed" not in result]
+                    for own in found.values()
+                ]
+            )
             for name in names
             if all(name in result["metrics"][task] for result in whole)
         },
@@ -141,9 +146,12 @@ def _left_out(unit: Unit) -> list[LeftOut]:
     return [{"method": unit.variant.label, "failed": first["failed"], "reason": reason}]
 
 
-def _spread(values: Sequence[float]) -> Spread:
+def _spread(by_split: Sequence[Sequence[float]]) -> Spread:
+    """Every split counts as much, also while some of its seeds are missing."""
+    values = [value for own in by_split for value in own]
     std = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "std": std, "runs": len(values)}
+    mean = statistics.fmean(statistics.fmean(own) for own in by_split if own)
+    return {"mean": mean, "std": std, "runs": len(values)}
 
 
 def _tuning(unit: Unit) -> Tuning:
