@@ -15,6 +15,7 @@ MEASUREMENTS = {
     "tasks": "10,000 registered tasks, asked uniformly, compared with a single one",
     "memory": "resident bytes per additional task, divided by the bytes of its weights",
     "swap": "time from registration to service under load; how swaps slow down other requests",
+    "explain": "what explanations cost, and how they slow down other requests",
     "peers": "end to end over HTTP, compared with other model servers measured alternately",
     "registry": "registrations, swaps on three replicas, starts with many bundles, memory",
     "reading": "peak memory and speed of reading interactions, compared with whole text columns",

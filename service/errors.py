@@ -238,11 +238,11 @@ class BundleGone(RowError):
 
 
 class HeadUnreadable(RowError):
-    """A ranking head that was evicted from the device cannot be read from its local file."""
+    """A part of a head that was evicted from the device cannot be read from its local file."""
 
     code = "head_unreadable"
     category = Category.UNAVAILABLE
-    reason = "the task's catalog cannot be read from disk; see the server's log."
+    reason = "the task's catalog or item table cannot be read from disk; see the server's log."
 
 
 class DeviceUnavailable(RowError):

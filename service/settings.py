@@ -77,7 +77,8 @@ class Settings(BaseSettings):
     max_queue_rows: Positive = Field(
         8192,
         description="Maximum number of rows that wait at one time; more are refused with 429, and "
-        "a call that has more by itself (up to 512) with 413.",
+        "a call that has more by itself (up to 512) with 413. A long history for item tables takes "
+        "the place of further rows, one per 500 items.",
     )
     max_explain_rows: Annotated[int, Field(ge=0)] = Field(
         512,
@@ -98,9 +99,9 @@ class Settings(BaseSettings):
     )
     head_limit_bytes: Positive = Field(
         4 << 30,
-        description="Limit in bytes for the heads on the device. Beyond it, ranking heads used "
-        "least recently are evicted, and reloaded when a request needs them. Patches are never "
-        "evicted.",
+        description="Limit in bytes for the heads and item tables on the device. Beyond it, ranking "
+        "heads and tables used least recently are evicted, and reloaded when a request needs them. "
+        "Patches are never evicted.",
     )
     trunk_cache_bytes: Annotated[int, Field(ge=0)] = Field(
         64 << 20,

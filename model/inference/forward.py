@@ -6,12 +6,13 @@ cost of a row is proportional to its history's length. Tests compare it row by r
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from peterrec.model.inference.batch_plan import SlotRef
+from peterrec.model.inference.item_tables import TableForward
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.network.collate import Tokens
 
@@ -47,3 +48,20 @@ def mixed_forward(
     )
 
     return PackedForward(backbone, dtype, trunk_cache_bytes=trunk_cache_bytes)
+
+
+def table_forward(
+    device: torch.device, token_count: int
+) -> TableForward[Any]:  # Any: as in BatchTables
+    """The forward of tables for a device, and a backbone with so many token ids."""
+    if device.type == "cuda":
+        from peterrec.model.inference.gpu.table_kernel import (
+            FusedTables,  # needs Triton, which comes with CUDA builds
+        )
+
+        return FusedTables(device, token_count)
+    from peterrec.model.inference.cpu.table_kernel import (
+        CompiledTables,  # needs numba, which a GPU does without
+    )
+
+    return CompiledTables(token_count)

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from peterrec.model.inference.forward import table_forward
 from peterrec.model.inference.item_tables import (
     BatchTables,
     TableWeights,
     packed_table,
     table_bytes,
-    table_forward,
     without_each,
 )
 from peterrec.model.inference.top_k import CatalogRanking, CatalogWeights, RowScores, Selection

@@ -215,43 +215,36 @@ class BatchTables:
         token_count: int,
     ) -> None:
         """``histories[i]`` is row i's; rows with equal histories should have the same object."""
-        self._forward, self._tables = forward, tables
-        read = [row for row, table in enumerate(tables) if table is not None]
-        distinct = {id(histories[row]): histories[row] for row in read}
-        numbers = {key: number for number, key in enumerate(distinct)}
-        self._history_of = {row: numbers[id(histories[row])] for row in read}
-        if read:
-            self._listed = forward.listed(Histories.of([*distinct.values()], token_count))
+        rows, count = len(tables), len(tables) - [*tables].count(None)
+        self._forward, self._has_any = forward, count > 0
+        if not count:
+            return
+        self._addresses = np.fromiter((t.address if t else 0 for t in tables), np.int64, rows)
+        read = self._addresses.nonzero()[0]
+        assert len(read) == count, "a table is not on the device"
+        distinct, numbers = _distinct([histories[row] for row in read.tolist()])
+        self._history_of = np.zeros(rows, np.int32)
+        self._history_of[read] = numbers
+        self._listed = forward.listed(Histories.of(distinct, token_count))
 
     def add(self, logits: Tensor, rows: Sequence[int]) -> None:
         """Add tables to logits float32 [b, K], where place i is that of row ``rows[i]``."""
-        if not self._history_of:
+        if not self._has_any:
             return
-        own: list[tuple[int, int, int]] = []
-        for place, row in enumerate(rows):
-            table = self._tables[row]
-            if table is not None:
-                assert table.is_here
-                own.append((place, self._history_of[row], table.address))
-        if own:
-            columns = np.array(own, np.int64).T
-            places, histories = columns[:2].astype(np.int32)
-            chosen = TableRows(places, histories, np.ascontiguousarray(columns[2]))
-            self._forward.add(logits, chosen, self._listed)
+        chosen = np.array(rows)
+        addresses = self._addresses[chosen]
+        places = addresses.nonzero()[0]
+        if len(places):
+            histories = self._history_of[chosen[places]]
+            found = TableRows(places.astype(np.int32), histories, addresses[places])
+            self._forward.add(logits, found, self._listed)
 
 
-def table_forward(
-    device: torch.device, token_count: int
-) -> TableForward[Any]:  # Any: as in BatchTables
-    """The forward of tables for a device, and a backbone with so many token ids."""
-    if device.type == "cuda":
-        from peterrec.model.inference.gpu.table_kernel import (
-            FusedTables,  # needs Triton, which comes with CUDA builds
-        )
-
-        return FusedTables(device, token_count)
-    from peterrec.model.inference.cpu.table_kernel import (
-        CompiledTables,  # needs numba, which a GPU does without
-    )
-
-    return CompiledTables(token_count)
+def _distinct(histories: list[Tokens]) -> tuple[list[Tokens], Indices]:
+    """Each object of a list once, and the number of each entry's object among them."""
+    keys = [*map(id, histories)]
+    found = dict(zip(keys, histories, strict=True))
+    if len(found) == len(histories):
+        return histories, np.arange(len(histories), dtype=np.int32)
+    numbers = {key: number for number, key in enumerate(found)}
+    return [*found.values()], np.fromiter(map(numbers.__getitem__, keys), np.int32, len(keys))

@@ -93,8 +93,8 @@ BASELINES: Mapping[str, Mapping[HeadKind, Baseline]] = {
     },
     "item-knn": {
         "ranking": Baseline(
-            lambda data, train, strength: item_knn(_taken(data, train), strength),
-            _strengths("shrinkage", 0, 10, 30, 100, 300, 1000),
+            lambda data, train, strength: item_knn(_taken(data, train), int(strength)),
+            _strengths("k", 10, 30, 100, 300, 1000),
         )
     },
     "ease": {

@@ -126,8 +126,8 @@ class Work:
         elif self.outputs.candidates is None:
             row = Row(handle, tokens, is_raw=True)
         else:
-            asked = len(self.outputs.names), b"", self.outputs.candidates
-            row = Row(handle, tokens, *asked, is_raw=True)
+            candidates, count = self.outputs.candidates, len(self.outputs.names)
+            row = Row(handle, tokens, count, candidates=candidates, is_raw=True)
         return BoundRow(row, self.bundle.digest)
 
     def take(self, number: int, result: RowResult) -> None:

@@ -200,15 +200,15 @@ class Metrics:
         self._queue_depth = self._gauge("queue_depth", "Rows that wait for the device.")
         self._resident = self._gauge("resident_bundles", "Bundles on the device.")
         self._patch_bytes = self._gauge("patch_bytes", "Device memory of patches.")
-        self._head_bytes = self._gauge("head_bytes", "Device memory of heads.")
+        self._head_bytes = self._gauge("head_bytes", "Device memory of heads and item tables.")
         self._head_moves = self._counter(
             "head_moves_total",
-            "Ranking heads evicted from the device (evicted) or reloaded (returned).",
+            "Ranking heads and item tables evicted (evicted) or reloaded (returned).",
             "direction",
         )
         self._head_moved_bytes = self._counter(
             "head_moved_bytes_total",
-            "Bytes of the ranking heads that were evicted or reloaded.",
+            "Bytes of the ranking heads and item tables that were evicted or reloaded.",
             "direction",
         )
         for direction in HEAD_DIRECTIONS:

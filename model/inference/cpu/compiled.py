@@ -16,6 +16,7 @@ from numba import njit
 from numba.core.caching import FunctionCache
 
 from peterrec.model import insertions, spec
+from peterrec.model.inference import item_tables
 
 
 def _digest_of_sources() -> str:
@@ -23,7 +24,7 @@ def _digest_of_sources() -> str:
 
     Every kernel counts, because any may be compiled into any other.
     """
-    constants = [Path(module.__file__ or "") for module in (insertions, spec)]
+    constants = [Path(module.__file__ or "") for module in (insertions, spec, item_tables)]
     found = [*sorted(Path(__file__).parent.glob("*.py")), *constants]
     return sha256(b"\0".join(source.read_bytes() for source in found)).hexdigest()
 

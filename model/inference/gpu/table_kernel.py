@@ -110,7 +110,7 @@ def _add_tables(  # type: ignore[no-untyped-def]  # Triton compiles it
     TILE: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    row = tl.program_id(0)
+    row = tl.program_id(1)
     table = tl.load(addresses_ptr + row)
     header = table.to(tl.pointer_type(tl.int64))
     words, is_count = tl.load(header), tl.load(header + 1)
@@ -122,7 +122,7 @@ def _add_tables(  # type: ignore[no-untyped-def]  # Triton compiles it
     start, stop = tl.load(starts_ptr + history), tl.load(starts_ptr + history + 1)
     front, back = tl.load(ends_ptr + 2 * history), tl.load(ends_ptr + 2 * history + 1)
     back = tl.where(is_count != 0, back, stop)
-    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
     sums = tl.zeros((BLOCK_K,), dtype=tl.int32)
     sums = _row_sums(items_ptr, start, front, directory, words, weights, k, outputs, sums, TILE)
     sums = _row_sums(items_ptr, back, stop, directory, words, weights, k, outputs, sums, TILE)
@@ -187,7 +187,8 @@ class FusedTables:
         addresses, places, histories = self._sent(
             chosen.addresses.view(np.int32), chosen.places, chosen.histories
         )
-        _add_tables[(len(chosen.places), triton.cdiv(outputs, OUTPUTS_AT_ONCE))](
+        # The outputs come first, as the second axis of a grid has at most 65,535 programs.
+        _add_tables[(triton.cdiv(outputs, OUTPUTS_AT_ONCE), len(chosen.places))](
             listed.items,
             listed.starts,
             listed.ends,

@@ -29,8 +29,9 @@ as items or as training users, whichever is less."""
 MOST_WEIGHTS = MOST_EQUATIONS**2
 """Most weights of a closed form, items of histories times items of the catalog: 3.2 GB too."""
 
-NEIGHBOURS = 1_000
-"""Most similar items of each catalog item that count."""
+SHRINKAGE = 100.0
+"""What is added to the size of a pair of items, in users. Of 0, 10, 30 and 100 it was the best or
+within 2 % of it on MovieLens and on Amazon food and kitchen, if the neighbours are tuned."""
 
 TIE = 1e-9
 """What the popularity of an item may add to its cosines, so that it decides between equal ones."""
@@ -73,7 +74,7 @@ class Taken:
         return joint.tocsr()
 
 
-def item_knn(taken: Taken, shrinkage: float, neighbours: int = NEIGHBOURS) -> BagModel:
+def item_knn(taken: Taken, neighbours: int, shrinkage: float = SHRINKAGE) -> BagModel:
     """Score a catalog item by the sum of its similarities to the history's items.
 
     The similarity of two items is the number of training users who have both, divided by the root

@@ -22,7 +22,7 @@ from peterrec.service.predict.catalogs import Catalogs
 from peterrec.service.predict.device_link import BoundRow, Results
 from peterrec.service.predict.explainer import MAX_SCORES, NUMBERS_AT_ONCE, ROWS_AT_ONCE, largest
 from peterrec.service.predict.explanation import Explain, Explanation
-from peterrec.service.predict.item_ids import ItemVocabulary
+from peterrec.service.predict.item_ids import ItemId, ItemVocabulary
 from peterrec.service.predict.kinds import Prediction
 from peterrec.service.predict.predictor import Predictor, TaskQuestions
 from peterrec.service.predict.schemas import Instance, Parameters
@@ -30,8 +30,10 @@ from peterrec.service.predict.task_table import TaskTable
 from peterrec.service.protocol.messages import TrafficSeen
 from peterrec.service.telemetry.events import AnswerExplained, Event
 from tests.service.messages import full_update
-from tests.service.random_bundles import ITEMS, Workshop
+from tests.service.random_bundles import ITEMS as NAMES
+from tests.service.random_bundles import Workshop
 
+ITEMS: list[ItemId] = [*NAMES]
 TASK = TaskRef(DEFAULT_TENANT, TaskId("task"))
 
 
@@ -82,7 +84,7 @@ class Place:
         table.apply(full_update(1, [entry_of(residency)], [entry]))
         self.link = Link(store)
         self.events: list[Event] = []
-        vocabulary = ItemVocabulary(ITEMS, workshop.spec.max_len)
+        vocabulary = ItemVocabulary(NAMES, workshop.spec.max_len)
         self.predictor = Predictor(
             vocabulary, table, self.link, Catalogs(), self.events.append, max_rows
         )

@@ -47,7 +47,7 @@ def test_cosines_of_three_users_are_those_computed_by_hand():
         items=2,
         places=np.array([2, 3]),
     )
-    found = item_knn(taken, shrinkage=0).scores([row(0), row(1), row(0, 1, 0)])
+    found = item_knn(taken, 10, shrinkage=0).scores([row(0), row(1), row(0, 1, 0)])
     half = 2 / np.sqrt(6)  # two users have both, three have item 0, two have target 0
     third = 1 / np.sqrt(3)
     np.testing.assert_allclose(found, [[half, third], [1, 0], [half + 1, third]], atol=1e-8)
@@ -60,7 +60,7 @@ def test_only_the_nearest_neighbours_count():
         items=2,
         places=np.array([2, 3]),
     )
-    model = item_knn(taken, shrinkage=0, neighbours=1)
+    model = item_knn(taken, 1, shrinkage=0)
     np.testing.assert_allclose(model.scores([row(0, 1)]), [[1, 1 / np.sqrt(3)]], atol=1e-8)
     assert (model.weights, model.size_bytes) == (4, 24)  # two and their indices; two popularities
 
@@ -73,14 +73,14 @@ def test_shrinkage_prefers_pairs_of_many_users_to_the_only_pair_of_one():
         places=np.array([2, 3]),
     )
     four_of_five = 4 / (np.sqrt(5 * 4) + 10)
-    found = item_knn(taken, shrinkage=10).scores([row(0, 1)])
+    found = item_knn(taken, 5, shrinkage=10).scores([row(0, 1)])
     np.testing.assert_allclose(found, [[1 / 11, four_of_five]], atol=1e-8)
 
 
 def test_an_item_is_no_neighbour_of_itself():
     taken = Taken([row(0), row(0, 1)], [np.array([0])] * 2, items=2, places=np.array([0]))
     np.testing.assert_allclose(
-        item_knn(taken, 0).scores([row(0), row(1)]), [[0], [1 / np.sqrt(2)]], atol=1e-8
+        item_knn(taken, 5, shrinkage=0).scores([row(0), row(1)]), [[0], [1 / np.sqrt(2)]], atol=1e-8
     )
 
 
@@ -91,7 +91,7 @@ def test_of_items_without_neighbours_the_more_popular_comes_first():
         items=3,
         places=np.array([3, 4, 5]),
     )
-    assert np.argsort(-item_knn(taken, 0).scores([row(2)])[0]).tolist()[0] == 1
+    assert np.argsort(-item_knn(taken, 5, shrinkage=0).scores([row(2)])[0]).tolist()[0] == 1
 
 
 @pytest.mark.parametrize("users", [5, 200])
