@@ -99,9 +99,9 @@ class Settings(BaseSettings):
     )
     head_limit_bytes: Positive = Field(
         4 << 30,
-        description="Limit in bytes for the heads and item tables on the device. Beyond it, ranking "
-        "heads and tables used least recently are evicted, and reloaded when a request needs them. "
-        "Patches are never evicted.",
+        description="Limit in bytes for the heads and item tables on the device. Beyond it, "
+        "ranking heads and tables used least recently are evicted, and reloaded when a request "
+        "needs them. Patches are never evicted.",
     )
     trunk_cache_bytes: Annotated[int, Field(ge=0)] = Field(
         64 << 20,

@@ -297,7 +297,7 @@ class _Parts:
         return cls(histories, spec, train, validation, tokens, frequencies.unsqueeze(1))
 
     def fold(self, kept: Rows, held: Rows) -> "_Parts":
-        """The same items, learned from some of the training users and judged by others."""
+        """Parts with equal items, learned from some of the training users, judged by others."""
         objective = self.train.objective
         train, validation = (
             _Part.of(self.histories, objective, rows, self.spec, self.tokens)

@@ -67,8 +67,8 @@ class HeadObjective:
         return self.objective.loss(self.head, vectors, rows, generator)
 
     def groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        restrained = isinstance(self.objective, RestrainedObjective)
-        share = self.objective.head_rate_share if restrained else 1.0
+        objective = self.objective
+        share = objective.head_rate_share if isinstance(objective, RestrainedObjective) else 1.0
         return [{"params": self.head.parameters(), "lr": share * learning_rate}]
 
     def penalty(self) -> Tensor:
