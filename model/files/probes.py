@@ -8,7 +8,7 @@ import torch
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.network.collate import Tokens, frame_histories
 from peterrec.model.network.heads import Head
-from peterrec.model.network.item_table import ItemTable
+from peterrec.model.network.item_table import ItemTable, logits_of
 from peterrec.model.network.patch import PatchWeights
 from peterrec.model.spec import PAD
 
@@ -38,9 +38,8 @@ def probe_tensors(
     columns = np.unique(np.linspace(0, outputs - 1, min(outputs, MAX_COLUMNS)).astype(np.int64))
     device = backbone.embedding.weight.device
     tokens = frame_histories(histories, backbone.spec).to(device)
-    logits = head.logits(backbone.user_vectors(tokens, patch)).cpu()  # [n, K]
-    if table:
-        logits = logits + table.logits(histories)
+    users = backbone.user_vectors(tokens, patch)
+    logits = logits_of(head, users, table, histories).cpu()  # [n, K]
     return {
         "probe.histories": packed,
         "probe.columns": columns,

@@ -37,7 +37,7 @@ class HeadBytes(NamedTuple):
 class HeadRef(NamedTuple):
     """A resident head: a slot of a pool, or its own tensors if it ranks a catalog.
 
-    A head of a pool may have an item table.
+    Both may have an item table. One that ranks a catalog has it in its catalog weights, too.
     """
 
     spec: HeadSpec
@@ -80,9 +80,8 @@ class MixedHeads:
     def size(self, spec: HeadSpec, table: ItemTable | None = None) -> HeadBytes:
         """Bytes that a head takes on the device, where every head has a bias."""
         own = FLOAT_BYTES * spec.outputs * (self._channels + 1)
-        if KINDS[spec.kind].has_catalog:
-            return HeadBytes(0, own)
-        return HeadBytes(own, 0 if table is None else table_bytes(table))
+        added = 0 if table is None else table_bytes(table)
+        return HeadBytes(0, own + added) if _has_catalog(spec) else HeadBytes(own, added)
 
     def add(
         self,
@@ -93,17 +92,17 @@ class MixedHeads:
     ) -> HeadRef:
         """Store ``head.weight`` and ``head.bias``, and a table; a temperature is folded into them.
 
-        A head that ranks a catalog has no table.
+        A table is added to logits, which are divided by the temperature, or before a head that
+        ranks a catalog to user vectors, which are not.
         """
         size = self.size(spec, table)
-        if KINDS[spec.kind].has_catalog:
-            assert table is None
-            ref = HeadRef(spec, None, 0, CatalogWeights(size.large))
-            self.put_back(ref, tensors, temperature)
+        weights = None if table is None else TableWeights(table_bytes(table))
+        if _has_catalog(spec):
+            ref = HeadRef(spec, None, 0, CatalogWeights(size.large, weights), weights)
+            packed = {} if table is None else {"table": packed_table(table)}
+            self.put_back(ref, {**tensors, **packed}, temperature)
             return ref
-        weights = None
-        if table is not None:
-            weights = TableWeights(size.large)
+        if table is not None and weights is not None:
             weights.put(packed_table(table, temperature).to(self._device))
         pool = self._pool(spec.outputs)
         return HeadRef(spec, pool, pool.write(_tempered(spec, tensors, temperature)), None, weights)
@@ -113,11 +112,11 @@ class MixedHeads:
     ) -> None:
         """Store the large part of a head again; tensors on the device already are not copied.
 
-        It is ``head.weight`` and ``head.bias`` of a ranking, or ``table``, the buffer of a table.
+        It is ``head.weight`` and ``head.bias`` of a ranking, and ``table``, the buffer of a table.
         """
         if ref.table is not None:
             ref.table.put(tensors["table"].to(self._device))
-        elif ref.catalog is not None:
+        if ref.catalog is not None:
             weights = _tempered(ref.spec, tensors, temperature, self._device)
             ref.catalog.weight, ref.catalog.bias = weights["head.weight"], weights["head.bias"]
 
@@ -152,6 +151,9 @@ class MixedHeads:
         """
         if ref.catalog is not None:
             weight, bias = ref.catalog.weight, ref.catalog.bias
+            if ref.table is not None:
+                users = _copied(users)
+                self._batch_tables([ref] * len(users), histories).add(users, range(len(users)))
         else:
             assert ref.pool is not None
             ref.pool.await_writes()
@@ -159,7 +161,7 @@ class MixedHeads:
             weight, bias = tensors["head.weight"][ref.slot], tensors["head.bias"][ref.slot]
         assert weight is not None
         assert bias is not None
-        if ref.table is None:
+        if ref.table is None or ref.catalog is not None:
             return torch.addmm(bias[columns], users, weight[columns].T)
         logits = torch.addmm(bias, users, weight.T)  # [B, K]
         self._batch_tables([ref] * len(users), histories).add(logits, range(len(users)))
@@ -180,7 +182,8 @@ class MixedHeads:
         """
         groups = _grouped(refs)
         read = [
-            None if each.is_raw else ref.table for ref, each in zip(refs, selections, strict=True)
+            None if each.is_raw and ref.catalog is None else ref.table
+            for ref, each in zip(refs, selections, strict=True)
         ]
         tables = BatchTables(self._tables, read, histories, self._token_count)
         out: list[RowScores | None] = [None] * len(refs)
@@ -189,6 +192,9 @@ class MixedHeads:
             chosen = users if is_all else users[torch.tensor(rows, device=users.device)]  # [b, C]
             catalog = refs[rows[0]].catalog
             if catalog is not None:
+                if catalog.table is not None:
+                    chosen = _copied(chosen)
+                    tables.add(chosen, rows)
                 found = self._ranking.top(chosen, catalog, [selections[row] for row in rows])
             else:
                 logits = _logits(chosen, [refs[row] for row in rows])
@@ -219,6 +225,15 @@ class MixedHeads:
             shapes = {"head.weight": (outputs, self._channels), "head.bias": (outputs,)}
             self._pools[outputs] = WeightPool(shapes, self._device)
         return self._pools[outputs]
+
+
+def _has_catalog(spec: HeadSpec) -> bool:
+    return KINDS[spec.kind].has_catalog
+
+
+def _copied(users: Tensor) -> Tensor:
+    """User vectors [B, C] that a table may be added to in place."""
+    return users.clone(memory_format=torch.contiguous_format)
 
 
 def _tempered(

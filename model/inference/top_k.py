@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from peterrec.model.inference.item_tables import TableWeights
+
 LOGITS_AT_ONCE = 1 << 24
 """Upper bound on the logits held at a time (64 MiB); a single row may exceed it."""
 
@@ -27,10 +29,12 @@ LOGITS_PER_PRODUCT = 1 << 18
 class CatalogWeights:
     """A ranking head's weights, which are None while they are not on the device.
 
-    ``weight`` float32 [N, C] and ``bias`` float32 [N] take ``size_bytes`` on the device.
+    ``weight`` float32 [N, C] and ``bias`` float32 [N] take ``size_bytes`` on the device, together
+    with the head's item ``table``, which comes and goes with them.
     """
 
     size_bytes: int
+    table: TableWeights | None = None
     weight: Tensor | None = None
     bias: Tensor | None = None
 
@@ -42,6 +46,8 @@ class CatalogWeights:
     def take_off(self) -> None:
         """Free the memory; the weights may be put back later."""
         self.weight = self.bias = None
+        if self.table is not None:
+            self.table.take_off()
 
 
 @dataclass(frozen=True, slots=True)

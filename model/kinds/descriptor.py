@@ -41,6 +41,10 @@ class Kind:
         """True if the head ranks the items of a catalog that its bundle carries."""
         return self.outputs == "catalog"
 
+    def table_width(self, outputs: int, channels: int) -> int:
+        """Weights of an item in an item table: one per output, or per channel before a catalog."""
+        return channels if self.has_catalog else outputs
+
 
 def kinds_in(package: str, folder: Iterable[str]) -> dict[str, Any]:  # Any: each side's own form
     """The ``KIND`` of every module in a package that has one, by the module's name.

@@ -19,6 +19,9 @@ alone, and is part of ``q`` here.
 The integers are at most 127 and a history has at most 10,000 items, so a sum stays below 2^24. It
 is exact in int32 and in float32, in any order: every forward gives equal bits, and an item's
 summand ``s_k n^-p q_ik`` is exactly what it adds.
+
+A head that ranks a catalog has too many outputs for a weight each. There K is C, and the table is
+added to the user vector, before the head: ``z = (u + s n^-p Σ q_i) W^T + b``.
 """
 
 from collections.abc import Sequence
@@ -29,7 +32,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from peterrec.model.kinds import KINDS
 from peterrec.model.network.collate import Tokens
+from peterrec.model.network.heads import Head
 from peterrec.model.spec import FIRST_ITEM, TableSpec
 
 CLIPS = 13
@@ -88,7 +93,7 @@ class ItemTable:
         return sums, torch.tensor([len(items) for items in rows])
 
     def logits(self, histories: Sequence[Tokens]) -> Tensor:
-        """What the table adds to the logits: float32 [B, K] of whole histories, oldest first."""
+        """What the table adds: float32 [B, K] of whole histories, oldest first."""
         sums, counts = self.sums(histories)
         factor = normalization(counts, self.spec.exponent)  # [B]
         return factor.unsqueeze(1) * self.scale * sums  # [B, 1] * [K] * [B, K] -> [B, K]
@@ -97,6 +102,18 @@ class ItemTable:
         """Row of each item, ``NO_ROW`` where it has none: [n] -> [n]."""
         at = torch.searchsorted(self.items, items).clamp_(max=len(self.items) - 1)
         return torch.where(self.items[at] == items, at, NO_ROW)
+
+
+def logits_of(
+    head: Head, users: Tensor, table: ItemTable | None, histories: Sequence[Tokens]
+) -> Tensor:
+    """Logits [B, outputs] of user vectors [B, C] and whole histories, by a head and its table."""
+    if table is None:
+        return head.logits(users)
+    added = table.logits(histories).to(users.device)
+    if KINDS[head.spec.kind].has_catalog:
+        return head.logits(users + added)
+    return head.logits(users) + added
 
 
 def counted_items(history: Tokens, spec: TableSpec) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from peterrec.model.files.tensors import NumpyArray
 from peterrec.model.kinds import KINDS
 from peterrec.model.network.heads import Head
+from peterrec.model.network.item_table import ItemTable, logits_of
 from peterrec.model.study.task_data import TaskData
 from peterrec.model.training.batches import seeded
 from peterrec.model.training.calibration import fit_temperature
@@ -41,9 +42,9 @@ class Predictions:
     arrays: dict[str, NumpyArray]
 
 
-def scorer_of(encoder: Encoder, head: Head) -> Scorer:
-    """The scorer of a trained encoder and head."""
-    return lambda users: head.logits(encoder.user_vectors(users)).cpu()
+def scorer_of(encoder: Encoder, head: Head, table: ItemTable | None = None) -> Scorer:
+    """The scorer of a trained encoder and head, with an item table if there is one."""
+    return lambda users: logits_of(head, encoder.user_vectors(users), table, users.rows).cpu()
 
 
 def calibrated(scorer: Scorer, data: TaskData) -> Scorer:

@@ -240,8 +240,7 @@ def _finetuned(place: Workplace, spec: RunSpec, key: str) -> RunOutcome:
     seconds = time.perf_counter() - started
     patch, table = fitted.network.network.patch, fitted.table
     encoder = PatchedBackbone(backbone, patch)
-    network = scorer_of(encoder, fitted.head)
-    scorer = network if table is None else lambda users: network(users) + table.logits(users.rows)
+    scorer = scorer_of(encoder, fitted.head, table)
     parameters = _parameters(encoder, fitted.head, folder)
     if table is not None:
         parameters["trained"] += table.codes.numel() + table.scale.numel()

@@ -13,7 +13,7 @@ from peterrec.model.data.examples import Examples
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.network.collate import frame_histories
 from peterrec.model.network.heads import Head
-from peterrec.model.network.item_table import ItemTable
+from peterrec.model.network.item_table import ItemTable, logits_of
 from peterrec.model.network.patch import PatchWeights
 from peterrec.model.progress import OnProgress, Progress, no_progress
 from peterrec.model.training.calibration import calibration_metrics, fit_temperature
@@ -37,8 +37,8 @@ class TaskModel:
     def logits(self, histories: Sequence[Rows]) -> Tensor:
         """Logits [B, K] of whole histories in token ids."""
         tokens = frame_histories(histories, self.backbone.spec)  # [B, T]
-        logits = self.head.logits(self.backbone.user_vectors(tokens, self.patch))
-        return logits if self.table is None else logits + self.table.logits(histories)
+        users = self.backbone.user_vectors(tokens, self.patch)
+        return logits_of(self.head, users, self.table, histories)
 
 
 def evaluate_task(

@@ -65,7 +65,7 @@ def tensor_forms(manifest: Manifest, channels: int) -> dict[str, TensorForm]:
     if manifest.table is not None:
         table = manifest.table.spec()
         dtypes = {"table.items": "I32", "table.weight": stored_dtype(table), "table.scale": "F32"}
-        shapes = table.shapes(manifest.head.outputs)
+        shapes = table.shapes(_table_width(manifest, channels))
         forms |= {name: TensorForm(dtypes[name], shape) for name, shape in shapes.items()}
     n, m = manifest.probes.count, manifest.probes.columns
     forms["probe.histories"] = TensorForm("I32", (n, manifest.probe_length))
@@ -106,12 +106,13 @@ def check_tensors(contents: Contents, channels: int | None, findings: Findings) 
 
     ``channels`` is the backbone's width; None takes the width of the bundle's own head instead.
     """
-    forms = tensor_forms(contents.manifest, channels or _own_channels(contents.header))
+    channels = channels or _own_channels(contents.header)
+    forms = tensor_forms(contents.manifest, channels)
     sound = _check_forms(forms, contents.header, findings)
     tensors = {name: t for name, t in contents.tensors.items() if name in sound}
     _check_catalog(tensors, findings)
     _check_probes(contents.manifest, tensors, findings)
-    _check_table(contents.manifest, tensors, findings)
+    _check_table(contents.manifest, channels, tensors, findings)
 
 
 def _tensors_of(view: memoryview, header: Header, findings: Findings) -> dict[str, Array]:
@@ -207,10 +208,15 @@ def _check_probes(manifest: Manifest, tensors: Tensors, findings: Findings) -> N
         findings.add(ReasonCode.PROBES_INVALID, "probe.columns: an output occurs twice")
 
 
-def _check_table(manifest: Manifest, tensors: Tensors, findings: Findings) -> None:
+def _table_width(manifest: Manifest, channels: int) -> int:
+    return manifest.described_kind.table_width(manifest.head.outputs, channels)
+
+
+def _check_table(manifest: Manifest, channels: int, tensors: Tensors, findings: Findings) -> None:
     if manifest.table is None:
         return
-    for problem in table_problems(tensors, manifest.head.outputs, manifest.table.spec()):
+    width = _table_width(manifest, channels)
+    for problem in table_problems(tensors, width, manifest.table.spec()):
         findings.add(ReasonCode.TABLE_INVALID, problem)
     needed = {"table.items", "table.weight", "table.scale", "probe.histories"}
     if not needed <= set(tensors):

@@ -261,8 +261,6 @@ class Manifest(_Part):
     def _has_a_sensible_table(self) -> Self:
         if self.table is None and self.probes.length is not None:
             raise ValueError("only probes of an item table have a length")
-        if self.table is not None and self.described_kind.has_catalog:
-            raise ValueError(f"a {self.kind} bundle has no item table")
         if self.table is not None and self.probe_length <= self.input.max_len:
             raise ValueError("probes of an item table must be longer than max_len")
         return self

@@ -1,6 +1,6 @@
 """Reads the large part of a head from the bundle's local file, equal to what was loaded at first.
 
-It is the weights of a ranking, or an item table.
+It is the weights of a ranking, or an item table, or both of a ranking with a table.
 """
 
 from collections.abc import Mapping
@@ -35,14 +35,17 @@ def read_head(path: Path, digest: Digest) -> dict[str, Tensor]:
     manifest = manifest_of(header, findings)
     findings.raise_if_any()
     assert manifest is not None
-    temperature = manifest.head.temperature
-    prefix = "head." if manifest.table is None else "table."
-    names = (name for name in header.entries if name.startswith(prefix))
+    temperature, has_catalog = manifest.head.temperature, manifest.described_kind.has_catalog
+    names = [name for name in header.entries if name.startswith(("head.", "table."))]
     tensors = {name: tensor_view(view, header, name) for name in names}
     table = item_table(manifest, tensors)
+    found: dict[str, Tensor] = {}
     if table is not None:
-        return {"table": packed_table(table, temperature)}
-    return {name: _divided(tensor, temperature) for name, tensor in tensors.items()}
+        found["table"] = packed_table(table, 1.0 if has_catalog else temperature)
+    if has_catalog:
+        heads = (name for name in names if name.startswith("head."))
+        found |= {name: _divided(tensors[name], temperature) for name in heads}
+    return found
 
 
 def item_table(manifest: Manifest, tensors: Mapping[str, Array]) -> ItemTable | None:
@@ -50,7 +53,7 @@ def item_table(manifest: Manifest, tensors: Mapping[str, Array]) -> ItemTable | 
     if manifest.table is None:
         return None
     spec = manifest.table.spec()
-    codes = unpack_codes(tensors["table.weight"], manifest.head.outputs, spec)
+    codes = unpack_codes(tensors["table.weight"], len(tensors["table.scale"]), spec)
     return ItemTable(
         spec,
         torch.from_numpy(tensors["table.items"].astype(np.int64)),

@@ -62,7 +62,7 @@ class Residency(msgspec.Struct, frozen=True, gc=False):
     """A bundle whose weights are on the device and were validated there.
 
     Tens of thousands are kept, so each is one small object that garbage collection does not visit.
-    ``catalog`` has the weights of a ranking head, ``table`` the item table of another one, and
+    ``catalog`` has the weights of a ranking head, ``table`` the item table of any head, and
     ``path`` is the local bundle file that they are read from again after an eviction, and a
     catalog's item ids. ``scale`` and ``shift`` are those of a value's ``ValueScale``. ``reach``
     is the number of newest items that the network's logits depend on.
@@ -298,7 +298,7 @@ class SlotStore:
 
     def _reach(self, geometry: PatchGeometry, head: HeadRef, tensors: Mapping[str, Tensor]) -> int:
         """The number of newest items that a bundle's network depends on; 0 if only a table does."""
-        if head.table is not None and not tensors["head.weight"].any():
+        if head.catalog is None and head.table is not None and not tensors["head.weight"].any():
             return 0
         return self._spec.max_len if geometry.queries else read_items(self._spec)
 

@@ -4,7 +4,8 @@ An item's contribution is what an output's score loses when the item is left out
 The answer comes first, as without an explanation. Then the version that gave it gets the history
 once as it is, and once without each item that its network reads, as ordinary rows, a few at a time.
 What an item table adds to each of these histories, and to those without older items, is one row
-more: it follows from the table's weights.
+more: it follows from the table's weights. A ranking's table moves the user vector, not the scores.
+So there the history is run without each item that the table reads, whole.
 """
 
 import sys
@@ -106,28 +107,33 @@ class Work:
         """True if a row has to be run; False for all once something has failed."""
         if self.error is not None or not self.outputs.names:
             return False
-        return self.bundle.has_table if number == TABLE else number <= self.read
+        return _adds_scores(self.bundle) if number == TABLE else number <= self.read
 
     def numbers_of(self, number: int) -> int:
         """Tokens and outputs of a row, about."""
         removals = self.planned.removals
         if number == TABLE:
             return len(removals.tokens) + self.bundle.outputs * len(self.scores)
-        return min(len(removals.tokens), removals.max_len) + _row_outputs(self.bundle, self.outputs)
+        tokens = len(removals.tokens)
+        if not _moves_users(self.bundle):
+            tokens = min(tokens, removals.max_len)
+        return tokens + _row_outputs(self.bundle, self.outputs)
 
     def row(self, number: int) -> BoundRow:
         """Make a row to run."""
         removals, handle = self.planned.removals, self.bundle.handle
-        tokens = removals.window(number - 1 if number > 0 else None).tobytes()
+        left_out = number - 1 if number > 0 else None
+        tokens = removals.window(left_out).tobytes()
         if number == TABLE:
-            older = removals.tokens[: -removals.max_len].tobytes()
+            older = removals.older().tobytes()
             asked = removals.item_tokens[: self.items].tobytes()
             row = Row(handle, tokens, older=older, left_out=asked)
         elif self.outputs.candidates is None:
             row = Row(handle, tokens, is_raw=True)
         else:
             candidates, count = self.outputs.candidates, len(self.outputs.names)
-            row = Row(handle, tokens, count, candidates=candidates, is_raw=True)
+            older = removals.older(left_out).tobytes() if self.bundle.has_table else b""
+            row = Row(handle, tokens, count, candidates=candidates, is_raw=True, older=older)
         return BoundRow(row, self.bundle.digest)
 
     def take(self, number: int, result: RowResult) -> None:
@@ -224,7 +230,7 @@ class Explainer:
                 )
             planned[at] = Planned(question.explain, known[key])
             bundle = each.by.bundle
-            rows += 1 + bundle.has_table + _read(planned[at], bundle)
+            rows += 1 + _adds_scores(bundle) + _read(planned[at], bundle)
             scores += (1 + _items(planned[at], bundle)) * _most_outputs(question, bundle)
             if rows > self._max_rows or scores > MAX_SCORES:
                 answers = sum(map(_is_explained, questions))
@@ -317,7 +323,7 @@ def _is_explained(question: Question | PeterRecError) -> bool:
 
 
 def _method(bundle: BundleEntry) -> Method:
-    if not bundle.has_table:
+    if not _adds_scores(bundle):
         return "leave_one_out"
     return "table" if bundle.reach == 0 else "leave_one_out_and_table"
 
@@ -328,8 +334,20 @@ def _within(removals: Removals, bundle: BundleEntry) -> int:
 
 
 def _in_reach(removals: Removals, bundle: BundleEntry) -> int:
-    """The number of items, the first ones, that the bundle's network reads."""
+    """The number of items, the first ones, whose histories have to be run without them."""
+    if _moves_users(bundle):
+        return len(removals.ids)
     return removals.within(removals.max_len if bundle.reach is None else bundle.reach)
+
+
+def _adds_scores(bundle: BundleEntry) -> bool:
+    """True if an item table adds to the scores, so that an item's summand can be read from it."""
+    return bundle.has_table and not _has_catalog(bundle)
+
+
+def _moves_users(bundle: BundleEntry) -> bool:
+    """True if an item table adds to the user vector, as a ranking's does."""
+    return bundle.has_table and _has_catalog(bundle)
 
 
 def _items(planned: Planned, bundle: BundleEntry) -> int:

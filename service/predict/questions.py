@@ -103,6 +103,7 @@ def _bind_ranking(
         min(question.top_k, bundle.outputs),
         selection.excluded,
         selection.candidates,
+        older=question.history.older if bundle.has_table else b"",
     )
     subject = Subject(bundle, question.history, question.user_id, Ranked(catalog, selection))
     return BoundQuestion(served, BoundRow(row, bundle.digest), subject)

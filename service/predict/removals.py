@@ -84,8 +84,14 @@ class Removals:
 
     def window(self, item: int | None = None) -> Tokens:
         """Return the newest ``max_len`` tokens of the history, or of it without an item."""
-        tokens = self.tokens if item is None else self.tokens[self.item_of != item]
-        return tokens[-self.max_len :]
+        return self._without(item)[-self.max_len :]
+
+    def older(self, item: int | None = None) -> Tokens:
+        """Return the tokens before ``window``, which an item table reads."""
+        return self._without(item)[: -self.max_len]
+
+    def _without(self, item: int | None) -> Tokens:
+        return self.tokens if item is None else self.tokens[self.item_of != item]
 
 
 def _numbered(keys: Places) -> tuple[Places, Places, Places]:

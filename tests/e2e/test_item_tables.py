@@ -241,14 +241,26 @@ def test_a_table_that_makes_a_bundle_too_large_is_refused_unread(api, workshop):
     assert answer.status_code == 413, answer.text
 
 
-def test_a_ranking_with_a_table_is_refused(api, workshop):
+@pytest.mark.parametrize("length", [0, 3, SPEC.max_len, 21, 900, 10_000])
+def test_a_ranking_with_a_table_reads_the_whole_history(api, workshop, length):
+    push(api, "whole-ranking", workshop.bundle("ranking", 1, outputs=40, table=TABLE))
+    items = history(length, length)
+    task = workshop.task("ranking", 1, outputs=40, table=TABLE)
+    expected = task.logits(tokens(items)).sort(descending=True)
+    body = {"history": items, "parameters": {"top_k": 40, "exclude_seen": False}}
+    (found,) = api.post("/tasks/whole-ranking/predict", json=body).json()["predictions"]
+    names = [f"film-{index}" for index in expected.indices.tolist()]
+    assert [item["id"] for item in found["items"]] == names
+    given = [item["score"] for item in found["items"]]
+    np.testing.assert_allclose(given, expected.values.tolist(), atol=TOLERANCE)
+    assert (found["used_items"], found["truncated"]) == (length, False)
+
+
+def test_a_ranking_whose_table_has_a_weight_per_output_is_refused(api, workshop):
     limits = {"backbone": workshop.identity, "limits": BundleLimits()}
-    ranking = verify_bundle(workshop.bundle("ranking", 1), **limits)
+    ranking = verify_bundle(workshop.bundle("ranking", 1, table=TableSpec(1)), **limits)
     other = verify_bundle(workshop.bundle("tags", 1, table=TableSpec(1)), **limits)
     table = {name: t for name, t in other.tensors.items() if name.startswith("table.")}
     parts = BundleParts(ranking.manifest, {**ranking.tensors, **table})
-    answer = api.post(
-        "/tasks/ranked-table/versions",
-        content=parts.with_manifest(table=other.manifest.table).encode(),
-    )
-    assert "manifest_invalid" in [reason["code"] for reason in answer.json()["reasons"]]
+    answer = api.post("/tasks/ranked-table/versions", content=parts.encode())
+    assert "tensor_shape" in [reason["code"] for reason in answer.json()["reasons"]]

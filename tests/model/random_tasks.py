@@ -10,7 +10,7 @@ from torch import Tensor
 from peterrec.model.network.backbone import Backbone, new_patch
 from peterrec.model.network.collate import frame_histories
 from peterrec.model.network.heads import Head
-from peterrec.model.network.item_table import ItemTable
+from peterrec.model.network.item_table import ItemTable, logits_of
 from peterrec.model.network.patch import PatchWeights
 from peterrec.model.spec import FIRST_ITEM, BackboneSpec, HeadSpec, PatchGeometry, TableSpec
 
@@ -35,8 +35,8 @@ class RandomTask:
     def logits(self, history: Sequence[int]) -> Tensor:
         """Compute the logits [K] of one history with the reference."""
         with torch.inference_mode():
-            logits = self.head.logits(self.user_vector(history).unsqueeze(0))[0]
-            return logits if self.table is None else logits + self.table.logits([history])[0]
+            users = self.user_vector(history).unsqueeze(0)
+            return logits_of(self.head, users, self.table, [history])[0]
 
 
 def random_backbone(spec: BackboneSpec, seed: int = 0) -> Backbone:

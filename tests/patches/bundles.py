@@ -88,7 +88,8 @@ def make_parts(recipe: BundleRecipe) -> BundleParts:
         if form.dtype == "F32"
     }
     if recipe.table:
-        tensors |= _table(recipe.table, outputs, random)
+        width = KINDS[recipe.kind].table_width(outputs, recipe.backbone.spec.channels)
+        tensors |= _table(recipe.table, width, random)
     tensors["probe.histories"] = _histories(recipe, manifest.probe_length, random)
     tensors["probe.columns"] = np.arange(outputs, dtype=np.int64)
     if recipe.kind == "ranking":

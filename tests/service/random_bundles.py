@@ -8,6 +8,7 @@ import numpy as np
 
 from peterrec.model.files.backbone_folder import load_backbone, save_backbone
 from peterrec.model.files.probes import probe_tensors
+from peterrec.model.kinds import KINDS
 from peterrec.model.kinds.value import ValueScale
 from peterrec.model.spec import BackboneSpec, HeadKind, HeadSpec, PatchGeometry, TableSpec
 from peterrec.patches.bundle.bundle import build_bundle
@@ -58,7 +59,8 @@ class Workshop:
             task.head.weight.data.zero_()
         if table is None:
             return task
-        return replace(task, table=random_table(self.spec, spec.outputs, seed, table))
+        width = KINDS[kind].table_width(spec.outputs, self.spec.channels)
+        return replace(task, table=random_table(self.spec, width, seed, table))
 
     def bundle(
         self,

@@ -21,6 +21,7 @@ from peterrec.model.data.histories import Histories, UserLabels
 from peterrec.model.errors import TasksDiffer, TrunkTooLarge
 from peterrec.model.files.backbone_folder import LoadedBackbone
 from peterrec.model.network.backbone import Backbone
+from peterrec.model.network.item_table import logits_of
 from peterrec.model.progress import Notice, OnProgress, Progress, no_notice, no_progress
 from peterrec.model.spec import PatchGeometry
 from peterrec.model.training.batches import bucketed_batches, seeded
@@ -114,7 +115,7 @@ def finetune_many(
     networks = _networks(loaded.backbone, users, listeners, on_progress, notice)
     on_progress(Progress("choosing parts"))
     choices = [
-        first_choice(task, own, notice=told)
+        first_choice(loaded.backbone, task, own, notice=told)
         for task, own, told in zip(users, networks, notices, strict=True)
     ]
     crossed = _crossed(loaded.backbone, users, choices, on_progress)
@@ -212,9 +213,9 @@ def _predictions(task: TaskUsers, fitted: FittedParts, rows: Ints, vectors: Tens
     for part, own in zip(
         torch.split(examples, VALIDATION_ROWS), torch.split(vectors, VALIDATION_ROWS), strict=True
     ):
-        logits = fitted.network.logits(own)
-        if fitted.table is not None:
-            logits += fitted.table.logits([task.examples.rows[i] for i in part.tolist()])
+        histories = [task.examples.rows[i] for i in part.tolist()]
+        users = own.to(fitted.head.weight.device)
+        logits = logits_of(fitted.head, users, fitted.table, histories).cpu()
         found.append(task.objective.predictions(logits, part))
     return torch.cat(found)
 

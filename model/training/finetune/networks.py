@@ -134,7 +134,7 @@ def train_network(
     )
     run.train(on_progress, listener)
     vectors, test_vectors = (
-        _vectors(encoder, task, torch.from_numpy(rows)) for rows in (split.validation, split.test)
+        vectors_of(encoder, task, torch.from_numpy(rows)) for rows in (split.validation, split.test)
     )
     return TrainedNetwork(network, run.epochs.records, run.epochs.best, vectors, test_vectors)
 
@@ -165,7 +165,7 @@ def _on_scale_of(task: TaskUsers, fold: TrainedNetwork) -> Tensor:
 
 
 @torch.no_grad()
-def _vectors(encoder: Encoder, task: TaskUsers, rows: Tensor) -> Tensor:
+def vectors_of(encoder: Encoder, task: TaskUsers, rows: Tensor) -> Tensor:
     """User vectors [N, C] of whole histories, on the CPU."""
     return torch.cat(
         [

@@ -54,14 +54,18 @@ class HeadObjective:
 
         The ridge of the head's weights is set for these rows, too.
         """
-        if isinstance(self.objective, RestrainedObjective):
-            self._ridge = self.objective.head_ridge(rows)
+        self.restrain(rows)
         if isinstance(self.objective, ScaledObjective):
             self.objective.learn_scale(rows)
             return
         assert self.head.bias is not None
         with torch.no_grad():
             self.head.bias.copy_(self.objective.prior(rows))
+
+    def restrain(self, rows: Tensor) -> None:
+        """Set the ridge of the head's weights for some rows."""
+        if isinstance(self.objective, RestrainedObjective):
+            self._ridge = self.objective.head_ridge(rows)
 
     def loss(self, vectors: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
         return self.objective.loss(self.head, vectors, rows, generator)

@@ -2,15 +2,17 @@
 
 A combination is a network (blocks and reader, one of them, or neither) with or without an item
 table. Networks and table are trained alone and joined by factors (``fusion.py``), so all
-combinations cost four trainings and one table. It is decided in two steps:
+combinations cost four trainings and one table, or one per network. It is decided in two steps:
 
 1. The validation users decide which network it is, each with and without the table.
 2. A tenth of the users say too little about what network and table are worth beside each other:
    they misjudge the factors, and prefer by chance what was stopped early by them. So this network
    is trained again on two thirds of the training users, three times, to answer for the third that
    it has not seen; the table did the same. Training and validation users together then decide
-   between network, table and both, and give the factors. A ranking, which has no table, needs no
-   second step.
+   between network, table and both, and give the factors.
+
+A ranking's table is added to a network's user vectors (``user_table.py``): each network gets one of
+its own, which is trained after it together with its head. There are no factors, and no second step.
 
 The combination with the lowest loss would win by chance too often: among those that are not clearly
 worse than it, the smallest one is taken. Clearly worse means by more than ``TOLERATED_ERRORS``
@@ -20,6 +22,7 @@ a tenth of the smallest count as equal: beside a ranking's head of megabytes, no
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import compress
 
 import numpy as np
 import torch
@@ -27,6 +30,7 @@ from torch import Tensor
 
 from peterrec.model.documents import Document
 from peterrec.model.errors import ItemTableTooLarge
+from peterrec.model.kinds import KINDS
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.network.heads import Head
 from peterrec.model.network.item_table import ItemTable
@@ -53,6 +57,7 @@ from peterrec.model.training.finetune.networks import (
 )
 from peterrec.model.training.finetune.settings import Part
 from peterrec.model.training.finetune.task_rows import TaskUsers
+from peterrec.model.training.finetune.user_table import FittedUserTable, fit_user_table
 from peterrec.model.training.objectives import LogitObjective, ProbableObjective
 
 TOLERATED_ERRORS = 1.0
@@ -161,7 +166,7 @@ def fit_parts(
         train_network(backbone, task, parts, on_progress, naming(name, listener))
         for parts, name in zip(tried, names_of(tried), strict=True)
     ]
-    choice = first_choice(task, networks, on_progress, notice)
+    choice = first_choice(backbone, task, networks, on_progress, notice)
     crossed = {
         parts: cross_logits(
             task, [train_network(backbone, fold, parts, on_progress) for fold in fold_tasks(task)]
@@ -173,36 +178,37 @@ def fit_parts(
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What the validation users say: all networks, the table, and the combinations' trials.
+    """What the validation users say: all combinations of networks and tables, and their trials.
 
     ``to_cross`` are the parts of the networks that the training users must judge, too, before it is
     decided: the preferred one, and the head alone that may stand beside the table.
     """
 
     networks: tuple[TrainedNetwork, ...]
-    table: FittedTable | None
+    tables: tuple["AnyTable | None", ...]
     trials: tuple[Trial, ...]
     preferred: Trial
     to_cross: tuple[tuple[Part, ...], ...]
 
 
 def first_choice(
+    backbone: Backbone,
     task: TaskUsers,
     networks: Sequence[TrainedNetwork],
     on_progress: OnProgress = no_progress,
     notice: Notice = no_notice,
 ) -> Choice:
-    """Train the item table, if one is asked for, and let the validation users judge."""
-    table = _fitted_table(task, on_progress, notice)
+    """Train the item tables, if they are asked for, and let the validation users judge."""
+    tables = _fitted_tables(backbone, task, networks, on_progress, notice)
     rows = torch.from_numpy(task.split.validation)
-    combined = _combinations(task, networks, table)
+    combined = _combinations(task, networks, tables)
     trials = _trials(combined, [each.losses(task, rows, {}) for each in combined], len(rows))
     preferred = _smallest(trials)
     to_cross: tuple[tuple[Part, ...], ...] = ()
-    if table is not None and table.crossed is not None:
+    if any(isinstance(each, FittedTable) and each.crossed is not None for each in tables):
         own = combined[trials.index(preferred)].network.parts
         to_cross = tuple(n.parts for n in networks if n.parts in ((), own))
-    return Choice(tuple(networks), table, trials, preferred, to_cross)
+    return Choice(tuple(networks), tuple(tables), trials, preferred, to_cross)
 
 
 def final_choice(task: TaskUsers, choice: Choice, crossed: Crossed) -> FittedParts:
@@ -211,12 +217,13 @@ def final_choice(task: TaskUsers, choice: Choice, crossed: Crossed) -> FittedPar
     The chosen network's head changes in place: it is multiplied by the network's factor.
     """
     rows = torch.from_numpy(task.split.validation)
-    networks = [n for n in choice.networks if n.parts in choice.to_cross]
+    judged = [n.parts in choice.to_cross for n in choice.networks]
+    networks = [*compress(choice.networks, judged)]
     trials, preferred = choice.trials, choice.preferred
-    combined = _combinations(task, choice.networks, choice.table)
+    combined = _combinations(task, choice.networks, choice.tables)
     if networks and crossed.keys() >= {n.parts for n in networks}:
         rows = torch.cat([torch.from_numpy(np.sort(task.split.train)), rows])
-        combined = _combinations(task, networks, choice.table)
+        combined = _combinations(task, networks, [*compress(choice.tables, judged)])
         found = [each.losses(task, rows, crossed) for each in combined]
         own = _trials(combined, found, len(rows))
         trials, preferred = (*trials, *own), _smallest(own)
@@ -228,12 +235,19 @@ def final_choice(task: TaskUsers, choice: Choice, crossed: Crossed) -> FittedPar
 
 
 def _combinations(
-    task: TaskUsers, networks: Sequence[TrainedNetwork], table: FittedTable | None
+    task: TaskUsers,
+    networks: Sequence[TrainedNetwork],
+    tables: Sequence["AnyTable | None"],
 ) -> list["_Combination"]:
-    """Networks with the table, and without it unless it was asked for."""
+    """Networks with their tables, and without them unless they were asked for."""
     is_asked = task.settings.chosen_parts is not None
-    forms = [None] if table is None else [table] if is_asked else [None, table]
-    return [_Combination(network, form) for network in networks for form in forms]
+    found = []
+    for network, table in zip(networks, tables, strict=True):
+        if table is None or not is_asked:
+            found.append(_Combination(network, None))
+        if table is not None:
+            found.append(_Combination(network, table))
+    return found
 
 
 def _trials(
@@ -258,21 +272,31 @@ def _smallest(trials: Sequence[Trial]) -> Trial:
     return min(small, key=lambda each: (each.loss, each.size_bytes))
 
 
+def _fitted_tables(
+    backbone: Backbone,
+    task: TaskUsers,
+    networks: Sequence[TrainedNetwork],
+    on_progress: OnProgress,
+    notice: Notice,
+) -> list["AnyTable | None"]:
+    """The item table of each network: one for all of them, or a ranking's own of each."""
+    if not KINDS[task.objective.head_spec.kind].has_catalog:
+        return [_fitted_table(task, on_progress, notice)] * len(networks)
+    if not _takes_table(task, backbone.spec.channels, notice):
+        return [None] * len(networks)
+    found: list[AnyTable | None] = []
+    for network in networks:
+        own = fit_user_table(backbone, task, network, on_progress)
+        found.append(own if own.table.codes.any() else None)
+    return found
+
+
 def _fitted_table(task: TaskUsers, on_progress: OnProgress, notice: Notice) -> FittedTable | None:
     """The task's item table, unless settings or kind do without, or it says nothing."""
-    chosen, objective = task.settings.chosen_parts, task.objective
-    if not isinstance(objective, LogitObjective) or (chosen is not None and "table" not in chosen):
+    objective = task.objective
+    if not isinstance(objective, LogitObjective):
         return None
-    train, outputs = task.split.train, objective.head_spec.outputs
-    weights = table_weights(task.examples.rows, train, outputs)
-    if weights > MOST_WEIGHTS:
-        error = ItemTableTooLarge(
-            f"an item table would have {weights:,} weights; {MOST_WEIGHTS:,} is the limit.",
-            hint="Leave table out of `parts`, or raise `min_count` of pretraining.",
-        )
-        if chosen is not None:
-            raise error
-        notice(f"No item table is tried: {error.message}")
+    if not _takes_table(task, objective.head_spec.outputs, notice):
         return None
     on_progress(Progress("fitting the item table"))
     spec = TableSpec(len(task.examples.items))
@@ -283,12 +307,33 @@ def _fitted_table(task: TaskUsers, on_progress: OnProgress, notice: Notice) -> F
     return table
 
 
+def _takes_table(task: TaskUsers, width: int, notice: Notice) -> bool:
+    """Whether a table of this width is asked for and small enough; an explicit one must be."""
+    chosen = task.settings.chosen_parts
+    if chosen is not None and "table" not in chosen:
+        return False
+    weights = table_weights(task.examples.rows, task.split.train, width)
+    if weights > MOST_WEIGHTS:
+        error = ItemTableTooLarge(
+            f"an item table would have {weights:,} weights; {MOST_WEIGHTS:,} is the limit.",
+            hint="Leave table out of `parts`, or raise `min_count` of pretraining.",
+        )
+        if chosen is not None:
+            raise error
+        notice(f"No item table is tried: {error.message}")
+        return False
+    return True
+
+
+AnyTable = FittedTable | FittedUserTable
+
+
 @dataclass(frozen=True, slots=True)
 class _Combination:
     """A network with or without the item table."""
 
     network: TrainedNetwork
-    table: FittedTable | None
+    table: "AnyTable | None"
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -311,17 +356,27 @@ class _Combination:
             is_scaled = self.table is not None or isinstance(objective, ProbableObjective)
             z = cross_joined(logits, rows, objective) if is_scaled else logits[0].double()
             return torch.stack([objective.logit_loss(z[g], rows[g]) for g in groups]).double()
-        head = self.network.network.head_objective.head
+        head, vectors = self.network.network.head_objective.head, self.network.vectors
+        if isinstance(self.table, FittedUserTable):
+            histories = [task.examples.rows[i] for i in rows.tolist()]
+            head, vectors = self.table.head, self.table.vectors(vectors, histories)
         generator = seeded(task.settings.seed, "validate")
         with torch.no_grad():
-            vectors = self.network.vectors.to(head.weight.device)
+            vectors = vectors.to(head.weight.device)
             found = [objective.loss(head, vectors[g], rows[g], generator) for g in groups]
         return torch.stack(found).double().cpu()
 
     def join(self, task: TaskUsers, rows: Tensor, crossed: Crossed) -> ItemTable | None:
-        """Multiply head and table by their factors, and give the head the table's bias."""
+        """Multiply head and table by their factors, and give the head the table's bias.
+
+        A ranking's table has no factor; it comes with a head.
+        """
         if self.table is None:
             return None
+        if isinstance(self.table, FittedUserTable):
+            own = self.network.network.head_objective.head
+            own.load_state_dict(self.table.head.state_dict())
+            return self.table.table
         assert isinstance(task.objective, LogitObjective)
         factors = fit_factors(self.sources(task, crossed), rows, task.objective)
         network, table = factors.clamp(min=SMALLEST_FACTOR).tolist()
@@ -341,7 +396,7 @@ class _Combination:
         found = [self.network.logits(self.network.vectors)]
         if crossed:
             found = [torch.cat([crossed[self.network.parts], found[0].double()])]
-        if self.table is not None:
+        if isinstance(self.table, FittedTable):
             held_out = [task.examples.rows[i] for i in task.split.validation]
             logits = self.table.logits(held_out).double()
             if crossed:

@@ -180,10 +180,6 @@ class FinetuneSettings(LoopSettings):
                 f"`parts` {self.parts!r}: {unknown[0]!r} is no part.",
                 hint=f"Give {AUTO}, {NONE}, or some of {', '.join(PARTS)} with commas.",
             )
-        if "table" in names and KINDS[self.kind].has_catalog:
-            raise InvalidSpec(
-                f"a {self.kind} task has no item table.", hint="Leave table out of `parts`."
-            )
         if self.blocks == ():
             raise InvalidSpec(
                 "`blocks` names no block.",

@@ -23,7 +23,7 @@ from peterrec.model.inference.cpu.forward import PackedForward
 from peterrec.model.inference.forward import MixedForward
 from peterrec.model.inference.gpu.forward import FusedForward
 from peterrec.model.inference.gpu.table_kernel import FusedTables
-from peterrec.model.inference.heads import MixedHeads, Selection
+from peterrec.model.inference.heads import MixedHeads, RowScores, Selection
 from peterrec.model.inference.weight_pool import WeightPool
 from peterrec.model.insertions import INSERTIONS, Insertion
 from peterrec.model.kinds import KINDS
@@ -358,7 +358,12 @@ TABLE_FORMS: list[TableSpec | None] = [
     TableSpec(1, bits=4, counting="count", exponent=0.0),
     TableSpec(1, counting="count", exponent=1.0),
 ]
-HEADS = [HeadSpec("classification", 3), HeadSpec("tags", 19), HeadSpec("value", 1)]
+HEADS = [
+    HeadSpec("classification", 3),
+    HeadSpec("tags", 19),
+    HeadSpec("value", 1),
+    HeadSpec("ranking", 70),
+]
 HISTORIES = [
     [],
     [UNK, UNK],
@@ -369,13 +374,14 @@ HISTORIES = [
 
 
 def table_tasks() -> list[RandomTask]:
-    """A task of each kind of head that may have a table, with each form of one and without."""
+    """A task of each kind of head, with each form of a table and without."""
     backbone, geometry = random_backbone(TABLE_SPEC), PatchGeometry("serial2", 5, (1,), queries=2)
     tasks = []
     for seed, (head, form) in enumerate(product(HEADS, TABLE_FORMS)):
         task = random_task(backbone, geometry, head, seed)
         share = 0.05 if seed % 2 else 0.7
-        table = random_table(TABLE_SPEC, head.outputs, seed, form, share) if form else None
+        width = KINDS[head.kind].table_width(head.outputs, TABLE_SPEC.channels)
+        table = random_table(TABLE_SPEC, width, seed, form, share) if form else None
         tasks.append(RandomTask(task.backbone, task.patch, task.head, table))
     return tasks
 
@@ -397,6 +403,9 @@ def table_by_hand(table: ItemTable | None, history: Sequence[int], outputs: int)
 
 def expected_scores(task: RandomTask, history: list[int]) -> Tensor:
     user = by_hand(task.backbone, task.patch, history).unsqueeze(0)  # [1, C]
+    if task.head.spec.kind == "ranking":
+        added = table_by_hand(task.table, history, TABLE_SPEC.channels)
+        return task.head.logits((user + added).float())[0]
     logits = task.head.logits(user) + table_by_hand(task.table, history, task.head.spec.outputs)
     return KINDS[task.head.spec.kind].scores(logits)[0].float()
 
@@ -442,9 +451,15 @@ def mixed_scores(
     refs = [heads.add(task.head.spec, task.head.named(), 1.0, task.table) for task in tasks]
     histories = [history for history in HISTORIES for _ in tasks]
     users = forward.user_vectors(histories, slots * len(HISTORIES))
-    selections = [Selection()] * len(histories)
-    found = heads.scores(users, refs * len(HISTORIES), selections, histories)
-    return [torch.from_numpy(np.array(scores.values)) for scores in found]
+    own = [Selection(ref.spec.outputs if ref.catalog else 0) for ref in refs]
+    found = heads.scores(users, refs * len(HISTORIES), own * len(HISTORIES), histories)
+    return [torch.from_numpy(in_catalog_order(scores)) for scores in found]
+
+
+def in_catalog_order(scores: RowScores) -> np.ndarray:
+    """The scores of all outputs; those of a ranking come best first."""
+    is_ranking = len(scores.indices) > 0
+    return np.array(scores.values[scores.indices.argsort()] if is_ranking else scores.values)
 
 
 SCORES: dict[str, Callable[[Sequence[RandomTask]], list[Tensor]]] = {

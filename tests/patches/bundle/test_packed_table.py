@@ -176,15 +176,13 @@ def test_a_table_that_the_manifest_does_not_know_is_unexpected() -> None:
     assert [code for code, _ in reasons(parts.encode())] == ["tensor_unexpected"]
 
 
-def test_a_ranking_has_no_table() -> None:
-    assert "a ranking bundle has no item table" in reasons(make_ranking())[0][1]
-
-
-def make_ranking() -> bytes:
-    text = parts_of().manifest.to_json()
-    document = json.loads(text)
-    document["head"] |= {"kind": "ranking", "labels": None}
-    return replace(parts_of(), manifest_text=json.dumps(document)).encode()
+def test_the_table_of_a_ranking_has_a_weight_per_channel() -> None:
+    recipe = BundleRecipe(kind="ranking", outputs=5, table=TableSpec(8), probe_length=12)
+    parts = make_parts(recipe)
+    assert parts.tensors["table.weight"].shape == (8, recipe.backbone.spec.channels)
+    assert reasons(parts.encode()) == []
+    narrow = parts.with_tensors(table__scale=np.ones(5, np.float32))
+    assert [code for code, _ in reasons(narrow.encode())] == ["tensor_shape"]
 
 
 @pytest.mark.parametrize(

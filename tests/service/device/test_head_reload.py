@@ -235,6 +235,34 @@ def test_an_item_table_read_from_its_file_has_the_bits_that_were_loaded(
     assert torch.equal(residency.table.packed, head["table"])
 
 
+def test_a_ranking_and_its_table_leave_and_come_back_together(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    data = workshop.bundle("ranking", 1, outputs=ITEMS, table=TableSpec(1))
+    path = tmp_path / "bundle"
+    path.write_bytes(data)
+    bundle = verify_bundle(data, backbone=workshop.identity, limits=BundleLimits())
+    store = SlotStore(workshop.loaded.backbone, 1 << 20)
+    residency = store.load(bundle, str(path))
+    history = np.array(random_history(SPEC, 100, 1), np.int32)
+    older, newest = history[: -SPEC.max_len].tobytes(), history[-SPEC.max_len :].tobytes()
+    row = Row(residency.handle, newest, 5, older=older)
+    (before,) = store.score([row])
+    head = residency.head
+    assert head.table is not None
+    assert head.large is not None
+    assert head.size.large == head.large.size_bytes > head.table.size_bytes
+    head.large.take_off()
+    assert not head.is_here
+    assert not head.table.is_here
+    store._heads.put_back(head, read_head(path, digest_of(data)))
+    (after,) = store.score([row])
+    np.testing.assert_array_equal(before.values, after.values)
+    np.testing.assert_array_equal(before.indices, after.indices)
+    expected = workshop.task("ranking", 1, outputs=ITEMS, table=TableSpec(1)).logits(history)
+    np.testing.assert_allclose(after.values, expected.topk(5).values, rtol=1e-4, atol=1e-4)
+
+
 def test_item_tables_beyond_the_limit_take_turns_and_answer_like_the_reference(
     workshop: Workshop, tmp_path: Path
 ) -> None:

@@ -169,6 +169,22 @@ def test_a_table_alone_costs_two_rows(workshop, backbone, kind, form):
             assert_same(output, expected[output.output])
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_ranking_with_a_table_is_explained_over_the_whole_history(workshop, backbone, form):
+    task = task_of(backbone, workshop.bundle("ranking", 4, outputs=9, table=FORMS[form]))
+    for history in histories(2):
+        (answer,) = ask(task, [history], exclude_seen=False, explain=Explain(items=100))
+        expected = removed_one_by_one(task, history, exclude_seen=False)
+        explanation = answer.explanation
+        assert explanation.method == "leave_one_out"
+        assert explanation.items_left_out == 0
+        for output in explanation.outputs:
+            found = {str(item.id): item.contribution for item in output.items}
+            moved = {item: expected[output.output][item] for item in found}
+            assert found == pytest.approx(moved, abs=TOLERANCE)
+            assert len(found) == explanation.items_looked_at
+
+
 def test_a_cold_start_of_a_table_has_no_item_that_moved_it(workshop, backbone):
     task = task_of(backbone, workshop.bundle("tags", seed=4, table=TableSpec(1)))
     for answer in ask(task, [[], ["not known"]], explain=5):

@@ -9,7 +9,9 @@ import torch
 from peterrec.model.data.histories import Histories, UserLabels
 from peterrec.model.errors import InvalidSpec
 from peterrec.model.files.backbone_folder import load_backbone, save_backbone
+from peterrec.model.network.collate import frame_histories
 from peterrec.model.spec import HeadSpec
+from peterrec.model.training.evaluation import evaluate_task
 from peterrec.model.training.events import PartMeasured, PartsChosen, TrainingEvent
 from peterrec.model.training.finetune.finetune import FinetuneSettings, finetune
 from peterrec.model.training.finetune.folds import FOLDS, folds_of
@@ -17,6 +19,7 @@ from peterrec.model.training.finetune.fusion import cross_joined, fit_factors, j
 from peterrec.model.training.finetune.many_tasks import TaskToTrain, finetune_many
 from peterrec.model.training.objectives.classification import ClassificationObjective
 from peterrec.model.training.pretrain.pretrain import pretrain
+from peterrec.service.jobs.packing import pack_task, unpack_task
 from tests.model.small_shop import TINY, groups, shop_histories
 
 SETTINGS = FinetuneSettings(
@@ -142,14 +145,37 @@ def test_parts_that_are_asked_for_are_there_and_no_others(
     assert (task.table is not None) == has_table
 
 
-def test_a_ranking_chooses_among_networks_and_has_no_table(loaded):
+def targets() -> UserLabels:
     by_user = {user: (f"target-{answer[0]}",) for user, answer in groups().by_user.items()}
+    return UserLabels(by_user, "targets.csv")
+
+
+def test_a_ranking_chooses_among_networks_each_with_a_table_of_its_own_and_without(loaded):
     settings = replace(SETTINGS, kind="ranking", epochs=1)
-    task = finetune(loaded, shop_histories(), UserLabels(by_user, "targets.csv"), settings)
-    assert task.table is None
-    assert len(task.record["trials"]) == 4
-    with pytest.raises(InvalidSpec, match="no item table"):
-        replace(settings, parts="reader,table")
+    task = finetune(loaded, shop_histories(), targets(), settings)
+    assert (task.table is not None) == ("table" in task.record["parts"])
+    tried = {tuple(trial["parts"]) for trial in task.record["trials"]}
+    assert len(tried) == len(task.record["trials"]) == 8
+    assert {(), ("table",), ("blocks", "reader"), ("blocks", "reader", "table")} <= tried
+
+
+def test_the_table_of_a_ranking_that_is_asked_for_is_in_the_bundle_and_moves_the_user_vector(
+    loaded,
+):
+    settings = replace(SETTINGS, kind="ranking", parts="reader,table", epochs=4)
+    task = finetune(loaded, shop_histories(), targets(), settings)
+    assert task.table is not None
+    assert task.table.codes.shape[1] == loaded.backbone.spec.channels
+    unpacked = unpack_task(pack_task(task, loaded, "shop"), loaded)
+    model = unpacked.model
+    assert model.table is not None
+    histories = [task.examples.rows[i] for i in task.split.test]
+    tokens = frame_histories(histories, loaded.backbone.spec)
+    users = loaded.backbone.user_vectors(tokens, task.patch_weights)
+    expected = (users + task.table.logits(histories)) @ task.head.weight.T + task.head.bias
+    torch.testing.assert_close(model.logits(histories), expected)
+    found = evaluate_task(model, unpacked.objective(task.examples), task.examples, task.split.test)
+    assert found["mrr@5"] == pytest.approx(task.metrics["mrr@5"])
 
 
 @pytest.mark.parametrize("parts", ["", "everything", "auto,table", "reader,,table", "none,reader"])
