@@ -98,7 +98,7 @@ class MixedHeads:
         size = self.size(spec, table)
         weights = None if table is None else TableWeights(table_bytes(table))
         if _has_catalog(spec):
-            ref = HeadRef(spec, None, 0, CatalogWeights(size.large, weights), weights)
+            ref = HeadRef(spec, None, 0, CatalogWeights(size.large, table=weights), weights)
             packed = {} if table is None else {"table": packed_table(table)}
             self.put_back(ref, {**tensors, **packed}, temperature)
             return ref

@@ -34,9 +34,9 @@ class CatalogWeights:
     """
 
     size_bytes: int
-    table: TableWeights | None = None
     weight: Tensor | None = None
     bias: Tensor | None = None
+    table: TableWeights | None = None
 
     @property
     def is_here(self) -> bool:

@@ -39,13 +39,13 @@ def read_head(path: Path, digest: Digest) -> dict[str, Tensor]:
     names = [name for name in header.entries if name.startswith(("head.", "table."))]
     tensors = {name: tensor_view(view, header, name) for name in names}
     table = item_table(manifest, tensors)
-    found: dict[str, Tensor] = {}
+    large: dict[str, Tensor] = {}
     if table is not None:
-        found["table"] = packed_table(table, 1.0 if has_catalog else temperature)
+        large["table"] = packed_table(table, 1.0 if has_catalog else temperature)
     if has_catalog:
         heads = (name for name in names if name.startswith("head."))
-        found |= {name: _divided(tensors[name], temperature) for name in heads}
-    return found
+        large |= {name: _divided(tensors[name], temperature) for name in heads}
+    return large
 
 
 def item_table(manifest: Manifest, tensors: Mapping[str, Array]) -> ItemTable | None:

@@ -180,7 +180,7 @@ def test_the_table_of_a_ranking_has_a_weight_per_channel() -> None:
     recipe = BundleRecipe(kind="ranking", outputs=5, table=TableSpec(8), probe_length=12)
     parts = make_parts(recipe)
     assert parts.tensors["table.weight"].shape == (8, recipe.backbone.spec.channels)
-    assert reasons(parts.encode()) == []
+    verify_bundle(parts.encode(), backbone=TINY, limits=LIMITS)
     narrow = parts.with_tensors(table__scale=np.ones(5, np.float32))
     assert [code for code, _ in reasons(narrow.encode())] == ["tensor_shape"]
 

@@ -259,7 +259,9 @@ def test_a_ranking_and_its_table_leave_and_come_back_together(
     (after,) = store.score([row])
     np.testing.assert_array_equal(before.values, after.values)
     np.testing.assert_array_equal(before.indices, after.indices)
-    expected = workshop.task("ranking", 1, outputs=ITEMS, table=TableSpec(1)).logits(history)
+    expected = workshop.task("ranking", 1, outputs=ITEMS, table=TableSpec(1)).logits(
+        history.tolist()
+    )
     np.testing.assert_allclose(after.values, expected.topk(5).values, rtol=1e-4, atol=1e-4)
 
 
