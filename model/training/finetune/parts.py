@@ -4,7 +4,8 @@ A combination is a network (blocks and reader, one of them, or neither) with or 
 table. Networks and table are trained alone and joined by factors (``fusion.py``), so all
 combinations cost four trainings and one table, or one per network. It is decided in two steps:
 
-1. The validation users decide which network it is, each with and without the table.
+1. The validation users decide which network with parts it is, each with and without the table.
+   Nobody judges this again, so a larger network has to be better by ``UNCERTAIN_ERRORS``.
 2. A tenth of the users say too little about what network and table are worth beside each other:
    they misjudge the factors, and prefer by chance what was stopped early by them. So this network
    is trained again on two thirds of the training users, three times, to answer for the third that
@@ -62,6 +63,9 @@ from peterrec.model.training.objectives import LogitObjective, ProbableObjective
 
 TOLERATED_ERRORS = 1.0
 """Standard errors by which a smaller combination may be behind the best one and still be taken."""
+
+UNCERTAIN_ERRORS = 2.0
+"""The same among networks that only the validation users judge, one among many being the best."""
 
 EQUAL_SIZES = 1.1
 """Ratio up to which two combinations count as equally large, so that the lower loss is taken."""
@@ -203,11 +207,16 @@ def first_choice(
     rows = torch.from_numpy(task.split.validation)
     combined = _combinations(task, networks, tables)
     trials = _trials(combined, [each.losses(task, rows, {}) for each in combined], len(rows))
-    preferred = _smallest(trials)
-    to_cross: tuple[tuple[Part, ...], ...] = ()
-    if any(isinstance(each, FittedTable) and each.crossed is not None for each in tables):
-        own = combined[trials.index(preferred)].network.parts
-        to_cross = tuple(n.parts for n in networks if n.parts in ((), own))
+    is_judged_again = any(
+        isinstance(table, FittedTable) and table.crossed is not None for table in tables
+    )
+    if not is_judged_again:
+        preferred = _smallest(trials, TOLERATED_ERRORS)
+        return Choice(tuple(networks), tuple(tables), trials, preferred, ())
+    patched = [trial for trial, each in zip(trials, combined, strict=True) if each.network.parts]
+    preferred = _smallest(patched or trials, UNCERTAIN_ERRORS)
+    own = combined[trials.index(preferred)].network.parts
+    to_cross = tuple(n.parts for n in networks if n.parts in ((), own))
     return Choice(tuple(networks), tuple(tables), trials, preferred, to_cross)
 
 
@@ -226,7 +235,7 @@ def final_choice(task: TaskUsers, choice: Choice, crossed: Crossed) -> FittedPar
         combined = _combinations(task, networks, [*compress(choice.tables, judged)])
         found = [each.losses(task, rows, crossed) for each in combined]
         own = _trials(combined, found, len(rows))
-        trials, preferred = (*trials, *own), _smallest(own)
+        trials, preferred = (*trials, *own), _smallest(own, TOLERATED_ERRORS)
     else:
         crossed = {}
     chosen = next(each for each in combined if each.parts == preferred.parts)
@@ -264,9 +273,10 @@ def _trials(
     return tuple(found)
 
 
-def _smallest(trials: Sequence[Trial]) -> Trial:
-    """The smallest combination that is not clearly worse than the best one."""
-    sufficient = [each for each in trials if each.behind <= TOLERATED_ERRORS * each.error]
+def _smallest(trials: Sequence[Trial], errors: float) -> Trial:
+    """The smallest combination that is not worse than the best one by so many standard errors."""
+    best = min(trials, key=lambda each: each.loss)
+    sufficient = [each for each in trials if each is best or each.behind <= errors * each.error]
     smallest = min(each.size_bytes for each in sufficient)
     small = [each for each in sufficient if each.size_bytes <= EQUAL_SIZES * smallest]
     return min(small, key=lambda each: (each.loss, each.size_bytes))
