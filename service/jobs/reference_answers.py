@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.network.collate import frame_histories
 from peterrec.model.network.heads import Head
+from peterrec.model.network.item_table import logits_of
 from peterrec.model.network.patch import PatchWeights
 from peterrec.model.spec import PAD
 from peterrec.patches.bundle.verify import VerifiedBundle
@@ -54,9 +55,7 @@ def reference_logits(
     weights = {name.removeprefix("head."): t for name, t in tensors.items() if "head." in name}
     head.load_state_dict(weights)
     users = backbone.user_vectors(frame_histories(histories, backbone.spec), patch)  # [n, C]
-    table = unpack_table(bundle)
-    logits = head.logits(users) if table is None else head.logits(users) + table.logits(histories)
-    found: Logits = logits.numpy()
+    found: Logits = logits_of(head, users, unpack_table(bundle), histories).numpy()
     return found
 
 

@@ -298,6 +298,8 @@ def _fitted_tables(
     for network in networks:
         own = fit_user_table(backbone, task, network, on_progress)
         found.append(own if own.table.codes.any() else None)
+    if not any(found):
+        notice("No item table has learned anything, so there is none.")
     return found
 
 

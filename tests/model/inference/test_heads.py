@@ -145,3 +145,20 @@ def test_exclusions_that_may_not_be_written_to_are_taken_as_they_are(
     selection = Selection(top_k=500, excluded=received, candidates=received)
     found = heads.scores(torch.ones(1, CHANNELS), [heads.add(spec, own)], [selection])[0]
     assert found.indices.tolist() == []
+
+
+def test_the_temperature_of_a_ranking_divides_the_scores_and_not_its_table() -> None:
+    heads, spec = MixedHeads(CHANNELS, CPU, TABLED.token_count), HeadSpec("ranking", 70)
+    own, table = weights(spec, 1), random_table(TABLED, CHANNELS, 2)
+    ref = heads.add(spec, own, 2.5, table)
+    users = torch.randn(2, CHANNELS, generator=torch.Generator().manual_seed(3))
+    before, histories = users.clone(), [[FIRST_ITEM, FIRST_ITEM + 7], []]
+    expected = reference(users + table.logits(histories), own) / 2.5
+    found = heads.scores(users, [ref, ref], [Selection(top_k=70)] * 2, histories)
+    for row, scores in enumerate(found):
+        ordered = scores.values[scores.indices.argsort()]
+        np.testing.assert_allclose(ordered, expected[row].numpy(), rtol=1e-5, atol=1e-5)
+    columns = torch.tensor([3, 1])
+    logits = heads.logits(users, ref, columns, histories)
+    torch.testing.assert_close(logits, expected[:, columns], rtol=1e-5, atol=1e-5)
+    assert torch.equal(users, before)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from peterrec.model.spec import PatchGeometry
+from peterrec.model.spec import PatchGeometry, TableSpec
 from peterrec.patches.bundle.bundle import digest_of, format_digest, sign_bundle
 from peterrec.patches.bundle.signatures import SigningKey, key_paths
 from peterrec.patches.bundle.verify import BundleLimits, VerifiedBundle, verify_bundle
@@ -188,8 +188,11 @@ def _overlap(first: np.ndarray, second: np.ndarray) -> float:
     return len(set.intersection(*best)) / 10
 
 
-def test_the_reference_gives_what_the_trainer_saw(workshop: Workshop) -> None:
-    bundle = verified(workshop, workshop.bundle("ranking", 3, outputs=50))
+@pytest.mark.parametrize("table", [None, TableSpec(1), TableSpec(1, bits=4, counting="count")])
+def test_the_reference_gives_what_the_trainer_saw(
+    table: TableSpec | None, workshop: Workshop
+) -> None:
+    bundle = verified(workshop, workshop.bundle("ranking", 3, outputs=50, table=table))
     logits = reference_logits(bundle, workshop.loaded.backbone, probe_histories([bundle]))
     found = logits[:, bundle.tensors["probe.columns"]]
     np.testing.assert_allclose(found, bundle.tensors["probe.logits"], rtol=1e-4, atol=1e-5)
