@@ -87,7 +87,8 @@ def test_a_kept_signature_is_trusted_and_a_bundle_without_it_is_not() -> None:
     assert run("verify", KEPT / "classification-reader.bundle", *trust).exit_code == 1
 
 
-def test_a_kept_checkpoint_resumes_to_the_weights_of_the_uninterrupted_run(tmp_path: Path) -> None:
+def test_a_kept_checkpoint_resumes_close_to_its_uninterrupted_run(tmp_path: Path) -> None:
+    """Not to its weights: that run cut long histories at the same places in every epoch."""
     shutil.copy(KEPT / "unfinished" / "checkpoint.safetensors", tmp_path)
     data = ("--interactions", KEPT / "events.csv")
     sizes = ("--channels", 8, "--dilations", "1,2", "--max-len", 8, "--batch-size", 16)
@@ -100,7 +101,7 @@ def test_a_kept_checkpoint_resumes_to_the_weights_of_the_uninterrupted_run(tmp_p
     expected = load_file(KEPT / "unfinished" / "finished.safetensors")
     assert found.keys() == expected.keys()
     for name in expected:
-        np.testing.assert_allclose(found[name], expected[name], atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(found[name], expected[name], atol=2e-3, err_msg=name)
 
 
 @pytest.mark.slow

@@ -64,8 +64,8 @@ from peterrec.model.training.objectives import LogitObjective, ProbableObjective
 TOLERATED_ERRORS = 1.0
 """Standard errors by which a smaller combination may be behind the best one and still be taken."""
 
-UNCERTAIN_ERRORS = 2.0
-"""The same among networks that only the validation users judge, one among many being the best."""
+UNCERTAIN_ERRORS = 3.0
+"""The same where only the validation users judge: the best of eight is ahead by chance, too."""
 
 EQUAL_SIZES = 1.1
 """Ratio up to which two combinations count as equally large, so that the lower loss is taken."""

@@ -103,8 +103,7 @@ def pretrain(
     state = _new_state(corpus, settings, device)
     if checkpoints is not None and workers.writes:
         require_room(checkpoints, state)
-    identity = {**_plain(settings), "data_digest": corpus.metadata["data_digest"]}
-    del identity["leave_out_last"]  # the digest tells; checkpoints of earlier versions lack it
+    identity = _identity(settings, corpus)
     if resume and checkpoints is not None:
         restore_checkpoint(checkpoints, state, identity)
     run = _Run(state, corpus, settings, on_progress, workers)
@@ -268,6 +267,20 @@ def _record(state: PretrainingState, corpus: Corpus, settings: PretrainSettings)
         "seconds": round(sum(record.seconds for record in state.epochs.records), 3),
         "software": {"python": platform.python_version(), "torch": torch.__version__},
     }
+
+
+def _identity(settings: PretrainSettings, corpus: Corpus) -> Document:
+    """What a resumed run must have in common with the one that wrote the checkpoint.
+
+    The digest of the data tells what was left out of it. Dropout is named if there is any:
+    checkpoints of versions that had none lack it.
+    """
+    plain = _plain(settings)
+    del plain["leave_out_last"]
+    for name in ("dropout", "item_dropout"):
+        if not plain[name]:
+            del plain[name]
+    return {**plain, "data_digest": corpus.metadata["data_digest"]}
 
 
 def _plain(settings: PretrainSettings) -> Document:

@@ -129,9 +129,9 @@ def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _require_same(path: Path, found: Document, given: Document) -> None:
-    differing = [key for key in given if found.get(key) != given[key]]
+    differing = [key for key in {**found, **given} if found.get(key) != given.get(key)]
     if differing:
-        changes = ", ".join(f"{key} {found.get(key)!r} → {given[key]!r}" for key in differing)
+        changes = ", ".join(f"{key} {found.get(key)!r} → {given.get(key)!r}" for key in differing)
         raise CheckpointMismatch(
             f"{path} belongs to a run with other settings or data: {changes}.",
             hint="Repeat the first run's options. To start anew, give `overwrite`.",
