@@ -125,7 +125,7 @@ def _history(
     if user not in histories.users:
         raise HistoriesMissing(
             f"{interactions} has no events of user {user!r:.80}.",
-            hint=f"Users are in the column {table.user_column!r}; --user-column names another.",
+            hint=f"Users are in the column {table.user_column!r}; `user_column` names another.",
         )
     return histories.items_of(histories.users.index(user))
 

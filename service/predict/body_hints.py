@@ -120,6 +120,8 @@ def _hint_for_unknown(form: BodyForm, name: str, place: str) -> str:
     shown = f"`{name:.60}`"
     here = form.places.get(place, {})
     elsewhere = {each: fields for each, fields in form.places.items() if each != place}
+    if other := next((field for field in here if _is_other_name(name, field)), None):
+        return f"Is `{other}` meant instead of {shown}? It is {_form(here[other])}."
     if where := _names_of(path for path, fields in elsewhere.items() if name in fields):
         plural = f"{name}s"
         meant = f"Is `{plural}` meant? It is {_form(here[plural])}. " if plural in here else ""
@@ -167,10 +169,14 @@ def _nearest(name: str, fields: Iterable[str]) -> str | None:
     wanted = _normal(name)
     by_normal = {_normal(field): field for field in fields}
     for normal, field in by_normal.items():
-        if wanted == normal or wanted in OTHER_NAMES.get(field, frozenset()):
+        if wanted == normal or _is_other_name(name, field):
             return field
     near = get_close_matches(wanted, by_normal, n=1, cutoff=0.7)
     return by_normal[near[0]] if near else None
+
+
+def _is_other_name(name: str, field: str) -> bool:
+    return _normal(name) in OTHER_NAMES.get(field, frozenset())
 
 
 def _normal(name: str) -> str:
