@@ -120,8 +120,8 @@ def _hint_for_unknown(form: BodyForm, name: str, place: str) -> str:
     shown = f"`{name:.60}`"
     here = form.places.get(place, {})
     elsewhere = {each: fields for each, fields in form.places.items() if each != place}
-    if other := next((field for field in here if _is_other_name(name, field)), None):
-        return f"Is `{other}` meant instead of {shown}? It is {_form(here[other])}."
+    if meant_here := next((field for field in here if _is_other_name(name, field)), None):
+        return f"Is `{meant_here}` meant instead of {shown}? It is {_form(here[meant_here])}."
     if where := _names_of(path for path, fields in elsewhere.items() if name in fields):
         plural = f"{name}s"
         meant = f"Is `{plural}` meant? It is {_form(here[plural])}. " if plural in here else ""

@@ -160,9 +160,10 @@ class BundleSource:
         ``in_use`` has bundles whose files are needed although the snapshot does not name them.
         """
         named = {digest for entry in snapshot.tasks.values() for digest in entry.digests}
-        kept = {*named, *self._uploads, *map(Digest, in_use)}
         await self._on_disk(lambda: self._cache.save_snapshot(snapshot))
-        await self._on_disk(lambda: self._cache.retain(kept))
+        async with self._disk:  # uploads are noted before they are written, so none is missing here
+            kept = {*named, *self._uploads, *map(Digest, in_use)}
+            await asyncio.to_thread(self._cache.retain, kept)
 
     async def recall(self) -> RegistrySnapshot | None:
         """Read the last snapshot that was remembered; None if there is none."""

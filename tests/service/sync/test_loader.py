@@ -211,6 +211,23 @@ async def test_files_that_are_in_use_outlive_a_snapshot_that_does_not_name_them(
     assert replica.cache.digests() == {digests[0]}
 
 
+async def test_an_upload_that_comes_while_a_snapshot_is_written_keeps_its_file(
+    replica: Replica, bundles: list[bytes], tmp_path: Path
+) -> None:
+    spooled = tmp_path / "upload"
+    spooled.write_bytes(bundles[0])
+    refs = [TaskRef(TenantId("acme"), TaskId(f"task-{number}")) for number in range(20_000)]
+    digest = digest_of(bundles[1])
+    large = {ref: TaskEntry.of(ref, 1, {"prod": 1}, {1: digest}) for ref in refs}
+    remembering = asyncio.create_task(
+        replica.source.remember(RegistrySnapshot(1, large, {}), in_use=())
+    )
+    await asyncio.sleep(0)
+    local = await replica.source.accept(spooled)
+    await remembering
+    assert Path(local.path).exists()
+
+
 async def test_an_item_table_whose_file_can_not_be_kept_is_served_and_never_evicted(
     replica: Replica, workshop: Workshop, registry: Registry
 ) -> None:
