@@ -18,7 +18,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 MARK = re.compile(r"<!--\s*(run|shown|output)\s*(?::\s*(.*?))?\s*-->\s*\Z", re.DOTALL)
-TIMEOUT_S = 60
+TIMEOUT_S = 180
 
 
 @dataclass(frozen=True)
