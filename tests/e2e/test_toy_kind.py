@@ -101,6 +101,7 @@ def test_the_document_has_one_file_for_each_side():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # it trains the parts of a task and starts a server
 @pytest.mark.usefixtures("extended")
 def test_a_kind_of_four_files_is_trained_packed_verified_served_and_read(tmp_path):
     python("-c", COMPARE_TABLES)
