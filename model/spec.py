@@ -18,6 +18,9 @@ FIRST_ITEM = 4
 LONGEST_LABEL = 256
 """Most characters of a class or tag, which bundles and answers carry."""
 
+MAX_HISTORY_ITEMS = 10_000
+"""Most items of one history, so that no request keeps a worker busy for long."""
+
 TABLE_BITS = (4, 8)
 """Bits that a weight of an item table may have in a bundle."""
 

@@ -6,12 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from peterrec.model.network.backbone import Backbone
-from peterrec.model.spec import BackboneSpec
+from peterrec.model.spec import MAX_HISTORY_ITEMS, BackboneSpec
 from peterrec.model.training.finetune.encoders import OnBackbone, UserRows
 from peterrec.model.training.finetune.forward import user_states
-
-WHOLE = 10_000
-"""Items that a network without order reads of a history: all that a request may have."""
 
 
 class SideNetwork(nn.Module):
@@ -80,7 +77,7 @@ class TwoTower(nn.Module):
         self, spec: BackboneSpec, device: torch.device, generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
-        self.channels, self.max_len = spec.channels, WHOLE
+        self.channels, self.max_len = spec.channels, MAX_HISTORY_ITEMS
         self.items = nn.Embedding(spec.token_count, spec.channels)
         self.layers = nn.Sequential(
             nn.Linear(spec.channels, 2 * spec.channels),

@@ -22,6 +22,7 @@ from peterrec.model.spec import (
     CLS,
     LONGEST_LABEL,
     MASK,
+    MAX_HISTORY_ITEMS,
     PAD,
     UNK,
     BackboneSpec,
@@ -43,9 +44,6 @@ MAX_PROBES = 256
 
 MAX_PROBE_COLUMNS = 4096
 """Most outputs whose logits a bundle may record for each probe."""
-
-LONGEST_PROBE = 10_000
-"""Most items that a probe of a bundle with an item table may have: a request's longest history."""
 
 MOST_NOTES = 4096
 """Most characters of a provenance's notes."""
@@ -210,7 +208,7 @@ class ManifestProbes(_Part):
 
     count: int = Field(ge=1, le=MAX_PROBES)
     columns: int = Field(ge=1, le=MAX_PROBE_COLUMNS)
-    length: Annotated[int, Field(ge=1, le=LONGEST_PROBE)] | None = Field(
+    length: Annotated[int, Field(ge=1, le=MAX_HISTORY_ITEMS)] | None = Field(
         default=None, exclude_if=lambda length: length is None
     )
 

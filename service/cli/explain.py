@@ -10,6 +10,7 @@ import typer
 
 from peterrec.model.errors import HistoriesMissing
 from peterrec.model.progress import Progress
+from peterrec.model.spec import MAX_HISTORY_ITEMS
 from peterrec.service.cli.server_options import Url, complete_task, print_json, print_table
 from peterrec.service.cli.settings_options import takes_settings
 from peterrec.service.cli.shared_options import AsJson, Quiet
@@ -17,7 +18,6 @@ from peterrec.service.errors import ServerRefused
 from peterrec.service.jobs.options import INPUT, TableOptions
 from peterrec.service.jobs.server_calls import DEFAULT_URL, server
 from peterrec.service.predict.explanation import MAX_EXPLAINED_ITEMS
-from peterrec.service.predict.item_ids import MAX_HISTORY_ITEMS
 from peterrec.service.predict.schemas import MAX_TOP_K
 
 if TYPE_CHECKING:

@@ -4,8 +4,9 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from peterrec.model.spec import MAX_HISTORY_ITEMS
 from peterrec.service.errors import ErrorBody
-from peterrec.service.predict.item_ids import MAX_HISTORY_ITEMS, ItemId
+from peterrec.service.predict.item_ids import ItemId
 
 MAX_EXPLAINED_ITEMS = 100
 """Most items that an explanation names for one output."""

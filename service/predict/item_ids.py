@@ -18,9 +18,6 @@ UnknownItems = Literal["drop", "map", "error"]
 Tokens = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.bool_]
 
-MAX_HISTORY_ITEMS = 10_000
-"""Most items of one history, so that no request keeps a worker busy for long."""
-
 SHOWN_UNKNOWN = 10
 """Unknown ids that an answer names at most; the count it states is always exact."""
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from peterrec.model.errors import PeterRecError
 from peterrec.model.kinds import KINDS
+from peterrec.model.spec import MAX_HISTORY_ITEMS
 from peterrec.patches.identity import TenantId
 from peterrec.service.errors import HistoryTooLong, UnknownItemsRefused
 from peterrec.service.predict.canary import Answered, TrafficRouter
@@ -20,7 +21,6 @@ from peterrec.service.predict.device_link import RowLink
 from peterrec.service.predict.explainer import Explainer
 from peterrec.service.predict.explanation import asked_for
 from peterrec.service.predict.item_ids import (
-    MAX_HISTORY_ITEMS,
     Catalog,
     ItemId,
     ItemVocabulary,

@@ -5,9 +5,10 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from peterrec.model.spec import MAX_HISTORY_ITEMS
 from peterrec.service.errors import ErrorBody
 from peterrec.service.predict.explanation import ExplainOption
-from peterrec.service.predict.item_ids import MAX_HISTORY_ITEMS, ItemId, UnknownItems
+from peterrec.service.predict.item_ids import ItemId, UnknownItems
 from peterrec.service.predict.kinds import AnswerRole, AnyPrediction
 
 MAX_TOP_K = 1000

@@ -199,7 +199,7 @@ class _Part:
 
     def squared_size(self, frequencies: Tensor) -> float:
         """Mean squared Euclidean size of a user's input, weighted by ``frequencies`` [V, 1]."""
-        return float(self.inputs.squared().times(frequencies.square()).mean())
+        return float((_squared(self.inputs.rows) @ frequencies.square()).mean())
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,10 +227,6 @@ class _SparseMatrix:
     def users_of_columns(self) -> Tensor:
         """Number of rows that have each column, int64 [V]."""
         return self.columns.crow_indices().diff()
-
-    def squared(self) -> "_SparseMatrix":
-        """Square each value."""
-        return _SparseMatrix(_squared(self.rows), _squared(self.columns))
 
     def times(self, dense: Tensor) -> Tensor:
         """The product [B, K] with a matrix [V, K], which may need a gradient."""
@@ -270,7 +266,10 @@ def _squared(matrix: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """Training and validation users, the items' tokens [V] and inverse frequencies [V, 1]."""
+    """Training and validation users, the items' tokens [V] and inverse frequencies [V, 1].
+
+    ``size`` is the mean squared size of a training user's input, weighted by the frequencies.
+    """
 
     histories: Sequence[Rows]
     spec: TableSpec
@@ -278,6 +277,7 @@ class _Parts:
     validation: _Part
     tokens: Tensor
     frequencies: Tensor
+    size: float
 
     @classmethod
     def of(
@@ -293,8 +293,9 @@ class _Parts:
             for rows in (split.train, split.validation)
         )
         users = train.inputs.users_of_columns().double()  # [V]
-        frequencies = ((1 + len(split.train)) / (1 + users)).log() + 1
-        return cls(histories, spec, train, validation, tokens, frequencies.unsqueeze(1))
+        frequencies = (((1 + len(split.train)) / (1 + users)).log() + 1).unsqueeze(1)
+        size = train.squared_size(frequencies)
+        return cls(histories, spec, train, validation, tokens, frequencies, size)
 
     def fold(self, kept: Rows, held: Rows) -> "_Parts":
         """Parts with equal items, learned from some of the training users, judged by others."""
@@ -303,7 +304,8 @@ class _Parts:
             _Part.of(self.histories, objective, rows, self.spec, self.tokens)
             for rows in (kept, held)
         )
-        return replace(self, train=train, validation=validation)
+        size = train.squared_size(self.frequencies)
+        return replace(self, train=train, validation=validation, size=size)
 
     def start(self) -> _Weights:
         outputs = self.train.objective.head_spec.outputs
@@ -320,8 +322,7 @@ class _Parts:
         """
         scaled = (start.items / self.frequencies).requires_grad_(strength is not None)
         bias = start.bias.clone().requires_grad_()
-        size = self.train.squared_size(self.frequencies)
-        ridge = (strength or 0.0) * size / len(self.train.rows)
+        ridge = (strength or 0.0) * self.size / len(self.train.rows)
 
         def loss() -> Tensor:
             logits = self.train.logits(_Weights(scaled * self.frequencies, bias))

@@ -67,11 +67,16 @@ TOLERATED_ERRORS = 1.0
 UNCERTAIN_ERRORS = 3.0
 """The same where only the validation users judge: the best of eight is ahead by chance, too."""
 
+SMALLEST_FACTOR = 1e-6
+"""Factor of a part that was asked for and earns nothing; a bundle's table must not be all zeros."""
+
 EQUAL_SIZES = 1.1
 """Ratio up to which two combinations count as equally large, so that the lower loss is taken."""
 
 MOST_GROUPS = 1024
 """Groups of users whose mean losses give a standard error; up to so many users, each is a group."""
+
+AnyTable = FittedTable | FittedUserTable
 
 Crossed = Mapping[tuple[Part, ...], Tensor]
 """Logits [N, K] of the training users from networks that have not seen them, by the parts."""
@@ -189,7 +194,7 @@ class Choice:
     """
 
     networks: tuple[TrainedNetwork, ...]
-    tables: tuple["AnyTable | None", ...]
+    tables: tuple[AnyTable | None, ...]
     trials: tuple[Trial, ...]
     preferred: Trial
     to_cross: tuple[tuple[Part, ...], ...]
@@ -246,7 +251,7 @@ def final_choice(task: TaskUsers, choice: Choice, crossed: Crossed) -> FittedPar
 def _combinations(
     task: TaskUsers,
     networks: Sequence[TrainedNetwork],
-    tables: Sequence["AnyTable | None"],
+    tables: Sequence[AnyTable | None],
 ) -> list["_Combination"]:
     """Networks with their tables, and without them unless they were asked for."""
     is_asked = task.settings.chosen_parts is not None
@@ -288,7 +293,7 @@ def _fitted_tables(
     networks: Sequence[TrainedNetwork],
     on_progress: OnProgress,
     notice: Notice,
-) -> list["AnyTable | None"]:
+) -> list[AnyTable | None]:
     """The item table of each network: one for all of them, or a ranking's own of each."""
     if not KINDS[task.objective.head_spec.kind].has_catalog:
         return [_fitted_table(task, on_progress, notice)] * len(networks)
@@ -337,15 +342,12 @@ def _takes_table(task: TaskUsers, width: int, notice: Notice) -> bool:
     return True
 
 
-AnyTable = FittedTable | FittedUserTable
-
-
 @dataclass(frozen=True, slots=True)
 class _Combination:
     """A network with or without the item table."""
 
     network: TrainedNetwork
-    table: "AnyTable | None"
+    table: AnyTable | None
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -416,7 +418,3 @@ class _Combination:
                 logits = torch.cat([self.table.crossed, logits])
             found.append(logits)
         return found
-
-
-SMALLEST_FACTOR = 1e-6
-"""Factor of a part that was asked for and earns nothing; a bundle's table must not be all zeros."""

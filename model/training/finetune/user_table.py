@@ -17,7 +17,7 @@ from peterrec.model.network.backbone import Backbone
 from peterrec.model.network.heads import Head
 from peterrec.model.network.item_table import ItemTable, counted_items, normalization
 from peterrec.model.progress import OnProgress, no_progress
-from peterrec.model.spec import FIRST_ITEM, TableSpec
+from peterrec.model.spec import FIRST_ITEM, MAX_HISTORY_ITEMS, TableSpec
 from peterrec.model.training.batches import TokenRow
 from peterrec.model.training.finetune.encoders import PatchedBackbone, UserRows
 from peterrec.model.training.finetune.networks import TrainedNetwork, vectors_of
@@ -30,9 +30,6 @@ RATE = 0.1
 
 EPOCHS = 4
 """Most passes over the training users."""
-
-LONGEST = 10_000
-"""Newest items of a history that are read, as many as a request may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +91,7 @@ class _ContinuedHead(HeadObjective):
 class _UsersAndTable:
     """An ``Encoder``: fixed user vectors [examples, C], and a table that is added to them."""
 
-    max_len = LONGEST
+    max_len = MAX_HISTORY_ITEMS
 
     def __init__(self, users: Tensor, spec: TableSpec) -> None:
         self._users, self._spec = users, spec
