@@ -1,9 +1,12 @@
 """A tiny data set in which the group of a user determines the items; training takes a second."""
 
+from pathlib import Path
+
 import numpy as np
 
 from peterrec.model.data.histories import Histories, UserLabels
-from peterrec.model.training.pretrain.pretrain import PretrainSettings
+from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone, save_backbone
+from peterrec.model.training.pretrain.pretrain import PretrainSettings, pretrain
 
 GROUPS = ("even", "odd")
 
@@ -36,3 +39,10 @@ def shop_histories(users: int = 120, items: int = 30, seed: int = 0) -> Historie
 def groups(users: int = 120) -> UserLabels:
     """Return the group of each user."""
     return UserLabels({f"user-{i:03d}": (GROUPS[i % 2],) for i in range(users)}, "users.csv")
+
+
+def small_backbone(folder: Path, settings: PretrainSettings = TINY) -> LoadedBackbone:
+    """Pretrain on the shop's histories and read the backbone back from a folder."""
+    trained = pretrain(shop_histories(), settings)
+    save_backbone(folder, trained.backbone, list(trained.vocabulary.items), trained.record)
+    return load_backbone(folder)

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from peterrec.model.data.histories import UserLabels
-from peterrec.model.files.backbone_folder import load_backbone, save_backbone
 from peterrec.model.training.calibration import (
     TEMPERATURES,
     Samples,
@@ -19,8 +18,7 @@ from peterrec.model.training.calibration import (
 )
 from peterrec.model.training.finetune.finetune import FinetuneSettings, finetune
 from peterrec.model.training.finetune.many_tasks import TaskToTrain, finetune_many
-from peterrec.model.training.pretrain.pretrain import pretrain
-from tests.model.small_shop import TINY, groups, shop_histories
+from tests.model.small_shop import groups, shop_histories, small_backbone
 
 SETTINGS = FinetuneSettings(
     kind="classification", bottleneck=4, epochs=3, batch_size=16, learning_rate=0.03, seed=1
@@ -100,10 +98,7 @@ def test_every_pair_of_user_and_tag_is_a_choice_of_its_own():
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("backbone")
-    trained = pretrain(shop_histories(), TINY)
-    save_backbone(folder, trained.backbone, list(trained.vocabulary.items), trained.record)
-    return load_backbone(folder)
+    return small_backbone(tmp_path_factory.mktemp("backbone"))
 
 
 @pytest.mark.parametrize("kind", ["classification", "tags"])

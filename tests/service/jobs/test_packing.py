@@ -6,24 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone, save_backbone
+from peterrec.model.files.backbone_folder import LoadedBackbone
 from peterrec.model.network.item_table import ItemTable
 from peterrec.model.spec import FIRST_ITEM, TableSpec
 from peterrec.model.training.finetune.finetune import FinetunedTask, FinetuneSettings, finetune
-from peterrec.model.training.pretrain.pretrain import pretrain
 from peterrec.patches.bundle.bundle import build_bundle
 from peterrec.service.errors import ProbeFailed
 from peterrec.service.jobs.packing import pack_task, unpack_task
 from peterrec.service.jobs.reference_answers import check_probes
-from tests.model.small_shop import TINY, groups, shop_histories
+from tests.model.small_shop import TINY, groups, shop_histories, small_backbone
 
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedBackbone:
-    folder = tmp_path_factory.mktemp("backbone")
-    trained = pretrain(shop_histories(), replace(TINY, epochs=1))
-    save_backbone(folder, trained.backbone, list(trained.vocabulary.items), trained.record)
-    return load_backbone(folder)
+    return small_backbone(tmp_path_factory.mktemp("backbone"), replace(TINY, epochs=1))
 
 
 @pytest.fixture(scope="module")

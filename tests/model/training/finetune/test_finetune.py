@@ -14,11 +14,10 @@ from peterrec.model.errors import (
     TrainingDiverged,
     UnknownItems,
 )
-from peterrec.model.files.backbone_folder import LoadedBackbone, load_backbone, save_backbone
+from peterrec.model.files.backbone_folder import LoadedBackbone
 from peterrec.model.progress import Progress
 from peterrec.model.training.finetune.finetune import FinetuneSettings, finetune
-from peterrec.model.training.pretrain.pretrain import pretrain
-from tests.model.small_shop import TINY, groups, shop_histories
+from tests.model.small_shop import groups, shop_histories, small_backbone
 
 SETTINGS = FinetuneSettings(
     kind="classification",
@@ -33,10 +32,7 @@ SETTINGS = FinetuneSettings(
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory) -> LoadedBackbone:
-    folder = tmp_path_factory.mktemp("backbone")
-    trained = pretrain(shop_histories(), TINY)
-    save_backbone(folder, trained.backbone, list(trained.vocabulary.items), trained.record)
-    return load_backbone(folder)
+    return small_backbone(tmp_path_factory.mktemp("backbone"))
 
 
 def tags() -> UserLabels:

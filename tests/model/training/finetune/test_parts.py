@@ -8,7 +8,6 @@ import torch
 
 from peterrec.model.data.histories import Histories, UserLabels
 from peterrec.model.errors import InvalidSpec
-from peterrec.model.files.backbone_folder import load_backbone, save_backbone
 from peterrec.model.network.collate import frame_histories
 from peterrec.model.spec import HeadSpec
 from peterrec.model.training.evaluation import evaluate_task
@@ -18,9 +17,8 @@ from peterrec.model.training.finetune.folds import FOLDS, folds_of
 from peterrec.model.training.finetune.fusion import cross_joined, fit_factors, joined
 from peterrec.model.training.finetune.many_tasks import TaskToTrain, finetune_many
 from peterrec.model.training.objectives.classification import ClassificationObjective
-from peterrec.model.training.pretrain.pretrain import pretrain
 from peterrec.service.jobs.packing import pack_task, unpack_task
-from tests.model.small_shop import TINY, groups, shop_histories
+from tests.model.small_shop import TINY, groups, shop_histories, small_backbone
 
 SETTINGS = FinetuneSettings(
     kind="classification", bottleneck=4, queries=2, epochs=2, batch_size=32, learning_rate=0.03
@@ -31,10 +29,7 @@ USERS, CLASSES = 400, 3
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("backbone")
-    trained = pretrain(shop_histories(), TINY)
-    save_backbone(folder, trained.backbone, list(trained.vocabulary.items), trained.record)
-    return load_backbone(folder)
+    return small_backbone(tmp_path_factory.mktemp("backbone"))
 
 
 def values() -> UserLabels:
