@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from peterrec.model.item_gaps import pack_gaps
 from peterrec.model.kinds import KINDS
 from peterrec.model.network.collate import Tokens
 from peterrec.model.network.heads import Head
@@ -72,7 +73,8 @@ class ItemTable:
     def size_bytes(self) -> int:
         """Size of its tensors in a bundle."""
         outputs = self.codes.shape[1]
-        return self.spec.items * (4 + self.spec.row_bytes(outputs)) + 4 * outputs
+        listed = len(pack_gaps(self.items.numpy()))
+        return listed + self.spec.items * self.spec.row_bytes(outputs) + 4 * outputs
 
     def times(self, factor: float) -> Self:
         """The table whose logits are this one's times a factor that is not negative."""

@@ -40,10 +40,14 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class TensorForm:
-    """The dtype and shape that the manifest requires of a tensor; None allows any size."""
+    """The dtype and shape that the manifest requires of a tensor; None allows any size.
+
+    ``earlier`` is the form that older bundles have instead, if readers still take it.
+    """
 
     dtype: str
     shape: tuple[int | None, ...]
+    earlier: "TensorForm | None" = None
 
     def admits(self, shape: tuple[int, ...]) -> bool:
         """Return True if a tensor of this shape has the form."""
@@ -64,9 +68,11 @@ def tensor_forms(manifest: Manifest, channels: int) -> dict[str, TensorForm]:
         forms["catalog.offsets"] = TensorForm("I64", (manifest.head.outputs + 1,))
     if manifest.table is not None:
         table = manifest.table.spec()
-        dtypes = {"table.items": "I32", "table.weight": stored_dtype(table), "table.scale": "F32"}
         shapes = table.shapes(_table_width(manifest, channels))
-        forms |= {name: TensorForm(dtypes[name], shape) for name, shape in shapes.items()}
+        tokens = TensorForm("I32", shapes["table.items"])
+        forms["table.items"] = TensorForm("U8", (None,), earlier=tokens)
+        forms["table.weight"] = TensorForm(stored_dtype(table), shapes["table.weight"])
+        forms["table.scale"] = TensorForm("F32", shapes["table.scale"])
     n, m = manifest.probes.count, manifest.probes.columns
     forms["probe.histories"] = TensorForm("I32", (n, manifest.probe_length))
     forms["probe.columns"] = TensorForm("I64", (m,))
@@ -140,6 +146,8 @@ def _check_forms(forms: Mapping[str, TensorForm], header: Header, findings: Find
     sound = set()
     for name in sorted(set(forms) & set(header.entries)):
         form, entry = forms[name], header.entries[name]
+        if form.earlier is not None and entry.dtype == form.earlier.dtype:
+            form = form.earlier
         if entry.dtype != form.dtype:
             findings.add(
                 ReasonCode.TENSOR_DTYPE, f"{name} is {entry.dtype!r:.20}, expected {form.dtype}"
@@ -216,12 +224,14 @@ def _check_table(manifest: Manifest, channels: int, tensors: Tensors, findings: 
     if manifest.table is None:
         return
     width = _table_width(manifest, channels)
-    for problem in table_problems(tensors, width, manifest.table.spec()):
+    spec = manifest.table.spec()
+    problems = list(table_problems(tensors, width, spec))
+    for problem in problems:
         findings.add(ReasonCode.TABLE_INVALID, problem)
     needed = {"table.items", "table.weight", "table.scale", "probe.histories"}
-    if not needed <= set(tensors):
+    if problems or not needed <= set(tensors):
         return
-    if not is_shown(tensors, tensors["probe.histories"], manifest.input.max_len):
+    if not is_shown(tensors, spec, manifest.input.max_len):
         findings.add(
             ReasonCode.PROBES_INVALID,
             "probe.histories: none has an item of the table before the newest "

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from peterrec.model.item_gaps import GapsInvalid, unpack_gaps
 from peterrec.model.spec import FIRST_ITEM, TableSpec
 from peterrec.patches.bundle.header import Array, Tensors
 
@@ -37,30 +38,44 @@ def unpack_codes(weight: Array, outputs: int, spec: TableSpec) -> Codes:
     return signed.reshape(len(weight), -1)[:, :outputs]
 
 
+def listed_items(tensors: Tensors, spec: TableSpec) -> Array:
+    """The tokens int32 [N] that ``table.items`` lists; GapsInvalid if it is no such list.
+
+    It has the gaps between them. Bundles of before have the tokens themselves.
+    """
+    stored = tensors["table.items"]
+    return stored if stored.dtype == np.int32 else unpack_gaps(stored, spec.items)
+
+
 def table_problems(tensors: Tensors, outputs: int, spec: TableSpec) -> Iterator[str]:
     """Every rule that a table's tensors break; those that are missing are not looked at."""
-    items, weight = tensors.get("table.items"), tensors.get("table.weight")
-    scale = tensors.get("table.scale")
-    if items is not None:
-        yield from _item_problems(items)
+    weight, scale = tensors.get("table.weight"), tensors.get("table.scale")
+    if "table.items" in tensors:
+        yield from _item_problems(tensors, spec)
     if weight is not None:
         yield from _weight_problems(weight, outputs, spec)
     if scale is not None and (scale < 0).any():
         yield "table.scale: has a scale below 0"
 
 
-def is_shown(tensors: Tensors, histories: Array, max_len: int) -> bool:
-    """True if a probe of int32 [n, length] has an item of the table that the network can't see.
+def is_shown(tensors: Tensors, spec: TableSpec, max_len: int) -> bool:
+    """True if a probe has an item of the table that the network can't see.
 
     Such a probe shows that a server adds the table, and that it reads whole histories for it. Items
     whose weights are all 0 show nothing.
     """
-    told = tensors["table.items"][tensors["table.weight"].any(1)]
+    histories = tensors["probe.histories"]  # [n, length]
+    told = listed_items(tensors, spec)[tensors["table.weight"].any(1)]
     is_told = np.isin(histories[:, : histories.shape[1] - max_len], told)
     return bool(is_told.any() and tensors["table.scale"].any())
 
 
-def _item_problems(items: Array) -> Iterator[str]:
+def _item_problems(tensors: Tensors, spec: TableSpec) -> Iterator[str]:
+    try:
+        items = listed_items(tensors, spec)
+    except GapsInvalid as error:
+        yield f"table.items: {error}"
+        return
     if items[0] < FIRST_ITEM:
         yield f"table.items: begins with token {items[0]}, items begin at {FIRST_ITEM}"
     if not (items[:-1] < items[1:]).all():

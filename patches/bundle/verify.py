@@ -1,19 +1,22 @@
 """Verification: the only way from untrusted bytes to a bundle that may enter a slot."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import InitVar, dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
 from peterrec.model.disk import refusals
+from peterrec.model.item_gaps import GapsInvalid
 from peterrec.model.spec import BackboneSpec
 from peterrec.patches.bundle.bundle import Catalog
 from peterrec.patches.bundle.contents import Contents, check_tensors, read_contents
 from peterrec.patches.bundle.format import BundleLimits
 from peterrec.patches.bundle.header import Array, check_size
 from peterrec.patches.bundle.manifest import Manifest, ManifestInput
+from peterrec.patches.bundle.packed_table import listed_items
 from peterrec.patches.bundle.signatures import TrustedKeys, check_signatures
 from peterrec.patches.errors import Findings, ReasonCode
 from peterrec.patches.identity import Blob, Digest, format_digest
@@ -162,16 +165,24 @@ def _check_backbone(contents: Contents, backbone: BackboneIdentity, findings: Fi
             "Fine-tune the task again on the backbone that is served.",
         )
         return
-    tokens = {
-        "probe.histories": ReasonCode.PROBES_INVALID,
-        "table.items": ReasonCode.TABLE_INVALID,
-    }
-    for name, code in tokens.items():
-        found = contents.tensors.get(name)
-        if found is not None and (found >= spec.token_count).any():
+    for name, code, last in _last_tokens(contents):
+        if last >= spec.token_count:
             findings.add(
                 code, f"{name}: has tokens from {spec.token_count} on, which stand for no item"
             )
+
+
+def _last_tokens(contents: Contents) -> Iterator[tuple[str, ReasonCode, int]]:
+    """The largest token of each tensor that has tokens, as far as it can be read."""
+    tensors, table = contents.tensors, contents.manifest.table
+    histories = tensors.get("probe.histories")
+    if histories is not None and histories.size:
+        yield "probe.histories", ReasonCode.PROBES_INVALID, int(histories.max())
+    if table is None or "table.items" not in tensors:
+        return
+    with suppress(GapsInvalid):
+        items = listed_items(tensors, table.spec())
+        yield "table.items", ReasonCode.TABLE_INVALID, int(items.max(initial=0))
 
 
 def _check_input(found: ManifestInput, serving: ManifestInput, findings: Findings) -> None:

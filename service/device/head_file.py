@@ -15,7 +15,7 @@ from peterrec.model.network.item_table import ItemTable
 from peterrec.patches.bundle.contents import manifest_of
 from peterrec.patches.bundle.header import Array, read_header, tensor_view
 from peterrec.patches.bundle.manifest import Manifest
-from peterrec.patches.bundle.packed_table import unpack_codes
+from peterrec.patches.bundle.packed_table import listed_items, unpack_codes
 from peterrec.patches.errors import BlobCorrupt, BlobMissing, Findings
 from peterrec.patches.identity import Digest, digest_of
 
@@ -56,7 +56,7 @@ def item_table(manifest: Manifest, tensors: Mapping[str, Array]) -> ItemTable | 
     codes = unpack_codes(tensors["table.weight"], len(tensors["table.scale"]), spec)
     return ItemTable(
         spec,
-        torch.from_numpy(tensors["table.items"].astype(np.int64)),
+        torch.from_numpy(listed_items(tensors, spec).astype(np.int64)),
         torch.from_numpy(np.array(codes)),
         torch.from_numpy(np.array(tensors["table.scale"])),
     )

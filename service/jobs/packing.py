@@ -16,6 +16,7 @@ from torch import Tensor
 from peterrec.model.data.examples import Examples
 from peterrec.model.files.backbone_folder import LoadedBackbone
 from peterrec.model.files.probes import probe_tensors
+from peterrec.model.item_gaps import pack_gaps
 from peterrec.model.kinds import KINDS
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.network.heads import Head
@@ -48,7 +49,11 @@ from peterrec.service.errors import TaskUnpackable
 PROBE_USERS = 7
 """Number of test users whose answers are stored as probes, in addition to an empty history."""
 
-OLDER_PROBED = 16
+TABLE_PROBE_USERS = 3
+"""The same for a task with an item table, whose bundles have some ten kilobytes: the users with the
+shortest, a medium and the longest history, of which the last one is made to show the table."""
+
+OLDER_PROBED = 4
 """Items before the newest ``max_len`` of a probe that an item table still sees. Whole histories
 were two thirds of a bundle: every probe takes the space of the longest."""
 
@@ -82,11 +87,11 @@ def require_name(name: str) -> None:
 
 def pack_task(task: FinetunedTask, loaded: LoadedBackbone, name: str) -> bytes:
     """The bundle of a fine-tuned task, with its probes."""
-    rows = _probe_rows(task)
+    rows = _probe_rows(task, PROBE_USERS if task.table is None else TABLE_PROBE_USERS)
     if task.table is not None:
-        max_len = loaded.backbone.spec.max_len
-        rows = [row[-max_len - OLDER_PROBED :] for row in rows]
-        rows.append(_long_row(task.table, max_len))
+        length = loaded.backbone.spec.max_len + OLDER_PROBED
+        rows = [row[-length:] for row in rows]
+        rows[-1] = _showing(task.table, rows[-1], length)
     probes = probe_tensors(loaded.backbone, task.patch_weights, task.head, rows, task.table)
     tensors = {k: v.numpy() for k, v in {**task.patch, **task.head.named()}.items()} | probes
     if KINDS[task.head.spec.kind].has_catalog:
@@ -128,24 +133,29 @@ def unpack_table(bundle: VerifiedBundle) -> ItemTable | None:
 def table_tensors(table: ItemTable) -> dict[str, np.ndarray]:
     """The ``table.`` tensors of a bundle."""
     return {
-        "table.items": table.items.numpy().astype(np.int32),
+        "table.items": pack_gaps(table.items.numpy()),
         "table.weight": pack_codes(table.codes.numpy(), table.spec),
         "table.scale": table.scale.numpy(),
     }
 
 
-def _long_row(table: ItemTable, max_len: int) -> np.ndarray:
-    """A history whose oldest item, which only the table sees, is the one of the largest weight."""
+def _showing(table: ItemTable, history: np.ndarray, length: int) -> np.ndarray:
+    """A history of this length whose oldest item, which only the table sees, weighs the most in it.
+
+    Its newest items are those of the given one; items of the table fill it up.
+    """
     strongest = int(table.weights().abs().amax(1).argmax())
-    newest = np.resize(table.items.numpy(), max_len)
-    return np.concatenate([table.items.numpy()[strongest : strongest + 1], newest])
+    items = table.items.numpy()
+    newest = history[-length + 1 :]
+    filling = np.resize(items, length - 1 - len(newest))
+    return np.concatenate([items[strongest : strongest + 1], filling, newest])
 
 
-def _probe_rows(task: FinetunedTask) -> list[np.ndarray]:
+def _probe_rows(task: FinetunedTask, users: int) -> list[np.ndarray]:
     """The probes' histories: an empty one, then test users' from the shortest to the longest."""
     rows = [task.examples.rows[i] for i in task.split.test.tolist()]
     rows.sort(key=len)
-    chosen = np.unique(np.linspace(0, len(rows) - 1, PROBE_USERS).astype(int))
+    chosen = np.unique(np.linspace(0, len(rows) - 1, users).astype(int))
     return [np.empty(0, dtype=np.int64), *(rows[i] for i in chosen.tolist())]
 
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from peterrec.model import kinds
+from peterrec.model.item_gaps import unpack_gaps
 from peterrec.model.spec import FIRST_ITEM, TableSpec
+from peterrec.patches.bundle.header import Array
 from peterrec.patches.bundle.verify import BundleLimits, verify_bundle
 from tests.e2e.conftest import BUNDLE_LIMIT, push
 from tests.patches.bundles import BundleParts
@@ -135,30 +137,61 @@ def other_scale(parts: BundleParts) -> BundleParts:
     return parts.with_tensors(table__scale=parts.tensors["table.scale"] * np.float32(1.01))
 
 
+def tokens_of(parts: BundleParts) -> Array:
+    """The tokens int32 [N] with a row, which a bundle may have in place of the gaps."""
+    return unpack_gaps(parts.tensors["table.items"], parts.manifest.table.items)
+
+
+def gap_of_the_end(parts: BundleParts, *last: int) -> BundleParts:
+    """The table whose list ends with other bytes."""
+    gaps = parts.tensors["table.items"]
+    return parts.with_tensors(table__items=np.append(gaps[:-1], np.array(last, np.uint8)))
+
+
+def gap_past_the_vocabulary(parts: BundleParts) -> BundleParts:
+    return gap_of_the_end(parts, SPEC.token_count)
+
+
+def gap_past_the_largest_number(parts: BundleParts) -> BundleParts:
+    return gap_of_the_end(parts, 0xFF, 0xFF, 0xFF, 0xFF, 0x7F)
+
+
+def gap_without_an_end(parts: BundleParts) -> BundleParts:
+    return gap_of_the_end(parts, 0, 0x80)
+
+
+def gap_of_a_byte_too_many(parts: BundleParts) -> BundleParts:
+    return gap_of_the_end(parts, 0x80, 0)
+
+
+def gap_too_few(parts: BundleParts) -> BundleParts:
+    return gap_of_the_end(parts)
+
+
 def unsorted_items(parts: BundleParts) -> BundleParts:
-    return parts.with_tensors(table__items=parts.tensors["table.items"][::-1].copy())
+    return parts.with_tensors(table__items=tokens_of(parts)[::-1].copy())
 
 
 def repeated_item(parts: BundleParts) -> BundleParts:
-    items = parts.tensors["table.items"].copy()
+    items = tokens_of(parts)
     items[1] = items[0]
     return parts.with_tensors(table__items=items)
 
 
 def item_beyond_the_vocabulary(parts: BundleParts) -> BundleParts:
-    items = parts.tensors["table.items"].copy()
+    items = tokens_of(parts)
     items[-1] = SPEC.token_count
     return parts.with_tensors(table__items=items)
 
 
 def item_near_the_largest_number(parts: BundleParts) -> BundleParts:
-    items = parts.tensors["table.items"].copy()
+    items = tokens_of(parts)
     items[-1] = 2**31 - 1
     return parts.with_tensors(table__items=items)
 
 
 def special_token(parts: BundleParts) -> BundleParts:
-    items = parts.tensors["table.items"].copy()
+    items = tokens_of(parts)
     items[0] = 1
     return parts.with_tensors(table__items=items)
 
@@ -175,7 +208,7 @@ def fewer_rows(parts: BundleParts) -> BundleParts:
 
 def items_shifted_by_one(parts: BundleParts) -> BundleParts:
     """The table of another vocabulary, which has the same items in another order."""
-    items = parts.tensors["table.items"].copy()
+    items = tokens_of(parts)
     free = np.setdiff1d(np.arange(FIRST_ITEM, SPEC.token_count), items)
     moved = np.sort(np.append(items[:-1], free[0])).astype(np.int32)
     return parts.with_tensors(table__items=moved)
@@ -194,6 +227,11 @@ HOSTILE: dict[str, tuple[Callable[[BundleParts], BundleParts], str]] = {
     "an item is beyond the vocabulary": (item_beyond_the_vocabulary, "table_invalid"),
     "an item is the largest number": (item_near_the_largest_number, "table_invalid"),
     "an item is a special token": (special_token, "table_invalid"),
+    "a gap goes past the vocabulary": (gap_past_the_vocabulary, "table_invalid"),
+    "a gap goes past the largest number": (gap_past_the_largest_number, "table_invalid"),
+    "the last gap has no end": (gap_without_an_end, "table_invalid"),
+    "a gap takes more bytes than it needs": (gap_of_a_byte_too_many, "table_invalid"),
+    "a gap is missing": (gap_too_few, "table_invalid"),
     "a weight is out of its range": (weight_beyond_the_range, "table_invalid"),
     "a row is missing": (fewer_rows, "tensor_shape"),
     "the items are others": (items_shifted_by_one, "probe_failed"),

@@ -142,7 +142,7 @@ def _table(spec: TableSpec, outputs: int, random: np.random.Generator) -> dict[s
     """An item table of the vocabulary's first items."""
     codes = random.integers(-spec.largest, spec.largest + 1, (spec.items, outputs), dtype=np.int8)
     return {
-        "table.items": np.arange(spec.items, dtype=np.int32) + FIRST_ITEM,
+        "table.items": np.zeros(spec.items, np.uint8),  # no gaps
         "table.weight": pack_codes(codes, spec),
         "table.scale": random.random(outputs, dtype=np.float32),
     }

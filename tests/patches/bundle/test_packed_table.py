@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load
 
+from peterrec.model.item_gaps import pack_gaps
 from peterrec.model.spec import FIRST_ITEM, TableSpec
 from peterrec.patches.bundle.bundle import BundleLimits, build_bundle
-from peterrec.patches.bundle.packed_table import pack_codes, unpack_codes
+from peterrec.patches.bundle.packed_table import listed_items, pack_codes, unpack_codes
 from peterrec.patches.bundle.verify import BackboneIdentity, verify_bundle
 from peterrec.patches.errors import BundleRejected, ReasonCode
 from tests.patches.bundles import LIMITS, TINY, BundleParts, BundleRecipe, make_bundle, make_parts
@@ -67,9 +68,7 @@ def test_a_bundle_with_a_table_comes_back_bit_for_bit(table: TableSpec, kind: st
     for name, tensor in load(data).items():
         np.testing.assert_array_equal(tensor, parts.tensors[name], strict=True)
     outputs = bundle.manifest.head.outputs
-    assert bundle.table_bytes == 4 * table.items + table.items * table.row_bytes(outputs) + (
-        4 * outputs
-    )
+    assert bundle.table_bytes == table.items * (1 + table.row_bytes(outputs)) + 4 * outputs
 
 
 def test_a_bundle_without_a_table_says_nothing_of_tables() -> None:
@@ -107,7 +106,7 @@ def test_a_bundle_that_its_table_makes_too_large_is_refused_before_it_is_read(
 
 def test_a_table_of_a_larger_vocabulary_is_refused() -> None:
     first_beyond = TINY.spec.token_count
-    items = np.append(np.arange(19) + FIRST_ITEM, first_beyond).astype(np.int32)
+    items = pack_gaps(np.append(np.arange(19) + FIRST_ITEM, first_beyond))
     data = parts_of().with_tensors(table__items=items).encode()
     assert reasons(data) == [
         ("table_invalid", "table.items: has tokens from 24 on, which stand for no item")
@@ -119,13 +118,43 @@ def test_a_table_of_another_vocabulary_is_refused() -> None:
     assert [code for code, _ in reasons(make_bundle(table=EIGHT), other)] == ["backbone_mismatch"]
 
 
+def test_a_bundle_of_before_lists_tokens_and_is_read() -> None:
+    items = np.delete(np.arange(4, 24, dtype=np.int32), 7)  # token 11 has no row
+    parts = parts_of(TableSpec(19)).with_tensors(table__items=items)
+    bundle = verify_bundle(parts.encode(), backbone=TINY, limits=LIMITS)
+    assert bundle.manifest.table is not None
+    read = listed_items(bundle.tensors, bundle.manifest.table.spec())
+    np.testing.assert_array_equal(read, items)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda tokens: tokens[::-1].copy(), "do not ascend"),
+        (lambda tokens: np.where(tokens == 5, 4, tokens), "do not ascend"),
+        (lambda tokens: tokens - 1, "begins with token 3, items begin at 4"),
+        (lambda tokens: tokens - 9, "begins with token -5"),
+    ],
+)
+def test_tokens_of_before_that_break_a_rule_are_refused(
+    change: Callable[[Any], Any], problem: str
+) -> None:
+    tokens = np.arange(20, dtype=np.int32) + FIRST_ITEM
+    found = reasons(parts_of().with_tensors(table__items=change(tokens).astype(np.int32)).encode())
+    assert {code for code, _ in found} == {"table_invalid"}
+    assert any(problem in message for _, message in found)
+
+
 @pytest.mark.parametrize(
     ("table", "name", "change", "problem"),
     [
-        (EIGHT, "table.items", lambda t: t[::-1].copy(), "do not ascend"),
-        (EIGHT, "table.items", lambda t: np.where(t == 5, 4, t), "do not ascend"),
-        (EIGHT, "table.items", lambda t: t - 1, "begins with token 3, items begin at 4"),
-        (EIGHT, "table.items", lambda t: t - 9, "begins with token -5"),
+        (EIGHT, "table.items", lambda t: t[:-1].copy(), "lists 19 items where 20 have a row"),
+        (EIGHT, "table.items", lambda t: np.append(t, 0), "lists 21 items where 20 have a row"),
+        (EIGHT, "table.items", lambda t: t[:0].copy(), "lists 0 items where 20 have a row"),
+        (EIGHT, "table.items", lambda t: np.append(t, 0x80), "ends inside a gap"),
+        (EIGHT, "table.items", lambda t: np.append([0x80], t), "more bytes than it needs"),
+        (EIGHT, "table.items", lambda t: np.append([0x80] * 5, t), "gap of more than 5 bytes"),
+        (EIGHT, "table.items", lambda t: np.append([0xFF] * 4, t + 0x7F), "past token 2147483647"),
         (EIGHT, "table.weight", lambda t: np.where(t == t[0, 0], -128, t), "has -128"),
         (FOUR, "table.weight", lambda t: t & 0xF0 | 8, "has -8, the range is -7 to 7"),
         (FOUR, "table.weight", lambda t: t | 0x10, "the unused half"),
@@ -168,7 +197,7 @@ def test_a_form_of_a_table_that_cannot_be_is_refused(
 
 def test_another_number_of_items_than_the_manifest_says_is_refused() -> None:
     found = reasons(with_manifest(lambda document: document["table"].update(items=21)))
-    assert [code for code, _ in found] == ["tensor_shape", "tensor_shape"]
+    assert [code for code, _ in found] == ["tensor_shape", "table_invalid"]
 
 
 def test_a_table_that_the_manifest_does_not_know_is_unexpected() -> None:

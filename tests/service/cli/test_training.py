@@ -32,7 +32,7 @@ from peterrec.service.cli.main import build_app
 from peterrec.service.errors import AnswersNotGiven, DownloadFailed, OutputExists, TaskUnpackable
 from peterrec.service.jobs.download import MEMBERS, download_movielens_1m
 from peterrec.service.jobs.options import parse_blocks
-from peterrec.service.jobs.packing import PROBE_USERS, unpack_task
+from peterrec.service.jobs.packing import PROBE_USERS, TABLE_PROBE_USERS, unpack_task
 from peterrec.service.jobs.train import OUTPUT_LAYER
 from tests.service.cli.command_line import run
 
@@ -105,8 +105,8 @@ def test_every_kind_gives_a_bundle_that_verifies_and_repeats_its_probes(
     assert task.bundle.manifest.kind == kind
     assert task.bundle.manifest.name == kind
     assert len(histories[0]) == 0
-    has_table = task.bundle.manifest.table is not None  # then one has items too old for the network
-    assert 1 < len(histories) <= PROBE_USERS + 1 + has_table
+    has_table = task.bundle.manifest.table is not None
+    assert 1 < len(histories) <= (TABLE_PROBE_USERS if has_table else PROBE_USERS) + 1
 
 
 @pytest.mark.parametrize("kind", ["classification", "tags", "ranking", "value"])
