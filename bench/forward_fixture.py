@@ -63,20 +63,23 @@ class ResidentHeads:
         return cls(tasks, heads, refs)
 
     def answers(
-        self, chosen: Sequence[int], histories: list[Tokens], *, with_tables: bool
+        self, chosen: Sequence[int], heads: Sequence[HeadRef], histories: list[Tokens]
     ) -> list[RowScores]:
-        """Run the forward and the heads of the ``chosen`` tasks, one per history."""
+        """Run the forward of the ``chosen`` tasks, one per history, and their heads."""
         users = self.tasks.forward.user_vectors(histories, [self.tasks.refs[n] for n in chosen])
-        refs = [self.refs[n] if with_tables else self.refs[n]._replace(table=None) for n in chosen]
+        refs = [heads[n] for n in chosen]
         return self.heads.scores(users, refs, [Selection()] * len(chosen), histories)
 
     def table_cost(
         self, chosen: Sequence[int], histories: list[Tokens], repeats: int
     ) -> dict[str, list[float]]:
         """Measure the seconds of rows ``with`` tables and ``without``."""
-        work = partial(self.answers, chosen, histories)
+        bare = [ref._replace(table=None) for ref in self.refs]
         return paired_seconds(
-            {"with": partial(work, with_tables=True), "without": partial(work, with_tables=False)},
+            {
+                "with": partial(self.answers, chosen, self.refs, histories),
+                "without": partial(self.answers, chosen, bare, histories),
+            },
             repeats,
         )
 

@@ -44,7 +44,7 @@ def mixed_forward(
 
         return FusedForward(backbone, dtype)
     from peterrec.model.inference.cpu.forward import (
-        PackedForward,  # needs numba, which a GPU does without
+        PackedForward,  # compiles kernels that a GPU does without
     )
 
     return PackedForward(backbone, dtype, trunk_cache_bytes=trunk_cache_bytes)
@@ -61,7 +61,7 @@ def table_forward(
 
         return FusedTables(device, token_count)
     from peterrec.model.inference.cpu.table_kernel import (
-        CompiledTables,  # needs numba, which a GPU does without
+        CompiledTables,  # compiles kernels that a GPU does without
     )
 
     return CompiledTables(token_count)

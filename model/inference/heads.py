@@ -153,7 +153,7 @@ class MixedHeads:
             weight, bias = ref.catalog.weight, ref.catalog.bias
             if ref.table is not None:
                 users = _copied(users)
-                self._batch_tables([ref] * len(users), histories).add(users, range(len(users)))
+                self._batch_tables([ref] * len(users), histories).add(users)
         else:
             assert ref.pool is not None
             ref.pool.await_writes()
@@ -164,7 +164,7 @@ class MixedHeads:
         if ref.table is None or ref.catalog is not None:
             return torch.addmm(bias[columns], users, weight[columns].T)
         logits = torch.addmm(bias, users, weight.T)  # [B, K]
-        self._batch_tables([ref] * len(users), histories).add(logits, range(len(users)))
+        self._batch_tables([ref] * len(users), histories).add(logits)
         return logits[:, columns]
 
     @torch.inference_mode()
@@ -185,20 +185,20 @@ class MixedHeads:
             None if each.is_raw and ref.catalog is None else ref.table
             for ref, each in zip(refs, selections, strict=True)
         ]
-        tables = BatchTables(self._tables, read, histories, self._token_count)
+        tables = BatchTables(self._tables, read, histories, groups)
         out: list[RowScores | None] = [None] * len(refs)
-        for rows in groups:
+        for group, rows in enumerate(groups):
             is_all = len(groups) == 1
             chosen = users if is_all else users[torch.tensor(rows, device=users.device)]  # [b, C]
             catalog = refs[rows[0]].catalog
             if catalog is not None:
                 if catalog.table is not None:
                     chosen = _copied(chosen)
-                    tables.add(chosen, rows)
+                    tables.add(chosen, group)
                 found = self._ranking.top(chosen, catalog, [selections[row] for row in rows])
             else:
                 logits = _logits(chosen, [refs[row] for row in rows])
-                tables.add(logits, rows)
+                tables.add(logits, group)
                 are_raw = [selections[row].is_raw for row in rows]
                 scores = _scores(refs[rows[0]].spec.kind, logits, are_raw)
                 found = [RowScores(row) for row in scores.cpu().numpy()]
@@ -218,7 +218,7 @@ class MixedHeads:
         return RowScores(added.flatten().numpy())
 
     def _batch_tables(self, refs: Sequence[HeadRef], histories: Sequence[Tokens]) -> BatchTables:
-        return BatchTables(self._tables, [ref.table for ref in refs], histories, self._token_count)
+        return BatchTables(self._tables, [ref.table for ref in refs], histories)
 
     def _pool(self, outputs: int) -> WeightPool:
         if outputs not in self._pools:

@@ -36,8 +36,6 @@ END_BYTES = 16
 TOKENS_PER_WORD = 32
 """Tokens that a word of the directory covers."""
 
-Addresses = npt.NDArray[np.int64]
-
 
 @dataclass(slots=True, eq=False)
 class TableWeights:
@@ -167,29 +165,17 @@ class Histories:
     starts: Indices
 
     @classmethod
-    def of(cls, histories: Sequence[Tokens], token_count: int) -> "Histories":
-        """Join histories; raises IndexError for a token that the backbone does not have."""
+    def of(cls, histories: Sequence[Tokens]) -> "Histories":
+        """Join histories."""
         starts = np.array([*accumulate(map(len, histories), initial=0)], np.int32)
         if len(histories) == 1:  # a single row should cost as little as a row of many
-            tokens = np.array(histories[0], np.int32)
-        else:
-            tokens = np.concatenate(histories, dtype=np.int32, casting="unsafe")
-        if len(tokens) and tokens.view(np.uint32).max() >= token_count:  # a negative one is large
-            raise IndexError(f"a history has a token outside 0..{token_count - 1}")
-        return cls(tokens, starts)
+            return cls(np.asarray(histories[0], np.int32), starts)
+        return cls(np.concatenate(histories, dtype=np.int32, casting="unsafe"), starts)
 
 
-@dataclass(frozen=True, slots=True)
-class TableRows:
-    """Rows of some logits that have tables: their places in the logits, int32 [R].
-
-    ``histories`` int32 [R] has the number of each row's history, ``addresses`` its table's.
-    """
-
-    places: Indices
-    histories: Indices
-    addresses: Addresses
-
+TableRows = npt.NDArray[np.int64]
+"""Rows [3, R] that have tables, one group of a batch after the other: the addresses of their
+tables, their places in the logits of their group, and the numbers of their histories."""
 
 Listed = TypeVar("Listed")
 
@@ -197,11 +183,15 @@ Listed = TypeVar("Listed")
 class TableForward(Protocol[Listed]):
     """Adds tables to logits on one kind of device. Used by one thread."""
 
-    def listed(self, histories: Histories) -> Listed:
-        """The counted items of each history: each item once, then its repetitions."""
+    def listed(self, histories: Histories, rows: TableRows) -> Listed:
+        """A batch's rows, and the counted items of each history: once each, then repetitions.
 
-    def add(self, logits: Tensor, chosen: TableRows, listed: Listed) -> None:
-        """Add the tables of the ``chosen`` rows to logits float32 [B, K] in place."""
+        On a GPU it is valid until the next batch is listed. Raises IndexError for a token that the
+        backbone does not have.
+        """
+
+    def add(self, logits: Tensor, group: slice, listed: Listed) -> None:
+        """Add the tables of a ``group`` of rows to its logits float32 [B, K] in place."""
 
 
 class BatchTables:
@@ -212,39 +202,36 @@ class BatchTables:
         forward: TableForward[Any],  # Any: each device lists items in a form of its own
         tables: Sequence[TableWeights | None],
         histories: Sequence[Tokens],
-        token_count: int,
+        groups: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        """``histories[i]`` is row i's; rows with equal histories should have the same object."""
-        rows, count = len(tables), len(tables) - [*tables].count(None)
-        self._forward, self._has_any = forward, count > 0
-        if not count:
+        """``histories[i]`` is row i's; rows with equal histories should have the same object.
+
+        ``groups`` are the numbers of the rows whose logits are in one tensor; None: all rows.
+        """
+        self._forward, self._groups = forward, list[slice]()
+        distinct: dict[int, Tokens] = {}  # by their objects, and in the order of their numbers
+        addresses: list[int] = []
+        places: list[int] = []
+        read: list[int] = []
+        for group in (range(len(tables)),) if groups is None else groups:
+            begin = len(places)
+            for place, row in enumerate(group):
+                table = tables[row]
+                if table is not None:
+                    addresses.append(table.address)
+                    places.append(place)
+                    read.append(id(histories[row]))
+                    distinct[read[-1]] = histories[row]
+            self._groups.append(slice(begin, len(places)))
+        if not places:
             return
-        self._addresses = np.fromiter((t.address if t else 0 for t in tables), np.int64, rows)
-        read = self._addresses.nonzero()[0]
-        assert len(read) == count, "a table is not on the device"
-        distinct, numbers = _distinct([histories[row] for row in read.tolist()])
-        self._history_of = np.zeros(rows, np.int32)
-        self._history_of[read] = numbers
-        self._listed = forward.listed(Histories.of(distinct, token_count))
+        assert all(addresses), "a table is not on the device"
+        numbers = {key: number for number, key in enumerate(distinct)}
+        rows = np.array([addresses, places, [numbers[key] for key in read]])
+        self._listed = forward.listed(Histories.of([*distinct.values()]), rows)
 
-    def add(self, logits: Tensor, rows: Sequence[int]) -> None:
-        """Add tables to logits float32 [b, K], where place i is that of row ``rows[i]``."""
-        if not self._has_any:
-            return
-        chosen = np.array(rows)
-        addresses = self._addresses[chosen]
-        places = addresses.nonzero()[0]
-        if len(places):
-            histories = self._history_of[chosen[places]]
-            found = TableRows(places.astype(np.int32), histories, addresses[places])
-            self._forward.add(logits, found, self._listed)
-
-
-def _distinct(histories: list[Tokens]) -> tuple[list[Tokens], Indices]:
-    """Each object of a list once, and the number of each entry's object among them."""
-    keys = [*map(id, histories)]
-    found = dict(zip(keys, histories, strict=True))
-    if len(found) == len(histories):
-        return histories, np.arange(len(histories), dtype=np.int32)
-    numbers = {key: number for number, key in enumerate(found)}
-    return [*found.values()], np.fromiter(map(numbers.__getitem__, keys), np.int32, len(keys))
+    def add(self, logits: Tensor, group: int = 0) -> None:
+        """Add the tables of a group's rows to its logits float32 [b, K]."""
+        rows = self._groups[group]
+        if rows.start < rows.stop:
+            self._forward.add(logits, rows, self._listed)

@@ -1,6 +1,6 @@
 # mypy: ignore-errors
 # What follows is numba's to type.
-"""Item tables on a CPU: lists the counted items of histories, and adds tables to logits.
+"""Item tables on a CPU: adds them to logits.
 
 ``model/inference/item_tables.py`` says what a table's buffer holds. Tables are found by their
 addresses; all else is in arrays. The sums are exact integers, so a row's bits do not depend on its
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from peterrec.model.inference.batch_plan import Indices
 from peterrec.model.inference.cpu.compiled import compiled
+from peterrec.model.inference.cpu.list_kernel import ItemLister
 from peterrec.model.inference.cpu.patch_kernel import ZERO
 from peterrec.model.inference.cpu.simd import (
     LANES,
@@ -35,33 +36,6 @@ from peterrec.model.inference.item_tables import (
     Histories,
     TableRows,
 )
-from peterrec.model.spec import FIRST_ITEM
-
-
-@compiled
-def list_items(tokens, starts, marks, items, ends):
-    """List the items of histories: each once from its start on, repetitions from its end back.
-
-    ``ends`` int32 [histories, 2] are where the distinct items end and where the repetitions begin.
-    ``marks`` has a byte of 0 for each token id, and is left so.
-    """
-    for history in range(len(ends)):
-        begin, stop = starts[history], starts[history + 1]
-        front, back = begin, stop
-        for at in range(begin, stop):
-            token = tokens[at]
-            if token < FIRST_ITEM:
-                continue
-            if marks[token]:
-                back -= 1
-                items[back] = token
-            else:
-                marks[token] = 1
-                items[front] = token
-                front += 1
-        for at in range(begin, front):
-            marks[items[at]] = 0
-        ends[history, 0], ends[history, 1] = front, back
 
 
 @njit
@@ -84,17 +58,16 @@ def _find_rows(items, directory, words, weights, outputs, rows, found):
 
 
 @compiled
-def add_tables(items, starts, ends, places, histories, addresses, logits):
-    """Add the tables of some rows to logits float32 [B, K].
+def add_tables(items, starts, ends, chosen, first, last, logits):
+    """Add the tables of rows int64 [3, R], from the first to before the last, to logits [B, K].
 
-    Row i has the logits ``places[i]``, the history ``histories[i]`` and the table at
-    ``addresses[i]``. The sums are whole numbers below 2^24, so they are exact in float32.
+    The sums are whole numbers below 2^24, so they are exact in float32.
     """
     outputs = logits.shape[1]
     rows = np.empty(len(items) + 1, np.int32)  # one is written past the last that is kept
     sums = np.empty(outputs + LANES, np.float32)
-    for own in range(len(places)):
-        table, history = addresses[own], histories[own]
+    for own in range(first, last):
+        table, place, history = chosen[0, own], chosen[1, own], chosen[2, own]
         header, exponent = long_pointer(table), double_pointer(table)[2]
         words, is_count = header[0], header[1]
         scale_ = table + HEADER_BYTES + 8 * words
@@ -113,13 +86,18 @@ def add_tables(items, starts, ends, places, histories, addresses, logits):
         number = max(len(counted) + len(again), 1)
         factor = np.float32(np.float64(number) ** -exponent)
         for k in range(outputs):
-            logits[places[own], k] += factor * scale[k] * sums[k]
+            logits[place, k] += factor * scale[k] * sums[k]
 
 
 @dataclass(frozen=True, slots=True)
-class ListedItems:
-    """Counted items of histories, as ``list_items`` leaves them."""
+class ListedRows:
+    """A batch's rows, and the counted items int32 of its histories.
 
+    From ``starts[i]`` on are those of history i; ``ends`` [histories, 2] are where the distinct
+    items end and where the repetitions begin.
+    """
+
+    rows: TableRows
     items: Indices
     starts: Indices
     ends: Indices
@@ -129,23 +107,17 @@ class CompiledTables:
     """A ``TableForward`` for a CPU."""
 
     def __init__(self, token_count: int) -> None:
-        self._marks = np.zeros(token_count, dtype=np.int8)
+        self._lister = ItemLister(token_count)
 
-    def listed(self, histories: Histories) -> ListedItems:
-        """The counted items of each history."""
+    def listed(self, histories: Histories, rows: TableRows) -> ListedRows:
+        """The rows, and the counted items of each history."""
+        starts = histories.starts
         items = np.empty(len(histories.tokens), dtype=np.int32)
-        ends = np.empty((len(histories.starts) - 1, 2), dtype=np.int32)
-        list_items(histories.tokens, histories.starts, self._marks, items, ends)
-        return ListedItems(items, histories.starts, ends)
+        ends = np.empty((len(starts) - 1, 2), dtype=np.int32)
+        self._lister.list(histories, items, ends)
+        return ListedRows(rows, items, starts, ends)
 
-    def add(self, logits: Tensor, chosen: TableRows, listed: ListedItems) -> None:
-        """Add the tables of the ``chosen`` rows to logits float32 [B, K] in place."""
-        add_tables(
-            listed.items,
-            listed.starts,
-            listed.ends,
-            chosen.places,
-            chosen.histories,
-            chosen.addresses,
-            logits.numpy(),
-        )
+    def add(self, logits: Tensor, group: slice, listed: ListedRows) -> None:
+        """Add the tables of a ``group`` of rows to logits float32 [B, K] in place."""
+        lists = (listed.items, listed.starts, listed.ends)
+        add_tables(*lists, listed.rows, group.start, group.stop, logits.numpy())

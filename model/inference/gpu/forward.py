@@ -33,6 +33,7 @@ from peterrec.model.inference.gpu.layout import (
     graph_key,
     offsets_of,
 )
+from peterrec.model.inference.gpu.staging import StagingBuffer
 from peterrec.model.inference.weight_pool import new_stream
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.network.collate import Tokens, filled
@@ -207,30 +208,3 @@ class ChunkStream:
         if key not in self._graphs:
             self._graphs[key] = ChunkGraph(key, segments, self._network, self._space)
         return self._graphs[key]
-
-
-class StagingBuffer:
-    """A pinned buffer from which the device copies a chunk's numbers."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._is_cuda = device.type == "cuda"
-        self._memory = torch.empty(0, dtype=torch.int32)
-        self._numbers: Indices = self._memory.numpy()
-        self._sent: torch.cuda.Event | None = None
-        if self._is_cuda:
-            self._sent = torch.cuda.Event()  # type: ignore[no-untyped-call]  # PyTorch's
-
-    def free(self, size: int) -> Indices:
-        """The buffer int32 [≥ size] to fill, after its earlier content has been copied."""
-        if self._sent is not None:
-            self._sent.synchronize()
-        if len(self._memory) < size:
-            self._memory = torch.empty(size, dtype=torch.int32, pin_memory=self._is_cuda)
-            self._numbers = self._memory.numpy()
-        return self._numbers
-
-    def send(self, into: Tensor) -> None:
-        """Start the copy of ``len(into)`` numbers on the current stream."""
-        into.copy_(self._memory[: len(into)], non_blocking=True)
-        if self._sent is not None:
-            self._sent.record()

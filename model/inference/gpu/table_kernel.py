@@ -1,7 +1,8 @@
-"""Item tables on an NVIDIA device: lists the counted items of histories, adds tables to logits.
+"""Item tables on an NVIDIA device: adds them to logits.
 
-``model/inference/item_tables.py`` says what a table's buffer holds. Two launches serve a batch: one
-program lists the items of a history, one adds a row's table to a few of its outputs.
+``model/inference/item_tables.py`` says what a table's buffer holds. The host lists the items of
+histories, and sends them with the rows' numbers in one copy. Then a program adds a row's table to a
+few of its outputs, in one launch for all rows with logits in one tensor.
 """
 
 from dataclasses import dataclass
@@ -12,65 +13,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from peterrec.model.inference.item_tables import (
-    HEADER_BYTES,
-    TOKENS_PER_WORD,
-    Histories,
-    TableRows,
-)
-from peterrec.model.spec import FIRST_ITEM
-
-MOST_LISTING = 2048
-"""Most programs that list items; each takes several histories in turn if there are more."""
-
-MARK_BYTES = 32 << 20
-"""Most bytes of the marks of all programs, which have a bit for each token."""
+from peterrec.model.inference.cpu.list_kernel import ItemLister
+from peterrec.model.inference.gpu.staging import StagingBuffer
+from peterrec.model.inference.item_tables import HEADER_BYTES, Histories, TableRows
 
 ITEMS_AT_ONCE = 128
 """Items of a tile."""
 
 OUTPUTS_AT_ONCE = 16
 """Outputs that a program computes."""
-
-
-@triton.jit(do_not_specialize=["histories", "words"])  # type: ignore[untyped-decorator]  # Triton has no types
-def _list_items(  # type: ignore[no-untyped-def]  # Triton compiles it
-    tokens_ptr,
-    starts_ptr,
-    marks_ptr,
-    items_ptr,
-    ends_ptr,
-    histories,
-    words,
-    FIRST_ITEM: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    marks = marks_ptr + tl.program_id(0).to(tl.int64) * words
-    t = tl.arange(0, TILE)
-    for history in range(tl.program_id(0), histories, tl.num_programs(0)):
-        start = tl.load(starts_ptr + history)
-        stop = tl.load(starts_ptr + history + 1)
-        front, back = start, stop
-        for begin in range(start, stop, TILE):
-            token = tl.load(tokens_ptr + begin + t, mask=begin + t < stop, other=0)
-            is_item = token >= FIRST_ITEM
-            bit = 1 << (token & 31)
-            before = tl.atomic_or(marks + (token >> 5), bit, mask=is_item)
-            is_known = (before & bit) != 0
-            is_new, is_again = is_item & (is_known == 0), is_item & is_known
-            at = front - 1 + tl.cumsum(is_new.to(tl.int32), 0)
-            tl.store(items_ptr + at, token, mask=is_new)
-            at = back - tl.cumsum(is_again.to(tl.int32), 0)
-            tl.store(items_ptr + at, token, mask=is_again)
-            front += tl.sum(is_new.to(tl.int32), 0)
-            back -= tl.sum(is_again.to(tl.int32), 0)
-        tl.store(ends_ptr + 2 * history, front)
-        tl.store(ends_ptr + 2 * history + 1, back)
-        tl.debug_barrier()  # all marks are made before any is cleared
-        for begin in range(start, stop, TILE):
-            token = tl.load(tokens_ptr + begin + t, mask=begin + t < stop, other=0)
-            tl.store(marks + (token >> 5), 0, mask=token >= FIRST_ITEM)
-        tl.debug_barrier()
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # Triton has no types
@@ -96,29 +47,31 @@ def _row_sums(  # type: ignore[no-untyped-def]  # Triton compiles it
     return sums
 
 
-@triton.jit(do_not_specialize=["outputs"])  # type: ignore[untyped-decorator]  # Triton has no types
+@triton.jit(do_not_specialize=["outputs", "first", "rows", "histories"])  # type: ignore[untyped-decorator]  # Triton has no types
 def _add_tables(  # type: ignore[no-untyped-def]  # Triton compiles it
-    items_ptr,
-    starts_ptr,
-    ends_ptr,
-    places_ptr,
-    histories_ptr,
-    addresses_ptr,
+    numbers_ptr,
     logits_ptr,
     outputs,
+    first,
+    rows,
+    histories,
     HEADER_BYTES: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    row = tl.program_id(1)
-    table = tl.load(addresses_ptr + row)
+    row = first + tl.program_id(1)
+    rows_ptr = numbers_ptr.to(tl.pointer_type(tl.int64))
+    starts_ptr = numbers_ptr + 6 * rows
+    ends_ptr = starts_ptr + histories + 1
+    items_ptr = ends_ptr + 2 * histories
+    table, place = tl.load(rows_ptr + row), tl.load(rows_ptr + rows + row)
+    history = tl.load(rows_ptr + 2 * rows + row)
     header = table.to(tl.pointer_type(tl.int64))
     words, is_count = tl.load(header), tl.load(header + 1)
     exponent = tl.load((table + 16).to(tl.pointer_type(tl.float64)))
     directory = (table + HEADER_BYTES).to(tl.pointer_type(tl.int64))
     scale_at = table + HEADER_BYTES + 8 * words
     weights = (scale_at + 4 * outputs).to(tl.pointer_type(tl.int8))
-    history = tl.load(histories_ptr + row)
     start, stop = tl.load(starts_ptr + history), tl.load(starts_ptr + history + 1)
     front, back = tl.load(ends_ptr + 2 * history), tl.load(ends_ptr + 2 * history + 1)
     back = tl.where(is_count != 0, back, stop)
@@ -129,84 +82,57 @@ def _add_tables(  # type: ignore[no-untyped-def]  # Triton compiles it
     counted = tl.maximum(front - start + stop - back, 1)
     factor = tl.exp(-exponent * tl.log(counted.to(tl.float64))).to(tl.float32)
     scale = tl.load(scale_at.to(tl.pointer_type(tl.float32)) + k, mask=k < outputs, other=0.0)
-    at = logits_ptr + tl.load(places_ptr + row).to(tl.int64) * outputs + k
+    at = logits_ptr + place * outputs + k
     old = tl.load(at, mask=k < outputs, other=0.0)
     tl.store(at, old + factor * scale * sums.to(tl.float32), mask=k < outputs)
 
 
 @dataclass(frozen=True, slots=True)
-class ListedItems:
-    """Counted items of histories on the device, int32: from ``starts[i]`` on those of history i.
+class NumbersOnDevice:
+    """A batch's numbers int32 on the device, with the sizes of its parts: rows int64 [3, rows],
+    the starts of histories [histories + 1], the ends of their items [histories, 2], and these."""
 
-    ``ends`` [histories, 2] are where the distinct items end and where the repetitions begin.
-    """
-
-    items: Tensor
-    starts: Tensor
-    ends: Tensor
+    numbers: Tensor
+    rows: int
+    histories: int
 
 
 class FusedTables:
     """A ``TableForward`` for an NVIDIA device."""
 
     def __init__(self, device: torch.device, token_count: int) -> None:
-        self._device = device
-        self._words = -(-token_count // TOKENS_PER_WORD)
-        self._programs = max(1, min(MOST_LISTING, MARK_BYTES // (4 * self._words)))
-        self._marks = torch.empty(0, dtype=torch.int32, device=device)
+        self._lister = ItemLister(token_count)
+        self._staging = StagingBuffer(device)
+        self._numbers = torch.empty(0, dtype=torch.int32, device=device)
 
-    def listed(self, histories: Histories) -> ListedItems:
-        """The counted items of each history."""
-        count, size = len(histories.starts) - 1, len(histories.tokens)
-        starts, tokens = self._sent(histories.starts, histories.tokens)
-        programs = min(count, self._programs)
-        if len(self._marks) < programs * self._words:
-            self._marks = torch.zeros(
-                programs * self._words, dtype=torch.int32, device=self._device
-            )
-        items = torch.empty(size, dtype=torch.int32, device=self._device)
-        ends = torch.empty(count, 2, dtype=torch.int32, device=self._device)
-        _list_items[(programs,)](
-            tokens,
-            starts,
-            self._marks,
-            items,
-            ends,
-            count,
-            self._words,
-            FIRST_ITEM=FIRST_ITEM,
-            TILE=ITEMS_AT_ONCE,
-            num_warps=4,
-        )
-        return ListedItems(items, starts, ends)
+    def listed(self, histories: Histories, rows: TableRows) -> NumbersOnDevice:
+        """The rows and the counted items of each history, sent to the device in one copy."""
+        count, starts = len(histories.starts) - 1, 2 * rows.size
+        ends, items = starts + count + 1, starts + 3 * count + 1
+        size = items + len(histories.tokens)
+        numbers = self._staging.free(size)
+        numbers[:starts] = rows.view(np.int32).ravel()
+        numbers[starts:ends] = histories.starts
+        self._lister.list(histories, numbers[items:size], numbers[ends:items].reshape(count, 2))
+        if len(self._numbers) < size:
+            self._numbers = torch.empty(size, dtype=torch.int32, device=self._numbers.device)
+        self._staging.send(self._numbers[:size])
+        return NumbersOnDevice(self._numbers, rows.shape[1], count)
 
-    def add(self, logits: Tensor, chosen: TableRows, listed: ListedItems) -> None:
-        """Add the tables of the ``chosen`` rows to logits float32 [B, K] in place."""
+    def add(self, logits: Tensor, group: slice, listed: NumbersOnDevice) -> None:
+        """Add the tables of a ``group`` of rows to logits float32 [B, K] in place."""
         assert logits.is_contiguous()
         outputs = logits.shape[1]
-        addresses, places, histories = self._sent(
-            chosen.addresses.view(np.int32), chosen.places, chosen.histories
-        )
         # The outputs come first, as the second axis of a grid has at most 65,535 programs.
-        _add_tables[(triton.cdiv(outputs, OUTPUTS_AT_ONCE), len(chosen.places))](
-            listed.items,
-            listed.starts,
-            listed.ends,
-            places,
-            histories,
-            addresses.view(torch.int64),
+        _add_tables[(triton.cdiv(outputs, OUTPUTS_AT_ONCE), group.stop - group.start)](
+            listed.numbers,
             logits,
             outputs,
+            group.start,
+            listed.rows,
+            listed.histories,
             HEADER_BYTES=HEADER_BYTES,
             TILE=ITEMS_AT_ONCE,
             BLOCK_K=OUTPUTS_AT_ONCE,
             num_warps=4,
         )
-
-    def _sent(self, *parts: np.ndarray) -> list[Tensor]:
-        """Arrays int32 on the device, where one copy that nobody waits for brings them."""
-        joined = torch.from_numpy(np.concatenate(parts))
-        if self._device.type == "cuda":
-            joined = joined.pin_memory()
-        there = joined.to(self._device, non_blocking=True)
-        return [*torch.split(there, [len(part) for part in parts])]

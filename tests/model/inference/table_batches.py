@@ -49,7 +49,7 @@ def added(
     """What tables add to zeros, row i of table and history i."""
     device = tables[0].packed.device if tables[0].packed is not None else None
     logits = torch.zeros(len(tables), outputs, device=device)
-    BatchTables(forward, tables, histories, SPEC.token_count).add(logits, range(len(tables)))
+    BatchTables(forward, tables, histories).add(logits)
     return logits.cpu()
 
 

@@ -61,7 +61,7 @@ def test_rows_without_a_table_stay_as_they_are() -> None:
     history = random_history(SPEC, 100, 1)
     tables = [None, resident(table, CPU), None]
     logits = torch.ones(2, 3)
-    BatchTables(forward, tables, [history] * 3, SPEC.token_count).add(logits, [2, 1])
+    BatchTables(forward, tables, [history] * 3, [[0], [2, 1]]).add(logits, 1)
     assert torch.equal(logits[0], torch.ones(3))
     assert torch.equal(logits[1], torch.ones(3) + table.logits([history])[0])
 
@@ -70,9 +70,9 @@ def test_a_history_that_rows_share_is_listed_once() -> None:
     lengths = []
 
     class Counting(CompiledTables):
-        def listed(self, histories: Any) -> Any:
+        def listed(self, histories: Any, rows: Any) -> Any:
             lengths.append(len(histories.tokens))
-            return super().listed(histories)
+            return super().listed(histories, rows)
 
     weights, history = resident(random_table(SPEC, 3, 1), CPU), np.arange(4, 900)
     added(Counting(SPEC.token_count), [weights] * 100, [history] * 100, 3)
