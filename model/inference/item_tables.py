@@ -14,7 +14,7 @@ row takes one read, and a directory takes two bits for each item of the vocabula
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain, pairwise
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -208,30 +208,40 @@ class BatchTables:
 
         ``groups`` are the numbers of the rows whose logits are in one tensor; None: all rows.
         """
-        self._forward, self._groups = forward, list[slice]()
-        distinct: dict[int, Tokens] = {}  # by their objects, and in the order of their numbers
-        addresses: list[int] = []
-        places: list[int] = []
-        read: list[int] = []
-        for group in (range(len(tables)),) if groups is None else groups:
-            begin = len(places)
-            for place, row in enumerate(group):
-                table = tables[row]
-                if table is not None:
-                    addresses.append(table.address)
-                    places.append(place)
-                    read.append(id(histories[row]))
-                    distinct[read[-1]] = histories[row]
-            self._groups.append(slice(begin, len(places)))
-        if not places:
+        self._forward = forward
+        whole = [range(len(tables))] if groups is None else groups
+        if None in tables:
+            places: list[Sequence[int]] = [_with_table(group, tables) for group in whole]
+        else:
+            places = [range(len(group)) for group in whole]
+        ends = [*accumulate(map(len, places), initial=0)]
+        self._groups = [slice(*each) for each in pairwise(ends)]
+        if not ends[-1]:
             return
+        order = [group[at] for group, kept in zip(whole, places, strict=True) for at in kept]
+        addresses = [table.address for row in order if (table := tables[row]) is not None]
         assert all(addresses), "a table is not on the device"
-        numbers = {key: number for number, key in enumerate(distinct)}
-        rows = np.array([addresses, places, [numbers[key] for key in read]])
-        self._listed = forward.listed(Histories.of([*distinct.values()]), rows)
+        distinct, numbers = _distinct([histories[row] for row in order])
+        rows = np.array([addresses, [*chain.from_iterable(places)], numbers])
+        self._listed = forward.listed(Histories.of(distinct), rows)
 
     def add(self, logits: Tensor, group: int = 0) -> None:
         """Add the tables of a group's rows to its logits float32 [b, K]."""
         rows = self._groups[group]
         if rows.start < rows.stop:
             self._forward.add(logits, rows, self._listed)
+
+
+def _with_table(group: Sequence[int], tables: Sequence[TableWeights | None]) -> list[int]:
+    """The places in a group of rows that have a table."""
+    return [place for place, row in enumerate(group) if tables[row] is not None]
+
+
+def _distinct(histories: list[Tokens]) -> tuple[list[Tokens], Sequence[int]]:
+    """Each object of a list once, and the number of each entry's object among them."""
+    keys = [*map(id, histories)]
+    found = dict(zip(keys, histories, strict=True))
+    if len(found) == len(histories):
+        return histories, range(len(histories))
+    numbers = {key: number for number, key in enumerate(found)}
+    return [*found.values()], [*map(numbers.__getitem__, keys)]
