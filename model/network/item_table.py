@@ -32,10 +32,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peterrec.model.item_gaps import pack_gaps
 from peterrec.model.kinds import KINDS
 from peterrec.model.network.collate import Tokens
 from peterrec.model.network.heads import Head
+from peterrec.model.network.item_gaps import pack_gaps
 from peterrec.model.spec import FIRST_ITEM, TableSpec
 
 CLIPS = 13

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from peterrec.model.item_gaps import GapsInvalid, unpack_gaps
+from peterrec.model.network.item_gaps import GapsInvalid, unpack_gaps
 from peterrec.model.spec import FIRST_ITEM, TableSpec
 from peterrec.patches.bundle.header import Array, Tensors
 

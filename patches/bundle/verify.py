@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from peterrec.model.disk import refusals
-from peterrec.model.item_gaps import GapsInvalid
+from peterrec.model.network.item_gaps import GapsInvalid
 from peterrec.model.spec import BackboneSpec
 from peterrec.patches.bundle.bundle import Catalog
 from peterrec.patches.bundle.contents import Contents, check_tensors, read_contents

@@ -16,10 +16,10 @@ from torch import Tensor
 from peterrec.model.data.examples import Examples
 from peterrec.model.files.backbone_folder import LoadedBackbone
 from peterrec.model.files.probes import probe_tensors
-from peterrec.model.item_gaps import pack_gaps
 from peterrec.model.kinds import KINDS
 from peterrec.model.network.backbone import Backbone
 from peterrec.model.network.heads import Head
+from peterrec.model.network.item_gaps import pack_gaps
 from peterrec.model.network.item_table import ItemTable
 from peterrec.model.network.patch import PatchWeights
 from peterrec.model.training.evaluation import TaskModel

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from peterrec.model import kinds
-from peterrec.model.item_gaps import unpack_gaps
+from peterrec.model.network.item_gaps import unpack_gaps
 from peterrec.model.spec import FIRST_ITEM, TableSpec
 from peterrec.patches.bundle.header import Array
 from peterrec.patches.bundle.verify import BundleLimits, verify_bundle

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load
 
-from peterrec.model.item_gaps import pack_gaps
+from peterrec.model.network.item_gaps import pack_gaps
 from peterrec.model.spec import FIRST_ITEM, TableSpec
 from peterrec.patches.bundle.bundle import BundleLimits, build_bundle
 from peterrec.patches.bundle.packed_table import listed_items, pack_codes, unpack_codes

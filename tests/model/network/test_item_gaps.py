@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peterrec.model import item_gaps
-from peterrec.model.item_gaps import LAST_TOKEN, GapsInvalid, pack_gaps, unpack_gaps
+from peterrec.model.network import item_gaps
+from peterrec.model.network.item_gaps import LAST_TOKEN, GapsInvalid, pack_gaps, unpack_gaps
 from peterrec.model.spec import FIRST_ITEM
 
 
