@@ -33,7 +33,8 @@ class GapsInvalid(ValueError):
 
 def pack_gaps(tokens: NDArray[np.integer]) -> Gaps:
     """Tokens [N], ascending strictly from ``FIRST_ITEM`` on, as the bytes of their gaps."""
-    gaps = np.diff(tokens.astype(np.int64), prepend=FIRST_ITEM - 1) - 1  # [N]
+    gaps = tokens.astype(np.int64) - FIRST_ITEM  # [N]
+    gaps[1:] -= gaps[:-1] + 1
     sizes = _sizes(gaps)
     starts = np.cumsum(sizes) - sizes  # [N]
     packed = np.empty(int(sizes.sum()), np.uint8)

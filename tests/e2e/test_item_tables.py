@@ -139,6 +139,7 @@ def other_scale(parts: BundleParts) -> BundleParts:
 
 def tokens_of(parts: BundleParts) -> Array:
     """The tokens int32 [N] with a row, which a bundle may have in place of the gaps."""
+    assert parts.manifest.table is not None
     return unpack_gaps(parts.tensors["table.items"], parts.manifest.table.items)
 
 

@@ -58,8 +58,9 @@ class FittedTable:
     """A quantised table, and what it was trained with.
 
     Logits are ``bias`` float32 [K] and what the table adds. ``validation_loss`` is that of the
-    quantised table, ``bias_loss`` that of the best bias alone. ``crossed`` float64 [N, K] are
-    logits of the training users in tables of the others; None if there are too few.
+    quantised table, ``bias_loss`` that of the best bias alone. ``held_out`` float32 [V, K] are
+    the validation users' logits. ``crossed`` float64 [N, K] are those of the training users in
+    tables of the others; None if there are too few.
     """
 
     table: ItemTable
@@ -68,11 +69,8 @@ class FittedTable:
     validation_loss: float
     bias_loss: float
     trials: tuple[RidgeTrial, ...]
+    held_out: Tensor
     crossed: Tensor | None
-
-    def logits(self, histories: Sequence[Rows]) -> Tensor:
-        """Logits [B, K] of whole histories in tokens."""
-        return self.bias + self.table.logits(histories)
 
 
 def table_weights(histories: Sequence[Rows], train: Rows, outputs: int) -> int:
@@ -102,13 +100,15 @@ def fit_table(
             break
     table = ItemTable.quantized(best.items.float(), spec, parts.tokens)
     quantized = _Weights(parts.rows_of(table), best.bias)
+    bias = best.bias.float()
     return FittedTable(
         table=table,
-        bias=best.bias.float(),
+        bias=bias,
         strength=min(trials, key=lambda each: each.held_out_loss).strength,
         validation_loss=parts.validation.loss(quantized),
         bias_loss=parts.validation.loss(bias_only),
         trials=tuple(trials),
+        held_out=bias + table.logits([histories[row] for row in split.validation.tolist()]),
         crossed=crossed,
     )
 

@@ -411,8 +411,7 @@ class _Combination:
         if crossed:
             found = [torch.cat([crossed[self.network.parts], found[0].double()])]
         if isinstance(self.table, FittedTable):
-            held_out = [task.examples.rows[i] for i in task.split.validation]
-            logits = self.table.logits(held_out).double()
+            logits = self.table.held_out.double()
             if crossed:
                 assert self.table.crossed is not None
                 logits = torch.cat([self.table.crossed, logits])

@@ -79,7 +79,8 @@ def test_training_users_are_judged_by_a_table_that_has_not_seen_them():
     targets = torch.from_numpy(np.random.default_rng(9).integers(0, CLASSES, USERS))
     objective, train = classes_objective(targets), torch.from_numpy(SPLIT.train)
     fitted = fit_table(rows, objective, SPLIT, FORM)
-    own = objective.logit_loss(fitted.logits([rows[i] for i in SPLIT.train]), train)
+    logits = fitted.bias + fitted.table.logits([rows[i] for i in SPLIT.train])
+    own = objective.logit_loss(logits, train)
     assert fitted.crossed is not None
     crossed = objective.logit_loss(fitted.crossed, train)
     assert own < crossed
