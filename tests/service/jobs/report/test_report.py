@@ -44,7 +44,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in KINDS:
         data = ["--backbone", folder / "backbone", *events(folder), *answers(kind, folder)]
         out = folder / f"{kind}.bundle"
-        run("finetune", *data, "--kind", kind, "--out", out, "--epochs", "2", "-q")
+        run(
+            "finetune",
+            *data,
+            "--kind",
+            kind,
+            "--out",
+            out,
+            "--epochs",
+            "2",
+            "--parts",
+            "reader",
+            "-q",
+        )
     return folder
 
 
