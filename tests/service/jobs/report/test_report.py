@@ -41,22 +41,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_sample_data(folder / "shop", users=200)
     sizes = ["--channels", "8", "--dilations", "1,4", "--max-len", "20", "--epochs", "2"]
     run("pretrain", *events(folder), "--out", folder / "backbone", *sizes, "-q")
+    quick = ["--epochs", "2", "--parts", "reader", "-q"]
     for kind in KINDS:
         data = ["--backbone", folder / "backbone", *events(folder), *answers(kind, folder)]
-        out = folder / f"{kind}.bundle"
-        run(
-            "finetune",
-            *data,
-            "--kind",
-            kind,
-            "--out",
-            out,
-            "--epochs",
-            "2",
-            "--parts",
-            "reader",
-            "-q",
-        )
+        run("finetune", *data, "--kind", kind, "--out", folder / f"{kind}.bundle", *quick)
     return folder
 
 
