@@ -11,7 +11,13 @@ PYTEST := $(BIN)/pytest -n 3 --dist loadscope
 # The interpreters that `make test-pythons` looks for; those that are missing are named and skipped.
 PYTHONS ?= python3.11 python3.12 python3.13
 
-.PHONY: setup demo test test-slow test-all test-pythons check lint types lock release-check clean
+# What builds images: docker, podman or buildah. The latter two need their own format for health checks.
+CONTAINERS ?= docker
+TARGET ?= cpu
+BASE_IMAGE ?= python:3.12-slim
+IMAGE ?= peterrec-serving
+
+.PHONY: image setup demo test test-slow test-ray test-all test-pythons check lint types lock release-check clean
 
 setup: $(READY)
 
@@ -34,6 +40,11 @@ test: $(READY)
 # Exhaustive searches, kills and restarts of servers, the documents' commands.
 test-slow: $(READY)
 	$(PYTEST) -m "not gpu and slow"
+
+# What runs on Ray, which is large and which nothing else needs.
+test-ray: $(READY)
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable ".[dev,ray]"
+	$(BIN)/pytest -q tests/e2e/on_ray
 
 # Everything that needs no GPU.
 test-all: test test-slow
@@ -64,9 +75,17 @@ lock:
 		--constraint build/torch.txt --output-file requirements.lock \
 		pyproject.toml clients/python/pyproject.toml
 
+# The image of the service; docs/containers.md. IMAGE_OPTIONS are those of the builder, such as --volume.
+image:
+	$(if $(filter buildah,$(CONTAINERS)),buildah bud --layers,$(CONTAINERS) build) \
+		$(if $(filter docker,$(CONTAINERS)),,--format docker) $(IMAGE_OPTIONS) \
+		--file docker/Dockerfile --target $(TARGET) --tag $(IMAGE) \
+		--build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg TORCH="$(TORCH)" \
+		--build-arg VERSION=$$(cat VERSION) --build-arg REVISION=$$(git rev-parse HEAD) .
+
 # Both distributions built, installed in a clean environment in a foreign folder, and tried.
 release-check: $(READY)
-	$(BIN)/python tests/release/check.py --torch "$(TORCH)"
+	$(BIN)/python -m tests.release.check --torch "$(TORCH)"
 
 clean:
 	rm -rf .venv .venv-* demo-data build dist *.egg-info src/*.egg-info clients/python/*.egg-info

@@ -47,18 +47,21 @@ def resident_tasks(
 
 @dataclass(frozen=True, slots=True)
 class ResidentHeads:
-    """Heads of the tasks of a forward, each with an item table of the whole vocabulary."""
+    """Heads of the tasks of a forward, each with an item table of the whole vocabulary or none."""
 
     tasks: ResidentTasks
     heads: MixedHeads
     refs: list[HeadRef]
 
     @classmethod
-    def of(cls, shape: FleetShape, tasks: ResidentTasks) -> "ResidentHeads":
-        """Load random heads and tables for every task of ``shape``."""
+    def of(cls, shape: FleetShape, tasks: ResidentTasks, *, tables: bool = True) -> "ResidentHeads":
+        """Load random heads, and tables, for every task of ``shape``."""
         embedding = tasks.backbone.embedding.weight
         heads = MixedHeads(shape.channels, embedding.device, len(embedding))
-        made = ((make_head(shape, task), make_table(shape, task)) for task in range(shape.tasks))
+        made = (
+            (make_head(shape, task), make_table(shape, task) if tables else None)
+            for task in range(shape.tasks)
+        )
         refs = [heads.add(head.spec, head.named(), 1.0, table) for head, table in made]
         return cls(tasks, heads, refs)
 

@@ -187,7 +187,7 @@ async def _until_served(client: httpx.AsyncClient, digest: str) -> None:
 def both_starts(site: Site, count: int, settings: Settings) -> tuple[Start, Start]:
     """Measure a start from the registry alone, and a second one with the copy on the disk."""
     with private_redis(site.scratch / f"start-{count}") as redis:
-        asyncio.run(_fill(redis, site, count))
+        asyncio.run(fill(redis, site, count))
         data_dir = site.scratch / f"start-{count}" / "server"
         cold = _start(site, data_dir, {**settings, "redis_url": redis})
         warm = _start(site, data_dir, {**settings, "redis_url": redis})
@@ -232,14 +232,14 @@ def memory_per_weights(site: Site, starts: dict[int, tuple[Start, Start]]) -> fl
     fewest, most = min(starts), max(starts)
     grown = starts[most][0].device_bytes - starts[fewest][0].device_bytes
     (data,) = site.bundles(1)
-    bundle = verify_bundle(data, backbone=_identity(site), limits=BundleLimits())
+    bundle = verify_bundle(data, backbone=identity_of(site), limits=BundleLimits())
     return grown / (most - fewest) / (bundle.patch_bytes + bundle.head_bytes)
 
 
-async def _fill(redis: str, site: Site, count: int) -> None:
+async def fill(redis: str, site: Site, count: int) -> None:
     """Register tasks t0, t1, … directly in Redis, without a server."""
     registry = Registry(open_redis(redis))
-    identity, room = _identity(site), asyncio.Semaphore(FILLERS)
+    identity, room = identity_of(site), asyncio.Semaphore(FILLERS)
 
     async def add(number: int, data: bytes) -> None:
         bundle = verify_bundle(data, backbone=identity, limits=BundleLimits())
@@ -256,7 +256,7 @@ async def _fill(redis: str, site: Site, count: int) -> None:
     await registry.close()
 
 
-def _identity(site: Site) -> BackboneIdentity:
+def identity_of(site: Site) -> BackboneIdentity:
     return BackboneIdentity(site.loaded.fingerprint, site.loaded.backbone.spec)
 
 

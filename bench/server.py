@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import httpx
 
@@ -29,9 +30,18 @@ def serving(
 
 @contextmanager
 def serving_process(
-    backbone: Path, data_dir: Path, port: int, cpus: str | None = None, **settings: object
+    backbone: Path,
+    data_dir: Path,
+    port: int,
+    cpus: str | None = None,
+    out: IO[bytes] | None = None,
+    /,
+    **settings: object,
 ) -> "Iterator[subprocess.Popen[bytes]]":
-    """Run ``peterrec serve``; yield its process immediately, before it is ready."""
+    """Run ``peterrec serve``; yield its process immediately, before it is ready.
+
+    What it prints, such as its first key, goes to ``out``.
+    """
     environment = os.environ | {
         "PETERREC_AUTH": "off",
         "PETERREC_DATA_DIR": str(data_dir),
@@ -50,7 +60,7 @@ def serving_process(
         "--backbone",
         str(backbone),
     ]
-    process = subprocess.Popen([*command, "--port", str(port)], env=environment)
+    process = subprocess.Popen([*command, "--port", str(port)], env=environment, stdout=out)
     try:
         yield process
     finally:

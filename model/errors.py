@@ -5,6 +5,7 @@ training, the published code, and comparisons.
 """
 
 from enum import StrEnum
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -18,17 +19,29 @@ class Category(StrEnum):
     CONFLICT = "conflict"
     GONE = "gone"
     STALE = "stale"
+    TOO_SLOW = "too_slow"
     TOO_LARGE = "too_large"
+    HEAD_TOO_LARGE = "head_too_large"
+    UNSUPPORTED = "unsupported"
     UNSAFE_FORMAT = "unsafe_format"
     INCOMPATIBLE = "incompatible"
     OVERLOADED = "overloaded"
+    OVER_QUOTA = "over_quota"
     UNAVAILABLE = "unavailable"
     DEADLINE = "deadline"
     NO_ROOM = "no_room"
     INTERNAL = "internal"
 
 
-RETRYABLE = frozenset({Category.OVERLOADED, Category.UNAVAILABLE, Category.DEADLINE})
+RETRYABLE = frozenset(
+    {
+        Category.TOO_SLOW,
+        Category.OVERLOADED,
+        Category.OVER_QUOTA,
+        Category.UNAVAILABLE,
+        Category.DEADLINE,
+    }
+)
 """Categories whose errors may disappear when the same call is repeated later."""
 
 
@@ -49,6 +62,10 @@ class PeterRecError(Exception):
         self.message = message
         self.hint = hint
 
+    def __reduce__(self) -> "tuple[object, ...]":
+        """Let other processes get the error as it is, whatever its class is made of."""
+        return _error_of, (type(self), self.args, self.__dict__)
+
     @property
     def is_retryable(self) -> bool:
         """Whether the same call may succeed later without a change by the caller."""
@@ -57,6 +74,15 @@ class PeterRecError(Exception):
     def __str__(self) -> str:
         text = f"{self.code}: {self.message}"
         return f"{text} {self.hint}" if self.hint else text
+
+
+def _error_of(
+    kind: type[PeterRecError], arguments: tuple[object, ...], fields: dict[str, object]
+) -> PeterRecError:
+    error = kind.__new__(kind)
+    error.args = arguments
+    error.__dict__.update(fields)
+    return error
 
 
 class FileSystemRefusal(PeterRecError):
@@ -112,6 +138,18 @@ class BackboneFolderInvalid(PeterRecError):
 
     code = "backbone_folder_invalid"
     category = Category.INCOMPATIBLE
+
+
+class BackboneGivenTwice(PeterRecError):
+    """Two of the folders that are to be served have the same backbone."""
+
+    code = "backbone_given_twice"
+    category = Category.MALFORMED
+
+    def __init__(self, first: Path, second: Path) -> None:
+        super().__init__(
+            f"{first} and {second} have the same backbone.", hint="Give each backbone once."
+        )
 
 
 class DataError(PeterRecError):
@@ -234,6 +272,18 @@ class LabelDuplicate(DataError):
     """A user has a second label in a task with one label per user."""
 
     code = "data_label_duplicate"
+
+
+class ItemRepeated(DataError):
+    """A table of items says two things of one item."""
+
+    code = "data_item_repeated"
+
+
+class TimeUnreadable(DataError):
+    """A value is not a time."""
+
+    code = "data_time_unreadable"
 
 
 class LabelSeenOnce(DataError):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import ClassVar
 
@@ -34,9 +35,13 @@ class ReasonCode(StrEnum):
     CATALOG_INVALID = "catalog_invalid"
     PROBES_INVALID = "probes_invalid"
     TABLE_INVALID = "table_invalid"
+    TITLES_INVALID = "titles_invalid"
+    ATTRIBUTES_INVALID = "attributes_invalid"
     BACKBONE_MISMATCH = "backbone_mismatch"
     INPUT_MISMATCH = "input_mismatch"
     PATCH_OUTSIDE_BACKBONE = "patch_outside_backbone"
+    PATCH_TOO_COSTLY = "patch_too_costly"
+    ANSWER_TOO_LARGE = "answer_too_large"
     SIGNATURE_MISSING = "signature_missing"
     SIGNATURE_INVALID = "signature_invalid"
     SIGNATURE_UNTRUSTED = "signature_untrusted"
@@ -168,7 +173,21 @@ class InvalidScope(PeterRecError):
     def __init__(self, text: str) -> None:
         super().__init__(
             f"{text[:140]!r} is not a key scope.",
-            hint="Use predict, admin, or either with a task glob: predict:coldrec-*.",
+            hint="Use predict, vectors or admin, each with or without a task glob such as "
+            "predict:coldrec-*, or operator.",
+        )
+
+
+class OperatorScopeRefused(PeterRecError):
+    """A key of another tenant than ``default`` that should be above the tenants."""
+
+    code = "operator_scope_refused"
+    category = Category.FORBIDDEN
+
+    def __init__(self, tenant: str) -> None:
+        super().__init__(
+            f"a key of tenant {tenant!r} cannot have the scope operator.",
+            hint="Only keys of the tenant default can have it, and only an operator makes them.",
         )
 
 
@@ -177,6 +196,28 @@ class RegistryUnavailable(PeterRecError):
 
     code = "registry_unavailable"
     category = Category.UNAVAILABLE
+
+
+class RegistryLost(RegistryUnavailable):
+    """Redis answers, but does not hold what this process knows of the registry."""
+
+    code = "registry_lost"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "Predictions go on with what was served last. Check the address and prefix of "
+        "Redis; then `peterrec registry restore` or `peterrec registry accept`"
+        " (docs/operations.md).",
+    ) -> None:
+        super().__init__(message, hint=hint)
+
+
+class RegistryUnacknowledged(RegistryUnavailable):
+    """A change was made, but not confirmed by as many disks or replicas as it should be."""
+
+    code = "registry_unacknowledged"
 
 
 class RegistryReadOnly(RegistryUnavailable):
@@ -275,6 +316,20 @@ class SnapshotCorrupt(PeterRecError):
 
     code = "snapshot_corrupt"
     category = Category.INTERNAL
+
+
+class NoCopy(PeterRecError):
+    """A folder without a copy of a registry, or without one of that number."""
+
+    code = "no_copy"
+    category = Category.NOT_FOUND
+
+    def __init__(self, folder: str, number: int = 0, count: int = 0) -> None:
+        what = f"no copy {number}, only {count}" if count else "no copy of a registry"
+        super().__init__(
+            f"{folder} has {what}.",
+            hint="Give the folder `cache` in the data directory of a server, with its bundles.",
+        )
 
 
 class CacheUnwritable(PeterRecError):
@@ -381,12 +436,169 @@ class StaleRevision(PeterRecError):
         )
 
 
+class StaleTenant(PeterRecError):
+    code = "revision_mismatch"
+    category = Category.STALE
+
+    def __init__(self, tenant: str, expected: int, found: int) -> None:
+        super().__init__(
+            f"tenant {tenant!r} is at revision {found}, the caller expected {expected}"
+            " (0 means that the tenant does not exist).",
+            hint="Read the tenant again and repeat the change on its present state.",
+        )
+
+
 class KeyNotFound(PeterRecError):
     code = "key_not_found"
     category = Category.NOT_FOUND
 
     def __init__(self, key_id: str) -> None:
         super().__init__(f"there is no API key with id {key_id[:64]!r}.")
+
+
+class WebhookNotFound(PeterRecError):
+    code = "webhook_not_found"
+    category = Category.NOT_FOUND
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no webhook {name[:64]!r}.", hint="GET /webhooks lists them.")
+
+
+class TooManyWebhooks(PeterRecError):
+    code = "too_many_webhooks"
+    category = Category.NO_ROOM
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"a tenant may have {limit} webhooks.", hint="Delete one that is no longer needed."
+        )
+
+
+class InvalidWebhook(PeterRecError):
+    """A webhook's URL or secret that cannot be used."""
+
+    code = "invalid_webhook"
+    category = Category.MALFORMED
+
+
+class SecretNotFound(PeterRecError):
+    code = "secret_not_found"
+    category = Category.NOT_FOUND
+
+    def __init__(self, key_id: str, number: int) -> None:
+        super().__init__(
+            f"API key {key_id[:64]!r} has no secret {number}.",
+            hint="GET /keys lists the keys with their secrets.",
+        )
+
+
+class LastSecret(PeterRecError):
+    code = "last_secret"
+    category = Category.CONFLICT
+
+    def __init__(self, key_id: str, number: int) -> None:
+        super().__init__(
+            f"secret {number} is the only one of API key {key_id[:64]!r}.",
+            hint="Rotate the key first, or revoke it.",
+        )
+
+
+class KeyRotating(PeterRecError):
+    """A key that has two valid secrets already."""
+
+    code = "key_rotating"
+    category = Category.CONFLICT
+
+    def __init__(self, key_id: str, number: int) -> None:
+        super().__init__(
+            f"API key {key_id[:64]!r} has two valid secrets; the older one has number {number}.",
+            hint="Revoke the one that is no longer used, then rotate again: GET /keys shows when "
+            "each was used last.",
+        )
+
+
+class TenantNotFound(PeterRecError):
+    code = "tenant_not_found"
+    category = Category.NOT_FOUND
+
+    def __init__(self, tenant: str) -> None:
+        super().__init__(
+            f"tenant {tenant[:128]!r} does not exist.",
+            hint="An operator creates one by PUT /tenants/….",
+        )
+
+
+class TenantProtected(PeterRecError):
+    code = "tenant_protected"
+    category = Category.CONFLICT
+
+    def __init__(self, tenant: str) -> None:
+        super().__init__(
+            f"tenant {tenant!r} cannot be deleted: the operators' keys belong to it.",
+            hint="Delete its tasks and keys one by one.",
+        )
+
+
+class InvalidQuota(PeterRecError):
+    code = "invalid_quota"
+    category = Category.MALFORMED
+
+    def __init__(self, name: str, limit: int, smallest: int, largest: int) -> None:
+        super().__init__(
+            f"the quota {name} is {limit}; it must be from {smallest} to {largest}.",
+            hint="Leave it out for no bound.",
+        )
+
+
+class InvalidWeight(PeterRecError):
+    code = "invalid_weight"
+    category = Category.MALFORMED
+
+    def __init__(self, weight: float, least: float, most: float) -> None:
+        super().__init__(
+            f"the weight is {weight:g}; it must be from {least:g} to {most:g}.",
+            hint="Leave it out for 1, as the other tenants have.",
+        )
+
+
+class InvalidExpiry(PeterRecError):
+    code = "invalid_expiry"
+    category = Category.MALFORMED
+
+    def __init__(self, expires_at: datetime, years: int) -> None:
+        super().__init__(
+            f"the key would expire at {expires_at.isoformat(timespec='seconds')}.",
+            hint=f"Give a time in the future, at most {years} years from now; leave it out for a "
+            "key that does not expire.",
+        )
+
+
+class QuotaExceeded(PeterRecError):
+    """A change by which a tenant would have more than its quota. Nothing was changed."""
+
+    code = "quota_exceeded"
+    category = Category.NO_ROOM
+
+    def __init__(self, tenant: str, quota: str, limit: int, used: int, wanted: int) -> None:
+        what = quota.replace("_", " ")
+        super().__init__(
+            f"tenant {tenant!r} may have {limit} {what} and has {used}; {wanted} more are wanted.",
+            hint="Delete what is no longer needed, or ask the operator for a larger quota.",
+        )
+
+
+class BundleQuotaExceeded(PeterRecError):
+    """A bundle that has more of something than each of the tenant's may have."""
+
+    code = "bundle_quota_exceeded"
+    category = Category.NO_ROOM
+
+    def __init__(self, tenant: str, quota: str, limit: int, found: int) -> None:
+        what = quota.replace("_", " ")
+        super().__init__(
+            f"a bundle of tenant {tenant!r} may have {limit} {what}; this one has {found}.",
+            hint="Make it smaller, or ask the operator for a larger quota.",
+        )
 
 
 class ArchiveInvalid(PeterRecError):

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from peterrec.model.data.forms import DataFile
 from peterrec.model.errors import ScratchFull
+from peterrec.model.scratch import ScratchFolder
 
 SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "memory_limit": "1GiB",  # 100 million events sort as fast with it as with twice as much
@@ -57,14 +58,14 @@ def connected() -> Iterator[Connection]:
 def _scratch() -> Iterator[str]:
     """A folder that lasts as long as a connection."""
     try:
-        folder = tempfile.TemporaryDirectory(prefix="peterrec-", ignore_cleanup_errors=True)
+        folder = ScratchFolder()
     except OSError as error:
         raise ScratchFull(
             f"no folder for what does not fit into memory: {error.strerror or error}.",
             hint="Set the environment variable TMPDIR to a folder that may be written to.",
         ) from error
-    with folder as name:
-        yield name
+    with folder as path:
+        yield str(path)
 
 
 @contextmanager
@@ -83,7 +84,7 @@ def room_errors() -> Iterator[None]:
 
 
 def scan_text(
-    connection: Connection, file: DataFile, columns: Sequence[str]
+    connection: Connection, file: DataFile, columns: Sequence[str], batch_rows: int | None = None
 ) -> pa.RecordBatchReader:
     """Columns of a text table as texts, in the file's order; an empty field is null.
 
@@ -109,5 +110,7 @@ def scan_text(
         hive_partitioning=False,
     )
     wanted = ", ".join(f"{places[column]} AS w{n}" for n, column in enumerate(columns))
-    reader: pa.RecordBatchReader = table.project(wanted).to_arrow_reader(TEXT_BATCH_ROWS)
+    reader: pa.RecordBatchReader = table.project(wanted).to_arrow_reader(
+        batch_rows or TEXT_BATCH_ROWS
+    )
     return reader

@@ -196,6 +196,18 @@ class EventStore:
         if held:
             yield _joined(held)
 
+    def by_user_text(self, form: TimeForm) -> Iterator[pa.Table]:
+        """Events as columns user, item and time, by the user's text and by time.
+
+        Ids need no names, so that what is in memory does not depend on how many there are.
+        """
+        relation = self._connection.sql(
+            f"SELECT u AS user, i AS item, {form.sql} AS time FROM events "
+            f"ORDER BY u, {_order_key(form)}"
+        )
+        for batch in relation.to_arrow_reader(BATCH_ROWS):
+            yield pa.Table.from_batches([batch])
+
     def _batches(
         self, form: TimeForm, order: str
     ) -> Iterator[tuple[npt.NDArray[np.int64], Numbered]]:

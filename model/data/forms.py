@@ -291,7 +291,7 @@ def _within(folder: Path) -> _Search:
     """The tables below a folder in the order of their names; everything else is left out."""
     found = _Search()
     _walk(folder, folder, found)
-    found.paths.sort(key=lambda path: _order_key(path.relative_to(folder)))
+    found.paths.sort(key=lambda path: order_key(path.relative_to(folder)))
     if any(path.suffix == ".inter" for path in found.paths):
         others = [path for path in found.paths if path.suffix in (".user", ".item")]
         found.paths = [path for path in found.paths if path not in others]
@@ -448,7 +448,7 @@ def _begins_with(path: Path, form: TextForm, names: Sequence[str]) -> bool:
     return [_name_and_type(text, form)[0] for text in header] == [*names]
 
 
-def _order_key(path: Path) -> tuple[tuple[tuple[int, int, str], ...], ...]:
+def order_key(path: Path) -> tuple[tuple[tuple[int, int, str], ...], ...]:
     """Sorts paths by their parts, numbers within them by value, and train before valid and test."""
     return tuple(_natural(part) for part in path.parts)
 
@@ -550,7 +550,7 @@ def _unpacked(path: Path, packing: Packing, most: int) -> bytes:
 
 def _damaged(path: Path, error: Exception) -> DataFileUnreadable:
     return DataFileUnreadable(
-        f"{path}: {str(error).splitlines()[0]}.",
+        f"{path}: {str(error).splitlines()[0].rstrip('.')}.",
         hint="The file is damaged or incomplete: fetch or write it again.",
     )
 

@@ -54,6 +54,13 @@ class InteractionSource:
     since: str | None = None
     before: str | None = None
 
+    def absolute(self) -> "InteractionSource":
+        """Return the source as a process with another current folder finds it."""
+        data = self.table.data
+        if not isinstance(data, Path):
+            return self
+        return replace(self, table=replace(self.table, data=data.absolute()))
+
 
 @dataclass(frozen=True, slots=True)
 class Events:
@@ -299,10 +306,10 @@ def _filled(
     """Read all events of a source into a store."""
     name = source.table.name
     order = None if source.order_column is None else OrderColumn(source.order_column, observer)
-    _require_order(source, observer)
+    require_order(source, observer)
     columns = EventColumns(name, source.user_column, source.item_column, source.order_column)
     with open_store(columns) as store:
-        for part in _parts(source, observer, takes_samples):
+        for part in event_parts(source, observer, takes_samples):
             _add(store, part, order, source)
         if not store.count:
             raise FilterMatchesNothing(
@@ -324,8 +331,8 @@ def _filled(
         )
 
 
-def _parts(
-    source: InteractionSource, observer: ReadingObserver, takes_samples: bool
+def event_parts(
+    source: InteractionSource, observer: ReadingObserver, takes_samples: bool = False
 ) -> Iterator[TablePart]:
     """The table with one row per event, also if it has one per user with lists of items."""
     values = [source.item_column, *([source.order_column] if source.order_column else [])]
@@ -340,7 +347,7 @@ def _parts(
         yield from unfolded(part, source.user_column, values)
 
 
-def _require_order(source: InteractionSource, observer: ReadingObserver) -> None:
+def require_order(source: InteractionSource, observer: ReadingObserver) -> None:
     """Refuse a cut-off without an order column, and tell what order is taken without one."""
     if source.order_column is not None:
         return
@@ -362,17 +369,24 @@ def _add(
     store: EventStore, part: TablePart, order: OrderColumn | None, source: InteractionSource
 ) -> None:
     """Add a part's events that are within the source's bounds."""
-    times = None
-    if order is not None:
-        times = order.values(part)
-        wanted = _within(times, order, source)
-        part, times = part.filtered(wanted), times.filter(pa.array(wanted))
+    part, times = within_bounds(part, order, source)
     ids = []
     for column in (source.user_column, source.item_column):
         texts = texts_of(part, column)
         require_values(part, column, texts)
         ids.append(texts)
     store.add(ids[0], ids[1], times)
+
+
+def within_bounds(
+    part: TablePart, order: OrderColumn | None, source: InteractionSource
+) -> tuple[TablePart, pa.Array | None]:
+    """The events of a part that are within the source's bounds, and their times."""
+    if order is None:
+        return part, None
+    times = order.values(part)
+    wanted = _within(times, order, source)
+    return part.filtered(wanted), times.filter(pa.array(wanted))
 
 
 def _within(times: pa.Array, order: OrderColumn, source: InteractionSource) -> Flags:

@@ -66,7 +66,8 @@ class TableSource:
 
     ``data`` is a file, a folder of files, or a table in memory. ``delimiter`` is that of text
     files; by default, the name of each file says it. ``columns`` names the columns of text files
-    without a header. ``missing`` are texts that mean that there is no value.
+    without a header. ``missing`` are texts that mean that there is no value. ``batch_rows`` are the
+    rows of a file that are read at a time, if rows are so large that they should be fewer.
     """
 
     data: Path | ArrowTable
@@ -74,6 +75,7 @@ class TableSource:
     columns: tuple[str, ...] | None = None
     where: tuple[Condition, ...] = ()
     missing: tuple[str, ...] = ()
+    batch_rows: int | None = None
 
     @property
     def name(self) -> str:
@@ -197,7 +199,10 @@ def _file_parts(
     own = [column for column in wanted if column in file.names]
     first = 0
     with _file_errors(file):
-        batches = _parquet(file, own) if file.form is None else _text(connection, file, own)
+        if file.form is None:
+            batches = _parquet(file, own, source.batch_rows or PARQUET_BATCH_ROWS)
+        else:
+            batches = _text(connection, file, own, source.batch_rows)
         for table, share in batches:
             table = _with_partitions(table, file, wanted)
             rows = np.arange(first, first + table.num_rows, dtype=np.int64)
@@ -308,18 +313,20 @@ LONGEST_REASON = 300
 """Characters of what a library says that are shown."""
 
 
-def _parquet(file: DataFile, columns: list[str]) -> Iterator[tuple[pa.Table, float]]:
+def _parquet(
+    file: DataFile, columns: list[str], batch_rows: int
+) -> Iterator[tuple[pa.Table, float]]:
     with pq.ParquetFile(file.path, buffer_size=PARQUET_BUFFER_BYTES, pre_buffer=False) as parquet:
         done, total = 0, max(1, parquet.metadata.num_rows)
         yield _without_views(parquet.schema_arrow.empty_table().select(columns)), 0.0
         # A file of which folders give all columns still has as many rows as any of its own.
-        for batch in parquet.iter_batches(PARQUET_BATCH_ROWS, columns=columns or file.names[:1]):
+        for batch in parquet.iter_batches(batch_rows, columns=columns or file.names[:1]):
             done += batch.num_rows
             yield _without_views(pa.Table.from_batches([batch])), done / total
 
 
 def _text(
-    connection: engine.Connection, file: DataFile, columns: list[str]
+    connection: engine.Connection, file: DataFile, columns: list[str], batch_rows: int | None
 ) -> Iterator[tuple[pa.Table, float]]:
     assert file.form is not None
     yield pa.schema([(column, pa.string()) for column in columns]).empty_table(), 0.0
@@ -328,7 +335,7 @@ def _text(
     above = 1 if file.form.has_header else 0
     done = 0
     try:
-        for batch in engine.scan_text(connection, file, read):
+        for batch in engine.scan_text(connection, file, read, batch_rows):
             table = pa.Table.from_batches([batch.slice(above if done == 0 else 0)])
             done += batch.num_rows
             yield table.rename_columns(read), max(0.0, connection.query_progress() / 100)

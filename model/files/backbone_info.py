@@ -1,12 +1,13 @@
 """Spec, item vocabulary and fingerprint of a backbone folder, read without torch."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peterrec.model.disk import refusal
-from peterrec.model.errors import BackboneFolderInvalid
+from peterrec.model.errors import BackboneFolderInvalid, BackboneGivenTwice
 from peterrec.model.spec import BackboneSpec
 
 SPEC = "spec.json"
@@ -38,6 +39,19 @@ def read_info(folder: Path) -> BackboneInfo:
             f"{folder / VOCABULARY} lists {len(items)} items, the spec {spec.item_count}."
         )
     return BackboneInfo(spec, [str(item) for item in items], fingerprint)
+
+
+def read_backbones(folders: Sequence[Path]) -> list[BackboneInfo]:
+    """Read several folders; BackboneGivenTwice if two have the same backbone."""
+    found: dict[str, Path] = {}
+    infos: list[BackboneInfo] = []
+    for folder in folders:
+        info = read_info(folder)
+        if info.fingerprint in found:
+            raise BackboneGivenTwice(found[info.fingerprint], folder)
+        found[info.fingerprint] = folder
+        infos.append(info)
+    return infos
 
 
 def read_json(path: Path) -> Any:  # Any: a JSON document

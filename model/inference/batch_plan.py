@@ -64,6 +64,11 @@ class RowPatches:
         pool_of = np.fromiter(map(number.__getitem__, pools), np.int32, len(refs))
         return cls(uses, pool_of, slots)
 
+    def of_each(self, histories: int) -> "RowPatches":
+        """These patches for every history, of which each then has neighbouring rows."""
+        pool_of, slots = np.tile(self.pool_of, histories), np.tile(self.slots, histories)
+        return RowPatches(self.pools, pool_of, slots)
+
     @property
     def leave_trunk(self) -> bool:
         """True if a patch begins above blocks that rows of one history could share."""

@@ -1,9 +1,10 @@
 """Heads of different kinds and widths, scored together for the rows of one batch."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,10 +16,17 @@ from peterrec.model.inference.item_tables import (
     table_bytes,
     without_each,
 )
-from peterrec.model.inference.top_k import CatalogRanking, CatalogWeights, RowScores, Selection
+from peterrec.model.inference.steps import Steps, finish, moved
+from peterrec.model.inference.top_k import (
+    CatalogRanking,
+    CatalogWeights,
+    Rankings,
+    RowScores,
+    Selection,
+)
 from peterrec.model.inference.weight_pool import WeightPool
 from peterrec.model.kinds import KINDS
-from peterrec.model.network.collate import Tokens
+from peterrec.model.network.collate import PackedHistories, Tokens
 from peterrec.model.network.item_table import ItemTable
 from peterrec.model.spec import FIRST_ITEM, HeadSpec, TableSpec
 
@@ -26,12 +34,26 @@ __all__ = ["HeadRef", "MixedHeads", "RowScores", "Selection"]
 
 FLOAT_BYTES = 4
 
+ROWS_PREPARED = (1, 2, 3, 4, 8, 16, 17, 32, 64, 99, 128, 200, 256)
+"""Numbers of rows that each form of a head is run with before it serves on a GPU."""
+
+
+PRODUCTS_AT_ONCE = 1 << 20
+"""Products of a head's weights that are in memory at a time: 4 MiB, which stay in the cache."""
+
 
 class HeadBytes(NamedTuple):
     """Bytes that a head takes on the device: of the part that stays there, and of the large one."""
 
     pooled: int
     large: int = 0
+
+
+def head_bytes(spec: HeadSpec, channels: int, table: ItemTable | None = None) -> HeadBytes:
+    """Return the bytes that a head takes on the device, where every head has a bias."""
+    own = FLOAT_BYTES * spec.outputs * (channels + 1)
+    added = 0 if table is None else table_bytes(table)
+    return HeadBytes(0, own + added) if _has_catalog(spec) else HeadBytes(own, added)
 
 
 class HeadRef(NamedTuple):
@@ -63,6 +85,31 @@ class HeadRef(NamedTuple):
         return self.large is None or self.large.is_here
 
 
+class PreparedHead(NamedTuple):
+    """A head's tensors as they are kept, and its table's buffer, on the CPU.
+
+    Any thread may make it. ``tensors`` are ``head.weight`` and ``head.bias``.
+    """
+
+    spec: HeadSpec
+    tensors: Mapping[str, Tensor]
+    table: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        spec: HeadSpec,
+        tensors: Mapping[str, Tensor],
+        temperature: float,
+        table: ItemTable | None,
+    ) -> "PreparedHead":
+        """Fold the temperature into a head and its table, and pack the table."""
+        packed = None
+        if table is not None:
+            packed = packed_table(table, 1.0 if _has_catalog(spec) else temperature)
+        return cls(spec, _tempered(spec, tensors, temperature), packed)
+
+
 class MixedHeads:
     """All resident heads. Used by one thread, the device's owner.
 
@@ -74,14 +121,9 @@ class MixedHeads:
         self._device = device
         self._token_count = token_count
         self._pools: dict[int, WeightPool] = {}
+        self._prepared: set[tuple[HeadSpec, bool]] = set()
         self._ranking = CatalogRanking(device)
         self._tables = table_forward(device, token_count)
-
-    def size(self, spec: HeadSpec, table: ItemTable | None = None) -> HeadBytes:
-        """Bytes that a head takes on the device, where every head has a bias."""
-        own = FLOAT_BYTES * spec.outputs * (self._channels + 1)
-        added = 0 if table is None else table_bytes(table)
-        return HeadBytes(0, own + added) if _has_catalog(spec) else HeadBytes(own, added)
 
     def add(
         self,
@@ -95,17 +137,22 @@ class MixedHeads:
         A table is added to logits, which are divided by the temperature, or before a head that
         ranks a catalog to user vectors, which are not.
         """
-        size = self.size(spec, table)
-        weights = None if table is None else TableWeights(table_bytes(table))
-        if _has_catalog(spec):
-            ref = HeadRef(spec, None, 0, CatalogWeights(size.large, table=weights), weights)
-            packed = {} if table is None else {"table": packed_table(table)}
-            self.put_back(ref, {**tensors, **packed}, temperature)
-            return ref
-        if table is not None and weights is not None:
-            weights.put(packed_table(table, temperature).to(self._device))
-        pool = self._pool(spec.outputs)
-        return HeadRef(spec, pool, pool.write(_tempered(spec, tensors, temperature)), None, weights)
+        return finish(self.add_steps(PreparedHead.of(spec, tensors, temperature, table)))
+
+    def add_steps(self, head: "PreparedHead") -> Steps[HeadRef]:
+        """``add`` in steps, for a head that was prepared."""
+        spec, table = head.spec, None
+        if head.table is not None:
+            table = TableWeights(head.table.numel())
+            table.put((yield from moved(head.table, self._device)))
+        if not _has_catalog(spec):
+            pool = self._pool(spec.outputs)
+            return HeadRef(spec, pool, (yield from pool.write_steps(head.tensors)), None, table)
+        own = FLOAT_BYTES * spec.outputs * (self._channels + 1)
+        catalog = CatalogWeights(own + (table.size_bytes if table else 0), table=table)
+        catalog.weight = yield from moved(head.tensors["head.weight"], self._device)
+        catalog.bias = head.tensors["head.bias"].to(self._device)
+        return HeadRef(spec, None, 0, catalog, table)
 
     def put_back(
         self, ref: HeadRef, tensors: Mapping[str, Tensor], temperature: float = 1.0
@@ -121,18 +168,47 @@ class MixedHeads:
             ref.catalog.weight, ref.catalog.bias = weights["head.weight"], weights["head.bias"]
 
     def warm_up(self) -> None:
-        """Add one small table, so that the first bundle with one need not compile."""
+        """Score with small heads of all kinds and a table, so that no request need compile."""
         items, codes = torch.tensor([FIRST_ITEM]), torch.zeros(1, 1, dtype=torch.int8)
-        weights = {"head.weight": torch.zeros(1, self._channels)}
-        ref = self.add(
-            HeadSpec("value", 1),
-            weights,
-            1.0,
-            ItemTable(TableSpec(1), items, codes, torch.zeros(1)),
-        )
-        users = torch.zeros(1, self._channels, device=self._device)
-        self.scores(users, [ref], [Selection()], [[FIRST_ITEM]])
-        self.remove(ref)
+        table = ItemTable(TableSpec(1), items, codes, torch.zeros(1))
+        widths = {kind: 1 if each.outputs == "number" else 2 for kind, each in KINDS.items()}
+        weights = {n: {"head.weight": torch.zeros(n, self._channels)} for n in widths.values()}
+        refs = [self.add(HeadSpec(kind, n), weights[n]) for kind, n in widths.items()]
+        refs.append(self.add(HeadSpec("value", 1), weights[1], 1.0, table))
+        for chosen in (*([ref] for ref in refs), refs):
+            for rows in (1, 2):
+                self._score_zeros(list(chosen) * rows)
+        for ref in refs:
+            self.remove(ref)
+
+    def prepare(self, ref: HeadRef) -> Iterator[None]:
+        """Score batches of each size with a head that is loaded, in steps of milliseconds.
+
+        A GPU's libraries load code when an operation meets a new size. Used once for each form.
+        """
+        form = (ref.spec, ref.catalog is not None and ref.table is not None)
+        if self._device.type != "cuda" or form in self._prepared:
+            return
+        self._prepared.add(form)
+        for rows in ROWS_PREPARED:
+            if ref.is_here:  # it may have been evicted between two steps
+                self._score_zeros([ref] * rows)
+            yield
+
+    def _score_zeros(self, refs: Sequence[HeadRef]) -> None:
+        """Score rows that nobody asked for, in each way that a request may."""
+        users = torch.zeros(len(refs), self._channels, device=self._device)
+        histories = [[FIRST_ITEM]] * len(refs)
+        first = np.zeros(1, np.int64)
+        for selection in (
+            Selection(top_k=1),
+            Selection(top_k=1, excluded=first),
+            Selection(top_k=1, candidates=first),
+            Selection(is_raw=True),
+        ):
+            raw = Selection(is_raw=selection.is_raw)
+            each = [raw if ref.catalog is None else selection for ref in refs]
+            self.scores(users, refs, each, histories)
 
     def remove(self, ref: HeadRef) -> None:
         """Free the head's memory; no row may be waiting for it."""
@@ -189,7 +265,7 @@ class MixedHeads:
         out: list[RowScores | None] = [None] * len(refs)
         for group, rows in enumerate(groups):
             is_all = len(groups) == 1
-            chosen = users if is_all else users[torch.tensor(rows, device=users.device)]  # [b, C]
+            chosen = users if is_all else users[sent(rows, users.device)]  # [b, C]
             catalog = refs[rows[0]].catalog
             if catalog is not None:
                 if catalog.table is not None:
@@ -205,6 +281,50 @@ class MixedHeads:
             for row, each in zip(rows, found, strict=True):
                 out[row] = each
         return [scores for scores in out if scores is not None]
+
+    @torch.inference_mode()
+    def scores_of_all(
+        self, users: Tensor, ref: HeadRef, histories: Sequence[Tokens] = ()
+    ) -> Tensor:
+        """Scores [B, K] of one head without a catalog for many user vectors [B, C].
+
+        They stay on the device, and equal those that ``scores`` gives each row, to the bit.
+        """
+        assert ref.pool is not None
+        ref.pool.await_writes()
+        tensors = ref.pool.tensors
+        weight = tensors["head.weight"][ref.slot].unsqueeze(0)  # [1, K, C]
+        bias = tensors["head.bias"][ref.slot]  # [K]
+        at_once = max(1, PRODUCTS_AT_ONCE // weight.numel())
+        parts = [
+            weight.mul(users[start : start + at_once].unsqueeze(1)).sum(2).add_(bias)  # [b, K]
+            for start in range(0, len(users), at_once)
+        ]
+        logits = torch.cat(parts) if len(parts) > 1 else parts[0]  # [B, K]
+        if ref.table is not None:
+            self._batch_tables([ref] * len(users), histories).add(logits)
+        return KINDS[ref.spec.kind].scores(logits)
+
+    @torch.inference_mode()
+    def top_of_all(
+        self,
+        users: Tensor,
+        ref: HeadRef,
+        top_k: int,
+        excluded: PackedHistories,
+        allowed: bytes | None = None,
+        histories: Sequence[Tokens] = (),
+    ) -> Rankings:
+        """The ``top_k`` best items of one ranking head for user vectors [B, C], row by row.
+
+        ``excluded`` are catalog indices by user, ``allowed`` bits as in ``Selection``. A row's bits
+        do not depend on the other rows, nor on how many these are.
+        """
+        assert ref.catalog is not None
+        if ref.table is not None:
+            users = _copied(users)
+            self._batch_tables([ref] * len(users), histories).add(users)
+        return self._ranking.top_of_all(users, ref.catalog, top_k, excluded, allowed)
 
     @torch.inference_mode()
     def table_without_each(self, ref: HeadRef, history: Tokens, items: Tokens) -> RowScores:
@@ -225,6 +345,12 @@ class MixedHeads:
             shapes = {"head.weight": (outputs, self._channels), "head.bias": (outputs,)}
             self._pools[outputs] = WeightPool(shapes, self._device)
         return self._pools[outputs]
+
+
+def sent(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """Numbers int64 on the device. Nobody waits for the copy, nor for the work before it."""
+    here = torch.tensor(numbers)
+    return here if device.type == "cpu" else here.pin_memory().to(device, non_blocking=True)
 
 
 def _has_catalog(spec: HeadSpec) -> bool:
@@ -263,10 +389,15 @@ def _logits(users: Tensor, refs: Sequence[HeadRef]) -> Tensor:
     pool = refs[0].pool
     assert pool is not None
     pool.await_writes()
-    slots = torch.tensor([ref.slot for ref in refs], device=users.device)
-    weight, bias = pool.tensors["head.weight"][slots], pool.tensors["head.bias"][slots]
+    weights, biases = pool.tensors["head.weight"], pool.tensors["head.bias"]
     # A batched product rounds differently for other numbers of rows; this gives equal bits always.
-    return weight.mul_(users.unsqueeze(1)).sum(2).add_(bias)  # [b, K, C] -> [b, K]
+    if len(refs) == 1:  # nothing is gathered, and no number is sent to the device
+        own = slice(refs[0].slot, refs[0].slot + 1)
+        product = weights[own].mul(users.unsqueeze(1))  # [1, K, C]
+        return product.sum(2).add_(biases[own])  # [1, K]
+    slots = sent([ref.slot for ref in refs], users.device)
+    products = weights[slots].mul_(users.unsqueeze(1))  # [b, K, C]
+    return products.sum(2).add_(biases[slots])  # [b, K]
 
 
 def _scores(kind: str, logits: Tensor, are_raw: Sequence[bool]) -> Tensor:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from peterrec.model.inference.steps import COPIED_AT_ONCE, Steps, finish
+
 RESERVED_BYTES = 1 << 30
 """Address space that a pool reserves on a CPU; a page takes memory only once it is written."""
 
@@ -61,16 +63,37 @@ class WeightPool:
 
     def write(self, weights: Mapping[str, Tensor]) -> int:
         """Copy one tensor per name into a free slot and return the slot's number."""
+        return finish(self.write_steps(weights))
+
+    def write_steps(self, weights: Mapping[str, Tensor]) -> Steps[int]:
+        """``write`` in steps; other slots may be written meanwhile."""
         slot = self._free.pop() if self._free else self._next()
-        if self._stream is not None:
-            self._write_on_stream(slot, weights, self._stream)
-            return slot
-        for name, tensor in self.tensors.items():
-            tensor[slot].copy_(weights[name])
-        for name, pages in self._pages.items():
-            tensor = self.tensors[name]
-            pages.enlarge(self._used * tensor.stride(0) * tensor.element_size())
+        try:
+            if self._stream is not None:
+                self._write_on_stream(slot, weights, self._stream)
+                return slot
+            for name in self.tensors:
+                yield from self._copy(name, slot, weights[name].reshape(-1))
+            for name, pages in self._pages.items():
+                tensor = self.tensors[name]
+                while pages.enlarge(self._used * tensor.stride(0) * tensor.element_size()):
+                    yield
+        except BaseException:  # also if no further step is taken
+            self._free.append(slot)
+            raise
         return slot
+
+    def zeros(self) -> dict[str, Tensor]:
+        """Weights that are all zero, for a slot that no answer depends on."""
+        return {name: torch.zeros(tensor.shape[1:]) for name, tensor in self.tensors.items()}
+
+    def _copy(self, name: str, slot: int, source: Tensor) -> Steps[None]:
+        for start in range(0, len(source), COPIED_AT_ONCE):
+            part = slice(start, start + COPIED_AT_ONCE)
+            # the pool's tensor is looked up each time, as it moves when the pool grows
+            self.tensors[name][slot].view(-1)[part].copy_(source[part])
+            if part.stop < len(source):
+                yield
 
     def await_writes(self) -> None:
         """Order later work on the current stream after the writes so far; never blocks."""
@@ -139,10 +162,12 @@ class HugePages:
         self._memory = memory
         self._large_until = start
 
-    def enlarge(self, used: int) -> None:
-        """Collapse the pages below ``used`` bytes that fill whole huge pages."""
-        while self._large_until + LARGE_PAGE <= used:
-            with contextlib.suppress(OSError):  # a kernel without huge pages
-                self._memory.madvise(mmap.MADV_HUGEPAGE, self._large_until, LARGE_PAGE)
-                self._memory.madvise(MADV_COLLAPSE, self._large_until, LARGE_PAGE)
-            self._large_until += LARGE_PAGE
+    def enlarge(self, used: int) -> bool:
+        """Collapse pages below ``used`` bytes to a huge one; False if there are too few for it."""
+        if self._large_until + LARGE_PAGE > used:
+            return False
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            self._memory.madvise(mmap.MADV_HUGEPAGE, self._large_until, LARGE_PAGE)
+            self._memory.madvise(MADV_COLLAPSE, self._large_until, LARGE_PAGE)
+        self._large_until += LARGE_PAGE
+        return True

@@ -9,8 +9,12 @@ if TYPE_CHECKING:
 
 
 def _scores(logits: "Tensor") -> "Tensor":
-    """Probability of each tag: a sigmoid for each."""
-    return logits.sigmoid()
+    """Probability of each tag: a sigmoid for each, computed in float64.
+
+    In float32, PyTorch rounds the last few numbers of a tensor otherwise than those before them,
+    and so an answer would depend on the other rows of its batch.
+    """
+    return logits.double().sigmoid().to(logits.dtype)
 
 
 KIND = Kind(outputs="labels", answers="tags", scores=_scores, has_threshold=True)

@@ -21,9 +21,12 @@ from peterrec.model.disk import file_in_one_step, refusal
 from peterrec.patches.errors import ArchiveInvalid
 from peterrec.patches.identity import Blob, Digest
 
-ARCHIVE_FORMAT = "peterrec.registry/1"
+ARCHIVE_FORMAT = "peterrec.registry/2"
+READABLE_FORMATS = (ARCHIVE_FORMAT, "peterrec.registry/1")
+"""The first form had no tenants."""
+
 MANIFEST_NAME, CHECKSUM_NAME = "manifest.json", "manifest.sha256"
-TASKS, KEYS, AUDIT = "tasks.jsonl", "keys.jsonl", "audit.jsonl"
+TASKS, KEYS, AUDIT, TENANTS = "tasks.jsonl", "keys.jsonl", "audit.jsonl", "tenants.jsonl"
 
 CHUNK_BYTES = 1 << 20
 MAX_MANIFEST_BYTES = 256 << 20
@@ -111,8 +114,15 @@ class Archive:
     tar: tarfile.TarFile
     manifest: ArchiveManifest
 
+    @property
+    def revision(self) -> int:
+        """The registry's revision that the archive shows."""
+        return self.manifest.revision
+
     def lines(self, name: str) -> list[Line]:
-        """Read the JSON documents of one member."""
+        """Read the JSON documents of one member; none if an older archive does not have it."""
+        if name not in self.manifest.files:
+            return []
         return [_decode(line, Line, name) for line in self._read(name).splitlines()]
 
     def digests(self) -> list[Digest]:
@@ -186,9 +196,9 @@ def _manifest(
     text = file.read()
     if _sha256(text).encode() != expected.read():
         raise ArchiveInvalid(f"{CHECKSUM_NAME} does not match {MANIFEST_NAME}.")
-    if _decode(text, Line, MANIFEST_NAME).get("format") != ARCHIVE_FORMAT:
+    if _decode(text, Line, MANIFEST_NAME).get("format") not in READABLE_FORMATS:
         raise ArchiveInvalid(
-            f"the archive's format is not {ARCHIVE_FORMAT}.",
+            f"the archive's format is none of {', '.join(READABLE_FORMATS)}.",
             hint="Import it with the version that wrote it.",
         )
     return _decode(text, ArchiveManifest, MANIFEST_NAME)

@@ -13,6 +13,7 @@ from peterrec.patches.backup.archive import (
     AUDIT,
     KEYS,
     TASKS,
+    TENANTS,
     ArchiveManifest,
     Line,
     writing_archive,
@@ -39,14 +40,17 @@ class StoredTask:
     record: bytes
     versions: dict[str, bytes]
     states: list[bytes]
+    availability: bytes = b""
 
     def line(self, field: str) -> Line:
         """Return the task's line of the archive."""
+        listed = {"availability": msgspec.Raw(self.availability)} if self.availability else {}
         return {
             "task": field,
             "record": msgspec.Raw(self.record),
             "versions": {digest: msgspec.Raw(text) for digest, text in self.versions.items()},
             "states": [msgspec.Raw(text) for text in self.states],
+            **listed,
         }
 
 
@@ -58,6 +62,7 @@ class _Stored:
     tasks: dict[str, StoredTask]
     keys: list[Line]
     audit: list[Line]
+    tenants: list[Line]
 
     def digests(self) -> list[Digest]:
         named = {digest for task in self.tasks.values() for digest in task.versions}
@@ -69,9 +74,9 @@ async def export_archive(
 ) -> ArchiveManifest:
     """Write an archive with the registry's state at one revision; replace ``path`` when complete.
 
-    It has tasks, versions, aliases, traffic, states, the sha256 of keys, the audit trail and every
-    registered bundle. Other clients may change the registry meanwhile; what they touch is read
-    again.
+    It has tasks, versions, aliases, traffic, states, the sha256 of keys, tenants, the audit trail
+    and every registered bundle. Other clients may change the registry meanwhile; what they touch is
+    read again.
     """
     blobs = BlobStore(store)
     with writing_archive(path) as archive:
@@ -81,6 +86,7 @@ async def export_archive(
         await asyncio.to_thread(archive.add_lines, TASKS, lines)
         await asyncio.to_thread(archive.add_lines, KEYS, stored.keys)
         await asyncio.to_thread(archive.add_lines, AUDIT, stored.audit)
+        await asyncio.to_thread(archive.add_lines, TENANTS, stored.tenants)
         digests = stored.digests()
         for done, digest in enumerate(digests):
             on_progress(Progress("exporting", done, len(digests), unit="bundles"))
@@ -97,14 +103,21 @@ async def _read_stored(store: Store) -> _Stored:
     tasks: dict[str, StoredTask] = {}
     for _ in range(MAX_PASSES):
         await _read_tasks(store, pending, tasks)
-        revision, keys, audit = await store.run(READ_REST, store.keys(), {})
+        revision, *rest = await store.run(READ_REST, store.keys(), {})
         found = await feed.changes(position)
         if found is None:
             break
         position = found.position
         pending = [*(entry.ref for entry in found.tasks), *found.removed_tasks]
         if not pending and int(revision) == position.revision:
-            return _Stored(position.revision, tasks, _key_lines(keys), _audit_lines(audit))
+            keys, audit, tenants = rest
+            return _Stored(
+                position.revision,
+                tasks,
+                lines_of("key_id", keys),
+                audit_lines(audit),
+                lines_of("tenant", tenants),
+            )
     raise RegistryUnavailable(
         "the registry changes faster than it can be read.", hint="Export it at a quieter time."
     )
@@ -116,19 +129,20 @@ async def _read_tasks(store: Store, refs: list[TaskRef], into: dict[str, StoredT
         found = await asyncio.gather(
             *(store.run(READ_STORED_TASK, store.keys(field), {"field": field}) for field in chunk)
         )
-        for field, (record, versions, states) in zip(chunk, found, strict=True):
+        for field, (record, versions, states, listed) in zip(chunk, found, strict=True):
             if record:
                 named = {text_of(digest): text for digest, text in pairs_of(versions)}
-                into[field] = StoredTask(record, named, states)
+                into[field] = StoredTask(record, named, states, listed)
             else:
                 into.pop(field, None)
 
 
-def _key_lines(flat: list[bytes]) -> list[Line]:
-    return [{"key_id": text_of(key), "record": msgspec.Raw(text)} for key, text in pairs_of(flat)]
+def lines_of(name: str, flat: list[bytes]) -> list[Line]:
+    """Return a line for each field of a hash, which stands under ``name``."""
+    return [{name: text_of(field), "record": msgspec.Raw(text)} for field, text in pairs_of(flat)]
 
 
-def _audit_lines(entries: list[Any]) -> list[Line]:  # Any: entries of a stream as Redis lists them
+def audit_lines(entries: list[Any]) -> list[Line]:  # Any: entries of a stream as Redis lists them
     return [
         {
             "revision": int(entry_id.partition(b"-")[0]),

@@ -1,31 +1,35 @@
-"""Import: replace a registry by the contents of an archive, in one step."""
+"""Import: replace a registry by the contents of an archive, or of a replica's copy, in one step."""
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
 import msgspec
 
 from peterrec.model.errors import PeterRecError
 from peterrec.model.progress import OnProgress, Progress, no_progress
-from peterrec.patches.backup.archive import AUDIT, KEYS, TASKS, Archive, Line, open_archive
+from peterrec.patches.backup.archive import AUDIT, KEYS, TASKS, TENANTS, Line, open_archive
 from peterrec.patches.backup.exporting import StoredTask
 from peterrec.patches.errors import ArchiveInvalid, BlobMissing, RegistryChanged, RegistryNotEmpty
-from peterrec.patches.identity import Digest
+from peterrec.patches.identity import Blob, Digest, parse_tenant
 from peterrec.patches.redis.client import redis_errors
 from peterrec.patches.registry.blobs import BlobStore
 from peterrec.patches.registry.feed import ChangeFeed
-from peterrec.patches.registry.records import Position
+from peterrec.patches.registry.records import EventAction, Position
 from peterrec.patches.registry.redis_store import Store, field_of
 from peterrec.patches.registry.scripts import IMPORT, KEY_NAMES, STAGE_EVENTS, STAGED_NAMES
 from peterrec.patches.registry.serialization import (
+    availability_of,
     key_record,
     task_record,
     task_ref,
+    tenant_entry,
+    tenant_record,
     version_record,
 )
 
@@ -60,16 +64,52 @@ async def import_archive(
     """
     on_progress(Progress("checking the archive"))
     with closing(await asyncio.to_thread(open_archive, path)) as archive:
-        return await _Import(store, archive, actor, on_progress).run(mode)
+        revision, tasks = archive.manifest.revision, len(archive.lines(TASKS))
+        act = Act(EventAction.IMPORT, actor, f"{tasks} tasks of an archive at revision {revision}")
+        return await Import(store, archive, act, on_progress).run(mode)
 
 
-class _Import:
-    """One import: its archive, and the keys under which it stages the new contents."""
+class Contents(Protocol):
+    """A whole registry outside of Redis: an archive, or a replica's copy. Its methods block."""
 
-    def __init__(self, store: Store, archive: Archive, actor: str, on_progress: OnProgress) -> None:
+    @property
+    def revision(self) -> int:
+        """The registry's revision that the contents show."""
+
+    def lines(self, name: str) -> list[Line]:
+        """Read the JSON documents of one member of an archive."""
+
+    def digests(self) -> list[Digest]:
+        """The digests of the bundles that are there."""
+
+    def size_of(self, digest: Digest) -> int:
+        """A bundle's size in bytes."""
+
+    def bundle(self, digest: Digest) -> Blob:
+        """Read and hash one bundle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """What the audit trail says of an import, and which registries it replaces.
+
+    ``supersedes`` has the last position of each registry that those who follow it may leave for
+    this one, in addition to the one at the destination.
+    """
+
+    action: EventAction
+    actor: str
+    note: str
+    supersedes: Sequence[Position] = ()
+
+
+class Import:
+    """One import: its contents, and the keys under which it stages them."""
+
+    def __init__(self, store: Store, contents: Contents, act: Act, on_progress: OnProgress) -> None:
         self._store = store
-        self._archive = archive
-        self._actor = actor
+        self._archive = contents
+        self._act = act
         self._on_progress = on_progress
         self._stem = store.key("import", uuid4().hex)
 
@@ -78,10 +118,10 @@ class _Import:
         before = await ChangeFeed(self._store).snapshot()
         if mode is ImportMode.EMPTY and before.revision:
             raise RegistryNotEmpty(before.revision, len(before.tasks))
-        revision = max(before.revision, self._archive.manifest.revision) + 1
+        revision = max(before.revision, self._archive.revision) + 1
         lines = await asyncio.to_thread(self._archive.lines, TASKS)
         tasks = [_checked_task(line, revision) for line in lines]
-        _check_bundles(tasks, self._archive)
+        await self._check_bundles(tasks)
         self._on_progress(Progress("writing tasks", len(tasks), unit="tasks"))
         staged = await self._stage_all(tasks)
         blobs, done, total = BlobStore(self._store), 0, len(self._archive.digests())
@@ -92,10 +132,21 @@ class _Import:
             await asyncio.gather(*map(blobs.put, bundles))
         old = [key for ref in before.tasks for key in self._task_keys(field_of(ref))]
         try:
-            return await self._swap(before.position, old, staged, revision, len(tasks))
+            return await self._swap(before.position, old, staged, revision)
         finally:
             with suppress(PeterRecError):  # otherwise it expires after STAGED_S
                 await self._forget(staged)
+
+    async def _check_bundles(self, tasks: list[tuple[str, StoredTask]]) -> None:
+        """Raise ArchiveInvalid if a version has no bundle, neither here nor at the destination."""
+        named = {Digest(digest) for _, task in tasks for digest in task.versions}
+        missing = named.difference(self._archive.digests())
+        if missing and self._act.action is EventAction.RESTORE:
+            missing = missing - await BlobStore(self._store).digests()
+        if missing:
+            raise ArchiveInvalid(
+                f"the archive does not have {len(missing)} bundles, for instance {min(missing)}."
+            )
 
     def _batches(self) -> Iterator[list[Digest]]:
         """Split the archive's bundles into batches that fit into memory together."""
@@ -120,7 +171,11 @@ class _Import:
         for digest in (digest for _, task in tasks for digest in task.versions):
             refs[digest] = refs.get(digest, 0) + 1
         await self._stage_hash("tasks", {field: task.record for field, task in tasks})
+        lists = {field: task.availability for field, task in tasks if task.availability}
+        await self._stage_hash("availability", lists)
         await self._stage_hash("keys", dict(map(_checked_key, self._archive.lines(KEYS))))
+        tenants = dict(map(_checked_tenant, self._archive.lines(TENANTS)))
+        await self._stage_hash("tenants", tenants)
         await self._stage_hash("refs", {digest: b"%d" % count for digest, count in refs.items()})
         await self._stage_audit()
         return keys
@@ -153,20 +208,20 @@ class _Import:
         with redis_errors():
             await self._store.redis.expire(key, STAGED_S)
 
-    async def _swap(
-        self, seen: Position, old: list[str], staged: list[str], revision: int, task_count: int
-    ) -> int:
+    async def _swap(self, seen: Position, old: list[str], staged: list[str], revision: int) -> int:
         once = [f"{self._stem}:{name}" for name in STAGED_NAMES]
         outcome = await self._store.change_with(
             [*once, *old, *staged],
             IMPORT,
-            actor=self._actor,
+            action=self._act.action,
+            actor=self._act.actor,
+            supersedes=[[each.identity, each.revision] for each in self._act.supersedes],
             since=seen.revision,
             seen_mark=seen.mark,
             revision=revision,
             own_keys=len(KEY_NAMES),
             old_keys=len(old),
-            note=f"{task_count} tasks of an archive at revision {self._archive.manifest.revision}",
+            note=self._act.note,
         )
         if outcome.error == "blob_missing":
             raise BlobMissing(outcome.digest or "")
@@ -203,7 +258,10 @@ def _checked_task(line: Line, revision: int) -> tuple[str, StoredTask]:
             msgspec.json.encode(record),
             {digest: msgspec.json.encode(text) for digest, text in line["versions"].items()},
             [msgspec.json.encode(state) for state in line["states"]],
+            msgspec.json.encode(line["availability"]) if "availability" in line else b"",
         )
+        if task.availability:
+            availability_of(field, task.availability)
         found = task_record(field, task.record)
         for digest, text in task.versions.items():
             version_record(digest, text)
@@ -215,15 +273,6 @@ def _checked_task(line: Line, revision: int) -> tuple[str, StoredTask]:
     return field, task
 
 
-def _check_bundles(tasks: list[tuple[str, StoredTask]], archive: Archive) -> None:
-    named = {digest for _, task in tasks for digest in task.versions}
-    missing = sorted(named - set(archive.digests()))
-    if missing:
-        raise ArchiveInvalid(
-            f"the archive does not have {len(missing)} bundles, for instance {missing[0]}."
-        )
-
-
 def _checked_key(line: Line) -> tuple[str, bytes]:
     try:
         key_id, text = str(line["key_id"]), msgspec.json.encode(line["record"])
@@ -231,6 +280,19 @@ def _checked_key(line: Line) -> tuple[str, bytes]:
     except (PeterRecError, KeyError) as error:
         raise ArchiveInvalid(f"a key of the archive cannot be read: {error}.") from error
     return key_id, text
+
+
+def _checked_tenant(line: Line) -> tuple[str, bytes]:
+    """Decode a tenant; what it uses is left out, so that it is counted again."""
+    try:
+        tenant, record = parse_tenant(line["tenant"]), dict(line["record"])
+        record.pop("usage", None)
+        text = msgspec.json.encode(record)
+        tenant_entry(tenant, text)
+        tenant_record(tenant, text)
+    except (PeterRecError, KeyError, TypeError, ValueError) as error:
+        raise ArchiveInvalid(f"a tenant of the archive cannot be read: {error}.") from error
+    return tenant, text
 
 
 def _checked_event(line: Line) -> Line:

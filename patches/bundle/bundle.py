@@ -1,13 +1,12 @@
 """The bundle, one immutable safetensors file: building it, signing it and opening it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
-
-import numpy as np
+from types import MappingProxyType
 
 from peterrec.model.disk import refusals
+from peterrec.patches.bundle.attributes import Attributes, attributes_of
 from peterrec.patches.bundle.contents import Contents, check_tensors, manifest_of, read_contents
 from peterrec.patches.bundle.format import BundleLimits
 from peterrec.patches.bundle.header import (
@@ -29,6 +28,7 @@ from peterrec.patches.bundle.signatures import (
     signatures_of,
     signed_message,
 )
+from peterrec.patches.bundle.texts import PackedTexts
 from peterrec.patches.errors import Findings, ReasonCode
 from peterrec.patches.identity import Digest, digest_of, format_digest
 
@@ -50,49 +50,33 @@ __all__ = [
 BUNDLE_SUFFIX = ".bundle"
 
 
-class Catalog:
+class Catalog(PackedTexts):
     """The external item ids of a ranking head's outputs, in the order of the outputs.
 
-    They are kept packed, as UTF-8 ``bytes`` uint8 [N] and ``offsets`` int64 [K + 1]. A million ids
-    then take some megabytes and no Python objects.
+    ``titles`` are the items' display names, empty where there is none, and ``attributes`` what they
+    may be filtered by, if the bundle has them.
     """
 
-    def __init__(self, packed: Array, offsets: Array) -> None:
-        self._bytes = np.ascontiguousarray(packed)
-        self._offsets = offsets
-
-    @classmethod
-    def pack(cls, items: Sequence[str]) -> "Catalog":
-        """Pack the given ids into a catalog."""
-        encoded = [item.encode() for item in items]
-        offsets = np.zeros(len(encoded) + 1, np.int64)
-        np.cumsum([len(item) for item in encoded], out=offsets[1:])
-        return cls(np.frombuffer(b"".join(encoded), np.uint8), offsets)
+    titles: PackedTexts | None = None
+    attributes: Attributes = MappingProxyType({})
 
     @classmethod
     def of(cls, tensors: Tensors) -> "Catalog":
-        """Take the catalog from a ranking bundle's tensors, without a copy."""
-        return cls(tensors["catalog.bytes"], tensors["catalog.offsets"])
+        """Take the ids from a ranking bundle's tensors, without a copy."""
+        return cls.named(tensors, "catalog")
+
+    @classmethod
+    def of_bundle(cls, manifest: Manifest, tensors: Tensors) -> "Catalog":
+        """Take the ids, titles and attributes from a ranking bundle, without a copy."""
+        catalog = cls.of(tensors)
+        if manifest.head.title_bytes:
+            catalog.titles = PackedTexts.named(tensors, "title")
+        catalog.attributes = attributes_of(manifest, tensors)
+        return catalog
 
     def tensors(self) -> dict[str, Array]:
-        """Return the two tensors that a bundle stores."""
-        return {"catalog.bytes": self._bytes, "catalog.offsets": self._offsets}
-
-    def __len__(self) -> int:
-        return len(self._offsets) - 1
-
-    def __getitem__(self, index: int) -> str:
-        if not 0 <= index < len(self):
-            raise IndexError(f"catalog index {index} outside 0..{len(self) - 1}")
-        return self._bytes[self._offsets[index] : self._offsets[index + 1]].tobytes().decode()
-
-    def __iter__(self) -> Iterator[str]:
-        return (self[index] for index in range(len(self)))
-
-    def encoded(self) -> Iterator[bytes]:
-        """Return the ids as they are stored, in the order of the outputs."""
-        data = self._bytes.tobytes()
-        return (data[begin:end] for begin, end in pairwise(self._offsets.tolist()))
+        """Return the two tensors that a bundle stores of the ids."""
+        return self.tensors_named("catalog")
 
     def index_of(self, external_id: str) -> int | None:
         """Return the output that stands for an item; None if the catalog does not have it.
@@ -118,7 +102,8 @@ def build_bundle(manifest: Manifest, tensors: Tensors) -> bytes:
         if tensor.dtype not in DTYPES.values():
             findings.add(
                 ReasonCode.TENSOR_DTYPE,
-                f"{name} is {tensor.dtype}; a bundle holds float32, int64, int32, uint8 and int8",
+                f"{name} is {tensor.dtype}; a bundle holds float32, float64, int64, int32, uint8 "
+                "and int8",
             )
     findings.raise_if_any()
     data = encode_file(manifest.to_json(), tensors)

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from math import prod
 
 import numpy as np
 
-from peterrec.model.spec import FIRST_ITEM, PAD, UNK
+from peterrec.model.spec import FIRST_ITEM, LONGEST_LABEL, PAD, UNK
+from peterrec.patches.bundle.attributes import attribute_forms, attribute_problems
 from peterrec.patches.bundle.format import SCHEMA, BundleLimits
 from peterrec.patches.bundle.header import (
     DTYPES,
@@ -20,6 +20,7 @@ from peterrec.patches.bundle.header import (
 )
 from peterrec.patches.bundle.manifest import Manifest, parse_manifest
 from peterrec.patches.bundle.packed_table import is_shown, stored_dtype, table_problems
+from peterrec.patches.bundle.texts import text_problem
 from peterrec.patches.errors import Findings, ReasonCode
 
 FINITE_CHUNK = 1 << 20
@@ -73,6 +74,11 @@ def tensor_forms(manifest: Manifest, channels: int) -> dict[str, TensorForm]:
         forms["table.items"] = TensorForm("U8", (None,), earlier=tokens)
         forms["table.weight"] = TensorForm(stored_dtype(table), shapes["table.weight"])
         forms["table.scale"] = TensorForm("F32", shapes["table.scale"])
+    if manifest.head.title_bytes:
+        forms["title.bytes"] = TensorForm("U8", (manifest.head.title_bytes,))
+        forms["title.offsets"] = TensorForm("I64", (manifest.head.outputs + 1,))
+    for name, form in attribute_forms(manifest):
+        forms[name] = TensorForm(*form)
     n, m = manifest.probes.count, manifest.probes.columns
     forms["probe.histories"] = TensorForm("I32", (n, manifest.probe_length))
     forms["probe.columns"] = TensorForm("I64", (m,))
@@ -117,6 +123,8 @@ def check_tensors(contents: Contents, channels: int | None, findings: Findings) 
     sound = _check_forms(forms, contents.header, findings)
     tensors = {name: t for name, t in contents.tensors.items() if name in sound}
     _check_catalog(tensors, findings)
+    for problem in attribute_problems(contents.manifest, tensors):
+        findings.add(ReasonCode.ATTRIBUTES_INVALID, problem)
     _check_probes(contents.manifest, tensors, findings)
     _check_table(contents.manifest, channels, tensors, findings)
 
@@ -174,29 +182,16 @@ def _check_finite(name: str, tensor: Array, findings: Findings) -> None:
 
 
 def _check_catalog(tensors: Tensors, findings: Findings) -> None:
-    if "catalog.bytes" not in tensors or "catalog.offsets" not in tensors:
-        return
-    problem = _catalog_problem(tensors["catalog.bytes"], tensors["catalog.offsets"])
-    if problem:
-        findings.add(ReasonCode.CATALOG_INVALID, f"catalog: {problem}")
-
-
-def _catalog_problem(packed: Array, offsets: Array) -> str | None:
-    if offsets[0] != 0 or offsets[-1] != packed.size:
-        return f"offsets run from {offsets[0]} to {offsets[-1]}, expected 0 to {packed.size}"
-    if not (offsets[:-1] < offsets[1:]).all():
-        return "offsets do not ascend (an item id is empty or overlaps the next)"
-    if ((packed[offsets[:-1]] & 0xC0) == 0x80).any():
-        return "an item id begins inside a UTF-8 character"
-    data = packed.tobytes()
-    try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        return f"item ids are not UTF-8: {error}"
-    ends = offsets.tolist()
-    ids = {data[begin:end] for begin, end in pairwise(ends)}
-    repeated = len(ends) - 1 - len(ids)
-    return f"{repeated} item ids occur twice" if repeated else None
+    if "catalog.bytes" in tensors and "catalog.offsets" in tensors:
+        packed, offsets = tensors["catalog.bytes"], tensors["catalog.offsets"]
+        problem = text_problem(packed, offsets, "an item id")
+        if problem:
+            findings.add(ReasonCode.CATALOG_INVALID, f"catalog: {problem}")
+    if "title.bytes" in tensors and "title.offsets" in tensors:
+        packed, offsets = tensors["title.bytes"], tensors["title.offsets"]
+        problem = text_problem(packed, offsets, "a title", may_be_empty=True, longest=LONGEST_LABEL)
+        if problem:
+            findings.add(ReasonCode.TITLES_INVALID, f"title: {problem}")
 
 
 def _check_probes(manifest: Manifest, tensors: Tensors, findings: Findings) -> None:

@@ -13,10 +13,16 @@ MAX_KEYS = 1000
 
 @dataclass(frozen=True, slots=True)
 class BundleLimits:
-    """The largest file and header that are read; both are checked before anything is allocated."""
+    """The largest bundles that are accepted.
+
+    The sizes of the file and its header are checked before anything is allocated. The others bound
+    what a bundle costs to run, see ``BundleCost``.
+    """
 
     max_bytes: int = 1 << 30
     max_header_bytes: int = 8 << 20
+    max_patch_work: float = 8.0
+    max_answer_bytes: int = 4 << 20
 
 
 def parse_json(text: bytes) -> object:

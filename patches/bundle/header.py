@@ -23,6 +23,7 @@ Tensors = Mapping[str, Array]
 
 DTYPES: dict[str, np.dtype[Any]] = {  # Any: dtypes of several kinds
     "I64": np.dtype("<i8"),
+    "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "I32": np.dtype("<i4"),
     "U8": np.dtype("u1"),
@@ -37,6 +38,10 @@ LENGTH_BYTES = 8
 """Bytes at the start of the file that hold the header's length."""
 
 MAX_DIMENSIONS = 8
+
+MAX_ELEMENTS = 1 << 40
+"""Elements that a shape may have if sizes of 0 count as 1: more than any file holds, and few enough
+for every library to count. Without it, a shape with a 0 fits no bytes, whatever its other sizes."""
 
 METADATA_KEYS = frozenset({"format", "manifest", "checksum"})
 SIGNATURES_KEY = "signatures"
@@ -223,6 +228,8 @@ def _entry_problem(fields: object) -> str | None:
         return "dtype is not a text"
     if not _are_sizes(fields["shape"]) or len(fields["shape"]) > MAX_DIMENSIONS:
         return f"shape is not a list of at most {MAX_DIMENSIONS} sizes"
+    if prod(max(1, size) for size in fields["shape"]) > MAX_ELEMENTS:
+        return f"shape has sizes whose product is beyond {MAX_ELEMENTS}"
     if not _are_sizes(fields["data_offsets"]) or len(fields["data_offsets"]) != 2:
         return "data_offsets is not a pair of offsets"
     return None

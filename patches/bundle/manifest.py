@@ -1,6 +1,7 @@
 """The manifest of a bundle: what the bundle is, which backbone it fits and where it comes from."""
 
 from collections import Counter
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -45,13 +46,26 @@ MAX_PROBES = 256
 MAX_PROBE_COLUMNS = 4096
 """Most outputs whose logits a bundle may record for each probe."""
 
+MAX_ATTRIBUTES = 32
+"""Most attributes that a catalog may have."""
+
+LONGEST_ATTRIBUTE = 64
+"""Characters of the longest name of an attribute."""
+
 MOST_NOTES = 4096
 """Most characters of a provenance's notes."""
+
+MOST_BOUNDS = 31
+"""Most bounds between groups of scores that a prior may have."""
 
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Label = Annotated[str, Field(min_length=1, max_length=LONGEST_LABEL)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Index = Annotated[int, Field(ge=0, le=2**31 - 1)]
+AttributeName = Annotated[
+    str, Field(min_length=1, max_length=LONGEST_ATTRIBUTE, pattern=r"^[^\x00-\x1f\x7f]+$")
+]
+AttributeType = Literal["text", "number", "time"]
 
 
 class _Part(BaseModel):
@@ -117,7 +131,8 @@ class ManifestHead(_Part):
     Logits are divided by ``temperature`` before they are decoded. ``threshold`` is the probability
     from which a tag counts as present. ``scale`` and ``shift`` are those of ``ValueScale``; they
     are written only where they change something, as older readers do not know them. ``unit`` says
-    what a number counts, such as days.
+    what a number counts, such as days. ``title_bytes`` is the size of the outputs' display names, 0
+    if they have none.
     """
 
     kind: HeadKind
@@ -127,6 +142,7 @@ class ManifestHead(_Part):
     threshold: float = Field(default=0.5, ge=0.0, le=1.0)
     temperature: float = Field(default=1.0, ge=1e-3, le=1e3)
     unit: Label | None = Field(default=None, exclude_if=lambda unit: unit is None)
+    title_bytes: Index = Field(default=0, exclude_if=lambda size: size == 0)
     scale: float = Field(default=1.0, gt=0.0, le=LARGEST, exclude_if=lambda scale: scale == 1.0)
     shift: float = Field(
         default=0.0, ge=-LARGEST, le=LARGEST, exclude_if=lambda shift: shift == 0.0
@@ -161,6 +177,8 @@ class ManifestHead(_Part):
             raise PydanticCustomError("labels_mismatch", "{problem}", {"problem": problem})
         if self.unit is not None and KINDS[self.kind].outputs != "number":
             raise ValueError(f"a {self.kind} head has no unit")
+        if self.title_bytes and KINDS[self.kind].outputs == "number":
+            raise ValueError(f"a {self.kind} head has no titles")
         return self
 
     def _label_problem(self) -> str | None:
@@ -200,6 +218,19 @@ class ManifestTable(_Part):
         return self
 
 
+class ManifestAttribute(_Part):
+    """What the values of one attribute of a catalog's items are; an item of a list has several."""
+
+    type: AttributeType
+    is_list: bool = False
+
+    @model_validator(mode="after")
+    def _is_a_list_of_texts(self) -> Self:
+        if self.is_list and self.type != "text":
+            raise ValueError(f"only texts may be in lists, not a {self.type}")
+        return self
+
+
 class ManifestProbes(_Part):
     """The number of histories with known logits, and of outputs recorded for each of them.
 
@@ -211,6 +242,28 @@ class ManifestProbes(_Part):
     length: Annotated[int, Field(ge=1, le=MAX_HISTORY_ITEMS)] | None = Field(
         default=None, exclude_if=lambda length: length is None
     )
+
+
+class ManifestPrior(_Part):
+    """How the bundle's answers were distributed over users that its training held out.
+
+    ``outputs`` counts, for each label, the users whom the answer gave it; empty if the outputs have
+    no labels. ``bounds`` divide the scores of answers (of the best output, or the number itself),
+    and ``scores`` counts the users below, between and from them on.
+    """
+
+    users: Count
+    outputs: tuple[Index, ...] = Field(default=(), fail_fast=True)
+    bounds: tuple[float, ...] = Field(default=(), max_length=MOST_BOUNDS, fail_fast=True)
+    scores: tuple[Index, ...] = Field(default=(), max_length=MOST_BOUNDS + 1, fail_fast=True)
+
+    @model_validator(mode="after")
+    def _counts_its_users(self) -> Self:
+        if any(low >= high for low, high in pairwise(self.bounds)):
+            raise ValueError("the bounds of scores do not ascend")
+        if len(self.scores) != len(self.bounds) + 1 or sum(self.scores) != self.users:
+            raise ValueError("scores should count every user between the bounds")
+        return self
 
 
 class Provenance(_Part):
@@ -226,7 +279,8 @@ class Provenance(_Part):
 class Manifest(_Part):
     """Everything that a bundle holds apart from its tensors (``docs/bundle-format.md``).
 
-    ``table`` is left out of bundles without an item table, as older readers do not know it.
+    ``table``, ``attributes`` and ``prior`` are left out of bundles without an item table, without
+    attributes of their items or without a prior, as older readers do not know them.
     """
 
     schema_id: Literal["peterrec.bundle/1"] = Field(default=SCHEMA, alias="schema")
@@ -236,8 +290,12 @@ class Manifest(_Part):
     patch: ManifestPatch
     head: ManifestHead
     table: ManifestTable | None = Field(default=None, exclude_if=lambda table: table is None)
+    attributes: dict[AttributeName, ManifestAttribute] = Field(
+        default_factory=dict, max_length=MAX_ATTRIBUTES, exclude_if=lambda found: not found
+    )
     probes: ManifestProbes
     metrics: dict[Label, float] = Field(default_factory=dict)
+    prior: ManifestPrior | None = Field(default=None, exclude_if=lambda prior: prior is None)
     provenance: Provenance
 
     @property
@@ -261,6 +319,20 @@ class Manifest(_Part):
             raise ValueError("only probes of an item table have a length")
         if self.table is not None and self.probe_length <= self.input.max_len:
             raise ValueError("probes of an item table must be longer than max_len")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_prior_of_its_outputs(self) -> Self:
+        if self.prior is None or not self.prior.outputs:
+            return self
+        if not self.described_kind.has_labels or len(self.prior.outputs) != self.head.outputs:
+            raise ValueError("the prior should count each label of the head, or none")
+        return self
+
+    @model_validator(mode="after")
+    def _has_items_with_attributes(self) -> Self:
+        if self.attributes and not self.described_kind.has_catalog:
+            raise ValueError(f"a {self.kind} task has no items with attributes")
         return self
 
     def to_json(self) -> str:

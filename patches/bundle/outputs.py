@@ -1,8 +1,8 @@
 """What the answers of a bundle can say, and how that differs between two bundles."""
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from typing import Self
@@ -10,7 +10,7 @@ from typing import Self
 from peterrec.patches.bundle.bundle import Catalog
 from peterrec.patches.bundle.format import compact_json
 from peterrec.patches.bundle.header import Tensors
-from peterrec.patches.bundle.manifest import Manifest
+from peterrec.patches.bundle.manifest import Manifest, ManifestAttribute
 
 NAMES_SHOWN = 5
 """Labels or items that a difference names at most of each sort; it counts the others."""
@@ -28,13 +28,15 @@ class Outputs:
 
     Callers depend on these: two bundles of equal outputs can replace each other without a change in
     any program that reads the answers. ``labels`` have an order, in which answers list them. A
-    catalog is a set here, since a ranking names its items and orders them by score.
+    catalog is a set here, since a ranking names its items and orders them by score. ``attributes``
+    are the types of what requests may filter it by.
     """
 
     kind: str
     labels: tuple[str, ...] = ()
     catalog: Catalog | None = None
     unit: str | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, manifest: Manifest, tensors: Tensors) -> Self:
@@ -44,13 +46,17 @@ class Outputs:
             labels=manifest.head.labels or (),
             catalog=Catalog.of(tensors) if manifest.described_kind.has_catalog else None,
             unit=manifest.head.unit,
+            attributes={name: type_of(form) for name, form in manifest.attributes.items()},
         )
 
     @cached_property
     def digest(self) -> str:
         """A text that is equal for equal outputs. Takes about a second per million items."""
         items = "" if self.catalog is None else _set_digest(self.catalog.encoded())
-        text = compact_json([self.kind, self.labels, items, self.unit])
+        parts: list[object] = [self.kind, self.labels, items, self.unit]
+        if self.attributes:
+            parts.append(sorted(self.attributes.items()))
+        text = compact_json(parts)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:DIGEST_CHARACTERS]
 
 
@@ -63,9 +69,25 @@ def output_differences(before: Outputs, after: Outputs) -> list[str]:
         lines.append(f"labels: {_label_difference(before.labels, after.labels)}")
     if before.catalog is not None and after.catalog is not None:
         lines += _catalog_difference(before.catalog, after.catalog)
+    lines += _attribute_differences(before.attributes, after.attributes)
     if before.unit != after.unit:
         lines.append(f"unit: {_shown(before.unit or 'none')} → {_shown(after.unit or 'none')}")
     return lines
+
+
+def type_of(form: ManifestAttribute) -> str:
+    """Return the type of an attribute in words."""
+    return f"list of {form.type}s" if form.is_list else form.type
+
+
+def _attribute_differences(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[str]:
+    """Only what callers may filter by and could not afterwards: new attributes harm nobody."""
+    gone = sorted(before.keys() - after.keys())
+    if gone:
+        yield f"attributes: − {_examples(gone)}"
+    for name in sorted(before.keys() & after.keys()):
+        if before[name] != after[name]:
+            yield f"attribute {_shown(name)}: {before[name]} → {after[name]}"
 
 
 def _label_difference(before: Sequence[str], after: Sequence[str]) -> str:

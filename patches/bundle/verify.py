@@ -1,7 +1,7 @@
 """Verification: the only way from untrusted bytes to a bundle that may enter a slot."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import InitVar, dataclass
 from functools import cached_property
@@ -13,11 +13,13 @@ from peterrec.model.network.item_gaps import GapsInvalid
 from peterrec.model.spec import BackboneSpec
 from peterrec.patches.bundle.bundle import Catalog
 from peterrec.patches.bundle.contents import Contents, check_tensors, read_contents
+from peterrec.patches.bundle.cost import BundleCost, check_cost
 from peterrec.patches.bundle.format import BundleLimits
 from peterrec.patches.bundle.header import Array, check_size
 from peterrec.patches.bundle.manifest import Manifest, ManifestInput
 from peterrec.patches.bundle.packed_table import listed_items
 from peterrec.patches.bundle.signatures import TrustedKeys, check_signatures
+from peterrec.patches.bundle.texts import PackedTexts
 from peterrec.patches.errors import Findings, ReasonCode
 from peterrec.patches.identity import Blob, Digest, format_digest
 
@@ -39,12 +41,14 @@ class VerifiedBundle:
     """A bundle that passed every check against one backbone. Only verify_bundle makes one.
 
     ``tensors`` are read-only views into the bytes of ``blob``. ``signed_by`` has the ids of the
-    trusted keys that signed it; it is empty if no signature was demanded.
+    trusted keys that signed it; it is empty if no signature was demanded. ``cost`` is what it costs
+    on that backbone.
     """
 
     manifest: Manifest
     tensors: Mapping[str, Array]
     blob: Blob
+    cost: BundleCost
     signed_by: tuple[str, ...] = ()
     proof: InitVar[object] = None
 
@@ -79,7 +83,15 @@ class VerifiedBundle:
     @cached_property
     def catalog(self) -> Catalog | None:
         """The items that the outputs stand for; None unless the head is a ranking."""
-        return Catalog.of(self.tensors) if self.manifest.described_kind.has_catalog else None
+        if not self.manifest.described_kind.has_catalog:
+            return None
+        return Catalog.of_bundle(self.manifest, self.tensors)
+
+    @property
+    def titles(self) -> PackedTexts | None:
+        """The display names of the outputs; None if there are none."""
+        has_titles = self.manifest.head.title_bytes > 0
+        return PackedTexts.named(self.tensors, "title") if has_titles else None
 
     def _bytes_of(self, prefix: str) -> int:
         return sum(t.nbytes for name, t in self.tensors.items() if name.startswith(prefix))
@@ -92,8 +104,11 @@ def verify_bundle(
     limits: BundleLimits,
     expected_digest: Digest | None = None,
     trusted_keys: TrustedKeys | None = None,
+    others: Sequence[BackboneIdentity] = (),
 ) -> VerifiedBundle:
     """Check a bundle against the backbone that will run it; BundleRejected has every reason.
+
+    With ``others``, it may be for one of these instead.
 
     With ``trusted_keys``, one of them must have signed the bundle, and every signature by one of
     them must be right.
@@ -107,15 +122,20 @@ def verify_bundle(
     blob = _blob_of(source, limits)
     _check_digest(blob.digest, expected_digest)
     contents = read_contents(memoryview(blob.data), limits, findings)
+    served = {each.fingerprint: each for each in (backbone, *others)}
+    backbone = served.get(contents.manifest.backbone, backbone)
     is_ours = contents.manifest.backbone == backbone.fingerprint
     check_tensors(contents, backbone.spec.channels if is_ours else None, findings)
-    _check_backbone(contents, backbone, findings)
+    _check_backbone(contents, backbone, findings, served)
+    if is_ours:
+        check_cost(contents.manifest, backbone.spec, limits, findings)
     signed_by = check_signatures(contents, trusted_keys, findings)
     findings.raise_if_any()
     return VerifiedBundle(
         manifest=contents.manifest,
         tensors=MappingProxyType(dict(contents.tensors)),
         blob=blob,
+        cost=BundleCost.of(contents.manifest, backbone.spec),
         signed_by=signed_by,
         proof=_PROOF,
     )
@@ -148,7 +168,9 @@ def _check_digest(found: Digest, expected: Digest | None) -> None:
     findings.raise_if_any()
 
 
-def _check_backbone(contents: Contents, backbone: BackboneIdentity, findings: Findings) -> None:
+def _check_backbone(
+    contents: Contents, backbone: BackboneIdentity, findings: Findings, served: Iterable[str]
+) -> None:
     manifest, spec = contents.manifest, backbone.spec
     _check_input(manifest.input, ManifestInput.of(spec), findings)
     outside = [block for block in manifest.patch.blocks if block >= len(spec.dilations)]
@@ -161,7 +183,7 @@ def _check_backbone(contents: Contents, backbone: BackboneIdentity, findings: Fi
         findings.add(
             ReasonCode.BACKBONE_MISMATCH,
             f"the bundle is for backbone {manifest.backbone}, "
-            f"this server runs {backbone.fingerprint}",
+            f"this server runs {' and '.join(served)}",
             "Fine-tune the task again on the backbone that is served.",
         )
         return

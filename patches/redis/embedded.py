@@ -21,7 +21,9 @@ from urllib.parse import quote
 
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import BusyLoadingError, RedisError
+from redis.exceptions import ConnectionError as CutOff
+from redis.exceptions import TimeoutError as NoAnswer
 from redis.retry import Retry
 
 from peterrec.model.disk import (
@@ -31,6 +33,7 @@ from peterrec.model.disk import (
     require_writable_folder,
     write_text,
 )
+from peterrec.model.scratch import ScratchFolder
 from peterrec.patches.errors import DataDirectoryInUse, EmbeddedRedisFailed, RedisServerMissing
 from peterrec.patches.redis.sockets import make_socket_folder
 
@@ -72,7 +75,7 @@ class EmbeddedRedis:
         self.data_dir = data_dir
         self.log_path = data_dir / "redis.log"
         self._record_path = data_dir / RECORD_NAME
-        self._socket_dir: Path | None = None
+        self._socket_dir: ScratchFolder | None = None
         self._lock: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -109,6 +112,24 @@ class EmbeddedRedis:
             undo.pop_all()
         return self.url
 
+    def answers(self, timeout_s: float) -> bool:
+        """Ask whether it answers, be it that it is still loading. Blocks until it does."""
+        once = Retry(NoBackoff(), 0)
+        path = str(self._socket_path)
+        with Redis(unix_socket_path=path, socket_timeout=timeout_s, retry=once) as client:
+            try:
+                client.ping()
+            except (CutOff, NoAnswer) as error:
+                return isinstance(error, BusyLoadingError)
+            except RedisError:
+                return True
+        return True
+
+    def kill(self) -> None:
+        """Kill it, since it hangs; what it has acknowledged is in its append-only file."""
+        if self._process is not None:
+            self._process.kill()
+
     def restart(self) -> str:
         """Start it again on the same socket and data, after stopping it if it still runs."""
         assert self._lock is not None, "it was not started"
@@ -120,7 +141,7 @@ class EmbeddedRedis:
         """Shut it down gracefully and release the directory; does nothing if it is stopped."""
         self._end_process()
         if self._socket_dir is not None:
-            _remove_socket(self._socket_path)
+            self._socket_dir.remove()
             self._socket_dir = None
         if self._lock is not None:
             os.close(self._lock)
@@ -129,11 +150,12 @@ class EmbeddedRedis:
     @property
     def _socket_path(self) -> Path:
         assert self._socket_dir is not None, "it was not started"
-        return self._socket_dir / "redis.sock"
+        return self._socket_dir.path / "redis.sock"
 
     def _launch(self) -> None:
         server = find_redis_server()
         self._check_format(server)
+        self._remove_temporary()
         arguments = [str(server), *self._options()]
         with refusals(self.log_path, doing="written"), self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
@@ -214,6 +236,13 @@ class EmbeddedRedis:
                 os.kill(pid, kind)
             _wait_for_end(pid, socket_path, timeout_s)
         _remove_socket(Path(socket_path))
+
+    def _remove_temporary(self) -> None:
+        """Remove unfinished files of a Redis that was killed; none runs now."""
+        for folder in (self.data_dir, self.data_dir / "appendonlydir"):
+            for left_over in folder.glob("temp-*"):
+                with suppress(OSError):
+                    left_over.unlink()
 
     def _check_format(self, server: Path) -> None:
         """Refuse data of Redis 7 or later for an older Redis, which would start with no data."""

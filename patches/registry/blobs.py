@@ -6,7 +6,7 @@ never mixes with another one, and no newer upload writes to a location that is b
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -88,6 +88,11 @@ class BlobReader:
             parts.append(part)
         return b"".join(parts)
 
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Yield the whole blob, a piece at a time."""
+        for begin in range(0, self.size_bytes, PIECE_BYTES):
+            yield await self.read(begin, min(begin + PIECE_BYTES, self.size_bytes))
+
 
 class BlobStore:
     """The stored blobs. They are immutable, and each is stored completely or not at all."""
@@ -96,7 +101,10 @@ class BlobStore:
         self._store = store
 
     async def put(self, blob: Blob) -> Digest:
-        """Store a bundle's bytes, all or nothing. Storing them again only keeps them alive."""
+        """Store a bundle's bytes, all or nothing.
+
+        Storing them again keeps them alive, and mends what was damaged or lost of them in Redis.
+        """
         location = BlobLocation.fresh(blob.digest, len(blob.data))
         found = await self._store.change(
             BEGIN_UPLOAD,
@@ -106,6 +114,8 @@ class BlobStore:
         )
         if not found.is_present:
             await self._upload(location, blob.data)
+        elif not isinstance((await self.get_some([blob.digest], 0))[blob.digest], Blob):
+            await self._mend(blob)
         return blob.digest
 
     async def open(self, digest: Digest) -> BlobReader:
@@ -142,6 +152,12 @@ class BlobStore:
             found = await self._read([each for each in some.values() if each is not None])
         data = {digest: found.get(digest) for digest in some}
         return await asyncio.to_thread(_checked, data)
+
+    async def digests(self) -> frozenset[Digest]:
+        """Return the digests of the stored blobs."""
+        with redis_errors():
+            stored = await self._store.redis.hkeys(self._store.key("blobs"))
+        return frozenset(Digest(text_of(digest)) for digest in stored)
 
     async def totals(self) -> Collected:
         """Count the stored blobs and their bytes."""
@@ -220,6 +236,15 @@ class BlobStore:
             raise RegistryUnavailable(
                 f"storing the bundle took longer than {UPLOAD_TIMEOUT_S} s.", hint="Push it again."
             )
+
+    async def _mend(self, blob: Blob) -> None:
+        """Write a blob's bytes to where they are expected: the digest says which these are."""
+        with redis_errors():
+            text = await self._store.redis.hget(self._store.key("blobs"), blob.digest)
+            if text is None:
+                raise BlobMissing(blob.digest)
+            location = BlobLocation.parse(text_of(text))
+            await _write_pieces(self._store.redis, location.keys(self._store.prefix), blob.data)
 
     async def _discard(self, location: BlobLocation) -> None:
         with redis_errors():

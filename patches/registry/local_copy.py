@@ -15,7 +15,7 @@ from peterrec.patches.errors import BlobCorrupt, BlobMissing, CacheUnwritable, S
 from peterrec.patches.identity import DIGEST_DIGITS, Blob, Digest
 from peterrec.patches.interning import shared_digest
 from peterrec.patches.registry.api_keys import KeyRecord
-from peterrec.patches.registry.records import RegistrySnapshot, TaskEntry
+from peterrec.patches.registry.records import RegistrySnapshot, TaskEntry, TenantEntry
 
 SNAPSHOT_NAME = "snapshot.json"
 SETTLED_AT_ONCE = 64
@@ -30,6 +30,8 @@ class _SavedSnapshot(msgspec.Struct, frozen=True):
     tasks: tuple[TaskEntry, ...]
     keys: tuple[KeyRecord, ...]
     mark: str = ""
+    tenants: tuple[TenantEntry, ...] = ()
+    identity: str = ""
 
 
 class BlobCache:
@@ -45,6 +47,8 @@ class BlobCache:
         self._unsettled: set[Path] = set()
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for left_over in directory.glob(f"{_TEMPORARY_PREFIX}*"):
+                left_over.unlink(missing_ok=True)
         except OSError as error:
             raise _unwritable(error) from error
 
@@ -86,6 +90,13 @@ class BlobCache:
         names = filter(_BLOB_NAME.match, self._names())
         return frozenset(Digest(name[:DIGEST_DIGITS]) for name in names)
 
+    def size_of(self, digest: Digest) -> int:
+        """Return the bytes of a kept bundle; 0 if it is not there."""
+        try:
+            return self.path_of(digest).stat().st_size
+        except OSError:
+            return 0
+
     def retain(self, digests: Collection[Digest]) -> None:
         """Remove all other bundles, and temporary files that an interrupted write left."""
         for name in self._names():
@@ -102,6 +113,8 @@ class BlobCache:
             tuple(snapshot.tasks.values()),
             tuple(snapshot.keys.values()),
             snapshot.mark,
+            tuple(snapshot.tenants.values()),
+            snapshot.identity,
         )
         text = msgspec.json.encode(saved)
         path = self.directory / SNAPSHOT_NAME
@@ -129,6 +142,8 @@ class BlobCache:
             tasks={entry.ref: entry.shared(shared_digest) for entry in saved.tasks},
             keys={record.key_id: record for record in saved.keys},
             mark=saved.mark,
+            tenants={each.tenant: each for each in saved.tenants},
+            identity=saved.identity,
         )
 
     def path_of(self, digest: Digest) -> Path:

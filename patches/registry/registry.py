@@ -18,6 +18,7 @@ from peterrec.patches.errors import (
     NoProdVersion,
     NothingToRollBack,
     OutputsDiffer,
+    RegistryChanged,
     RegistryUnavailable,
     StaleRevision,
     TaskNotFound,
@@ -32,17 +33,23 @@ from peterrec.patches.identity import (
     check_name,
     format_digest,
 )
-from peterrec.patches.redis.client import Client, drop_idle_connections, open_redis, redis_errors
+from peterrec.patches.redis.client import Client, open_redis, redis_errors
 from peterrec.patches.registry import scripts
+from peterrec.patches.registry.acknowledgement import Acknowledgement
+from peterrec.patches.registry.availability import Availability
 from peterrec.patches.registry.blobs import BlobStore
 from peterrec.patches.registry.feed import ChangeFeed
 from peterrec.patches.registry.key_store import KeyStore
+from peterrec.patches.registry.losses import Knowledge
+from peterrec.patches.registry.outcomes import OutcomeStore
 from peterrec.patches.registry.outputs import read_outputs
 from peterrec.patches.registry.records import (
     SYSTEM,
     AliasMoved,
     AliasTarget,
+    AvailabilityChanged,
     GuardTripped,
+    Position,
     RolledBack,
     TaskDetail,
     TaskOptions,
@@ -55,6 +62,7 @@ from peterrec.patches.registry.records import (
 from peterrec.patches.registry.redis_store import Argument, Store, field_of
 from peterrec.patches.registry.serialization import (
     Outcome,
+    availability_of,
     pairs_of,
     task_record,
     text_of,
@@ -62,7 +70,10 @@ from peterrec.patches.registry.serialization import (
     traffic_text,
     version_record,
 )
+from peterrec.patches.registry.shares import ShareStore
+from peterrec.patches.registry.tenants import TenantStore
 from peterrec.patches.registry.traffic import PROD, GuardReason, Observed, Traffic
+from peterrec.patches.registry.webhooks import WebhookStore
 
 __all__ = ["DEFAULT_ALIAS", "SYSTEM", "Registry", "open_redis"]
 
@@ -78,25 +89,55 @@ COMPARE_TIMEOUT_S = 2.0
 class Registry:
     """Everything that replicas share. Each change is one atomic step and one revision.
 
-    ``blobs`` has the bundles' bytes, ``keys`` the API keys, and ``feed`` is what replicas follow;
-    the methods here are about tasks. ``if_match`` of a change is the task's revision that the
-    caller saw: 0 means that the task must not exist yet, None that any revision is accepted.
-    RegistryUnavailable if Redis is away.
+    ``blobs`` has the bundles' bytes, ``tenants`` the tenants, ``keys`` the API keys, ``feed`` is
+    what replicas follow, ``shares`` what they lend each other, ``outcomes`` what came of
+    predictions, and ``webhooks`` who is told of changes; the methods here are about tasks.
+    ``if_match`` of a change is the task's revision that the caller saw: 0 means that the task must
+    not exist yet, None that any revision is accepted.
+    RegistryUnavailable if Redis is away, RegistryLost if it does not hold what ``knowledge`` says.
     """
 
-    def __init__(self, redis: Client, prefix: str = "peterrec") -> None:
-        self.store = Store(redis, prefix)
+    def __init__(
+        self,
+        redis: Client,
+        prefix: str = "peterrec",
+        knowledge: Knowledge | None = None,
+        acknowledgement: Acknowledgement | None = None,
+    ) -> None:
+        self.store = Store(redis, prefix, knowledge, acknowledgement)
         self.blobs = BlobStore(self.store)
-        self.keys = KeyStore(self.store)
+        self.tenants = TenantStore(self.store)
+        self.keys = KeyStore(self.store, self.tenants)
         self.feed = ChangeFeed(self.store)
+        self.shares = ShareStore(self.store)
+        self.outcomes = OutcomeStore(self.store)
+        self.webhooks = WebhookStore(self.store, self.tenants)
 
     async def close(self) -> None:
         """Close the connections."""
-        await self.store.redis.aclose()
+        await self.store.close()
 
     async def drop_idle_connections(self) -> None:
         """Make the next call connect again, because after a silence all connections may be dead."""
-        await drop_idle_connections(self.store.redis)
+        await self.store.drop_idle_connections()
+
+    async def accept(self, lost: Position, seen: Position, actor: str) -> int:
+        """Let what Redis holds now take the place of a lost registry; return the revision.
+
+        Replicas that know the registry of ``lost`` go over to it, however much they know.
+        RegistryChanged unless Redis is still at the position that the operator has ``seen``.
+        """
+        outcome = await self.store.unguarded().change(
+            scripts.ACCEPT,
+            lost={"identity": lost.identity, "revision": lost.revision},
+            since=seen.revision,
+            seen_mark=seen.mark,
+            actor=actor,
+            note=f"in place of a registry at revision {lost.revision}",
+        )
+        if outcome.error:
+            raise RegistryChanged
+        return outcome.revision
 
     # Tasks and versions
 
@@ -111,12 +152,14 @@ class Registry:
         if_match: int | None = None,
         *,
         allow_new_outputs: bool = False,
+        origin: str | None = None,
     ) -> VersionAdded:
         """Register a stored bundle as a task's next version and point the alias at it.
 
         Creates the task if needed. A digest that is registered already keeps its number; the alias
         still moves. OutputsDiffer, with nothing changed, if callers of the alias would get other
-        outputs (``docs/rollout.md``), unless they are allowed.
+        outputs (``docs/rollout.md``), unless they are allowed. ``origin`` is what the audit trail
+        notes of where the bundle came from.
         """
         if alias is not None:
             check_name(alias, "alias")
@@ -130,6 +173,7 @@ class Registry:
             digest=digest,
             summary=msgspec.json.encode(summary).decode(),
             alias=alias,
+            origin=origin,
         )
         return VersionAdded(outcome.revision, outcome.version, outcome.was_created)
 
@@ -248,7 +292,7 @@ class Registry:
     async def get_task(self, tenant: TenantId, task: TaskId) -> TaskDetail:
         """Return a task with its versions; TaskNotFound if there is none."""
         field = field_of(TaskRef(tenant, task))
-        stored, versions = await self.store.run(
+        stored, versions, _ = await self.store.run(
             scripts.READ_TASK, self.store.keys(field), {"field": field}
         )
         if not stored:
@@ -298,6 +342,43 @@ class Registry:
         """Let prod answer everything again; no change if it already does."""
         outcome = await self._change(scripts.CLEAR_TRAFFIC, TaskRef(tenant, task), actor, if_match)
         return _traffic_changed(outcome)
+
+    # Availability
+
+    async def put_availability(
+        self,
+        tenant: TenantId,
+        task: TaskId,
+        availability: Availability,
+        actor: str,
+        if_match: int | None = None,
+    ) -> AvailabilityChanged:
+        """Replace the list of the task's items that are to be had, or not; QuotaExceeded."""
+        items = len(availability.items)
+        outcome = await self._change(
+            scripts.PUT_AVAILABILITY,
+            TaskRef(tenant, task),
+            actor,
+            if_match,
+            text=availability.stored,
+            note=f"{items} {availability.mode}",
+        )
+        return AvailabilityChanged(outcome.revision, outcome.was_changed)
+
+    async def clear_availability(
+        self, tenant: TenantId, task: TaskId, actor: str, if_match: int | None = None
+    ) -> AvailabilityChanged:
+        """Let the task answer with every item of its catalog again."""
+        ref = TaskRef(tenant, task)
+        outcome = await self._change(scripts.CLEAR_AVAILABILITY, ref, actor, if_match)
+        return AvailabilityChanged(outcome.revision, outcome.was_changed)
+
+    async def get_availability(self, tenant: TenantId, task: TaskId) -> Availability | None:
+        """Return the task's list; None if every item is to be had."""
+        field = field_of(TaskRef(tenant, task))
+        with redis_errors():
+            found = await self.store.redis.hget(self.store.key("availability"), field)
+        return None if found is None else availability_of(field, found)
 
     async def trip_guard(
         self,
@@ -394,8 +475,8 @@ class Registry:
         self, script: str, ref: TaskRef, actor: str, if_match: int | None, **argument: Argument
     ) -> Outcome:
         """Run a script on one task and raise the error that it reports."""
-        document = argument | {"tenant": ref.tenant, "task": ref.task, "if_match": if_match}
-        outcome = await self.store.change(script, field_of(ref), actor=actor, **document)
+        document = argument | {"task": ref.task, "if_match": if_match, "actor": actor}
+        outcome = await self.tenants.change(script, ref.tenant, field_of(ref), **document)
         if outcome.error and outcome.error not in OTHER_OUTPUTS:
             digest = argument.get("digest") or outcome.digest or ""
             alias = argument.get("alias") or ""
@@ -414,8 +495,11 @@ class _Compared:
 def _compared(outputs: Mapping[Digest, Outputs]) -> _Compared:
     """Compare two versions' outputs; blocks for about a second per million items of a catalog."""
     before, after = outputs.values()
+    differences = tuple(output_differences(before, after))
+    if not differences:  # more than before, which replaces it like the same
+        return _Compared(dict.fromkeys(map(str, outputs), after.digest))
     digests = {str(digest): each.digest for digest, each in outputs.items()}
-    return _Compared(digests, tuple(output_differences(before, after)))
+    return _Compared(digests, differences)
 
 
 def _traffic_changed(outcome: Outcome) -> TrafficChanged:

@@ -12,14 +12,20 @@ import msgspec
 from peterrec.patches.errors import InvalidTraffic, RegistryFailed
 from peterrec.patches.identity import Digest, TaskId, TaskRef, TenantId
 from peterrec.patches.interning import shared_digest
-from peterrec.patches.registry.api_keys import KeyRecord, Scope
+from peterrec.patches.registry.api_keys import KeyRecord, KeySecret, Scope
+from peterrec.patches.registry.availability import Availability
 from peterrec.patches.registry.records import (
     ActiveTraffic,
     AliasTarget,
+    Quotas,
     RegistryEvent,
     TaskEntry,
     TaskOptions,
     TaskRecord,
+    TenantEntry,
+    TenantOptions,
+    TenantRecord,
+    Usage,
     VersionRecord,
     VersionSummary,
 )
@@ -41,12 +47,18 @@ class Outcome(msgspec.Struct, frozen=True):
     was_created: bool = False
     digest: Digest | None = None
     previous: Digest | None = None
-    created_ms: int = 0
     is_present: bool = False
     traffic: str | None = None
     previous_traffic: str | None = None
     was_removed: bool = False
+    was_changed: bool = False
     is_same_outputs: bool = False
+    quota: str = ""
+    limit: int = 0
+    wanted: int = 0
+    text: str = ""
+    erased: dict[str, int] = {}
+    reason: str = ""
 
 
 class _StoredTraffic(msgspec.Struct, frozen=True):
@@ -73,12 +85,36 @@ class _StoredVersion(msgspec.Struct, frozen=True):
     summary: str
 
 
+class _StoredSecret(msgspec.Struct, frozen=True):
+    number: int
+    secret_digest: str
+    expires_ms: int
+
+
 class _StoredKey(msgspec.Struct, frozen=True):
     tenant: TenantId
     name: str
     scopes: tuple[Scope, ...]
     secret_digest: str
     created_ms: int
+    expires_ms: int | None = None
+    number: int = 1
+    rotated_ms: int | None = None
+    previous: _StoredSecret | None = None
+
+
+class _StoredTenant(msgspec.Struct, frozen=True):
+    """A tenant's record. Without ``usage``, it was not counted yet."""
+
+    revision: int
+    created_ms: int = 0
+    updated_ms: int = 0
+    description: str = ""
+    quotas: Quotas = Quotas()
+    usage: Usage | None = None
+    deleted_ms: int | None = None
+    deleted_revision: int = 0
+    weight: float = 1.0
 
 
 T = TypeVar("T")
@@ -126,15 +162,38 @@ def task_record(field: str, text: bytes | str) -> TaskRecord:
     )
 
 
-def task_entry(field: str, text: bytes | str) -> TaskEntry:
-    """Decode the part of a task that replicas need, from its field in the hash of tasks."""
+def task_entry(field: str, text: bytes | str, listed: bytes | str | None = None) -> TaskEntry:
+    """Decode the part of a task that replicas need, from its field in the hash of tasks.
+
+    ``listed`` is what the hash of availability has in this field, if anything.
+    """
     stored = _decode(text, _StoredTask, f"task {field}")
     versions = {t.version: shared_digest(t.digest) for t in stored.aliases.values()}
     traffic = _active_traffic(stored.traffic, field)
     if traffic is not None:
         versions |= {number: shared_digest(d) for d, number in traffic.versions.items()}
     aliases = {alias: target.version for alias, target in stored.aliases.items()}
-    return TaskEntry.of(task_ref(field), stored.revision, aliases, versions, traffic)
+    availability = None if listed is None else availability_of(field, listed)
+    return TaskEntry.of(
+        task_ref(field),
+        stored.revision,
+        aliases,
+        versions,
+        traffic,
+        availability=availability,
+        is_sensitive=stored.is_sensitive,
+    )
+
+
+def availability_of(field: str, text: bytes | str) -> Availability:
+    """Decode a task's list from its field in the hash of availability."""
+    try:
+        return Availability.parse(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise RegistryFailed(
+            f"the registry's list of the items of {field} is unreadable: {error}.",
+            hint="Put the list again.",
+        ) from error
 
 
 def task_ref(field: str) -> TaskRef:
@@ -175,6 +234,7 @@ def version_record(digest: str, text: bytes | str) -> VersionRecord:
 def key_record(key_id: str, text: bytes | str) -> KeyRecord:
     """Decode an API key from its field in the hash of keys."""
     stored = _decode(text, _StoredKey, f"key {key_id}")
+    previous = stored.previous
     return KeyRecord(
         key_id,
         stored.tenant,
@@ -182,12 +242,64 @@ def key_record(key_id: str, text: bytes | str) -> KeyRecord:
         stored.scopes,
         stored.secret_digest,
         time_of(stored.created_ms),
+        _time_or_none(stored.expires_ms),
+        stored.number,
+        _time_or_none(stored.rotated_ms),
+        None if previous is None else _secret(previous),
     )
+
+
+def _secret(stored: _StoredSecret) -> KeySecret:
+    return KeySecret(stored.number, stored.secret_digest, time_of(stored.expires_ms))
+
+
+def tenant_entry(tenant: str, text: bytes | str) -> TenantEntry | None:
+    """Decode the part of a tenant that replicas need, from its field in the hash of tenants.
+
+    None for one that was only counted: that was no change, so not every replica knows of it.
+    """
+    stored = _decode(text, _StoredTenant, f"tenant {tenant}")
+    if not stored.revision:
+        return None
+    is_deleted = stored.deleted_ms is not None
+    return TenantEntry(
+        TenantId(tenant), is_deleted, stored.deleted_revision, stored.quotas, stored.weight
+    )
+
+
+def tenant_record(tenant: str, text: bytes | str, usage: Usage = Usage()) -> TenantRecord | None:
+    """Decode a tenant; None if it was deleted. ``usage`` is for a record that does not say it."""
+    stored = _decode(text or b'{"revision":0}', _StoredTenant, f"tenant {tenant}")
+    if stored.deleted_ms is not None:
+        return None
+    return TenantRecord(
+        TenantId(tenant),
+        stored.revision,
+        TenantOptions(stored.description, stored.quotas, stored.weight),
+        usage if stored.usage is None else stored.usage,
+        _time_or_none(stored.created_ms or None),
+        _time_or_none(stored.updated_ms or None),
+    )
+
+
+def is_counted(text: bytes | str) -> bool:
+    """Return whether a tenant's record, which may be empty, says what the tenant uses."""
+    return bool(text) and _decode(text, _StoredTenant, "a tenant").usage is not None
+
+
+def uses_of(text: bytes | str) -> dict[int, datetime]:
+    """Decode when each secret of a key was used last."""
+    stored = _decode(text, dict[int, int], "a key's uses")
+    return {number: time_of(at_ms) for number, at_ms in stored.items()}
+
+
+def _time_or_none(milliseconds: int | None) -> datetime | None:
+    return None if milliseconds is None else time_of(milliseconds)
 
 
 _NESTED = frozenset(
     {"options", "previous_options", "aliases", "previous_aliases", "traffic", "previous_traffic"}
-    | {"observed"}
+    | {"observed", "quotas"}
 )
 """Fields of an event that are JSON in the stream. All others are texts and numbers."""
 

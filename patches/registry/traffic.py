@@ -48,6 +48,7 @@ class GuardReason(StrEnum):
     ERROR_SHARE = "error_share"
     P99_MS = "p99_ms"
     DIVERGENCE = "divergence"
+    HIT_DROP = "hit_drop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,8 @@ class Observed:
     """What a replica measured of one canary or shadow version within the guard's window.
 
     ``divergence`` is how far its answers differ from prod's, from 0 to 1: the mean over the rows
-    that prod answered too; None if there were none.
+    that prod answered too; None if there were none. ``hit_drop`` is how much less often than prod's
+    its answers were right, by ``outcomes`` that callers told of it, or of prod if these are fewer.
     """
 
     digest: Digest
@@ -63,23 +65,27 @@ class Observed:
     errors: int
     p99_ms: float
     divergence: float | None = None
+    hit_drop: float | None = None
+    outcomes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
     """Bounds that a canary or shadow must not exceed; None sets no bound.
 
-    A version is judged once it had ``min_requests`` requests within the last ``window_s`` seconds.
+    A version is judged once it had ``min_requests`` requests within the last ``window_s`` seconds;
+    by ``max_hit_drop`` once as many outcomes were told of it, and of prod.
     """
 
     max_error_share: float | None = None
     max_p99_ms: float | None = None
     max_divergence: float | None = None
+    max_hit_drop: float | None = None
     min_requests: int = 100
     window_s: int = 300
 
     def __post_init__(self) -> None:
-        for name in ("max_error_share", "max_divergence"):
+        for name in ("max_error_share", "max_divergence", "max_hit_drop"):
             share = getattr(self, name)
             _require(share is None or 0 <= share <= 1, f"{name} {share} is outside 0..1.")
         latency = self.max_p99_ms
@@ -90,18 +96,19 @@ class Guard:
             1 <= self.window_s <= MAX_WINDOW_S,
             f"window_s {self.window_s} is outside 1..{MAX_WINDOW_S}.",
         )
-        bounds = (self.max_error_share, self.max_p99_ms, self.max_divergence)
+        bounds = (self.max_error_share, self.max_p99_ms, self.max_divergence, self.max_hit_drop)
         _require(any(bound is not None for bound in bounds), "the guard has no bound.")
 
     def broken_by(self, observed: Observed) -> GuardReason | None:
         """Return the first bound that is exceeded; None if there is none, or too few requests."""
-        if observed.requests < self.min_requests:
-            return None
-        found = {
-            GuardReason.ERROR_SHARE: (observed.errors / observed.requests, self.max_error_share),
-            GuardReason.P99_MS: (observed.p99_ms, self.max_p99_ms),
-            GuardReason.DIVERGENCE: (observed.divergence, self.max_divergence),
-        }
+        found: dict[GuardReason, tuple[float | None, float | None]] = {}
+        if observed.requests >= self.min_requests:
+            share = observed.errors / observed.requests
+            found[GuardReason.ERROR_SHARE] = (share, self.max_error_share)
+            found[GuardReason.P99_MS] = (observed.p99_ms, self.max_p99_ms)
+            found[GuardReason.DIVERGENCE] = (observed.divergence, self.max_divergence)
+        if observed.outcomes >= self.min_requests:
+            found[GuardReason.HIT_DROP] = (observed.hit_drop, self.max_hit_drop)
         broken = (
             reason
             for reason, (value, bound) in found.items()

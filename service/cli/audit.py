@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from peterrec.model.documents import Document
 from peterrec.service.cli.server_options import ApiKey, Url, complete_task, print_table, short
 from peterrec.service.cli.shared_options import AsJsonLines
+from peterrec.service.errors import ServerRefused
 from peterrec.service.jobs.server_calls import DEFAULT_URL, Server, server
 
 SHOWN = 50
@@ -52,6 +54,7 @@ def audit(
     parameters = {"format": "ndjson", "since": str(since)} | ({"task": task} if task else {})
     with server(url, api_key) as to:
         lines = to.lines(AUDIT_PATH, parameters)
+        _refuse_part_of(lines)
         if since:
             _warn_of_lost_changes(to, since)
     kept = lines[-limit:] if limit else lines
@@ -61,6 +64,14 @@ def audit(
         return
     rows = [_row(json.loads(line)) for line in (kept if limit else kept[-SHOWN:])]
     print_table(("revision", "at", "actor", "action", "task", "what"), rows)
+
+
+def _refuse_part_of(lines: Sequence[str]) -> None:
+    """Raise the error with which the server broke off, if it did."""
+    last = json.loads(lines[-1]) if lines else {}
+    if "error" in last:
+        error = last["error"]
+        raise ServerRefused(error["code"], error["message"], error["hint"])
 
 
 def _warn_of_lost_changes(to: Server, since: int) -> None:
@@ -90,7 +101,9 @@ def _row(entry: Document) -> tuple[str, ...]:
 
 def _what(entry: Document) -> list[str]:
     """What an entry changed, from what to what."""
-    words = []
+    words = [f"tenant {entry['tenant']}"] if "tenant" in entry and "task" not in entry else []
+    words += [f"{name} {limit}" for name, limit in entry.get("quotas", {}).items()]
+    words += [f"weight {entry['weight']:g}"] if entry.get("weight", 1) != 1 else []
     if "alias" in entry:
         words.append(f"{entry['alias']}:")
     if "previous" in entry or "current" in entry:
@@ -108,4 +121,6 @@ def _observed(seen: Document) -> str:
     divergence = seen.get("divergence")
     parts = [f"{seen['errors']} of {seen['requests']} failed", f"p99 {seen['p99_ms']:.3g} ms"]
     parts += [] if divergence is None else [f"divergence {divergence:.3g}"]
+    drop = seen.get("hit_drop")
+    parts += [] if drop is None else [f"right {drop:.1%} less often"]
     return f"{short(seen['digest'])}, {', '.join(parts)}"

@@ -18,6 +18,7 @@ from peterrec.patches.bundle.diff import (
     OpenedBundle,
 )
 from peterrec.patches.bundle.manifest import ManifestPatch, ManifestTable
+from peterrec.patches.bundle.outputs import type_of
 from peterrec.patches.errors import BundleRejected
 from peterrec.service.system.texts import printable
 
@@ -53,6 +54,8 @@ def manifest_rows(manifest: Manifest) -> Rows:
         ("input", f"{framing.max_len} items, {framing.padding} padding, {direction}"),
         ("patch", _patch(manifest)),
         *([("item table", _table(manifest.table))] if manifest.table else []),
+        *([("titles", f"{head.title_bytes} bytes")] if head.title_bytes else []),
+        *([("attributes", _attributes(manifest))] if manifest.attributes else []),
         ("probes", f"{manifest.probes.count} histories, {manifest.probes.columns} outputs of each"),
         *((f"metric {name}", f"{value:.6g}") for name, value in sorted(manifest.metrics.items())),
         ("data", provenance.data_digest),
@@ -60,6 +63,11 @@ def manifest_rows(manifest: Manifest) -> Rows:
         ("seed", f"{provenance.seed}"),
         *([("notes", provenance.notes)] if provenance.notes else []),
     ]
+
+
+def _attributes(manifest: Manifest) -> str:
+    found = sorted(manifest.attributes.items())
+    return ", ".join(f"{name} ({type_of(form)})" for name, form in found)
 
 
 def content_rows(opened: OpenedBundle) -> Rows:

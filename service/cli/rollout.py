@@ -6,6 +6,7 @@ from urllib.parse import quote
 import typer
 
 from peterrec.model.documents import Document
+from peterrec.service.cli.guard_options import GuardOptions
 from peterrec.service.cli.server_options import (
     AllowNewOutputs,
     ApiKey,
@@ -16,6 +17,7 @@ from peterrec.service.cli.server_options import (
     print_table,
     short,
 )
+from peterrec.service.cli.settings_options import takes_settings
 from peterrec.service.cli.shared_options import AsJson
 from peterrec.service.jobs.server_calls import (
     DEFAULT_URL,
@@ -51,7 +53,7 @@ def register(app: typer.Typer) -> None:
         help="Show and change canaries, shadows and their guard.", no_args_is_help=True
     )
     traffic.command("show")(show_traffic)
-    traffic.command("set")(set_traffic)
+    traffic.command("set")(takes_settings(set_traffic))
     traffic.command("clear")(clear_traffic)
     app.add_typer(traffic, name="traffic")
 
@@ -207,6 +209,7 @@ def show_traffic(
 
 def set_traffic(
     task: Task,
+    *,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     canary: Annotated[
@@ -231,24 +234,7 @@ def set_traffic(
             help="Weight of the version named prod.",
         ),
     ] = None,
-    max_error_share: Annotated[
-        float | None,
-        typer.Option(help="Guard: end the split if a larger share of requests fails, 0 to 1."),
-    ] = None,
-    max_p99_ms: Annotated[
-        float | None,
-        typer.Option(help="Guard: end the split if the 99th percentile of latency is higher."),
-    ] = None,
-    max_divergence: Annotated[
-        float | None,
-        typer.Option(help="Guard: end the split if answers differ more from prod's, 0 to 1."),
-    ] = None,
-    min_requests: Annotated[
-        int, typer.Option(min=1, help="Guard: requests in the window before it decides.")
-    ] = 100,
-    window_s: Annotated[
-        int, typer.Option(min=1, help="Guard: length of the sliding window, in seconds.")
-    ] = 300,
+    guard: GuardOptions,
     allow_new_outputs: AllowNewOutputs = False,
     if_match: IfMatch = None,
     as_json: AsJson = False,
@@ -261,13 +247,8 @@ def set_traffic(
         "canary": canaries,
         "shadow": shadow,
     }
-    bounds = {
-        "max_error_share": max_error_share,
-        "max_p99_ms": max_p99_ms,
-        "max_divergence": max_divergence,
-    }
-    if any(bound is not None for bound in bounds.values()):
-        body["guard"] = {**bounds, "min_requests": min_requests, "window_s": window_s}
+    if (bounds := guard.body()) is not None:
+        body["guard"] = bounds
     with server(url, api_key) as to:
         changed = to.change(
             "PUT",

@@ -5,7 +5,6 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
-from urllib.parse import quote
 
 import typer
 
@@ -17,9 +16,9 @@ from peterrec.service.cli.server_options import (
     IfMatch,
     Url,
     print_json,
-    print_table,
 )
 from peterrec.service.cli.shared_options import AsJson, Quiet
+from peterrec.service.jobs.bundle_file import bundle_file
 from peterrec.service.jobs.progress_bar import ProgressBars
 from peterrec.service.jobs.server_calls import DEFAULT_URL, outputs_parameter, server
 from peterrec.service.jobs.server_calls import push as push_bundle
@@ -28,14 +27,23 @@ if TYPE_CHECKING:
     from peterrec.service.settings import Settings
 
 Backbone = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Backbone folder, written by `peterrec pretrain`."),
+    list[Path] | None,
+    typer.Option(
+        metavar="DIR",
+        help="Backbone folder, written by `peterrec pretrain`; give it again for a further one.",
+    ),
 ]
 Host = Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")]
 Port = Annotated[int | None, typer.Option(help="Port of the API.", show_default="8000")]
 Workers = Annotated[
     int | None,
     typer.Option(help="Number of HTTP worker processes.", show_default="by the number of cores"),
+]
+GrpcPort = Annotated[
+    int | None,
+    typer.Option(
+        help="Port of the Open Inference Protocol over gRPC.", show_default="there is no gRPC"
+    ),
 ]
 MetricsPort = Annotated[int | None, typer.Option(help="Port of /metrics.", show_default="9100")]
 DataDir = Annotated[
@@ -62,17 +70,17 @@ Auth = Annotated[
 ]
 
 
+PulseFile = Annotated[Path | None, typer.Option(help="File in which a process shows its progress.")]
+
+
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
     app.command("serve")(serve)
     app.command("push")(push)
-    keys = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
-    keys.command("create")(create_key)
-    keys.command("list")(list_keys)
-    keys.command("revoke")(revoke_key)
-    app.add_typer(keys, name="keys")
     app.command("run-device", hidden=True)(run_device)
     app.command("run-worker", hidden=True)(run_worker)
+    app.command("run-replica", hidden=True)(run_replica)
+    app.command("run-fetch", hidden=True)(run_fetch)
 
 
 def serve(
@@ -81,6 +89,7 @@ def serve(
     port: Port = None,
     workers: Workers = None,
     metrics_port: MetricsPort = None,
+    grpc_port: GrpcPort = None,
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
     device: Device = None,
@@ -94,11 +103,12 @@ def serve(
     for sentence in unknown_settings():
         typer.echo(f"note: {sentence}", err=True)
     settings = read_settings(
-        backbone_dir=backbone,
+        backbone_dir=tuple(backbone or ()) or None,
         host=host,
         port=port,
         workers=workers,
         metrics_port=metrics_port,
+        grpc_port=grpc_port,
         data_dir=data_dir,
         redis_url=redis_url,
         device=device,
@@ -109,9 +119,10 @@ def serve(
     run_server(settings)
 
 
-def run_device() -> None:
+def run_device(pulse: PulseFile = None) -> None:
     """Run the device process; `serve` starts it."""
     from peterrec.service.settings import read_settings
+    from peterrec.service.system.pulse import Pulse
 
     settings = read_settings()
     _become_child(settings, "device")
@@ -122,26 +133,59 @@ def run_device() -> None:
         choose_kernel_cache(settings.kernel_cache_dir, settings.data_dir)
         from peterrec.service.processes.device_process import run_device
 
-        run_device(settings)
+        run_device(settings, Pulse.at(pulse))
 
     _run_child(run)
 
 
 def run_worker(
     fd: Annotated[int, typer.Option(help="File descriptor of the listening socket.")],
+    pulse: PulseFile = None,
+    device_pulse: PulseFile = None,
 ) -> None:
     """Run an HTTP worker; `serve` starts it."""
+    from peterrec.service.processes.http_worker import Pulses
     from peterrec.service.processes.http_worker import run_worker as run
     from peterrec.service.settings import read_settings
+    from peterrec.service.system.pulse import Pulse
 
     settings = read_settings()
     _become_child(settings, f"worker-{os.getpid()}")
-    _run_child(lambda: run(settings, socket.socket(fileno=fd)))
+    pulses = Pulses(Pulse.at(pulse), Pulse.at(device_pulse))
+    _run_child(lambda: run(settings, socket.socket(fileno=fd), pulses))
+
+
+def run_replica() -> None:
+    """Run a server that ends with its parent; a replica of Ray Serve starts it."""
+    from peterrec.service.processes.supervisor import run_server
+    from peterrec.service.settings import read_settings
+
+    settings = read_settings()
+    _become_child(settings, "supervisor")
+    run_server(settings)
+
+
+def run_fetch() -> None:
+    """Fetch a bundle; a worker starts it."""
+    from peterrec.service.sources.child import fetch_as_child
+
+    fetch_as_child()
 
 
 def push(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Bundle file to register.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|ADDRESS",
+            help="Bundle to register: a file, or an address that this command can read: "
+            "https://…, s3://BUCKET/KEY, oci://HOST/REPOSITORY:TAG or runs:/RUN_ID/PATH.",
+        ),
+    ],
     task: Annotated[str, typer.Option(help="Task to register the bundle for.")],
+    digest: Annotated[
+        str | None,
+        typer.Option(help="Digest (sha256) that the bundle must have; else nothing is sent."),
+    ] = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     alias: Annotated[
@@ -158,8 +202,13 @@ def push(
     """Register a bundle on a running server and, through its alias, let it answer."""
     parameters = {"alias": alias, "validate_only": str(validate_only).lower()}
     parameters |= outputs_parameter(allow_new_outputs=allow_new_outputs)
-    with server(url, api_key) as to, ProgressBars(quiet) as bars:
-        pushed = push_bundle(to, file, task, parameters, if_match, bars)
+    with (
+        server(url, api_key) as to,
+        ProgressBars(quiet) as bars,
+        bundle_file(file, digest, bars) as bundle,
+    ):
+        parameters |= {"origin": bundle.origin} if bundle.origin else {}
+        pushed = push_bundle(to, bundle.path, task, parameters, if_match, bars)
     if as_json:
         print_json(pushed)
         return
@@ -170,76 +219,6 @@ def push(
     served = f", served as {pushed['alias']}" if pushed["alias"] else ""
     print(f"{task} version {pushed['version']}: {kind}, {size} bytes{served}.")
     print(f"  {pushed['digest']} at registry revision {pushed['registry_revision']}")
-
-
-def create_key(
-    scope: Annotated[
-        list[str],
-        typer.Option(
-            help="What the key may do: predict or admin, for some tasks only predict:GLOB or "
-            "admin:GLOB; repeatable."
-        ),
-    ],
-    name: Annotated[str, typer.Option(help="Holder of the key.")],
-    url: Url = DEFAULT_URL,
-    api_key: ApiKey = None,
-    redis_url: Annotated[
-        str | None,
-        typer.Option(help="Write to the registry at this URL directly: for the first key."),
-    ] = None,
-) -> None:
-    """Create an API key and print it once."""
-    if redis_url is not None:
-        print(_create_in_registry(redis_url, scope, name))
-        return
-    with server(url, api_key) as to:
-        print(to.change("POST", "/keys", {"name": name, "scopes": scope})["api_key"])
-
-
-def list_keys(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
-    """List the API keys, without their secrets."""
-    with server(url, api_key) as to:
-        listed = to.get("/keys")
-    if as_json:
-        print_json(listed)
-        return
-    rows = [
-        (key["key_id"], key["name"], " ".join(key["scopes"]), key["created_at"]) for key in listed
-    ]
-    print_table(("id", "name", "scopes", "created"), rows)
-
-
-def revoke_key(
-    key_id: Annotated[
-        str, typer.Argument(metavar="ID", help="Id of the key, from `peterrec keys list`.")
-    ],
-    url: Url = DEFAULT_URL,
-    api_key: ApiKey = None,
-) -> None:
-    """Revoke an API key, from now on."""
-    with server(url, api_key) as to:
-        to.change("DELETE", f"/keys/{quote(key_id, safe='')}")
-    print(f"Key {key_id} is revoked.")
-
-
-def _create_in_registry(redis_url: str, scopes: list[str], name: str) -> str:
-    import asyncio
-
-    from peterrec.patches.identity import DEFAULT_TENANT
-    from peterrec.patches.redis.client import open_redis
-    from peterrec.patches.registry.api_keys import parse_scope
-    from peterrec.patches.registry.registry import Registry
-
-    async def create() -> str:
-        redis = open_redis(redis_url)
-        try:
-            parsed = [parse_scope(scope) for scope in scopes]
-            text, _ = await Registry(redis).keys.create(DEFAULT_TENANT, parsed, name)
-        finally:
-            await redis.aclose()
-        return text
-
-    return asyncio.run(create())
 
 
 def _run_child(run: Callable[[], None]) -> None:
@@ -264,8 +243,11 @@ def _run_child(run: Callable[[], None]) -> None:
 
 
 def _become_child(settings: "Settings", process: str) -> None:
+    import faulthandler
+
     from peterrec.service.system.parent_watch import end_with_parent
 
+    faulthandler.enable()  # the supervisor ends a process that hangs so that it tells where
     end_with_parent()
     _configure(settings, process)
 
@@ -273,7 +255,11 @@ def _become_child(settings: "Settings", process: str) -> None:
 def _configure(settings: "Settings", process: str) -> None:
     from setproctitle import setproctitle
 
-    from peterrec.service.system.logs import configure_logs
+    from peterrec.service.system.logs import LogStyle, configure_logs
+    from peterrec.service.system.profiles import allow_profiles
+    from peterrec.service.telemetry.timeline import ids_of_request
 
-    configure_logs(settings.log_level, process)
+    configure_logs(LogStyle(settings.log_level, settings.log_format), process, ids_of_request)
+    if settings.profiling:
+        allow_profiles()
     setproctitle(f"peterrec: {process}")

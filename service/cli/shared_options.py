@@ -28,3 +28,8 @@ Quiet = Annotated[
 ]
 
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
+
+
+def task_names(tasks: str | None) -> tuple[str, ...]:
+    """The names of a list with commas; blanks around them and empty ones are left out."""
+    return tuple(name.strip() for name in (tasks or "").split(",") if name.strip())

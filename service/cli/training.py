@@ -12,13 +12,16 @@ from rich.console import Console
 from rich.table import Table
 
 from peterrec.model.disk import require_writable_file, require_writable_folder
+from peterrec.model.documents import Document
 from peterrec.model.progress import Progress
 from peterrec.model.training.finetune.settings import FinetuneSettings
 from peterrec.model.training.pretrain.settings import PretrainSettings
 from peterrec.service.cli.failures import interruption_keeps
 from peterrec.service.cli.parts_text import print_parts
+from peterrec.service.cli.ray_options import ON_RAY, RayAddress, needing_ray
 from peterrec.service.cli.settings_options import FieldsOf, takes_settings
 from peterrec.service.cli.shared_options import AsJson, BackboneFolder, Blocks, Overwrite, Quiet
+from peterrec.service.jobs.describing import DescribeOptions
 from peterrec.service.jobs.options import (
     INPUT,
     AnswerOptions,
@@ -63,11 +66,21 @@ def pretrain(
     ] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     overwrite: Overwrite = False,
+    ray: RayAddress = None,
+    ray_processes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Processes of Ray at most, each with a core or a graphics card.",
+            rich_help_panel=ON_RAY,
+        ),
+    ] = 2,
     quiet: Quiet = False,
 ) -> None:
-    """Train a backbone on users' histories, without labels; torchrun may start several processes.
+    """Train a backbone on users' histories, without labels; several processes may share the work.
 
-    The processes of torchrun share the work of every step.
+    torchrun starts them, or Ray, which goes on with those that are left if one is lost. Each
+    computes its share of every step.
     """
     if os.environ.get("RANK", "0") == "0":  # only the first process of torchrun writes
         require_writable_folder(out)
@@ -77,6 +90,23 @@ def pretrain(
     from peterrec.service.jobs.train import kept_of, run_pretrain
 
     on_existing = _on_existing(resume, overwrite)
+    if ray is not None:
+        with needing_ray():
+            from peterrec.service.jobs.ray_training import RayPretraining, pretrain_on_ray
+        job = RayPretraining(
+            address=ray,
+            processes=ray_processes,
+            uses_gpu=device == "cuda",
+            interactions=events.source(until),
+            settings=settings,
+            out=out,
+            on_existing=on_existing,
+            tracking=tracking,
+            is_quiet=quiet,
+        )
+        with interruption_keeps(lambda: kept_of(out)):
+            _print_backbone(out, *pretrain_on_ray(job))
+        return
     with (
         interruption_keeps(lambda: kept_of(out)),
         place_of(device) as place,
@@ -91,9 +121,12 @@ def pretrain(
             place,
             Recording(tracking, observer.line, observer.notices),
         )
-    if not place.workers.writes:
-        return
-    epoch = trained.record["epochs"][trained.record["best_epoch"]]
+    if place.workers.writes:
+        _print_backbone(out, trained.record, fingerprint)
+
+
+def _print_backbone(out: Path, record: Document, fingerprint: str) -> None:
+    epoch = record["epochs"][record["best_epoch"]]
     rows = {"validation loss": epoch["validation_loss"], **epoch["validation_metrics"]}
     _print_metrics(f"{out}, best epoch {epoch['epoch'] + 1}", rows)
     print(f"backbone {fingerprint}")
@@ -106,6 +139,7 @@ def finetune(
     answers: AnswerOptions,
     time: TimeOptions,
     settings: Annotated[FinetuneSettings, FieldsOf(FinetuneSettings, without=PATCHED_BLOCKS)],
+    descriptions: DescribeOptions,
     tracking: TrackOptions,
     name: Annotated[
         str | None, typer.Option(help="Name in the bundle's manifest; default: the file's name.")
@@ -127,6 +161,7 @@ def finetune(
         out=out,
         name=name or out.name.removesuffix(".bundle"),
         overwrite=overwrite,
+        descriptions=descriptions,
     )
     with observing(quiet) as observer:
         observer.progress(Progress("loading the backbone"))

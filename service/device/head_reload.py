@@ -4,6 +4,7 @@ Files are read in a separate thread. Meanwhile the rows of these heads are pendi
 other tasks run.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -14,11 +15,14 @@ from torch import Tensor
 
 from peterrec.service.device.head_file import read_head
 from peterrec.service.device.queue import QueuedRow, RowQueue
-from peterrec.service.device.slots import SlotStore
-from peterrec.service.errors import HeadUnreadable, RowError
+from peterrec.service.device.stores import Store
+from peterrec.service.errors import HeadBudgetExceeded, HeadUnreadable, RowError
 from peterrec.service.protocol.messages import Handle
 
 log = structlog.get_logger()
+
+KEPT_S = 30.0
+"""Seconds for which it is known when a head was reloaded: no row waits for longer."""
 
 Submit = Callable[[Callable[[], None]], object]
 Refuse = Callable[[Sequence[QueuedRow], type[RowError], str], None]
@@ -31,12 +35,13 @@ class HeadReloader:
     with an error class and a detail.
     """
 
-    def __init__(self, store: SlotStore, queue: RowQueue, submit: Submit, refuse: Refuse) -> None:
+    def __init__(self, store: Store, queue: RowQueue, submit: Submit, refuse: Refuse) -> None:
         self._store = store
         self._queue = queue
         self._submit = submit
         self._refuse = refuse
         self._is_reading = False
+        self._reloaded_at: dict[Handle, float] = {}
         self._reader = ThreadPoolExecutor(1, "heads")
 
     def begin_next(self) -> None:
@@ -49,10 +54,26 @@ class HeadReloader:
         if handle is None or self._is_reading:
             return
         residency = self._store.resident[handle]
-        self._store.head_cache.begin_reload(handle)
+        try:
+            self._store.head_cache.begin_reload(handle)
+        except HeadBudgetExceeded:
+            return  # heads that are being loaded take the room until their probes have run
         self._is_reading = True
         read = self._reader.submit(read_head, Path(residency.path), residency.digest)
         read.add_done_callback(lambda done: self._submit(partial(self._end, handle, done)))
+
+    def waits(self, rows: Sequence[QueuedRow]) -> dict[int, float]:
+        """Return the seconds that rows waited for their heads, by their places; mostly none did."""
+        if not self._reloaded_at:
+            return {}
+        ended = [self._reloaded_at.get(row.row.handle, 0.0) - row.enqueued_at for row in rows]
+        return {place: seconds for place, seconds in enumerate(ended) if seconds > 0}
+
+    def forget(self, now: float) -> None:
+        """Forget the reloads that no row can have waited for any more."""
+        if self._reloaded_at:
+            lately = self._reloaded_at.items()
+            self._reloaded_at = {handle: at for handle, at in lately if at > now - KEPT_S}
 
     def close(self) -> None:
         """Wait for a read in progress; no head is reloaded any more."""
@@ -70,4 +91,5 @@ class HeadReloader:
                 self._refuse(rows, HeadUnreadable, "")
         else:
             if is_here:
+                self._reloaded_at[handle] = time.monotonic()
                 self._queue.resume(handle)

@@ -4,6 +4,7 @@ The device thread changes the table between batches. A residency is freed only w
 not name it, every worker has acknowledged that, and no row waits for it.
 """
 
+import heapq
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -12,18 +13,25 @@ import msgspec
 
 from peterrec.patches.identity import Digest, TaskRef
 from peterrec.patches.registry.records import ActiveTraffic, TaskEntry
+from peterrec.patches.registry.traffic import PROD
 from peterrec.service.device.queue import Worker
 from peterrec.service.device.slots import Residency
 from peterrec.service.protocol.messages import (
     BundleEntry,
     Handle,
     KeyEntry,
+    ProdBundles,
     RefusedBundle,
     TableUpdate,
+    UnfitBundle,
 )
+from peterrec.service.protocol.quota_table import ServedTenant
 
 SILENT_AFTER_S = 3.0
 """Seconds without a message after which a worker counts as dead and is not waited for."""
+
+UNFIT_NAMED = 10
+"""Refused `prod` bundles that are named; the count that is told is always exact."""
 
 IDLE_RESIDENCIES = 16
 """Residencies that are kept although no task names them: a rollback finds them on the device."""
@@ -34,7 +42,9 @@ class DesiredState:
     """What the registry wants served, at one revision. An unchanged task is the same object.
 
     ``touched`` are the tasks that may differ from the desired state before; None means any task.
-    ``refused`` are bundles that tasks name and that will never be loaded here.
+    ``refused`` are bundles that tasks name and that will never be loaded here, ``failing`` is how
+    many others could not be loaded yet. ``weights`` are those of the tenants whose part of the
+    device is not 1.
     """
 
     revision: int
@@ -42,6 +52,9 @@ class DesiredState:
     keys: list[KeyEntry] = field(default_factory=list)
     touched: frozenset[TaskRef] | None = None
     refused: list[RefusedBundle] = field(default_factory=list)
+    failing: int = 0
+    tenants: list[ServedTenant] = field(default_factory=list)
+    weights: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -75,6 +88,9 @@ def entry_of(residency: Residency) -> BundleEntry:
         unit=residency.unit,
         has_table=residency.table is not None,
         reach=residency.reach,
+        titles=residency.titles,
+        prior=residency.prior,
+        backbone=residency.backbone,
     )
 
 
@@ -96,9 +112,15 @@ class ServingTable:
         self._pending: set[TaskRef] = set()  # tasks that name bundles which are not resident yet
         self._withdrawn: dict[TaskRef, ActiveTraffic] = {}
         self._references: dict[Digest, int] = {}  # tasks that name a digest, if more than one
+        self._with_prod = 0  # desired tasks whose prod names a version
+        self.prod = ProdBundles()
         self._keys: list[KeyEntry] = []
         self._refused: list[RefusedBundle] = []
+        self._failing = 0
+        self._tenants: list[ServedTenant] = []
+        self._weights: dict[str, float] = {}
         self._idle: dict[Digest, int] = {}  # digest -> table version without it, longest idle first
+        self._forgotten: set[Digest] = set()  # those among them that must be freed
 
     def add(self, digest: Digest) -> None:
         """Note a loaded bundle as idle; the next state may name it."""
@@ -127,12 +149,20 @@ class ServingTable:
             references.subtract(named(self._overrides.pop(key, before[key])))
             self._pending.discard(key)
             self._withdrawn.pop(key, None)
+            self._with_prod -= PROD in before[key].aliases
         self._desired = tasks
         keys = desired.keys if desired.keys != self._keys else None
         refused = desired.refused if desired.refused != self._refused else None
+        tenants = desired.tenants if desired.tenants != self._tenants else None
         self._keys, self._refused = desired.keys, desired.refused
+        self._tenants, self._failing = desired.tenants, desired.failing
+        self.prod = self._prod_bundles()
+        weights = desired.weights if desired.weights != self._weights else None
+        self._weights = desired.weights
         update = self._update(changed, removed, references)
-        return msgspec.structs.replace(update, keys=keys, refused=refused)
+        return msgspec.structs.replace(
+            update, keys=keys, refused=refused, tenants=tenants, weights=weights
+        )
 
     def withdraw(self, key: TaskRef, traffic_revision: int) -> TableUpdate | None:
         """Let prod answer alone from now on, even while the registry still has this traffic.
@@ -182,6 +212,8 @@ class ServingTable:
             removed_tasks=[],
             keys=self._keys,
             refused=self._refused,
+            tenants=self._tenants,
+            weights=self._weights,
         )
 
     def hear(self, worker: Worker, now: float) -> WorkerState:
@@ -200,20 +232,34 @@ class ServingTable:
         """True if every worker binds rows by this table version or a newer one."""
         return all(state.acked_version >= version for state in self.workers.values())
 
-    def take_idle(self, is_waiting: Callable[[Handle], bool], keep: int) -> list[Residency]:
+    def take_idle(self, waited_for: Callable[[], Collection[Handle]], keep: int) -> list[Residency]:
         """Take the longest idle residencies beyond ``keep`` that no worker and no row can need.
 
-        The caller must free them.
+        Those that are to be forgotten are taken in any case. The caller must free them.
+        ``waited_for`` returns the residencies that rows wait for.
         """
         freed: list[Residency] = []
+        if len(self._idle) <= keep and not self._forgotten:
+            return freed
+        waiting = waited_for()
         for digest, version in list(self._idle.items()):
             residency = self._residents[digest]
-            if len(self._idle) <= keep:
-                break
-            if self.is_acknowledged(version) and not is_waiting(residency.handle):
+            if len(self._idle) <= keep and digest not in self._forgotten:
+                continue
+            if self.is_acknowledged(version) and residency.handle not in waiting:
                 del self._idle[digest]
+                self._forgotten.discard(digest)
                 freed.append(residency)
         return freed
+
+    def forget_idle(self) -> None:
+        """Keep none of the residencies that are idle now, unless a task names them again."""
+        self._forgotten.update(self._idle)
+
+    @property
+    def is_forgetting(self) -> bool:
+        """True while residencies that are to be forgotten are on the device."""
+        return bool(self._forgotten)
 
     def _change(
         self,
@@ -227,6 +273,10 @@ class ServingTable:
             task = tasks.get(key)
             if task is None or (self._desired.get(key) is task and key not in self._pending):
                 continue
+            before = self._desired.get(key)
+            self._with_prod += (PROD in task.aliases) - (
+                before is not None and PROD in before.aliases
+            )
             served = self._servable(task)
             if served != self._actual(key):
                 changed.append(served)
@@ -265,10 +315,39 @@ class ServingTable:
             if after and not before:
                 added.append(digest)
                 del self._idle[digest]
+                self._forgotten.discard(digest)
             elif before and not after:
                 dropped.append(digest)
                 self._idle[digest] = self.version
         return added, dropped
+
+    @property
+    def unservable(self) -> int:
+        """The number of registered bundles that this replica refuses, or can't load for now."""
+        return len(self._refused) + self._failing
+
+    def _prod_bundles(self) -> ProdBundles:
+        """Look at the pending tasks: the `prod` of every other task is resident."""
+        codes = {refused.digest: refused.codes for refused in self._refused}
+        unanswered: list[UnfitBundle] = []
+        for key in self._pending:
+            task = self._desired[key]
+            number = task.aliases.get(PROD)
+            if number is not None and PROD not in self._overrides.get(key, task).aliases:
+                digest = task.versions[number]
+                found = codes.get(digest, [])
+                unanswered.append(UnfitBundle(key.tenant, key.task, number, digest, found))
+        unfit = [each for each in unanswered if each.digest in codes]
+        some = heapq.nsmallest(UNFIT_NAMED, unfit, key=lambda each: (each.tenant, each.task))
+        answering = self._with_prod - len(unanswered)
+        return ProdBundles(self._with_prod, answering, len(unfit), some)
+
+    def answering(self, task: TaskEntry) -> tuple[str, int] | None:
+        """Return the kind and the number of the version that prod of a served task names."""
+        number = task.aliases.get(PROD)
+        digest = None if number is None else task.digest_of(number)
+        found = None if digest is None else self._residents.get(digest)
+        return None if found is None or number is None else (found.form.head.kind, number)
 
     def _servable(self, task: TaskEntry) -> TaskEntry:
         """Return the task as far as it is resident.
@@ -292,7 +371,16 @@ class ServingTable:
         traffic = task.traffic
         if traffic is not None and not traffic.versions.keys() <= self._residents.keys():
             traffic = None
-        return TaskEntry.of(task.ref, task.revision, aliases, versions, traffic, missing)
+        return TaskEntry.of(
+            task.ref,
+            task.revision,
+            aliases,
+            versions,
+            traffic,
+            missing,
+            task.availability,
+            task.is_sensitive,
+        )
 
     def _without_withdrawn(self, task: TaskEntry) -> TaskEntry:
         if not self._withdrawn:

@@ -17,12 +17,24 @@ from peterrec.patches.identity import TaskId, TaskRef, parse_task
 from peterrec.patches.registry.records import TaskEntry
 from peterrec.patches.registry.registry import Registry
 from peterrec.service.errors import MalformedRequest
+from peterrec.service.http.activity import Activity
+from peterrec.service.http.asgi import MAX_TIMEOUT_MS, RequestHead
 from peterrec.service.http.auth import Authenticator, Principal
+from peterrec.service.http.fetching import BundleSources
+from peterrec.service.http.profiler import Profiler
+from peterrec.service.http.quotas import TenantQuotas
+from peterrec.service.http.refusal_counts import RefusalCounts
+from peterrec.service.http.refusal_pace import RefusalPace
+from peterrec.service.http.seeing import Seeing
+from peterrec.service.predict.admission import Admission
 from peterrec.service.predict.device_link import DeviceLink
 from peterrec.service.predict.predictor import Predictor
 from peterrec.service.predict.registered_versions import RegisteredVersions
+from peterrec.service.predict.remembered import RememberedAnswers
+from peterrec.service.predict.slices import Slices
 from peterrec.service.predict.task_table import TaskTable
-from peterrec.service.telemetry.events import Emit
+from peterrec.service.system.reachable import Reachable
+from peterrec.service.telemetry.events import Emit, Event
 
 SYNC_TIMEOUT_S = 30.0
 """Seconds that a change may take to reach every worker of this replica."""
@@ -51,9 +63,19 @@ class Readiness:
         self.is_draining = True
 
 
+def _ignore(event: Event) -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class PredictContext:
-    """Collaborators of the prediction routes. ``registered``: asked about refused versions only."""
+    """Collaborators of the prediction routes. ``registered``: asked about refused versions only.
+
+    ``admission`` decides which calls are taken. ``refusal_pace`` slows down those that come back
+    at once, and ``refusals`` counts them, like those of all other routes. ``seeing`` notes where
+    the time of a request went. ``remembered`` names answers for those who tell outcomes. Streams
+    are answered in ``slices``.
+    """
 
     table: TaskTable
     authenticator: Authenticator
@@ -61,11 +83,23 @@ class PredictContext:
     emit: Emit
     request_timeout_ms: int
     registered: RegisteredVersions
+    admission: Admission
+    remembered: RememberedAnswers
+    timeout_limit_ms: int = MAX_TIMEOUT_MS
+    refusal_pace: RefusalPace = field(default_factory=RefusalPace)
+    refusals: RefusalCounts = field(default_factory=lambda: RefusalCounts(_ignore))
+    quotas: TenantQuotas = field(default_factory=TenantQuotas)
+    seeing: Seeing = field(default_factory=Seeing)
+    slices: Slices = field(default_factory=Slices)
 
 
 @dataclass(frozen=True, slots=True)
 class AdminContext:
-    """Collaborators of all other routes. ``streams``: the open streams of registry changes."""
+    """Collaborators of all other routes. ``streams``: the open streams of registry changes.
+
+    ``profiler`` is None unless the settings allow profiles. ``others`` are further backbones,
+    and ``reachable`` says which addresses webhooks may have.
+    """
 
     table: TaskTable
     authenticator: Authenticator
@@ -76,6 +110,17 @@ class AdminContext:
     bundle_size_limit_bytes: int
     readiness: Readiness = field(default_factory=Readiness)
     streams: set[object] = field(default_factory=set)
+    quotas: TenantQuotas = field(default_factory=TenantQuotas)
+    activity: Activity = field(default_factory=Activity)
+    profiler: Profiler | None = None
+    others: tuple[BackboneInfo, ...] = ()
+    reachable: Reachable = field(default_factory=lambda: Reachable(()))
+    sources: BundleSources = field(default_factory=BundleSources)
+
+    @property
+    def backbones(self) -> tuple[BackboneInfo, ...]:
+        """All backbones of this server, by their places."""
+        return (self.backbone, *self.others)
 
     async def give_way(self) -> None:
         """Let waiting requests run between two steps of a registration.
@@ -119,7 +164,9 @@ class ClosedModel(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-_bearer = HTTPBearer(auto_error=False, description="An API key: `prk_…`.")
+_bearer = HTTPBearer(
+    auto_error=False, description="An API key: `prk_…`. Or a token of the server's issuer."
+)
 _api_key = APIKeyHeader(name="X-API-Key", auto_error=False, description="An API key: `prk_…`.")
 
 
@@ -139,10 +186,8 @@ async def find_caller(
     _key: object = Depends(_api_key),
 ) -> Principal:
     """Return the authenticated caller of a request."""
-    headers = request.headers
-    return context.authenticator.authenticate(
-        headers.get("authorization", "").encode(), headers.get("x-api-key", "").encode()
-    )
+    head = RequestHead.read(request.scope)
+    return await context.authenticator.identify(head.authorization, head.api_key)
 
 
 Caller = Annotated[Principal, Depends(find_caller)]
@@ -175,7 +220,12 @@ def expected_revision(if_match: str | None, if_none_match: str | None = None) ->
 
     0 means that the task must not exist yet, None that any revision will do.
     """
-    if if_none_match is not None and if_none_match.strip() == "*":
+    if if_none_match is not None:
+        if if_none_match.strip() != "*":
+            raise MalformedRequest(
+                f"If-None-Match {if_none_match[:40]!r} is not `*`.",
+                hint="`*` makes the change only if the task does not exist yet.",
+            )
         return 0
     if if_match is None or if_match.strip() == "*":
         return None

@@ -12,6 +12,9 @@ from peterrec.model.documents import Document
 ROUTES = "/docs lists the routes."
 BODY = "/docs shows the body."
 
+MOST_NAMES = 3
+"""Unknown names of one body that similar ones are sought for."""
+
 
 def route_hint(document: Document, path: str) -> str:
     """Name the calls of the path that is nearest to one that does not exist."""
@@ -25,6 +28,7 @@ def route_hint(document: Document, path: str) -> str:
 
 def field_hint(document: Document, method: str, path: str, names: list[str]) -> str:
     """Name the fields that are probably meant by those that a call's body does not have."""
+    names = names[:MOST_NAMES]
     operation = document["paths"].get(path, {}).get(method.lower(), {})
     known = sorted(set(_fields(document, operation.get("requestBody", {}))))
     if not names or not known:

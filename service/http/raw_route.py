@@ -1,36 +1,41 @@
 """Routes that answer over plain ASGI, for calls in which each layer of a framework counts."""
 
-import time
 from collections.abc import Mapping, Sequence
 
 from fastapi.routing import APIRoute
 from starlette.requests import HTTPConnection
-from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
-from peterrec.service.errors import plain_problem
-from peterrec.service.http.asgi import RequestHead, send_problem
+from peterrec.service.http.asgi import RequestHead, send_methods, send_no_method
+from peterrec.service.http.bound_tenant import BoundTenant
 from peterrec.service.http.connection import Connection
 
 
 class Call(HTTPConnection):
-    """One request of a raw route. ``tenant``, ``tasks`` and ``rows`` are set for the metrics.
+    """One request of a raw route. ``protocol`` to ``rows`` are set for the metrics.
 
-    ``outcomes`` has, for each task of which not all instances were answered, their outcomes. A
+    ``started`` is when its first byte arrived, on ``time.monotonic``.
+    ``path`` is the route's.
+    ``outcomes`` has, for each task of which not all instances were answered, their outcomes.
+    ``bound`` is the tenant if it has quotas for requests, and ``waiting_rows`` counts in them. A
     connection of Starlette, so that FastAPI accepts it as a parameter of a handler.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, path: str = "") -> None:
         self.scope = scope
+        self.path = path
         self.head = RequestHead.read(scope)
         self.connection = Connection.of(scope)
         self.receive = receive
         self.send = send
-        self.started = time.monotonic()
+        self.started: float = scope["state"]["began_at"]
+        self.protocol = "json"
         self.tenant = ""
         self.tasks: Sequence[str] = ("",)
         self.rows = 0
         self.outcomes: Mapping[str, Sequence[str]] = {}
+        self.bound: BoundTenant | None = None
+        self.waiting_rows = 0
 
 
 class RawRoute(APIRoute):
@@ -41,24 +46,20 @@ class RawRoute(APIRoute):
     cost 0.1 ms of CPU per request (docs/decisions/0050-one-http-framework.md).
     """
 
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Match the path alone, by Starlette's pattern for it."""
-        found = self.path_regex.fullmatch(scope["path"])
-        if found is None:
-            return Match.NONE, {}
-        return Match.FULL, {"path_params": found.groupdict()}
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the handler, or refuse the method."""
+    async def answer(
+        self, scope: Scope, receive: Receive, send: Send, parameters: Mapping[str, str]
+    ) -> None:
+        """Run the handler with the parameters of the path, or refuse the method."""
         methods = self.methods or set()
         if scope["method"] in methods:
-            await self.endpoint(Call(scope, receive, send), **scope["path_params"])
+            await self.endpoint(Call(scope, receive, send, self.path), **parameters)
         else:
-            await _refuse_method(scope, send, sorted(methods))
+            await _answer_other_method(scope, send, sorted({*methods, "OPTIONS"}))
 
 
-async def _refuse_method(scope: Scope, send: Send, allowed: Sequence[str]) -> None:
-    names = ", ".join(allowed)
-    detail = f"{scope['method']} {scope['path'][:200]}: only {names} is allowed."
-    problem = plain_problem(405, detail, RequestHead.read(scope).request_id)
-    await send_problem(send, problem, [(b"allow", names.encode())])
+async def _answer_other_method(scope: Scope, send: Send, methods: Sequence[str]) -> None:
+    request_id = RequestHead.read(scope).request_id
+    if scope["method"] == "OPTIONS":
+        await send_methods(send, methods, (b"x-request-id", request_id.encode()))
+    else:
+        await send_no_method(send, scope, methods, request_id)

@@ -6,6 +6,7 @@ empty the queue, close the listening socket, and answer everything that it accep
 """
 
 import asyncio
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -16,6 +17,8 @@ import uvicorn
 from uvicorn.config import Config
 
 from peterrec.service.http.connection import Connection
+from peterrec.service.http.peers import Peers
+from peterrec.service.http.refusal_log import RefusalLog
 
 log = structlog.get_logger()
 
@@ -25,7 +28,7 @@ ACCEPTED_AT_ONCE = 16
 ACCEPT_PAUSE_S = 1.0
 """Seconds without accepting after the process ran out of file descriptors."""
 
-LAST_REQUESTS_S = 1.0
+LAST_REQUESTS_S = 2.0
 """Seconds that connections accepted last have to send the request for which they were opened."""
 
 POLL_S = 0.01
@@ -36,7 +39,7 @@ class DrainingServer(uvicorn.Server):
     """Drains on SIGTERM: become unready, wait, stop accepting, answer what was accepted, return.
 
     ``on_drain`` is called when the drain begins; ``delay_s`` is the wait. Any other signal, or a
-    second one, skips the wait.
+    second one, skips the wait. ``peers`` bounds the connections; without it, nothing does.
     """
 
     def __init__(
@@ -45,8 +48,12 @@ class DrainingServer(uvicorn.Server):
         listener: socket.socket,
         on_drain: Callable[[], None],
         delay_s: float,
+        peers: Peers | None = None,
+        refusals: RefusalLog | None = None,
     ) -> None:
         super().__init__(config)
+        self._peers = peers
+        self._refusals = refusals or RefusalLog()
         self._listener = listener
         self._listener.setblocking(False)
         self._on_drain = on_drain
@@ -79,8 +86,9 @@ class DrainingServer(uvicorn.Server):
             pass
         self._listener.close()
         await asyncio.gather(*self._opening)
-        deadline = self._loop.time() + LAST_REQUESTS_S
-        while self.server_state.connections and self._loop.time() < deadline:  # noqa: ASYNC110  # uvicorn has no event for it
+        for _ in range(round(LAST_REQUESTS_S / POLL_S)):  # by turns: a loop that was held up
+            if not self.server_state.connections:  # has not read yet what has come
+                break
             await asyncio.sleep(POLL_S)
         await super().shutdown()
 
@@ -99,7 +107,8 @@ class DrainingServer(uvicorn.Server):
             except (BlockingIOError, ConnectionAbortedError):
                 return False
             except OSError as error:  # out of file descriptors
-                log.error("accept_failed", reason=error.strerror)
+                log.error("accept_failed", reason=error.strerror, pid=os.getpid())
+                self._refusals.note("out_of_descriptors", "", "")
                 self._loop.remove_reader(self._listener.fileno())
                 self._loop.call_later(ACCEPT_PAUSE_S, self._resume)
                 return False
@@ -109,9 +118,12 @@ class DrainingServer(uvicorn.Server):
         return True
 
     async def _open(self, connection: socket.socket) -> None:
-        connection.setblocking(False)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await self._loop.connect_accepted_socket(self._new_protocol, connection)
+        try:
+            connection.setblocking(False)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await self._loop.connect_accepted_socket(self._new_protocol, connection)
+        except OSError:  # the client has reset it already
+            connection.close()
 
     def _new_protocol(self) -> asyncio.Protocol:
-        return Connection(self.config, self.server_state)
+        return Connection(self.config, self.server_state, self._peers, self._refusals)

@@ -1,12 +1,15 @@
 """Uploads: streamed to a temporary file with a size limit, off the event loop."""
 
 import asyncio
+import os
+import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
 from peterrec.model.disk import refusals
+from peterrec.model.scratch import is_alive
 from peterrec.service.errors import BodyTooLarge, MalformedRequest
 
 WRITE_BYTES = 1 << 20
@@ -21,7 +24,7 @@ async def uploaded_file(
 
     An empty upload is a MalformedRequest.
     """
-    path = folder / f"{uuid4().hex}.upload"
+    path = new_upload(folder)
     try:
         size = await _write(chunks, path, limit_bytes)
         if not size:
@@ -31,6 +34,23 @@ async def uploaded_file(
         yield path
     finally:
         await asyncio.to_thread(path.unlink, missing_ok=True)
+
+
+def new_upload(folder: Path) -> Path:
+    """Return a path for an upload, by whose name one knows the worker."""
+    return folder / f"{os.getpid()}-{uuid4().hex}.upload"
+
+
+def remove_abandoned_uploads(folder: Path) -> None:
+    """Remove the uploads of workers that were killed, and the folders of what they fetched."""
+    for path in folder.glob("*.upload"):
+        with suppress(OSError, ValueError):
+            if is_alive(int(path.name.split("-")[0])):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
 async def _write(chunks: AsyncIterator[bytes], path: Path, limit_bytes: int) -> int:

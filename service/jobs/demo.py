@@ -125,42 +125,64 @@ def run_demo(options: DemoOptions) -> None:
     data, backbone = options.out / "data", options.out / "backbone"
     for folder in (data, backbone, options.out / "server"):
         shutil.rmtree(folder, ignore_errors=True)
-    recipe = _make_data(options, data, console)
-    events = ("--interactions", data / "histories.parquet", "--order-column", "position")
-    _step(console, "pretrain", *events, "--out", backbone, *recipe.pretraining)
+    recipe = make_data(options.data, data, console)
+    pretrain(recipe, data, backbone, console)
     for task in recipe.tasks:
-        answers = [str(data / a) if a.endswith(".parquet") else a for a in task.answers]
-        out = ("--out", options.out / f"{task.name}.bundle", "--overwrite")
-        kind = ("--backbone", backbone, "--kind", task.kind)
-        given = (*answers, *recipe.finetuning)
-        _step(console, "finetune", *kind, *events, *given, *out)
+        finetune(task, recipe, data, backbone, bundle_of(task, options.out), console)
     with _server(console, backbone, options) as server:
         for task in recipe.tasks:
-            bundle = options.out / f"{task.name}.bundle"
-            _step(console, "push", bundle, "--task", task.name, server=server)
+            step(console, "push", bundle_of(task, options.out), "--task", task.name, server=server)
         _show_user(console, data, server)
         console.print(f"\nThe demo took {time.monotonic() - started:.0f} s.", highlight=False)
         if not options.is_once:
-            console.print(f"Serving on {server.url} until you press Ctrl-C; see {server.url}/docs")
+            page = f"{server.url}/console"
+            console.print(f"Serving on {server.url} until you press Ctrl-C; see {page}")
             signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
             signal.sigwait(STOPPING)
 
 
 @dataclass(frozen=True, slots=True)
-class _Server:
+class DemoServer:
+    """A server that the demo pushes to, and a key that may do that and predict."""
+
     url: str
     api_key: str
 
 
-def _make_data(options: DemoOptions, data: Path, console: Console) -> Recipe:
-    if options.data is None:
-        _step(console, "sample-data", "--out", data)
+def make_data(source: Path | None, data: Path, console: Console) -> Recipe:
+    """Write the demo's data: MovieLens from its folder, or a sample shop."""
+    if source is None:
+        step(console, "sample-data", "--out", data)
         return SHOP
-    _step(console, "convert", "movielens", options.data, "--out", data)
+    step(console, "convert", "movielens", source, "--out", data)
     return FILMS if (data / "users.parquet").exists() else FILMS_WITHOUT_PROFILES
 
 
-def _step(console: Console, *arguments: str | Path, server: _Server | None = None) -> None:
+def pretrain(recipe: Recipe, data: Path, backbone: Path, console: Console) -> None:
+    """Pretrain the demo's backbone."""
+    step(console, "pretrain", *_events(data), "--out", backbone, *recipe.pretraining)
+
+
+def finetune(
+    task: DemoTask, recipe: Recipe, data: Path, backbone: Path, out: Path, console: Console
+) -> None:
+    """Fine-tune one task of the demo into the bundle ``out``."""
+    answers = [str(data / a) if a.endswith(".parquet") else a for a in task.answers]
+    kind = ("--backbone", backbone, "--kind", task.kind)
+    to = ("--out", out, "--overwrite")
+    step(console, "finetune", *kind, *_events(data), *answers, *recipe.finetuning, *to)
+
+
+def bundle_of(task: DemoTask, out: Path) -> Path:
+    """The file of a task's bundle."""
+    return out / f"{task.name}.bundle"
+
+
+def _events(data: Path) -> tuple[str | Path, ...]:
+    return ("--interactions", data / "histories.parquet", "--order-column", "position")
+
+
+def step(console: Console, *arguments: str | Path, server: DemoServer | None = None) -> None:
     """Print a ``peterrec`` command and run it; DemoFailed if it fails."""
     shown = " ".join(str(argument) for argument in arguments)
     console.print(f"\n[bold]$ peterrec {shown}[/bold]", highlight=False, soft_wrap=True)
@@ -177,7 +199,7 @@ def _environment() -> dict[str, str]:
 
 
 @contextmanager
-def _server(console: Console, backbone: Path, options: DemoOptions) -> Iterator[_Server]:
+def _server(console: Console, backbone: Path, options: DemoOptions) -> Iterator[DemoServer]:
     """Run ``peterrec serve`` with a separate data directory for the length of the block."""
     arguments = ["serve", "--backbone", str(backbone), "--port", str(options.port)]
     arguments += ["--data-dir", str(options.out / "server"), "--metrics-port", "0"]
@@ -187,7 +209,7 @@ def _server(console: Console, backbone: Path, options: DemoOptions) -> Iterator[
         with ProgressBars() as bars:
             bars(Progress("starting the server: kernels are compiled, once"))
             key = _first_key(console, process)
-            server = _Server(f"http://127.0.0.1:{options.port}", key)
+            server = DemoServer(f"http://127.0.0.1:{options.port}", key)
             _wait_until_ready(server, process)
         yield server
     finally:
@@ -216,7 +238,7 @@ def _first_key(console: Console, process: "subprocess.Popen[str]") -> str:
     return found[0]
 
 
-def _wait_until_ready(server: _Server, process: "subprocess.Popen[str]") -> None:
+def _wait_until_ready(server: DemoServer, process: "subprocess.Popen[str]") -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     with peterrec_client.Client(server.url) as client:
         while time.monotonic() < deadline and process.poll() is None:
@@ -229,7 +251,7 @@ def _wait_until_ready(server: _Server, process: "subprocess.Popen[str]") -> None
     raise DemoFailed("the server did not become ready; its message is above.")
 
 
-def _show_user(console: Console, data: Path, server: _Server) -> None:
+def _show_user(console: Console, data: Path, server: DemoServer) -> None:
     """Predict all tasks for one user, and print the answers with titles instead of item ids."""
     titles = _titles(data / "items.parquet")
     user, history = _last_user(data / "histories.parquet")
@@ -245,7 +267,7 @@ def _show_user(console: Console, data: Path, server: _Server) -> None:
     _show_curl(console, server, history[-SHOWN_ITEMS:])
 
 
-def _show_curl(console: Console, server: _Server, history: list[str]) -> None:
+def _show_curl(console: Console, server: DemoServer, history: list[str]) -> None:
     body = json.dumps({"history": history, "tasks": "all"})
     console.print("The same call with curl, for the newest items only:")
     console.print(

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from peterrec.model.data.examples import Examples
+from peterrec.model.documents import Document
 from peterrec.model.files.backbone_folder import LoadedBackbone
 from peterrec.model.files.probes import probe_tensors
 from peterrec.model.kinds import KINDS
@@ -45,6 +46,7 @@ from peterrec.patches.bundle.verify import (
 from peterrec.patches.identity import NAME_PATTERN
 from peterrec.service.device.head_file import item_table
 from peterrec.service.errors import TaskUnpackable
+from peterrec.service.jobs.prior import prior_of
 
 PROBE_USERS = 7
 """Number of test users whose answers are stored as probes, in addition to an empty history."""
@@ -85,8 +87,13 @@ def require_name(name: str) -> None:
         )
 
 
-def pack_task(task: FinetunedTask, loaded: LoadedBackbone, name: str) -> bytes:
-    """The bundle of a fine-tuned task, with its probes."""
+def pack_task(
+    task: FinetunedTask, loaded: LoadedBackbone, name: str, reading: Document | None = None
+) -> bytes:
+    """The bundle of a fine-tuned task, with its probes.
+
+    ``reading`` says how its data were read, for a training that repeats this one.
+    """
     rows = _probe_rows(task, PROBE_USERS if task.table is None else TABLE_PROBE_USERS)
     if task.table is not None:
         length = loaded.backbone.spec.max_len + OLDER_PROBED
@@ -99,7 +106,7 @@ def pack_task(task: FinetunedTask, loaded: LoadedBackbone, name: str) -> bytes:
     if task.table is not None:
         tensors |= table_tensors(task.table)
     try:
-        manifest = _manifest(task, loaded, name, probes)
+        manifest = _manifest(task, loaded, name, probes, _provenance(task, reading))
     except ValidationError as error:
         reasons = "; ".join(f"{e['loc'][-1]}: {e['msg']}" for e in error.errors())
         raise TaskUnpackable(f"the task does not fit a bundle: {reasons}.") from error
@@ -160,7 +167,11 @@ def _probe_rows(task: FinetunedTask, users: int) -> list[np.ndarray]:
 
 
 def _manifest(
-    task: FinetunedTask, loaded: LoadedBackbone, name: str, probes: Mapping[str, np.ndarray]
+    task: FinetunedTask,
+    loaded: LoadedBackbone,
+    name: str,
+    probes: Mapping[str, np.ndarray],
+    provenance: Provenance,
 ) -> Manifest:
     spec, table = task.head.spec, task.table
     count, length = probes["probe.histories"].shape
@@ -184,11 +195,12 @@ def _manifest(
             count=count, columns=len(probes["probe.columns"]), length=length if table else None
         ),
         metrics=task.metrics,
-        provenance=_provenance(task),
+        prior=prior_of(task, loaded),
+        provenance=provenance,
     )
 
 
-def _provenance(task: FinetunedTask) -> Provenance:
+def _provenance(task: FinetunedTask, reading: Document | None) -> Provenance:
     data = task.record["data"]
     digest = sha256(f"{data['histories_digest']}/{data['labels_digest']}".encode()).hexdigest()
     return Provenance(
@@ -196,18 +208,20 @@ def _provenance(task: FinetunedTask) -> Provenance:
         seed=task.record["settings"]["seed"],
         software=f"peterrec-serving {version('peterrec-serving')}, torch {torch.__version__}",
         created_at=datetime.now(UTC),
-        notes=_notes(task),
+        notes=_notes(task, reading),
     )
 
 
-def _notes(task: FinetunedTask) -> str:
+def _notes(task: FinetunedTask, reading: Document | None) -> str:
     """The record of the training as JSON, without what does not fit: texts go first."""
     kept = ("settings", "data", "parts", "best_epoch", "seconds")
     notes = {key: task.record[key] for key in kept if key in task.record}
-    data = dict(notes["data"])
-    for too_long in ("", "answers", "warnings"):
-        data.pop(too_long, None)
-        text = json.dumps(notes | {"data": data})
+    notes["data"] = dict(notes["data"])
+    if reading is not None:
+        notes["reading"] = reading
+    for part, too_long in (("data", "answers"), ("data", "warnings"), ("", "reading")):
+        text = json.dumps(notes)
         if len(text) <= MOST_NOTES:
             break
-    return text
+        (notes[part] if part else notes).pop(too_long, None)
+    return json.dumps(notes)

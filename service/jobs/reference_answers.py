@@ -14,7 +14,7 @@ from peterrec.model.network.item_table import logits_of
 from peterrec.model.network.patch import PatchWeights
 from peterrec.model.spec import PAD
 from peterrec.patches.bundle.verify import VerifiedBundle
-from peterrec.service.device.slots import PROBE_TOLERANCES, SMALLEST_SCALE
+from peterrec.service.device.slots import PROBE_TOLERANCES, probe_error
 from peterrec.service.errors import ProbeFailed
 from peterrec.service.jobs.packing import unpack_table
 from peterrec.service.predict.item_ids import MappedHistory, map_selection
@@ -40,11 +40,18 @@ class Disagreement:
     common_outputs: int
 
 
-@torch.inference_mode()
 def reference_logits(
     bundle: VerifiedBundle, backbone: Backbone, histories: Sequence[NDArray[np.int32]]
 ) -> Logits:
     """Logits float32 [n, K], before the temperature, of histories (token ids, oldest first)."""
+    return _reference(bundle, backbone, histories)[1]
+
+
+@torch.inference_mode()
+def _reference(
+    bundle: VerifiedBundle, backbone: Backbone, histories: Sequence[NDArray[np.int32]]
+) -> tuple[Logits, Logits]:
+    """User vectors [n, C] and logits [n, K] of histories."""
     tensors = {
         name: torch.from_numpy(np.array(tensor))
         for name, tensor in bundle.tensors.items()
@@ -55,17 +62,16 @@ def reference_logits(
     weights = {name.removeprefix("head."): t for name, t in tensors.items() if "head." in name}
     head.load_state_dict(weights)
     users = backbone.user_vectors(frame_histories(histories, backbone.spec), patch)  # [n, C]
-    found: Logits = logits_of(head, users, unpack_table(bundle), histories).numpy()
-    return found
+    logits = logits_of(head, users, unpack_table(bundle), histories)
+    return users.numpy(), logits.numpy()
 
 
 def check_probes(bundle: VerifiedBundle, backbone: Backbone) -> None:
     """Run the bundle's probes through the reference; ProbeFailed if its logits differ."""
-    logits = reference_logits(bundle, backbone, probe_histories([bundle]))
+    users, logits = _reference(bundle, backbone, probe_histories([bundle]))
     found = logits[:, bundle.tensors["probe.columns"]]
     expected = bundle.tensors["probe.logits"]
-    scale = max(SMALLEST_SCALE, float(np.abs(expected).max()))
-    error = float(np.abs(found - expected).max()) / scale
+    error = probe_error(bundle, users, found - expected)
     tolerance = PROBE_TOLERANCES[torch.float32]
     if not error <= tolerance:
         raise ProbeFailed(error, tolerance)

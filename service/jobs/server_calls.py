@@ -30,17 +30,27 @@ def ignore_sent(sent: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Calls to a running server, answered with the server's JSON documents."""
+    """Calls to a running server, answered with the server's JSON documents.
+
+    Errors of its methods are ``ServerRefused`` and ``ServerUnreachable``.
+    """
 
     client: "peterrec_client.Client"
+    url: str
 
     def get(self, path: str) -> Document:
         """The answer to a GET."""
-        return json.loads(self.client.request("GET", path))
+        return json.loads(self.content(path))
+
+    def content(self, path: str) -> bytes:
+        """The bytes of an answer."""
+        with _translated_errors(self.url):
+            return self.client.request("GET", path)
 
     def lines(self, path: str, params: Mapping[str, str]) -> list[str]:
         """The lines of a text answer."""
-        return self.client.request("GET", path, params=params).decode().splitlines()
+        with _translated_errors(self.url):
+            return self.client.request("GET", path, params=params).decode().splitlines()
 
     def change(
         self,
@@ -57,11 +67,11 @@ class Server:
         With ``if_match``, the change is refused unless the task still has this revision. ``body``
         is a document, or the path of a file to send, of which ``on_sent`` gets the bytes sent.
         """
-        return json.loads(
-            self.client.request(
+        with _translated_errors(self.url):
+            answer = self.client.request(
                 method, path, body=body, params=params, if_revision=if_match, on_sent=on_sent
             )
-        )
+        return json.loads(answer)
 
     def follow(self, since: int | None) -> Iterator[Document]:
         """The registry's changes as they happen, until the server ends the stream."""
@@ -84,9 +94,16 @@ def server(url: str, api_key: str | None, timeout_s: float = TIMEOUT_S) -> Itera
         )
     retry = peterrec_client.RetryPolicy(attempts=1)
     client = peterrec_client.Client(url, api_key, timeout_s=timeout_s, retry=retry)
+    with _translated_errors(url), client:
+        yield Server(client, url)
+
+
+@contextmanager
+def _translated_errors(url: str) -> Iterator[None]:
+    import peterrec_client
+
     try:
-        with client:
-            yield Server(client)
+        yield
     except peterrec_client.PeterRecError as error:
         raise _translated(error, url) from error
 

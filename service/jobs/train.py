@@ -35,28 +35,38 @@ from peterrec.model.training.training_file import (
     write_training_file,
 )
 from peterrec.service.errors import OutputExists
+from peterrec.service.jobs.describing import NOT_DESCRIBED, DescribeOptions, described
 from peterrec.service.jobs.options import Answers
 from peterrec.service.jobs.packing import pack_task, require_name, unpack_task
 from peterrec.service.jobs.recording import Recording
+from peterrec.service.jobs.task_data import record_of
 from peterrec.service.jobs.torchrun import Place
 
 OUTPUT_LAYER = "pretraining_output.safetensors"
 """File of the layer that scores every item. Pretraining needs it, serving does not."""
 
-OnExisting = Literal["refuse", "resume", "overwrite"]
+OnExisting = Literal["refuse", "resume", "overwrite", "continue"]
+"""What to do with a folder that holds a backbone or a checkpoint: refuse it, resume an unfinished
+run, or begin anew. ``continue`` is for processes whose folder was prepared by the one that started
+them: they go on from its checkpoint, if there is one.
+"""
 
 Part = Literal["test", "all"]
 
 
 @dataclass(frozen=True, slots=True)
 class FinetuneJob:
-    """What to fine-tune on, and the bundle to write; without ``out`` no file is written."""
+    """What to fine-tune on, and the bundle to write; without ``out`` no file is written.
+
+    ``descriptions`` are the tables of what outputs are called and may be filtered by.
+    """
 
     interactions: InteractionSource
     answers: Answers
     out: Path | None
     name: str
     overwrite: bool = False
+    descriptions: DescribeOptions = NOT_DESCRIBED
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +110,7 @@ def run_pretrain(
     together, only the first one writes; the others get an empty fingerprint.
     """
     if out is not None:
-        _prepare_folder(out, on_existing)
+        prepare_folder(out, on_existing)
     with _followed(recording, out, place) as listener:
         histories = read_histories(interactions, observer)
         with _telling_what_is_kept(out):
@@ -108,7 +118,7 @@ def run_pretrain(
                 histories,
                 settings,
                 checkpoints=out,
-                resume=on_existing == "resume",
+                resume=on_existing in ("resume", "continue"),
                 on_progress=observer.progress,
                 listener=listener,
                 workers=place.workers,
@@ -189,7 +199,10 @@ def run_finetune(
             loaded, histories, labels, settings, observer.progress, listener, observer.notice
         )
         observer.progress(Progress("packing the bundle"))
-        packed = PackedTask(task, pack_task(task, loaded, job.name))
+        reading = record_of(job.interactions, job.answers)
+        bundle = pack_task(task, loaded, job.name, reading)
+        bundle = described(bundle, job.descriptions, job.answers, observer)
+        packed = PackedTask(task, bundle)
         if job.out is not None:
             write_bytes(job.out, packed.bundle)
     return packed
@@ -227,7 +240,10 @@ def run_evaluate(
     return metrics, len(rows)
 
 
-def _prepare_folder(out: Path, on_existing: OnExisting) -> None:
+def prepare_folder(out: Path, on_existing: OnExisting) -> None:
+    """Refuse a folder that the run must not write to; OutputExists says why."""
+    if on_existing == "continue":
+        return
     found = [name for name in (SPEC, CHECKPOINT) if (out / name).exists()]
     if on_existing == "overwrite":
         remove_checkpoint(out)

@@ -6,19 +6,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from peterrec.model.data.histories import UserLabels
-from peterrec.model.data.interactions import read_histories
+from peterrec.model.data.interactions import InteractionSource, read_histories
 from peterrec.model.data.observer import ReadingObserver
 from peterrec.model.disk import require_writable_file, write_bytes
+from peterrec.model.documents import Document
 from peterrec.model.files.backbone_folder import LoadedBackbone
 from peterrec.model.progress import Progress
 from peterrec.model.training.events import TrainingListener
 from peterrec.model.training.finetune.many_tasks import TaskToTrain, finetune_many
 from peterrec.model.training.training_file import training_file_of
 from peterrec.service.errors import OutputExists
-from peterrec.service.jobs.options import EventOptions, TimeOptions, answers_of
+from peterrec.service.jobs.options import Answers, EventOptions, TimeOptions, answers_of
 from peterrec.service.jobs.packing import pack_task, require_name
 from peterrec.service.jobs.recording import Recording
+from peterrec.service.jobs.task_data import record_of
 from peterrec.service.jobs.task_file import TaskEntry
 from peterrec.service.jobs.train import PackedTask
 
@@ -38,18 +39,27 @@ class ManyJob:
     patch: Mapping[str, Any]  # Any: values of FinetuneSettings
     overwrite: bool = False
 
-    def answers(self, entry: TaskEntry, observer: ReadingObserver) -> UserLabels:
-        """One task's answers."""
+    @property
+    def histories(self) -> InteractionSource:
+        """The events of the histories of all tasks."""
+        return self.events.source(self.time.end_of_histories)
+
+    def answers(self, entry: TaskEntry) -> Answers:
+        """Where one task's answers are."""
         options = entry.answers if self.folder is None else entry.answers.within(self.folder)
-        answers = answers_of(self.events, options, self.time, entry.delimiter)
-        return answers.read(entry.settings.kind, observer)
+        return answers_of(self.events, options, self.time, entry.delimiter)
 
     def task(
         self, entry: TaskEntry, listener: TrainingListener, observer: ReadingObserver
     ) -> TaskToTrain:
         """One task's answers and settings."""
         settings = replace(entry.settings, **self.patch)
-        return TaskToTrain(self.answers(entry, observer), settings, entry.bundle_name, listener)
+        labels = self.answers(entry).read(settings.kind, observer)
+        return TaskToTrain(labels, settings, entry.bundle_name, listener)
+
+    def reading(self, entry: TaskEntry) -> Document | None:
+        """How one task's data are read, for its bundle."""
+        return record_of(self.histories, self.answers(entry))
 
 
 def run_finetune_many(
@@ -80,12 +90,12 @@ def run_finetune_many(
         ]
         pairs = zip(job.tasks, listeners, strict=True)
         tasks = [job.task(entry, listener, observer) for entry, listener in pairs]
-        histories = read_histories(job.events.source(job.time.end_of_histories), observer)
+        histories = read_histories(job.histories, observer)
         trained = finetune_many(loaded, histories, tasks, observer.progress, observer.notice)
         observer.progress(Progress("packing the bundles"))
         packed = [
-            PackedTask(task, pack_task(task, loaded, name))
-            for task, name in zip(trained, names, strict=True)
+            PackedTask(task, pack_task(task, loaded, name, job.reading(entry)))
+            for task, name, entry in zip(trained, names, job.tasks, strict=True)
         ]
         if job.folder is not None:
             for out, each in zip(outs, packed, strict=True):

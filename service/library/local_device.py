@@ -6,8 +6,8 @@ queue and the registry.
 """
 
 import copy
+import math
 import sys
-import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from threading import RLock
@@ -28,6 +28,7 @@ from peterrec.service.device.serving_table import entry_of
 from peterrec.service.device.slots import Residency, SlotStore
 from peterrec.service.predict.catalogs import Catalogs
 from peterrec.service.predict.device_link import BoundRow, Results
+from peterrec.service.predict.filters import ItemFilters
 from peterrec.service.predict.item_ids import ItemVocabulary
 from peterrec.service.predict.kinds import AnyPrediction
 from peterrec.service.predict.parse import parse_predict
@@ -35,13 +36,11 @@ from peterrec.service.predict.predictor import Predictor, TaskQuestions
 from peterrec.service.predict.schemas import FailedRow, PredictResponse
 from peterrec.service.predict.task_table import TaskTable
 from peterrec.service.protocol.messages import TableUpdate, TrafficSeen
+from peterrec.service.protocol.sender import NOBODY, Sender
 from peterrec.service.protocol.served_task import Role
 from peterrec.service.telemetry.events import Event
 
 T = TypeVar("T")
-
-PATIENCE_S = 1e9
-"""Seconds until the deadline of a call that nobody waits for with a limit."""
 
 NOT_REGISTERED = 0
 """Version and registry revision in the answer of a bundle that no registry has numbered."""
@@ -99,10 +98,9 @@ class LocalDevice:
         instances, parameters = parse_predict(body)
         with self._lock:
             known = self._resident[digest]
-            questions = known.predictor.questions(instances, parameters)
+            questions = _run(known.predictor.questions(instances, parameters))
             asked = TaskQuestions(_TASK, parameters.version, questions)
-            deadline = time.monotonic() + PATIENCE_S
-            predicted = _run(known.predictor.predict(DEFAULT_TENANT, (asked,), deadline))
+            predicted = _run(known.predictor.predict(DEFAULT_TENANT, (asked,), math.inf))
         served, answered = predicted.tasks[0]
         if isinstance(served, PeterRecError):
             raise served
@@ -131,7 +129,8 @@ class LocalDevice:
         table.apply(TableUpdate(1, 1, NOT_REGISTERED, True, [entry_of(residency)], [task], [], []))
         if bundle.catalog is not None:
             catalogs.put(residency.digest, bundle.catalog)
-        return Predictor(self._vocabulary, table, _StoreLink(self._store), catalogs, _ignore)
+        link, filters = _StoreLink(self._store), ItemFilters()
+        return Predictor(self._vocabulary, table, link, catalogs, _ignore, filters=filters)
 
 
 _TASK = TaskId("task")
@@ -145,11 +144,15 @@ class _StoreLink:
         self._store = store
 
     async def predict(
-        self, rows: Sequence[BoundRow], deadline: float, shadows: Sequence[BoundRow] = ()
+        self,
+        rows: Sequence[BoundRow],
+        deadline: float,
+        shadows: Sequence[BoundRow] = (),
+        sender: Sender = NOBODY,
     ) -> Results:
         """Results of rows, all in one batch."""
         queued = [
-            QueuedRow(b"", 0, number, bound.row, deadline, 0.0) for number, bound in enumerate(rows)
+            QueuedRow(0, 0, number, bound.row, deadline, 0.0) for number, bound in enumerate(rows)
         ]
         scores = self._store.score([each.row for each in queued])
         return Results(row_results(queued, scores), [])
@@ -163,13 +166,13 @@ class _StoreLink:
 
 
 def _run(work: Coroutine[object, object, T]) -> T:
-    """The result of a coroutine that never waits for anything."""
+    """The result of a coroutine that waits for nothing, but may give others a turn."""
     try:
-        work.send(None)
+        while True:
+            assert work.send(None) is None, "a local prediction waited"
     except StopIteration as done:
         result: T = done.value
         return result
-    raise AssertionError("a local prediction waited")
 
 
 def _placed(error: PeterRecError, place: int | None) -> PeterRecError:

@@ -4,11 +4,11 @@ import os
 from dataclasses import replace
 from html import escape
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Unpack
 
 from peterrec.model.documents import Document
 from peterrec.model.kinds import KINDS
+from peterrec.model.scratch import ScratchFolder
 from peterrec.service.errors import ArgumentInvalid, OutputExists
 from peterrec.service.jobs.data_info import DataInfoJob, describe_data
 from peterrec.service.jobs.data_page import page_of
@@ -112,8 +112,7 @@ def report(
             f"{subject!r:.60} is neither a task nor a backbone.",
             hint="Open a file with peterrec.load_bundle, or a folder with peterrec.load_backbone.",
         )
-    with TemporaryDirectory() as name, watched(progress) as seen:
-        folder = Path(name)
+    with ScratchFolder() as folder, watched(progress) as seen:
         own = subject.backbone if isinstance(subject, Task) else subject
         backbone = own.save(folder / "backbone")
         if isinstance(subject, Task):

@@ -1,12 +1,10 @@
 """The synthetic shop as tables in memory, to try things with."""
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from peterrec.model.data.sample_data import write_sample_data
+from peterrec.model.scratch import ScratchFolder
 
 
 def sample_data(users: int = 4000, seed: int = 0) -> dict[str, pa.Table]:
@@ -17,6 +15,6 @@ def sample_data(users: int = 4000, seed: int = 0) -> dict[str, pa.Table]:
     ``monthly_spend``, ``tags`` interests with one row each, ``interactions`` all events, and
     ``items`` titles. Equal seeds give equal tables.
     """
-    with TemporaryDirectory() as folder:
-        write_sample_data(Path(folder), users, seed)
-        return {file.stem: pq.read_table(file) for file in sorted(Path(folder).glob("*.parquet"))}
+    with ScratchFolder() as folder:
+        write_sample_data(folder, users, seed)
+        return {file.stem: pq.read_table(file) for file in sorted(folder.glob("*.parquet"))}

@@ -1,7 +1,6 @@
 """A fine-tuned task as a Python object: its answers, its metrics, its bundle."""
 
 import os
-import tempfile
 import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from peterrec.model.data.observer import ReadingObserver
 from peterrec.model.disk import read_bytes, write_bytes
 from peterrec.model.documents import Document
 from peterrec.model.progress import Progress
+from peterrec.model.scratch import ScratchFolder
 from peterrec.model.training.finetune.settings import FinetuneSettings
 from peterrec.model.training.training_file import training_file_of, write_training_file
 from peterrec.patches.bundle.verify import (
@@ -26,6 +26,7 @@ from peterrec.patches.bundle.verify import (
 )
 from peterrec.patches.identity import Blob, format_digest
 from peterrec.service.errors import OutputExists
+from peterrec.service.jobs.describing import DescribeOptions, described
 from peterrec.service.jobs.options import AnswerOptions, EventOptions, TimeOptions
 from peterrec.service.jobs.server_calls import DEFAULT_URL, outputs_parameter, push, server
 from peterrec.service.jobs.train import EvaluateJob, Part, run_evaluate
@@ -34,10 +35,12 @@ from peterrec.service.library.inputs import (
     Histories,
     ItemId,
     as_path,
+    as_source,
     is_table,
     listed,
     sequence,
 )
+from peterrec.service.library.inputs import Table as TableOrPath
 from peterrec.service.library.keywords import require_one_of, settings_of, takes
 from peterrec.service.library.metrics import Metrics
 from peterrec.service.library.option_types import AnswerKeywords, EventKeywords, TimeKeywords
@@ -46,7 +49,7 @@ from peterrec.service.library.sources import event_options, task_answers, time_o
 from peterrec.service.pages.page import Cell, Table, fragment
 from peterrec.service.predict.schemas import MAX_INSTANCES
 from peterrec_client import Explain, Instance, Prediction, Pushed, predicting
-from peterrec_client.questions import CallOptions
+from peterrec_client.questions import CallOptions, Where
 
 SHOWN_OUTPUTS = 8
 """Labels or items that a task's HTML form names."""
@@ -103,7 +106,7 @@ class Task:
         return self._bundle.blob.data
 
     @takes(EventOptions)
-    def predict(
+    def predict(  # type: ignore[misc]  # `where` of tables is a part of the `where` here
         self,
         histories: Histories | Collection[Instance],
         *,
@@ -113,6 +116,8 @@ class Task:
         exclude_seen: bool | None = None,
         unknown_items: Literal["drop", "map", "error"] | None = None,
         explain: Explain | int | None = None,
+        where: Where | str | Sequence[str] | None = None,
+        titles: bool | None = None,
         device: DeviceName = "auto",
         progress: bool | None = None,
         **options: Unpack[EventKeywords],
@@ -123,17 +128,58 @@ class Task:
         user, or a table of events. ``exclude`` and ``candidates`` hold for all of them; where they
         differ, give ``peterrec_client.Instance`` objects. The other parameters are those of the
         HTTP call, with its defaults and limits; ``explain`` names this many items of each history
-        that moved its answer most. Answers are computed in calls of 256 histories.
+        that moved its answer most. A dict as ``where`` says which items a ranking may return, by
+        their attributes (texts are filters of a table of events). ``titles`` adds display names.
+        Answers are computed in calls of 256 histories.
         """
+        of_items = where if isinstance(where, Mapping) else None
+        given: dict[str, Any] = {**options}  # Any: their values
+        if where is not None and of_items is None:
+            given["where"] = where
         parameters: CallOptions = {
             "top_k": top_k,
             "exclude_seen": exclude_seen,
             "unknown_items": unknown_items,
             "explain": explain,
+            "where": of_items,
+            "titles": titles,
         }
         with watched(progress) as seen:
-            asked = list(self._instances(histories, options, exclude, candidates, seen))
+            asked = list(self._instances(histories, given, exclude, candidates, seen))
             return self._predict(asked, parameters, device, seen)
+
+    def described(
+        self,
+        *,
+        titles: Mapping[ItemId, str] | TableOrPath | None = None,
+        attributes: TableOrPath | None = None,
+        id_column: str = "id",
+        title_column: str = "title",
+        attribute: Sequence[str] | None = None,
+        list_separator: str = "|",
+        missing: Sequence[str] | None = None,
+        progress: bool | None = None,
+    ) -> "Task":
+        """This task with display names for its outputs, and attributes of a ranking's items.
+
+        ``titles`` are by item or label, or a table with a column of ids and one of titles.
+        ``attributes`` is a table of items: with ``attribute`` only these columns (COLUMN or
+        COLUMN=TYPE, with text, number, time or list), else all. A path, a DataFrame or an Arrow
+        table is a table. ``list_separator`` stands between several texts in one field. The result
+        has another digest; what is computed stays.
+        """
+        tables = DescribeOptions(
+            titles=_described_table(titles, id_column, title_column),
+            attributes=_described_table(attributes, id_column, title_column),
+            id_column=id_column,
+            title_column=title_column,
+            attribute=None if attribute is None else [*attribute],
+            list_separator=list_separator,
+        )
+        form = EventOptions(interactions=Path(), missing=None if missing is None else [*missing])
+        with watched(progress) as seen:
+            data = described(self.bundle, tables, form, seen)
+        return task_of(self.backbone, data, self.record)
 
     @takes(EventOptions, AnswerOptions, TimeOptions)
     def evaluate(
@@ -209,8 +255,8 @@ class Task:
         api_key = api_key or os.environ.get("PETERREC_API_KEY")
         parameters = {"alias": alias, "validate_only": str(validate_only).lower()}
         parameters |= outputs_parameter(allow_new_outputs=allow_new_outputs)
-        with tempfile.TemporaryDirectory() as folder, server(url, api_key) as to:
-            file = self.save(Path(folder) / f"{self.name}.bundle")
+        with ScratchFolder() as folder, server(url, api_key) as to:
+            file = self.save(folder / f"{self.name}.bundle")
             pushed = push(to, file, task or self.name, parameters, if_match)
         return msgspec.convert(pushed, Pushed)
 
@@ -242,7 +288,7 @@ class Task:
     def _instances(
         self,
         histories: Histories | Collection[Instance],
-        options: EventKeywords,
+        options: Mapping[str, object],
         exclude: Collection[ItemId] | None,
         candidates: Collection[ItemId] | None,
         observer: ReadingObserver,
@@ -328,6 +374,19 @@ def load_bundle(
     keys = None if trusted_keys is None else TrustedKeys.read([Path(trusted_keys)])
     loaded = as_backbone(backbone)
     return Task(loaded, _verified(loaded, Blob(read_bytes(as_path(path, "path"))), keys))
+
+
+def _described_table(
+    given: Mapping[ItemId, str] | TableOrPath | None, id_column: str, title_column: str
+) -> Any:  # Any: a path, or a table of any library
+    """A table as the commands' options have it: a path, or what is as good as one."""
+    if given is None or is_table(given):
+        return None if given is None else as_source(given)
+    import pyarrow as pa
+
+    assert isinstance(given, Mapping), "what is no table is a dict"
+    names = {id_column: map(str, given), title_column: map(str, given.values())}
+    return pa.table({column: list(texts) for column, texts in names.items()})
 
 
 def _verified(backbone: Backbone, source: Blob, keys: TrustedKeys | None) -> VerifiedBundle:

@@ -14,6 +14,7 @@ from functools import cache
 from msgspec import Struct, inspect
 
 from peterrec.service.predict.schemas import PredictRequest, UsersPredictRequest
+from peterrec.service.predict.user_vectors import VectorsRequest
 
 DOCS = "/docs shows the body."
 
@@ -24,18 +25,26 @@ OTHER_NAMES: Mapping[str, frozenset[str]] = {
     "top_k": frozenset({"k", "n", "limit", "size", "count", "num"}),
     "task": frozenset({"name", "model", "modelname"}),
     "tasks": frozenset({"models", "names"}),
-    "exclude": frozenset({"filter", "ignore", "without", "blocked"}),
+    "exclude": frozenset({"ignore", "without", "blocked"}),
+    "where": frozenset({"filter", "filters", "query", "conditions", "attributes"}),
+    "titles": frozenset({"display", "displaynames", "withtitles"}),
+    "prediction_ids": frozenset({"predictionid", "ids", "withids", "feedback"}),
+    "remember": frozenset({"keep", "store", "byuser", "remembered"}),
+    "encoding": frozenset({"format", "dtype", "type"}),
     "candidates": frozenset({"include", "only", "allowed", "catalog"}),
     "explain": frozenset({"why", "explanation", "explanations", "reasons"}),
     "parameters": frozenset({"params", "options", "config", "settings"}),
 }
 """What other interfaces call these fields, in small letters and without ``_`` and ``-``."""
 
+SHOWN_NAME = 60
+"""Characters of an unknown name that an answer repeats, and that similar names are sought for."""
+
 Fields = Mapping[str, inspect.Type]
 Places = Mapping[str, Fields]
 """The fields of each object of a body by its path, in which ``[]`` stands for every entry."""
 
-_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`\Z", re.DOTALL)
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*?)(?:`\Z|…\Z)", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`\Z")
 _GOT = re.compile(r"Expected `.*`, got `(\w+)`\Z")
 
@@ -58,7 +67,8 @@ PREDICT = BodyForm("POST /tasks/{task}/predict", PredictRequest, '{"history": ["
 PREDICT_USER = BodyForm(
     "POST /users/predict", UsersPredictRequest, '{"history": ["1193", 661], "tasks": ["gender"]}'
 )
-FORMS = (PREDICT, PREDICT_USER)
+VECTORS = BodyForm("POST /users/vectors", VectorsRequest, '{"history": ["1193", 661]}')
+FORMS = (PREDICT, PREDICT_USER, VECTORS)
 
 
 def schema_hint(form: BodyForm, problem: str, path: str) -> str:
@@ -80,6 +90,7 @@ def schema_hint(form: BodyForm, problem: str, path: str) -> str:
 
 def query_hint(form: BodyForm, name: str) -> str:
     """Say where in the body the name of a query parameter belongs."""
+    name = name[:SHOWN_NAME]
     places = [path for path, fields in form.places.items() if name in fields]
     where = f"`{name}` belongs in {_names_of(places)}" if places else "Send everything in the body"
     return f"{where}: {form.example}. {DOCS}"
@@ -117,7 +128,8 @@ def repeated_field(body: bytes) -> str | None:
 
 def _hint_for_unknown(form: BodyForm, name: str, place: str) -> str:
     """Say where a field belongs that the schema does not have in this place."""
-    shown = f"`{name:.60}`"
+    name = name[:SHOWN_NAME]  # the search for a similar name takes a time that grows with it
+    shown = f"`{name}`"
     here = form.places.get(place, {})
     elsewhere = {each: fields for each, fields in form.places.items() if each != place}
     if meant_here := next((field for field in here if _is_other_name(name, field)), None):
@@ -210,8 +222,15 @@ def _type_at(form: BodyForm, place: str) -> inspect.Type | None:
     kind = form.places.get(object_path, {}).get(field.removesuffix("[]"))
     if kind is None or not field.endswith("[]"):
         return kind
-    lists = [each for each in _options(kind) if isinstance(each, inspect.ListType)]
-    return lists[0].item_type if lists else None
+    entries = [_entry_of(each) for each in _options(kind)]
+    return next((each for each in entries if each is not None), None)
+
+
+def _entry_of(kind: inspect.Type) -> inspect.Type | None:
+    """Return the type of the entries of a list or of a filter."""
+    if isinstance(kind, inspect.ListType):
+        return kind.item_type
+    return kind.value_type if isinstance(kind, inspect.DictType) else None
 
 
 def _options(kind: inspect.Type) -> list[inspect.Type]:
@@ -242,6 +261,10 @@ def _word(kind: inspect.Type) -> str:
             return f"a list{length}, of which each entry is {_form(kind.item_type)}"
         case inspect.StructType():
             return f"an object of {_listed(field.encode_name for field in kind.fields)}"
+        case inspect.DictType():
+            return "an object with a value, a list of values or conditions for each attribute"
+        case inspect.IntType() | inspect.FloatType() if kind.le is None and kind.ge is None:
+            return "a number"
         case inspect.LiteralType():
             return " or ".join(f'"{value}"' for value in kind.values)
         case inspect.IntType():
@@ -261,8 +284,9 @@ def _places_of(schema: type[Struct]) -> Places:
 
 def _find_places(kind: inspect.Type, path: str, found: dict[str, Fields]) -> None:
     for option in _options(kind):
-        if isinstance(option, inspect.ListType):
-            _find_places(option.item_type, f"{path}[]", found)
+        entry = _entry_of(option)
+        if entry is not None:
+            _find_places(entry, f"{path}[]", found)
         elif isinstance(option, inspect.StructType):
             found[path] = {field.encode_name: field.type for field in option.fields}
             for field in option.fields:

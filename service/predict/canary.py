@@ -3,13 +3,13 @@
 Nothing in this module runs for a task whose requests prod answers alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from peterrec.model.errors import PeterRecError
-from peterrec.service.predict.device_link import RowLink
+from peterrec.service.predict.device_link import BoundRow, Results, RowLink
 from peterrec.service.predict.questions import (
     Answer,
     BoundQuestion,
@@ -25,6 +25,10 @@ from peterrec.service.protocol.served_task import Role, ServedTask, Split
 
 NO_LATENCY_S = 0.0
 """Latency, in seconds, that is counted for a question refused before it reached the device."""
+
+
+AskRows = Callable[[Sequence[BoundRow]], Awaitable[Results]]
+"""Runs rows of a call, and returns their results."""
 
 
 class Answered(NamedTuple):
@@ -48,7 +52,7 @@ class TrafficRouter:
         self, split: Split, prod: ServedTask, question: Question, catalogs: CatalogsByDigest
     ) -> BoundQuestion | PeterRecError:
         """Bind a question to its user's version; to prod if that version can't be asked."""
-        answering, shadowing = split.route(prod, question.user)
+        answering, shadowing = split.route(prod, question.user(prod.bundle))
         chosen = bind(answering, question, catalogs)
         of_prod = chosen if answering is prod else bind(prod, question, catalogs)
         if isinstance(chosen, PeterRecError):
@@ -68,11 +72,12 @@ class TrafficRouter:
         answered: Sequence[Answered],
         shadows: Sequence[RowResult | None],
         latency_s: float,
-        deadline: float,
+        ask: AskRows,
     ) -> list[Answered]:
         """Count and compare the answers; replace those of canaries that failed by prod's.
 
-        ``shadows`` are the results of all shadow rows, in the order of the questions.
+        ``shadows`` are the results of all shadow rows, in the order of the questions; ``ask`` runs
+        further rows of the same call.
         """
         results = iter(shadows)
         settled = list(answered)
@@ -90,7 +95,7 @@ class TrafficRouter:
             else:
                 unanswered[at] = fallback
         if unanswered:
-            await self._ask_prod(settled, unanswered, deadline)
+            await self._ask_prod(settled, unanswered, ask)
         return settled
 
     def _bind_shadow(
@@ -131,13 +136,13 @@ class TrafficRouter:
         return of_prod
 
     async def _ask_prod(
-        self, settled: list[Answered], unanswered: dict[int, BoundQuestion], deadline: float
+        self, settled: list[Answered], unanswered: dict[int, BoundQuestion], ask: AskRows
     ) -> None:
         """Ask prod instead of canaries that failed; where prod can't be asked, the error stays."""
         rebound = {at: self._link.rebind(each.row) for at, each in unanswered.items()}
         rows = {at: row for at, row in rebound.items() if row is not None}
         try:
-            results = await self._link.predict([*rows.values()], deadline)
+            results = await ask([*rows.values()])
         except PeterRecError:
             return
         for at, result in zip(rows, results.rows, strict=True):

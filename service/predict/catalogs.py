@@ -1,13 +1,18 @@
 """Catalogs of ranking heads, read from bundle files in a thread and cached by digest."""
 
 import asyncio
+import mmap
 from collections.abc import Iterable
+from pathlib import Path
 
-import safetensors
+import numpy as np
 from cachetools import LRUCache
 
 from peterrec.model.kinds import KINDS
 from peterrec.patches.bundle.bundle import Catalog
+from peterrec.patches.bundle.contents import manifest_of
+from peterrec.patches.bundle.header import read_header, tensor_view
+from peterrec.patches.errors import BundleRejected, Findings
 from peterrec.service.errors import BundleNotReady
 from peterrec.service.protocol.messages import BundleEntry
 
@@ -63,7 +68,7 @@ class Catalogs:
     async def _read(self, bundle: BundleEntry) -> Catalog:
         try:
             catalog = await asyncio.to_thread(read_catalog, bundle.catalog_path)
-        except (OSError, safetensors.SafetensorError) as error:
+        except (OSError, ValueError, BundleRejected) as error:
             raise BundleNotReady(f"sha256:{bundle.digest}") from error
         self._cached[bundle.digest] = catalog
         return catalog
@@ -75,10 +80,24 @@ def _size(catalog: Catalog) -> int:
 
 
 def read_catalog(path: str) -> Catalog:
-    """Read the catalog in a verified bundle file and build its index. Blocks."""
-    with safetensors.safe_open(path, "numpy") as file:
-        catalog = Catalog.of(
-            {name: file.get_tensor(name) for name in ("catalog.bytes", "catalog.offsets")}
-        )
+    """Read the catalog in a verified bundle file and build its index. Blocks.
+
+    The ids are copied. Titles and attributes stay in the file, which is mapped: so all workers
+    share the memory of those that are used. The file may be removed meanwhile.
+    """
+    with Path(path).open("rb") as file:
+        view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    findings = Findings()
+    header = read_header(view, len(view), len(view), findings)
+    manifest = manifest_of(header, findings)
+    findings.raise_if_any()
+    assert manifest is not None
+    tensors = {
+        name: tensor_view(view, header, name)
+        for name in header.entries
+        if name.startswith(("catalog.", "title.", "attribute."))
+    }
+    ids = {name: np.array(tensors[name]) for name in ("catalog.bytes", "catalog.offsets")}
+    catalog = Catalog.of_bundle(manifest, tensors | ids)
     catalog.index_of("")  # builds the index
     return catalog

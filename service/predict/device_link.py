@@ -1,16 +1,18 @@
 """A worker's connection to the device process: sends rows, receives results, on the event loop."""
 
 import asyncio
+import contextlib
 import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import msgspec
-import zmq
 
+from peterrec.patches.registry.losses import Knowledge
 from peterrec.service.errors import (
     BundleGone,
     DeadlineExceeded,
@@ -19,13 +21,17 @@ from peterrec.service.errors import (
     TooManyRows,
 )
 from peterrec.service.predict.task_table import TaskTable
+from peterrec.service.protocol.frames import FrameReader, join_frames
 from peterrec.service.protocol.messages import (
+    PLAIN,
     BatchResults,
     Cancel,
     FromDevice,
-    Goodbye,
     Hello,
     Predict,
+    ProdBundles,
+    Profile,
+    Profiled,
     RequestRows,
     Row,
     RowResult,
@@ -43,6 +49,10 @@ from peterrec.service.protocol.messages import (
     from_device,
     places_of,
 )
+from peterrec.service.protocol.sender import NOBODY, Sender
+from peterrec.service.protocol.waiting import WaitingPlaces
+from peterrec.service.system.pulse import Pulse
+from peterrec.service.telemetry.timeline import TIMELINE, Round
 
 HELLO_INTERVAL_S = 1.0
 """Seconds between two ``Hello`` while the device process answers."""
@@ -51,16 +61,11 @@ SEEKING_INTERVAL_S = 0.1
 """Seconds between two ``Hello`` while the device process is away."""
 
 SILENCE_LIMIT_S = 3.0
-"""Seconds without a message until the device process counts as gone; it sends one a second."""
+"""Seconds without a message until the device process counts as gone; it sends one a second.
+While a batch runs longer, its pulse shows that it lives."""
 
 TIMER_GRAIN_S = 0.001
 """Seconds by which the event loop's timers may fire early."""
-
-LINGER_MS = 200
-"""Milliseconds that closing waits for messages that are still to be sent."""
-
-POLLIN = int(zmq.POLLIN)
-"""A plain int: comparing with zmq's enum takes longer than reading the socket's state."""
 
 
 class BoundRow(msgspec.Struct, frozen=True, gc=False):
@@ -77,10 +82,21 @@ class _Pending:
     """A request that waits for results. Its caller waits for the first ``awaited`` rows only; the
     further ones are shadows.
 
-    ``sent`` are the indices of the rows that the last message carried, in order.
+    ``sent`` are the indices of the rows that the last message carried, in order. ``round`` notes
+    the batches that ran the rows, if the request has a timeline.
     """
 
-    __slots__ = ("awaited", "deadline", "future", "missing", "results", "rows", "sent")
+    __slots__ = (
+        "awaited",
+        "deadline",
+        "future",
+        "missing",
+        "results",
+        "round",
+        "rows",
+        "sender",
+        "sent",
+    )
 
     def __init__(
         self,
@@ -88,13 +104,16 @@ class _Pending:
         awaited: int,
         deadline: float,
         future: "asyncio.Future[str]",
+        sender: Sender,
     ) -> None:
         self.rows = rows
         self.awaited = self.missing = awaited
         self.deadline = deadline
         self.future = future
+        self.sender = sender
         self.results: list[RowResult | None] = [None] * len(rows)
         self.sent: Sequence[int] = range(len(rows))
+        self.round: Round | None = None
 
     def take(self, result: RowResult, at: int) -> None:
         if self.results[at] is None:
@@ -125,7 +144,11 @@ class RowLink(Protocol):
     """Where a predictor sends its rows: the device process, or the device of this process."""
 
     async def predict(
-        self, rows: Sequence[BoundRow], deadline: float, shadows: Sequence[BoundRow] = ()
+        self,
+        rows: Sequence[BoundRow],
+        deadline: float,
+        shadows: Sequence[BoundRow] = (),
+        sender: Sender = NOBODY,
     ) -> Results:
         """Results of rows, in their order; everything is sent before the first await."""
 
@@ -138,8 +161,8 @@ class RowLink(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    message: Validate | Sync
-    future: asyncio.Future[Validated | Synced]
+    message: Validate | Sync | Profile
+    future: asyncio.Future[Validated | Synced | Profiled]
 
 
 @dataclass(slots=True)
@@ -148,29 +171,51 @@ class LinkState:
 
     heard_at: float = float("-inf")
     is_ready: bool = False
+    unready: str = ""
+    prod: ProdBundles = field(default_factory=ProdBundles)
     status: Status | None = None
-    waiting_rows: int = 0
+
+
+class _Stream(asyncio.Protocol):
+    """One connection to the device process."""
+
+    def __init__(self, receive: Callable[[bytes], None], lost: Callable[[], None]) -> None:
+        self._reader = FrameReader()
+        self._receive = receive
+        self._lost = lost
+
+    def data_received(self, data: bytes) -> None:
+        for message in self._reader.feed(data):
+            self._receive(message)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost()
 
 
 class DeviceLink:
-    """One zmq DEALER on the running loop; every method must be called on the loop's thread.
+    """A connection on the running loop; every method must be called on the loop's thread.
+
+    It is made again whenever the device process has gone, and rows without an answer are sent
+    again to the next one.
 
     ``on_update`` is called after the table has applied a change and before it is acknowledged.
+    ``pulse`` is the device process's, which shows that it lives while a batch runs.
+    ``knowledge`` is what the device process knows of the registry, as of its last second.
     """
 
     def __init__(
         self,
-        endpoint: str,
-        worker: str,
+        endpoint: Path,
         table: TaskTable,
         *,
         max_rows: int,
         on_update: Callable[[TableUpdate], None],
+        pulse: Pulse | None = None,
     ) -> None:
+        self._pulse = pulse or Pulse()
         self._endpoint = endpoint
-        self._worker = worker
         self._table = table
-        self._max_rows = max_rows
+        self.places = WaitingPlaces(max_rows)
         self._on_update = on_update
         self._ids = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
@@ -178,42 +223,43 @@ class DeviceLink:
         self._outbox: list[ToDevice] = []
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
+        self._transport: asyncio.WriteTransport | None = None
+        self._cut = asyncio.Event()
+        self._has_lost_rows = False
         self._welcomed = asyncio.Event()
         self.state = LinkState()
+        self.knowledge = Knowledge()
 
     async def start(self) -> None:
         """Connect. Requests are refused until the device process has welcomed this worker."""
         self._loop = asyncio.get_running_loop()
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, LINGER_MS)
-        self._socket.setsockopt(zmq.SNDHWM, 0)  # rows are bounded by max_rows
-        self._socket.setsockopt(zmq.RCVHWM, 0)
-        self._socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing queues while nobody listens
-        self._socket.setsockopt(zmq.RECONNECT_IVL, 50)
-        self._socket.connect(self._endpoint)
-        self._loop.add_reader(self._socket.FD, self._drain)
         self._greeter = self._loop.create_task(self._greet())
 
     async def close(self) -> None:
-        """Say goodbye and disconnect; requests that still wait get ``device_unavailable``."""
+        """Hang up; requests that still wait get ``device_unavailable``."""
         self._greeter.cancel()
         await asyncio.gather(self._greeter, return_exceptions=True)
         for pending in self._pending.values():
             pending.finish(DeviceUnavailable.code)
         for call in self._calls.values():
             call.future.cancel()
-        self._send(Goodbye(self._worker))
         self._flush()
         self._set_timer(math.inf)
-        self._loop.remove_reader(self._socket.FD)
-        self._socket.close()
-        await asyncio.to_thread(self._context.term)
+        if self._transport is not None:
+            self._transport.close()  # sends what is still to be sent
 
     @property
     def is_connected(self) -> bool:
-        """True if the device process has welcomed this worker and sent a message lately."""
-        return self._table.epoch > 0 and time.monotonic() - self.state.heard_at < SILENCE_LIMIT_S
+        """True if the device process has welcomed this worker and shown lately that it lives."""
+        since = time.monotonic() - SILENCE_LIMIT_S
+        is_heard = self.state.heard_at > since or self._pulse.lives(self._table.epoch, since)
+        return is_heard and self._table.epoch > 0
+
+    @property
+    def is_stuck(self) -> bool:
+        """True if the device process lives and has not made progress lately."""
+        since = time.monotonic() - SILENCE_LIMIT_S
+        return self.is_connected and self._pulse.is_stuck(self._table.epoch, since)
 
     @property
     def is_busy(self) -> bool:
@@ -235,7 +281,11 @@ class DeviceLink:
         return True
 
     async def predict(
-        self, rows: Sequence[BoundRow], deadline: float, shadows: Sequence[BoundRow] = ()
+        self,
+        rows: Sequence[BoundRow],
+        deadline: float,
+        shadows: Sequence[BoundRow] = (),
+        sender: Sender = NOBODY,
     ) -> Results:
         """Return one result per row, in order; a row without an answer carries its error's code.
 
@@ -247,19 +297,25 @@ class DeviceLink:
         """
         if not self.is_connected:
             raise DeviceUnavailable
-        places = self._places(rows)
+        places = self._places(rows, sender)
         request_id = next(self._ids)
         awaited = len(rows)
         if shadows:
             together = [*rows, *shadows]
             needed = places_of([each.row for each in together])
-            if self.state.waiting_rows + needed <= self._max_rows:
+            if self.places.has_room(sender, needed):
                 rows, places = together, needed
         count = len(rows)
-        pending = _Pending(rows, awaited, deadline, self._loop.create_future())
+        pending = _Pending(rows, awaited, deadline, self._loop.create_future(), sender)
         self._pending[request_id] = pending
-        self.state.waiting_rows += places
-        self._ask(RequestRows.of(request_id, deadline, [each.row for each in rows]))
+        timeline, sent_at = TIMELINE.get(), 0.0
+        if timeline is not None:
+            sent_at = time.monotonic()
+            pending.round = Round(sent_at)
+            timeline.rounds.append(pending.round)
+        self.places.take(sender, places)
+        plain = [each.row for each in rows]
+        self._ask(RequestRows.of(request_id, deadline, plain, sender, sent_at))
         if deadline < self._timer_at:
             self._set_timer(deadline)
         try:
@@ -268,26 +324,30 @@ class DeviceLink:
             return Results(answered, [*pending.results[awaited:], *left_out])
         finally:
             del self._pending[request_id]
-            self.state.waiting_rows -= places
+            if pending.round is not None:
+                pending.round.returned_at = time.monotonic()
+            self.places.leave(sender.tenant, places)
             if None in pending.results:
                 self._send(Cancel(request_id))
 
-    def _places(self, rows: Sequence[BoundRow]) -> int:
+    def _places(self, rows: Sequence[BoundRow], sender: Sender) -> int:
         """The places in the queue that rows take; QueueFull or TooManyRows if there are too few."""
         places = places_of([each.row for each in rows])
-        if places > self._max_rows:
-            with_items = "" if places == len(rows) else " with the items of long histories"
+        if places > self.places.max_places:
+            with_items = "" if places == len(rows) else " with long histories and filters"
             raise TooManyRows(
                 f"the call needs {places} rows{with_items}, and the server's queue takes "
-                f"{self._max_rows}.",
+                f"{self.places.max_places}.",
                 hint="Split it, or raise PETERREC_MAX_QUEUE_ROWS.",
             )
-        if self.state.waiting_rows + places > self._max_rows:
-            raise QueueFull(f"{self.state.waiting_rows} rows wait already.", hint="Try again.")
+        if not self.places.has_room(sender, places):
+            raise QueueFull(f"{self.places.total} rows wait already.", hint="Try again.")
         return places
 
     def rebind(self, row: BoundRow) -> BoundRow | None:
         """Return the row with the handle that its bundle has now; None if it is not resident."""
+        if row.row.handle <= PLAIN:
+            return row
         bundle = self._table.resident(row.digest)
         if bundle is None:
             return None
@@ -318,7 +378,20 @@ class DeviceLink:
         assert isinstance(answer, Synced)
         return answer
 
-    async def _call(self, message: Validate | Sync, timeout_s: float) -> Validated | Synced:
+    async def profile(self, path: str, seconds: int, timeout_s: float) -> str:
+        """Have what the device computes recorded into a file; return the problem, if there is one.
+
+        Raises DeviceUnavailable immediately, and DeadlineExceeded after ``timeout_s``.
+        """
+        if not self.is_connected:
+            raise DeviceUnavailable
+        answer = await self._call(Profile(next(self._ids), path, seconds), timeout_s)
+        assert isinstance(answer, Profiled)
+        return answer.problem
+
+    async def _call(
+        self, message: Validate | Sync | Profile, timeout_s: float
+    ) -> Validated | Synced | Profiled:
         call = _Call(message, self._loop.create_future())
         self._calls[message.request_id] = call
         self._send(message)
@@ -335,8 +408,27 @@ class DeviceLink:
 
     async def _greet(self) -> None:
         while True:
-            self._send(Hello(self._worker, self._table.epoch))
-            await asyncio.sleep(HELLO_INTERVAL_S if self.is_connected else SEEKING_INTERVAL_S)
+            if self._transport is None:
+                await self._connect()
+            self._send(Hello(self._table.epoch))
+            is_content = self.is_connected and self._transport is not None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HELLO_INTERVAL_S if is_content else SEEKING_INTERVAL_S):
+                    await self._cut.wait()
+            self._cut.clear()
+
+    async def _connect(self) -> None:
+        """Connect to the device process, if there is one."""
+        with contextlib.suppress(OSError):
+            self._transport, _ = await self._loop.create_unix_connection(
+                lambda: _Stream(self._hear, self._lose), str(self._endpoint)
+            )
+
+    def _lose(self) -> None:
+        """Note that the connection has ended: what was sent on it will not be answered."""
+        self._transport = None
+        self._has_lost_rows = True
+        self._cut.set()
 
     def _set_timer(self, at: float) -> None:
         """Check the deadlines at this time.
@@ -384,26 +476,14 @@ class DeviceLink:
         While the device process is away they are dropped: rows are sent again after the next
         ``Welcome``.
         """
-        frames = [encode(message) for message in self._outbox]
+        messages = [encode(message) for message in self._outbox]
         self._outbox.clear()
-        if not frames or self._socket.closed:
-            return
-        try:
-            self._socket.send_multipart(frames, zmq.DONTWAIT)
-        except zmq.Again:
-            return
-        # zmq's descriptor is edge-triggered: sending may consume the edge of what has arrived
-        if self._has_news:
-            self._loop.call_soon(self._drain)
+        if messages and self._transport is not None:
+            self._transport.write(join_frames(messages))
 
-    @property
-    def _has_news(self) -> bool:
-        return not self._socket.closed and bool(int(self._socket.getsockopt(zmq.EVENTS)) & POLLIN)
-
-    def _drain(self) -> None:
-        while self._has_news:
-            self.state.heard_at = time.monotonic()
-            self._receive(from_device.decode(self._socket.recv(zmq.DONTWAIT)))
+    def _hear(self, message: bytes) -> None:
+        self.state.heard_at = time.monotonic()
+        self._receive(from_device.decode(message))
 
     def _receive(self, message: FromDevice) -> None:
         match message:
@@ -412,36 +492,52 @@ class DeviceLink:
             case Status():
                 self.state.status = message
                 self.state.is_ready = message.is_ready
+                self.state.unready, self.state.prod = message.unready, message.prod
+                self._note_queue(message.queued_rows, 0)
+                self.knowledge.position, self.knowledge.loss = message.position, message.loss
             case TableUpdate():
                 if message.epoch == self._table.epoch:
                     self._apply(message)
             case Welcome():
                 self._begin_epoch(message)
-            case Validated() | Synced():
+            case Validated() | Synced() | Profiled():
                 self._finish_call(message)
 
     def _take_results(self, batch: BatchResults) -> None:
         if batch.epoch != self._table.epoch:
             return
-        for result in batch.rows:
+        self._note_queue(batch.queued_rows, len(batch.rows))
+        for place, result in enumerate(batch.rows):
             pending = self._pending.get(result.request_id)
             if pending is not None:
-                pending.take(result, pending.sent[result.row])
+                at = pending.sent[result.row]
+                if pending.round is not None and batch.times is not None and at < pending.awaited:
+                    pending.round.note(batch.epoch, batch.times, place)
+                pending.take(result, at)
 
-    def _finish_call(self, answer: Validated | Synced) -> None:
+    def _note_queue(self, queued_places: int, answered_rows: int) -> None:
+        """Note how full the queue is with rows of other workers."""
+        own = self.places.total - answered_rows
+        self.places.others = max(0, queued_places - own)
+
+    def _finish_call(self, answer: Validated | Synced | Profiled) -> None:
         call = self._calls.get(answer.request_id)
         if call is not None and not call.future.done():
             call.future.set_result(answer)
 
     def _apply(self, update: TableUpdate) -> None:
         self._table.apply(update)
+        if update.weights is not None:
+            self.places.set_weights(update.weights)
         self._on_update(update)
         self._send(TableAck(update.epoch, update.version))
 
     def _begin_epoch(self, welcome: Welcome) -> None:
-        is_new = welcome.epoch != self._table.epoch
+        is_new = welcome.epoch != self._table.epoch or self._has_lost_rows
+        self._has_lost_rows = False
         self._apply(welcome.table)
         self.state.is_ready = welcome.is_ready
+        self.state.unready, self.state.prod = welcome.unready, welcome.prod
         self._welcomed.set()
         if is_new:
             for request_id, pending in list(self._pending.items()):
@@ -464,4 +560,6 @@ class DeviceLink:
                 sent.append(at)
         pending.sent = sent
         if rows:
-            self._ask(RequestRows.of(request_id, pending.deadline, rows))
+            sent_at = 0.0 if pending.round is None else pending.round.sent_at
+            asked = RequestRows.of(request_id, pending.deadline, rows, pending.sender, sent_at)
+            self._ask(asked)

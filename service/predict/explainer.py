@@ -19,6 +19,7 @@ from msgspec import UNSET, structs
 
 from peterrec.model.errors import PeterRecError
 from peterrec.model.kinds import KINDS
+from peterrec.patches.bundle.bundle import Catalog
 from peterrec.service.errors import (
     BundleGone,
     ExplanationTooLarge,
@@ -35,13 +36,14 @@ from peterrec.service.predict.explanation import (
     ItemContribution,
     Method,
 )
-from peterrec.service.predict.item_ids import Catalog, ItemVocabulary
+from peterrec.service.predict.item_ids import ItemVocabulary
 from peterrec.service.predict.kinds import ANSWERS, Prediction
 from peterrec.service.predict.kinds.descriptor import Floats
 from peterrec.service.predict.questions import BoundQuestion, CatalogsByDigest, Question
 from peterrec.service.predict.removals import Places, Removals
 from peterrec.service.predict.turns import Turns
 from peterrec.service.protocol.messages import BundleEntry, Row, RowResult
+from peterrec.service.protocol.sender import Sender
 from peterrec.service.telemetry.events import AnswerExplained, Emit
 
 NUMBERS_AT_ONCE = 4096
@@ -58,10 +60,15 @@ MAX_NAMED = 10_000
 
 
 class Planned(NamedTuple):
-    """What a question asks to be explained, and its history without each item."""
+    """What a question asks to be explained, and its history without each item.
+
+    These are of the backbone at the place ``backbone``, that of the version that was asked first.
+    """
 
     explain: Explain
     removals: Removals
+    question: Question
+    backbone: int
 
 
 class Outputs(NamedTuple):
@@ -198,9 +205,10 @@ class Explainer:
     """
 
     def __init__(
-        self, vocabulary: ItemVocabulary, link: RowLink, emit: Emit, max_rows: int
+        self, vocabularies: Sequence[ItemVocabulary], link: RowLink, emit: Emit, max_rows: int
     ) -> None:
-        self._vocabulary = vocabulary
+        """``vocabularies`` are those of the server's backbones, by their places."""
+        self._vocabularies = vocabularies
         self._link = link
         self._emit = emit
         self._max_rows = max_rows
@@ -216,20 +224,18 @@ class Explainer:
         Raises ExplanationTooLarge if the explanations of all questions need too many rows.
         """
         planned: dict[int, Planned] = {}
-        known: dict[tuple[int, str], Removals] = {}  # the tasks of one user share a history
+        known: dict[tuple[int, str, int], Removals] = {}  # the tasks of a user share a history
         rows = scores = 0
         for at, (question, each) in enumerate(zip(questions, bound, strict=True)):
             if isinstance(question, PeterRecError) or isinstance(each, PeterRecError):
                 continue
             if question.explain is None:
                 continue
-            key = id(question.item_ids), question.unknown_items
-            if key not in known:
-                known[key] = Removals.of(
-                    question.item_ids, question.unknown_items, self._vocabulary
-                )
-            planned[at] = Planned(question.explain, known[key])
             bundle = each.by.bundle
+            key = id(question.item_ids), question.unknown_items, bundle.backbone
+            if key not in known:
+                known[key] = self._removals(question, bundle.backbone)
+            planned[at] = Planned(question.explain, known[key], question, bundle.backbone)
             rows += 1 + _adds_scores(bundle) + _read(planned[at], bundle)
             scores += (1 + _items(planned[at], bundle)) * _most_outputs(question, bundle)
             if rows > self._max_rows or scores > MAX_SCORES:
@@ -239,7 +245,7 @@ class Explainer:
 
     async def explain(
         self,
-        tenant: str,
+        sender: Sender,
         planned: Mapping[int, Planned],
         answered: Sequence[Answered],
         catalogs: CatalogsByDigest,
@@ -249,11 +255,12 @@ class Explainer:
 
         An explanation that fails has its error; the answer stays.
         """
-        works = _works(planned, answered, catalogs)
+        of_answers = {at: self._as_answered(each, answered[at]) for at, each in planned.items()}
+        works = _works(of_answers, answered, catalogs)
         for part in _parts(works.values()):
             try:
-                async with self._turns.turn(tenant, deadline):
-                    await self._run(part, deadline)
+                async with self._turns.turn(sender.tenant, deadline):
+                    await self._run(part, deadline, sender)
             except PeterRecError as error:
                 for work, _ in part:
                     work.error = work.error or error
@@ -267,7 +274,19 @@ class Explainer:
             self._emit(AnswerExplained(work.rows, outcome))
         return explained
 
-    async def _run(self, part: Sequence[tuple[Work, int]], deadline: float) -> None:
+    def _removals(self, question: Question, place: int) -> Removals:
+        vocabulary = self._vocabularies[place]
+        return Removals.of(question.item_ids, question.unknown_items, vocabulary)
+
+    def _as_answered(self, planned: Planned, answered: Answered) -> Planned:
+        """Read the history again if a version of another backbone has answered: prod may have."""
+        if answered.by is None or answered.by.bundle.backbone == planned.backbone:
+            return planned
+        place = answered.by.bundle.backbone
+        removals = self._removals(planned.question, place)
+        return planned._replace(removals=removals, backbone=place)
+
+    async def _run(self, part: Sequence[tuple[Work, int]], deadline: float, sender: Sender) -> None:
         """Run rows of some works; raises what the link raises. Sends before the first await."""
         rows: list[BoundRow] = []
         sent: list[tuple[Work, int]] = []
@@ -279,7 +298,7 @@ class Explainer:
                 rows.append(row)
                 sent.append((work, number))
         if rows:
-            found = await self._link.predict(rows, deadline)
+            found = await self._link.predict(rows, deadline, sender=sender)
             for (work, number), result in zip(sent, found.rows, strict=True):
                 work.take(number, result)
 

@@ -8,7 +8,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from peterrec.model.errors import PeterRecError
 from peterrec.model.spec import FIRST_ITEM, UNK
+from peterrec.patches.bundle.bundle import Catalog
 
 ItemId = str | int
 """An item id as callers send it. An int means the item whose id is its decimal string."""
@@ -20,6 +22,9 @@ Flags = npt.NDArray[np.bool_]
 
 SHOWN_UNKNOWN = 10
 """Unknown ids that an answer names at most; the count it states is always exact."""
+
+SHOWN_ID = 64
+"""Characters of an unknown id that an answer repeats."""
 
 UNKNOWN, BEYOND = -1, -2
 """Stand in for a token: the item is unknown, or its number is beyond the table of numbers."""
@@ -53,6 +58,24 @@ class MappedHistory(msgspec.Struct, frozen=True, gc=False):
             is_truncated=False,
             is_cold=self.is_cold and bool((older == UNK).all()),
         )
+
+
+class Readings:
+    """One history as each of a server's backbones reads it: mapped when a version needs it.
+
+    ``by`` has what is mapped, or the error why it can't be, by the place of the backbone.
+    """
+
+    __slots__ = ("by", "ids", "unknown_items")
+
+    def __init__(self, ids: Sequence[ItemId], unknown_items: UnknownItems) -> None:
+        self.ids = ids
+        self.unknown_items = unknown_items
+        self.by: dict[int, MappedHistory | PeterRecError] = {}
+
+
+History = MappedHistory | Readings
+"""A history of a call: mapped at once if the server has one backbone."""
 
 
 class ItemVocabulary:
@@ -142,10 +165,12 @@ def _first_unknown(history: Sequence[ItemId], is_unknown: Flags) -> list[ItemId]
 
 
 def _first_distinct(items: Iterable[ItemId]) -> list[ItemId]:
-    """Return the first few items, each once: 5 and "5" are one item."""
+    """Return the first few items, each once and cut: 5 and "5" are one item."""
     found: dict[str, ItemId] = {}
     for item in items:
-        found.setdefault(str(item), item)
+        text = str(item)
+        shown = item if len(text) <= SHOWN_ID else f"{text[: SHOWN_ID - 1]}…"
+        found.setdefault(str(shown), shown)
         if len(found) == SHOWN_UNKNOWN:
             break
     return list(found.values())
@@ -158,35 +183,45 @@ def _canonical_number(item: str) -> int | None:
     return number if str(number) == item else None
 
 
-class Catalog(Protocol):
-    """The ordered items of a ranking head."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> str: ...
-
-    def index_of(self, external_id: str) -> int | None:
-        """Return the output that scores an item; None if the catalog lacks it."""
-
-
 class MappedSelection(msgspec.Struct, frozen=True, gc=False):
     """The outputs of a ranking head that may be returned; indices are int64.
 
-    Without ``candidates`` all outputs may be returned but the ``excluded`` ones. ``filtered``
-    counts the items of the catalog, or of the candidates, that are excluded.
+    Without ``candidates`` all outputs may be returned that are ``allowed`` (bits, or empty for all)
+    but the ``excluded`` ones. ``matching`` counts the items of the catalog, or of the candidates,
+    that are allowed, None if all are; ``filtered`` those among them that are excluded.
     """
 
     excluded: bytes
     candidates: bytes | None
     filtered: int
     unknown_candidates: list[ItemId]
+    allowed: bytes = b""
+    matching: int | None = None
+
+
+class Filter(Protocol):
+    """The items of a catalog that may be answered, as bits, and how many these are."""
+
+    @property
+    def bits(self) -> bytes: ...
+
+    @property
+    def count(self) -> int: ...
+
+    def passes(self, indices: npt.NDArray[np.int64]) -> Flags:
+        """Return which of these items may be answered."""
 
 
 def map_selection(
-    catalog: Catalog, excluded: Collection[ItemId], candidates: Sequence[ItemId] | None
+    catalog: Catalog,
+    excluded: Collection[ItemId],
+    candidates: Sequence[ItemId] | None,
+    allowed: Filter | None = None,
 ) -> MappedSelection:
-    """Map excluded items and candidates to catalog indices."""
+    """Map excluded items and candidates to catalog indices, of which ``allowed`` leaves some."""
     found_excluded = _indices(catalog, excluded)
+    if allowed is not None:
+        return _filtered(catalog, _passing(found_excluded, allowed), candidates, allowed)
     if candidates is None:
         return MappedSelection(_packed(found_excluded), None, len(found_excluded), [])
     found_candidates = _indices(catalog, candidates)
@@ -198,6 +233,32 @@ def map_selection(
             candidate for candidate in candidates if catalog.index_of(str(candidate)) is None
         ),
     )
+
+
+def _filtered(
+    catalog: Catalog,
+    excluded: set[int],
+    candidates: Sequence[ItemId] | None,
+    allowed: Filter,
+) -> MappedSelection:
+    """``excluded`` are those that pass: the others are not answered anyway."""
+    if candidates is None:
+        packed = _packed(excluded)
+        return MappedSelection(packed, None, len(excluded), [], allowed.bits, allowed.count)
+    unfiltered = map_selection(catalog, (), candidates)
+    found = _passing(_indices(catalog, candidates), allowed)
+    return MappedSelection(
+        excluded=_packed(excluded),
+        candidates=_packed(found),
+        filtered=len(excluded & found),
+        unknown_candidates=unfiltered.unknown_candidates,
+        matching=len(found),
+    )
+
+
+def _passing(indices: set[int], allowed: Filter) -> set[int]:
+    given = np.fromiter(indices, np.int64, len(indices))
+    return set(given[allowed.passes(given)].tolist())
 
 
 def _indices(catalog: Catalog, items: Iterable[ItemId]) -> set[int]:

@@ -5,40 +5,60 @@ device and decodes the results. Each question carries its own error through all 
 never fails the others.
 """
 
+import asyncio
+import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Coroutine, Mapping, Sequence
+from functools import partial
+from itertools import product
+from typing import NamedTuple, TypeVar
 
 from peterrec.model.errors import PeterRecError
 from peterrec.model.kinds import KINDS
 from peterrec.model.spec import MAX_HISTORY_ITEMS
-from peterrec.patches.identity import TenantId
-from peterrec.service.errors import HistoryTooLong, UnknownItemsRefused
+from peterrec.patches.bundle.bundle import Catalog
+from peterrec.patches.identity import Digest, TenantId
+from peterrec.service.errors import (
+    DeadlineExceeded,
+    DeviceUnavailable,
+    HistoryTooLong,
+    UnknownItemsRefused,
+    VersionWithoutTask,
+)
 from peterrec.service.predict.canary import Answered, TrafficRouter
 from peterrec.service.predict.catalogs import Catalogs
-from peterrec.service.predict.device_link import RowLink
+from peterrec.service.predict.device_link import BoundRow, RowLink
 from peterrec.service.predict.explainer import Explainer
 from peterrec.service.predict.explanation import asked_for
+from peterrec.service.predict.filters import ItemFilters, Wanted
 from peterrec.service.predict.item_ids import (
-    Catalog,
+    History,
     ItemId,
     ItemVocabulary,
     MappedHistory,
+    Readings,
     UnknownItems,
 )
+from peterrec.service.predict.pace import Pace
+from peterrec.service.predict.quality import AnswerSampler
 from peterrec.service.predict.questions import (
     BoundQuestion,
     Question,
     bind,
     decode,
+    selection_key,
 )
 from peterrec.service.predict.schemas import Instance, Parameters
 from peterrec.service.predict.task_table import TaskTable, VersionName
 from peterrec.service.predict.traffic_counts import TrafficObserver
-from peterrec.service.protocol.messages import BundleEntry
+from peterrec.service.predict.user_vectors import VectorInstance, VectorsAsked, VectorsFound
+from peterrec.service.protocol.messages import VECTOR, BundleEntry, Row, RowResult, plain
+from peterrec.service.protocol.sender import INTERACTIVE, Sender
 from peterrec.service.protocol.served_task import ServedTask
 from peterrec.service.telemetry.events import Emit, ItemsMapped
+
+Result = TypeVar("Result")
 
 
 class TaskQuestions(NamedTuple):
@@ -73,7 +93,7 @@ class Predicted(NamedTuple):
 class Predictor:
     """Answers questions about users; shared by all routes. Lives on the event loop.
 
-    Explanations add at most ``max_explain_rows`` rows to a call.
+    Explanations add at most ``max_explain_rows`` rows to a call. ``sampler`` sees all answers.
     """
 
     def __init__(
@@ -84,24 +104,43 @@ class Predictor:
         catalogs: Catalogs,
         emit: Emit,
         max_explain_rows: int = sys.maxsize,
+        filters: ItemFilters | None = None,
+        sampler: AnswerSampler | None = None,
+        others: Sequence[ItemVocabulary] = (),
     ) -> None:
-        self._vocabulary = vocabulary
+        """``others`` are the vocabularies of further backbones, by which other tasks read."""
+        self._vocabularies = (vocabulary, *others)
         self._table = table
         self._link = link
         self._catalogs = catalogs
+        self._filters = filters or ItemFilters()
         self._emit = emit
+        self._sampler = sampler
         self._router = TrafficRouter(link, TrafficObserver(link.send_traffic))
-        self._explainer = Explainer(vocabulary, link, emit, max_explain_rows)
+        self._explainer = Explainer(self._vocabularies, link, emit, max_explain_rows)
 
-    def map_history(self, ids: Sequence[ItemId], policy: UnknownItems) -> MappedHistory:
-        """Map a history to tokens; raise HistoryTooLong or UnknownItemsRefused."""
-        if len(ids) > MAX_HISTORY_ITEMS:
-            raise HistoryTooLong(
-                f"the history has {len(ids)} items, at most {MAX_HISTORY_ITEMS} are accepted.",
-                hint="Send the newest ones.",
-            )
-        history = self._vocabulary.map_history(ids, policy)
-        self._emit(ItemsMapped(len(ids), history.unknown_items))
+    def may_sample(self, *, is_sensitive: bool) -> bool:
+        """Whether answers of a task may be looked at, and outcomes of them be counted."""
+        return self._sampler is not None and self._sampler.may_see(is_sensitive=is_sensitive)
+
+    def map_history(self, ids: Sequence[ItemId], policy: UnknownItems) -> History:
+        """Map a history to tokens; raise HistoryTooLong or UnknownItemsRefused.
+
+        With several backbones it is mapped later, as only the tasks' versions say by which.
+        """
+        if len(self._vocabularies) == 1:
+            return self._read_by(0, ids, policy)
+        _require_short(ids)
+        return Readings(ids, policy)
+
+    def _read_by(
+        self, place: int, ids: Sequence[ItemId], policy: UnknownItems, *, is_counted: bool = True
+    ) -> MappedHistory:
+        """Map a history by the vocabulary of one backbone; raise as ``map_history``."""
+        _require_short(ids)
+        history = self._vocabularies[place].map_history(ids, policy)
+        if is_counted:
+            self._emit(ItemsMapped(len(ids), history.unknown_items))
         if policy == "error" and history.unknown_items:
             raise UnknownItemsRefused(
                 f"the backbone does not know {history.unknown_items} of the history's items, "
@@ -110,31 +149,49 @@ class Predictor:
             )
         return history
 
-    def questions(
+    async def questions(
         self, instances: Sequence[Instance | PeterRecError], parameters: Parameters
     ) -> list[Question | PeterRecError]:
         """Make a question of each instance, with the call's parameters as defaults."""
-        return [
-            given if isinstance(given, PeterRecError) else self._question(given, parameters)
-            for given in instances
-        ]
+        pace = Pace()
+        questions: list[Question | PeterRecError] = []
+        for given in instances:
+            if isinstance(given, PeterRecError):
+                questions.append(given)
+            else:
+                questions.append(self._question(given, parameters))
+            if pace.is_due:
+                await pace.rest()
+        return questions
 
     async def predict(
-        self, tenant: TenantId, asked: Sequence[TaskQuestions], deadline: float
+        self,
+        tenant: TenantId,
+        asked: Sequence[TaskQuestions],
+        deadline: float,
+        priority: int = INTERACTIVE,
     ) -> Predicted:
-        """Answer the questions of one call. ``deadline`` is on ``time.monotonic``.
+        """Answer the questions of one call. ``deadline`` is on ``time.monotonic``, or infinite.
 
-        Raises DeviceUnavailable, QueueFull or ExplanationTooLarge for all of them together; every
-        other error is the answer of one question.
+        Raises DeviceUnavailable, QueueFull or ExplanationTooLarge for all of them together, and
+        DeadlineExceeded if the time is over before rows are sent; every other error is the answer
+        of one question.
         """
         catalogs: dict[str, Catalog | PeterRecError] = {}
-        served = self._resolve_all(tenant, asked)
-        while missing := self._missing(served, catalogs):
+        while True:  # until nothing is missing in the table as it is now
+            served = self._resolve_all(tenant, asked)
+            missing = self._missing(served, catalogs)
             for bundle in missing:
-                catalogs[bundle.digest] = await self._read_catalog(bundle)
-            served = self._resolve_all(tenant, asked)  # the table may have changed meanwhile
-        # No await from here until the link has the rows: a bundle may leave the device once the
-        # worker has acknowledged a table without it, and rows sent before that are still run.
+                catalogs[bundle.digest] = await _in_time(self._read_catalog(bundle), deadline)
+            if missing or (
+                catalogs and await self._select(tenant, served, asked, catalogs, deadline)
+            ):
+                continue
+            if len(self._vocabularies) > 1 and await self._read_by_all(served, asked):
+                continue
+            break
+        # Nothing else runs from here until the link has the rows: a bundle may leave the device
+        # once the worker has acknowledged a table without it; rows sent before that still run.
         revision = self._table.revision
         bound = [
             self._bind(version, question, catalogs)
@@ -143,9 +200,12 @@ class Predictor:
         ]
         questions = [question for each in asked for question in each.questions]
         planned = self._explainer.plan(questions, bound)
-        answered = await self._answer(bound, deadline)
+        sender = Sender(tenant, priority)
+        answered = await self._answer(bound, deadline, sender)
+        if self._sampler is not None:
+            self._sampler.see(bound, answered)
         if planned:
-            answered = await self._explainer.explain(tenant, planned, answered, catalogs, deadline)
+            answered = await self._explainer.explain(sender, planned, answered, catalogs, deadline)
         answers = iter(answered)
         tasks = [
             TaskAnswers(version, [next(answers) for _ in each.questions])
@@ -153,8 +213,115 @@ class Predictor:
         ]
         return Predicted(tasks, revision)
 
+    async def not_in_catalog(
+        self, tenant: TenantId, task: str, items: Sequence[str]
+    ) -> list[str] | None:
+        """Return the items that are not in the catalog of a task's prod; None if none answers."""
+        served = self._resolve(tenant, task, None)
+        if isinstance(served, PeterRecError) or not KINDS[served.bundle.kind].has_catalog:
+            return None
+        catalog = self._catalogs.peek(served.bundle.digest)
+        found = catalog or await self._read_catalog(served.bundle)
+        if isinstance(found, PeterRecError):
+            return None
+        return await asyncio.to_thread(_unknown_in, found, items)
+
+    async def vectors(
+        self,
+        sender: Sender,
+        asked: VectorsAsked,
+        instances: Sequence[VectorInstance | PeterRecError],
+        deadline: float,
+        place: int = 0,
+    ) -> VectorsFound:
+        """Return the user vectors of some histories.
+
+        ``place`` is that of the backbone if no task is named. Raises the error of the task, if one
+        is named, or those that ``predict`` raises.
+        """
+        tenant = TenantId(sender.tenant)
+        if asked.task is None and asked.version is not None:
+            raise VersionWithoutTask
+        if not self._table.epoch:
+            raise DeviceUnavailable
+        served = self._resolve_named(tenant, asked)
+        while True:
+            at = place if served is None else served.bundle.backbone
+            histories = await self._mapped_all(at, instances, asked.unknown_items)
+            # after the rests: rows are bound by the table as it is now
+            served = self._resolve_named(tenant, asked)
+            if served is None or served.bundle.backbone == at:
+                break
+        bundle = None if served is None else served.bundle
+        handle, digest = (plain(at), "") if bundle is None else (bundle.handle, bundle.digest)
+        mapped = [each for each in histories if isinstance(each, MappedHistory)]
+        rows = [Row(handle, each.tokens, VECTOR, candidates=b"") for each in mapped]  # no ranking
+        bound = [BoundRow(row, Digest(digest)) for row in rows]
+        revision = self._table.revision
+        results = (await self._link.predict(bound, deadline, (), sender)).rows if bound else []
+        return VectorsFound(served, histories, results, revision, at)
+
+    def _resolve_named(self, tenant: TenantId, asked: VectorsAsked) -> ServedTask | None:
+        if asked.task is None:
+            return None
+        return self._table.resolve(tenant, asked.task, asked.version)
+
+    async def _mapped_all(
+        self, place: int, instances: Sequence[VectorInstance | PeterRecError], policy: UnknownItems
+    ) -> list[MappedHistory | PeterRecError]:
+        """Map histories by the vocabulary of one backbone."""
+        histories: list[MappedHistory | PeterRecError] = []
+        pace = Pace()
+        for each in instances:
+            if isinstance(each, PeterRecError):
+                histories.append(each)
+            else:
+                histories.append(self._mapped(place, each.history, policy))
+            if pace.is_due:
+                await pace.rest()
+        return histories
+
+    def _mapped(
+        self,
+        place: int,
+        ids: Sequence[ItemId],
+        policy: UnknownItems,
+        *,
+        is_counted: bool = True,
+    ) -> MappedHistory | PeterRecError:
+        try:
+            return self._read_by(place, ids, policy, is_counted=is_counted)
+        except PeterRecError as error:
+            return error
+
+    async def _read_by_all(
+        self, served: Sequence[ServedTask | PeterRecError], asked: Sequence[TaskQuestions]
+    ) -> bool:
+        """Map the histories by the backbones of all versions; True if other work ran.
+
+        The table may have changed then. Only what prod reads counts in the metrics.
+        """
+        pace, has_rested = Pace(), False
+        for version, each in zip(served, asked, strict=True):
+            if isinstance(version, PeterRecError):
+                continue
+            for bundle, question in product(_bundles(version), each.questions):
+                if isinstance(question, PeterRecError):
+                    continue
+                history, place = question.history, bundle.backbone
+                if not isinstance(history, Readings) or place in history.by:
+                    continue
+                is_prod = place == version.bundle.backbone
+                history.by[place] = self._mapped(
+                    place, history.ids, history.unknown_items, is_counted=is_prod
+                )
+                if pace.is_due:
+                    await pace.rest()
+                    has_rested = True
+        return has_rested
+
     async def _answer(
-        self, bound: Sequence[BoundQuestion | PeterRecError], deadline: float
+        self, bound: Sequence[BoundQuestion | PeterRecError], deadline: float, sender: Sender
     ) -> list[Answered]:
         """Send the rows, wait for their results and decode them. Sends before the first await."""
         rows = [each.row for each in bound if isinstance(each, BoundQuestion)]
@@ -163,18 +330,13 @@ class Predictor:
         others = [each.others for each in bound if isinstance(each, BoundQuestion) and each.others]
         shadows = [shadow.row for each in others for shadow in each.shadows] if others else ()
         started = time.monotonic()
-        found = await self._link.predict(rows, deadline, shadows)
-        results = iter(found.rows)
-        answered = [
-            Answered(decode(each.subject, next(results)), each.by)
-            if isinstance(each, BoundQuestion)
-            else Answered(each)
-            for each in bound
-        ]
+        found = await self._link.predict(rows, deadline, shadows, sender)
+        answered = await _decode_all(bound, found.rows)
         if not others:
             return answered
         latency_s = time.monotonic() - started
-        return await self._router.settle(bound, answered, found.shadows, latency_s, deadline)
+        ask = partial(self._link.predict, deadline=deadline, sender=sender)
+        return await self._router.settle(bound, answered, found.shadows, latency_s, ask)
 
     def _bind(
         self,
@@ -207,7 +369,45 @@ class Predictor:
             user_id=instance.user_id,
             unknown_items=parameters.unknown_items,
             explain=asked_for(explain),
+            where=parameters.where if instance.where is None else instance.where,
+            has_titles=parameters.titles,
         )
+
+    async def _select(
+        self,
+        tenant: TenantId,
+        served: Sequence[ServedTask | PeterRecError],
+        asked: Sequence[TaskQuestions],
+        catalogs: Mapping[str, Catalog | PeterRecError],
+        deadline: float,
+    ) -> bool:
+        """Map the items of questions to catalogs, of which there are some; True if other work ran.
+
+        The table may have changed then.
+        """
+        pace, has_rested = Pace(), False
+        for version, each in zip(served, asked, strict=True):
+            if isinstance(version, PeterRecError):
+                continue
+            for bundle, question in product(_bundles(version), each.questions):
+                catalog = catalogs.get(bundle.digest)
+                if not isinstance(catalog, Catalog) or isinstance(question, PeterRecError):
+                    continue
+                key = selection_key(version, bundle)
+                if question.where is None and version.availability is None:
+                    question.select(key, catalog)
+                elif key not in question.selections:
+                    wanted = Wanted(bundle.digest, question.where, version.availability)
+                    found = self._filters.peek(tenant, wanted)
+                    if found is None:
+                        making = self._filters.make(tenant, wanted, catalog)
+                        found = await _in_time(making, deadline)
+                        has_rested = True
+                    question.select(key, catalog, found)
+                if pace.is_due:
+                    await pace.rest()
+                    has_rested = True
+        return has_rested
 
     def _resolve_all(
         self, tenant: TenantId, asked: Sequence[TaskQuestions]
@@ -249,6 +449,45 @@ class Predictor:
             return await self._catalogs.read(bundle)
         except PeterRecError as error:
             return error
+
+
+def _require_short(ids: Sequence[ItemId]) -> None:
+    if len(ids) > MAX_HISTORY_ITEMS:
+        raise HistoryTooLong(
+            f"the history has {len(ids)} items, at most {MAX_HISTORY_ITEMS} are accepted.",
+            hint="Send the newest ones.",
+        )
+
+
+async def _in_time(work: Coroutine[None, None, Result], deadline: float) -> Result:
+    """Return the result of work that other calls may hold up, or raise DeadlineExceeded."""
+    if deadline == math.inf:
+        return await work
+    try:
+        async with asyncio.timeout(deadline - time.monotonic()):
+            return await work
+    except TimeoutError as error:
+        raise DeadlineExceeded from error
+
+
+def _unknown_in(catalog: Catalog, items: Sequence[str]) -> list[str]:
+    return [item for item in items if catalog.index_of(item) is None]
+
+
+async def _decode_all(
+    bound: Sequence[BoundQuestion | PeterRecError], rows: Sequence[RowResult]
+) -> list[Answered]:
+    """Decode the results of the questions that have a row, in order."""
+    pace, results = Pace(), iter(rows)
+    answered: list[Answered] = []
+    for each in bound:
+        if isinstance(each, BoundQuestion):
+            answered.append(Answered(decode(each.subject, next(results)), each.by))
+        else:
+            answered.append(Answered(each))
+        if pace.is_due:
+            await pace.rest()
+    return answered
 
 
 def _bundles(task: ServedTask) -> list[BundleEntry]:

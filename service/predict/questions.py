@@ -6,18 +6,22 @@ import msgspec
 
 from peterrec.model.errors import PeterRecError
 from peterrec.model.kinds import KINDS
+from peterrec.patches.bundle.bundle import Catalog
 from peterrec.service.errors import NotARankingTask, row_error
 from peterrec.service.predict.device_link import BoundRow
 from peterrec.service.predict.explanation import Explain
+from peterrec.service.predict.filters import ItemFilter
 from peterrec.service.predict.item_ids import (
-    Catalog,
+    History,
     ItemId,
     MappedHistory,
+    MappedSelection,
     UnknownItems,
     map_selection,
 )
 from peterrec.service.predict.kinds import ANSWERS, Prediction, Ranked, Subject
-from peterrec.service.protocol.messages import Row, RowResult
+from peterrec.service.predict.where import Where
+from peterrec.service.protocol.messages import BundleEntry, Row, RowResult
 from peterrec.service.protocol.served_task import ServedTask, Split
 
 Answer = Prediction | PeterRecError
@@ -28,11 +32,14 @@ CatalogsByDigest = Mapping[str, Catalog | PeterRecError]
 class Question(msgspec.Struct, frozen=True, gc=False):
     """One user's history, as item ids and mapped to tokens once, and what to answer for it.
 
+    With several backbones, it is mapped once for each that a version of a task has.
+
     ``unknown_items`` says how it was mapped, ``explain`` what an explanation names, if one is
-    wanted.
+    wanted. A ``where`` that is shared by questions to many tasks holds for rankings only.
+    ``selections`` are those of the catalogs so far, by ``selection_key``.
     """
 
-    history: MappedHistory
+    history: History
     item_ids: Sequence[ItemId]
     top_k: int
     exclude_seen: bool
@@ -41,13 +48,41 @@ class Question(msgspec.Struct, frozen=True, gc=False):
     user_id: str | int | None = None
     unknown_items: UnknownItems = "drop"
     explain: Explain | None = None
+    where: Where | None = None
+    is_where_shared: bool = False
+    has_titles: bool = False
+    selections: dict[str, MappedSelection | PeterRecError] = msgspec.field(default_factory=dict)
 
-    @property
-    def user(self) -> bytes:
+    def select(
+        self, key: str, catalog: Catalog, allowed: ItemFilter | PeterRecError | None = None
+    ) -> MappedSelection | PeterRecError:
+        """Return which items of a catalog may be answered; mapped once for each ``selection_key``.
+
+        If that says that there is a filter, the first call gets it, or what is wrong with it.
+        """
+        found = self.selections.get(key)
+        if found is None:
+            found = self.selections[key] = self._selected(catalog, allowed)
+        return found
+
+    def _selected(
+        self, catalog: Catalog, allowed: ItemFilter | PeterRecError | None
+    ) -> MappedSelection | PeterRecError:
+        if isinstance(allowed, PeterRecError):
+            return allowed
+        seen = self.item_ids if self.exclude_seen else ()
+        excluded = [*(self.exclude or ()), *seen]
+        return map_selection(catalog, excluded, self.candidates, allowed)
+
+    def user(self, prod: BundleEntry) -> bytes:
         """The key that assigns a user to a canary: the user id, or else the history's tokens."""
-        if self.user_id is None:
-            return self.history.tokens
-        return str(self.user_id).encode("utf-8", "surrogatepass")
+        if self.user_id is not None:
+            return str(self.user_id).encode("utf-8", "surrogatepass")
+        history = self.history
+        if isinstance(history, MappedHistory):
+            return history.tokens
+        found = history.by[prod.backbone]
+        return b"" if isinstance(found, PeterRecError) else found.tokens
 
 
 class BoundQuestion(msgspec.Struct, frozen=True):
@@ -74,6 +109,12 @@ class OtherVersions(msgspec.Struct, frozen=True):
     shadows: Sequence[BoundQuestion]
 
 
+def selection_key(served: ServedTask, bundle: BundleEntry) -> str:
+    """Name what a question's items are mapped to: a catalog, and what of it is available."""
+    available = served.availability
+    return bundle.digest if available is None else f"{bundle.digest} {available.digest}"
+
+
 def bind(
     served: ServedTask, question: Question, catalogs: CatalogsByDigest
 ) -> BoundQuestion | PeterRecError:
@@ -81,11 +122,20 @@ def bind(
     bundle = served.bundle
     if KINDS[bundle.kind].has_catalog:
         return _bind_ranking(served, question, catalogs[bundle.digest])
-    if question.exclude is not None or question.candidates is not None:
+    if (
+        question.exclude is not None
+        or question.candidates is not None
+        or (question.where is not None and not question.is_where_shared)
+    ):
         return NotARankingTask(served.task, bundle.kind)
     history = question.history
+    if not isinstance(history, MappedHistory):
+        found = history.by[bundle.backbone]
+        if isinstance(found, PeterRecError):
+            return found
+        history = found
     row = Row(bundle.handle, history.tokens, older=history.older if bundle.has_table else b"")
-    subject = Subject(bundle, history, question.user_id, None)
+    subject = Subject(bundle, history, question.user_id, None, question.has_titles)
     return BoundQuestion(served, BoundRow(row, bundle.digest), subject)
 
 
@@ -95,17 +145,26 @@ def _bind_ranking(
     if isinstance(catalog, PeterRecError):
         return catalog
     bundle = served.bundle
-    seen = question.item_ids if question.exclude_seen else ()
-    selection = map_selection(catalog, [*(question.exclude or ()), *seen], question.candidates)
+    selection = question.select(selection_key(served, bundle), catalog)
+    if isinstance(selection, PeterRecError):
+        return selection
+    history = question.history
+    if not isinstance(history, MappedHistory):
+        found = history.by[bundle.backbone]
+        if isinstance(found, PeterRecError):
+            return found
+        history = found
     row = Row(
         bundle.handle,
-        question.history.tokens,
+        history.tokens,
         min(question.top_k, bundle.outputs),
         selection.excluded,
         selection.candidates,
-        older=question.history.older if bundle.has_table else b"",
+        older=history.older if bundle.has_table else b"",
+        allowed=selection.allowed,
     )
-    subject = Subject(bundle, question.history, question.user_id, Ranked(catalog, selection))
+    ranked = Ranked(catalog, selection)
+    subject = Subject(bundle, history, question.user_id, ranked, question.has_titles)
     return BoundQuestion(served, BoundRow(row, bundle.digest), subject)
 
 

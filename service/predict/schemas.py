@@ -10,6 +10,7 @@ from peterrec.service.errors import ErrorBody
 from peterrec.service.predict.explanation import ExplainOption
 from peterrec.service.predict.item_ids import ItemId, UnknownItems
 from peterrec.service.predict.kinds import AnswerRole, AnyPrediction
+from peterrec.service.predict.where import Where
 
 MAX_TOP_K = 1000
 """Most items that a ranking returns."""
@@ -26,8 +27,16 @@ MAX_TASKS = 512
 MAX_BODY_BYTES = 2_000_000
 """Largest body in bytes: 256 histories of a few hundred items fit."""
 
+MAX_NAME_CHARACTERS = 128
+"""Characters of the longest name of a task, a version or an alias."""
+
+MAX_USER_ID_CHARACTERS = 256
+"""Characters of the longest user id: each answer of a call repeats it."""
+
+Name = Annotated[str, Meta(max_length=MAX_NAME_CHARACTERS)]
+
 Version = Annotated[
-    int | str,
+    int | Name,
     Meta(
         description="The version that answers instead of prod and its canaries: its number, its "
         "digest, or an alias. It must be served, that is, named by an alias or the traffic.",
@@ -36,7 +45,7 @@ Version = Annotated[
 ]
 TopK = Annotated[int, Meta(ge=1, le=MAX_TOP_K, description="How many items a ranking returns.")]
 UserId = Annotated[
-    str | int,
+    Annotated[str, Meta(max_length=MAX_USER_ID_CHARACTERS)] | int,
     Meta(
         description="Returned unchanged; not looked up. A canary answers the same user ids each "
         "time, or the same histories if there is no user_id."
@@ -49,12 +58,17 @@ History = Annotated[
         f"string). At most {MAX_HISTORY_ITEMS} items, of which the newest max_len are used, or all "
         "by a task with an item table. It may be empty: a cold start.",
         examples=[["1193", "661", "914"]],
+        extra_json_schema={"maxItems": MAX_HISTORY_ITEMS},
     ),
 ]
 
 
 Exclude = Annotated[list[ItemId], Meta(description="Items that a ranking must not return.")]
 Candidates = Annotated[list[ItemId], Meta(description="The only items that a ranking may return.")]
+HasTitles = Annotated[
+    bool,
+    Meta(description="Whether answers have display names of items and labels, if the bundle does."),
+]
 
 
 class Parameters(Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,6 +87,23 @@ class Parameters(Struct, frozen=True, forbid_unknown_fields=True):
     ] = "drop"
     version: Version | None = None
     explain: ExplainOption | None = None
+    where: Where | None = None
+    titles: HasTitles = False
+    prediction_ids: Annotated[
+        bool,
+        Meta(
+            description="Whether answers have a prediction_id, to tell what came of them with "
+            "POST /tasks/{task}/feedback."
+        ),
+    ] = False
+    remember: Annotated[
+        bool,
+        Meta(
+            description="Whether the answer is remembered for its user_id, for half a day or more, "
+            "so that outcomes can be told by user. Not for tasks that are marked as sensitive, "
+            "unless the server allows it."
+        ),
+    ] = False
 
 
 NO_PARAMETERS = Parameters()
@@ -88,6 +119,7 @@ class Instance(Struct, frozen=True, forbid_unknown_fields=True):
     candidates: Candidates | None = None
     exclude_seen: bool | None = None
     explain: ExplainOption | None = None
+    where: Where | None = None
 
 
 class PredictRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,13 +143,14 @@ class LooseRequest(Struct, frozen=True, forbid_unknown_fields=True):
 class TaskChoice(Struct, frozen=True, forbid_unknown_fields=True):
     """A task with its own parameters."""
 
-    task: str
+    task: Name
     top_k: TopK | None = None
     exclude_seen: bool | None = None
     version: Version | None = None
     exclude: Exclude | None = None
     candidates: Candidates | None = None
     explain: ExplainOption | None = None
+    where: Where | None = None
 
 
 class UsersPredictRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -125,7 +158,7 @@ class UsersPredictRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
     history: History
     tasks: Annotated[
-        list[str | TaskChoice] | Literal["all"],
+        list[Name | TaskChoice] | Literal["all"],
         Meta(
             description='Names, {"task", "top_k"} objects, or "all": every registered task that '
             "this key may ask; those that can't be answered are in errors."

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterable
 
+from peterrec.model.errors import PeterRecError
 from peterrec.patches.errors import AliasNotFound, InvalidDigest, TaskNotFound
 from peterrec.patches.identity import Digest, TaskId, TaskRef, TenantId, parse_digest
 from peterrec.patches.registry.records import ActiveTraffic, TaskEntry
@@ -109,7 +110,24 @@ class TaskTable:
             raise TaskNotActive(task)
         bundle = self._bundle(entry, number)
         split = None if entry.traffic is None else self._split(entry, entry.traffic)
-        return ServedTask(tenant, task, number, PROD, bundle, Role.PROD, split)
+        return ServedTask(
+            tenant,
+            task,
+            number,
+            PROD,
+            bundle,
+            Role.PROD,
+            split,
+            entry.availability,
+            entry.is_sensitive,
+        )
+
+    def resolve_prod(self, tenant: TenantId, task: str) -> ServedTask | None:
+        """Return what answers now; None if nothing does."""
+        try:
+            return self.resolve(tenant, task)
+        except PeterRecError:
+            return None
 
     def resident(self, digest: str) -> BundleEntry | None:
         """Return a bundle's entry; None if no task names it or the device does not hold it."""
@@ -141,7 +159,17 @@ class TaskTable:
         def served(digest: Digest, role: Role) -> ServedTask:
             number = active.versions[digest]
             bundle = self._bundle(entry, number)
-            return ServedTask(entry.tenant, entry.task, number, None, bundle, role)
+            return ServedTask(
+                entry.tenant,
+                entry.task,
+                number,
+                None,
+                bundle,
+                role,
+                None,
+                entry.availability,
+                entry.is_sensitive,
+            )
 
         traffic = active.traffic
         return Split(
@@ -155,7 +183,17 @@ class TaskTable:
     def _pinned(self, entry: TaskEntry, wanted: VersionName) -> ServedTask:
         number, alias = _find(entry, wanted)
         bundle = self._bundle(entry, number)
-        return ServedTask(entry.tenant, entry.task, number, alias, bundle, Role.PINNED)
+        return ServedTask(
+            entry.tenant,
+            entry.task,
+            number,
+            alias,
+            bundle,
+            Role.PINNED,
+            None,
+            entry.availability,
+            entry.is_sensitive,
+        )
 
 
 def _find(entry: TaskEntry, wanted: VersionName) -> tuple[int, str | None]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from peterrec.patches.identity import Digest, TaskRef, format_digest
+from peterrec.patches.registry.availability import Availability
 from peterrec.patches.registry.traffic import Traffic
 from peterrec.service.protocol.messages import BundleEntry
 
@@ -25,7 +26,9 @@ class ServedTask(msgspec.Struct, frozen=True):
     """A task resolved to one version: all that a request needs until its answer is encoded.
 
     ``alias`` is the alias that named the version, or None. ``split`` is the task's traffic, or None
-    if it has none or the request asked for a certain version.
+    if it has none or the request asked for a certain version. ``availability`` is the list of the
+    task's items that are to be had, or not; None if all are. ``is_sensitive`` is what its owner
+    says.
     """
 
     tenant: str
@@ -35,6 +38,8 @@ class ServedTask(msgspec.Struct, frozen=True):
     bundle: BundleEntry
     role: Role = Role.PROD
     split: "Split | None" = None
+    availability: Availability | None = None
+    is_sensitive: bool = False
 
     @property
     def digest(self) -> str:

@@ -1,4 +1,5 @@
-"""Judges canaries and shadows by what all workers of this replica saw of them.
+"""Judges canaries and shadows by what all workers of this replica saw of them, and by the outcomes
+that callers told to any replica.
 
 A verdict takes effect on this replica immediately, even while Redis is away; then the registry gets
 it, so that all replicas follow. A restarted device process starts to count from zero.
@@ -7,7 +8,8 @@ it, so that all replicas follow. A restarted device process starts to count from
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,6 +19,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exp
 from peterrec.model.errors import PeterRecError
 from peterrec.patches.errors import TaskNotFound
 from peterrec.patches.identity import Digest, TaskId, TaskRef, TenantId
+from peterrec.patches.registry.outcomes import PROD, WINDOW_SLOTS, Hits
 from peterrec.patches.registry.records import ActiveTraffic
 from peterrec.patches.registry.registry import Registry
 from peterrec.patches.registry.traffic import GuardReason, Observed
@@ -32,9 +35,6 @@ from peterrec.service.telemetry.events import (
 )
 
 log = structlog.get_logger()
-
-SLOTS = 30
-"""A window is divided into this many slots, and drops its oldest slot as time passes."""
 
 UNGUARDED_WINDOW_S = 300
 """Length in seconds of the window of traffic without a guard, for its metrics."""
@@ -54,10 +54,14 @@ class Verdict(NamedTuple):
 
 @dataclass(slots=True)
 class TrafficWindow:
-    """What was seen lately of one traffic; times are in monotonic seconds."""
+    """What was seen lately of one traffic; times are in monotonic seconds.
+
+    ``told`` are the outcomes by digest, or ``PROD``, at all replicas and within the same time.
+    """
 
     active: ActiveTraffic
     slots: deque[tuple[int, Tallies]] = field(default_factory=deque)
+    told: Mapping[str, Hits] = field(default_factory=dict)
     is_judged: bool = False
 
     def add(self, seen: TrafficSeen, now: float) -> None:
@@ -72,7 +76,7 @@ class TrafficWindow:
 
     def forget(self, now: float) -> None:
         """Drop the slots that are older than the window."""
-        while self.slots and self.slots[0][0] <= int(now / self._slot_s) - SLOTS:
+        while self.slots and self.slots[0][0] <= int(now / self._slot_s) - WINDOW_SLOTS:
             self.slots.popleft()
 
     def verdict(self) -> Verdict | None:
@@ -91,10 +95,19 @@ class TrafficWindow:
         """Sum up what was seen of a version as a canary and as a shadow."""
         tally = Tally()
         for found, role in self._keys():
-            if found == digest and role is not Role.PROD:
+            if role is not Role.PROD and found == digest:
                 tally.add(self.tally(found, role))
+        told, prod = self.told.get(digest, Hits()), self.told.get(PROD, Hits())
+        outcomes = min(told.outcomes, prod.outcomes)
+        drop = prod.hits / prod.outcomes - told.hits / told.outcomes if outcomes else None
         return Observed(
-            digest, tally.requests, tally.errors, tally.p99_ms(), tally.mean_divergence()
+            digest,
+            tally.requests,
+            tally.errors,
+            tally.p99_ms(),
+            tally.mean_divergence(),
+            drop,
+            outcomes,
         )
 
     def tally(self, digest: str, role: Role) -> Tally:
@@ -126,7 +139,7 @@ class TrafficWindow:
     @property
     def _slot_s(self) -> float:
         guard = self.active.traffic.guard
-        return (guard.window_s if guard else UNGUARDED_WINDOW_S) / SLOTS
+        return (guard.window_s if guard else UNGUARDED_WINDOW_S) / WINDOW_SLOTS
 
 
 class GuardWatch:
@@ -163,10 +176,7 @@ class GuardWatch:
         window.add(seen, time.monotonic())
         for version in seen.versions:
             self._emit(TrafficCounted(*ref, version.role, version.requests, version.errors))
-        verdict = None if window.is_judged else window.verdict()
-        if verdict is not None:
-            window.is_judged = True
-            self._spawn(self._trip(ref, active.revision, verdict))
+        self._check(ref, window)
 
     async def report_regularly(self) -> None:
         """Report each second how the versions do; drop the windows of traffic that has ended."""
@@ -181,6 +191,32 @@ class GuardWatch:
                     continue
                 for measured in window.measured(ref):
                     self._emit(measured)
+
+    async def hear_regularly(self) -> None:
+        """Judge each second by the outcomes that were told to any replica, where a guard does.
+
+        While Redis is away, nobody can tell outcomes either.
+        """
+        while True:
+            await asyncio.sleep(REPORT_INTERVAL_S)
+            for ref, window in list(self._windows.items()):
+                with suppress(PeterRecError):
+                    await self._hear(ref, window)
+
+    async def _hear(self, ref: TaskRef, window: TrafficWindow) -> None:
+        guard, revision = window.active.traffic.guard, window.active.revision
+        if guard is None or guard.max_hit_drop is None:
+            return
+        outcomes = self._registry.outcomes
+        window.told = await outcomes.count_hits(ref, revision, guard.window_s, {})
+        if self._windows.get(ref) is window:
+            self._check(ref, window)
+
+    def _check(self, ref: TaskRef, window: TrafficWindow) -> None:
+        verdict = None if window.is_judged else window.verdict()
+        if verdict is not None:
+            window.is_judged = True
+            self._spawn(self._trip(ref, window.active.revision, verdict))
 
     async def _trip(self, ref: TaskRef, revision: int, verdict: Verdict) -> None:
         """Stop the traffic on this replica, then record it in the registry, until that succeeds."""

@@ -10,7 +10,7 @@ from peterrec.patches.errors import BundleRejected, Reason, RegistryUnavailable
 from peterrec.patches.identity import Digest
 from peterrec.service.device.load import Failures
 from peterrec.service.device.slots import LocalBundle
-from peterrec.service.errors import ProbeFailed
+from peterrec.service.errors import PatchBudgetExceeded, ProbeFailed
 from peterrec.service.protocol.messages import RefusedBundle
 from peterrec.service.sync.source import BundleSource, Fetched
 
@@ -19,6 +19,9 @@ RETRY_FETCH_S = 0.2
 
 RETRY_LOAD_S = 2.0
 """Seconds until a bundle is loaded again after an error that can pass, such as a full disk."""
+
+RETRY_ROOM_S = 10.0
+"""Seconds until a bundle is loaded again for whose patch there was no room: only others can go."""
 
 REASONS_TOLD = 5
 """Reasons against a refused bundle that callers of its task are told."""
@@ -48,6 +51,7 @@ class BundleLoader:
         self._wanted: dict[Digest, None] = {}  # in the order to load them
         self._under_way: set[Digest] = set()
         self._refused: dict[Digest, RefusedBundle] = {}
+        self._failing: set[Digest] = set()
         self._retry_at: dict[Digest, float] = {}
         self._flipped_at = float("-inf")
         self._is_flip_due = False
@@ -59,9 +63,19 @@ class BundleLoader:
         return not self._under_way and not self._due()
 
     @property
+    def wanted(self) -> frozenset[Digest]:
+        """The bundles that are to be loaded, or are being loaded."""
+        return frozenset(self._wanted)
+
+    @property
     def refused(self) -> list[RefusedBundle]:
         """The wanted bundles that will never be loaded, since their bytes can't change."""
         return list(self._refused.values())
+
+    @property
+    def failing(self) -> int:
+        """The number of wanted bundles that failed the last time, and are tried again."""
+        return len(self._failing)
 
     def want(self, missing: Collection[str]) -> None:
         """Replace the list of wanted bundles by those that are missing now."""
@@ -72,6 +86,7 @@ class BundleLoader:
         else:
             self._wanted = dict.fromkeys(self._source.cached_first(digests))
         self._refused = {d: each for d, each in self._refused.items() if d in self._wanted}
+        self._failing &= self._wanted.keys()
         self._retry_at = {d: at for d, at in self._retry_at.items() if d in self._wanted}
         self._has_work.set()
 
@@ -126,6 +141,7 @@ class BundleLoader:
                 self._note(each.digest, failures[each.digest])
             else:
                 self._wanted.pop(each.digest, None)
+                self._failing.discard(each.digest)
                 self._is_flip_due = True
         is_time = self.is_idle or time.monotonic() - self._flipped_at >= FLIP_INTERVAL_S
         if self._is_flip_due and is_time:
@@ -138,7 +154,11 @@ class BundleLoader:
             self._is_flip_due = True  # workers tell callers that trying again does not help
         else:
             # a missing blob, a full disk, no room for a head: may be cured meanwhile
-            self._retry_at[digest] = time.monotonic() + RETRY_LOAD_S
+            delay_s = RETRY_ROOM_S if isinstance(error, PatchBudgetExceeded) else RETRY_LOAD_S
+            self._retry_at[digest] = time.monotonic() + delay_s
+            self._is_flip_due |= digest not in self._failing  # the metrics tell of it
+            self._failing.add(digest)
+            self._has_work.set()  # whoever waits does not know yet when to try again
         self._refuse(digest, error)
 
     def _put_off(self, digests: Sequence[Digest], delay_s: float) -> None:
@@ -160,7 +180,8 @@ class BundleLoader:
         waits = [at for digest, at in self._retry_at.items() if digest not in self._under_way]
         timeout = max(0.0, min(waits) - time.monotonic()) if waits else None
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._has_work.wait(), timeout)
+            async with asyncio.timeout(timeout):  # before 3.12, wait_for swallows a cancellation
+                await self._has_work.wait()
 
 
 def _refused_bundle(digest: Digest, error: BundleRejected | ProbeFailed) -> RefusedBundle:
@@ -169,4 +190,5 @@ def _refused_bundle(digest: Digest, error: BundleRejected | ProbeFailed) -> Refu
         found = error.reasons
     reasons = [f"{reason.code}: {reason.message}" for reason in found[:REASONS_TOLD]]
     more = [f"{len(found) - REASONS_TOLD} more"] if len(found) > REASONS_TOLD else []
-    return RefusedBundle(digest, "; ".join([*reasons, *more]))
+    codes = [str(reason.code) for reason in found[:REASONS_TOLD]]
+    return RefusedBundle(digest, "; ".join([*reasons, *more]), codes)

@@ -1,6 +1,7 @@
 """The source of verified bundles: uploads, the local cache, and then the registry."""
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import TypeVar
 import structlog
 
 from peterrec.model.errors import PeterRecError
+from peterrec.patches.backup.copies import Copies
+from peterrec.patches.backup.copying import update_copy
 from peterrec.patches.bundle.signatures import TrustedKeys
 from peterrec.patches.bundle.verify import (
     BackboneIdentity,
@@ -23,10 +26,12 @@ from peterrec.patches.errors import (
     BundleRejected,
     CacheUnwritable,
     RegistryUnavailable,
+    SnapshotCorrupt,
 )
 from peterrec.patches.identity import Blob, Digest
 from peterrec.patches.registry.blobs import Blobs
 from peterrec.patches.registry.local_copy import BlobCache
+from peterrec.patches.registry.losses import Knowledge
 from peterrec.patches.registry.records import RegistrySnapshot
 from peterrec.patches.registry.registry import Registry
 from peterrec.service.device.slots import LocalBundle
@@ -49,11 +54,15 @@ Found = dict[Digest, Blob]
 
 @dataclass(frozen=True, slots=True)
 class Demands:
-    """What this server requires of a bundle; with ``trusted_keys``, a signature by one of them."""
+    """What this server requires of a bundle; with ``trusted_keys``, a signature by one of them.
+
+    ``others`` are the further backbones that it may be for.
+    """
 
     backbone: BackboneIdentity
     limits: BundleLimits
     trusted_keys: TrustedKeys | None = None
+    others: tuple[BackboneIdentity, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +77,25 @@ class BundleSource:
     """Fetches, caches and verifies bundles. Hashing runs in threads, not on the event loop.
 
     Bundles are fetched from ``registry`` and uploads stored in ``uploads``, which is the same
-    registry through a client that gives up sooner: a caller waits for it.
+    registry through a client that gives up sooner: a caller waits for it. ``knowledge`` is what is
+    known of both.
     """
 
     def __init__(
-        self, registry: Registry, uploads: Registry, cache: BlobCache, demands: Demands
+        self,
+        registry: Registry,
+        uploads: Registry,
+        cache: BlobCache,
+        demands: Demands,
+        knowledge: Knowledge,
     ) -> None:
+        self.knowledge = knowledge
         self._registry = registry
         self._upload_registry = uploads
         self._cache = cache
         self._demands = demands
+        self._copies = Copies(cache.directory)
+        self._erased_at = 0
         self._directory = cache.directory.resolve()
         self._disk = asyncio.Lock()
         self._asking: asyncio.Task[Blobs] | None = None
@@ -154,16 +172,48 @@ class BundleSource:
         while not await self._on_disk(self._cache.settle):
             pass
 
-    async def remember(self, snapshot: RegistrySnapshot, in_use: Collection[str]) -> None:
-        """Keep exactly what is served, for a restart while Redis is unavailable.
+    async def remember(
+        self, snapshot: RegistrySnapshot, in_use: Callable[[], Collection[Digest]]
+    ) -> None:
+        """Keep what is served, for a restart while Redis is unavailable, and a copy to restore it.
 
-        ``in_use`` has bundles whose files are needed although the snapshot does not name them.
+        ``in_use`` returns the bundles whose files are needed although the snapshot does not name
+        them. It is asked last: bundles of later changes may come while the copy is written. Those
+        that older copies name are kept, too, as far as there is room.
         """
         named = {digest for entry in snapshot.tasks.values() for digest in entry.digests}
         await self._on_disk(lambda: self._cache.save_snapshot(snapshot))
+        await self._keep_copy(snapshot)
         async with self._disk:  # uploads are noted before they are written, so none is missing here
-            kept = {*named, *self._uploads, *map(Digest, in_use)}
-            await asyncio.to_thread(self._cache.retain, kept)
+            kept = {*named, *self._uploads, *in_use()}
+            await asyncio.to_thread(self._retain, kept)
+
+    async def _keep_copy(self, snapshot: RegistrySnapshot) -> None:
+        """Bring the copy up to date; without Redis it stays behind until the next change."""
+        deleted = [each.tenant for each in snapshot.tenants.values() if each.is_deleted]
+        try:
+            if snapshot.last_deletion > self._erased_at:
+                await asyncio.to_thread(self._copies.erase, deleted)
+            await update_copy(self._registry.store, self._copies, snapshot)
+            if snapshot.last_deletion > self._erased_at:
+                await asyncio.to_thread(self._copies.erase, deleted)
+            self._erased_at = snapshot.last_deletion
+        except RegistryUnavailable as error:
+            log.info("copy_is_behind", code=error.code)
+        except SnapshotCorrupt as error:
+            log.error(error.code, reason=error.message)
+            await asyncio.to_thread(self._copies.newest.path.unlink, missing_ok=True)
+
+    def _retain(self, kept: set[Digest]) -> None:
+        """Remove what is not kept; nothing is there to remove if the folder itself is gone."""
+        with contextlib.suppress(FileNotFoundError):
+            others = self._cache.digests() - kept
+            sizes = {digest: self._cache.size_of(digest) for digest in others}
+            self._cache.retain(kept | self._copies.bundles(sizes))
+
+    def forget_uploads(self) -> None:
+        """Keep no upload any longer only because it is new."""
+        self._uploads.clear()
 
     async def recall(self) -> RegistrySnapshot | None:
         """Read the last snapshot that was remembered; None if there is none."""
@@ -223,6 +273,7 @@ class BundleSource:
             limits=self._demands.limits,
             expected_digest=digest,
             trusted_keys=self._demands.trusted_keys,
+            others=self._demands.others,
         )
 
 

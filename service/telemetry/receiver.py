@@ -2,27 +2,26 @@
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import structlog
-import zmq
 
+from peterrec.service.protocol.listener import Listener
 from peterrec.service.telemetry.events import Event, decode_events
 
 log = structlog.get_logger()
 
-POLL_MS = 100
+POLL_S = 0.1
 
 
 class EventReceiver:
-    """Binds ``endpoint`` and calls ``record`` with each event, from a separate thread."""
+    """Listens at ``endpoint`` and calls ``record`` with each event, from a separate thread."""
 
-    def __init__(self, endpoint: str, record: Callable[[Event], None]) -> None:
+    def __init__(self, endpoint: Path, record: Callable[[Event], None]) -> None:
         self._record = record
         self._closing = threading.Event()
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.PULL)
-        self._socket.bind(endpoint)
+        self._listener = Listener(endpoint)
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         self._thread.start()
 
@@ -30,13 +29,13 @@ class EventReceiver:
         """Record the events that have arrived, and stop."""
         self._closing.set()
         self._thread.join()
-        self._socket.close(linger=0)
-        self._context.term()
+        self._listener.close()
 
     def _run(self) -> None:
-        while self._socket.poll(POLL_MS) or not self._closing.is_set():
-            while self._socket.poll(0):
-                self._record_all(self._socket.recv())
+        while (arrived := self._listener.poll(POLL_S)) or not self._closing.is_set():
+            for _, messages in arrived:
+                for message in messages:
+                    self._record_all(message)
 
     def _record_all(self, message: bytes) -> None:
         try:

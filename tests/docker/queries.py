@@ -6,18 +6,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import promql_parser
 import yaml
 
 from peterrec.patches.identity import DEFAULT_TENANT, TaskId, TaskRef
+from peterrec.service.protocol.answer_prior import AnswerPrior
 from peterrec.service.telemetry.events import (
+    AnswersSampled,
     BatchFinished,
     BundleRefused,
+    DeviceMeasured,
+    DeviceShared,
+    FeedbackGiven,
+    FeedbackSums,
     GuardBroken,
+    Refused,
     RegistrySynced,
     RequestFinished,
     RowsRefused,
     TasksChanged,
+    TenantAsked,
+    TenantMeasured,
+    TenantServed,
+    TenantsMeasured,
     TrafficCounted,
     TrafficMeasured,
 )
@@ -26,6 +38,7 @@ from peterrec.service.telemetry.metrics import CHILDREN, OUTCOMES, Metrics
 ROOT = Path(__file__).parent.parent.parent
 RULES = sorted((ROOT / "docker" / "prometheus" / "rules").glob("*.yml"))
 OF_PROMETHEUS = frozenset({"instance", "job"})
+PRIOR = msgspec.msgpack.encode(AnswerPrior(10, (5, 5), b"", (), (10,)))
 CLOSED = {"outcome": frozenset(OUTCOMES), "child": frozenset(CHILDREN)}
 """The labels with a fixed set of values."""
 
@@ -43,14 +56,23 @@ def exposed_labels() -> dict[str, set[str]]:
     metrics = Metrics()
     for event in (
         RegistrySynced(1, 1.0),
-        TasksChanged(True, [TaskRef(DEFAULT_TENANT, TaskId("gender"))], []),
+        DeviceMeasured(1, 1, 1, 1, 1, backbones={"f" * 64: [1, 1, 1]}),
+        TasksChanged(
+            True, [TaskRef(DEFAULT_TENANT, TaskId("gender"))], [], [("classification", 1)]
+        ),
+        TenantsMeasured([TenantMeasured("default", {"tasks": 1}, {"tasks": 2}, {"rows": 1})]),
+        TenantAsked("default", {"rows": 1}, {"rows": 1}),
+        DeviceShared([TenantServed("default", work=1, waiting=1)]),
         RequestFinished("default", "gender", "ok", 0.1, 1),
         BatchFinished(1, 1, 1, 0.1, [0.1]),
         RowsRefused("queue_full", 1),
         BundleRefused(["tensor_shape"]),
+        Refused("head_too_large", 1),
         TrafficCounted("default", "gender", "canary", 1, 0),
         TrafficMeasured("default", "gender", "canary", 0.1, 0.5),
         GuardBroken("default", "gender", "divergence"),
+        AnswersSampled("default", "gender", 1, 1, 0, 1, 0, PRIOR, [1, 0], [1], [], [], [], 0),
+        FeedbackGiven("default", "gender", 1, FeedbackSums(1, 1.0, 1, 0.5, {9: (1, 0.9, 1.0)})),
     ):
         metrics.record(event)
     found: dict[str, set[str]] = {}
@@ -63,7 +85,8 @@ def exposed_labels() -> dict[str, set[str]]:
 def known_labels() -> dict[str, set[str]]:
     """Return all series that queries may read: from the server, recorded, and of Prometheus."""
     recorded = {rule["record"]: grouping_of(rule["expr"]) for rule in rules() if "record" in rule}
-    return {**exposed_labels(), **recorded, "up": set()}
+    own = {"up": set(), "ALERTS": {"alertname", "alertstate", "severity"}}
+    return {**exposed_labels(), **recorded, **own}
 
 
 def rules() -> Iterator[dict[str, Any]]:  # Any: YAML

@@ -11,6 +11,8 @@ from tests.docker.queries import ROOT, RULES, problems_of, rules
 
 ALERTS = {rule["alert"]: rule for rule in rules() if "alert" in rule}
 RECORDED = {rule["record"]: rule for rule in rules() if "record" in rule}
+RUNBOOKS = ROOT / "docs" / "runbooks"
+PARTS = ["What it means", "What to look at", "What to do", "How to know it is over"]
 PROMTOOL = shutil.which("promtool")
 
 
@@ -20,13 +22,20 @@ def test_every_rule_reads_what_a_server_exposes(name):
 
 
 @pytest.mark.parametrize("name", ALERTS)
-def test_every_alert_has_a_severity_a_summary_and_a_runbook_that_exists(name):
+def test_every_alert_has_a_severity_and_a_page_that_says_what_to_do(name):
     alert = ALERTS[name]
     assert alert["labels"]["severity"] in {"page", "ticket"}
     assert alert["annotations"]["summary"].endswith(".")
-    path, _, anchor = alert["annotations"]["runbook"].partition("#")
-    headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
-    assert anchor in {heading.lower().replace(" ", "-") for heading in headings}
+    page = (ROOT / alert["annotations"]["runbook"]).read_text(encoding="utf-8")
+    assert f"`{name}`" in page
+    assert re.findall(r"^## (.+)$", page, re.MULTILINE) == PARTS
+
+
+def test_every_page_belongs_to_an_alert_and_is_listed():
+    pages = {path.name for path in RUNBOOKS.glob("*.md")} - {"README.md"}
+    linked = {alert["annotations"]["runbook"].rpartition("/")[2] for alert in ALERTS.values()}
+    listed = set(re.findall(r"\]\(([\w-]+\.md)\)", (RUNBOOKS / "README.md").read_text()))
+    assert pages == linked == listed
 
 
 @pytest.mark.parametrize("name", RECORDED)

@@ -2,45 +2,28 @@
 
 import re
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import pytest
-import yaml
 
 from peterrec.service.processes.supervisor import DEVICE_STOP_TIMEOUT_S, WORKER_STOP_MARGIN_S
 from peterrec.service.settings import PREFIX, Settings
+from tests.docker.compose_runner import Document, read_compose
 from tests.docker.dockerfile import read_dockerfile
+from tests.docker.images import read_image
 from tests.docker.queries import ROOT
 
-Document = dict[str, Any]  # Any: YAML
-
-
-def read_yaml(path: Path) -> Document:
-    """A YAML file, with the defaults of its ``${VARIABLE:-default}``."""
-    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", path.read_text(encoding="utf-8"))
-    document: Document = yaml.safe_load(text)
-    return document
-
-
-COMPOSE = read_yaml(ROOT / "docker-compose.yml")
-GPU = read_yaml(ROOT / "docker-compose.gpu.yml")
+COMPOSE = read_compose(ROOT / "docker-compose.yml", {})
 SERVICES: dict[str, Document] = COMPOSE["services"]
-SERVICE = SERVICES["peterrec"]
+SERVICE, GPU = SERVICES["peterrec"], SERVICES["peterrec-gpu"]
+OURS = [name for name, service in SERVICES.items() if "build" in service]
 DOCKERFILE = read_dockerfile(ROOT / SERVICE["build"]["dockerfile"])
-PROMETHEUS = read_yaml(ROOT / "docker" / "prometheus" / "prometheus.yml")
+PROMETHEUS = read_compose(ROOT / "docker" / "prometheus" / "prometheus.yml", {})
 DEFAULTS = Settings.model_fields
 
 
-def image_environment() -> dict[str, str]:
-    last_stage = DOCKERFILE[max(n for n, i in enumerate(DOCKERFILE) if i.name == "FROM") :]
-    found: dict[str, str] = {}
-    for instruction in last_stage:
-        if instruction.name == "ENV":
-            found |= instruction.assignments()
-    return found
-
-
-ENVIRONMENT = image_environment()
+DOCKERFILE_STAGES = [i.words[-1] for i in DOCKERFILE if i.name == "FROM"]
+IMAGE = read_image(ROOT / SERVICE["build"]["dockerfile"])
+ENVIRONMENT = IMAGE.environment
 
 
 def instructions(name: str) -> list[str]:
@@ -60,9 +43,9 @@ def seconds(text: str) -> float:
     return float(text.removesuffix("s"))
 
 
-@pytest.mark.parametrize("document", [COMPOSE, GPU], ids=["cpu", "gpu"])
-def test_every_variable_of_the_service_is_a_setting(document):
-    given = {*document["services"]["peterrec"]["environment"], *ENVIRONMENT}
+@pytest.mark.parametrize("service", [SERVICE, GPU], ids=["cpu", "gpu"])
+def test_every_variable_of_the_service_is_a_setting(service):
+    given = {*service["environment"], *ENVIRONMENT}
     ours = {name for name in given if name.startswith(PREFIX)}
     assert ours
     assert {name.removeprefix(PREFIX).lower() for name in ours} <= set(DEFAULTS)
@@ -92,13 +75,13 @@ def test_ports_agree():
 def test_only_the_api_can_be_reached_from_outside():
     for name, service in SERVICES.items():
         for port in service.get("ports", []):
-            assert name == "peterrec" or port.startswith("127.0.0.1:")
+            assert name in {"peterrec", "peterrec-gpu"} or port.startswith("127.0.0.1:")
     assert "ports" not in SERVICES["redis"]
 
 
 def test_every_mounted_file_and_every_configured_path_exists():
     for service in SERVICES.values():
-        for volume in service["volumes"]:
+        for volume in service.get("volumes", []):
             source, target = volume.split(":")[:2]
             assert PurePosixPath(target).is_absolute()
             assert not source.startswith("./docker/") or (ROOT / source).exists()
@@ -109,13 +92,15 @@ def test_every_mounted_file_and_every_configured_path_exists():
         assert list(folder.glob(PurePosixPath(pattern).name))
     home = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
     assert on_host("grafana", home).is_file()
-    providers = read_yaml(on_host("grafana", "/etc/grafana/provisioning/dashboards/peterrec.yml"))
+    found = on_host("grafana", "/etc/grafana/provisioning/dashboards/peterrec.yml")
+    providers = read_compose(found, {})
     for provider in providers["providers"]:
         assert list(on_host("grafana", provider["options"]["path"]).glob("*.json"))
 
 
 def test_grafana_reads_from_the_prometheus_of_the_compose_file():
-    document = read_yaml(ROOT / "docker/grafana/provisioning/datasources/prometheus.yml")
+    path = ROOT / "docker/grafana/provisioning/datasources/prometheus.yml"
+    document = read_compose(path, {})
     assert [source["url"] for source in document["datasources"]] == ["http://prometheus:9090"]
     assert SERVICES["prometheus"]["ports"][0].endswith(":9090")
 
@@ -127,19 +112,52 @@ def test_named_volumes_are_declared_and_used():
 
 
 def test_the_backbone_is_mounted_read_only_where_the_server_looks_for_it():
-    (mount,) = [v for v in SERVICE["volumes"] if v.startswith("./backbone")]
-    assert mount.endswith(f":{ENVIRONMENT['PETERREC_BACKBONE_DIR']}:ro")
+    where = ENVIRONMENT["PETERREC_BACKBONE_DIR"]
+    assert f"backbone:{where}:ro" in SERVICE["volumes"]
     assert any(v.endswith(f":{ENVIRONMENT['PETERREC_DATA_DIR']}") for v in SERVICE["volumes"])
+    for writer in ("demo-backbone", "train"):
+        assert f"backbone:{where}" in SERVICES[writer]["volumes"]
+
+
+def test_what_ends_restarts_only_if_it_failed_and_what_stays_always():
+    ending = {"demo-backbone": "on-failure", "train": "no"}
+    for name, service in SERVICES.items():
+        assert service["restart"] == ending.get(name, "unless-stopped")
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_every_service_restarts_and_waits_for_healthy_ones(name):
-    service = SERVICES[name]
-    assert service["restart"] == "unless-stopped"
-    assert "healthcheck" in service or (name == "peterrec" and instructions("HEALTHCHECK"))
-    for needed, how in service.get("depends_on", {}).items():
+def test_every_service_waits_for_what_it_needs(name):
+    for needed, how in SERVICES[name].get("depends_on", {}).items():
         assert needed in SERVICES
-        assert how == {"condition": "service_healthy"}
+        ends = needed == "demo-backbone"
+        assert how["condition"] == ("service_completed_successfully" if ends else "service_healthy")
+        profiles = SERVICES[needed].get("profiles")
+        assert profiles == SERVICES[name].get("profiles") or how.get("required") is (
+            False if profiles else None
+        )
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_that_stays_has_a_health_check(name):
+    service = SERVICES[name]
+    assert "healthcheck" in service or (service["build"] and IMAGE.health)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_containers_have_no_power_and_a_root_that_nobody_writes(name):
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["user"] == f"{IMAGE.user}:{IMAGE.user}"
+    assert IMAGE.user != 0
+
+
+def test_volumes_that_our_containers_write_are_where_the_image_lets_everybody_write():
+    for name in OURS:
+        for volume in SERVICES[name]["volumes"]:
+            source, target = volume.split(":")[:2]
+            assert source.startswith("./") or target in IMAGE.open_folders
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -147,7 +165,7 @@ def test_images_have_public_names_without_a_host(name):
     image = SERVICES[name]["image"]
     first, _, rest = image.partition("/")
     assert not (rest and ("." in first or ":" in first))
-    assert name == "peterrec" or re.search(r":v?\d+\.\d+", image)
+    assert name in OURS or re.search(r":v?\d+\.\d+", image)
 
 
 def test_redis_keeps_what_it_was_told():
@@ -159,16 +177,18 @@ def test_redis_keeps_what_it_was_told():
 def test_nobody_enters_grafana_without_a_password():
     environment = SERVICES["grafana"]["environment"]
     assert environment["GF_AUTH_ANONYMOUS_ENABLED"] == "false"
-    assert environment["GF_SECURITY_ADMIN_PASSWORD"].startswith("${GRAFANA_ADMIN_PASSWORD:?")
+    # Grafana asks whoever signs in by its own default for another one, and loopback is its port.
+    assert environment["GF_SECURITY_ADMIN_PASSWORD"] == "admin"
+    assert all(port.startswith("127.0.0.1:") for port in SERVICES["grafana"]["ports"])
 
 
-def test_the_example_of_the_environment_has_every_variable_and_no_password():
-    text = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("docker-compose*.yml"))
-    used = set(re.findall(r"\$\{(\w+)", text))
+def test_the_example_of_the_environment_has_every_variable_with_its_default():
+    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    used = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", text))
+    assert set(used) == set(re.findall(r"\$\{(\w+)", text))  # each has a default
     lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
     example = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
-    assert set(example) == used
-    assert example["GRAFANA_ADMIN_PASSWORD"] == ""
+    assert example == {**used, "BACKBONE_DIR": ""}  # the default is a volume, and no folder
 
 
 def test_there_is_time_to_drain():
@@ -184,7 +204,7 @@ def test_there_is_time_to_drain():
 def test_the_image_runs_without_root_and_stops_on_sigterm():
     assert instructions("USER")[-1].split(":")[0] not in {"root", "0"}
     assert instructions("STOPSIGNAL") == ["SIGTERM"]
-    assert f":{DEFAULTS['port'].default}/readyz" in instructions("HEALTHCHECK")[0]
+    assert "os.environ['PETERREC_PORT'] + '/readyz'" in instructions("HEALTHCHECK")[0]
 
 
 def test_the_image_holds_no_secret():
@@ -204,14 +224,43 @@ def test_the_image_is_built_of_files_that_exist_and_are_not_ignored():
     assert all((ROOT / source).exists() for source in sources)
 
 
-@pytest.mark.parametrize("document", [COMPOSE, GPU], ids=["cpu", "gpu"])
-def test_build_arguments_are_the_images(document):
-    known = {name for i in DOCKERFILE if i.name == "ARG" for name in i.assignments()}
-    assert set(document["services"]["peterrec"]["build"]["args"]) <= known
+@pytest.mark.parametrize("name", OURS)
+def test_build_arguments_and_targets_are_the_dockerfiles(name):
+    known = {arg for i in DOCKERFILE if i.name == "ARG" for arg in i.assignments()}
+    stages = {i.words[-1] for i in DOCKERFILE if i.name == "FROM"}
+    assert set(SERVICES[name]["build"]["args"]) <= known
+    assert SERVICES[name]["build"]["target"] in stages
 
 
-def test_the_gpu_file_only_adds_to_services_that_exist():
-    assert set(GPU["services"]) <= set(SERVICES)
-    (device,) = GPU["services"]["peterrec"]["deploy"]["resources"]["reservations"]["devices"]
+def test_defaults_of_build_arguments_are_written_once():
+    """What the compose file says is what the Dockerfile says by itself."""
+    own = {k: v for i in DOCKERFILE if i.name == "ARG" for k, v in i.assignments().items()}
+    for name, value in SERVICE["build"]["args"].items():
+        assert (value or "") == own[name]
+
+
+def test_the_cpu_image_is_the_default_and_what_it_runs_comes_from_the_lock_file():
+    assert DOCKERFILE_STAGES[-1] == "cpu"
+    runs = [i.text for i in DOCKERFILE if i.name == "RUN" and "${INSTALL}" in i.text]
+    assert len(runs) == 4
+    (install,) = [i.text for i in DOCKERFILE if i.name == "ENV" and "INSTALL=" in i.text]
+    assert "--constraint requirements.lock" in install
+
+
+def test_the_image_names_its_licence_version_revision_and_list_of_parts():
+    labels = {k: v for i in DOCKERFILE if i.name == "LABEL" for k, v in i.assignments().items()}
+    names = ("title", "description", "licenses", "version", "revision")
+    assert {f"org.opencontainers.image.{name}" for name in names} < set(labels)
+    assert labels["io.peterrec.sbom"] in instructions_of_environment()
+
+
+def instructions_of_environment() -> str:
+    return "\n".join(instructions("ENV"))
+
+
+def test_the_gpus_replica_is_found_by_the_same_name_and_asks_for_one_gpu():
+    assert GPU["networks"]["default"]["aliases"] == ["peterrec"]
+    (device,) = GPU["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]
-    assert GPU["services"]["peterrec"]["environment"]["PETERREC_DEVICE"] == "cuda"
+    assert GPU["environment"] == {**SERVICE["environment"], "PETERREC_DEVICE": "cuda"}
+    assert GPU["build"]["target"] == "cuda"

@@ -6,21 +6,15 @@ from collections.abc import Iterator
 from itertools import combinations
 
 import pytest
-import yaml
 
-from tests.docker.queries import ROOT, problems_of
+from tests.docker.boards import FOLDER, written
+from tests.docker.queries import problems_of, selectors_of
 
-GRAFANA = ROOT / "docker" / "grafana"
 DASHBOARDS = {
     path.name: json.loads(path.read_text(encoding="utf-8"))
-    for path in sorted((GRAFANA / "dashboards").glob("*.json"))
+    for path in sorted(FOLDER.glob("*.json"))
 }
 COLUMNS = 24
-
-
-def datasource_uids():
-    text = (GRAFANA / "provisioning" / "datasources" / "prometheus.yml").read_text(encoding="utf-8")
-    return {source["uid"] for source in yaml.safe_load(text)["datasources"]}
 
 
 def queries() -> Iterator[tuple[str, str]]:
@@ -84,13 +78,15 @@ def test_panels_lie_on_the_page_side_by_side(name):
 
 
 @pytest.mark.parametrize("name", DASHBOARDS)
-def test_everything_reads_from_a_provisioned_datasource(name):
+def test_everything_reads_from_the_chosen_source_and_job(name):
     dashboard = DASHBOARDS[name]
     parts = [*dashboard["panels"], *dashboard["templating"]["list"]]
     parts += [*dashboard["annotations"]["list"]]
     parts += [target for panel in dashboard["panels"] for target in panel.get("targets", [])]
-    used = {part["datasource"]["uid"] for part in parts if "datasource" in part}
-    assert used <= datasource_uids()
+    assert {p["datasource"]["uid"] for p in parts if "datasource" in p} == {"${datasource}"}
+    of_board = [query for place, query in QUERIES.items() if place.startswith(name)]
+    selectors = [selector for query in of_board for selector in selectors_of(query)]
+    assert [each for each in selectors if each.labels.get("job") != "$job"] == []
 
 
 @pytest.mark.parametrize("name", DASHBOARDS)
@@ -98,11 +94,19 @@ def test_variables_are_declared_and_read_labels_that_exist(name):
     dashboard = DASHBOARDS[name]
     declared = {variable["name"] for variable in dashboard["templating"]["list"]}
     for variable in dashboard["templating"]["list"]:
-        inside = variable["query"]["query"].removeprefix("label_values(").removesuffix(")")
-        series, _, label = inside.partition(", ")
+        if variable["type"] == "datasource":
+            continue
+        inside = variable["query"].removeprefix("label_values(").removesuffix(")")
+        series, _, label = inside.rpartition(", ")
         assert problems_of(f"sum by ({label}) ({series})") == []
-    used = set(re.findall(r"\$(?!__)(\w+)", " ".join(QUERIES.values())))
+    of_board = [query for place, query in QUERIES.items() if place.startswith(name)]
+    used = set(re.findall(r"\$(?!__)(\w+)", " ".join(of_board)))
     assert used <= declared
+
+
+def test_the_files_are_what_the_code_writes():
+    files = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.json")}
+    assert files == written(), "run python -m tests.docker.boards"
 
 
 def test_dashboards_have_uids_of_their_own():

@@ -4,9 +4,19 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from tests.e2e.running import RunningServer
+
+class Asked(Protocol):
+    """What is asked: a server, or a proxy before several."""
+
+    @property
+    def port(self) -> int:
+        """Its port on loopback."""
+
+    @property
+    def key(self) -> str:
+        """The API key to send."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,7 @@ class Clients:
     """Clients that send the given bodies to one path in rotation, until ``stop`` is called."""
 
     def __init__(
-        self, server: RunningServer, path: str, bodies: Sequence[object], timeout_ms: int = 20_000
+        self, server: Asked, path: str, bodies: Sequence[object], timeout_ms: int = 20_000
     ) -> None:
         self._port = server.port
         self._requests = [_encode(path, body, server.key, timeout_ms) for body in bodies]

@@ -15,7 +15,7 @@ from tests.waiting import eventually
 
 ALIASES = (PROD, "candidate")
 READY_AGAIN_S = 30.0
-DEVICE_DEATHS = 'peterrec_child_restarts_total{child="device"}'
+DEVICE_DEATHS = 'peterrec_child_restarts_total{child="device",reason="died"}'
 
 Answers = dict[tuple[str, str], str]
 """The digest that answers, or the code of the refusal, by task and requested version (or ``""``).

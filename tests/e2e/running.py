@@ -6,18 +6,24 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 
 from tests.waiting import eventually
 
-START_TIMEOUT_S = 60
+START_TIMEOUT_S = 120
+STARTED = re.compile(r'PeterRec serves on|"event": "serving"')
+"""What a server prints when it is ready, in a text or in a log of JSON objects."""
+
 STOP_TIMEOUT_S = 60
+
+LOOKS_BEHIND = "it looks behind the server, which runs elsewhere"
 
 
 def free_port() -> int:
@@ -28,10 +34,15 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Start:
-    """The program to start, and the current folder to start it in."""
+    """The program to start, the current folder to start it in, and the seconds it may take.
+
+    ``until`` is what it prints or logs when it has come so far as a test needs.
+    """
 
     program: Sequence[str] = (sys.executable, "-P", "-m", "peterrec")
     cwd: Path | None = None
+    within_s: float = START_TIMEOUT_S
+    until: re.Pattern[str] = STARTED
 
 
 @dataclass
@@ -49,6 +60,13 @@ class RunningServer:
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def grpc_address(self) -> str:
+        """Host and port of gRPC, as the server printed them."""
+        found = re.search(r'grpc"?: "?([^\s",]+)', self.out)
+        assert found, self.out
+        return found.group(1)
+
+    @property
     def out(self) -> str:
         return (self.folder / "out.txt").read_text()
 
@@ -64,7 +82,8 @@ class RunningServer:
 
     def child(self, name: str) -> psutil.Process:
         """Return the device process, a worker or Redis."""
-        found = [c for c in self.children() if name in " ".join(c.cmdline())]
+        commands = [(c, " ".join(c.cmdline())) for c in self.children()]
+        found = [c for c, command in commands if name in command and "peterrec run-" not in command]
         assert found, f"no {name} among {[c.cmdline() for c in self.children()]}"
         return found[0]
 
@@ -84,11 +103,48 @@ class RunningServer:
         samples = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
         return {name: float(value) for name, value in samples}
 
+    def restarts(self, child: str, reason: str = "") -> float:
+        """How often a child process was restarted, for one reason or for any."""
+        start = f'peterrec_child_restarts_total{{child="{child}",reason="{reason}'
+        return sum(count for name, count in self.metrics().items() if name.startswith(start))
+
     def terminate(self, number: signal.Signals = signal.SIGTERM) -> None:
         self.process.send_signal(number)
 
     def wait(self) -> int:
         return self.process.wait(STOP_TIMEOUT_S)
+
+
+class ServerElsewhere(RunningServer):
+    """A server that somebody else has started.
+
+    Tests may call it; one that looks behind it, at a process, a file or a port of its own, is
+    skipped there.
+    """
+
+    def __init__(self, address: str, key: str) -> None:
+        self._address = address
+        self.key = key
+
+    @property
+    def url(self) -> str:
+        return self._address
+
+    @property
+    def port(self) -> int:  # type: ignore[override]  # known here, and not to be set
+        return httpx.URL(self._address).port or 80
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:  # type: ignore[override]
+        pytest.skip(LOOKS_BEHIND)
+
+    @property
+    def folder(self) -> Path:  # type: ignore[override]
+        pytest.skip(LOOKS_BEHIND)
+
+    @property
+    def metrics_port(self) -> int:  # type: ignore[override]
+        pytest.skip(LOOKS_BEHIND)
 
 
 def kill_everything(server: RunningServer) -> None:
@@ -101,13 +157,18 @@ def kill_everything(server: RunningServer) -> None:
     psutil.wait_procs(processes[1:], timeout=10)
 
 
+def _port(settings: Mapping[str, object], name: str) -> int:
+    """The port that a test chose, or a free one."""
+    return int(str(settings.get(name) or free_port()))
+
+
 @contextmanager
 def running_server(
     backbone: Path, folder: Path, *, start: Start = Start(), **settings: object
 ) -> Iterator[RunningServer]:
     """Start a server, wait until it reports that it serves, and end it even if the test fails."""
     folder.mkdir(parents=True, exist_ok=True)
-    port, metrics_port = free_port(), free_port()
+    port, metrics_port = _port(settings, "port"), _port(settings, "metrics_port")
     given = {
         "backbone_dir": backbone,
         "port": port,
@@ -131,8 +192,8 @@ def running_server(
     server = RunningServer(process, port, metrics_port, folder)
     try:
         eventually(
-            lambda: "PeterRec serves on" in server.out or process.poll() is not None,
-            START_TIMEOUT_S,
+            lambda: bool(start.until.search(server.out + server.log)) or process.poll() is not None,
+            start.within_s,
         )
         assert process.poll() is None, server.log
         key = re.search(r"prk_\w+", server.out)

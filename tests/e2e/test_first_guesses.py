@@ -142,7 +142,7 @@ def test_a_parameter_in_the_url_of_a_prediction_is_refused_rather_than_ignored(a
         ("validate-only", "Is 'validate_only' meant?"),
         ("validateOnly", "Is 'validate_only' meant?"),
         ("allow_new_output", "Is 'allow_new_outputs' meant?"),
-        ("dry_run", "There are alias, allow_new_outputs, validate_only."),
+        ("dry_run", "There are alias, allow_new_outputs, origin, validate_only."),
     ],
 )
 def test_a_misspelt_parameter_of_a_push_registers_nothing(api, workshop, name, hint):

@@ -1,6 +1,7 @@
 """Metrics, logs and the command line against a running server."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -111,6 +112,19 @@ def test_logs_hold_no_histories_no_keys_and_no_weights(server, api, workshop):
     assert SECRET_ITEM not in everything
     assert key not in everything
     assert server.key not in everything
+
+
+@pytest.mark.parametrize(
+    ("key", "content", "code"),
+    [("prk_nobody", b'{"history": []}', "unauthenticated"), (None, b"{", "malformed_request")],
+)
+def test_the_log_names_the_address_of_a_client_with_a_wrong_key_or_no_json(
+    server, key, content, code
+):
+    line = re.compile(rf"event=refused code={code} peer=127\.0\.0\.1 ")
+    with server.client(key) as client:
+        assert client.post("/tasks/value/predict", content=content).json()["code"] == code
+    eventually(lambda: line.search(server.log) is not None)
 
 
 def test_every_log_line_is_structured_and_names_its_process(server):

@@ -115,6 +115,10 @@ async def test_a_bundle_that_can_not_be_loaded_is_an_error_that_says_whether_a_r
     await registry.blobs.put(Blob(make_bundle("value")))
     summary = VersionSummary.of(foreign)
     await registry.add_version(DEFAULT_TENANT, TaskId("old"), foreign.digest, summary, "ann")
+    fits = verified(workshop.bundle("value", 1), backbone=workshop.identity, limits=LIMITS)
+    await registry.blobs.put(fits.blob)  # a server that refuses all bundles is not ready
+    summary = VersionSummary.of(fits)
+    await registry.add_version(DEFAULT_TENANT, TaskId("new"), fits.digest, summary, "ann")
     lost = verified(workshop.bundle("tags", 1), backbone=workshop.identity, limits=LIMITS)
     await registry.blobs.put(lost.blob)
     summary = VersionSummary.of(lost)
@@ -126,7 +130,6 @@ async def test_a_bundle_that_can_not_be_loaded_is_an_error_that_says_whether_a_r
         running_server(workshop.folder, tmp_path, **settings) as server,
         server.client() as client,
     ):
-        push(client, "new", workshop.bundle("value", 1))
         alone = client.post("/tasks/old/predict", json={"history": [1]})
         problem = alone.json()
         assert (alone.status_code, problem["code"]) == (409, "bundle_refused")

@@ -158,8 +158,8 @@ async def test_tenants_see_their_own_and_streams_end_with_the_server(
 ):
     registry = Registry(open_redis(redis_url), redis_prefix)
     scopes = [Scope("admin")]
-    mine, _ = await registry.keys.create(DEFAULT_TENANT, scopes, "mine")
-    theirs, _ = await registry.keys.create(TenantId("rival"), scopes, "theirs")
+    mine, *_ = await registry.keys.create(DEFAULT_TENANT, scopes, "mine")
+    theirs, *_ = await registry.keys.create(TenantId("rival"), scopes, "theirs")
     settings = {"workers": 1, "redis_url": redis_url, "redis_prefix": redis_prefix}
     with running_server(workshop.folder, tmp_path, **settings) as server:
         async with following(server, mine) as ours, following(server, theirs) as rivals:

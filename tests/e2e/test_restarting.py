@@ -32,7 +32,7 @@ def fragile(workshop, tmp_path_factory) -> Iterator[RunningServer]:
 
 
 def restarts(server: RunningServer, child: str) -> float:
-    return server.metrics()[f'peterrec_child_restarts_total{{child="{child}"}}']
+    return server.restarts(child)
 
 
 @pytest.mark.slow
@@ -47,7 +47,8 @@ async def test_rows_that_wait_when_the_device_process_dies_are_answered_by_the_n
     await running
     load = clients.load
     assert (load.broken, load.refused) == ([], 0)
-    assert load.statuses <= {200, 503}
+    # 429: the rows that wait would take too long; 504: they did
+    assert load.statuses <= {200, 429, 503, 504}
     retry = [reply.body["code"] for reply in load.replies if reply.status == 503]
     assert set(retry) <= {"device_unavailable", "bundle_gone"}
     assert len({tuple(r.body["predictions"][0]["scores"].values()) for r in good(load)}) == 1

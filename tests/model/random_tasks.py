@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from peterrec.model.network.backbone import Backbone, new_patch
-from peterrec.model.network.collate import frame_histories
+from peterrec.model.network.collate import PackedHistories, frame_histories
 from peterrec.model.network.heads import Head
 from peterrec.model.network.item_table import ItemTable, logits_of
 from peterrec.model.network.patch import PatchWeights
@@ -76,3 +76,11 @@ def random_history(spec: BackboneSpec, length: int, seed: int) -> list[int]:
     """Token ids of ``length`` random items."""
     items = np.random.default_rng(seed).integers(FIRST_ITEM, spec.token_count, length)
     return [int(item) for item in items]
+
+
+def packed(histories: Sequence[Sequence[int]], before: int = 2) -> PackedHistories:
+    """Histories in one array, behind some tokens that belong to none of them."""
+    tokens = [FIRST_ITEM] * before + [token for own in histories for token in own]
+    stops = before + np.cumsum([len(own) for own in histories])
+    starts = stops - [len(own) for own in histories]
+    return PackedHistories(np.array(tokens, np.int32), starts, stops)

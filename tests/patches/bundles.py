@@ -29,7 +29,8 @@ TINY = BackboneIdentity(
     fingerprint=hashlib.sha256(b"tiny backbone").hexdigest(),
     spec=BackboneSpec(item_count=20, channels=4, dilations=(1, 2), max_len=3),
 )
-LIMITS = BundleLimits(max_bytes=1 << 20, max_header_bytes=1 << 16)
+LIMITS = BundleLimits(max_bytes=1 << 20, max_header_bytes=1 << 16, max_patch_work=1e6)
+"""Any patch may be served: beside a tiny backbone, most of them are costly."""
 
 
 @dataclass(frozen=True)

@@ -135,15 +135,18 @@ def in_step(replica: RedisServer) -> None:
 
 
 class SentinelServer(RedisServer):
-    """One Sentinel that watches one primary, with a quorum of one."""
+    """One Sentinel that watches one primary, with a quorum of one.
 
-    def __init__(self, folder: Path, primary: RedisServer) -> None:
+    Servers on a busy machine may be silent for longer than the least ``down_after_ms``.
+    """
+
+    def __init__(self, folder: Path, primary: RedisServer, down_after_ms: int = 300) -> None:
         super().__init__(folder)
         config = self.folder / "sentinel.conf"
         config.write_text(
             f"port {self.port}\nbind {HOST}\ndir {self.folder}\n"
             f"sentinel monitor registry {HOST} {primary.port} 1\n"
-            "sentinel down-after-milliseconds registry 300\n"
+            f"sentinel down-after-milliseconds registry {down_after_ms}\n"
             "sentinel failover-timeout registry 3000\n"
         )
         self.config = config

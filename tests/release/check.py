@@ -3,7 +3,8 @@
 It builds a wheel and a source distribution of the server and of the client, and checks their
 contents. It installs the wheels into a new virtual environment, together with another distribution
 whose import name is ``service``. Then it runs the demo (train, push, serve, predict) in a folder
-that has its own ``model.py`` and ``service/``.
+that has its own ``model.py`` and ``service/``. At last it serves the demo's backbone as a user
+without a name or a home, on a root file system that can't be written, as a hardened container does.
 """
 
 import argparse
@@ -14,6 +15,9 @@ import tempfile
 import venv
 import zipfile
 from pathlib import Path
+
+from tests import confined
+from tests.e2e.running import Start, running_server
 
 ROOT = Path(__file__).parents[2]
 FOREIGN = "service==0.6.0"
@@ -31,8 +35,10 @@ def main() -> None:
         wheels = build(place / "dist")
         for wheel in wheels:
             require_own_names_only(wheel)
+        require_console(wheels[-1])
         python = install(place / "env", wheels, options.torch)
         try_demo(python, place / "elsewhere")
+        try_as_stranger(python, place / "elsewhere" / "demo-data", place / "stranger")
     print("release-check: 2 wheels and 2 source distributions built, installed and tried")
 
 
@@ -57,6 +63,15 @@ def require_own_names_only(wheel: Path) -> None:
         raise SystemExit(f"{wheel.name} has no licence")
 
 
+def require_console(wheel: Path) -> None:
+    """SystemExit if the server's wheel lacks a file of the pages that it shows."""
+    names = set(zipfile.ZipFile(wheel).namelist())
+    files = [path for path in (ROOT / "service" / "console").rglob("*.*") if path.suffix != ".pyc"]
+    lacking = [path for path in files if f"peterrec/{path.relative_to(ROOT)}" not in names]
+    if lacking or not files:
+        raise SystemExit(f"{wheel.name} lacks {lacking}")
+
+
 def install(environment: Path, wheels: list[Path], torch: str) -> Path:
     """Install the wheels and the foreign ``service`` in a new environment; return its Python."""
     venv.create(environment, with_pip=True)
@@ -75,6 +90,27 @@ def try_demo(python: Path, folder: Path) -> None:
         (folder / trap).write_text(TRAP, encoding="utf-8")
     run(python.with_name("peterrec"), "demo", "--once", cwd=folder)
     run(python, "-P", "-c", "from service import Service; import peterrec.service", cwd=folder)
+
+
+def try_as_stranger(python: Path, demo: Path, folder: Path) -> None:
+    """Serve, push and predict with one writable folder."""
+    if reason := confined.why_not():
+        print(f"not served as another user: {reason}")
+        return
+    for part in ("root", "data"):
+        (folder / part).mkdir(parents=True)
+    seen = [python.parents[1], Path(sys.base_prefix), demo]
+    place = confined.stranger(folder / "root", seen, folder / "data")
+    program = [*place, "env", "-u", "PYTHONPATH", str(python), "-P", "-m", "peterrec"]
+    start = Start(program, within_s=300)
+    with (
+        running_server(demo / "backbone", folder, start=start, data_dir=folder / "data") as server,
+        server.client() as client,
+    ):
+        bundle = (demo / "gender.bundle").read_bytes()
+        client.post("/tasks/gender/versions", content=bundle).raise_for_status()
+        asked = client.post("/tasks/gender/predict", json={"history": []})
+    print(f"served as user {confined.STRANGER}: {asked.raise_for_status().text}")
 
 
 def run(*command: object, cwd: Path = ROOT) -> None:

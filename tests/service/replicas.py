@@ -6,17 +6,20 @@ from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
 
-import zmq
-
 from peterrec.patches.bundle.verify import BundleLimits
 from peterrec.patches.identity import DEFAULT_TENANT, Digest
 from peterrec.patches.registry.local_copy import BlobCache
+from peterrec.patches.registry.losses import Knowledge
+from peterrec.patches.registry.records import Position
 from peterrec.patches.registry.registry import Registry, open_redis
 from peterrec.service.device.loop import DeviceLimits, DeviceLoop
 from peterrec.service.device.slots import SlotStore
 from peterrec.service.predict.device_link import DeviceLink
 from peterrec.service.predict.task_table import TaskTable
+from peterrec.service.protocol.listener import Listener
+from peterrec.service.protocol.quota_table import QuotaTable
 from peterrec.service.sync.follower import RegistryFollower
+from peterrec.service.sync.quotas import QuotaKeeper
 from peterrec.service.sync.source import BundleSource, Demands
 from peterrec.service.telemetry.events import Event
 from tests.service.random_bundles import Workshop
@@ -71,10 +74,10 @@ class Replica:
         self._redis_url = redis_url
         self._prefix = prefix
         folder.mkdir()
-        self._endpoint = f"ipc://{folder}/device"
+        self._endpoint = folder / "device"
         self.table = TaskTable()
         self.link = DeviceLink(
-            self._endpoint, "worker-1", self.table, max_rows=100, on_update=lambda update: None
+            self._endpoint, self.table, max_rows=100, on_update=lambda update: None
         )
         self.events: list[Event] = []
 
@@ -88,19 +91,21 @@ class Replica:
 
     def start(self) -> None:
         self._is_stopping = False
-        self._context = zmq.Context()
-        socket = self._context.socket(zmq.ROUTER)
-        socket.bind(self._endpoint)
         store = SlotStore(self._workshop.loaded.backbone, head_limit_bytes=1 << 20)
         limits = DeviceLimits(max_queue_rows=100, max_batch_rows=16)
-        self.device = DeviceLoop(socket, store, limits, self.events.append)
-        registry = Registry(open_redis(self._redis_url), self._prefix)
+        self.device = DeviceLoop(Listener(self._endpoint), store, limits, self.events.append)
+        knowledge = Knowledge()
+        registry = Registry(open_redis(self._redis_url), self._prefix, knowledge)
         cache = BlobCache(self._folder / "cache")
         demands = Demands(self._workshop.identity, BundleLimits())
-        uploads = Registry(open_redis(self._redis_url), self._prefix)
-        source = BundleSource(registry, uploads, cache, demands)
-        self.follower = RegistryFollower(registry, source, self.device, 1.0, self.events.append)
-        self._running = self._thread.submit(lambda: self._serve(socket))
+        uploads = Registry(open_redis(self._redis_url), self._prefix, knowledge)
+        source = BundleSource(registry, uploads, cache, demands, knowledge)
+        quota_table = QuotaTable.open(self._folder / "quotas", worker_count=1)
+        quotas = QuotaKeeper(quota_table, registry.shares, self.events.append)
+        self.follower = RegistryFollower(
+            registry, source, self.device, quotas, 1.0, self.events.append
+        )
+        self._running = self._thread.submit(self._serve)
 
     def stop(self) -> None:
         if self._running is not None:
@@ -108,12 +113,16 @@ class Replica:
             self._running.result(timeout=30)
             self._running = None
 
-    def _serve(self, socket: "zmq.Socket[bytes]") -> None:
+    def _serve(self) -> None:
         self.follower.start()
         self.device.run(self.follower, lambda: self._is_stopping)
         self.follower.stop()
         self.device.close()
-        self._context.destroy(linger=0)
+
+    def known(self) -> list[Position]:
+        """Return what it knows of the registry, in memory and on its disk."""
+        copy = BlobCache(self._folder / "cache").load_snapshot()
+        return [self.device.registry_position, *([copy.position] if copy else [])]
 
     def served(self) -> Served:
         """Return the digests that the worker would answer with at present.

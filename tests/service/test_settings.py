@@ -7,11 +7,11 @@ import pytest
 from peterrec.service.errors import SettingsInvalid
 from peterrec.service.settings import (
     Settings,
-    is_loopback,
     read_settings,
     render_settings,
     unknown_settings,
 )
+from peterrec.service.system.addresses import is_loopback
 
 DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
 

@@ -17,7 +17,7 @@ from peterrec_client.answers import (
     TaskDetail,
 )
 from peterrec_client.call import Call, Repeat
-from peterrec_client.questions import AliasBody, encode
+from peterrec_client.questions import AliasBody, BundleSource, encode
 
 CHANGE_TIMEOUT_S = 180.0
 """Seconds for a push or another change. The server verifies a pushed bundle and runs its probes. It
@@ -26,7 +26,7 @@ answers a change only when all workers of its replica serve it, which can take m
 
 def push(
     task: str,
-    path: Path,
+    bundle: Path | str | BundleSource,
     alias: str | None,
     validate_only: bool,
     allow_new_outputs: bool,
@@ -37,7 +37,7 @@ def push(
         "POST",
         f"{_path(task)}/versions",
         msgspec.json.Decoder(Pushed).decode,
-        path,
+        encode(bundle) if isinstance(bundle, BundleSource) else Path(bundle),
         params={
             "alias": alias or "",
             "validate_only": str(validate_only).lower(),

@@ -5,26 +5,110 @@ from datetime import datetime
 
 from msgspec import Struct
 
+from peterrec_client.errors import PeterRecError, refused
 from peterrec_client.kinds.prediction import Prediction, Reason
 
 
 class FailedInstance(Struct, frozen=True):
-    """An instance that could not be answered. The other instances of the call are not affected."""
+    """An instance that could not be answered. The other instances of the call are not affected.
+
+    ``line`` is its number in a stream, from 1.
+    """
 
     error: Reason
     user_id: str | int | None = None
+    line: int | None = None
+
+    @property
+    def exception(self) -> PeterRecError:
+        """What a call for this instance alone would have raised."""
+        return refused(self.error)
+
+
+class FeedbackCounted(Struct, frozen=True):
+    """How many outcomes were counted.
+
+    ``repeated``: of predictions of which one was told before. ``unknown``: of users of whom no
+    answer is remembered. ``hit_rate`` is how right the answers of each version were in this call,
+    from 0 to 1; None for numbers.
+    """
+
+    task: str
+    counted: int
+    repeated: int
+    unknown: int
+    hit_rate: dict[str, float | None]
+
+
+class Availability(Struct, frozen=True):
+    """Which of a task's items are to be had. ``mode`` is None if there is no list: all are.
+
+    ``items`` are those that are ``unavailable``, or the only ones that are ``available``.
+    ``revision`` may be given as ``if_revision`` to a change.
+    """
+
+    task: str
+    revision: int
+    mode: str | None
+    count: int
+    items: tuple[str, ...]
+
+
+class AvailabilityChanged(Struct, frozen=True):
+    """The list after a change, which every worker of the replica that answered serves.
+
+    ``unknown`` of its items are not in the catalog that answers now, and ``unknown_items`` has the
+    first ten of these; None if nothing answers yet. They stay in the list.
+    """
+
+    task: str
+    registry_revision: int
+    mode: str | None
+    count: int
+    unknown: int | None = None
+    unknown_items: tuple[str, ...] = ()
+
+
+class UserVector(Struct, frozen=True):
+    """What the backbone makes of one history, as the bytes of numbers in ``UserVectors.dtype``."""
+
+    data: bytes
+    used_items: int
+    unknown_items: int
+    truncated: bool
+    cold: bool
+
+
+class UserVectors(Struct, frozen=True):
+    """User vectors in the order of the histories, each ``dimensions`` numbers of type ``dtype``.
+
+    ``numpy.frombuffer(vector.data, vectors.dtype)`` is one of them. Vectors can be compared if
+    ``backbone`` (a fingerprint) is the same and, where a task was named, ``digest``.
+    """
+
+    backbone: str
+    dimensions: int
+    dtype: str
+    registry_revision: int
+    request_id: str
+    vectors: tuple[UserVector | FailedInstance, ...]
+    task: str | None = None
+    version: int | None = None
+    digest: str | None = None
 
 
 class UserPrediction(Struct, frozen=True):
     """One user's answers by task, all from one registry revision.
 
-    ``errors`` has a reason for each task that could not be answered.
+    ``errors`` has a reason for each task that could not be answered. The answers of a stream do not
+    say the revision, but the ``user_id`` of the line.
     """
 
-    registry_revision: int
+    registry_revision: int | None
     request_id: str
     results: Mapping[str, Prediction]
     errors: Mapping[str, Reason]
+    user_id: str | int | None = None
 
 
 class Alias(Struct, frozen=True):
@@ -152,8 +236,129 @@ class RolledBack(AliasMoved, frozen=True, kw_only=True):
     new_outputs: tuple[str, ...] = ()
 
 
+class Tenant(Struct, frozen=True, kw_only=True):
+    """A tenant with the quotas that it has; a quota that is missing or None is no bound.
+
+    ``if_revision`` of a change is compared with its ``revision``.
+    """
+
+    tenant: str
+    revision: int
+    description: str
+    quotas: Mapping[str, int | None]
+    weight: float = 1.0
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+
+
+class TenantPut(Struct, frozen=True, kw_only=True):
+    """A tenant that was created or changed."""
+
+    tenant: str
+    registry_revision: int
+
+
+class Erased(Struct, frozen=True, kw_only=True):
+    """How many of each were removed with a tenant."""
+
+    tasks: int
+    versions: int
+    keys: int
+    bundles: int
+
+
+class TenantDeleted(TenantPut, frozen=True, kw_only=True):
+    """A tenant that was deleted, and what was erased with it."""
+
+    erased: Erased
+
+
+class Amount(Struct, frozen=True, kw_only=True):
+    """What is used, and the quota; None means that there is no bound."""
+
+    used: int
+    limit: int | None = None
+
+
+class Rate(Struct, frozen=True, kw_only=True):
+    """What all replicas have seen lately, and the quota.
+
+    ``used`` is None for a tenant without quotas for requests, of which nothing is counted.
+    """
+
+    used: float | None = None
+    limit: int | None = None
+
+
+class TenantUsage(Struct, frozen=True, kw_only=True):
+    """What a tenant uses of its quotas; ``administration_per_s`` are calls but predictions."""
+
+    tenant: str
+    tasks: Amount
+    versions: Amount
+    bundle_bytes: Amount
+    head_bytes: Amount
+    patch_bytes: Amount
+    keys: Amount
+    requests_per_s: Rate = Rate()
+    administration_per_s: Rate = Rate()
+    rows_per_s: Rate = Rate()
+    waiting_rows: Rate = Rate()
+    streams: Rate = Rate()
+
+
+class KeySecret(Struct, frozen=True, kw_only=True):
+    """A secret of a key, which is refused from ``expires_at`` on."""
+
+    number: int
+    expires_at: datetime | None = None
+    last_used_at: datetime | None = None
+
+
+class Key(Struct, frozen=True, kw_only=True):
+    """An API key without its secrets; ``secrets`` tells of them, the newest first."""
+
+    key_id: str
+    name: str
+    tenant: str
+    scopes: tuple[str, ...]
+    created_at: datetime
+    expires_at: datetime | None = None
+    last_used_at: datetime | None = None
+    secrets: tuple[KeySecret, ...] = ()
+
+
+class NewKey(Key, frozen=True, kw_only=True):
+    """A key with its newest secret, which the server shows only once."""
+
+    api_key: str
+
+    def __repr__(self) -> str:
+        """Leave the secret out, so that no log has it by accident."""
+        return f"NewKey(key_id={self.key_id!r}, name={self.name!r}, tenant={self.tenant!r})"
+
+
+class KeyRevoked(Struct, frozen=True, kw_only=True):
+    """A key, or one of its secrets, that the answering replica refuses already."""
+
+    key_id: str
+    registry_revision: int
+
+
+class BackboneMemory(Struct, frozen=True, kw_only=True):
+    """The device memory of a backbone in bytes: its own weights, and those of its bundles."""
+
+    backbone_bytes: int
+    patch_bytes: int
+    head_bytes: int
+    bundles: int
+
+
 class Backbone(Struct, frozen=True, kw_only=True):
-    """The shared model of a server; a bundle must name this fingerprint."""
+    """The shared model of a server; a bundle must name this fingerprint.
+
+    ``others`` are further backbones of the server; a bundle may be for one of these instead.
+    """
 
     fingerprint: str
     item_count: int
@@ -165,6 +370,19 @@ class Backbone(Struct, frozen=True, kw_only=True):
     padding: str
     max_len: int
     special_tokens: Mapping[str, int]
+    memory: BackboneMemory | None = None
+    others: "tuple[Backbone, ...]" = ()
+
+
+class ProdBundles(Struct, frozen=True, kw_only=True):
+    """How many tasks have a `prod`, how many are answered, and how many never will be.
+
+    A server answers none of the ``unfit`` ones, since it refuses their bundles.
+    """
+
+    registered: int = 0
+    answering: int = 0
+    unfit: int = 0
 
 
 class Readiness(Struct, frozen=True, kw_only=True):
@@ -179,6 +397,7 @@ class Readiness(Struct, frozen=True, kw_only=True):
     registry_revision: int
     registry_synced_at: float | None = None
     registry_stale_s: float | None = None
+    prod_bundles: ProdBundles = ProdBundles()
 
     @property
     def is_ready(self) -> bool:

@@ -46,7 +46,7 @@ class Call(Generic[T]):
     A ``Path`` as body is streamed from the file, and ``on_sent`` is called with the number of bytes
     sent so far. ``timeout_s`` covers all attempts; None means the client's own. ``read`` raises
     msgspec's errors if it does not understand an answer. Statuses in ``also_answers`` are answers
-    rather than errors.
+    rather than errors. With ``is_hedged`` a second attempt may be made beside a slow first one.
     """
 
     method: str
@@ -58,6 +58,7 @@ class Call(Generic[T]):
     repeat: Repeat = Repeat.ALWAYS
     timeout_s: float | None = None
     also_answers: frozenset[int] = frozenset()
+    is_hedged: bool = False
     on_sent: Callable[[int], None] = unheard
 
     def headers_for(self, left_s: float) -> dict[str, str]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from peterrec_client.codes import STATUS_BY_CODE
 from peterrec_client.kinds.prediction import Reason
 
 SHOWN_CHARACTERS = 200
@@ -78,11 +79,11 @@ class StaleRevision(PeterRecError):
 
 
 class TooLarge(PeterRecError):
-    """413: a body, history, call or bundle that exceeds the server's limits."""
+    """413, 431: a body, head, history, call or bundle that exceeds the server's limits."""
 
 
 class UnsafeFormat(PeterRecError):
-    """415: the file is not a bundle but a format that could run code when it is read."""
+    """415: a bundle in a format that could run code when it is read, or an unknown coding."""
 
 
 class Incompatible(PeterRecError):
@@ -91,6 +92,10 @@ class Incompatible(PeterRecError):
 
 class Overloaded(PeterRecError):
     """429: refused immediately because too many requests are waiting; nothing was done."""
+
+
+class OverQuota(Overloaded):
+    """429: the tenant asks for more than its quota; nothing was done. See ``Client.usage``."""
 
 
 class ServerFailed(PeterRecError):
@@ -102,15 +107,31 @@ class Unavailable(PeterRecError):
 
 
 class DeadlineExceeded(PeterRecError):
-    """504, or the call's own time limit passed while it waited for an answer."""
+    """408, 504, or the call's own time limit passed while it waited for an answer."""
 
 
 class NoRoom(PeterRecError):
-    """507: the device has no room for the bundle's head."""
+    """507: no room for what is pushed or created, on the device or in the registry."""
+
+
+class QuotaExceeded(NoRoom):
+    """507: the tenant, or one of its bundles, would have too much; see ``Client.usage``."""
 
 
 class ServerUnreachable(PeterRecError):
     """No answer came: nothing listens at the address, or the connection broke."""
+
+
+class StreamBroken(PeterRecError):
+    """A stream of answers ended early: the first ``answered`` instances have their answers.
+
+    ``code`` and ``status`` are those of the reason, which is the error's cause.
+    """
+
+    def __init__(self, problem: Problem, status: int | None = None, answered: int = 0) -> None:
+        super().__init__(problem, status)
+        self.args = (problem, status, answered)  # so that it can be pickled
+        self.answered = answered
 
 
 class UnexpectedAnswer(PeterRecError):
@@ -123,12 +144,14 @@ BY_STATUS: Mapping[int, type[PeterRecError]] = {
     403: Forbidden,
     404: NotFound,
     410: NotFound,
+    408: DeadlineExceeded,
     409: Conflict,
     412: StaleRevision,
     413: TooLarge,
     415: UnsafeFormat,
     422: Incompatible,
     429: Overloaded,
+    431: TooLarge,
     502: Unavailable,
     503: Unavailable,
     504: DeadlineExceeded,
@@ -136,7 +159,13 @@ BY_STATUS: Mapping[int, type[PeterRecError]] = {
 }
 """The error of each status. Other statuses from 500 are ServerFailed, the rest UnexpectedAnswer."""
 
-BY_CODE: Mapping[str, type[PeterRecError]] = {"outputs_differ": OutputsDiffer}
+BY_CODE: Mapping[str, type[PeterRecError]] = {
+    "outputs_differ": OutputsDiffer,
+    "quota_exceeded": QuotaExceeded,
+    "bundle_quota_exceeded": QuotaExceeded,
+    "rate_exceeded": OverQuota,
+    "at_once_exceeded": OverQuota,
+}
 """Errors of their own among those of one status."""
 
 _decode_problem = msgspec.json.Decoder(Problem).decode
@@ -160,6 +189,42 @@ def refusal(status: int, body: bytes, *, is_retryable: bool) -> PeterRecError:
             ),
             status,
         )
+
+
+def refused(reason: Reason, request_id: str = "") -> PeterRecError:
+    """The error of one user or task of a call, as a call for it alone would have raised it."""
+    status = STATUS_BY_CODE.get(reason.code, 500)
+    error = BY_CODE.get(reason.code) or BY_STATUS.get(status, ServerFailed)
+    problem = Problem(
+        reason.code, reason.message, reason.hint, request_id, retryable=reason.retryable
+    )
+    return error(problem, status)
+
+
+def broken_off(reason: PeterRecError, answered: int) -> StreamBroken:
+    """The error of a stream of which so many instances were answered."""
+    problem = Problem(
+        reason.code,
+        f"the stream broke after {answered:,} answers: {reason.message}",
+        reason.hint,
+        reason.request_id,
+        retryable=reason.retryable,
+    )
+    broken = StreamBroken(problem, reason.status, answered)
+    broken.__cause__ = reason
+    return broken
+
+
+def connection_broke(url: str, cause: Exception) -> ServerUnreachable:
+    """The error of a connection that broke while answers came."""
+    return ServerUnreachable(
+        Problem(
+            code="server_unreachable",
+            detail=f"the connection to {url} broke: {cause or type(cause).__name__}.",
+            hint="Go on with the instances after these.",
+            retryable=True,
+        )
+    )
 
 
 def unreachable(url: str, cause: Exception) -> ServerUnreachable:

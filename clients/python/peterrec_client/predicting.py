@@ -39,32 +39,41 @@ class _Answer(Struct, frozen=True):
     role: str = "prod"
 
 
-class _UserAnswer(Struct, frozen=True):
-    registry_revision: int
-    request_id: str
+class UserAnswer(Struct, frozen=True):
+    """One user's answers of many tasks as they are sent; those of a stream say less."""
+
     results: Mapping[str, Fields]
     errors: Mapping[str, Reason]
+    registry_revision: int | None = None
+    request_id: str = ""
+    user_id: str | int | None = None
 
 
 _decode_answer = msgspec.json.Decoder(_Answer).decode
-_decode_user_answer = msgspec.json.Decoder(_UserAnswer).decode
+_decode_user_answer = msgspec.json.Decoder(UserAnswer).decode
 
 
 def predict(task: str, history: Sequence[ItemId], options: PredictOptions) -> Call[Prediction]:
     """Request one task's prediction for one user."""
+    instance = instance_of(history, options)
+    return Call(
+        "POST",
+        path_of(task),
+        _read_only,
+        encode(PredictBody([instance], _parameters(options))),
+        timeout_s=options.get("timeout_s"),
+        is_hedged=True,
+    )
+
+
+def instance_of(history: Sequence[ItemId], options: PredictOptions) -> Instance:
+    """Return the part of a prediction's arguments that is about its user."""
     check_options(options, PredictOptions.__optional_keys__)
-    instance = Instance(
+    return Instance(
         history,
         user_id=options.get("user_id"),
         exclude=options.get("exclude"),
         candidates=options.get("candidates"),
-    )
-    return Call(
-        "POST",
-        _path(task),
-        _read_only,
-        encode(PredictBody([instance], _parameters(options))),
-        timeout_s=options.get("timeout_s"),
     )
 
 
@@ -76,10 +85,11 @@ def predict_many(
     asked = [each if isinstance(each, Instance) else Instance(each) for each in instances]
     return Call(
         "POST",
-        _path(task),
+        path_of(task),
         _read_all,
         encode(PredictBody(asked, _parameters(options))),
         timeout_s=options.get("timeout_s"),
+        is_hedged=True,
     )
 
 
@@ -99,10 +109,12 @@ def predict_user(
         _read_user,
         encode(UserBody(history, tasks, _parameters(options), options.get("user_id"))),
         timeout_s=options.get("timeout_s"),
+        is_hedged=True,
     )
 
 
-def _path(task: str) -> str:
+def path_of(task: str) -> str:
+    """The path of one task's predictions."""
     return f"/tasks/{quote(task, safe='')}/predict"
 
 
@@ -113,6 +125,10 @@ def _parameters(options: CallOptions) -> Parameters:
         options.get("unknown_items"),
         options.get("version"),
         options.get("explain"),
+        options.get("where"),
+        options.get("titles"),
+        options.get("prediction_ids"),
+        options.get("remember"),
     )
 
 
@@ -125,12 +141,15 @@ def _read_only(body: bytes) -> Prediction:
 
 def _read_all(body: bytes) -> list[Prediction | FailedInstance]:
     answer = _decode_answer(body)
-    return [_slot(_named(answer, fields)) for fields in answer.predictions]
+    return [slot(_named(answer, fields)) for fields in answer.predictions]
 
 
 def _read_user(body: bytes) -> UserPrediction:
-    """Read the profile. A task whose kind only newer clients know becomes an error in its place."""
-    answer = _decode_user_answer(body)
+    return profile(_decode_user_answer(body))
+
+
+def profile(answer: UserAnswer) -> UserPrediction:
+    """Read a profile. A task whose kind only newer clients know becomes an error in its place."""
     results: dict[str, Prediction] = {}
     errors = dict(answer.errors)
     shared = {"registry_revision": answer.registry_revision, "request_id": answer.request_id}
@@ -139,7 +158,9 @@ def _read_user(body: bytes) -> UserPrediction:
             results[task] = _prediction({"task": task, **shared, **fields})
         except msgspec.ValidationError as error:
             errors[task] = Reason("unexpected_answer", f"{error}.", "Update peterrec-client.")
-    return UserPrediction(answer.registry_revision, answer.request_id, results, errors)
+    return UserPrediction(
+        answer.registry_revision, answer.request_id, results, errors, answer.user_id
+    )
 
 
 def _named(answer: _Answer, fields: Fields) -> Fields:
@@ -156,7 +177,8 @@ def _named(answer: _Answer, fields: Fields) -> Fields:
     }
 
 
-def _slot(fields: Fields) -> Prediction | FailedInstance:
+def slot(fields: Fields) -> Prediction | FailedInstance:
+    """One user's answer, or why there is none."""
     if fields.get("kind") == "error":
         return msgspec.convert(fields, FailedInstance)
     return _prediction(fields)

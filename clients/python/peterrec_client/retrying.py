@@ -1,6 +1,7 @@
 """Decides when a failed attempt is repeated, and after how long. Both clients use it."""
 
 import random
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,15 +23,23 @@ class RetryPolicy:
 
     ``attempts`` includes the first one. Waits double from ``first_wait_s`` up to ``max_wait_s``;
     each is shortened at random, at most by half. The time of a ``Retry-After`` is added in full.
+
+    All calls of a client share a budget: further attempts may be ``budget_share`` of all calls, and
+    ``budget_reserve`` beside them. So a server that is down or overloaded is not asked several
+    times as often as one that is well.
     """
 
     attempts: int = 4
     first_wait_s: float = 0.1
     max_wait_s: float = 5.0
+    budget_share: float = 0.2
+    budget_reserve: float = 10.0
 
     def __post_init__(self) -> None:
         if self.attempts < 1:
             raise ValueError(f"attempts is {self.attempts}, at least 1 is needed")
+        if self.budget_share < 0 or self.budget_reserve < 0:
+            raise ValueError("a budget is not negative")
 
     def wait_s(self, attempt: int, asked_s: float) -> float:
         """Seconds between the failure of ``attempt`` (counted from 1) and the next attempt."""
@@ -46,14 +55,44 @@ class Wait:
     seconds: float
 
 
+class RetryBudget:
+    """Counts the further attempts that the calls of a client may make. Threads may share it."""
+
+    def __init__(self, policy: RetryPolicy) -> None:
+        self._share = policy.budget_share
+        self._reserve = policy.budget_reserve
+        self._left = policy.budget_reserve
+        self._lock = threading.Lock()
+
+    def note_call(self) -> None:
+        """Count a call, which earns a part of a further attempt."""
+        with self._lock:
+            self._left = min(self._reserve, self._left + self._share)
+
+    def take(self) -> bool:
+        """Take one further attempt; False if none is left."""
+        with self._lock:
+            if self._left < 1:
+                return False
+            self._left -= 1
+            return True
+
+
 class Exchange(Generic[T]):
     """All attempts at one call: how long the next one may take, and what its outcome means."""
 
     def __init__(
-        self, call: Call[T], policy: RetryPolicy, timeout_s: float, clock: Callable[[], float]
+        self,
+        call: Call[T],
+        policy: RetryPolicy,
+        timeout_s: float,
+        clock: Callable[[], float],
+        budget: RetryBudget,
     ) -> None:
+        budget.note_call()
         self._call = call
         self._policy = policy
+        self._budget = budget
         self._clock = clock
         self._ends_at = clock() + timeout_s
         self._attempts = 0
@@ -69,7 +108,8 @@ class Exchange(Generic[T]):
             return self._read(outcome)
         wait_s = self._policy.wait_s(self._attempts, retry_after_s(outcome))
         has_time = self._clock() + wait_s < self._ends_at
-        if self._attempts < self._policy.attempts and has_time and self._may_repeat(outcome):
+        may_repeat = self._attempts < self._policy.attempts and self._may_repeat(outcome)
+        if may_repeat and has_time and self._budget.take():
             return Wait(wait_s)
         raise outcome.error() from outcome.cause
 

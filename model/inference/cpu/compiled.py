@@ -4,15 +4,19 @@ numba keeps the code next to the kernel's file or in the user's cache.
 """
 
 import logging
+import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from pickle import UnpicklingError
+from threading import get_ident
 from typing import Any  # numba has no types
 
 from numba import njit
+from numba.core import event
 from numba.core.caching import FunctionCache
 
 from peterrec.model import insertions, spec
@@ -44,7 +48,10 @@ class _Cache(FunctionCache):  # type: ignore[misc]  # numba is untyped
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         """The compiled kernel; None if there is none, or if it cannot be read."""
         try:
-            return super().load_overload(signature, target_context)
+            found = super().load_overload(signature, target_context)
+            if found is not None:
+                _counting.count()
+            return found
         except (EOFError, UnpicklingError):  # damaged: begin anew
             with suppress(OSError):
                 self.flush()
@@ -66,6 +73,51 @@ def _tell(reason: str) -> None:
     logging.getLogger(__name__).warning("kernels are compiled at every start: %s", reason)
 
 
+_folders: set[Path] = set()
+
+WRITING_S = 5.0
+"""Age in seconds of an unfinished file whose process must have been killed: a write takes less."""
+
+
+def remove_unfinished() -> None:
+    """Remove files that processes were writing to the folder of compiled kernels when killed."""
+    for folder in _folders:
+        for path in folder.glob("*.tmp.*"):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > WRITING_S:
+                    path.unlink()
+
+
+class _Counting(event.Listener):  # type: ignore[misc]  # numba is untyped
+    """Counts kernels as they are compiled or read from the disk, by thread.
+
+    numba tells of those that it compiles only.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[int] = Counter()
+
+    def count(self) -> None:
+        """Count one of the calling thread."""
+        self.counts[get_ident()] += 1
+
+    def on_start(self, event: Any) -> None:
+        """Count one that is compiled."""
+        self.count()
+
+    def on_end(self, event: Any) -> None:
+        """Nothing: it was counted."""
+
+
+_counting = _Counting()
+event.register("numba:compile", _counting)
+
+
+def compilations_of_this_thread() -> int:
+    """Kernels that the calling thread has compiled or read since this module was imported."""
+    return _counting.counts[get_ident()]
+
+
 def compiled(function: Callable[..., None]) -> Any:
     """Compile a kernel that releases the GIL, again whenever the source of any kernel changes.
 
@@ -74,6 +126,7 @@ def compiled(function: Callable[..., None]) -> Any:
     kernel = njit(nogil=True)(function)
     try:
         kernel._cache = _Cache(function)
+        _folders.add(Path(kernel._cache.cache_path))
     except RuntimeError:  # numba's word for that no folder can be written
         _tell("no folder for compiled kernels can be written; set NUMBA_CACHE_DIR")
     return kernel

@@ -7,8 +7,9 @@ had when the forward was created.
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -31,15 +32,24 @@ from peterrec.model.inference.batch_plan import (
 )
 from peterrec.model.inference.cpu.amx import may_use_tiles
 from peterrec.model.inference.cpu.blocks import Activation, Chunk, PackedBlocks, ReadItems
+from peterrec.model.inference.cpu.compiled import compilations_of_this_thread, remove_unfinished
+from peterrec.model.inference.weight_pool import WeightPool
 from peterrec.model.network.backbone import Backbone
-from peterrec.model.network.collate import Tokens, filled, items_of
-from peterrec.model.spec import BackboneSpec
+from peterrec.model.network.collate import PackedHistories, Tokens, filled, items_of
+from peterrec.model.spec import FIRST_ITEM, BackboneSpec, PatchGeometry
+
+Result = TypeVar("Result")
 
 CHUNK_POSITIONS = 1_600
 """Positions per chunk; the activations of one convolution then stay in the second-level cache."""
 
 ALONE = np.zeros(1, dtype=np.int32)
 """Indices of the only row, history or sequence."""
+
+WARM_UP_LENGTHS = (0, 1, 8, 64)
+"""Lengths of the histories that are run before the first request."""
+
+CPU = torch.device("cpu")
 
 FEWEST_POSITIONS = 256
 """Positions below which chunks are not cut smaller just to give every thread one."""
@@ -186,7 +196,11 @@ class PackedForward:
         dtype: torch.dtype,
         chunk_positions: int | None = None,
         trunk_cache_bytes: int = 0,
+        progress: Callable[[], None] = lambda: None,
     ) -> None:
+        """``progress`` is called after each chunk."""
+        remove_unfinished()
+        self._progress = progress
         threads = torch.get_num_threads()
         is_rounded = dtype == torch.bfloat16 and may_use_tiles()
         self._blocks = PackedBlocks(backbone, is_rounded)
@@ -205,12 +219,12 @@ class PackedForward:
         histories = filled(histories, self._blocks.spec)
         chunks = self._planner.plan(histories, refs, self.activation_cache)
         done = self._run_all(chunks)
-        left = {
-            _newest(history, self._blocks.spec).tobytes()
-            for history, is_passing in zip(histories, passing, strict=False)
-            if is_passing
-        }
-        for _, kept in done:
+        if kept := [state for _, states in done for state in states]:
+            left = {
+                _newest(history, self._blocks.spec).tobytes()
+                for history, is_passing in zip(histories, passing, strict=False)
+                if is_passing
+            }
             for state in kept:
                 if state.key[0] not in left:
                     self.activation_cache.put(state.key, state.states)
@@ -221,14 +235,48 @@ class PackedForward:
             out[chunk.sequences.rows] = vectors
         return out
 
+    def user_vectors_of_all(self, histories: PackedHistories, refs: Sequence[SlotRef]) -> Tensor:
+        """User vectors float32 [B, T, C] of every history by every patch; none is cached."""
+        rows = [history for history in histories.listed() for _ in refs]
+        users = self.user_vectors(rows, [*refs] * len(histories), [True] * len(rows))
+        return users.view(len(histories), len(refs), users.shape[1])  # [B · T, C] -> [B, T, C]
+
+    @property
+    def compilations(self) -> int:
+        """How many kernels the calling thread has compiled, or read from the disk."""
+        return compilations_of_this_thread()
+
+    def prepare(
+        self, geometry: PatchGeometry, dtype: torch.dtype, progress: Callable[[], None]
+    ) -> None:
+        """Compile what rows with patches run: most geometries run the same kernels."""
+        pool = WeightPool(geometry.shapes(self._blocks.spec.channels), CPU, dtype, capacity=2)
+        refs = [SlotRef(geometry, pool, pool.write(pool.zeros()))] * 2
+        for length in WARM_UP_LENGTHS:
+            histories = [np.full(length, FIRST_ITEM, np.int32)] * 2
+            self.user_vectors(histories, refs, [True, True])
+            progress()
+
+    def capture(self, ref: SlotRef) -> Iterator[None]:
+        """Nothing: kernels are called directly."""
+        return iter(())
+
+    def capture_next(self) -> bool:
+        """False: kernels are called directly."""
+        return False
+
     def _run_all(self, chunks: Sequence[Chunk]) -> list[tuple[Tensor, list[Activation]]]:
         """Run each chunk on one thread: products this small are not worth sharing."""
         if self._pool is None:
-            return [self._blocks.run(chunk) for chunk in chunks]
+            return [self._shown(self._blocks.run(chunk)) for chunk in chunks]
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
             run = self._pool.map if len(chunks) > 1 else map
-            return list(run(self._blocks.run, chunks))
+            return [self._shown(done) for done in run(self._blocks.run, chunks)]
         finally:
             torch.set_num_threads(threads)
+
+    def _shown(self, done: Result) -> Result:
+        self._progress()
+        return done

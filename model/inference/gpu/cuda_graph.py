@@ -1,4 +1,4 @@
-"""The launches for chunks of one key, captured as a CUDA graph when the key is used again."""
+"""The launches for chunks of one key, captured as a CUDA graph."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +30,9 @@ from peterrec.model.inference.gpu.layout import (
 from peterrec.model.inference.gpu.reader_kernel import Reading, read_items
 from peterrec.model.inference.weight_pool import new_stream
 from peterrec.model.network.backbone import Backbone
+
+RUNS_WITHOUT_CAPTURE = 8
+"""Batches that a key's launches run one by one if the device has no idle moment to capture them."""
 
 
 class FusedNetwork:
@@ -88,7 +91,7 @@ class ChunkGraph:
         network: FusedNetwork,
         space: Workspace,
     ) -> None:
-        self._network, self._space, self._key = network, space, key
+        self._network, self._space, self.key = network, space, key
         self.parts: Parts = lay_out(key, network.spec, len(network.table.counts))
         self.ints = torch.zeros(self.parts.size, dtype=torch.int32, device=network.device)
         self.places = self.ints[self.parts.places].view(torch.int64)
@@ -96,22 +99,33 @@ class ChunkGraph:
         # References to the pools, so that no other pool gets an ``id`` that is part of the key.
         self._segments = list(self._device_segments(segments))
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._has_run = False
+        self._runs = 0
+
+    @property
+    def is_wanted(self) -> bool:
+        """True if it is used and its launches are not captured."""
+        return self._graph is None and self._runs > 0
 
     def run(self) -> Tensor:
         """User vectors float32 [≥ sequences, C] of the chunk whose numbers are in ``ints``.
 
-        They are valid until the next chunk runs. The second call captures the launches: by then
-        every kernel is compiled, and a key that is used once is not worth a capture.
+        They are valid until the next chunk runs. A batch does not wait for a capture, which takes
+        several times as long as the launches, unless the device was never idle meanwhile.
         """
-        if self._graph is None and self._has_run and self._network.device.type == "cuda":
-            self._graph = self._captured()
+        self._runs += 1
+        if self._graph is None and self._runs > RUNS_WITHOUT_CAPTURE:
+            self.capture()
         if self._graph is not None:
             self._graph.replay()
         else:
             self._launch()
-        self._has_run = True
         return self._space.users
+
+    def capture(self) -> None:
+        """Capture the launches, for all later runs. They must have run before, so that every
+        kernel is compiled and loaded. Does nothing on a CPU."""
+        if self._network.device.type == "cuda":
+            self._graph = self._captured()
 
     def _captured(self) -> torch.cuda.CUDAGraph:
         graph, stream = torch.cuda.CUDAGraph(), new_stream(self._network.device)
@@ -141,7 +155,7 @@ class ChunkGraph:
                 x, out = out, x
                 offsets = segment.offsets[self._network.table.blocks[block].second.target]
         top = entry_level(self._network.table, len(self._network.table.blocks))
-        users = self._space.users[: self._key.rows]
+        users = self._space.users[: self.key.rows]
         pool_user_vectors(x, users, offsets, segment.counts[top], self._network.spec.is_causal)
         self._read(users, segment)
 
@@ -190,19 +204,19 @@ class ChunkGraph:
                 until,
                 self.ints[part.entries],
                 self.ints[part.offsets].view(level_count, -1),
-                self.ints[part.counts].view(level_count, -1)[:, : self._key.rows],
+                self.ints[part.counts].view(level_count, -1)[:, : self.key.rows],
                 runs,
             )
 
     def _sequence_run(self, part: SegmentParts, number: int, patch: RunPatch | None) -> SequenceRun:
-        rows, network = self._key.rows, self._network
+        rows, network = self.key.rows, self._network
         level_count = len(network.table.counts)
         return SequenceRun(
             rows=rows,
             sequence_of=[
                 self._space.sequence_of[rows * start :] for start in network.level_starts[:-1]
             ],
-            per_sequence=network.table.counts[:, self._key.length].tolist(),
+            per_sequence=network.table.counts[:, self.key.length].tolist(),
             offsets=self.ints[part.offsets].view(level_count, -1),
             counts=self.ints[part.counts].view(level_count, -1),
             bounds=self.ints[part.bounds].view(-1, level_count, ALIGNED)[number],

@@ -215,14 +215,19 @@ def offsets_of(counts: Indices) -> Indices:
     return offsets
 
 
+def length_caps(table: Levels) -> list[int]:
+    """Lengths of inputs up to which chunks share a key, ascending."""
+    longest = table.counts.shape[1] - 1
+    return [-(-longest * step // LENGTH_STEPS) for step in range(1, LENGTH_STEPS + 1)]
+
+
 def graph_key(chunk: ChunkNumbers, table: Levels) -> GraphKey:
     """The smallest key that holds a chunk."""
     rows = 1 << (max(len(chunk.sequences.rows), len(chunk.item_counts)) - 1).bit_length()
     most = chunk.offsets[0][:, -1]  # [levels]
     for offsets in chunk.offsets[1:]:
         most = np.maximum(most, offsets[:, -1])
-    max_input_len = table.counts.shape[1] - 1
-    caps = [-(-max_input_len * step // LENGTH_STEPS) for step in range(1, LENGTH_STEPS + 1)]
+    caps = length_caps(table)
     holds = (most[:, None] <= rows * table.counts.take(caps, axis=1)).all(axis=0)  # [caps]
     return GraphKey(
         rows,

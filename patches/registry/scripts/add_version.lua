@@ -2,8 +2,16 @@
 local task = load_task()
 local refused = stale(task)
 if refused then return refused end
-if redis.call('HEXISTS', BLOBS, arg.digest) == 0 then return fail('blob_missing') end
 local known = load_version(arg.digest)
+local more, tenant = known and {} or added_by(arg.summary, 1), nil
+if not task then more.tasks = 1 end
+if next(more) then
+  tenant, refused = counted_tenant()
+  refused = refused or over_quota(tenant, more)
+  if not refused and not known then refused = too_costly(tenant, arg.summary) end
+  if refused then return refused end
+end
+if redis.call('HEXISTS', BLOBS, arg.digest) == 0 then return fail('blob_missing') end
 local is_moved = arg.alias and not (task and names(task, arg.alias, arg.digest))
 if known and not is_moved then
   return cjson.encode({revision = task.revision, version = known.version, was_created = false})
@@ -11,7 +19,9 @@ end
 local other = is_moved and task and other_outputs(arg.digest, task.aliases[arg.alias])
 if other then return other end
 local note = is_moved and task and outputs_note(arg.digest, task.aliases[arg.alias]) or nil
+if arg.origin then note = arg.origin .. (note and '; ' .. note or '') end
 local revision = new_revision()
+if tenant then count(tenant, more) end
 if task and is_moved then remember(state_of(task)) end
 task = task or new_task()
 local version = known and known.version or task.next_version

@@ -14,7 +14,10 @@ if next(users) or is_in_traffic(task, arg.digest) then
   return cjson.encode({error = 'version_in_use', aliases = users,
                        is_in_traffic = is_in_traffic(task, arg.digest)})
 end
+local tenant, uncounted = counted_tenant()
+if uncounted then return uncounted end
 local revision = new_revision()
+count(tenant, added_by(known.summary, -1))
 revise_states(function(state)
   if is_in_traffic(state, arg.digest) then return false end
   for _, target in pairs(state.aliases) do

@@ -32,8 +32,18 @@ local function fail(code, found)
   return cjson.encode({error = code, found = found})
 end
 
+-- No change is made to a registry that does not hold what the caller knows of it: it would be a
+-- change of another one.
+local lost = loss_of(arg.known)
+if lost then
+  return cjson.encode({error = 'registry_lost', reason = lost,
+                       found = tonumber(redis.call('GET', REVISION) or '0')})
+end
+
 local function new_revision()
-  return redis.call('INCR', REVISION)
+  local revision = redis.call('INCR', REVISION)
+  redis.call('HSETNX', IDENTITY, 'id', arg.mark)
+  return revision
 end
 
 local function record(revision, action, fields)

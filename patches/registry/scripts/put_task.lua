@@ -8,7 +8,14 @@ if is_same then return cjson.encode({revision = task.revision, was_created = fal
 local function options_of(holder)
   return cjson.encode({description = holder.description, is_sensitive = holder.is_sensitive})
 end
+local tenant
+if not task then
+  tenant, refused = counted_tenant()
+  refused = refused or over_quota(tenant, {tasks = 1})
+  if refused then return refused end
+end
 local revision = new_revision()
+if tenant then count(tenant, {tasks = 1}) end
 local previous = task and options_of(task) or nil
 local was_created = not task
 task = task or new_task()

@@ -1,3 +1,3 @@
--- Read the API keys and the audit trail, for an export.
+-- Read the API keys, the audit trail and the tenants, for an export.
 return {redis.call('GET', REVISION) or '0', redis.call('HGETALL', API_KEYS),
-        redis.call('XRANGE', CHANGES, '-', '+')}
+        redis.call('XRANGE', CHANGES, '-', '+'), redis.call('HGETALL', TENANTS)}

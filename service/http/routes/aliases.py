@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import Field, model_validator
 
 from peterrec.patches.errors import AliasNotFound
-from peterrec.patches.identity import TaskId, TaskRef, format_digest
+from peterrec.patches.identity import NAME_PATTERN, TaskId, TaskRef, format_digest
 from peterrec.patches.registry.records import AliasMoved
 from peterrec.patches.registry.registry import DEFAULT_ALIAS
 from peterrec.service.http.context import (
@@ -129,7 +129,11 @@ async def rollback(
     task: str,
     response: Response,
     alias: Annotated[
-        str, Query(description="The alias that must name a version afterwards.")
+        str,
+        Query(
+            description="The alias that must name a version afterwards.",
+            json_schema_extra={"pattern": NAME_PATTERN},
+        ),
     ] = DEFAULT_ALIAS,
     if_match: IfMatch = None,
 ) -> RolledBackView:

@@ -2,13 +2,14 @@
 
 import time
 from collections import Counter
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import structlog
 from fastapi import APIRouter, Depends
-from msgspec import UNSET, structs
+from msgspec import UNSET, Struct, structs
 
-from peterrec.model.errors import PeterRecError
+from peterrec.model.errors import Category, PeterRecError
 from peterrec.service.errors import (
     SEVERITY,
     DeviceUnavailable,
@@ -18,16 +19,18 @@ from peterrec.service.errors import (
     TooManyRows,
     error_body,
     outcome_of,
+    retry_after_s,
 )
 from peterrec.service.http.asgi import (
     ClientLeft,
     Headers,
-    encode_json,
+    encode_each,
     read_body,
     send_error,
     send_json,
 )
 from peterrec.service.http.auth import Principal
+from peterrec.service.http.body_formats import BodyFormat, format_of_answer, format_of_body
 from peterrec.service.http.context import PredictContext, find_caller
 from peterrec.service.http.openapi import (
     PREDICT_REQUESTS,
@@ -37,20 +40,26 @@ from peterrec.service.http.openapi import (
     USERS_RESPONSES,
     raw_operation,
 )
+from peterrec.service.http.quotas import NOTHING_DONE
 from peterrec.service.http.raw_route import Call, RawRoute
+from peterrec.service.http.refusal_counts import peer_of
+from peterrec.service.http.refusal_pace import LONGEST_PAUSE_S
+from peterrec.service.http.seeing import Finished, server_timing
+from peterrec.service.http.whole_answers import with_fields
 from peterrec.service.predict.body_hints import PREDICT, PREDICT_USER, BodyForm
 from peterrec.service.predict.canary import Answered
 from peterrec.service.predict.explanation import asked_for
-from peterrec.service.predict.item_ids import MappedHistory
+from peterrec.service.predict.item_ids import History
 from peterrec.service.predict.kinds import Prediction
-from peterrec.service.predict.parse import parse_predict, parse_users_predict, query_refused
-from peterrec.service.predict.predictor import TaskAnswers, TaskQuestions
+from peterrec.service.predict.parse import query_refused
+from peterrec.service.predict.predictor import Predicted, TaskAnswers, TaskQuestions
 from peterrec.service.predict.questions import Question
 from peterrec.service.predict.schemas import (
     MAX_BODY_BYTES,
     MAX_TASKS,
     FailedRow,
     Instance,
+    Parameters,
     PredictRequest,
     PredictResponse,
     TaskChoice,
@@ -58,18 +67,23 @@ from peterrec.service.predict.schemas import (
     UsersPredictResponse,
 )
 from peterrec.service.predict.task_table import TaskTable
+from peterrec.service.protocol.sender import Sender
 from peterrec.service.protocol.served_task import ServedTask
 from peterrec.service.telemetry.events import RequestFinished
+from peterrec.service.telemetry.timeline import mark_read
 
 log = structlog.get_logger()
 
 CLIENT_LEFT = "client_left"
 """Label ``outcome`` of a request whose client disconnected before the answer."""
 
+PACED = frozenset({Category.OVERLOADED, Category.OVER_QUOTA})
+"""Refusals after which clients come back."""
+
 router = APIRouter(
     tags=["predict"],
     route_class=RawRoute,
-    dependencies=[Depends(find_caller)],  # for the OpenAPI document; see _authenticate
+    dependencies=[Depends(find_caller)],  # for the OpenAPI document; see authenticate
     responses=REFUSALS,
 )
 
@@ -89,7 +103,8 @@ async def predict(call: Call, task: str) -> None:
     answered, the gravest error is the response, and its errors lists the error of each.
     """
     context: PredictContext = call.scope["app"].predictions
-    await _guard(context, call, _predict(context, call, task))
+    call.protocol = format_of_body(call.head).protocol
+    await guard(context, call, _predict(context, call, task))
 
 
 @router.post(
@@ -108,73 +123,132 @@ async def users_predict(call: Call) -> None:
     response.
     """
     context: PredictContext = call.scope["app"].predictions
-    await _guard(context, call, _users_predict(context, call))
+    call.protocol = format_of_body(call.head).protocol
+    await guard(context, call, _users_predict(context, call))
 
 
-async def _guard(context: PredictContext, call: Call, work: Awaitable[None]) -> None:
+async def _refuse(call: Call, error: PeterRecError) -> None:
+    answers = format_of_answer(call.head)
+    await send_error(call.send, error, call.head.request_id, answers.encode, answers.problem_type)
+
+
+Refuse = Callable[[Call, PeterRecError], Awaitable[None]]
+"""Sends an error in the form of a protocol."""
+
+
+async def guard(
+    context: PredictContext, call: Call, work: Awaitable[None], refuse: Refuse = _refuse
+) -> None:
     """Run a call; send its error as a response, and its outcome as an event."""
     outcome = "ok"
+    timeline = context.seeing.begin(call.head, call.started)
+    if timeline is not None and call.head.server_timing:
+        call.send = with_fields(call.send, partial(server_timing, timeline))
     try:
         await work
     except ClientLeft:
         outcome = CLIENT_LEFT
     except PeterRecError as error:
         outcome = outcome_of(error)
-        await send_error(call.send, error, call.head.request_id)
+        context.refusals.count_error(error, peer_of(call.scope), call.head.request_id)
+        if error.category in NOTHING_DONE:
+            context.quotas.give_back(call)
+        if error.category in PACED:
+            told_s = min(retry_after_s(error), LONGEST_PAUSE_S)
+            pause_s = context.refusal_pace.pause_s(call.tenant, told_s)
+            call.connection.drop_body(pause_s)  # instead of a new connection: it will be back
+        await refuse(call, error)
     except Exception:
         # The last guard of a request: the caller gets our form of a 500 for any mistake of ours.
         outcome = "error"
         log.exception("request_failed", request_id=call.head.request_id)
-        await send_error(call.send, InternalError(), call.head.request_id)
+        await refuse(call, InternalError())
+    finally:
+        context.quotas.release(call, is_answered=outcome == "ok")
     duration = time.monotonic() - call.started
+    trace_id = ""
+    if timeline is not None:
+        about = Finished(call.tenant, call.tasks, call.rows, call.protocol, outcome)
+        name = f"{call.scope['method']} {call.path}"
+        trace_id = context.seeing.end(timeline, call.head, name, about)
     for task in call.tasks:
-        context.emit(_finished(call, task, outcome, duration))
+        context.emit(_finished(call, task, outcome, duration, trace_id))
 
 
-def _finished(call: Call, task: str, outcome: str, duration_s: float) -> RequestFinished:
+def _finished(
+    call: Call, task: str, outcome: str, duration_s: float, trace_id: str
+) -> RequestFinished:
     """Make the event of one task: by its own outcome, and its instances by theirs."""
     own = call.outcomes.get(task)
     if own is None:
-        return RequestFinished(call.tenant, task, outcome, duration_s, call.rows)
+        return RequestFinished(
+            call.tenant, task, outcome, duration_s, call.rows, None, call.protocol, trace_id
+        )
     outcome = "ok" if "ok" in own else min(own, key=SEVERITY.index)
-    return RequestFinished(call.tenant, task, outcome, duration_s, len(own), Counter(own))
+    return RequestFinished(
+        call.tenant, task, outcome, duration_s, len(own), Counter(own), call.protocol, trace_id
+    )
 
 
-def _authenticate(context: PredictContext, call: Call) -> Principal:
-    principal = context.authenticator.authenticate(call.head.authorization, call.head.api_key)
+async def authenticate(context: PredictContext, call: Call) -> Principal:
+    """Return the caller, whose tenant is noted for the metrics."""
+    principal = await context.authenticator.identify(call.head.authorization, call.head.api_key)
     call.tenant = principal.tenant
+    call.connection.note_tenant(principal.tenant)
+    context.quotas.admit(call)
     return principal
 
 
-def _read(call: Call, form: BodyForm) -> Awaitable[bytes]:
+def deadline_of(context: PredictContext, call: Call) -> float:
+    """Return until when a call may take, on ``time.monotonic``."""
+    timeout_s = call.head.timeout_s(context.request_timeout_ms, context.timeout_limit_ms)
+    return call.started + timeout_s
+
+
+def _read(call: Call, form: BodyForm, deadline: float) -> Awaitable[bytes]:
     query = call.scope["query_string"]
     if query:
         raise query_refused(form, query)
     return read_body(
         call.receive,
-        call.head.content_length,
+        call.head,
         MAX_BODY_BYTES,
+        deadline - time.monotonic(),
         has_arrived=call.connection.has_whole_body,
     )
 
 
 async def _predict(context: PredictContext, call: Call, task: str) -> None:
-    principal = _authenticate(context, call)
-    deadline = call.started + call.head.timeout_s(context.request_timeout_ms)
-    body = await _read(call, PREDICT)
+    principal = await authenticate(context, call)
+    principal.require("predict", task)  # before anything that depends on whether it exists
+    deadline = deadline_of(context, call)
+    sender = Sender(principal.tenant, call.head.place_of_priority())
+    if not call.connection.has_whole_body:
+        context.admission.check(sender, call.head.size_bytes, deadline)
+    body = await _read(call, PREDICT, deadline)
+    mark_read()
     context.table.existing(principal.tenant, task)
     call.tasks = (task,)
-    principal.require("predict", task)
-    instances, parameters = parse_predict(body)
-    call.rows = len(instances)
-    questions = context.predictor.questions(instances, parameters)
-    asked = TaskQuestions(task, parameters.version, questions)
-    predicted = await call.connection.while_it_lasts(
-        context.predictor.predict(principal.tenant, (asked,), deadline)
-    )
+    bodies, answers = format_of_body(call.head), format_of_answer(call.head)
+    with context.admission.admit(sender, bodies.count_rows(body), deadline, len(body)) as stay:
+        instances, parameters = bodies.parse_predict(body)
+        call.rows = len(instances)
+        context.quotas.admit_rows(call, call.rows)
+        if parameters.remember:
+            _check_users(each.user_id for each in instances if isinstance(each, Instance))
+        questions = await context.predictor.questions(instances, parameters)
+        asked = TaskQuestions(task, parameters.version, questions)
+        predicted = await call.connection.while_it_lasts(
+            context.predictor.predict(principal.tenant, (asked,), deadline, sender.priority)
+        )
+        stay.answered = _answered_rows(predicted)
+        context.quotas.charge(call, predicted)
     served, answered = predicted.tasks[0]
     if isinstance(served, PeterRecError):
         raise await context.registered.judged(principal.tenant, served)
+    if parameters.prediction_ids or parameters.remember:
+        named = (_user_of(each) for each in instances)
+        answered = [*map(partial(_named, context, parameters), answered, named)]
     failed = {
         at: each.answer
         for at, each in enumerate(answered)
@@ -194,47 +268,109 @@ async def _predict(context: PredictContext, call: Call, task: str) -> None:
         kind=by.bundle.kind,
         registry_revision=predicted.registry_revision,
         request_id=call.head.request_id,
-        predictions=[
-            _slot(*pair, has_traffic=served.split is not None)
-            for pair in zip(instances, answered, strict=True)
-        ],
+        predictions=await encode_each(
+            (
+                _slot(*pair, has_traffic=served.split is not None)
+                for pair in zip(instances, answered, strict=True)
+            ),
+            answers.encode,
+        ),
     )
-    await send_json(call.send, 200, encode_json(response), _headers(call, by.digest))
+    await _answer(call, answers, response, by.digest)
 
 
 async def _users_predict(context: PredictContext, call: Call) -> None:
-    principal = _authenticate(context, call)
-    deadline = call.started + call.head.timeout_s(context.request_timeout_ms)
-    request = parse_users_predict(await _read(call, PREDICT_USER))
+    principal = await authenticate(context, call)
+    deadline = deadline_of(context, call)
+    sender = Sender(principal.tenant, call.head.place_of_priority())
+    context.admission.check(sender, 0, deadline)  # its size says nothing about tasks
+    bodies, answers = format_of_body(call.head), format_of_answer(call.head)
+    body = await _read(call, PREDICT_USER, deadline)
+    mark_read()
+    request = bodies.parse_users_predict(body)
+    if request.parameters.remember:
+        _check_users([request.user_id])
     choices = _choices(context.table, request, principal)
     call.rows = 1
+    context.quotas.admit_rows(call, len(choices))
     call.tasks = [_label(context.table, principal, choice.task) for choice in choices]
-    history = context.predictor.map_history(request.history, request.parameters.unknown_items)
-    asked = [_task_question(principal, request, history, choice) for choice in choices]
-    predicted = await call.connection.while_it_lasts(
-        context.predictor.predict(principal.tenant, asked, deadline)
-    )
-    results, errors = _sort(choices, predicted.tasks)
+    with context.admission.admit(sender, len(choices), deadline) as stay:
+        history = context.predictor.map_history(request.history, request.parameters.unknown_items)
+        refused = _refusals(principal, choices)
+        allowed = [choice for choice in choices if choice.task not in refused]
+        asked = [_task_questions(request, history, choice) for choice in allowed]
+        predicted = await call.connection.while_it_lasts(
+            context.predictor.predict(principal.tenant, asked, deadline, sender.priority)
+        )
+        stay.answered = _answered_rows(predicted)
+        context.quotas.charge(call, predicted)
+    tasks = predicted.tasks
+    if request.parameters.prediction_ids or request.parameters.remember:
+        tasks = [
+            TaskAnswers(
+                each.served,
+                [_named(context, request.parameters, one, request.user_id) for one in each.answers],
+            )
+            for each in tasks
+        ]
+    results, failed = _sort(allowed, tasks)
+    failed |= refused
+    errors = {
+        choice.task: await context.registered.judged(principal.tenant, failed[choice.task])
+        for choice in choices
+        if choice.task in failed
+    }
     if errors:
-        errors = {
-            task: await context.registered.judged(principal.tenant, error)
-            for task, error in errors.items()
-        }
         call.outcomes = _outcomes_by_label(call.tasks, choices, errors)
     if errors and not results:
         raise NothingAnswered(errors)
     response = UsersPredictResponse(
         registry_revision=predicted.registry_revision,
         request_id=call.head.request_id,
-        results=results,
+        results=dict(
+            zip(results, await encode_each(results.values(), answers.encode), strict=True)
+        ),
         errors={task: error_body(error) for task, error in errors.items()},
     )
-    await send_json(call.send, 200, encode_json(response), _headers(call))
+    await _answer(call, answers, response)
+
+
+def _check_users(users: Iterable[str | int | None]) -> None:
+    """Refuse to remember the answer to a user who has no name."""
+    if None in users:
+        raise MalformedRequest(
+            "remember is set, but there is no user_id.", hint="Send the user_id of each history."
+        )
+
+
+def _named(
+    context: PredictContext,
+    parameters: Parameters,
+    answered: Answered,
+    user_id: str | int | None,
+) -> Answered:
+    """Return an answer with its id, and remember it for its user, as far as that is asked for."""
+    is_sensitive = answered.by is not None and answered.by.is_sensitive
+    may_keep = parameters.remember and context.predictor.may_sample(is_sensitive=is_sensitive)
+    return context.remembered.name(
+        answered, user_id, is_shown=parameters.prediction_ids, may_keep=may_keep
+    )
+
+
+def _user_of(given: Instance | PeterRecError) -> str | int | None:
+    return given.user_id if isinstance(given, Instance) else None
+
+
+def _answered_rows(predicted: Predicted) -> int:
+    """Count the rows that were answered: those whose time ran out say nothing of the rate."""
+    answers = [each.answer for task in predicted.tasks for each in task.answers]
+    return len(answers) - sum(isinstance(each, PeterRecError) for each in answers)
 
 
 def _label(table: TaskTable, principal: Principal, task: str) -> str:
     """Return the task as a label of the metrics: only registered ones may become values."""
-    return task if table.entry(principal.tenant, task) else ""
+    is_known = principal.may("predict", task) and table.entry(principal.tenant, task) is not None
+    return task if is_known else ""
 
 
 def _outcome(answer: Prediction | PeterRecError) -> str:
@@ -283,19 +419,24 @@ def _choices(
     return choices
 
 
-def _task_question(
-    principal: Principal, request: UsersPredictRequest, history: MappedHistory, choice: TaskChoice
+def _refusals(principal: Principal, choices: Sequence[TaskChoice]) -> dict[str, PeterRecError]:
+    """Return the errors of the tasks that the caller may not ask.
+
+    Nothing is looked up for these: neither the answer nor its time says whether they exist.
+    """
+    found = {choice.task: principal.refusal("predict", choice.task) for choice in choices}
+    return {task: refusal for task, refusal in found.items() if refusal is not None}
+
+
+def _task_questions(
+    request: UsersPredictRequest, history: History, choice: TaskChoice
 ) -> TaskQuestions:
-    """Build the question to one of many tasks; an error instead if the caller may not ask it."""
+    """Build the question to one of many tasks."""
     version = request.parameters.version if choice.version is None else choice.version
-    refusal = principal.refusal("predict", choice.task)
-    question = refusal or _user_question(request, history, choice)
-    return TaskQuestions(choice.task, version, (question,))
+    return TaskQuestions(choice.task, version, (_user_question(request, history, choice),))
 
 
-def _user_question(
-    request: UsersPredictRequest, history: MappedHistory, choice: TaskChoice
-) -> Question:
+def _user_question(request: UsersPredictRequest, history: History, choice: TaskChoice) -> Question:
     parameters = request.parameters
     seen = choice.exclude_seen
     explain = parameters.explain if choice.explain is None else choice.explain
@@ -309,6 +450,9 @@ def _user_question(
         user_id=request.user_id,
         unknown_items=parameters.unknown_items,
         explain=asked_for(explain),
+        where=parameters.where if choice.where is None else choice.where,
+        is_where_shared=choice.where is None,
+        has_titles=parameters.titles,
     )
 
 
@@ -323,7 +467,7 @@ def _sort(
         if isinstance(answer, PeterRecError):
             errors[choice.task] = answer
         else:
-            results[choice.task] = _signed(answer, by)
+            results[choice.task] = signed(answer, by)
     return results, errors
 
 
@@ -333,7 +477,7 @@ def _answering(prod: ServedTask, answered: Sequence[Answered]) -> ServedTask:
     return next(iter(by.values())) if len(by) == 1 else prod
 
 
-def _signed(answer: Prediction, by: ServedTask | None) -> Prediction:
+def signed(answer: Prediction, by: ServedTask | None) -> Prediction:
     """Add the name of the version that gave the answer."""
     assert by is not None
     return structs.replace(
@@ -346,16 +490,16 @@ def _slot(
 ) -> Prediction | FailedRow:
     answer = answered.answer
     if not isinstance(answer, PeterRecError):
-        return _signed(answer, answered.by) if has_traffic else answer
-    user_id = given.user_id if isinstance(given, Instance) else None
+        return signed(answer, answered.by) if has_traffic else answer
+    user_id = _user_of(given)
     return FailedRow(error_body(answer), UNSET if user_id is None else user_id)
 
 
-def _headers(call: Call, digest: str = "") -> Headers:
+async def _answer(call: Call, answers: BodyFormat, response: Struct, digest: str = "") -> None:
     headers: Headers = [
-        (b"content-type", b"application/json"),
+        (b"content-type", answers.content_type),
         (b"x-request-id", call.head.request_id.encode()),
     ]
     if digest:
         headers.append((b"x-bundle-digest", digest.encode()))
-    return headers
+    await send_json(call.send, 200, answers.encode(response), headers, call.head.accept_encoding)

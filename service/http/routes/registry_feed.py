@@ -4,18 +4,26 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
+from peterrec.model.errors import PeterRecError
 from peterrec.patches.errors import RegistryUnavailable
 from peterrec.patches.registry.registry import Registry
-from peterrec.service.errors import EventsLost, TooManyStreams
+from peterrec.service.errors import (
+    EventsLost,
+    MalformedRequest,
+    RegistryNotLost,
+    TooManyStreams,
+    error_body,
+)
 from peterrec.service.http.asgi import encode_json
 from peterrec.service.http.auth import Principal
 from peterrec.service.http.context import AdminContext, Caller, Context
-from peterrec.service.http.views.audit import AuditEntry, is_visible
+from peterrec.service.http.openapi import NDJSON
+from peterrec.service.http.views.audit import AuditEntry, entry_for
 
 PAGE = 500
 """Changes that are read from the registry in one call."""
@@ -34,12 +42,19 @@ LOOK_INTERVAL_S = 0.5
 table did not notify it."""
 
 SSE = "text/event-stream"
-NDJSON = "application/x-ndjson"
 
 router = APIRouter(prefix="/registry", tags=["registry"])
 
+LAST_REVISION = 1 << 53
+"""Largest revision: Redis counts in Lua's numbers, which are whole only up to here."""
+
 Since = Annotated[
-    int, Query(ge=0, description="Only changes after this revision; 0 returns all that are kept.")
+    int,
+    Query(
+        ge=0,
+        le=LAST_REVISION,
+        description="Only changes after this revision; 0 returns all that are kept.",
+    ),
 ]
 
 
@@ -92,8 +107,9 @@ class EventStream:
         while events := await registry.feed.events(self._since, PAGE):
             for event in events:
                 self._since = event.revision
-                if is_visible(event, self._caller):
-                    yield _event(event.revision, event.action, AuditEntry.of(event))
+                entry = entry_for(self._caller, event)
+                if entry is not None:
+                    yield _event(event.revision, event.action, entry)
 
     def _reset(self, revision: int) -> ServerSentEvent:
         """Skip to a revision and report it: changes in between are lost to this stream."""
@@ -107,7 +123,8 @@ async def open_stream(
     context: Context,
     response: Response,
     since: Annotated[
-        int | None, Query(ge=0, description="Begin after this revision; default: now.")
+        int | None,
+        Query(ge=0, le=LAST_REVISION, description="Begin after this revision; default: now."),
     ] = None,
     last_event_id: Annotated[
         str | None,
@@ -126,11 +143,12 @@ async def open_stream(
         raise EventsLost(begun, await context.registry.feed.oldest_event(), revision)
     response.headers["Cache-Control"] = "no-store"
     stream = EventStream(context, caller, begun)
-    context.streams.add(stream)
-    try:
-        yield stream
-    finally:
-        context.streams.discard(stream)
+    with context.quotas.stream(caller.tenant):
+        context.streams.add(stream)
+        try:
+            yield stream
+        finally:
+            context.streams.discard(stream)
 
 
 @router.get(
@@ -156,8 +174,20 @@ async def follow(
         yield event
 
 
+async def count_lines(
+    request: Request, caller: Caller, context: Context
+) -> AsyncGenerator[None, None]:
+    """Count an answer of the audit trail as a stream if it is one."""
+    if request.query_params.get("format") == "ndjson":
+        with context.quotas.stream(caller.tenant):
+            yield
+    else:
+        yield
+
+
 @router.get(
     "/audit",
+    dependencies=[Depends(count_lines)],
     responses={200: {"model": AuditView, "content": {NDJSON: {"schema": {"type": "string"}}}}},
 )
 async def audit(
@@ -169,7 +199,11 @@ async def audit(
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT,
     form: Annotated[
         Literal["json", "ndjson"],
-        Query(alias="format", description="ndjson: everything after since, one object per line."),
+        Query(
+            alias="format",
+            description="ndjson: everything after since, one object per "
+            "line; the last one has only `error` if reading broke off.",
+        ),
     ] = "json",
 ) -> Response:
     """List who changed what and when, with the values before and after; oldest first."""
@@ -182,7 +216,8 @@ async def audit(
             "X-Audit-Complete": str(is_complete).lower(),
             "X-Audit-Oldest-Revision": str(oldest),
         }
-        return StreamingResponse(_lines(found), media_type=NDJSON, headers=headers)
+        first = await anext(found, None)
+        return StreamingResponse(_lines(first, found), media_type=NDJSON, headers=headers)
     events: list[AuditEntry] = []
     next_since: int | None = None
     async for entry in found:
@@ -197,16 +232,86 @@ async def audit(
     return Response(content, media_type="application/json")
 
 
+class ReplicaView(BaseModel):
+    """A server of this registry. ``seen_s``: seconds since it was heard of, three at most.
+
+    ``host`` is null to callers who are no operators. A replica whose ``revision`` stays behind does
+    not get the changes, or refuses a bundle.
+    """
+
+    replica: str
+    host: str | None
+    revision: int
+    seen_s: float
+
+
+class ReplicasView(BaseModel):
+    """The replicas that are there, and the revision that the registry has."""
+
+    registry_revision: int
+    replicas: list[ReplicaView]
+
+
+@router.get("/replicas")
+async def list_replicas(caller: Caller, context: Context) -> ReplicasView:
+    """List the servers that follow this registry, with the revision that each serves."""
+    _require_admin(caller)
+    revision = await context.registry.feed.revision()
+    found = await context.registry.shares.replicas()
+    return ReplicasView(
+        registry_revision=revision,
+        replicas=[
+            ReplicaView(
+                replica=each.replica,
+                host=each.presence.host if caller.is_operator else None,
+                revision=each.presence.revision,
+                seen_s=round(each.seen_s, 3),
+            )
+            for each in found
+        ],
+    )
+
+
+class AcceptedView(BaseModel):
+    """What takes the place of a registry that was lost, and the revision that is given up."""
+
+    registry_revision: int
+    lost_revision: int
+
+
+@router.post(":accept")
+async def accept(caller: Caller, context: Context) -> AcceptedView:
+    """Follow what Redis holds now, on every replica, and give up the registry that it has lost.
+
+    For operators. 409 `registry_not_lost` unless this replica says `registry_lost` in /readyz. To
+    put the lost registry back instead, use `peterrec registry restore`.
+    """
+    caller.require_operator()
+    known = context.link.knowledge
+    if not known.loss or known.position is None:
+        raise RegistryNotLost
+    lost = known.position
+    seen = await context.registry.feed.position()
+    revision = await context.registry.accept(lost, seen, caller.key_id)
+    await context.wait_until_served(revision)
+    return AcceptedView(registry_revision=revision, lost_revision=lost.revision)
+
+
 def _require_admin(caller: Principal) -> None:
-    """Require ``admin`` for at least one task; globs of scopes decide which entries are shown."""
-    if not any(scope.action == "admin" for scope in caller.scopes):
+    """Require ``operator``, or ``admin`` for at least one task; ``entry_for`` decides the rest."""
+    if not any(scope.action in {"admin", "operator"} for scope in caller.scopes):
         caller.require_everywhere("admin")
 
 
 def _begin(since: int | None, last_event_id: str | None) -> int | None:
-    if last_event_id is not None and last_event_id.isdecimal() and len(last_event_id) < 19:
-        return int(last_event_id)
-    return since
+    if last_event_id is None:
+        return since
+    if not (last_event_id.isdecimal() and len(last_event_id) < 19):
+        raise MalformedRequest(
+            f"Last-Event-ID {last_event_id[:40]!r} is not the id of an event.",
+            hint="Send the id of the last event that arrived unchanged.",
+        )
+    return int(last_event_id)
 
 
 def _event(revision: int, action: str, entry: AuditEntry) -> ServerSentEvent:
@@ -220,11 +325,27 @@ async def _entries(
     """Yield the entries after a revision that the caller may see, read page by page."""
     while events := await registry.feed.events(since, PAGE):
         for event in events:
-            if is_visible(event, caller) and task in {None, event.task}:
-                yield AuditEntry.of(event)
+            entry = entry_for(caller, event) if task in {None, event.task} else None
+            if entry is not None:
+                yield entry
         since = events[-1].revision
 
 
-async def _lines(entries: AsyncIterator[AuditEntry]) -> AsyncIterator[bytes]:
-    async for entry in entries:
-        yield encode_json(entry.model_dump(mode="json", exclude_none=True)) + b"\n"
+async def _lines(
+    first: AuditEntry | None, others: AsyncIterator[AuditEntry]
+) -> AsyncIterator[bytes]:
+    """Yield entries as lines. The last line is an object with ``error`` if not all could be read.
+
+    The first entry was read before: until then, an error is an answer of its own.
+    """
+    try:
+        if first is not None:
+            yield _line(first)
+        async for entry in others:
+            yield _line(entry)
+    except PeterRecError as error:
+        yield encode_json({"error": error_body(error)}) + b"\n"
+
+
+def _line(entry: AuditEntry) -> bytes:
+    return encode_json(entry.model_dump(mode="json", exclude_none=True)) + b"\n"

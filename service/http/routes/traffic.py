@@ -7,7 +7,16 @@ from pydantic import BaseModel, Field
 
 from peterrec.patches.identity import TaskId, TaskRef
 from peterrec.patches.registry.records import TaskDetail, TrafficChanged
-from peterrec.patches.registry.traffic import PROD, Canary, Guard, Traffic
+from peterrec.patches.registry.traffic import (
+    MAX_CANARIES,
+    MAX_SHADOWS,
+    MAX_WEIGHT,
+    MAX_WINDOW_S,
+    PROD,
+    Canary,
+    Guard,
+    Traffic,
+)
 from peterrec.service.http.context import (
     AllowNewOutputs,
     Caller,
@@ -24,36 +33,50 @@ from peterrec.service.http.views.tasks import AliasView, Changed, TrafficView, n
 router = APIRouter(prefix="/tasks/{task}/traffic", tags=["traffic"])
 
 VersionName = Annotated[
-    int | str, Field(description="A registered version: number, digest or alias.")
+    int | Annotated[str, Field(max_length=128)],
+    Field(description="A registered version: number, digest or alias."),
 ]
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[int, Field(ge=0, le=MAX_WEIGHT)]
 
 
 class CanaryRequest(ClosedModel):
     """A version that answers a share of the users."""
 
     version: VersionName
-    weight: int = Field(description="Its share, relative to the sum of all weights.")
+    weight: Weight = Field(description="Its share, relative to the sum of all weights.")
 
 
 class GuardRequest(ClosedModel):
     """Bounds for every canary and shadow. If one exceeds a bound, the whole traffic is removed."""
 
-    max_error_share: float | None = Field(None, description="0 to 1.")
-    max_p99_ms: float | None = None
-    max_divergence: float | None = Field(
+    max_error_share: Share | None = Field(None, description="0 to 1.")
+    max_p99_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    max_divergence: Share | None = Field(
         None, description="0 to 1: mean difference from prod's answers."
     )
-    min_requests: int = Field(100, description="Histories before a version is judged.")
-    window_s: int = Field(300, description="Length of the observed window in seconds.")
+    max_hit_drop: Share | None = Field(
+        None,
+        description="0 to 1: how much less often than prod's its answers are right, by outcomes "
+        "that callers told (POST /tasks/{task}/feedback), of which each needs min_requests.",
+    )
+    min_requests: int = Field(100, ge=1, description="Histories before a version is judged.")
+    window_s: int = Field(
+        300, ge=1, le=MAX_WINDOW_S, description="Length of the observed window in seconds."
+    )
 
 
 class TrafficRequest(ClosedModel):
     """How requests that do not ask for a version are split among versions."""
 
-    prod_weight: int = Field(0, description="Share of the version that prod names.")
-    canary: list[CanaryRequest] = Field([], description="Versions that answer a share.")
+    prod_weight: Weight = Field(0, description="Share of the version that prod names.")
+    canary: list[CanaryRequest] = Field(
+        [], max_length=MAX_CANARIES, description="Versions that answer a share."
+    )
     shadow: list[VersionName] = Field(
-        [], description="Versions that compute every answer without returning it."
+        [],
+        max_length=MAX_SHADOWS,
+        description="Versions that compute every answer without returning it.",
     )
     guard: GuardRequest | None = None
 

@@ -1,25 +1,40 @@
 """A task's versions: push a bundle, list, read, delete."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field, StringConstraints, ValidationError
 from starlette.requests import ClientDisconnect
+from starlette.routing import compile_path
+from starlette.types import Scope
 
-from peterrec.patches.identity import Digest, format_digest
+from peterrec.patches.identity import Digest, TenantId, format_digest, parse_digest
 from peterrec.patches.registry.outputs import FileReader, read_outputs
 from peterrec.patches.registry.records import VersionSummary
 from peterrec.patches.registry.registry import DEFAULT_ALIAS
-from peterrec.service.errors import BodyTooLarge, ErrorBody, MalformedRequest, push_error
+from peterrec.service.errors import (
+    BodyTooLarge,
+    EncodingUnsupported,
+    ErrorBody,
+    MalformedRequest,
+    cut,
+    push_error,
+)
 from peterrec.service.http.asgi import ClientLeft
+from peterrec.service.http.auth import Principal
 from peterrec.service.http.context import (
     VALIDATE_TIMEOUT_S,
     AdminContext,
     AllowNewOutputs,
     Caller,
+    ClosedModel,
     Context,
     IfMatch,
     IfNoneMatch,
@@ -27,18 +42,48 @@ from peterrec.service.http.context import (
     expected_revision,
     set_etag,
 )
+from peterrec.service.http.encodings import ACCEPTED
+from peterrec.service.http.fetching import Wanted, fetched_file
 from peterrec.service.http.find_version import find_version
 from peterrec.service.http.upload import uploaded_file
 from peterrec.service.http.views.tasks import Changed, VersionView
 from peterrec.service.protocol.messages import Validated
+from peterrec.service.sources.address import LONGEST_ADDRESS, parse_address
 
 router = APIRouter(prefix="/tasks/{task}/versions", tags=["versions"])
 
-RAW_BODY = {
+_PUSHED = compile_path(router.prefix)[0]
+
+MAX_SOURCE_BODY_BYTES = 16 << 10
+"""Size of a body that names a bundle: an address has at most 4096 characters."""
+
+
+BYTES = "application/octet-stream"
+
+SHOWN_ADDRESS = 300
+"""Characters of an address that the audit trail keeps."""
+
+
+class BundleSource(ClosedModel):
+    """A bundle that the server is to fetch itself."""
+
+    source: Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_ADDRESS)] = Field(
+        description="`https://HOST/PATH`, `s3://BUCKET/KEY`, `oci://HOST/REPOSITORY:TAG` or "
+        "`runs:/RUN_ID/PATH`, under a prefix that PETERREC_BUNDLE_SOURCES allows."
+    )
+    digest: Annotated[str, StringConstraints(max_length=80)] | None = Field(
+        None, description="Digest that the bundle must have: `sha256:…`."
+    )
+
+
+BODY = {
     "requestBody": {
         "required": True,
-        "description": "The bytes of one .bundle file.",
-        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        "description": "The bytes of one .bundle file, or where the server finds it.",
+        "content": {
+            BYTES: {"schema": {"type": "string", "format": "binary", "minLength": 1}},
+            "application/json": {"schema": BundleSource.model_json_schema()},
+        },
     }
 }
 
@@ -53,14 +98,30 @@ class BundleSummary(BaseModel):
     size_bytes: int
     patch_bytes: int
     head_bytes: int
+    patch_work: float
+    row_work: float
+    answer_bytes: int
     metrics: dict[str, float]
     signed_by: list[str]
+
+
+class ProbesView(BaseModel):
+    """How a bundle's probes went on this device: histories with the logits that they must give.
+
+    ``largest_error`` is that of all their logits, relative to what each output can reach; a bundle
+    with one above ``tolerance`` is refused.
+    """
+
+    count: int
+    largest_error: float
+    tolerance: float
 
 
 class Pushed(BaseModel):
     """A bundle that was validated on the serving device and registered.
 
-    With validate_only it was only validated: version and registry_revision are null.
+    With validate_only it was only validated: version and registry_revision are null. ``probes``
+    are those of when it was loaded; null if it has left the device since.
     """
 
     task: str
@@ -69,11 +130,12 @@ class Pushed(BaseModel):
     version: int | None
     registry_revision: int | None
     summary: BundleSummary
+    probes: ProbesView | None
 
 
 @router.post(
     "",
-    openapi_extra=RAW_BODY,
+    openapi_extra=BODY,
     responses={
         200: {"model": Pushed, "description": "Was registered already, or validate_only."},
         201: {"model": Pushed, "description": "Registered."},
@@ -90,30 +152,35 @@ async def push(
     ] = DEFAULT_ALIAS,
     validate_only: bool = False,
     allow_new_outputs: AllowNewOutputs = False,
+    origin: Annotated[
+        str | None,
+        Query(
+            max_length=LONGEST_ADDRESS,
+            description="For the audit trail: the address from which the caller has the bytes.",
+        ),
+    ] = None,
     if_match: IfMatch = None,
     if_none_match: IfNoneMatch = None,
 ) -> Pushed:
     """Verify a bundle, run its probes on the device, register it and serve it.
 
-    A refused bundle changes nothing; the answer lists every reason. It is refused too (409
-    outputs_differ) if the alias names a version whose answers say other things, unless
-    allow_new_outputs is true.
+    The body is the bundle, or JSON that says where the server fetches it. A refused bundle changes
+    nothing; the answer lists every reason. It is refused too (409 outputs_differ) if the alias
+    names a version whose answers say other things, unless allow_new_outputs is true.
     """
     name, registry = admin_task(caller, task), context.registry
     expected = expected_revision(if_match, if_none_match)
-    async with uploaded_file(
-        _chunks(request, context.bundle_size_limit_bytes),
-        context.upload_dir,
-        context.bundle_size_limit_bytes,
-    ) as path:
+    async with _bundle(request, caller, context, origin) as (path, came_from):
         await context.give_way()
-        validated = await _validate(context, path, store=not validate_only)
+        is_stored = not validate_only and await _has_room(context, caller.tenant, path)
+        validated = await _validate(context, path, store=is_stored)
         if validate_only and alias and not allow_new_outputs:
             outputs = await read_outputs(await FileReader.open(path))
             await registry.compare_outputs(caller.tenant, name, alias, outputs)
     await context.give_way()
     if validate_only:
         return _pushed(name, alias, validated)
+    context.authenticator.require_valid(caller)  # validating took a while
     digest = Digest(validated.digest)
     summary = msgspec.json.decode(validated.summary, type=VersionSummary)
     added = await registry.add_version(
@@ -125,6 +192,7 @@ async def push(
         alias or None,
         expected,
         allow_new_outputs=allow_new_outputs,
+        origin=came_from,
     )
     await context.give_way()
     await context.wait_until_served(added.revision)
@@ -153,6 +221,45 @@ async def get_version(caller: Caller, context: Context, task: str, version: str)
     return VersionView.of(await find_version(context.registry, caller.tenant, name, version))
 
 
+@router.get(
+    "/{version}/bundle",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "The bundle.",
+            "content": {BYTES: {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+)
+async def get_bundle(
+    caller: Caller, context: Context, task: str, version: str
+) -> StreamingResponse:
+    """Return the bytes of a registered bundle, as they were pushed."""
+    name, registry = admin_task(caller, task), context.registry
+    found = await find_version(registry, caller.tenant, name, version)
+    stored = await registry.blobs.open(found.digest)
+    headers = {
+        "content-length": str(stored.size_bytes),
+        "content-disposition": f'attachment; filename="{name}-{found.version}.bundle"',
+    }
+    return StreamingResponse(stored.pieces(), media_type=BYTES, headers=headers)
+
+
+@router.post("/{version}:probe")
+async def probe_version(caller: Caller, context: Context, task: str, version: str) -> Pushed:
+    """Verify a registered bundle again, and run its probes on the device of this replica.
+
+    Nothing changes. A bundle that this replica refuses is refused with the reasons of a push.
+    """
+    name, registry = admin_task(caller, task), context.registry
+    found = await find_version(registry, caller.tenant, name, version)
+    stored = await registry.blobs.open(found.digest)
+    async with uploaded_file(stored.pieces(), context.upload_dir, stored.size_bytes) as path:
+        await context.give_way()
+        validated = await _validate(context, path, store=False)
+    return _pushed(name, "", validated).model_copy(update={"version": found.version})
+
+
 @router.delete("/{version}")
 async def delete_version(
     caller: Caller,
@@ -173,6 +280,55 @@ async def delete_version(
     return Changed(task=name, registry_revision=revision)
 
 
+def is_push(scope: Scope) -> bool:
+    """Whether a request pushes a bundle: the only body that is not read before its route runs."""
+    return scope["method"] == "POST" and _PUSHED.fullmatch(scope["path"]) is not None
+
+
+class Received(NamedTuple):
+    """The file of a pushed bundle, and what the audit trail notes of where it came from."""
+
+    path: Path
+    origin: str | None
+
+
+@asynccontextmanager
+async def _bundle(
+    request: Request, caller: Principal, context: AdminContext, origin: str | None
+) -> AsyncIterator[Received]:
+    """Have the pushed bundle in a file: the body itself, or what its ``source`` names."""
+    limit, folder = context.bundle_size_limit_bytes, context.upload_dir
+    told = None if origin is None else f"from {_shown(origin)}, as the caller says"
+    if request.headers.get("content-type", "").partition(";")[0].strip() == "application/json":
+        wanted = await _wanted(request, caller, limit)
+        async with fetched_file(wanted, context.sources, folder) as path:
+            context.authenticator.require_valid(caller)  # fetching took a while
+            yield Received(path, f"fetched from {_shown(wanted.text)}")
+    else:
+        async with uploaded_file(_chunks(request, limit), folder, limit) as path:
+            yield Received(path, told)
+
+
+def _shown(address: str) -> str:
+    """Return an address for the audit trail, which keeps it for the last 10,000 changes."""
+    return cut(str(parse_address(address)), SHOWN_ADDRESS)
+
+
+async def _wanted(request: Request, caller: Principal, limit_bytes: int) -> Wanted:
+    body = b""
+    async for chunk in _chunks(request, MAX_SOURCE_BODY_BYTES):
+        body += chunk
+        if len(body) > MAX_SOURCE_BODY_BYTES:
+            raise BodyTooLarge(MAX_SOURCE_BODY_BYTES)
+    try:
+        asked = BundleSource.model_validate_json(body)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from error
+    digest = None if asked.digest is None else parse_digest(asked.digest)
+    source = parse_address(asked.source)
+    return Wanted(asked.source, source, digest, caller.tenant, limit_bytes)
+
+
 async def _chunks(request: Request, limit_bytes: int) -> AsyncIterator[bytes]:
     """Yield the body as it arrives. A declared length past the limit is refused before that."""
     if request.headers.get("content-type", "").startswith("multipart/"):
@@ -180,6 +336,9 @@ async def _chunks(request: Request, limit_bytes: int) -> AsyncIterator[bytes]:
             "the body is a multipart form.",
             hint="Send the bundle's bytes themselves: curl --data-binary @FILE.",
         )
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.strip().lower() != "identity":
+        raise EncodingUnsupported(coding, ACCEPTED)
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit_bytes:
         raise BodyTooLarge(limit_bytes)
@@ -188,6 +347,16 @@ async def _chunks(request: Request, limit_bytes: int) -> AsyncIterator[bytes]:
             yield chunk
     except ClientDisconnect as error:
         raise ClientLeft from error
+
+
+async def _has_room(context: AdminContext, tenant: TenantId, path: Path) -> bool:
+    """Return whether an upload may be stored for its tenant.
+
+    The registration decides, in one step. But a bundle that it will refuse, unless the very bundle
+    is registered already, should not fill the registry's Redis until then.
+    """
+    size = (await asyncio.to_thread(path.stat)).st_size
+    return await context.registry.tenants.has_room(tenant, size)
 
 
 async def _validate(context: AdminContext, path: Path, *, store: bool) -> Validated:
@@ -204,6 +373,7 @@ async def _validate(context: AdminContext, path: Path, *, store: bool) -> Valida
 
 def _pushed(task: str, alias: str, validated: Validated) -> Pushed:
     summary: dict[str, Any] = msgspec.json.decode(validated.summary)  # Any: pydantic checks it
+    probes = validated.probes
     return Pushed(
         task=task,
         digest=format_digest(Digest(validated.digest)),
@@ -211,4 +381,5 @@ def _pushed(task: str, alias: str, validated: Validated) -> Pushed:
         version=None,
         registry_revision=None,
         summary=BundleSummary(**summary),
+        probes=None if probes is None else ProbesView(**msgspec.structs.asdict(probes)),
     )

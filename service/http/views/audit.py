@@ -51,6 +51,8 @@ class ObservedView(BaseModel):
     errors: int
     p99_ms: float
     divergence: float | None
+    hit_drop: float | None
+    outcomes: int
 
     @classmethod
     def of(cls, observed: Observed | None) -> "ObservedView | None":
@@ -63,6 +65,8 @@ class ObservedView(BaseModel):
             errors=observed.errors,
             p99_ms=observed.p99_ms,
             divergence=observed.divergence,
+            hit_drop=observed.hit_drop,
+            outcomes=observed.outcomes,
         )
 
 
@@ -90,6 +94,7 @@ class AuditEntry(BaseModel):
     action: str
     actor: str
     at: datetime
+    tenant: str | None = None
     task: str | None = None
     alias: str | None = None
     previous: str | None = None
@@ -105,6 +110,8 @@ class AuditEntry(BaseModel):
     reason: str | None = None
     observed: ObservedView | None = None
     note: str | None = None
+    quotas: dict[str, int] | None = None
+    weight: float | None = None
 
     @classmethod
     def of(cls, event: RegistryEvent) -> "AuditEntry":
@@ -114,6 +121,7 @@ class AuditEntry(BaseModel):
             action=event.action,
             actor=event.actor,
             at=event.at,
+            tenant=event.tenant,
             task=event.task,
             alias=event.alias,
             previous=_digest(event.previous),
@@ -125,6 +133,8 @@ class AuditEntry(BaseModel):
             reason=event.reason,
             observed=ObservedView.of(event.observed),
             note=event.note,
+            quotas=None if event.quotas is None else event.quotas.limits(),
+            weight=event.weight,
             options=OptionsView.of(event.options),
             previous_options=OptionsView.of(event.previous_options),
             aliases=_aliases(event.aliases),
@@ -132,18 +142,22 @@ class AuditEntry(BaseModel):
         )
 
 
-def is_visible(event: RegistryEvent, caller: Principal) -> bool:
-    """Return whether a caller may see a change: if it may administer what was changed.
+def entry_for(caller: Principal, event: RegistryEvent) -> AuditEntry | None:
+    """Return a change as a caller may see it; None if it may not.
 
-    An import has no tenant, and every caller may see it.
+    A caller sees the changes of what it may administer. An operator sees those of all tenants and
+    their keys, but not of their tasks. Everybody sees that an archive was imported, which has no
+    tenant, but only an operator sees how much.
     """
     if event.tenant is None:
-        return True
-    if event.tenant != caller.tenant:
-        return False
+        entry = AuditEntry.of(event)
+        return entry if caller.is_operator else entry.model_copy(update={"note": None})
+    is_own = event.tenant == caller.tenant
     if event.task is None:
-        return caller.may_everywhere("admin")
-    return caller.may("admin", event.task)
+        is_visible = caller.is_operator or (is_own and caller.may_everywhere("admin"))
+    else:
+        is_visible = is_own and caller.may("admin", event.task)
+    return AuditEntry.of(event) if is_visible else None
 
 
 def _digest(digest: Digest | None) -> str | None:

@@ -49,6 +49,7 @@ class GuardView(BaseModel):
     max_error_share: float | None
     max_p99_ms: float | None
     max_divergence: float | None
+    max_hit_drop: float | None
     min_requests: int
     window_s: int
 
@@ -59,6 +60,7 @@ class GuardView(BaseModel):
             max_error_share=guard.max_error_share,
             max_p99_ms=guard.max_p99_ms,
             max_divergence=guard.max_divergence,
+            max_hit_drop=guard.max_hit_drop,
             min_requests=guard.min_requests,
             window_s=guard.window_s,
         )
@@ -114,7 +116,12 @@ class TaskView(BaseModel):
 
 
 class VersionView(BaseModel):
-    """One registered bundle of a task."""
+    """One registered bundle of a task, and what it costs to run.
+
+    ``patch_work`` is the work of the patch relative to the backbone's, ``row_work`` that of one
+    full history in positions of the backbone, and ``answer_bytes`` the size of an answer with every
+    output.
+    """
 
     version: int
     digest: str
@@ -127,6 +134,9 @@ class VersionView(BaseModel):
     size_bytes: int
     patch_bytes: int
     head_bytes: int
+    patch_work: float
+    row_work: float
+    answer_bytes: int
     metrics: dict[str, float]
     signed_by: list[str]
 
@@ -146,6 +156,9 @@ class VersionView(BaseModel):
             size_bytes=summary.size_bytes,
             patch_bytes=summary.patch_bytes,
             head_bytes=summary.head_bytes,
+            patch_work=summary.patch_work,
+            row_work=summary.row_work,
+            answer_bytes=summary.answer_bytes,
             metrics=dict(summary.metrics),
             signed_by=list(summary.signed_by),
         )

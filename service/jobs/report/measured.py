@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,12 +34,16 @@ TOP = 20
 
 @dataclass(frozen=True, slots=True)
 class RecordedTraining:
-    """What a manifest's notes say about the training; empty where they say nothing."""
+    """What a manifest's notes say about the training; empty where they say nothing.
+
+    ``reading`` says how its data were read (``service/jobs/task_data.py``).
+    """
 
     settings: Mapping[str, Any]  # Any: JSON, written by whoever made the bundle
     data: Mapping[str, Any]  # Any: JSON
     best_epoch: int | None
     seconds: float | None
+    reading: Mapping[str, Any] = field(default_factory=dict)  # Any: JSON
 
     def split_settings(self, kind: KindName) -> FinetuneSettings:
         """The settings that decide which users are in which part; defaults where unknown."""
@@ -66,13 +70,14 @@ def recorded_training(manifest: Manifest) -> RecordedTraining:
     except ValueError:
         notes = {}
     notes = notes if isinstance(notes, dict) else {}
-    settings, data = (notes.get(name) for name in ("settings", "data"))
+    settings, data, reading = (notes.get(name) for name in ("settings", "data", "reading"))
     best, seconds = notes.get("best_epoch"), notes.get("seconds")
     return RecordedTraining(
         settings if isinstance(settings, dict) else {},
         data if isinstance(data, dict) else {},
         best if isinstance(best, int) else None,
         float(seconds) if isinstance(seconds, int | float) else None,
+        reading if isinstance(reading, dict) else {},
     )
 
 
@@ -142,10 +147,19 @@ def measure_task(
     )
     everybody = np.arange(len(examples.users), dtype=np.int64)
     rows = split.test if is_test_part and len(split.test) else everybody
+    tested = measure_users(task, examples, split, rows, on_progress)
+    on_progress(Progress("learning the baselines"))
+    baselines = _baselines(manifest.kind, examples, tested.objective, split.train, rows)
+    return replace(tested, baselines=baselines)
+
+
+def measure_users(
+    task: UnpackedTask, examples: Examples, split: UserSplit, rows: Ints, on_progress: OnProgress
+) -> MeasuredTask:
+    """Answer the users at these rows with the task alone, without baselines."""
+    manifest = task.bundle.manifest
     objective = task.objective(examples)
     answered = _answered(task, examples, objective, rows, on_progress)
-    on_progress(Progress("learning the baselines"))
-    baselines = _baselines(manifest.kind, examples, objective, split.train, rows)
     return MeasuredTask(
         kind=manifest.kind,
         outputs=task.outputs,
@@ -156,7 +170,7 @@ def measure_task(
         split=split,
         rows=rows,
         predictions=answered.predictions,
-        baselines=baselines,
+        baselines={},
         scores=answered.scores,
         best=answered.best,
     )

@@ -5,12 +5,18 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
+from peterrec.service.predict.columns import Column
 from peterrec.service.predict.kinds.descriptor import (
     AnswerKind,
+    ArrowColumns,
     Floats,
     Measure,
     Prediction,
+    Sampled,
+    Scores,
     Subject,
+    every_score,
+    scores_as_table,
     scores_of,
     used_fields,
 )
@@ -59,6 +65,16 @@ def _log_odds(bundle: BundleEntry, logits: Floats) -> Floats:
     return found
 
 
+def _bulk(bundle: BundleEntry, scores: Scores) -> ArrowColumns:
+    """The most probable label and its probability, and those of all labels."""
+    import pyarrow as pa
+
+    best = scores.argmax(1)  # [N]
+    labels = pa.DictionaryArray.from_arrays(pa.array(best.astype(np.int32)), [*bundle.labels])
+    probabilities = pa.array(scores[np.arange(len(best)), best])
+    return {"label": labels, "score": probabilities, **every_score(bundle, scores)}
+
+
 KIND = AnswerKind(
     prediction=ClassPrediction,
     decode=_decode,
@@ -66,4 +82,22 @@ KIND = AnswerKind(
     divergence_text="share of histories with another class",
     text=lambda answer: answer.label,
     measure=Measure(unit="log-odds", scores=_log_odds, rests_on=lambda answer: (answer.label,)),
+    columns=(
+        Column("label", "BYTES", lambda answer: answer.label, "The most probable label."),
+        Column(
+            "probabilities",
+            "FP32",
+            lambda answer: answer.scores,
+            "The probability of every label, in the order of `labels`.",
+            "labels",
+        ),
+    ),
+    sampled=Sampled(
+        says=lambda answer: (answer.label,),
+        score=lambda answer: answer.scores[answer.label],
+        form="any",
+        is_confident=True,
+    ),
+    bulk=_bulk,
+    table=scores_as_table(_bulk),
 )

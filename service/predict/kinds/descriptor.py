@@ -3,14 +3,17 @@
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Generic, TypedDict, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypedDict, TypeVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from peterrec.patches.bundle.bundle import Catalog
+from peterrec.service.predict.columns import Column
 from peterrec.service.predict.explanation import Explanation
-from peterrec.service.predict.item_ids import Catalog, ItemId, MappedHistory, MappedSelection
+from peterrec.service.predict.item_ids import ItemId, MappedHistory, MappedSelection
 from peterrec.service.protocol.messages import BundleEntry, RowResult
 from peterrec.service.protocol.served_task import Role
 
@@ -46,7 +49,14 @@ class Prediction(Struct, frozen=True, kw_only=True, tag_field="kind"):
     ]
     cold: Annotated[bool, Meta(description="Whether no known item was read: a cold start.")]
     user_id: str | int | UnsetType = UNSET
+    titles: Annotated[
+        dict[str, str] | UnsetType,
+        Meta(description="Display names of the labels or tags, if asked for and if it has some."),
+    ] = UNSET
     explanation: Explanation | UnsetType = UNSET
+    prediction_id: Annotated[
+        str | UnsetType, Meta(description="Names this answer in feedback, if asked for.")
+    ] = UNSET
 
 
 class Ranked(Struct, frozen=True, gc=False):
@@ -57,17 +67,51 @@ class Ranked(Struct, frozen=True, gc=False):
 
 
 class Subject(Struct, frozen=True, gc=False):
-    """The user and the bundle that an answer is about."""
+    """The user and the bundle that an answer is about, and whether it has display names."""
 
     bundle: BundleEntry
     history: MappedHistory
     user_id: str | int | None
     ranked: Ranked | None
+    has_titles: bool = False
 
 
 P = TypeVar("P", bound=Prediction)
 
+OutcomeForm = Literal["any", "overlap", "number"]
+
 Floats = npt.NDArray[np.float64]
+
+Scores = npt.NDArray[np.float32]
+
+ArrowColumns = dict[str, Any]  # Any: Arrow arrays, whose library workers need not load
+
+
+def every_score(bundle: BundleEntry, scores: Scores) -> ArrowColumns:
+    """The scores [N, K] of many answers as one column of lists, in the order of the outputs."""
+    import pyarrow as pa
+
+    flat = pa.array(np.ascontiguousarray(scores).reshape(-1))
+    return {"scores": pa.FixedSizeListArray.from_arrays(flat, scores.shape[1])}
+
+
+Table = Callable[[BundleEntry, Sequence[Any]], ArrowColumns]  # Any: answers of one kind
+
+
+def scores_as_table(bulk: Callable[[BundleEntry, Scores], ArrowColumns]) -> Table:
+    """Columns from answers that have the ``scores`` of all labels."""
+
+    def table(bundle: BundleEntry, answers: Sequence[Any]) -> ArrowColumns:  # Any: as above
+        scores = np.array([[*answer.scores.values()] for answer in answers], np.float32)
+        return bulk(bundle, scores.reshape(len(answers), len(bundle.labels)))
+
+    return table
+
+
+def _whole_answers(bundle: BundleEntry, answers: Sequence[Prediction]) -> ArrowColumns:
+    import pyarrow as pa
+
+    return {WHOLE_ANSWER.name: pa.array([_as_json(answer) for answer in answers], pa.string())}
 
 
 def _unchanged(bundle: BundleEntry, logits: Floats) -> Floats:
@@ -80,6 +124,15 @@ def _nothing(bundle: BundleEntry) -> float:
 
 def _all_outputs(answer: Prediction) -> Sequence[str] | None:
     return None
+
+
+def _as_json(answer: Prediction) -> str:
+    return msgspec.json.encode(answer).decode()
+
+
+# Any: it shows the answers of every kind.
+WHOLE_ANSWER: Column[Any] = Column("answer", "BYTES", _as_json, "The answer as a JSON object.")
+"""The column of kinds that have none of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +151,22 @@ class Measure(Generic[P]):
 
 
 @dataclass(frozen=True, slots=True)
+class Sampled(Generic[P]):
+    """What of an answer is looked at while it serves, and compared with what came of it.
+
+    ``says`` names the labels or items that the answer gives, best first. ``score`` is what the
+    manifest's prior bounds. ``form`` is how an outcome is compared: ``any`` of its names was said,
+    the ``overlap`` of both sets of names, or it is a ``number`` like the score.
+    ``is_confident``: the score is the probability that the outcome is what was said.
+    """
+
+    says: Callable[[P], Sequence[str]]
+    score: Callable[[P], float | None]
+    form: OutcomeForm
+    is_confident: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class AnswerKind(Generic[P]):
     """How one kind of head answers.
 
@@ -105,7 +174,9 @@ class AnswerKind(Generic[P]):
     from the device's numbers, on the hot path. ``divergence`` is how far two answers to one history
     differ, from 0 (the same) to 1. The guard of a canary and ``peterrec diff`` use this definition,
     which ``divergence_text`` describes. ``text`` says an answer in a few words. ``measure`` is what
-    an explanation compares.
+    an explanation compares. ``columns`` are the answer in tensors. ``sampled`` is what is looked
+    at of answers; None: only how much of the histories is known. ``bulk`` makes the columns of a
+    table from the scores [N, K] of many answers, and ``table`` the same columns from answers.
     """
 
     prediction: type[P]
@@ -114,6 +185,10 @@ class AnswerKind(Generic[P]):
     divergence_text: str
     text: Callable[[P], str]
     measure: Measure[P] = Measure()
+    columns: Sequence[Column[P]] = (WHOLE_ANSWER,)
+    sampled: Sampled[P] | None = None
+    bulk: Callable[[BundleEntry, Scores], ArrowColumns] = every_score
+    table: Table = _whole_answers
 
 
 class UsedFields(TypedDict):
@@ -125,6 +200,7 @@ class UsedFields(TypedDict):
     truncated: bool
     cold: bool
     user_id: str | int | UnsetType
+    titles: dict[str, str] | UnsetType
 
 
 def used_fields(subject: Subject) -> UsedFields:
@@ -138,7 +214,14 @@ def used_fields(subject: Subject) -> UsedFields:
         "truncated": read.is_truncated,
         "cold": read.is_cold,
         "user_id": UNSET if subject.user_id is None else subject.user_id,
+        "titles": _titles_of(subject.bundle) if subject.has_titles else UNSET,
     }
+
+
+def _titles_of(bundle: BundleEntry) -> dict[str, str] | UnsetType:
+    """The display names of the labels that have one; of a catalog, items have their own."""
+    pairs = zip(bundle.labels, bundle.titles, strict=False)  # there may be no titles
+    return {label: title for label, title in pairs if title} or UNSET
 
 
 def scores_of(result: RowResult) -> "array[float]":

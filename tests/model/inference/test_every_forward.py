@@ -49,6 +49,7 @@ from peterrec.model.training.pretrain.packed_blocks import pack, packed_states
 from peterrec.model.training.pretrain.step import packed_users
 from tests.model.random_tasks import (
     RandomTask,
+    packed,
     random_backbone,
     random_history,
     random_table,
@@ -235,6 +236,28 @@ def gpu(case: Case) -> Tensor:
     return _served(case, FusedForward(backbone, torch.float32), torch.float32, GPU).cpu()
 
 
+def cpu_of_all(case: Case) -> Tensor:
+    return _served_of_all(case, PackedForward(case.backbone, torch.float32))
+
+
+def gpu_of_all(case: Case) -> Tensor:
+    """A chunk has three rows: some begin inside a history's, some have neighbours of another."""
+    backbone = random_backbone(case.backbone.spec).to(GPU)
+    return _served_of_all(case, FusedForward(backbone, torch.float32, chunk_rows=3), GPU).cpu()
+
+
+def _served_of_all(case: Case, forward: MixedForward, device: torch.device = CPU) -> Tensor:
+    pool = WeightPool(case.geometry.shapes(case.backbone.spec.channels), device)
+    refs = [SlotRef(case.geometry, pool, pool.write(patch.named())) for patch in case.patches]
+    histories = packed(case.histories)
+    rows = forward.user_vectors(
+        [history for _, history in case.rows()], [refs[0]] * 3 + [refs[1]] * 3
+    )
+    found = forward.user_vectors_of_all(histories, refs).transpose(0, 1).flatten(0, 1)
+    assert torch.equal(found, rows)
+    return found
+
+
 def _served(
     case: Case,
     forward: MixedForward,
@@ -251,6 +274,7 @@ def _served(
 
 CACHED = "training on cached activations"
 CACHED_BELOW_THE_TOP = "training on cached activations, patches in the top block only"
+SHARING = "GPU, every history by every patch in the top block only"
 
 FORWARDS: dict[str, Callable[[Case], Tensor]] = {
     "reference": reference,
@@ -261,6 +285,9 @@ FORWARDS: dict[str, Callable[[Case], Tensor]] = {
     "CPU float32": cpu_float32,
     "CPU bfloat16": cpu_bfloat16,
     "GPU": gpu,
+    "CPU, every history by every patch": cpu_of_all,
+    "GPU, every history by every patch": gpu_of_all,
+    SHARING: gpu_of_all,
 }
 
 TOLERANCES = {"CPU bfloat16": 0.02}
@@ -296,7 +323,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 def check(
     forward: str, name: str, is_causal: bool, padding: Padding, has_reader: bool, has_extras: bool
 ) -> None:
-    blocks = (1,) if forward == CACHED_BELOW_THE_TOP else (0, 1)
+    blocks = (1,) if forward in (CACHED_BELOW_THE_TOP, SHARING) else (0, 1)
     case = make_case(name, is_causal, padding, has_reader, has_extras, blocks)
     expected = torch.stack([by_hand(case.backbone, *row) for row in case.rows()])
     error = relative_error(FORWARDS[forward](case), expected)

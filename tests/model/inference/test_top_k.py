@@ -9,6 +9,7 @@ from torch import Tensor
 
 from peterrec.model.inference import top_k
 from peterrec.model.inference.top_k import CatalogRanking, CatalogWeights, Selection
+from tests.model.random_tasks import packed
 
 CHANNELS = 8
 CPU = torch.device("cpu")
@@ -123,6 +124,25 @@ def test_a_smaller_catalog_after_a_larger_one_sees_nothing_of_it() -> None:
             assert scores.indices.tolist() == brute_force(user, catalog, Selection(top_k=100))
 
 
+@pytest.mark.parametrize("items", SIZES)
+@pytest.mark.parametrize("is_restricted", [False, True])
+def test_many_users_get_what_each_gets_alone(
+    items: int, is_restricted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(top_k.ROWS_OF_PRODUCT, "cpu", 3)
+    catalog = catalog_of(small_numbers(items, CHANNELS, seed=1), small_numbers(items, seed=2))
+    users = small_numbers(8, CHANNELS, seed=3)
+    random = np.random.default_rng(4)
+    excluded = [random.integers(0, items, size=2 * size).tolist() for size in (0, 1, 9, items) * 2]
+    may = random.random(items) < 0.5 if is_restricted else np.ones(items, bool)
+    bits = np.packbits(may, bitorder="little").tobytes() if is_restricted else None
+    found = CatalogRanking(CPU).top_of_all(users, catalog, 20, packed(excluded, before=0), bits)
+    for row, (user, own) in enumerate(zip(users, excluded, strict=True)):
+        left_out = np.union1d(own, np.flatnonzero(~may)).astype(np.int64)
+        best = brute_force(user, catalog, Selection(top_k=20, excluded=left_out))
+        assert found.indices[row, : found.counts[row]].tolist() == best
+
+
 def test_scores_that_are_not_numbers_are_told_not_hidden() -> None:
     catalog = catalog_of(small_numbers(5_000, CHANNELS, seed=18), small_numbers(5_000, seed=19))
     users = torch.full((1, CHANNELS), torch.nan)
@@ -138,3 +158,25 @@ def test_a_row_is_ranked_alike_alone_and_in_a_batch() -> None:
     for row, scores in enumerate(batch):
         alone = ranking.top(users[row : row + 1], catalog, [Selection(top_k=100)])[0]
         np.testing.assert_allclose(alone.values, scores.values, rtol=1e-5)
+
+
+@pytest.mark.parametrize("items", SIZES)
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
+def test_rows_with_filters_and_without_share_a_batch(items: int, share: float) -> None:
+    catalog = catalog_of(small_numbers(items, CHANNELS, seed=7), small_numbers(items, seed=8))
+    users = small_numbers(2 * len(COUNTS), CHANNELS, seed=9)
+    keep = np.random.default_rng(items).random(items) < share
+    bits = np.packbits(keep, bitorder="little").tobytes()
+    excluded = np.arange(0, items, 3)
+    selections = [
+        Selection(count, excluded if at else None, None, allowed=bits if at < 2 else None)
+        for count in COUNTS
+        for at in (0, 1)
+    ]
+    selections[-1] = Selection(COUNTS[-1], excluded)
+    found = CatalogRanking(CPU).top(users, catalog, selections)
+    for user, selection, scores in zip(users, selections, found, strict=True):
+        passing = np.flatnonzero(keep) if selection.allowed else np.arange(items)
+        among = Selection(selection.top_k, selection.excluded, passing)
+        assert scores.indices.tolist() == brute_force(user, catalog, among)
+        assert np.isfinite(scores.values).all()

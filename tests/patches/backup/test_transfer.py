@@ -21,9 +21,11 @@ from peterrec.patches.backup.importing import ImportMode, import_archive
 from peterrec.patches.errors import (
     ArchiveInvalid,
     BlobCorrupt,
+    QuotaExceeded,
     RegistryChanged,
     RegistryNotEmpty,
     RegistryUnavailable,
+    TenantNotFound,
 )
 from peterrec.patches.identity import DEFAULT_TENANT, Blob, TaskId, TenantId, digest_of
 from peterrec.patches.redis.embedded import EmbeddedRedis
@@ -31,9 +33,11 @@ from peterrec.patches.registry.api_keys import Scope
 from peterrec.patches.registry.records import (
     ActiveTraffic,
     EventAction,
+    Quotas,
     RegistrySnapshot,
     TaskOptions,
     TaskRecord,
+    TenantOptions,
 )
 from peterrec.patches.registry.registry import Registry
 from peterrec.patches.registry.traffic import Canary, Guard, Traffic
@@ -41,6 +45,7 @@ from tests.patches.redis_servers import connect, is_stored
 from tests.patches.registry.test_registry import SUMMARY
 
 GENDER, AGE = TaskId("gender"), TaskId("age")
+OTHER, GONE = TenantId("other"), TenantId("gone")
 CONTENTS = [b"a", b"b", bytes(9 << 20)]
 DIGESTS = [digest_of(content) for content in CONTENTS]
 TRAFFIC = Traffic(90, (Canary(DIGESTS[0], 10),), (DIGESTS[1],), Guard(max_p99_ms=50))
@@ -55,6 +60,11 @@ def target(redis: Redis) -> Registry:
 @pytest.fixture
 async def key(registry: Registry) -> str:
     """A filled registry; the plain text of its key."""
+    return await fill(registry)
+
+
+async def fill(registry: Registry) -> str:
+    """Fill a registry with one of everything; the plain text of its key."""
     for content in CONTENTS:
         digest = await registry.blobs.put(Blob(content))
         await registry.add_version(DEFAULT_TENANT, GENDER, digest, SUMMARY, "ann")
@@ -67,7 +77,7 @@ async def key(registry: Registry) -> str:
 
 
 async def lasting(registry: Registry) -> tuple[RegistrySnapshot, list[TaskRecord]]:
-    """What must survive a move: everything but the revisions."""
+    """What must survive a move: everything but the revisions and the identity."""
     snapshot = await registry.feed.snapshot()
     tasks = {
         ref: structs.replace(entry, revision=0, traffic=unnumbered(entry.traffic))
@@ -78,7 +88,7 @@ async def lasting(registry: Registry) -> tuple[RegistrySnapshot, list[TaskRecord
         replace(each.record, revision=0, traffic=unnumbered(each.record.traffic))
         for each in details
     ]
-    return replace(snapshot, revision=0, mark="", tasks=tasks), records
+    return replace(snapshot, revision=0, mark="", identity="", tasks=tasks), records
 
 
 def unnumbered(traffic: ActiveTraffic | None) -> ActiveTraffic | None:
@@ -124,6 +134,24 @@ async def test_the_audit_trail_arrives_and_records_the_import(
     assert tuple(before) == await registry.feed.events()
     assert (imported.action, imported.actor) == (EventAction.IMPORT, "admin")
     assert imported.note == f"3 tasks of an archive at revision {before[-1].revision}"
+
+
+async def test_tenants_arrive_with_their_quotas_and_are_counted_again(
+    registry: Registry, target: Registry, key: str, tmp_path: Path
+) -> None:
+    options = TenantOptions("a shop", Quotas(tasks=1))
+    await registry.tenants.put(OTHER, options, "ops")
+    await registry.put_task(GONE, AGE, TaskOptions(), "eve")
+    await registry.tenants.delete(GONE, "ops")
+    await export(registry, tmp_path / "x.tar")
+    await bring(target, tmp_path / "x.tar")
+    for tenant in (DEFAULT_TENANT, OTHER):
+        here, there = await registry.tenants.get(tenant), await target.tenants.get(tenant)
+        assert (there.options, there.usage) == (here.options, here.usage)
+    with pytest.raises(QuotaExceeded):
+        await target.put_task(OTHER, GENDER, TaskOptions(), "eve")
+    with pytest.raises(TenantNotFound):
+        await target.put_task(GONE, AGE, TaskOptions(), "eve")
 
 
 async def test_states_arrive_so_that_rollbacks_go_on(
@@ -405,10 +433,10 @@ async def test_links_and_files_that_are_no_archives_are_refused(
 async def test_an_archive_of_another_format_is_refused(
     registry: Registry, target: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("peterrec.patches.backup.archive.ARCHIVE_FORMAT", "peterrec.registry/2")
+    monkeypatch.setattr("peterrec.patches.backup.archive.ARCHIVE_FORMAT", "peterrec.registry/9")
     await export(registry, tmp_path / "x.tar")
     monkeypatch.undo()
-    with pytest.raises(ArchiveInvalid, match=r"format is not peterrec\.registry/1"):
+    with pytest.raises(ArchiveInvalid, match=r"format is none of peterrec\.registry/2"):
         await bring(target, tmp_path / "x.tar")
 
 

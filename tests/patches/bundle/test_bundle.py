@@ -137,7 +137,7 @@ def test_building_a_bundle_of_parts_that_do_not_fit_names_every_misfit() -> None
 
 def test_building_a_bundle_with_float64_weights_is_refused() -> None:
     parts = make_parts(BundleRecipe()).with_tensors(head__weight=np.zeros((3, 4)))
-    with pytest.raises(BundleRejected, match=r"head\.weight is float64"):
+    with pytest.raises(BundleRejected, match=r"head\.weight is 'F64'"):
         build_bundle(parts.manifest, parts.tensors)
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from peterrec.model.errors import Category
 from peterrec.model.spec import PatchGeometry
 from peterrec.patches.bundle.bundle import BundleLimits, build_bundle, digest_of
+from peterrec.patches.bundle.cost import BundleCost
 from peterrec.patches.bundle.verify import VerifiedBundle, verify_bundle
 from peterrec.patches.errors import (
     MAX_REASONS,
@@ -189,6 +190,9 @@ def test_a_header_that_is_no_plain_json_is_malformed(header: bytes) -> None:
         {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]},
         {"dtype": "F32", "shape": [2**64], "data_offsets": [0, 4]},
         {"dtype": "F32", "shape": [1] * 9, "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [0, 2**62], "data_offsets": [0, 0]},
+        {"dtype": "F32", "shape": [2**40, 0, 2], "data_offsets": [0, 0]},
+        {"dtype": "U8", "shape": [2**21, 2**21, 2**21], "data_offsets": [0, 0]},
         {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 8]},
         {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], "more": 1},
     ],
@@ -546,8 +550,9 @@ def test_a_rejection_says_its_code_what_was_found_and_what_to_do() -> None:
 
 def test_nobody_but_verification_makes_a_verified_bundle() -> None:
     parts = make_parts(BundleRecipe())
+    cost = BundleCost.of(parts.manifest, TINY.spec)
     with pytest.raises(AssertionError, match="only verify_bundle"):
-        VerifiedBundle(parts.manifest, parts.tensors, Blob(b""))
+        VerifiedBundle(parts.manifest, parts.tensors, Blob(b""), cost)
 
 
 def test_a_head_without_a_patch_is_a_bundle() -> None:

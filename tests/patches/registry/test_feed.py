@@ -12,7 +12,6 @@ from peterrec.patches.registry.api_keys import Scope
 from peterrec.patches.registry.local_copy import BlobCache
 from peterrec.patches.registry.records import Position, TaskOptions
 from peterrec.patches.registry.registry import Registry
-from tests.patches.registry.test_registry_properties import dump, restore
 from tests.patches.script_limits import MAX_CHANGES
 
 AGE, GENDER = TaskId("age"), TaskId("gender")
@@ -37,7 +36,7 @@ async def test_only_what_was_touched_is_read(registry: Registry) -> None:
     await describe(registry, GENDER, "g")
     await registry.put_task(DEFAULT_TENANT, TaskId("brief"), TaskOptions(), "ann")
     await registry.delete_task(DEFAULT_TENANT, TaskId("brief"), "ann")
-    _, key = await registry.keys.create(DEFAULT_TENANT, [Scope("predict")], "shop")
+    _, key, _ = await registry.keys.create(DEFAULT_TENANT, [Scope("predict")], "shop")
     found = await registry.feed.changes(before.position)
     assert found is not None
     assert [record.task for record in found.tasks] == [GENDER]
@@ -48,7 +47,7 @@ async def test_only_what_was_touched_is_read(registry: Registry) -> None:
 
 async def test_a_removed_task_and_key_are_told(registry: Registry) -> None:
     await describe(registry, AGE, "a")
-    _, key = await registry.keys.create(DEFAULT_TENANT, [Scope("predict")], "shop")
+    _, key, _ = await registry.keys.create(DEFAULT_TENANT, [Scope("predict")], "shop")
     before = await registry.feed.snapshot()
     await registry.delete_task(DEFAULT_TENANT, AGE, "ann")
     await registry.keys.revoke(DEFAULT_TENANT, key.key_id)
@@ -77,26 +76,6 @@ async def test_a_past_that_was_dropped_calls_for_a_snapshot(
     assert await registry.feed.changes(before.position) is None
     await redis.delete(f"{{{redis_prefix}}}:changes")
     assert await registry.feed.changes((await registry.feed.snapshot()).position) is None
-
-
-async def test_a_position_ahead_of_the_registry_calls_for_a_snapshot(registry: Registry) -> None:
-    await describe(registry, AGE, "a")
-    assert await registry.feed.changes(Position(7, "x")) is None
-
-
-async def test_a_registry_that_lost_changes_and_made_as_many_others_is_noticed(
-    registry: Registry, redis: Redis, redis_prefix: str
-) -> None:
-    first = await describe(registry, AGE, "a")
-    older = await dump(redis, redis_prefix)
-    await describe(registry, AGE, "lost")
-    known = await registry.feed.snapshot()
-    await restore(redis, redis_prefix, older)
-    assert await describe(registry, GENDER, "other") == known.revision
-    assert await registry.feed.changes(known.position) is None
-    caught_up = await registry.feed.catch_up(known)
-    assert caught_up == await registry.feed.snapshot()
-    assert caught_up.tasks[TaskRef(DEFAULT_TENANT, AGE)].revision == first
 
 
 async def test_a_reader_goes_on_from_the_copy_on_its_disk(

@@ -380,7 +380,7 @@ async def test_names_that_do_not_fit_a_url_or_a_key_are_refused(
 async def test_a_snapshot_holds_everything_that_replicas_serve_by(registry: Registry) -> None:
     digest, _ = await add(registry, "a")
     await registry.put_task(OTHER_TENANT, AGE, TaskOptions("empty"), "ann")
-    _, key = await registry.keys.create(DEFAULT_TENANT, [Scope("predict")], "shop")
+    _, key, _ = await registry.keys.create(DEFAULT_TENANT, [Scope("predict")], "shop")
     snapshot = await registry.feed.snapshot()
     assert snapshot.revision == 3
     assert snapshot.keys == {key.key_id: key}
@@ -587,6 +587,20 @@ async def test_a_blob_evicted_by_redis_is_missing(
     await redis.delete((await blob_keys(redis, redis_prefix))[0])
     with pytest.raises(BlobMissing):
         await registry.blobs.get(digest)
+
+
+@pytest.mark.parametrize("damage", [b"other", None])
+async def test_storing_a_blob_again_mends_what_redis_has_of_it(
+    registry: Registry, redis: Redis, redis_prefix: str, damage: bytes | None
+) -> None:
+    data = bytes(range(256)) * (PIECE_BYTES // 128)
+    digest = await registry.blobs.put(Blob(data))
+    before = set(await blob_keys(redis, redis_prefix))
+    for key in before:
+        await (redis.set(key, damage) if damage else redis.delete(key))
+    assert await registry.blobs.put(Blob(data)) == digest
+    assert (await registry.blobs.get(digest)).data == data
+    assert set(await blob_keys(redis, redis_prefix)) == before
 
 
 async def test_many_uploads_of_one_blob_leave_one_copy(

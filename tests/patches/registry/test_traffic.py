@@ -308,3 +308,14 @@ async def test_traffic_changes_only_on_what_the_caller_saw(rollout: Registry) ->
     with pytest.raises(StaleRevision):
         await rollout.clear_traffic(DEFAULT_TENANT, TASK, "ann", if_match=3)
     await rollout.clear_traffic(DEFAULT_TENANT, TASK, "ann", if_match=put.revision)
+
+
+@pytest.mark.parametrize(
+    ("drop", "outcomes", "is_broken"),
+    [(0.11, 100, True), (0.1, 100, False), (-0.5, 100, False), (0.9, 99, False), (None, 0, False)],
+)
+def test_a_guard_judges_by_outcomes_once_there_are_enough(drop, outcomes, is_broken):
+    """Without a single request in the window: outcomes come hours later."""
+    guard = Guard(max_hit_drop=0.1, min_requests=100)
+    observed = Observed(B, 0, 0, 0.0, None, drop, outcomes)
+    assert (guard.broken_by(observed) is GuardReason.HIT_DROP) is is_broken

@@ -99,3 +99,22 @@ def test_targets_without_times_cannot_be_cut(place):
     answers = answers_of(event_options(place), own, TimeOptions("2024-01-06"))
     with pytest.raises(OrderUnreadable, match="`target_order_column`"):
         answers.read("ranking")
+
+
+def test_a_ranking_is_trained_with_titles_and_attributes(place):
+    lines = [f"new-{n},New no. {n},{n % 2}" for n in range(6)]
+    (place / "items.csv").write_text("\n".join(["what,name,shelf", *lines]) + "\n")
+    common = ("--backbone", place / "bb", *events(place), "--kind", "ranking", "--epochs", "1")
+    spans = ("--cut-off", "2024-01-06", "--until", "2024-01-09")
+    tables = ("--titles", place / "items.csv", "--attributes", place / "items.csv")
+    names = ("--id-column", "what", "--title-column", "name", "--attribute", "shelf")
+    out = place / "described.bundle"
+    run("finetune", *common, *spans, *tables, *names, "--out", out)
+    catalog = unpack_task(out.read_bytes(), load_backbone(place / "bb")).bundle.catalog
+    assert catalog is not None
+    assert catalog.titles is not None
+    found = dict(zip(catalog, catalog.titles, strict=True))
+    assert found == {item: f"New no. {item[4:]}" for item in catalog}
+    shelves = catalog.attributes["shelf"].numbers
+    assert shelves is not None
+    assert shelves.tolist() == [int(item[4:]) % 2 for item in catalog]

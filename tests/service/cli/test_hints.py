@@ -38,7 +38,7 @@ def commands(
 
 
 COMMANDS = dict(commands())
-API_FIELDS = {"user_id", "instances", "parameters", "task", "tasks", "history", "explain"}
+API_FIELDS = {"user_id", "instances", "parameters", "task", "tasks", "history", "explain", "source"}
 """Words in backticks that are fields of the HTTP API, which its hints name."""
 
 FILE = {("finetune-many",): ["--tasks"], ("compare",): ["--task-list"]}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from peterrec.model.inference.heads import HeadBytes, HeadRef, MixedHeads
+from peterrec.model.inference.heads import HeadBytes, HeadRef, MixedHeads, head_bytes
 from peterrec.model.spec import BackboneSpec, HeadSpec
 from peterrec.service.device.head_cache import HeadCache, HeadMoves
 from peterrec.service.errors import HeadBudgetExceeded
@@ -38,7 +38,7 @@ class Heads:
         spec = HeadSpec("classification", 4)
         tensors = {name: torch.zeros(shape) for name, shape in spec.shapes(CHANNELS).items()}
         table = random_table(BACKBONE, spec.outputs, seed=1)
-        size = self.mixed.size(spec, table)
+        size = head_bytes(spec, CHANNELS, table)
         self.cache.reserve(size, is_evictable=is_evictable)
         self.refs[handle] = self.mixed.add(spec, tensors, table=table)
         assert self.refs[handle].size == size

@@ -18,7 +18,7 @@ from peterrec.patches.registry.records import VersionSummary
 from peterrec.patches.registry.registry import Registry
 from peterrec.service.device.head_file import read_head
 from peterrec.service.device.head_reload import HeadReloader
-from peterrec.service.device.queue import QueuedRow, RowQueue
+from peterrec.service.device.queue import BatchBounds, QueuedRow, RowQueue
 from peterrec.service.device.slots import LocalBundle, Residency, SlotStore
 from peterrec.service.predict.device_link import BoundRow
 from peterrec.service.protocol.messages import BundleEntry, Row, RowResult
@@ -143,14 +143,12 @@ class Device:
         return self.store.load(bundle, str(path))
 
     def push(self, *residencies: Residency) -> None:
-        rows = [
-            QueuedRow(b"w", 1, n, Row(r.handle, b""), 9.0, 0.0) for n, r in enumerate(residencies)
-        ]
+        rows = [QueuedRow(1, 1, n, Row(r.handle, b""), 9.0, 0.0) for n, r in enumerate(residencies)]
         assert self.queue.push(rows)
 
     def take(self) -> list[int]:
         """Handles of the rows that may run now."""
-        taken = self.queue.take(9, 0.0, self.store.head_cache.evicted)
+        taken = self.queue.take(BatchBounds(9), 0.0, self.store.head_cache.evicted)
         return [row.row.handle for row in taken.rows]
 
 
@@ -180,7 +178,7 @@ def test_a_head_whose_residency_was_freed_while_it_was_read_is_let_go(device: De
     assert device.take() == []
     device.reloader.begin_next()
     came_back = device.jobs.get(timeout=PATIENCE_S)
-    device.queue.cancel(b"w", 1)
+    device.queue.cancel(1, 1)
     device.store.free(device.ranking)
     came_back()
     device.store.free(device.other)

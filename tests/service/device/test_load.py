@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from peterrec.model.inference.steps import finish
 from peterrec.model.spec import BackboneSpec
 from peterrec.patches.bundle.bundle import build_bundle
 from peterrec.patches.bundle.verify import BundleLimits, verify_bundle
@@ -32,7 +33,7 @@ class Device:
         self.loading = Loading(self.store, self.table, self.make_room)
 
     def make_room(self) -> None:
-        for residency in self.table.take_idle(lambda handle: False, keep=0):
+        for residency in self.table.take_idle(set, keep=0):
             self.store.free(residency)
 
     def serve(self, *digests: Digest) -> set[str]:
@@ -83,7 +84,7 @@ def test_bundles_loaded_together_are_served_by_the_next_table(
     workshop: Workshop, device: Device
 ) -> None:
     bundles = good(workshop, 1, 2, 3)
-    assert device.loading.load(bundles) == {}
+    assert finish(device.loading.load(bundles)) == {}
     assert device.serve(*digests(bundles)) == set(digests(bundles))
 
 
@@ -91,7 +92,7 @@ def test_one_with_false_probes_is_refused_and_its_mates_are_loaded(
     workshop: Workshop, device: Device
 ) -> None:
     mates, bad = good(workshop, 1, 2), with_false_probes(workshop)
-    failures = device.loading.load([mates[0], bad, mates[1]])
+    failures = finish(device.loading.load([mates[0], bad, mates[1]]))
     assert [type(error) for error in failures.values()] == [ProbeFailed]
     assert failures.keys() == {bad.bundle.digest}
     assert device.serve(*digests(mates), bad.bundle.digest) == set(digests(mates))
@@ -102,7 +103,7 @@ def test_one_that_breaks_the_device_is_refused_and_its_mates_are_loaded(
     workshop: Workshop, device: Device, breaking: LocalBundle
 ) -> None:
     mates = good(workshop, 1, 2)
-    failures = device.loading.load([mates[0], breaking, mates[1]])
+    failures = finish(device.loading.load([mates[0], breaking, mates[1]]))
     assert isinstance(failures[breaking.bundle.digest], LoadFailed)
     assert device.serve(*digests(mates)) == set(digests(mates))
     assert len(device.store.resident) == 2
@@ -114,7 +115,7 @@ def test_one_whose_head_finds_no_room_is_refused_and_its_mates_are_loaded(
     device = Device(workshop, head_limit_bytes=BUDGET)
     large = local(workshop, workshop.bundle("ranking", 1, outputs=100))
     mates = good(workshop, 1, 2)
-    failures = device.loading.load([mates[0], large, mates[1]])
+    failures = finish(device.loading.load([mates[0], large, mates[1]]))
     assert isinstance(failures[large.bundle.digest], HeadBudgetExceeded)
     assert device.serve(*digests(mates)) == set(digests(mates))
 
@@ -123,9 +124,9 @@ def test_idle_bundles_give_way_to_a_head_that_is_wanted(workshop: Workshop) -> N
     device = Device(workshop, head_limit_bytes=BUDGET)
     idle, wanted = good(workshop, *range(1, 5)), good(workshop, *range(5, 9))
     for each in idle:
-        device.loading.validate(each)
+        finish(device.loading.validate(each))
     device.serve()
-    assert device.loading.load(wanted) == {}
+    assert finish(device.loading.load(wanted)) == {}
     assert device.serve(*digests(wanted)) == set(digests(wanted))
 
 
@@ -133,16 +134,16 @@ def test_what_is_loaded_is_not_freed_before_a_table_could_name_it(
     workshop: Workshop, device: Device
 ) -> None:
     bundles = good(workshop, 1, 2)
-    device.loading.load(bundles)
+    finish(device.loading.load(bundles))
     device.make_room()
     assert device.serve(*digests(bundles)) == set(digests(bundles))
 
 
 def test_a_bundle_that_is_here_is_not_loaded_again(workshop: Workshop, device: Device) -> None:
     bundles = good(workshop, 1)
-    device.loading.validate(bundles[0])
-    device.loading.load(bundles)
-    device.loading.load(bundles)
+    finish(device.loading.validate(bundles[0]))
+    finish(device.loading.load(bundles))
+    finish(device.loading.load(bundles))
     assert len(device.store.resident) == 1
 
 
@@ -150,7 +151,7 @@ def test_a_worker_that_asks_for_the_whole_table_gets_no_bundle_that_only_is_load
     workshop: Workshop, device: Device
 ) -> None:
     served, loaded = good(workshop, 1), good(workshop, 2)
-    device.loading.load(served)
+    finish(device.loading.load(served))
     device.serve(*digests(served))
-    device.loading.load(loaded)
+    finish(device.loading.load(loaded))
     assert [entry.digest for entry in device.table.full().bundles] == digests(served)

@@ -1,13 +1,21 @@
 """The table names only what is resident, and frees only what nobody can ask for."""
 
+from dataclasses import replace
+
 import pytest
 
 from peterrec.patches.bundle.verify import BundleLimits, verify_bundle
 from peterrec.patches.identity import Digest, TaskId, TaskRef, TenantId
 from peterrec.patches.registry.records import ActiveTraffic, TaskEntry
 from peterrec.patches.registry.traffic import Canary, Traffic
-from peterrec.service.device.serving_table import SILENT_AFTER_S, DesiredState, ServingTable
+from peterrec.service.device.serving_table import (
+    SILENT_AFTER_S,
+    UNFIT_NAMED,
+    DesiredState,
+    ServingTable,
+)
 from peterrec.service.device.slots import Residency, SlotStore
+from peterrec.service.protocol.messages import ProdBundles, RefusedBundle, UnfitBundle
 from tests.service.random_bundles import Workshop
 
 
@@ -55,8 +63,13 @@ def table(residencies: list[Residency]) -> Table:
     return Table(residencies)
 
 
-def nobody_waits(handle: int) -> bool:
-    return False
+def refusing(state: DesiredState, *refused: Residency) -> DesiredState:
+    bundles = [RefusedBundle(each.digest, "m: x", ["m"]) for each in refused]
+    return replace(state, refused=bundles)
+
+
+def nobody_waits() -> set[int]:
+    return set()
 
 
 def test_an_update_announces_a_residency_with_the_first_task_that_names_it(
@@ -99,7 +112,7 @@ def test_a_removed_task_is_named_and_its_residency_retired(
 def test_nothing_is_freed_before_every_worker_has_the_table_that_dropped_it(
     table: Table, residencies: list[Residency]
 ) -> None:
-    first, second = table.hear(b"one", 0.0), table.hear(b"two", 0.0)
+    first, second = table.hear(1, 0.0), table.hear(2, 0.0)
     table.reconcile(desired(1, gender=residencies[0]))
     table.reconcile(desired(2, gender=residencies[1]))
     first.acked_version = 2
@@ -114,9 +127,9 @@ def test_nothing_is_freed_while_a_row_waits_for_it(
     table.reconcile(desired(1, gender=residencies[0]))
     table.reconcile(desired(2, gender=residencies[1]))
     waiting = {residencies[0].handle}
-    assert residencies[0] not in table.take_idle(waiting.__contains__, keep=0)
+    assert residencies[0] not in table.take_idle(lambda: waiting, keep=0)
     waiting.clear()
-    assert residencies[0] in table.take_idle(waiting.__contains__, keep=0)
+    assert residencies[0] in table.take_idle(lambda: waiting, keep=0)
 
 
 def test_a_residency_named_again_is_not_idle_any_more(
@@ -130,8 +143,8 @@ def test_a_residency_named_again_is_not_idle_any_more(
 
 
 def test_a_silent_worker_is_no_longer_waited_for(table: Table) -> None:
-    table.hear(b"dead", 0.0)
-    alive = table.hear(b"alive", SILENT_AFTER_S + 1)
+    table.hear(1, 0.0)
+    alive = table.hear(2, SILENT_AFTER_S + 1)
     alive.acked_version = 5
     assert not table.is_acknowledged(5)
     table.forget_silent(SILENT_AFTER_S + 1)
@@ -230,3 +243,55 @@ def test_a_change_that_names_what_it_touched_also_serves_pending_tasks(
     update = table.reconcile(DesiredState(2, left.tasks, touched=frozenset({task("age")})))
     assert [entry.handle for entry in update.bundles] == [residencies[3].handle]
     assert update.removed_tasks == [task("age")]
+
+
+def test_what_is_to_be_forgotten_is_freed_although_there_is_room_for_idle_bundles(
+    table: Table, residencies: list[Residency]
+) -> None:
+    table.reconcile(desired(1, gender=residencies[0], age=residencies[1]))
+    table.reconcile(desired(2, age=residencies[1]))
+    table.forget_idle()
+    assert table.is_forgetting
+    freed = table.take_idle(lambda: {residencies[0].handle}, keep=16)
+    assert freed == [residencies[2]]  # a row still waits for the first one
+    assert table.take_idle(nobody_waits, keep=16) == [residencies[0]]
+    assert not table.is_forgetting
+
+
+def test_a_bundle_that_a_task_names_again_is_not_forgotten(
+    table: Table, residencies: list[Residency]
+) -> None:
+    table.forget_idle()
+    table.reconcile(desired(1, gender=residencies[0]))
+    table.reconcile(desired(2))
+    assert residencies[0] not in table.take_idle(nobody_waits, keep=16)
+    assert not table.is_forgetting
+
+
+def test_tasks_that_nothing_answers_are_counted_and_the_refused_ones_named(
+    table: Table, residencies: list[Residency]
+) -> None:
+    foreign = residencies[3]
+    table.reconcile(desired(1, gender=residencies[0], age=foreign))
+    assert table.prod == ProdBundles(2, 1)  # it may still come
+    table.reconcile(refusing(desired(2, gender=residencies[0], age=foreign), foreign))
+    unfit = UnfitBundle("acme", "age", 2, foreign.digest, ["m"])
+    assert table.prod == ProdBundles(2, 1, 1, [unfit])
+    table.reconcile(refusing(desired(3, gender=foreign, age=foreign), foreign))
+    assert (table.prod.answering, table.prod.unfit) == (1, 1)  # the version before answers
+    table.reconcile(refusing(desired(4, age=foreign), foreign))
+    assert (table.prod.registered, table.prod.answering, table.prod.unfit) == (1, 0, 1)
+    table.reconcile(desired(5, age=residencies[1]))
+    assert table.prod == ProdBundles(1, 1)
+    table.reconcile(desired(6))
+    assert table.prod == ProdBundles()
+
+
+def test_of_many_refused_bundles_the_first_few_are_named(
+    table: Table, residencies: list[Residency]
+) -> None:
+    names = [f"task{number:02}" for number in range(UNFIT_NAMED + 5)]
+    wanted = desired(1, **dict.fromkeys(names, residencies[3]))
+    table.reconcile(refusing(wanted, residencies[3]))
+    assert table.prod.unfit == len(names)
+    assert [each.task for each in table.prod.some] == names[:UNFIT_NAMED]

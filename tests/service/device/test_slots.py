@@ -142,6 +142,20 @@ def test_a_bundle_whose_weights_do_not_give_its_probes_is_refused_and_leaves_not
     assert (store.patch_bytes, store.head_bytes) == (0, 0)
 
 
+def test_an_output_with_large_weights_hides_no_error_of_the_others(
+    workshop: Workshop, store: SlotStore
+) -> None:
+    good = verified(workshop, workshop.bundle("tags", 1))
+    tensors = {name: np.array(tensor) for name, tensor in good.tensors.items()}
+    tensors["head.weight"][0] *= 1e4
+    tensors["head.bias"][0] *= 1e4
+    tensors["probe.logits"][:, 0] *= 1e4
+    store.load(verified(workshop, build_bundle(good.manifest, tensors)))  # it is a right bundle
+    tensors["probe.logits"][:, 1] += 0.05
+    with pytest.raises(ProbeFailed):
+        store.load(verified(workshop, build_bundle(good.manifest, tensors)))
+
+
 def test_freeing_a_residency_gives_all_its_bytes_back(workshop: Workshop, store: SlotStore) -> None:
     geometries = [PatchGeometry("serial1", 2, (1,)), PatchGeometry("parallel2", 4, (0, 1))]
     loaded = [

@@ -14,11 +14,14 @@ from peterrec.patches.registry.registry import Registry
 from peterrec.service.http.app import Application
 from peterrec.service.http.auth import Authenticator
 from peterrec.service.http.context import AdminContext, PredictContext
+from peterrec.service.predict.admission import Admission
 from peterrec.service.predict.catalogs import Catalogs
 from peterrec.service.predict.device_link import DeviceLink
+from peterrec.service.predict.feedback import PredictionIds
 from peterrec.service.predict.item_ids import ItemVocabulary
 from peterrec.service.predict.predictor import Predictor
 from peterrec.service.predict.registered_versions import RegisteredVersions
+from peterrec.service.predict.remembered import RememberedAnswers
 from peterrec.service.predict.task_table import TaskTable
 
 SNAPSHOT = Path(__file__).parent / "openapi.json"
@@ -26,7 +29,7 @@ SNAPSHOT = Path(__file__).parent / "openapi.json"
 
 def make_application() -> Application:
     table, authenticator = TaskTable(), Authenticator(is_required=True)
-    link = DeviceLink("ipc:///nowhere", "w", table, max_rows=1, on_update=lambda _: None)
+    link = DeviceLink(Path("nowhere"), table, max_rows=1, on_update=lambda _: None)
     registry = Registry(open_redis("redis://127.0.0.1:1"), "nowhere")
     info = BackboneInfo(BackboneSpec(item_count=1), ["a"], "f" * 64)
     predictor = Predictor(ItemVocabulary(["a"], 5), table, link, Catalogs(), lambda _: None)
@@ -39,6 +42,8 @@ def make_application() -> Application:
             lambda _: None,
             1000,
             RegisteredVersions(table, registry),
+            Admission(link.places),
+            RememberedAnswers(PredictionIds(), registry.outcomes),
         ),
     )
 

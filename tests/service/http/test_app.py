@@ -42,7 +42,8 @@ async def test_a_method_that_is_not_allowed_is_a_problem_that_names_the_allowed_
     answer = await ask(application, "PATCH", path)
     assert answer.status_code == 405
     assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.headers["allow"] == ("GET" if path == "/backbone" else "POST")
+    allowed = "GET, HEAD, OPTIONS" if path == "/backbone" else "OPTIONS, POST"
+    assert answer.headers["allow"] == allowed
     assert answer.json()["code"] == "method_not_allowed"
 
 
@@ -54,9 +55,10 @@ async def test_a_path_that_only_resembles_a_prediction_is_no_route(application, 
     assert (answer.status_code, answer.json()["code"]) == (404, "route_not_found")
 
 
-@pytest.mark.parametrize("path", ["/tasks/films/predict", "/livez", "/nowhere"])
-async def test_every_answer_carries_the_callers_request_id(application, path):
-    answer = await ask(application, "GET", path, **{"X-Request-Id": "mine-1"})
+@pytest.mark.parametrize("path", ["/tasks/films/predict", "/livez", "/nowhere", "/keys"])
+@pytest.mark.parametrize("method", ["GET", "PATCH", "OPTIONS"])
+async def test_every_answer_carries_the_callers_request_id(application, path, method):
+    answer = await ask(application, method, path, **{"X-Request-Id": "mine-1"})
     assert answer.headers["x-request-id"] == "mine-1"
 
 
@@ -74,3 +76,9 @@ async def test_the_documentation_is_served_without_a_key(application, path):
 
 def test_the_prediction_calls_are_raw_routes():
     assert {type(route) for route in predict.router.routes} == {RawRoute}
+
+
+async def test_a_body_without_a_key_is_refused_with_one_request_id(application):
+    headers = {"X-Request-Id": "mine-2", "Content-Length": "9"}
+    answer = await ask(application, "POST", "/keys", **headers)
+    assert (answer.status_code, answer.headers["x-request-id"]) == (401, "mine-2")

@@ -8,7 +8,7 @@ import pytest
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from peterrec.service.http.asgi import ClientLeft, read_body
+from peterrec.service.http.asgi import ClientLeft, RequestHead, read_body
 from peterrec.service.http.connection import Connection
 
 REQUEST = b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n%s"
@@ -39,7 +39,9 @@ async def serve() -> AsyncIterator[Serve]:
 
         async def app(scope, receive, send) -> None:
             connection = Connection.of(scope)
-            await read_body(receive, b"", LARGE, has_arrived=connection.has_whole_body)
+            await read_body(
+                receive, RequestHead("1"), LARGE, 10.0, has_arrived=connection.has_whole_body
+            )
             has_begun.set()
             try:
                 outcome.set_result(await connection.while_it_lasts(work()))

@@ -21,7 +21,7 @@ async def test_other_work_runs_between_two_steps_only_while_a_request_waits(
     registry: Registry, tmp_path: Path, is_busy: bool
 ) -> None:
     table = TaskTable()
-    link = DeviceLink("ipc://nowhere", "w", table, max_rows=1, on_update=lambda update: None)
+    link = DeviceLink(Path("nowhere"), table, max_rows=1, on_update=lambda update: None)
     info = cast(BackboneInfo, None)
     context = AdminContext(table, Authenticator(False), link, registry, info, tmp_path, 1)
     await link.start()

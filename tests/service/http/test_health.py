@@ -39,7 +39,7 @@ async def test_bundles_that_still_load_are_not_mistaken_for_an_unread_registry(
     reasons: list[str],
 ) -> None:
     table = TaskTable()
-    link = DeviceLink("ipc://nowhere", "w", table, max_rows=1, on_update=lambda update: None)
+    link = DeviceLink(Path("nowhere"), table, max_rows=1, on_update=lambda update: None)
     app = FastAPI()
     context = AdminContext(
         table, Authenticator(is_required=False), link, registry, backbone, tmp_path, 1 << 20
@@ -54,3 +54,4 @@ async def test_bundles_that_still_load_are_not_mistaken_for_an_unread_registry(
         answer = await client.get("/readyz")
     assert answer.json()["reasons"] == reasons
     assert (answer.status_code == 200) == (not reasons)
+    assert answer.json()["prod_bundles"]["registered"] == 0

@@ -45,7 +45,11 @@ def references(node: Any) -> Iterator[str]:
 
 
 def test_every_reference_resolves(document):
-    known = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+    known = {
+        f"#/components/{kind}/{name}"
+        for kind in ("schemas", "responses")
+        for name in document["components"][kind]
+    }
     assert set(references(document)) <= known
 
 
@@ -59,19 +63,31 @@ def test_the_predictions_have_their_whole_schema(document):
 
 
 def test_every_operation_describes_its_refusals_as_problems(document):
-    for path in document["paths"].values():
-        for operation in path.values():
+    for path, operations in document["paths"].items():
+        forms = ["application/json"] if path.startswith("/v2") else []
+        for operation in operations.values():
             default = operation["responses"]["default"]["content"]
-            assert [*default] == ["application/problem+json"]
-            assert "422" not in operation["responses"]
+            assert [*default] == [*forms, "application/problem+json"]
+            of_fastapi = "#/components/schemas/HTTPValidationError"
+            assert of_fastapi not in set(references(operation))
+
+
+def test_every_operation_lists_the_statuses_of_its_refusals(document):
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            listed = set(operation["responses"])
+            assert {"400", "408", "429", "431", "500"} <= listed, path
+            assert ("401" in listed) == ("security" in operation), path
+            assert ("413" in listed) == ("requestBody" in operation), path
 
 
 def test_every_operation_but_health_names_the_ways_to_send_a_key(document):
+    health = {"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"}
     schemes = set(document["components"]["securitySchemes"])
     for name, path in document["paths"].items():
         for operation in path.values():
             given = {scheme for way in operation.get("security", []) for scheme in way}
-            assert given == (set() if name in {"/livez", "/readyz"} else schemes), name
+            assert given == (set() if name in health else schemes), name
 
 
 @pytest.mark.parametrize("body", EXAMPLES)

@@ -21,7 +21,7 @@ from peterrec.service.predict.task_table import TaskTable
 @pytest.fixture
 def context(registry: Registry, tmp_path: Path) -> AdminContext:
     table = TaskTable()
-    link = DeviceLink("ipc:///nowhere", "w", table, max_rows=1, on_update=lambda _: None)
+    link = DeviceLink(Path("nowhere"), table, max_rows=1, on_update=lambda _: None)
     info = BackboneInfo(BackboneSpec(item_count=1), ["a"], "f" * 64)
     return AdminContext(table, Authenticator(False), link, registry, info, tmp_path, 1)
 

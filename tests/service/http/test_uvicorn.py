@@ -36,7 +36,19 @@ def test_uvicorn_has_an_upper_bound():
     ("function", "parameters"),
     [
         (HttpToolsProtocol.__init__, ["self", "config", "server_state", "app_state", "_loop"]),
+        (HttpToolsProtocol.connection_made, ["self", "transport"]),
         (HttpToolsProtocol.connection_lost, ["self", "exc"]),
+        (HttpToolsProtocol.data_received, ["self", "data"]),
+        (HttpToolsProtocol.on_message_begin, ["self"]),
+        (HttpToolsProtocol.on_headers_complete, ["self"]),
+        (HttpToolsProtocol.on_body, ["self", "body"]),
+        (HttpToolsProtocol.on_message_complete, ["self"]),
+        (HttpToolsProtocol.on_response_complete, ["self"]),
+        (HttpToolsProtocol.pause_writing, ["self"]),
+        (HttpToolsProtocol.resume_writing, ["self"]),
+        (HttpToolsProtocol.timeout_keep_alive_handler, ["self"]),
+        (HttpToolsProtocol._start_asgi_task, ["self", "cycle", "app"]),
+        (HttpToolsProtocol._unset_keepalive_if_required, ["self"]),
         (FlowControl.resume_reading, ["self"]),
         (Server.__init__, ["self", "config"]),
         (Server.handle_exit, ["self", "sig", "frame"]),
@@ -61,6 +73,12 @@ def test_a_server_has_the_state_that_ours_sets_and_reads(config):
 
 async def test_a_connection_has_the_state_that_ours_reads(config):
     protocol = HttpToolsProtocol(config, ServerState(), {"connection": "ours"})
-    assert {"cycle", "flow", "app_state"} <= vars(protocol).keys(), MOVED
-    assert "more_body" in inspect.getsource(RequestResponseCycle.__init__), MOVED
+    used = {"cycle", "flow", "app_state", "pipeline", "parser", "headers", "client", "transport"}
+    assert used | {"server_state", "loop"} <= vars(protocol).keys(), MOVED
+    source = inspect.getsource(RequestResponseCycle.__init__)
+    for name in ("more_body", "keep_alive", "transport", "disconnected", "message_event"):
+        assert f"self.{name} =" in source, MOVED
+    for name in ("response_started", "response_complete"):
+        assert f"self.{name} =" in source, MOVED
+    assert "self.transport.close()" in inspect.getsource(RequestResponseCycle.send), MOVED
     assert '"state": self.app_state.copy()' in inspect.getsource(HttpToolsProtocol), MOVED

@@ -3,6 +3,7 @@
 import random
 
 import msgspec
+import pyarrow as pa
 import pytest
 
 import peterrec
@@ -156,3 +157,24 @@ def test_an_address_without_its_beginning_is_told_to_lack_it(tasks):
     with pytest.raises(ServerUnreachable, match="'localhost:8000' is no address") as refused:
         tasks["value"].push("value", url="localhost:8000", api_key="prk_x")
     assert "http://" in refused.value.hint
+
+
+def test_a_described_task_is_filtered_and_titled_as_on_a_server(served, server, tasks, histories):
+    plain = tasks["ranking"]
+    frame = pa.table(
+        {
+            "id": plain.outputs,
+            "price": [float(n) for n in range(len(plain.outputs))],
+            "tags": [["odd"] if n % 2 else ["even", "all"] for n in range(len(plain.outputs))],
+        }
+    )
+    titles = {item: item.upper() for item in plain.outputs}
+    task = plain.described(titles=titles, attributes=frame)
+    task.push("described", url=server.url, api_key=server.key)
+    asked = {"where": {"price": {"lt": 9}, "tags": "odd"}, "titles": True, "top_k": 1000}
+    (local,) = task.predict([histories[0]], **asked)
+    assert answer_of(local) == answer_of(served.predict("described", histories[0], **asked))
+    assert {each.id for each in local.items} <= {*plain.outputs[1:9:2]}
+    assert all(each.title == each.id.upper() for each in local.items)
+    with pytest.raises(peterrec.PeterRecError, match="unknown_attribute"):
+        plain.predict([[]], where={"price": 1})

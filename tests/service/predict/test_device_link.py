@@ -1,23 +1,22 @@
-"""A worker's connection to the device process, against a real ROUTER that speaks the protocol."""
+"""A worker's connection to the device process, against a real listener."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
-import zmq
-import zmq.asyncio
 
 from peterrec.service.errors import DeadlineExceeded, DeviceUnavailable, QueueFull, TooManyRows
 from peterrec.service.predict.device_link import BoundRow, DeviceLink
 from peterrec.service.predict.task_table import TaskTable
+from peterrec.service.protocol.listener import Listener
 from peterrec.service.protocol.messages import (
     ITEM_BYTES,
     ITEMS_PER_ROW,
     BatchResults,
     Cancel,
-    Goodbye,
     Hello,
     Predict,
     ProofReason,
@@ -36,6 +35,7 @@ from peterrec.service.protocol.messages import (
     encode,
     to_device,
 )
+from peterrec.service.protocol.sender import BATCH, Sender
 from tests.service.messages import DIGEST_A, DIGEST_B, bundle_entry, full_update, update
 from tests.waiting import soon
 
@@ -43,19 +43,20 @@ from tests.waiting import soon
 class Peer:
     """The device process's end of the line; it sends what a test has it send."""
 
-    def __init__(self, endpoint: str) -> None:
-        self._context = zmq.asyncio.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.bind(endpoint)
-        self.worker = b""
+    def __init__(self, endpoint: Path) -> None:
+        self._listener = Listener(endpoint)
+        self._gone: list[int] = []
+        self._listener.on_gone = self._gone.append
+        self.worker = 0
         self._arrived: list[bytes] = []
 
     async def next(self, kind: type[ToDevice]) -> ToDevice:
         """The next message of this kind; others are skipped."""
         async with asyncio.timeout(10):
             while True:
-                if not self._arrived:
-                    self.worker, *self._arrived = await self._socket.recv_multipart()
+                while not self._arrived:
+                    self._read()
+                    await asyncio.sleep(0.001)
                 message = to_device.decode(self._arrived.pop(0))
                 if isinstance(message, kind):
                     return message
@@ -68,7 +69,19 @@ class Peer:
         return request
 
     async def send(self, message: object) -> None:
-        await self._socket.send_multipart([self.worker, encode(message)])
+        self._listener.send(self.worker, encode(message))
+
+    async def has_gone(self) -> None:
+        """Wait until the worker has hung up."""
+        async with asyncio.timeout(10):
+            while self.worker not in self._gone:
+                self._read()
+                await asyncio.sleep(0.001)
+
+    def _read(self) -> None:
+        for worker, messages in self._listener.poll(0):
+            self.worker = worker
+            self._arrived += messages
 
     async def welcome(self, table: TableUpdate) -> None:
         await self.next(Hello)
@@ -76,16 +89,16 @@ class Peer:
         await self.next(TableAck)
 
     def close(self) -> None:
-        self._context.destroy(linger=0)
+        self._listener.close()
 
 
 @pytest.fixture
-def endpoint(tmp_path: Path) -> str:
-    return f"ipc://{tmp_path}/d"
+def endpoint(tmp_path: Path) -> Path:
+    return tmp_path / "d"
 
 
 @pytest.fixture
-async def start_peer(endpoint: str) -> AsyncIterator[Callable[[], Peer]]:
+async def start_peer(endpoint: Path) -> AsyncIterator[Callable[[], Peer]]:
     """Start a device process's stand-in; an earlier one must be closed before."""
     peers: list[Peer] = []
 
@@ -109,8 +122,8 @@ def updates() -> list[TableUpdate]:
 
 
 @pytest.fixture
-async def link(endpoint: str, updates: list[TableUpdate]) -> AsyncIterator[DeviceLink]:
-    link = DeviceLink(endpoint, "w1", TaskTable(), max_rows=4, on_update=updates.append)
+async def link(endpoint: Path, updates: list[TableUpdate]) -> AsyncIterator[DeviceLink]:
+    link = DeviceLink(endpoint, TaskTable(), max_rows=4, on_update=updates.append)
     await link.start()
     yield link
     await link.close()
@@ -154,7 +167,7 @@ async def test_rows_are_answered_in_order_in_any_order_of_results(peer, link):
     await peer.send(BatchResults(1, [answer(asked, 2, b"2"), answer(asked, 0, b"0")]))
     await peer.send(BatchResults(1, [answer(asked, 1, b"1")]))
     assert [result.values for result in await task] == [b"0", b"1", b"2"]
-    assert link.state.waiting_rows == 0
+    assert link.places.total == 0
 
 
 async def test_a_table_change_is_applied_before_it_is_acknowledged(peer, link, updates):
@@ -252,7 +265,7 @@ async def test_rows_of_a_caller_that_gave_up_are_withdrawn(peer, link):
     asked = await peer.asked()
     task.cancel()
     assert await peer.next(Cancel) == Cancel(asked.request_id)
-    assert link.state.waiting_rows == 0
+    assert link.places.total == 0
 
 
 async def test_the_items_of_long_histories_count_towards_the_bound(peer, link):
@@ -266,9 +279,9 @@ async def test_the_items_of_long_histories_count_towards_the_bound(peer, link):
         await link.predict([row()], soon_due())
     await peer.send(BatchResults(1, [answer(asked, 0), answer(asked, 1)]))
     await task
-    assert link.state.waiting_rows == 0
+    assert link.places.total == 0
     longer = BoundRow(Row(7, b"", older=older * 2), DIGEST_A)
-    with pytest.raises(TooManyRows, match="5 rows with the items of long histories"):
+    with pytest.raises(TooManyRows, match="5 rows with long histories and filters"):
         await link.predict([longer], soon_due())
 
 
@@ -279,6 +292,40 @@ async def test_more_rows_than_the_bound_are_refused_immediately(peer, link):
     with pytest.raises(QueueFull):
         await link.predict([row(), row()], soon_due())
     task.cancel()
+
+
+async def test_rows_say_who_sends_them_also_to_the_next_device_process(start_peer, peer, link):
+    await peer.welcome(table(1, a=7))
+    sender = Sender("acme", BATCH)
+    task = asyncio.create_task(link.predict([row()], soon_due(), sender=sender))
+    assert (await peer.asked()).sender == sender
+    peer.close()
+    again = start_peer()
+    await again.welcome(table(2, a=8))
+    assert (await again.asked()).sender == sender
+    task.cancel()
+
+
+async def test_a_tenants_flood_does_not_keep_another_one_out(peer, link):
+    await peer.welcome(table(1, a=7))
+    flood, polite = Sender("flood"), Sender("polite")
+    tasks = [asyncio.create_task(link.predict([row()], soon_due(), sender=flood)) for _ in range(4)]
+    await soon(lambda: link.places.of("flood") == 4)
+    with pytest.raises(QueueFull):
+        await link.predict([row()], soon_due(), sender=flood)
+    asked = asyncio.create_task(link.predict([row(), row()], soon_due(), sender=polite))
+    await soon(lambda: link.places.of("polite") == 2)
+    with pytest.raises(QueueFull):  # it has its half now
+        await link.predict([row()], soon_due(), sender=polite)
+    for task in (*tasks, asked):
+        task.cancel()
+
+
+async def test_weights_of_tenants_arrive_with_the_table(peer, link):
+    update = msgspec.structs.replace(table(1, a=7), weights={"acme": 3.0})
+    await peer.welcome(update)
+    await soon(lambda: link.places.weight("acme") == 3.0)
+    assert link.places.weight("rival") == 1.0
 
 
 async def test_a_silent_device_process_counts_as_gone(peer, link, monkeypatch):
@@ -334,16 +381,16 @@ async def test_a_call_that_is_never_answered_ends_at_its_deadline(peer, link):
         await link.sync(9, 0.05)
 
 
-async def test_a_worker_says_goodbye(endpoint, peer):
-    link = DeviceLink(endpoint, "w2", TaskTable(), max_rows=4, on_update=lambda _: None)
+async def test_a_worker_that_closes_hangs_up(endpoint, peer):
+    link = DeviceLink(endpoint, TaskTable(), max_rows=4, on_update=lambda _: None)
     await link.start()
     await peer.welcome(table(1))
     await link.close()
-    assert await peer.next(Goodbye) == Goodbye("w2")
+    await peer.has_gone()
 
 
 async def test_many_requests_at_once_are_all_answered(peer, link, monkeypatch):
-    monkeypatch.setattr(link, "_max_rows", 10_000)
+    monkeypatch.setattr(link.places, "max_places", 10_000)
     await peer.welcome(table(1, a=7))
     tasks = [ask(link, row()) for _ in range(500)]
     asked: list[RequestRows] = []
@@ -374,7 +421,7 @@ async def test_nobody_waits_for_a_shadow_row(peer, link):
     results = await task
     assert ([result.values for result in results.rows], results.shadows) == ([b"answer"], [None])
     assert await peer.next(Cancel) == Cancel(asked.request_id)
-    assert link.state.waiting_rows == 0
+    assert link.places.total == 0
 
 
 async def test_shadow_rows_are_left_out_rather_than_a_request_refused(peer, link):

@@ -28,6 +28,7 @@ from peterrec.service.predict.predictor import Predictor, TaskQuestions
 from peterrec.service.predict.schemas import Instance, Parameters
 from peterrec.service.predict.task_table import TaskTable
 from peterrec.service.protocol.messages import TrafficSeen
+from peterrec.service.protocol.sender import NOBODY, Sender
 from peterrec.service.telemetry.events import AnswerExplained, Event
 from tests.service.messages import full_update
 from tests.service.random_bundles import ITEMS as NAMES
@@ -52,13 +53,17 @@ class Link:
         self.running_raw = self.most_raw = 0
 
     async def predict(
-        self, rows: Sequence[BoundRow], deadline: float, shadows: Sequence[BoundRow] = ()
+        self,
+        rows: Sequence[BoundRow],
+        deadline: float,
+        shadows: Sequence[BoundRow] = (),
+        sender: Sender = NOBODY,
     ) -> Results:
         self.before()
         self.calls.append(rows)
         self.running_raw += rows[0].row.is_raw
         self.most_raw = max(self.most_raw, self.running_raw)
-        queued = [QueuedRow(b"", 0, at, each.row, deadline, 0.0) for at, each in enumerate(rows)]
+        queued = [QueuedRow(0, 0, at, each.row, deadline, 0.0) for at, each in enumerate(rows)]
         await asyncio.sleep(0)
         self.running_raw -= rows[0].row.is_raw
         return Results(row_results(queued, self._store.score([each.row for each in queued])), [])
@@ -90,7 +95,7 @@ class Place:
         )
 
     async def ask(self, *instances: Instance, explain: Explain | int = 5) -> list[Prediction]:
-        questions = self.predictor.questions(instances, Parameters(explain=explain))
+        questions = await self.predictor.questions(instances, Parameters(explain=explain))
         asked = TaskQuestions("task", None, questions)
         predicted = await self.predictor.predict(DEFAULT_TENANT, [asked], time.monotonic() + 60)
         answers = [each.answer for each in predicted.tasks[0].answers]
@@ -141,7 +146,7 @@ async def test_rows_are_sent_a_few_at_a_time_after_the_answer(place: Place) -> N
 async def test_the_rows_of_one_history_for_several_tasks_are_run_together(place: Place) -> None:
     history, policy = ITEMS[:19], Parameters(explain=3)
     asked = [
-        TaskQuestions("task", None, place.predictor.questions([Instance(history)], policy))
+        TaskQuestions("task", None, await place.predictor.questions([Instance(history)], policy))
         for _ in range(4)
     ]
     await place.predictor.predict(DEFAULT_TENANT, asked, time.monotonic() + 60)

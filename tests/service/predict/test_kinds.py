@@ -89,7 +89,13 @@ def test_every_answer_says_how_the_history_was_read(kind):
 
 
 USED = UsedFields(
-    used_items=1, unknown_items=0, unknown=[], truncated=False, cold=False, user_id=UNSET
+    used_items=1,
+    unknown_items=0,
+    unknown=[],
+    truncated=False,
+    cold=False,
+    user_id=UNSET,
+    titles=UNSET,
 )
 
 

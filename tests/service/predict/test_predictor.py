@@ -1,21 +1,19 @@
 """A call of the predictor: rows are bound by one table and sent before the next one is known."""
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.numpy
-import zmq
-import zmq.asyncio
 
 from peterrec.model.errors import PeterRecError
 from peterrec.patches.errors import TaskNotFound
 from peterrec.patches.identity import Digest, TaskId, TaskRef, TenantId
 from peterrec.patches.registry.records import TaskEntry
-from peterrec.service.errors import NotARankingTask
+from peterrec.service.errors import DeadlineExceeded, NotARankingTask
 from peterrec.service.predict.catalogs import Catalogs
 from peterrec.service.predict.device_link import DeviceLink
 from peterrec.service.predict.item_ids import ItemVocabulary
@@ -24,6 +22,7 @@ from peterrec.service.predict.predictor import Predictor, TaskQuestions
 from peterrec.service.predict.questions import Question
 from peterrec.service.predict.schemas import Instance, Parameters
 from peterrec.service.predict.task_table import TaskTable
+from peterrec.service.protocol.listener import Listener, Peer
 from peterrec.service.protocol.messages import (
     BatchResults,
     BundleEntry,
@@ -33,16 +32,19 @@ from peterrec.service.protocol.messages import (
     RowResult,
     TableAck,
     TableUpdate,
+    ToDevice,
     Welcome,
     encode,
     to_device,
 )
+from tests.patches.bundles import make_bundle
 from tests.service.messages import DIGEST_A, bundle_entry, full_update, update
 
 ACME = TenantId("acme")
 FILMS = TaskRef(ACME, TaskId("films"))
 FLIPS = 60
 PATIENCE_S = 20.0
+ABC = make_bundle("ranking", outputs=3, catalog=("a", "b", "c"))
 ONE, FIRST = np.ones(1, np.float32).tobytes(), np.zeros(1, np.int64).tobytes()
 
 
@@ -59,22 +61,16 @@ class FlippingDevice:
     after that; ``seen`` are the handles of all rows.
     """
 
-    def __init__(self, endpoint: str, folder: Path) -> None:
+    def __init__(self, endpoint: Path, folder: Path) -> None:
         self._folder = folder
-        self._context = zmq.asyncio.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.bind(endpoint)
+        self._listener = Listener(endpoint)
         self.seen: set[int] = set()
         self.gone: list[int] = []
         self.sent, self.acked = 1, 0
 
     def bundle(self, handle: int) -> BundleEntry:
         path = self._folder / str(handle)
-        arrays: dict[str, np.ndarray] = {
-            "catalog.bytes": np.frombuffer(b"abc", np.uint8),
-            "catalog.offsets": np.arange(4, dtype=np.int64),
-        }
-        safetensors.numpy.save_file(arrays, path)
+        path.write_bytes(ABC)
         return BundleEntry(handle, digest_of(handle), "ranking", 3, (), 0.5, str(path))
 
     def table(self, handle: int) -> TableUpdate:
@@ -86,25 +82,28 @@ class FlippingDevice:
 
     async def run(self) -> None:
         while True:
-            worker, *frames = await self._socket.recv_multipart()
-            for frame in frames:
-                message = to_device.decode(frame)
-                match message:
-                    case Hello(epoch=0):
-                        await self._send(worker, Welcome(1, True, self.table(1)))
-                    case TableAck():
-                        self.acked = message.version
-                        if self.acked % 3:
-                            await self._flip(worker)
-                    case Predict():
-                        for request in message.requests:
-                            await self._send(worker, self._answer(request))
-                        await self._flip(worker)
+            for worker, frames in self._listener.poll(0):
+                for frame in frames:
+                    self._take(worker, to_device.decode(frame))
+            await asyncio.sleep(0)
 
-    async def _flip(self, worker: bytes) -> None:
+    def _take(self, worker: Peer, message: ToDevice) -> None:
+        match message:
+            case Hello(epoch=0):
+                self._send(worker, Welcome(1, True, self.table(1)))
+            case TableAck():
+                self.acked = message.version
+                if self.acked % 3:
+                    self._flip(worker)
+            case Predict():
+                for request in message.requests:
+                    self._send(worker, self._answer(request))
+                self._flip(worker)
+
+    def _flip(self, worker: Peer) -> None:
         if self.sent == self.acked < FLIPS:
             self.sent += 1
-            await self._send(worker, self.table(self.sent))
+            self._send(worker, self.table(self.sent))
 
     def _answer(self, request: RequestRows) -> BatchResults:
         handles = [row.handle for row in request.rows]
@@ -113,16 +112,16 @@ class FlippingDevice:
         results = [RowResult(request.request_id, at, ONE, FIRST) for at in range(len(handles))]
         return BatchResults(1, results)
 
-    async def _send(self, worker: bytes, message: object) -> None:
-        await self._socket.send_multipart([worker, encode(message)])
+    def _send(self, worker: Peer, message: object) -> None:
+        self._listener.send(worker, encode(message))
 
     def close(self) -> None:
-        self._context.destroy(linger=0)
+        self._listener.close()
 
 
 @pytest.fixture
 async def device(tmp_path: Path) -> AsyncIterator[FlippingDevice]:
-    device = FlippingDevice(f"ipc://{tmp_path}/d", tmp_path)
+    device = FlippingDevice(tmp_path / "d", tmp_path)
     running = asyncio.create_task(device.run())
     yield device
     running.cancel()
@@ -134,7 +133,7 @@ async def device(tmp_path: Path) -> AsyncIterator[FlippingDevice]:
 async def predictor(device: FlippingDevice, tmp_path: Path) -> AsyncIterator[Predictor]:
     """A worker's predictor, connected to the device."""
     table, catalogs = TaskTable(), Catalogs()
-    link = DeviceLink(f"ipc://{tmp_path}/d", "w1", table, max_rows=1000, on_update=lambda _: None)
+    link = DeviceLink(tmp_path / "d", table, max_rows=1000, on_update=lambda _: None)
     await link.start()
     assert await link.welcomed(PATIENCE_S)
     yield Predictor(ItemVocabulary(["a", "b", "c"], 5), table, link, catalogs, lambda _: None)
@@ -142,14 +141,14 @@ async def predictor(device: FlippingDevice, tmp_path: Path) -> AsyncIterator[Pre
     await catalogs.close()
 
 
-def questions(predictor: Predictor, *instances: Instance) -> list[Question | PeterRecError]:
-    return predictor.questions(instances, Parameters())
+async def questions(predictor: Predictor, *instances: Instance) -> list[Question | PeterRecError]:
+    return await predictor.questions(instances, Parameters())
 
 
 async def test_no_row_is_sent_for_a_bundle_that_a_table_flip_took_away_meanwhile(
     predictor: Predictor, device: FlippingDevice
 ) -> None:
-    asked = TaskQuestions("films", None, questions(predictor, Instance(["a"]), Instance([])))
+    asked = TaskQuestions("films", None, await questions(predictor, Instance(["a"]), Instance([])))
 
     async def ask_until_the_last_flip() -> int:
         calls = 0
@@ -170,7 +169,7 @@ async def test_no_row_is_sent_for_a_bundle_that_a_table_flip_took_away_meanwhile
 async def test_a_call_names_the_version_and_the_revision_that_its_rows_were_bound_by(
     predictor: Predictor,
 ) -> None:
-    asked = TaskQuestions("films", None, questions(predictor, Instance(["a"])))
+    asked = TaskQuestions("films", None, await questions(predictor, Instance(["a"])))
     predicted = await predictor.predict(ACME, [asked], time.monotonic() + PATIENCE_S)
     (task,) = predicted.tasks
     assert not isinstance(task.served, PeterRecError)
@@ -184,15 +183,17 @@ def settled(tmp_path: Path) -> Predictor:
     table = TaskTable()
     entry = TaskEntry.of(FILMS, 1, {"prod": 1}, {1: DIGEST_A})
     table.apply(full_update(1, [bundle_entry(7, DIGEST_A)], [entry]))
-    link = DeviceLink(f"ipc://{tmp_path}/d", "w1", table, max_rows=9, on_update=lambda _: None)
+    link = DeviceLink(tmp_path / "d", table, max_rows=9, on_update=lambda _: None)
     return Predictor(ItemVocabulary(["a"], 5), table, link, Catalogs(), lambda _: None)
 
 
 async def test_a_task_that_is_unknown_answers_each_of_its_questions_with_that(
     settled: Predictor,
 ) -> None:
-    of_unknown = TaskQuestions("unknown", None, questions(settled, Instance([]), Instance(["a"])))
-    bad = TaskQuestions("films", None, questions(settled, Instance(["a"], candidates=["a"])))
+    of_unknown = TaskQuestions(
+        "unknown", None, await questions(settled, Instance([]), Instance(["a"]))
+    )
+    bad = TaskQuestions("films", None, await questions(settled, Instance(["a"], candidates=["a"])))
     predicted = await settled.predict(ACME, [of_unknown, bad], time.monotonic() + PATIENCE_S)
     kinds = [[type(given.answer) for given in task.answers] for task in predicted.tasks]
     assert kinds == [[TaskNotFound, TaskNotFound], [NotARankingTask]]
@@ -204,3 +205,21 @@ async def test_a_question_that_is_an_error_already_is_its_own_answer(settled: Pr
     asked = TaskQuestions("films", None, [error])
     predicted = await settled.predict(ACME, [asked], time.monotonic() + PATIENCE_S)
     assert predicted.tasks[0].answers[0].answer is error
+
+
+async def test_a_call_waits_for_a_catalog_on_a_slow_disk_until_its_deadline(
+    tmp_path: Path,
+) -> None:
+    pipe = tmp_path / "catalog"  # opening it waits until somebody writes
+    os.mkfifo(pipe)
+    table, catalogs = TaskTable(), Catalogs()
+    entry = TaskEntry.of(FILMS, 1, {"prod": 1}, {1: digest_of(7)})
+    ranking = BundleEntry(7, digest_of(7), "ranking", 3, (), 0.5, str(pipe))
+    table.apply(full_update(1, [ranking], [entry]))
+    link = DeviceLink(tmp_path / "d", table, max_rows=9, on_update=lambda _: None)
+    predictor = Predictor(ItemVocabulary(["a"], 5), table, link, catalogs, lambda _: None)
+    asked = TaskQuestions("films", None, await questions(predictor, Instance(["a"])))
+    with pytest.raises(DeadlineExceeded):
+        await predictor.predict(ACME, [asked], time.monotonic() + 0.1)
+    pipe.open("wb").close()
+    await catalogs.close()

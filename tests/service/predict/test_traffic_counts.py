@@ -22,7 +22,13 @@ from tests.service.messages import DIGEST_A, DIGEST_B, bundle_entry
 from tests.waiting import soon
 
 USED = UsedFields(
-    used_items=1, unknown_items=0, unknown=[], truncated=False, cold=False, user_id=UNSET
+    used_items=1,
+    unknown_items=0,
+    unknown=[],
+    truncated=False,
+    cold=False,
+    user_id=UNSET,
+    titles=UNSET,
 )
 REF = TaskRef(TenantId("acme"), TaskId("films"))
 PROD = ServedTask("acme", "films", 1, "prod", bundle_entry(1, DIGEST_A))

@@ -39,7 +39,6 @@ class Replica:
         self.changed = asyncio.Event()
         self.link = DeviceLink(
             settings.device_endpoint,
-            "worker-1",
             self.table,
             max_rows=1000,
             on_update=lambda update: self.changed.set(),
@@ -88,8 +87,8 @@ def settings_for(workshop: Workshop, folder: Path, redis_url: str, prefix: str) 
         data_dir=folder / "data",
         redis_url=redis_url,
         redis_prefix=prefix,
-        device_endpoint=f"ipc://{folder}/device",
-        metrics_endpoint=f"ipc://{folder}/metrics",
+        device_endpoint=folder / "device",
+        metrics_endpoint=folder / "metrics",
         threads=1,
         log_level="warning",
     )

@@ -26,7 +26,7 @@ from peterrec.service.device.slots import LocalBundle, SlotStore
 from tests.patches.breakable_proxy import BreakableProxy
 from tests.patches.redis_servers import HOST, RedisServer, connect, running
 from tests.patches.reference_registry import Change, ReferenceRegistry, perform
-from tests.patches.registry.test_registry_properties import dump, restore
+from tests.patches.registry.test_registry_properties import accept_for, dump, restore
 from tests.service.random_bundles import Workshop
 from tests.service.replicas import DeviceThread, Replica, Served
 from tests.waiting import soon
@@ -182,9 +182,13 @@ class ConvergenceMachine(RuleBasedStateMachine):
 
     @rule()
     def redis_comes_back_as_it_was_at_the_backup(self) -> None:
+        """An operator accepts it at once, as what was changed since is lost."""
         dumped, model = self.backup
+        lost = self.run(self.registry.feed.position())
         self.run(self._become(dumped))
         self.model = model.copy()
+        known = [position for replica in self.replicas for position in replica.known()]
+        self.model.revision = self.run(accept_for([lost, *known], self.registry))
 
     @rule()
     def everybody_looks(self) -> None:

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 import pytest
 
 from peterrec.patches.identity import DEFAULT_TENANT, Blob, Digest, TaskId, TaskRef
+from peterrec.patches.registry.outcomes import PROD, WINDOW_SLOTS, Hits
 from peterrec.patches.registry.records import ActiveTraffic, EventAction
 from peterrec.patches.registry.registry import Registry, open_redis
 from peterrec.patches.registry.traffic import Canary, Guard, GuardReason, Traffic
 from peterrec.service.protocol.messages import TrafficSeen, VersionSeen
 from peterrec.service.protocol.served_task import Role
 from peterrec.service.protocol.tally import bucket_of
-from peterrec.service.sync.guard import SLOTS, GuardWatch, TrafficWindow
+from peterrec.service.sync.guard import GuardWatch, TrafficWindow
 from peterrec.service.telemetry.events import Event, GuardBroken, TrafficCounted
 from tests.patches.registry.test_registry import SUMMARY
 from tests.waiting import soon
@@ -78,7 +79,7 @@ def test_what_is_older_than_the_window_is_forgotten():
     window.add(seen(19), 100.0 + 31)
     assert window.verdict() is None
     assert window.observed(CANARY).requests == 19
-    assert len(window.slots) <= SLOTS
+    assert len(window.slots) <= WINDOW_SLOTS
 
 
 def test_without_a_guard_nothing_is_judged_and_all_is_measured():
@@ -154,6 +155,29 @@ async def test_another_replica_that_was_first_is_no_trouble(watched):
     await asyncio.gather(*watched.spawned)
     actions = [event.action for event in await watched.registry.feed.events()]
     assert actions.count(EventAction.TRIP_GUARD) == 1
+
+
+async def test_outcomes_that_several_replicas_were_told_are_judged_together(watched):
+    """None of the two was told enough; this replica has answered nothing itself."""
+    assert watched.known is not None
+    (canary,) = watched.known.traffic.canary
+    guard = Guard(max_hit_drop=0.2, min_requests=20)
+    await watched.registry.put_traffic(*TASK, Traffic(1, (canary,), (), guard), "ann")
+    await watched.read()
+    revision = watched.known.revision
+    watch = watched.watch()
+    hearing = asyncio.create_task(watch.hear_regularly())
+    for _ in range(2):
+        hits = {PROD: Hits(10, 9.0), canary.digest: Hits(10, 5.0)}
+        await watched.registry.outcomes.count_hits(TASK, revision, guard.window_s, hits)
+        assert watched.withdrawn == []
+        watch.count(TrafficSeen(*TASK, revision, []))
+    await soon(lambda: watched.withdrawn == [(TASK, revision)])
+    await asyncio.gather(*watched.spawned)
+    hearing.cancel()
+    await asyncio.gather(hearing, return_exceptions=True)
+    trip = (await watched.registry.feed.events())[-1]
+    assert (trip.action, trip.reason) == (EventAction.TRIP_GUARD, GuardReason.HIT_DROP)
 
 
 async def test_what_was_seen_of_earlier_traffic_judges_nothing(watched):

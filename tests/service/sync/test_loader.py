@@ -9,11 +9,13 @@ import pytest
 from redis.asyncio import Redis
 
 from peterrec.model.errors import PeterRecError
+from peterrec.model.inference.steps import finish
 from peterrec.model.spec import TableSpec
 from peterrec.patches.bundle.verify import BundleLimits
 from peterrec.patches.errors import CacheUnwritable
 from peterrec.patches.identity import Blob, Digest, TaskId, TaskRef, TenantId, digest_of
 from peterrec.patches.registry.local_copy import BlobCache
+from peterrec.patches.registry.losses import Knowledge
 from peterrec.patches.registry.records import RegistrySnapshot, TaskEntry
 from peterrec.patches.registry.registry import Registry, open_redis
 from peterrec.service.device.load import Failures, Loading
@@ -31,13 +33,15 @@ MANY = 3 * BATCH_BUNDLES
 class Replica:
     """A store, a table, a loader between them and the registry; all on the test's event loop."""
 
-    def __init__(self, workshop: Workshop, registry: Registry, folder: Path) -> None:
-        self.store = SlotStore(workshop.loaded.backbone, 1 << 20)
+    def __init__(
+        self, workshop: Workshop, registry: Registry, folder: Path, head_bytes: int = 1 << 20
+    ) -> None:
+        self.store = SlotStore(workshop.loaded.backbone, head_bytes)
         self.table = ServingTable(1, self.store.by_digest)
         self.loading = Loading(self.store, self.table, lambda: None)
         self.cache = BlobCache(folder)
         demands = Demands(workshop.identity, BundleLimits())
-        self.source = BundleSource(registry, registry, self.cache, demands)
+        self.source = BundleSource(registry, registry, self.cache, demands, Knowledge())
         self.loader = BundleLoader(self.source, self.load, self.flip, self.note)
         self.wanted: dict[TaskRef, TaskEntry] = {}
         self.served: list[int] = []
@@ -46,7 +50,7 @@ class Replica:
 
     async def load(self, bundles: Sequence[LocalBundle]) -> Failures:
         self.batches.append(len(bundles))
-        return self.loading.load(bundles)
+        return finish(self.loading.load(bundles))
 
     async def flip(self) -> None:
         self.loading.hand_over()
@@ -161,6 +165,23 @@ async def test_a_blob_that_was_damaged_in_redis_is_tried_again_and_served_once_i
     await soon(lambda: replica.resident() == {digest})
 
 
+async def test_a_bundle_that_has_no_room_on_the_device_is_tried_again_and_counted_until_it_has(
+    workshop: Workshop, registry: Registry, bundles: list[bytes], tmp_path: Path
+) -> None:
+    replica = Replica(workshop, registry, tmp_path / "cache", head_bytes=1)
+    loading = asyncio.create_task(replica.loader.run())
+    (digest,) = await stored(registry, bundles[:1])
+    await replica.want([digest])
+    await soon(lambda: replica.loader.failing == 1)
+    assert replica.refused == {digest: "head_budget_exceeded"}
+    assert replica.loader.refused == []
+    await soon(lambda: len(replica.batches) >= 3, 30)
+    await replica.want([])
+    assert replica.loader.failing == 0
+    loading.cancel()
+    await asyncio.gather(loading, return_exceptions=True)
+
+
 async def test_what_is_no_longer_wanted_is_not_loaded(
     replica: Replica, registry: Registry, bundles: list[bytes]
 ) -> None:
@@ -207,7 +228,7 @@ async def test_files_that_are_in_use_outlive_a_snapshot_that_does_not_name_them(
     digests = await stored(registry, bundles[:2])
     await replica.want(digests)
     await soon(lambda: replica.resident() == set(digests))
-    await replica.source.remember(RegistrySnapshot(1, {}, {}), in_use=digests[:1])
+    await replica.source.remember(RegistrySnapshot(1, {}, {}), lambda: digests[:1])
     assert replica.cache.digests() == {digests[0]}
 
 
@@ -219,13 +240,35 @@ async def test_an_upload_that_comes_while_a_snapshot_is_written_keeps_its_file(
     refs = [TaskRef(TenantId("acme"), TaskId(f"task-{number}")) for number in range(20_000)]
     digest = digest_of(bundles[1])
     large = {ref: TaskEntry.of(ref, 1, {"prod": 1}, {1: digest}) for ref in refs}
-    remembering = asyncio.create_task(
-        replica.source.remember(RegistrySnapshot(1, large, {}), in_use=())
-    )
+    remembering = asyncio.create_task(replica.source.remember(RegistrySnapshot(1, large, {}), list))
     await asyncio.sleep(0)
     local = await replica.source.accept(spooled)
     await remembering
     assert local.bundle.digest in replica.cache.digests()
+
+
+async def test_a_bundle_that_comes_while_a_snapshot_is_written_keeps_its_file(
+    replica: Replica, bundles: list[bytes]
+) -> None:
+    blob, in_use = Blob(bundles[0]), list[Digest]()
+    remembering = asyncio.create_task(
+        replica.source.remember(RegistrySnapshot(1, {}, {}), lambda: in_use)
+    )
+    await asyncio.sleep(0)
+    replica.cache.put(blob)
+    in_use.append(blob.digest)
+    await remembering
+    assert replica.cache.digests() == {blob.digest}
+
+
+async def test_what_is_wanted_says_what_is_under_way(
+    replica: Replica, registry: Registry, bundles: list[bytes]
+) -> None:
+    digests = await stored(registry, bundles[:2])
+    await replica.want(digests)
+    assert replica.loader.wanted == set(digests)
+    await soon(lambda: replica.resident() == set(digests))
+    await soon(lambda: not replica.loader.wanted)
 
 
 async def test_an_item_table_whose_file_can_not_be_kept_is_served_and_never_evicted(
@@ -237,7 +280,7 @@ async def test_an_item_table_whose_file_can_not_be_kept_is_served_and_never_evic
     kept, lost = (fetched.outcome for fetched in await replica.source.fetch_some(digests))
     assert isinstance(lost, CacheUnwritable)
     assert isinstance(kept, LocalBundle)
-    assert replica.loading.load([kept]) == {}
+    assert finish(replica.loading.load([kept])) == {}
     residency = replica.store.by_digest[digests[0]]
     assert residency.table is not None
     assert residency.path == ""

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -70,6 +71,22 @@ async def test_a_bundle_that_is_refused_is_not_stored(
     answer = await pushed(replica, tmp_path / "pipe", bundle, store=True)
     assert "truncated" in {reason.code for reason in answer.reasons}
     assert (await registry.blobs.totals()).blobs == 0
+
+
+async def test_a_mistake_of_ours_is_an_answer_at_once_with_an_id(
+    replica: Replica, capfd: pytest.CaptureFixture[str]
+) -> None:
+    answer = await replica.link.validate("a path with \0", TIMEOUT_S, store=True)
+    problem = problem_of(
+        push_error(answer.category, [ErrorBody(r.code, r.message, r.hint) for r in answer.reasons]),
+        "x",
+    )
+    assert (problem.status, problem.code) == (500, "bundle_not_judged")
+    (reason,) = answer.reasons
+    assert reason.code == "internal_fault"
+    found = re.search(r"fault ([0-9a-f]{8})", reason.message)
+    assert found is not None
+    assert found[1] in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from peterrec.service.telemetry.events import (
     BundleSwapped,
     ChildRestarted,
     DeviceMeasured,
+    DeviceShared,
     GuardBroken,
     HeadsMoved,
     ItemsMapped,
@@ -19,6 +20,10 @@ from peterrec.service.telemetry.events import (
     RequestFinished,
     RowsRefused,
     TasksChanged,
+    TenantAsked,
+    TenantMeasured,
+    TenantServed,
+    TenantsMeasured,
     TrafficCounted,
     TrafficEnded,
     TrafficMeasured,
@@ -66,7 +71,7 @@ def test_instances_count_by_their_own_outcome(metrics):
     instances = {"ok": 2, "client_error": 1}
     metrics.record(RequestFinished("default", "gender", "ok", 0.004, 3, instances))
     assert value(metrics, "requests_total", task="gender", outcome="ok") == 1
-    assert value(metrics, "requests_total", task="gender", outcome="client_error") == 0
+    assert value(metrics, "requests_total", task="gender", outcome="client_error") is None
     assert value(metrics, "instances_total", task="gender", outcome="ok") == 2
     assert value(metrics, "instances_total", task="gender", outcome="client_error") == 1
 
@@ -150,6 +155,7 @@ def test_the_other_events_have_their_series(metrics):
     metrics.record(BundleRefused(["tensor_shape", "oversize"]))
     metrics.record(DeviceMeasured(6, 5, 4, 3, 2))
     metrics.record(ChildRestarted("device"))
+    metrics.record(ChildRestarted("worker", "stuck"))
     metrics.record(HeadsMoved(3, 3000, 1, 1000))
     assert value(metrics, "items_total") == 50
     assert value(metrics, "unknown_items_total") == 2
@@ -163,8 +169,9 @@ def test_the_other_events_have_their_series(metrics):
     assert value(metrics, "backbone_bytes") == 2
     assert value(metrics, "head_moves_total", direction="evicted") == 3
     assert value(metrics, "head_moved_bytes_total", direction="returned") == 1000
-    assert value(metrics, "child_restarts_total", child="device") == 1
-    assert value(metrics, "child_restarts_total", child="redis") == 0
+    assert value(metrics, "child_restarts_total", child="device", reason="died") == 1
+    assert value(metrics, "child_restarts_total", child="worker", reason="stuck") == 1
+    assert value(metrics, "child_restarts_total", child="redis", reason="died") == 0
 
 
 def test_names_follow_the_conventions(metrics):
@@ -176,7 +183,7 @@ def test_names_follow_the_conventions(metrics):
 
 
 def test_events_arrive_from_any_thread_and_the_last_ones_on_closing(tmp_path):
-    endpoint = f"ipc://{tmp_path}/m"
+    endpoint = tmp_path / "m"
     received: list[object] = []
     receiver = EventReceiver(endpoint, received.append)
     sender = EventSender(endpoint)
@@ -184,7 +191,6 @@ def test_events_arrive_from_any_thread_and_the_last_ones_on_closing(tmp_path):
     eventually(lambda: len(received) == 1)
     sender.emit(ItemsMapped(2, 0))
     sender.close()
-    eventually(lambda: len(received) == 2)
     receiver.close()
     assert received == [ItemsMapped(1, 0), ItemsMapped(2, 0)]
 
@@ -213,3 +219,47 @@ def test_the_series_of_traffic_go_with_their_task(metrics):
     assert value(metrics, "guard_trips_total", task="gender", reason="divergence") == 1
     metrics.record(TasksChanged(False, [], [GENDER]))
     assert 'task="gender"' not in text(metrics)
+
+
+def test_tenants_show_the_work_that_they_were_given_until_they_are_deleted(metrics):
+    both = [TenantServed("acme", 120.5, 3), TenantServed("rival", 10.0, 0)]
+    metrics.record(DeviceShared(both))
+    metrics.record(DeviceShared([TenantServed("acme", 1.5, 0)]))
+    assert value(metrics, "tenant_work_total", tenant="acme") == 122
+    assert value(metrics, "tenant_work_total", tenant="rival") == 10
+    assert value(metrics, "tenant_queued_rows", tenant="acme") is None
+    metrics.record(TenantsMeasured([TenantMeasured("acme", {}, {})]))
+    assert value(metrics, "tenant_work_total", tenant="acme") == 122
+    assert "rival" not in text(metrics)
+
+
+def test_tenants_show_how_many_of_their_rows_wait(metrics):
+    metrics.record(DeviceShared([TenantServed("acme", 0.0, 7)]))
+    assert value(metrics, "tenant_queued_rows", tenant="acme") == 7
+    metrics.record(DeviceShared([]))
+    assert value(metrics, "tenant_queued_rows", tenant="acme") is None
+
+
+def test_tenants_show_what_they_use_until_they_are_deleted(metrics):
+    acme = TenantMeasured("acme", {"tasks": 3, "keys": 1}, {"tasks": 5})
+    rival = TenantMeasured("rival", {"tasks": 1, "keys": 0}, {"keys": 9})
+    metrics.record(TenantsMeasured([acme, rival]))
+    assert value(metrics, "tenant_usage", tenant="acme", resource="tasks") == 3
+    assert value(metrics, "tenant_quota", tenant="acme", resource="tasks") == 5
+    assert value(metrics, "tenant_quota", tenant="acme", resource="keys") is None
+    metrics.record(TenantsMeasured([TenantMeasured("acme", {"tasks": 4, "keys": 1}, {"keys": 2})]))
+    assert value(metrics, "tenant_usage", tenant="acme", resource="tasks") == 4
+    assert value(metrics, "tenant_quota", tenant="acme", resource="tasks") is None
+    assert value(metrics, "tenant_quota", tenant="acme", resource="keys") == 2
+    assert "rival" not in text(metrics)
+
+
+def test_what_tenants_are_given_and_refused_is_counted_until_they_are_deleted(metrics):
+    for _ in range(2):
+        metrics.record(TenantAsked("acme", {"requests": 3, "rows": 30}, {"rows": 1}))
+    metrics.record(TenantsMeasured([TenantMeasured("acme", {}, {}, {"rows": 0.25})]))
+    assert value(metrics, "tenant_admitted_total", tenant="acme", resource="rows") == 60
+    assert value(metrics, "tenant_refused_total", tenant="acme", resource="rows") == 2
+    assert value(metrics, "tenant_share", tenant="acme", resource="rows") == 0.25
+    metrics.record(TenantsMeasured([]))
+    assert "acme" not in text(metrics)

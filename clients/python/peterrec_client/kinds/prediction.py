@@ -1,5 +1,7 @@
 """The fields that the answers of all kinds share."""
 
+from collections.abc import Mapping
+
 from msgspec import Struct
 
 ItemId = str | int
@@ -59,17 +61,19 @@ class Prediction(Struct, frozen=True, kw_only=True, tag_field="kind"):
 
     ``digest`` (``sha256:…``) and ``version`` name the bundle that answered. ``role`` says why this
     version answered: ``prod``, ``canary``, or ``pinned`` if the call asked for it. ``alias`` is the
-    name under which it was found, if any. ``used_items`` items were read by the network, only the
-    newest ones if ``truncated``; ``unknown_items`` are not in the backbone's vocabulary, and
-    ``unknown`` holds the first ten of them. ``cold``: no known item was read. ``explanation`` is
-    there if the call asked for one.
+    name under which it was found, if any. ``registry_revision`` is None in a stream. ``used_items``
+    items were read by the network, only the newest ones if ``truncated``; ``unknown_items`` are not
+    in the backbone's vocabulary, and ``unknown`` holds the first ten of them. ``cold``: no known
+    item was read. ``explanation`` is there if the call asked for one, and so are ``titles``, the
+    display names of labels and tags, and ``prediction_id``, which names the answer to
+    ``Client.feedback``.
     """
 
     task: str
     version: int
     digest: str
     alias: str | None
-    registry_revision: int
+    registry_revision: int | None
     request_id: str
     used_items: int
     unknown_items: int
@@ -78,4 +82,6 @@ class Prediction(Struct, frozen=True, kw_only=True, tag_field="kind"):
     unknown: tuple[ItemId, ...] = ()
     user_id: str | int | None = None
     role: str = "prod"
+    titles: Mapping[str, str] | None = None
     explanation: Explanation | None = None
+    prediction_id: str | None = None

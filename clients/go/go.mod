@@ -1,0 +1,3 @@
+module example.org/peterrec-example
+
+go 1.22

@@ -1,0 +1,1 @@
+"""Moving tasks to another backbone: the trainings of their bundles, repeated on it."""

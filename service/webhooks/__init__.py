@@ -1,0 +1,1 @@
+"""Telling webhooks of the registry's changes."""
