@@ -88,7 +88,10 @@ func (c *Client) attempt(ctx context.Context, task string, body []byte) (*Answer
 	request.Header.Set("Authorization", "Bearer "+c.Key)
 	request.Header.Set("Content-Type", "application/json")
 	if deadline, ok := ctx.Deadline(); ok {
-		left := max(1, time.Until(deadline).Milliseconds())
+		left := time.Until(deadline).Milliseconds()
+		if left < 1 {
+			left = 1
+		}
 		request.Header.Set("X-Request-Timeout-Ms", strconv.FormatInt(left, 10))
 	}
 	response, err := c.HTTP.Do(request)
@@ -106,8 +109,11 @@ func (c *Client) attempt(ctx context.Context, task string, body []byte) (*Answer
 	}
 	var wait time.Duration
 	if response.StatusCode == http.StatusTooManyRequests || response.StatusCode == http.StatusServiceUnavailable {
-		seconds, _ := strconv.Atoi(response.Header.Get("Retry-After"))
-		wait = time.Duration(max(1, seconds)) * time.Second
+		seconds, err := strconv.Atoi(response.Header.Get("Retry-After"))
+		if err != nil || seconds < 1 {
+			seconds = 1
+		}
+		wait = time.Duration(seconds) * time.Second
 	}
 	return nil, wait, problem
 }

@@ -97,8 +97,8 @@ async def _infer(call: GrpcCall) -> Message:
     limit_s = call.limit_s()
     call.task = ""
     predictions = call.predictions
-    priority = call.head.place_of_priority()
-    predictions.admission.check(Sender(caller.tenant, priority), 0, call.started + limit_s)
+    sender = Sender(caller.tenant, call.head.place_of_priority())
+    predictions.admission.check(sender, 0, call.started + limit_s)
     request = await call.read(limit_s)
     task: str = request.model_name
     caller.require("predict", task)  # before anything that depends on whether it exists
@@ -108,19 +108,22 @@ async def _infer(call: GrpcCall) -> Message:
         )
     predictions.table.existing(caller.tenant, task)
     call.task = task
-    given = read_request(request)
-    version = request.model_version or None
     deadline = call.started + limit_s
-    asked = Asked(caller.tenant, task, version, priority, call.started, deadline)
+    version = request.model_version or None
+    asked = Asked(caller.tenant, task, version, sender.priority, call.started, deadline)
     admit_rows = partial(predictions.quotas.admit_rows, call)
     engine = Engine(
         predictions.predictor, predictions.registered, predictions.admission, admit_rows
     )
+    work = predictions.shares.call(sender, deadline)
     try:
-        inferred = await infer(engine, asked, given, _unchanged)
+        if not work.may_work:
+            await work.turn()
+        inferred = await infer(engine, asked, read_request(request), _unchanged)
+        return make_response(task, request.id, inferred)
     finally:
+        work.end()
         call.rows = asked.rows
-    return make_response(task, request.id, inferred)
 
 
 _unchanged: Lasting = lambda work: work  # noqa: E731  # gRPC itself cancels the call of a client that leaves

@@ -28,6 +28,7 @@ from peterrec.service.http.refusal_pace import RefusalPace
 from peterrec.service.http.seeing import Seeing
 from peterrec.service.predict.admission import Admission
 from peterrec.service.predict.device_link import DeviceLink
+from peterrec.service.predict.loop_shares import LoopShares
 from peterrec.service.predict.predictor import Predictor
 from peterrec.service.predict.registered_versions import RegisteredVersions
 from peterrec.service.predict.remembered import RememberedAnswers
@@ -74,7 +75,7 @@ class PredictContext:
     ``admission`` decides which calls are taken. ``refusal_pace`` slows down those that come back
     at once, and ``refusals`` counts them, like those of all other routes. ``seeing`` notes where
     the time of a request went. ``remembered`` names answers for those who tell outcomes. Streams
-    are answered in ``slices``.
+    are answered in ``slices``, and other calls in ``shares`` of the event loop's time.
     """
 
     table: TaskTable
@@ -91,6 +92,7 @@ class PredictContext:
     quotas: TenantQuotas = field(default_factory=TenantQuotas)
     seeing: Seeing = field(default_factory=Seeing)
     slices: Slices = field(default_factory=Slices)
+    shares: LoopShares = field(default_factory=LoopShares)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 from peterrec.service.http.asgi import RequestHead, send_methods, send_no_method
 from peterrec.service.http.bound_tenant import BoundTenant
 from peterrec.service.http.connection import Connection
+from peterrec.service.predict.loop_shares import LoopCall
 
 
 class Call(HTTPConnection):
@@ -17,7 +18,8 @@ class Call(HTTPConnection):
     ``started`` is when its first byte arrived, on ``time.monotonic``.
     ``path`` is the route's.
     ``outcomes`` has, for each task of which not all instances were answered, their outcomes.
-    ``bound`` is the tenant if it has quotas for requests, and ``waiting_rows`` counts in them. A
+    ``bound`` is the tenant if it has quotas for requests, and ``waiting_rows`` counts in them.
+    ``work`` is the call as the event loop shares its time by, from when it begins to work. A
     connection of Starlette, so that FastAPI accepts it as a parameter of a handler.
     """
 
@@ -36,6 +38,7 @@ class Call(HTTPConnection):
         self.outcomes: Mapping[str, Sequence[str]] = {}
         self.bound: BoundTenant | None = None
         self.waiting_rows = 0
+        self.work: LoopCall | None = None
 
 
 class RawRoute(APIRoute):

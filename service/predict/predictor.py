@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from functools import partial
-from itertools import product
+from itertools import count, product
 from typing import NamedTuple, TypeVar
 
 from peterrec.model.errors import PeterRecError
@@ -40,6 +40,7 @@ from peterrec.service.predict.item_ids import (
     Readings,
     UnknownItems,
 )
+from peterrec.service.predict.loop_shares import current_call
 from peterrec.service.predict.pace import Pace
 from peterrec.service.predict.quality import AnswerSampler
 from peterrec.service.predict.questions import (
@@ -59,6 +60,12 @@ from peterrec.service.protocol.served_task import ServedTask
 from peterrec.service.telemetry.events import Emit, ItemsMapped
 
 Result = TypeVar("Result")
+
+FEW_ROWS = 8
+"""Results that are decoded at once, even while tenants share the event loop."""
+
+BIND_ATTEMPTS = 3
+"""Times that rows are bound in several steps, between which the table of tasks may change."""
 
 
 class TaskQuestions(NamedTuple):
@@ -178,7 +185,7 @@ class Predictor:
         of one question.
         """
         catalogs: dict[str, Catalog | PeterRecError] = {}
-        while True:  # until nothing is missing in the table as it is now
+        for attempt in count():  # until nothing is missing in the table as it is now
             served = self._resolve_all(tenant, asked)
             missing = self._missing(served, catalogs)
             for bundle in missing:
@@ -189,15 +196,13 @@ class Predictor:
                 continue
             if len(self._vocabularies) > 1 and await self._read_by_all(served, asked):
                 continue
-            break
+            table = self._table.epoch, self._table.version
+            bound = await self._bind_all(served, asked, catalogs, may_rest=attempt < BIND_ATTEMPTS)
+            if table == (self._table.epoch, self._table.version):
+                break
         # Nothing else runs from here until the link has the rows: a bundle may leave the device
         # once the worker has acknowledged a table without it; rows sent before that still run.
         revision = self._table.revision
-        bound = [
-            self._bind(version, question, catalogs)
-            for version, each in zip(served, asked, strict=True)
-            for question in each.questions
-        ]
         questions = [question for each in asked for question in each.questions]
         planned = self._explainer.plan(questions, bound)
         sender = Sender(tenant, priority)
@@ -331,12 +336,33 @@ class Predictor:
         shadows = [shadow.row for each in others for shadow in each.shadows] if others else ()
         started = time.monotonic()
         found = await self._link.predict(rows, deadline, shadows, sender)
+        if len(rows) > FEW_ROWS:
+            call = current_call()
+            if call is not None and call.is_shared:
+                await call.rest()  # a batch answers many such calls at the same moment
         answered = await _decode_all(bound, found.rows)
         if not others:
             return answered
         latency_s = time.monotonic() - started
         ask = partial(self._link.predict, deadline=deadline, sender=sender)
         return await self._router.settle(bound, answered, found.shadows, latency_s, ask)
+
+    async def _bind_all(
+        self,
+        served: Sequence[ServedTask | PeterRecError],
+        asked: Sequence[TaskQuestions],
+        catalogs: Mapping[str, Catalog | PeterRecError],
+        *,
+        may_rest: bool,
+    ) -> list[BoundQuestion | PeterRecError]:
+        """Bind all questions, by the table as it was at first; other work runs in between."""
+        pace, bound = Pace(), list[BoundQuestion | PeterRecError]()
+        for version, each in zip(served, asked, strict=True):
+            for question in each.questions:
+                if may_rest and pace.is_due:
+                    await pace.rest()
+                bound.append(self._bind(version, question, catalogs))
+        return bound
 
     def _bind(
         self,

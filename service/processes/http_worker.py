@@ -41,6 +41,7 @@ from peterrec.service.predict.device_link import DeviceLink
 from peterrec.service.predict.feedback import PredictionIds
 from peterrec.service.predict.filters import ItemFilters
 from peterrec.service.predict.item_ids import ItemVocabulary
+from peterrec.service.predict.loop_shares import LoopShares
 from peterrec.service.predict.predictor import Predictor
 from peterrec.service.predict.quality import AnswerSampler
 from peterrec.service.predict.registered_versions import RegisteredVersions
@@ -209,6 +210,7 @@ async def _serve(settings: Settings, listener: socket.socket, pulses: Pulses) ->
         refusals=refusals,
         quotas=quotas,
         seeing=_seeing(settings, events),
+        shares=LoopShares(link.places.weight),
     )
     app = Application(admin, predictions)
     await link.start()

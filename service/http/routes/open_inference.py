@@ -49,7 +49,7 @@ from peterrec.service.http.open_inference_bodies import (
 from peterrec.service.http.openapi import REFUSALS, answer_of, body_of, raw_operation
 from peterrec.service.http.raw_route import Call, RawRoute
 from peterrec.service.http.routes.health import readiness_of
-from peterrec.service.http.routes.predict import authenticate, deadline_of, guard
+from peterrec.service.http.routes.predict import authenticate, begin_work, deadline_of, guard
 from peterrec.service.open_inference.infer import Asked, Engine, failure_text, infer
 from peterrec.service.open_inference.metadata import (
     ModelConfig,
@@ -110,8 +110,8 @@ async def _infer(context: PredictContext, call: Call, task: str, version: str) -
             "an inference has no query parameters.", hint="Its parameters are in the body."
         )
     deadline = deadline_of(context, call)
-    priority = call.head.place_of_priority()
-    context.admission.check(Sender(principal.tenant, priority), call.head.size_bytes, deadline)
+    sender = Sender(principal.tenant, call.head.place_of_priority())
+    context.admission.check(sender, call.head.size_bytes, deadline)
     body = await read_body(
         call.receive,
         call.head,
@@ -122,8 +122,9 @@ async def _infer(context: PredictContext, call: Call, task: str, version: str) -
     mark_read()
     context.table.existing(principal.tenant, task)
     call.tasks = (task,)
+    await begin_work(context, call, sender, deadline)
     given = read_infer(body, dict(call.scope["headers"]).get(JSON_SIZE), task, version)
-    asked = Asked(principal.tenant, task, version or None, priority, call.started, deadline)
+    asked = Asked(principal.tenant, task, version or None, sender.priority, call.started, deadline)
     admit_rows = partial(context.quotas.admit_rows, call)
     engine = Engine(context.predictor, context.registered, context.admission, admit_rows)
     try:

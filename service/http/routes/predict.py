@@ -164,6 +164,8 @@ async def guard(
         log.exception("request_failed", request_id=call.head.request_id)
         await refuse(call, InternalError())
     finally:
+        if call.work is not None:
+            call.work.end()
         context.quotas.release(call, is_answered=outcome == "ok")
     duration = time.monotonic() - call.started
     trace_id = ""
@@ -205,6 +207,13 @@ def deadline_of(context: PredictContext, call: Call) -> float:
     return call.started + timeout_s
 
 
+async def begin_work(context: PredictContext, call: Call, sender: Sender, deadline: float) -> None:
+    """Begin to work on a call whose body is here, when its sender is due in this worker."""
+    call.work = context.shares.call(sender, deadline)
+    if not call.work.may_work:
+        await call.connection.while_it_lasts(call.work.turn())
+
+
 def _read(call: Call, form: BodyForm, deadline: float) -> Awaitable[bytes]:
     query = call.scope["query_string"]
     if query:
@@ -231,6 +240,7 @@ async def _predict(context: PredictContext, call: Call, task: str) -> None:
     call.tasks = (task,)
     bodies, answers = format_of_body(call.head), format_of_answer(call.head)
     with context.admission.admit(sender, bodies.count_rows(body), deadline, len(body)) as stay:
+        await begin_work(context, call, sender, deadline)
         instances, parameters = bodies.parse_predict(body)
         call.rows = len(instances)
         context.quotas.admit_rows(call, call.rows)
@@ -295,6 +305,7 @@ async def _users_predict(context: PredictContext, call: Call) -> None:
     context.quotas.admit_rows(call, len(choices))
     call.tasks = [_label(context.table, principal, choice.task) for choice in choices]
     with context.admission.admit(sender, len(choices), deadline) as stay:
+        await begin_work(context, call, sender, deadline)
         history = context.predictor.map_history(request.history, request.parameters.unknown_items)
         refused = _refusals(principal, choices)
         allowed = [choice for choice in choices if choice.task not in refused]

@@ -19,7 +19,7 @@ from peterrec.service.http.openapi import (
     raw_operation,
 )
 from peterrec.service.http.raw_route import Call, RawRoute
-from peterrec.service.http.routes.predict import authenticate, deadline_of, guard
+from peterrec.service.http.routes.predict import authenticate, begin_work, deadline_of, guard
 from peterrec.service.predict.admission import count_rows
 from peterrec.service.predict.body_hints import VECTORS
 from peterrec.service.predict.parse import parse_vectors, query_refused
@@ -71,6 +71,7 @@ async def _vectors(context: PredictContext, call: Call) -> None:
     body = await _read(call, deadline)
     mark_read()
     with context.admission.admit(sender, count_rows(body), deadline, len(body)) as stay:
+        await begin_work(context, call, sender, deadline)
         instances, asked = parse_vectors(body)
         _authorise(principal, asked)
         call.rows = len(instances)

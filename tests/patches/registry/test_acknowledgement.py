@@ -76,7 +76,7 @@ async def test_a_change_that_was_answered_is_on_the_replica(
 
 
 async def test_a_change_that_no_replica_confirms_is_no_success_also_if_it_is_repeated(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = primary_and_replica(tmp_path)
     with running(first, second):
@@ -86,6 +86,7 @@ async def test_a_change_that_no_replica_confirms_is_no_success_also_if_it_is_rep
                 for _ in range(2):
                     with pytest.raises(RegistryUnacknowledged, match="0 of Redis' replicas"):
                         await describe(registry, "x")
+            monkeypatch.setattr("peterrec.patches.registry.acknowledgement.TIMEOUT_S", LONG_S)
             assert await describe(registry, "x") == 1, "made once, and confirmed now"
             with pytest.raises(TaskNotFound):
                 await registry.delete_task(DEFAULT_TENANT, TaskId("none"), "ann")
