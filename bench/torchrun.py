@@ -2,7 +2,8 @@
 
 Every run is the command that a user would give, from the same file, with one core for each process
 or thread. The rate is that of the median epoch without the first. Two trainings that know nothing
-of each other, side by side, show what the machine itself loses when all cores are in use.
+of each other, side by side, show what the machine itself loses when all cores are in use. Where
+there are GPUs, each process has one of its own.
 """
 
 import argparse
@@ -64,18 +65,19 @@ class Runs:
 
     def side_by_side(self) -> list[Trained]:
         """As many single processes at the same time, each with the whole batch."""
-        return self._ended([self._started((), 1) for _ in range(self._options.processes)])
+        return self._ended([self._started((), 1, gpu) for gpu in range(self._options.processes)])
 
     def together(self) -> list[Trained]:
         """Several processes that share every batch."""
         torchrun = (
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"),
+            *("--local-addr", "127.0.0.1"),  # a machine's own name may not be known
             *("--nproc-per-node", str(self._options.processes), "--"),
         )
         return self._ended([self._started(torchrun, 1)])
 
     def _started(
-        self, launcher: Sequence[str], threads: int
+        self, launcher: Sequence[str], threads: int, gpu: int | None = None
     ) -> tuple[subprocess.Popen[bytes], Path]:
         options = self._options
         self._count += 1
@@ -87,6 +89,8 @@ class Runs:
             *("--patience", str(options.epochs), "--start", "random"),
         )
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
         process = subprocess.Popen(
             [*launcher, *command], env=environment, stdout=subprocess.DEVNULL
         )

@@ -39,6 +39,17 @@ class Workers:
         ):
             tensor.copy_(total.view_as(tensor))
 
+    def of_first(self, value: float, device: torch.device) -> float:
+        """The number of the first process, by which all of them decide alike.
+
+        Each computes the same one but for rounding, which differs between kinds of devices.
+        """
+        if self.count == 1:
+            return value
+        shared = torch.tensor([value if self.writes else 0.0], dtype=torch.float64, device=device)
+        dist.all_reduce(shared)
+        return shared.item()
+
     def joined(self, own: Tensor, rows: int) -> Tensor:
         """The rows [rows, C] of all processes, of which this one computed its share ``own``.
 

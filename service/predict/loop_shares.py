@@ -147,7 +147,7 @@ class LoopShares:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                 return await turn
         except TimeoutError as error:
-            raise DeadlineExceeded("its turn in the worker did not come in time.") from error
+            raise DeadlineExceeded("its turn did not come in time.") from error
 
     def _end_turn(self) -> None:
         """Choose who works in the next turn of the loop."""

@@ -254,7 +254,8 @@ class _Run:
                 losses.append(cross_entropy(logits, wanted, reduction="none"))
                 ranks.append(ranks_of(logits, wanted))
             self._progress.validating(len(self._state.epochs), done + 1)
-        return torch.cat(losses).mean().item(), rank_metrics(torch.cat(ranks), 5)
+        loss = self._workers.of_first(torch.cat(losses).mean().item(), device)
+        return loss, rank_metrics(torch.cat(ranks), 5)
 
 
 def _record(state: PretrainingState, corpus: Corpus, settings: PretrainSettings) -> Document:

@@ -29,6 +29,8 @@ def train_as(rank, count, folder):
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=count)
     for name, settings in CASES.items():
         write_result(folder, f"{name}-{rank}", settings, Workers(rank, count))
+    agreed = Workers(rank, count).of_first(0.1 + rank, torch.device("cpu"))
+    (Path(folder) / f"agreed-{rank}").write_text(repr(agreed))
     dist.destroy_process_group()
 
 
@@ -49,6 +51,11 @@ def results(tmp_path_factory):
     for name, settings in CASES.items():
         write_result(folder, f"{name}-alone", settings, ALONE)
     return folder
+
+
+@pytest.mark.slow
+def test_all_processes_decide_by_the_number_of_the_first(results):
+    assert [(results / f"agreed-{rank}").read_text() for rank in (0, 1)] == ["0.1", "0.1"]
 
 
 @pytest.mark.slow
