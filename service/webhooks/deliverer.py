@@ -49,6 +49,10 @@ KEPT = 2000
 WAIT_S = 2.0
 """Seconds of one wait for the next change."""
 
+NOBODY_PAUSE_S = 1.0
+"""Seconds between two looks at the changes while there is no webhook: it would otherwise take the
+supervisor 1.6 ms of each registration to find nobody to tell."""
+
 LEAVE_TIMEOUT_S = 1.0
 """Seconds that a stop waits for Redis."""
 
@@ -165,6 +169,8 @@ class WebhookDeliverer:
             self._trail.revision = await self._registry.feed.revision()
             await self._reconcile()
         while self.is_leading:
+            if not self._tasks:
+                await asyncio.sleep(NOBODY_PAUSE_S)
             if await self._trail.look(WAIT_S) or any(t.done() for t in self._tasks.values()):
                 await self._reconcile()
 
