@@ -14,7 +14,8 @@ alone sends calls.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from heapq import heappop, heappush
 from itertools import count
@@ -285,3 +286,17 @@ def current_call() -> LoopCall | None:
     """
     call = CALL.get()
     return None if call is None or call.is_over else call
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Count nothing in the block as work of the running task's call: it waits for others."""
+    call = current_call()
+    if call is None:
+        yield
+        return
+    call.pause()
+    try:
+        yield
+    finally:
+        call.resume()

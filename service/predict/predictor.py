@@ -40,7 +40,7 @@ from peterrec.service.predict.item_ids import (
     Readings,
     UnknownItems,
 )
-from peterrec.service.predict.loop_shares import current_call
+from peterrec.service.predict.loop_shares import current_call, waiting
 from peterrec.service.predict.pace import Pace
 from peterrec.service.predict.quality import AnswerSampler
 from peterrec.service.predict.questions import (
@@ -491,7 +491,8 @@ async def _in_time(work: Coroutine[None, None, Result], deadline: float) -> Resu
         return await work
     try:
         async with asyncio.timeout(deadline - time.monotonic()):
-            return await work
+            with waiting():
+                return await work
     except TimeoutError as error:
         raise DeadlineExceeded from error
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from peterrec.service.errors import DeadlineExceeded
+from peterrec.service.predict.loop_shares import waiting
 
 
 class Turns:
@@ -43,7 +44,8 @@ class Turns:
         self._waiting.setdefault(tenant, deque()).append(mine)
         try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                await mine
+                with waiting():
+                    await mine
         except BaseException as error:
             if mine.done() and not mine.cancelled():
                 self._pass_on()  # the turn came in the moment of giving up

@@ -15,6 +15,7 @@ from peterrec.service.predict.loop_shares import (
     SHARED_STEP_S,
     LoopShares,
     current_call,
+    waiting,
 )
 from peterrec.service.predict.pace import Pace
 from peterrec.service.protocol.sender import BATCH, Sender
@@ -138,6 +139,20 @@ async def test_time_in_which_a_call_waits_for_the_device_is_not_its_own():
     call.end()
     call.end()
     assert loop.used_s(GREEDY) == pytest.approx(0.003)
+
+
+async def test_time_in_which_a_call_waits_for_others_is_not_its_own():
+    loop = Loop()
+    call = loop.shares.call(GREEDY)
+    assert call.may_work
+    loop.clock.now += 0.001
+    with waiting():
+        loop.clock.now += 5
+    loop.clock.now += 0.002
+    call.end()
+    assert loop.used_s(GREEDY) == pytest.approx(0.003)
+    with waiting():
+        pass  # in tasks without a call, too
 
 
 async def test_a_step_that_waited_for_something_counts_for_little():
