@@ -3,7 +3,6 @@
 Refusals have the protocol's form, ``{"error": "…"}``; the header ``X-Error-Code`` has the code.
 """
 
-import time
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Annotated, Any, TypeVar
@@ -23,7 +22,6 @@ from peterrec.service.errors import (
 from peterrec.service.http.asgi import (
     SHOWN_PATH,
     encode_json,
-    read_body,
     send_json,
 )
 from peterrec.service.http.context import (
@@ -49,7 +47,13 @@ from peterrec.service.http.open_inference_bodies import (
 from peterrec.service.http.openapi import REFUSALS, answer_of, body_of, raw_operation
 from peterrec.service.http.raw_route import Call, RawRoute
 from peterrec.service.http.routes.health import readiness_of
-from peterrec.service.http.routes.predict import authenticate, begin_work, deadline_of, guard
+from peterrec.service.http.routes.predict import (
+    authenticate,
+    begin_work,
+    deadline_of,
+    guard,
+    read_whole,
+)
 from peterrec.service.open_inference.infer import Asked, Engine, failure_text, infer
 from peterrec.service.open_inference.metadata import (
     ModelConfig,
@@ -61,7 +65,6 @@ from peterrec.service.open_inference.metadata import (
     model_metadata,
     server_metadata,
 )
-from peterrec.service.predict.schemas import MAX_BODY_BYTES
 from peterrec.service.protocol.sender import Sender
 from peterrec.service.telemetry.timeline import mark_read
 
@@ -112,13 +115,7 @@ async def _infer(context: PredictContext, call: Call, task: str, version: str) -
     deadline = deadline_of(context, call)
     sender = Sender(principal.tenant, call.head.place_of_priority())
     context.admission.check(sender, call.head.size_bytes, deadline)
-    body = await read_body(
-        call.receive,
-        call.head,
-        MAX_BODY_BYTES,
-        deadline - time.monotonic(),
-        has_arrived=call.connection.has_whole_body,
-    )
+    body = await read_whole(call, deadline)
     mark_read()
     context.table.existing(principal.tenant, task)
     call.tasks = (task,)

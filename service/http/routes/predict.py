@@ -214,10 +214,16 @@ async def begin_work(context: PredictContext, call: Call, sender: Sender, deadli
         await call.connection.while_it_lasts(call.work.turn())
 
 
-def _read(call: Call, form: BodyForm, deadline: float) -> Awaitable[bytes]:
+def read_form(call: Call, form: BodyForm, deadline: float) -> Awaitable[bytes]:
+    """Read the body of a call that has no query parameters, as ``read_whole`` does."""
     query = call.scope["query_string"]
     if query:
         raise query_refused(form, query)
+    return read_whole(call, deadline)
+
+
+def read_whole(call: Call, deadline: float) -> Awaitable[bytes]:
+    """Read the body of a call; raises as ``read_body``."""
     return read_body(
         call.receive,
         call.head,
@@ -234,7 +240,7 @@ async def _predict(context: PredictContext, call: Call, task: str) -> None:
     sender = Sender(principal.tenant, call.head.place_of_priority())
     if not call.connection.has_whole_body:
         context.admission.check(sender, call.head.size_bytes, deadline)
-    body = await _read(call, PREDICT, deadline)
+    body = await read_form(call, PREDICT, deadline)
     mark_read()
     context.table.existing(principal.tenant, task)
     call.tasks = (task,)
@@ -295,7 +301,7 @@ async def _users_predict(context: PredictContext, call: Call) -> None:
     sender = Sender(principal.tenant, call.head.place_of_priority())
     context.admission.check(sender, 0, deadline)  # its size says nothing about tasks
     bodies, answers = format_of_body(call.head), format_of_answer(call.head)
-    body = await _read(call, PREDICT_USER, deadline)
+    body = await read_form(call, PREDICT_USER, deadline)
     mark_read()
     request = bodies.parse_users_predict(body)
     if request.parameters.remember:

@@ -1,7 +1,6 @@
 """``POST /users/vectors``: user vectors, by a raw route like the predictions."""
 
-import time
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from fastapi import APIRouter, Depends
 from msgspec import UNSET
@@ -9,7 +8,7 @@ from msgspec import UNSET
 from peterrec.model.errors import PeterRecError
 from peterrec.model.files.backbone_info import BackboneInfo
 from peterrec.service.errors import BackboneNotServed, NothingAnswered, error_body
-from peterrec.service.http.asgi import Headers, encode_each, encode_json, read_body, send_json
+from peterrec.service.http.asgi import Headers, encode_each, encode_json, send_json
 from peterrec.service.http.auth import Principal
 from peterrec.service.http.context import PredictContext, find_caller
 from peterrec.service.http.openapi import (
@@ -19,11 +18,17 @@ from peterrec.service.http.openapi import (
     raw_operation,
 )
 from peterrec.service.http.raw_route import Call, RawRoute
-from peterrec.service.http.routes.predict import authenticate, begin_work, deadline_of, guard
+from peterrec.service.http.routes.predict import (
+    authenticate,
+    begin_work,
+    deadline_of,
+    guard,
+    read_form,
+)
 from peterrec.service.predict.admission import count_rows
 from peterrec.service.predict.body_hints import VECTORS
-from peterrec.service.predict.parse import parse_vectors, query_refused
-from peterrec.service.predict.schemas import MAX_BODY_BYTES, FailedRow
+from peterrec.service.predict.parse import parse_vectors
+from peterrec.service.predict.schemas import FailedRow
 from peterrec.service.predict.user_vectors import (
     UserVector,
     VectorInstance,
@@ -68,7 +73,7 @@ async def _vectors(context: PredictContext, call: Call) -> None:
     deadline = deadline_of(context, call)
     sender = Sender(principal.tenant, call.head.place_of_priority())
     context.admission.check(sender, call.head.size_bytes, deadline)
-    body = await _read(call, deadline)
+    body = await read_form(call, VECTORS, deadline)
     mark_read()
     with context.admission.admit(sender, count_rows(body), deadline, len(body)) as stay:
         await begin_work(context, call, sender, deadline)
@@ -116,19 +121,6 @@ async def _vectors(context: PredictContext, call: Call) -> None:
     if served is not None:
         headers.append((b"x-bundle-digest", served.digest.encode()))
     await send_json(call.send, 200, encode_json(response), headers, call.head.accept_encoding)
-
-
-def _read(call: Call, deadline: float) -> Awaitable[bytes]:
-    query = call.scope["query_string"]
-    if query:
-        raise query_refused(VECTORS, query)
-    return read_body(
-        call.receive,
-        call.head,
-        MAX_BODY_BYTES,
-        deadline - time.monotonic(),
-        has_arrived=call.connection.has_whole_body,
-    )
 
 
 def _authorise(principal: Principal, asked: VectorsAsked) -> None:
