@@ -21,13 +21,10 @@ import msgspec
 
 from peterrec.service.protocol.listener import Peer
 from peterrec.service.protocol.messages import Row
-from peterrec.service.protocol.sender import BATCH, INTERACTIVE, Sender
+from peterrec.service.protocol.sender import BATCH, PRIORITY_WEIGHTS, Sender
 
 Worker = Peer
 """A worker's connection to the device process."""
-
-PRIORITY_WEIGHTS = {INTERACTIVE: 0.9, BATCH: 0.1}
-"""The part of the device that each priority gets while both wait."""
 
 FEWEST_TURNS = 4
 """Turns from which on it is known whether a flow is heavy."""

@@ -20,7 +20,7 @@ from peterrec.service.errors import (
     QueueFull,
     TooManyRows,
 )
-from peterrec.service.predict.loop_shares import current_call
+from peterrec.service.predict.loop_shares import waiting
 from peterrec.service.predict.task_table import TaskTable
 from peterrec.service.protocol.frames import FrameReader, join_frames
 from peterrec.service.protocol.messages import (
@@ -319,13 +319,9 @@ class DeviceLink:
         self._ask(RequestRows.of(request_id, deadline, plain, sender, sent_at))
         if deadline < self._timer_at:
             self._set_timer(deadline)
-        call = current_call()
-        if call is not None:
-            call.pause()
         try:
-            answered = pending.answer(await pending.future)
-            if call is not None:
-                call.resume()
+            with waiting():
+                answered = pending.answer(await pending.future)
             left_out: list[RowResult | None] = [None] * (awaited + len(shadows) - count)
             return Results(answered, [*pending.results[awaited:], *left_out])
         finally:

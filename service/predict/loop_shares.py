@@ -22,10 +22,11 @@ from itertools import count
 from math import inf
 
 from peterrec.service.errors import DeadlineExceeded
-from peterrec.service.protocol.sender import INTERACTIVE, Sender
+from peterrec.service.protocol.sender import INTERACTIVE, PRIORITY_WEIGHTS, Sender
 
 SHARED_STEP_S = 0.0005
-"""Seconds of one step of a long call while tenants share the loop."""
+"""Seconds of one step of a long call while tenants share the loop, and of a stream: a small part of
+what an interactive call takes."""
 
 TURN_S = 0.001
 """Seconds of work on calls in one turn of the loop, after which those that come have to wait."""
@@ -42,9 +43,6 @@ LIGHT_FOR_S = 0.1
 
 LONGEST_STEP_S = 0.01
 """Most seconds that one step counts for: what takes longer has waited for something."""
-
-BATCH_WEIGHT = 1 / 9
-"""The part of batch calls beside interactive ones of equal weight, as on the device."""
 
 MAX_ACCOUNTS = 1024
 """Senders whose accounts are remembered, beyond those that wait."""
@@ -123,29 +121,22 @@ class LoopShares:
         self._turn_s += seconds
         if not paid_s:
             self._gap_s += seconds
-        if not self._has_turn:
-            self._has_turn = True
-            asyncio.get_running_loop().call_soon(self._end_turn)
+        self._schedule_end()
 
     async def wait(self, account: Account, deadline: float) -> float:
         """Wait for the turn of an account; return the seconds that were entered for it.
 
         Raises DeadlineExceeded if it does not come in time.
         """
-        loop = asyncio.get_running_loop()
-        turn: asyncio.Future[float] = loop.create_future()
+        turn: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         account.waiting.append(turn)
         if len(account.waiting) == 1:
             account.weight = self._weight_of(account.sender)  # it may have been set anew
             account.used_s = max(account.used_s, self._now)
             heappush(self._waiting, (account.used_s, next(_numbers), account))
-        if not self._has_turn:
-            self._has_turn = True
-            loop.call_soon(self._end_turn)
-        if deadline == inf:
-            return await turn
+        self._schedule_end()
         try:
-            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+            async with until(deadline):
                 return await turn
         except TimeoutError as error:
             raise DeadlineExceeded("its turn did not come in time.") from error
@@ -157,6 +148,10 @@ class LoopShares:
             self._gap, self._gap_s = 0, 0.0
             self._choose()
         if self._waiting:
+            self._schedule_end()
+
+    def _schedule_end(self) -> None:
+        if not self._has_turn:
             self._has_turn = True
             asyncio.get_running_loop().call_soon(self._end_turn)
 
@@ -202,7 +197,7 @@ class LoopShares:
         return account
 
     def _weight_of(self, sender: Sender) -> float:
-        part = 1.0 if sender.priority == INTERACTIVE else BATCH_WEIGHT
+        part = PRIORITY_WEIGHTS[sender.priority] / PRIORITY_WEIGHTS[INTERACTIVE]
         return part * self._weight(sender.tenant)
 
 
@@ -210,8 +205,7 @@ class LoopCall:
     """A call that the event loop works on, in steps. ``deadline`` is on ``time.monotonic``."""
 
     __slots__ = (
-        "_account", "_began_at", "_deadline", "_is_planned", "_is_working", "_paid_s", "_shares",
-        "is_over",
+        "_account", "_began_at", "_deadline", "_is_working", "_paid_s", "_shares", "is_over",
     )  # fmt: skip
 
     def __init__(
@@ -221,8 +215,7 @@ class LoopCall:
         self._account = account
         self._deadline = deadline
         self._began_at = began_at
-        self._paid_s = 0.0
-        self._is_planned = False
+        self._paid_s = 0.0  # of this step; 0 if it began without waiting
         self._is_working = True
         self.is_over = False
 
@@ -240,7 +233,6 @@ class LoopCall:
         """Wait until the sender is due; raise DeadlineExceeded if that takes too long."""
         self._is_working = False
         self._paid_s = await self._shares.wait(self._account, self._deadline)
-        self._is_planned = True
         self.resume()
 
     async def rest(self) -> None:
@@ -258,9 +250,8 @@ class LoopCall:
             return
         self._is_working = False
         taken_s = min(LONGEST_STEP_S, self._shares.clock() - self._began_at)
-        if self._is_planned:
+        if self._paid_s:
             self._account.step_s += (taken_s - self._account.step_s) / 8
-            self._is_planned = False
         self._shares.charge(self._account, taken_s, self._paid_s)
         self._paid_s = 0.0
 
@@ -286,6 +277,11 @@ def current_call() -> LoopCall | None:
     """
     call = CALL.get()
     return None if call is None or call.is_over else call
+
+
+def until(deadline: float) -> asyncio.Timeout:
+    """Return what raises TimeoutError at a time on ``time.monotonic``, which may be infinite."""
+    return asyncio.timeout(None if deadline == inf else max(0.0, deadline - time.monotonic()))
 
 
 @contextmanager

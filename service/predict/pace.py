@@ -9,10 +9,6 @@ STEP_S = 0.005
 """Seconds of work after which other requests get a turn: below the 20 ms that nobody may take."""
 
 
-SMALL_STEP_S = 0.0005
-"""Seconds of work that nobody waits for: a small part of what an interactive call takes."""
-
-
 class Pace:
     """Notes how long the event loop has been busy with one call.
 

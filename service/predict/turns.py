@@ -1,13 +1,12 @@
 """Turns: work that comes in parts, of several tenants, one part at a time."""
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from peterrec.service.errors import DeadlineExceeded
-from peterrec.service.predict.loop_shares import waiting
+from peterrec.service.predict.loop_shares import until, waiting
 
 
 class Turns:
@@ -43,7 +42,7 @@ class Turns:
         mine = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(tenant, deque()).append(mine)
         try:
-            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+            async with until(deadline):
                 with waiting():
                     await mine
         except BaseException as error:

@@ -9,6 +9,9 @@ PRIORITIES: tuple[PriorityName, ...] = get_args(PriorityName)
 INTERACTIVE, BATCH = range(len(PRIORITIES))
 """Priorities as they pass between processes: places in ``PRIORITIES``."""
 
+PRIORITY_WEIGHTS = {INTERACTIVE: 0.9, BATCH: 0.1}
+"""The part of the device, and of a worker, that each priority gets while both wait."""
+
 
 class Sender(NamedTuple):
     """A tenant, and the priority of a call. Rows of one sender wait in one line."""

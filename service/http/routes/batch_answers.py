@@ -17,7 +17,8 @@ from peterrec.service.predict.arrow_rows import ArrowRow, ArrowRows
 from peterrec.service.predict.batch import Line, LineChunks
 from peterrec.service.predict.canary import Answered
 from peterrec.service.predict.kinds import AnyPrediction, Prediction
-from peterrec.service.predict.pace import SMALL_STEP_S, Pace
+from peterrec.service.predict.loop_shares import SHARED_STEP_S
+from peterrec.service.predict.pace import Pace
 from peterrec.service.predict.schemas import Instance
 from peterrec.service.protocol.served_task import ServedTask
 
@@ -140,7 +141,7 @@ class NdjsonAnswers:
 
     async def encoded(self, outcomes: Sequence[Outcome]) -> bytes:
         """The lines of a chunk."""
-        pace, parts = Pace(SMALL_STEP_S), []
+        pace, parts = Pace(SHARED_STEP_S), []
         for outcome in outcomes:
             parts.append(encode_json(self._line(outcome)) + b"\n")
             if pace.is_due:

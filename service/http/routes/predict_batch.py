@@ -52,7 +52,8 @@ from peterrec.service.http.routes.predict import authenticate, guard
 from peterrec.service.predict.arrow_rows import ArrowRow
 from peterrec.service.predict.batch import CHUNK_LINES, Line, parse_batch_parameters
 from peterrec.service.predict.kinds import Prediction
-from peterrec.service.predict.pace import SMALL_STEP_S, Pace
+from peterrec.service.predict.loop_shares import SHARED_STEP_S
+from peterrec.service.predict.pace import Pace
 from peterrec.service.predict.predictor import Predicted, TaskAnswers, TaskQuestions
 from peterrec.service.predict.schemas import MAX_TASKS, Instance, Parameters
 from peterrec.service.protocol.sender import BATCH, Sender
@@ -376,7 +377,7 @@ class Stream:
     async def _answer(self, lines: Sequence[Line | ArrowRow]) -> bytes:
         """The answers to a chunk; one that finds no place tries again, as long as may be."""
         instances: list[Instance | PeterRecError] = []
-        pace = Pace(SMALL_STEP_S)
+        pace = Pace(SHARED_STEP_S)
         for line in lines:
             instances.append(line.instance)
             if pace.is_due:
