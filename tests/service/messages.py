@@ -1,7 +1,10 @@
 """Messages that a device process sends, for tests of workers."""
 
+from msgspec import UNSET
+
 from peterrec.patches.identity import Digest, TaskRef
 from peterrec.patches.registry.records import TaskEntry
+from peterrec.service.predict.kinds.descriptor import UsedFields
 from peterrec.service.protocol.messages import BundleEntry, KeyEntry, TableUpdate
 
 DIGEST_A = Digest("a" * 64)
@@ -41,3 +44,15 @@ def update(
         removed or [],
         removed_tasks or [],
     )
+
+
+USED = UsedFields(
+    used_items=1,
+    unknown_items=0,
+    unknown=[],
+    truncated=False,
+    cold=False,
+    user_id=UNSET,
+    titles=UNSET,
+)
+"""What answers to a history of one known item say of it."""

@@ -8,12 +8,11 @@ from peterrec.patches.bundle.bundle import Catalog
 from peterrec.service.predict.item_ids import ItemVocabulary, map_selection
 from peterrec.service.predict.kinds import ANSWERS, Prediction, Ranked, Subject, divergence
 from peterrec.service.predict.kinds.classification import ClassPrediction
-from peterrec.service.predict.kinds.descriptor import UsedFields
 from peterrec.service.predict.kinds.ranking import RankedItem, RankingPrediction
 from peterrec.service.predict.kinds.tags import Tag, TagsPrediction
 from peterrec.service.predict.kinds.value import ValuePrediction
 from peterrec.service.protocol.messages import BundleEntry, RowResult
-from tests.service.messages import DIGEST_A, bundle_entry
+from tests.service.messages import DIGEST_A, USED, bundle_entry
 
 HISTORY = ItemVocabulary(["a"], 5).map_history(["a", "x"], "drop")
 CATALOG = Catalog.pack(["f0", "f1", "f2"])
@@ -86,17 +85,6 @@ def test_every_answer_says_how_the_history_was_read(kind):
     assert (answer.used_items, answer.unknown_items, answer.unknown) == (1, 1, ["x"])
     assert (answer.truncated, answer.cold, answer.user_id) == (False, False, "u1")
     assert answer.digest is UNSET
-
-
-USED = UsedFields(
-    used_items=1,
-    unknown_items=0,
-    unknown=[],
-    truncated=False,
-    cold=False,
-    user_id=UNSET,
-    titles=UNSET,
-)
 
 
 def of_class(label: str) -> ClassPrediction:

@@ -3,7 +3,6 @@
 import asyncio
 
 import pytest
-from msgspec import UNSET
 
 from peterrec.model.errors import PeterRecError
 from peterrec.patches.identity import Digest, TaskId, TaskRef, TenantId
@@ -11,25 +10,15 @@ from peterrec.patches.registry.traffic import Canary, Traffic
 from peterrec.service.errors import NotARankingTask, row_error
 from peterrec.service.predict.kinds import divergence
 from peterrec.service.predict.kinds.classification import ClassPrediction
-from peterrec.service.predict.kinds.descriptor import UsedFields
 from peterrec.service.predict.kinds.ranking import RankedItem, RankingPrediction
 from peterrec.service.predict.kinds.tags import Tag, TagsPrediction
 from peterrec.service.predict.kinds.value import ValuePrediction
 from peterrec.service.predict.traffic_counts import TrafficObserver
 from peterrec.service.protocol.messages import TrafficSeen
 from peterrec.service.protocol.served_task import Role, ServedTask, Split
-from tests.service.messages import DIGEST_A, DIGEST_B, bundle_entry
+from tests.service.messages import DIGEST_A, DIGEST_B, USED, bundle_entry
 from tests.waiting import soon
 
-USED = UsedFields(
-    used_items=1,
-    unknown_items=0,
-    unknown=[],
-    truncated=False,
-    cold=False,
-    user_id=UNSET,
-    titles=UNSET,
-)
 REF = TaskRef(TenantId("acme"), TaskId("films"))
 PROD = ServedTask("acme", "films", 1, "prod", bundle_entry(1, DIGEST_A))
 CANARY = ServedTask("acme", "films", 2, None, bundle_entry(2, DIGEST_B), Role.CANARY)
